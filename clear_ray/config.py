@@ -1,0 +1,288 @@
+"""The run configuration: one YAML file, checked before anything is loaded.
+
+The string under a field is its documentation. `None` means "derive it". Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clear_ray.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every configuration part: frozen, no unknown keys, documented by the strings under the fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TaskConfig(Settings):
+    """One kind of reasoning-gym query to generate."""
+
+    task: str
+    """Name of the reasoning-gym dataset, such as `chain_sum`."""
+    count: int = Field(gt=0, le=1_000_000)
+    """How many queries."""
+    seed: int = 0
+    """Seed of the generator; the same seed gives the same queries."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the generator, passed through; unknown ones are refused by reasoning-gym."""
+    examples: int = Field(default=0, ge=0, le=16)
+    """Worked examples put before the question, drawn from a disjoint seed."""
+    name: str | None = None
+    """Name shown in reports; by default the task's."""
+
+
+class ColumnsConfig(Settings):
+    """Which input column holds what."""
+
+    query_id: str = "query_id"
+    """Unique name of the query."""
+    prompt: str = "prompt"
+    """Text of the query."""
+    messages: str = "messages"
+    """Conversation as a list of {role, content}; used where present instead of `prompt`."""
+    weight: str = "weight"
+    """Value of a correct answer; optional column, 1 if missing."""
+    max_tokens: str = "max_tokens"
+    """This query's own ceiling; optional column."""
+    gold: str = "gold"
+    """Reference answer for scoring; optional column."""
+    task: str = "task"
+    """Kind of query, used in reports only; optional column."""
+    metadata: str = "metadata"
+    """JSON text handed to the scorer as it is; optional column."""
+
+
+class InputConfig(Settings):
+    """Where the queries come from: files or generated tasks, exactly one of them."""
+
+    path: str | None = None
+    """A JSONL or Parquet file, a glob, a folder, or a URI of one; `.gz` JSONL is read as it is."""
+    format: Literal["auto", "jsonl", "parquet", "openai"] = "auto"
+    """`openai` is the OpenAI batch format; `auto` tells by the ending and by the first line."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Column names of the input."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Generated reasoning-gym queries, instead of `path`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InputConfig:
+        if bool(self.path) and bool(self.tasks):
+            raise ValueError("give either path or tasks, not both")
+        return self
+
+
+class WorkersConfig(Settings):
+    """What every engine has in common."""
+
+    workers: int = Field(default=1, ge=1, le=100_000)
+    """Engine actors; one model is loaded in each."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs of one engine actor; 0 on machines without."""
+    max_batch: int = Field(default=32, ge=1)
+    """Queries that one engine runs at the same time."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution."""
+
+
+class TransformersConfig(WorkersConfig):
+    """A model run by transformers' continuous batching, on CPU or CUDA."""
+
+    kind: Literal["transformers"] = "transformers"
+    """Chooses this engine."""
+    model: str = "smollm2-135m-instruct"
+    """A local folder of safetensors weights, a hub name, or `smollm2-135m-instruct` for the embedded model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and activations."""
+    device: str | None = None
+    """`cpu`, `cuda`, …; derived from the machine if not given."""
+    chat_template: bool = True
+    """Wrap a plain prompt as one user message."""
+    system_prompt: str | None = None
+    """System message put before every prompt."""
+    max_context_tokens: int | None = Field(default=None, gt=0)
+    """Prompt and answer together; the model's own limit if not given."""
+    threads: int | None = Field(default=None, gt=0)
+    """Threads of one engine on CPU; derived from the machine if not given."""
+
+
+class ReplayConfig(WorkersConfig):
+    """Recorded rollouts played back by token count: no model is needed."""
+
+    kind: Literal["replay"]
+    """Chooses this engine."""
+    rollouts: str
+    """Parquet of recorded rollouts."""
+    features: str
+    """Parquet of recorded probe features."""
+    sample: int = Field(default=0, ge=0)
+    """Which recorded sample of each query answers."""
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """Decode rate of one sequence to imitate; as fast as possible if not given."""
+
+
+EngineConfig = Annotated[TransformersConfig | ReplayConfig, Field(discriminator="kind")]
+
+
+class EstimateConfig(Settings):
+    """How probe features become curves."""
+
+    head: str | None = None
+    """Folder of a fitted head, or `demo` for the one shipped for the embedded model; the uncalibrated prior if not given."""
+    batch_rows: int = Field(default=32, ge=1)
+    """Queries in one probe call."""
+
+
+class AllocationConfig(Settings):
+    """How the budget is shared."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Ceiling of one query over all its grants."""
+    smallest_grant_tokens: int = Field(default=4, ge=1)
+    """Rounds end when less than this is left: nothing useful can be bought."""
+    max_rounds: int = Field(default=8, ge=1, le=100)
+    """Most clearings of the price."""
+    policy: Literal["clear_ray", "uniform"] = "clear_ray"
+    """`uniform` gives every query the same ceiling; for comparison."""
+
+
+class ScoringConfig(Settings):
+    """Whether and how answers are compared with the gold column."""
+
+    scorer: str | None = None
+    """`exact`, `math_verify`, `reasoning_gym`, or `package.module:function`; not scored if not given."""
+
+
+class DispatchConfig(Settings):
+    """How rows travel; the defaults suit most clusters."""
+
+    callers: int = Field(default=1, ge=1)
+    """Thin actors that keep the engines fed."""
+    batch_rows: int = Field(default=8, ge=1)
+    """Queries in one call to an engine."""
+    calls_in_flight: int = Field(default=16, ge=1)
+    """Calls that one caller keeps open."""
+    block_rows: int = Field(default=2_000, ge=1)
+    """Rows of one block of queries: the unit in which results reach the disk."""
+
+
+class RunConfig(Settings):
+    """One batch run: what to ask, what it may cost, and how."""
+
+    run_dir: str
+    """Folder of this run, a path or URI; made if missing. On several nodes it must be visible to all of them."""
+    input: InputConfig = InputConfig()
+    """Where the queries come from."""
+    budget: int | str
+    """Tokens that the run may generate: a whole number, or text such as `200k tokens`."""
+    engine: EngineConfig = TransformersConfig()
+    """The language model and its workers."""
+    estimate: EstimateConfig = EstimateConfig()
+    """How probe features become curves."""
+    allocation: AllocationConfig = AllocationConfig()
+    """How the budget is shared."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How answers are scored, where gold answers exist."""
+    dispatch: DispatchConfig = DispatchConfig()
+    """How rows travel."""
+    seed: int = 0
+    """Seed of sampling and of every tie that is broken."""
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_is_tokens(cls, value: int | str) -> int | str:
+        parse_budget(value)
+        return value
+
+    @property
+    def budget_tokens(self) -> int:
+        """The budget in generated tokens."""
+        return parse_budget(self.budget)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+        """Read a YAML file and apply `key.subkey=value` overrides.
+
+        Relative paths inside the file are relative to the working folder, as on a command line.
+
+        Args:
+            path: The YAML file.
+            overrides: Each `dotted.key=value`; the value is read as YAML.
+
+        Raises:
+            ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
+        """
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError("the configuration cannot be read", str(path), str(error)) from error
+        if not isinstance(loaded, dict):
+            raise ConfigError("the configuration is not a mapping", str(path), type(loaded).__name__)
+        for override in overrides:
+            _override(loaded, override)
+        return cls.parse(loaded, where=str(path))
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any], *, where: str = "config") -> RunConfig:
+        """Check settings that are already in memory.
+
+        Raises:
+            ConfigError: A setting is unknown, missing or out of range; the first one is named.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+            shown = "" if first["type"] == "missing" else repr(first["input"])
+            raise ConfigError(
+                f"{first['msg']}{more}", f"{where}: {key}", shown, "See the comments in jobs/configs."
+            ) from error
+
+
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMBG]?)\s*(?:tokens?)?\s*")
+_SCALE = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000, "G": 1_000_000_000}
+
+
+def parse_budget(value: int | str) -> int:
+    """Return a budget in whole tokens from a number or text such as `1.5M tokens`.
+
+    Raises:
+        ValueError: It is not a positive whole number of tokens.
+    """
+    if isinstance(value, bool):
+        raise ValueError("a budget is a number of tokens")
+    if isinstance(value, int):
+        tokens: float = value
+    else:
+        matched = _BUDGET.fullmatch(value)
+        if not matched:
+            raise ValueError("a budget reads like 200000, '200k tokens' or '1.5M tokens'")
+        tokens = float(matched[1]) * _SCALE[matched[2]]
+    if tokens <= 0 or tokens != int(tokens):
+        raise ValueError("a budget is a positive whole number of tokens")
+    return int(tokens)
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError("an override reads key=value", "--set", override)
+    *parents, last = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise ConfigError("this key holds a value, not a group", f"--set {override}", parent)
+    try:
+        settings[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("the value is not YAML", f"--set {override}", text) from error

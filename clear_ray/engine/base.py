@@ -1,0 +1,151 @@
+"""What a language model looks like to the rest of clear_ray: one worker's engine, without Ray.
+
+An engine does two things. `prefill` reads prompts once and returns features for the estimate; it generates nothing.
+`generate` runs granted queries in one continuous batch: each has its own ceiling, and each generation is handed out as
+soon as it ends. Several `generate` calls may be open at once; they share the batch.
+
+The contract that the ledger rests on: a generation never holds more tokens than its grant. Engines count the tokens
+themselves, and `check_generation` is called on everything that leaves one, because caps have been silently ignored by
+real engines (facts/field.md E1).
+
+Shapes: N queries, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.errors import EngineError
+
+Prompt = str | tuple[tuple[str, str], ...]
+"""Plain text, or a conversation as (role, content) pairs."""
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What one prefill of the serving model says about N prompts, in the order they were given.
+
+    Attributes:
+        prompt_tokens_N: Tokens of each rendered prompt, int64.
+        entropy_N: Entropy of the untempered next-token distribution after the prompt, nats, float32.
+        hidden_last_ND: Final-norm hidden state of the last prompt token, float32. D may be 0 if not reachable.
+        hidden_mean_ND: Mean final-norm hidden state over the prompt's tokens, float32. D may be 0.
+    """
+
+    prompt_tokens_N: NDArray[np.int64]
+    entropy_N: NDArray[np.float32]
+    hidden_last_ND: NDArray[np.float32]
+    hidden_mean_ND: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission to generate at most `max_tokens` further tokens for one query.
+
+    Attributes:
+        query_id: The query; at most one of its grants is in an engine at a time for a given `sample`.
+        prompt: What the model is asked.
+        max_tokens: Ceiling of *further* tokens, end token included; at least 1.
+        seed: Seed of this query's sampling; the same for every grant of the same query and sample.
+        prefix_token_ids: Tokens generated under earlier grants; generation goes on after them.
+        sample: Which of several independent answers to the same query this is, from 0.
+    """
+
+    query_id: str
+    prompt: Prompt
+    max_tokens: int
+    seed: int = 0
+    prefix_token_ids: tuple[int, ...] = ()
+    sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What came of one grant.
+
+    Attributes:
+        query_id: The query of the grant.
+        token_ids: Tokens generated under this grant alone, end token included; `len` is what it spent.
+        text: Answer so far as text, prefix included, special tokens dropped.
+        finish_reason: `stop` if the model ended by itself, `length` if the grant ran out, `cancelled` if told to.
+        error: Empty, or why this query alone could not be generated; its tokens still count.
+        sample: The sample of the grant.
+    """
+
+    query_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    error: str = ""
+    sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Identity and limits of an engine's model.
+
+    Attributes:
+        name: Human-readable name.
+        fingerprint: SHA-256 hex digest over architecture, weights and tokenizer; a fitted head names the one it is for.
+        context_tokens: Prompt and answer together may not be longer.
+        hidden_width: D of `Features`; 0 if hidden states are not reachable.
+    """
+
+    name: str
+    fingerprint: str
+    context_tokens: int
+    hidden_width: int
+
+
+class Engine(Protocol):
+    """One worker's language model."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity and limits of the model."""
+
+    def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Count the tokens of each rendered prompt, without running the model."""
+
+    def prefill(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
+        """Read each prompt once; generates nothing and changes no state."""
+
+    def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
+        """Run the grants in the continuous batch; yield each generation as soon as it ends, in any order.
+
+        Yields exactly one generation for each grant.
+
+        Raises:
+            EngineError: The engine as a whole failed; nothing more will be yielded.
+        """
+
+    def cancel(self, query_ids: Iterable[str]) -> None:
+        """End these queries' running generations; each is still yielded, as `cancelled`, with what it spent."""
+
+    def close(self) -> None:
+        """Release the model. Further calls are errors."""
+
+
+def check_generation(grant: Grant, generation: Generation) -> Generation:
+    """Return `generation` if it keeps its grant.
+
+    Raises:
+        EngineError: It holds more tokens than were granted, or belongs to another query.
+    """
+    if generation.query_id != grant.query_id:
+        raise EngineError("the engine answered another query", f"query {grant.query_id}", generation.query_id)
+    spent_tokens = len(generation.token_ids)
+    if spent_tokens > grant.max_tokens:
+        raise EngineError(
+            f"the engine generated {spent_tokens} tokens on a grant of {grant.max_tokens}",
+            f"query {grant.query_id}",
+            remedy="Report the engine and its version: a cap that does not hold cannot be budgeted.",
+        )
+    return generation

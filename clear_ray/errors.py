@@ -1,0 +1,68 @@
+"""Every exception that clear_ray raises.
+
+    ClearRayError
+    ├── ConfigError    (ValueError)    a setting is missing, unknown or out of range
+    ├── SchemaError    (ValueError)    an input row, column or file cannot be read as a query
+    ├── UtilityError   (ValueError)    curve parameters that describe no utility
+    ├── BudgetError    (RuntimeError)  the ledger was asked for something that would break its invariants
+    ├── PriceError     (RuntimeError)  no shadow price exists for what was asked
+    ├── EngineError    (RuntimeError)  a language model failed, or returned more than it was granted
+    └── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
+
+A message says what happened, where, which value was seen and what to do about it. The parts travel unchanged through
+`args`, so that every error survives pickling between Ray processes; the sentence is made in `__str__`.
+"""
+
+from __future__ import annotations
+
+_SHOWN_CHARACTERS = 120
+
+
+class ClearRayError(Exception):
+    """Base of all errors raised on purpose by clear_ray.
+
+    Args:
+        what: What went wrong, as a clause without a full stop.
+        where: File and line, column, query or setting; empty if there is no place to name.
+        value: The offending value as text; shortened in the message.
+        remedy: What the user can do, as an imperative sentence.
+    """
+
+    def __init__(self, what: str, where: str = "", value: str = "", remedy: str = "") -> None:
+        super().__init__(what, where, value, remedy)
+        self.what, self.where, self.value, self.remedy = what, where, value, remedy
+
+    def __str__(self) -> str:
+        shown = self.value if len(self.value) <= _SHOWN_CHARACTERS else self.value[:_SHOWN_CHARACTERS] + "…"
+        sentence = f"{self.where}: {self.what}" if self.where else self.what
+        if shown:
+            sentence += f" (got {shown})"
+        return f"{sentence}. {self.remedy}" if self.remedy else f"{sentence}."
+
+
+class ConfigError(ClearRayError, ValueError):
+    """A setting is missing, unknown or out of range."""
+
+
+class SchemaError(ClearRayError, ValueError):
+    """An input row, column or file cannot be read as a query."""
+
+
+class UtilityError(ClearRayError, ValueError):
+    """Curve parameters that describe no utility."""
+
+
+class BudgetError(ClearRayError, RuntimeError):
+    """The ledger was asked for something that would break one of its invariants."""
+
+
+class PriceError(ClearRayError, RuntimeError):
+    """No shadow price exists for what was asked."""
+
+
+class EngineError(ClearRayError, RuntimeError):
+    """A language model failed, or returned more tokens than it was granted."""
+
+
+class ResumeError(ClearRayError, RuntimeError):
+    """The run folder does not belong to this configuration or input."""

@@ -1,0 +1,99 @@
+"""Row types and Arrow schemas of what a run reads and writes.
+
+A run folder holds, in the order they come to be:
+
+    queries/      the validated input, normalised: `QUERY_SCHEMA`, one row a query, `index` counting from 0
+    estimates/    one row a query: `estimate_schema`, what the probe believes
+    rounds/rNN/   one row a grant that was run: `ATTEMPT_SCHEMA`
+    completions/  one row a query: `COMPLETION_SCHEMA`, the answer and its account
+
+Every row carries `index`, the query's dense number. Grants, balances and verdicts are arrays over it, so the driver
+holds a few numbers for each query and never a prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+
+Status = Literal["completed", "abandoned", "failed"]
+"""How a query ended: exactly one of these."""
+
+QUERY_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("is_conversation", pa.bool_(), nullable=False),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("max_tokens", pa.int64(), nullable=False),
+        pa.field("gold", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+"""A validated query. `prompt` is text, or a JSON list of {role, content} where `is_conversation`; `weight` is the value
+of a correct answer; `max_tokens` is this query's ceiling, at most the run's."""
+
+ATTEMPT_SCHEMA = pa.schema(
+    [
+        *QUERY_SCHEMA,
+        pa.field("round", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("granted_tokens", pa.int64(), nullable=False),
+        pa.field("attempt_tokens", pa.int64(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("correct", pa.float64()),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ]
+)
+"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far."""
+
+COMPLETION_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("max_tokens", pa.int64(), nullable=False),
+        pa.field("spent_tokens", pa.int64(), nullable=False),
+        pa.field("rounds", pa.int32(), nullable=False),
+        pa.field("price", pa.float64()),
+        pa.field("expected_utility", pa.float64(), nullable=False),
+        pa.field("surplus", pa.float64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("task", pa.string()),
+        pa.field("gold", pa.string()),
+        pa.field("correct", pa.float64()),
+    ]
+)
+"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what the ledger charged."""
+
+
+def estimate_schema(grid_points: int) -> pa.Schema:
+    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (method.md section 2)."""
+    curve = pa.list_(pa.float32(), grid_points)
+    return pa.schema(
+        [
+            pa.field("index", pa.int64(), nullable=False),
+            pa.field("query_id", pa.string(), nullable=False),
+            pa.field("task", pa.string()),
+            pa.field("weight", pa.float64(), nullable=False),
+            pa.field("max_tokens", pa.int64(), nullable=False),
+            pa.field("prompt_tokens", pa.int64(), nullable=False),
+            pa.field("entropy", pa.float32(), nullable=False),
+            pa.field("threshold_tokens", pa.float32(), nullable=False),
+            pa.field("solvability", pa.float32(), nullable=False),
+            pa.field("beta", pa.float32(), nullable=False),
+            pa.field("success_K", curve, nullable=False),
+            pa.field("spend_K", curve, nullable=False),
+            pa.field("survival_K", curve, nullable=False),
+        ]
+    )

@@ -1,0 +1,116 @@
+"""Files of a run folder, on a local disk or behind a URI.
+
+A location is a path, or a URI that pyarrow knows (`s3://`, `gs://`, `file://`, …) or fsspec (`memory://`, `az://`, …).
+Only these schemes are opened; a plain path is always local.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from clear_ray.errors import ConfigError
+
+_ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
+_FSSPEC_SCHEMES = {"memory", "az", "adl", "oss", "ssh", "sftp", "local"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in some file system.
+
+    Attributes:
+        filesystem: pyarrow's view of it.
+        path: Path within that file system, without a trailing slash.
+        is_local: Whether it is a folder of this machine's own disk.
+    """
+
+    filesystem: pafs.FileSystem
+    path: str
+    is_local: bool
+
+    def child(self, name: str) -> Folder:
+        """Return the folder `name` inside this one; it need not exist."""
+        return Folder(self.filesystem, f"{self.path}/{name}", self.is_local)
+
+    def make(self) -> None:
+        """Create the folder and its parents if they are missing."""
+        self.filesystem.create_dir(self.path, recursive=True)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the folder, or the file or folder `name` in it, is there."""
+        path = f"{self.path}/{name}" if name else self.path
+        return bool(self.filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+    def files(self, suffix: str = "") -> list[str]:
+        """Return the paths of all files below the folder that end in `suffix`, sorted; none if it is missing."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        found = self.filesystem.get_file_info(selector)
+        return sorted(f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+
+    def read(self, name: str) -> bytes:
+        """Return the whole content of a file."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file as one step: a reader sees the old content or the new, never half of it."""
+        self.make()
+        target = f"{self.path}/{name}"
+        if not self.is_local:  # object stores show an object only once it is whole
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+            return
+        partial = f"{target}.partial"
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+    def delete(self, name: str) -> None:
+        """Remove the folder `name` inside this one with everything in it, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_dir(f"{self.path}/{name}")
+
+    def rename(self, old: str, new: str) -> None:
+        """Move the folder `old` inside this one to `new`."""
+        self.filesystem.move(f"{self.path}/{old}", f"{self.path}/{new}")
+
+
+def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
+    """Return the file system of a path or URI, the path within it, and whether it is local.
+
+    Raises:
+        ConfigError: The scheme is unknown or its library is not installed.
+    """
+    scheme, separator, _ = location.partition("://")
+    if not separator:
+        return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+    try:
+        if scheme in _ARROW_SCHEMES:
+            filesystem, path = pafs.FileSystem.from_uri(location)
+            return filesystem, path, isinstance(filesystem, pafs.LocalFileSystem)
+        if scheme in _FSSPEC_SCHEMES:
+            import fsspec
+
+            inner, path = fsspec.url_to_fs(location)
+            return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), path.rstrip("/"), False
+    except (pa.ArrowException, ImportError, OSError, ValueError) as error:
+        raise ConfigError("this location cannot be opened", location, str(error)) from error
+    known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
+    raise ConfigError("unknown scheme", location, scheme, f"Use a local path or one of: {known}.")
+
+
+def open_folder(location: str) -> Folder:
+    """Return the folder at a path or URI; it need not exist.
+
+    Raises:
+        ConfigError: The scheme is unknown or its library is not installed.
+    """
+    filesystem, path, is_local = open_location(location)
+    return Folder(filesystem, path.rstrip("/"), is_local)
