@@ -1,0 +1,179 @@
+"""What a run comes down to: `RunReport`, which is `summary.json` and what every other view of a run is made of."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Part(BaseModel):
+    """Base of the parts of a report: frozen, JSON in and out without loss."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RoundReport(Part):
+    """One clearing of the price and what its grants bought."""
+
+    number: int
+    """From 1."""
+    shadow_price: float
+    """Expected correct answers per further token at this clearing; 0 if the budget did not bind."""
+    available_tokens: int
+    """Tokens that were left to be allocated."""
+    fresh: int
+    """Queries granted for the first time."""
+    continued: int
+    """Queries that went on from where an earlier grant had cut them off."""
+    granted_tokens: int
+    """Sum of the ceilings granted."""
+    expected_tokens: float
+    """Tokens these grants were expected to spend."""
+    expected_utility: float
+    """Correct answers these grants were expected to add."""
+    dual_bound: float
+    """No allocation of these tokens can be expected to add more than this."""
+    gap: float
+    """dual_bound - expected_utility: the certificate."""
+    spent_tokens: int
+    """Tokens these grants spent."""
+    finished: int
+    """Queries that ended by themselves in this round."""
+    correct: float | None
+    """Correct answers among them; None without gold answers."""
+    seconds: float
+    """Wall time of the round."""
+
+
+class TaskReport(Part):
+    """One kind of query."""
+
+    task: str
+    """Name in the task column, or `all`."""
+    queries: int
+    """How many of the batch."""
+    funded: int
+    """How many of them were granted tokens."""
+    spent_tokens: int
+    """What they spent."""
+    expected_utility: float
+    """Correct answers expected at their grants."""
+    correct: float | None
+    """Correct answers found; None without gold answers."""
+
+
+class BudgetPoint(Part):
+    """What another budget was expected to buy, by the same estimates."""
+
+    budget_tokens: int
+    """The budget."""
+    shadow_price: float
+    """Its price."""
+    utility: float
+    """Correct answers expected from the priced allocation."""
+    uniform_utility: float
+    """Correct answers expected from equal ceilings that spend the same."""
+    funded: int
+    """Queries granted tokens."""
+
+
+class RunReport(Part):
+    """The account of one run; `summary.json` in its folder."""
+
+    run_dir: str
+    """The run folder."""
+    model: str
+    """Name of the model."""
+    head: str
+    """Name of the estimate: `prior`, or the fitted head."""
+    policy: str
+    """`clear_ray` or `uniform`."""
+    budget_tokens: int
+    """What the run was allowed to generate."""
+    spent_tokens: int
+    """What it generated, wasted tokens included; never above the budget."""
+    wasted_tokens: int
+    """Part of it whose work was lost: workers that died, answers never written."""
+    prefill_tokens: int
+    """Prompt tokens read by the probe; reported beside the budget, not charged to it."""
+    shadow_price: float
+    """Price of the first clearing: what one further token was worth, in expected correct answers."""
+    queries: int
+    """Queries in the batch; completed + abandoned + failed."""
+    completed: int
+    """Queries that were answered, by themselves or up to their last grant."""
+    stopped: int
+    """Completed queries that ended by themselves."""
+    truncated: int
+    """Completed queries that were cut off."""
+    abandoned: int
+    """Queries that were granted nothing."""
+    failed: int
+    """Queries that could not be generated; each has its error."""
+    scored: int
+    """Queries with a gold answer."""
+    correct: float | None
+    """Correct answers among them; None without gold answers or scorer."""
+    expected_utility: float
+    """Correct answers expected at the first clearing."""
+    uniform_max_tokens: int
+    """The equal ceiling that was expected to spend the same tokens."""
+    uniform_expected_utility: float
+    """Correct answers expected from that ceiling."""
+    rounds: tuple[RoundReport, ...]
+    """Each clearing, in order."""
+    tasks: tuple[TaskReport, ...]
+    """By kind of query, most queries first."""
+    budget_curve: tuple[BudgetPoint, ...]
+    """What other budgets were expected to buy."""
+    seconds: float
+    """Wall time of the whole run."""
+    stopped_early: str
+    """Why the run ended before its queries were done; empty if it did not."""
+
+    @property
+    def slack_tokens(self) -> int:
+        """Tokens of the budget that were not spent."""
+        return self.budget_tokens - self.spent_tokens
+
+    @property
+    def funded(self) -> int:
+        """Queries that were granted tokens."""
+        return self.queries - self.abandoned
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the scored queries that were answered correctly; None if nothing was scored."""
+        return self.correct / self.scored if self.scored and self.correct is not None else None
+
+
+class ProgressSnapshot(Part):
+    """What a run looks like at one moment; what the live display shows."""
+
+    stage: str
+    """`read`, `probe`, `price`, `generate` or `write`."""
+    round: int
+    """Clearing under way, from 1; 0 before the first."""
+    queries: int
+    """Queries in the batch; 0 while it is still being read."""
+    probed: int
+    """Queries with an estimate."""
+    granted: int
+    """Queries granted tokens so far."""
+    ended: int
+    """Queries whose last grant has ended."""
+    budget_tokens: int
+    """The budget."""
+    spent_tokens: int
+    """Tokens charged so far."""
+    reserved_tokens: int
+    """Tokens held by queries that are running."""
+    shadow_price: float | None
+    """Price of the current clearing."""
+    correct: float | None
+    """Correct answers so far; None without gold answers."""
+    scored: int
+    """Ended queries that have a gold answer."""
+    seconds: float
+    """Since the run began."""
+    recent: tuple[str, ...]
+    """The last few queries to end, each as one short line without prompt or answer."""
