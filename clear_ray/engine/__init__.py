@@ -1,0 +1,45 @@
+"""Language models behind one protocol. Importing this package loads neither torch nor transformers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clear_ray.engine.base import (
+    Engine,
+    Features,
+    FinishReason,
+    Generation,
+    Grant,
+    ModelCard,
+    Prompt,
+    check_generation,
+)
+from clear_ray.engine.smollm2 import resolve_model
+
+if TYPE_CHECKING:
+    from clear_ray.engine.replay import ReplayEngine
+    from clear_ray.engine.transformers import TransformersEngine
+
+__all__ = [
+    "Engine",
+    "Features",
+    "FinishReason",
+    "Generation",
+    "Grant",
+    "ModelCard",
+    "Prompt",
+    "ReplayEngine",
+    "TransformersEngine",
+    "check_generation",
+    "resolve_model",
+]
+
+_HOME_OF = {"ReplayEngine": "clear_ray.engine.replay", "TransformersEngine": "clear_ray.engine.transformers"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an engine when it is first asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
