@@ -1,0 +1,86 @@
+"""Curves for a model that was never calibrated: a documented guess, weak on purpose.
+
+Nothing is known here but the prompt's length and how sure the model is of its first token. What the prior says:
+
+- Lengths are log-logistic with shape 1: survival after t tokens is m / (m + t). Its hazard falls with t, so success is
+  concave in spend and equal queries get equal ceilings: with no information the policy is uniform.
+- A longer prompt means a longer answer, weakly: m grows with the fourth root of the prompt's length.
+- A sharper first token means a likelier right answer, weakly: solvability falls with entropy by a bounded factor.
+
+Both effects are bounded, so that no query is ever written off on a guess.
+
+Source: ours; no paper. The shape is chosen for the property in the first point, not fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from clear_ray.engine.base import Features
+from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
+from clear_ray.estimation.head import ANY_MODEL, Arrays, HeadCard, check_fingerprint
+
+_TYPICAL_PROMPT_TOKENS = 100.0
+_MEDIAN_TOKENS = 150.0
+_LENGTH_POWER = 0.25
+_SOLVABILITY = 0.5
+_ENTROPY_EFFECT = 0.25
+_TYPICAL_ENTROPY_NATS = 0.5
+
+
+class PriorHead:
+    """The prior as a head; fits any model.
+
+    Args:
+        cap_tokens: Last point of the token grid: the largest ceiling any query may be given.
+    """
+
+    def __init__(self, *, cap_tokens: int = 1024) -> None:
+        self._card = HeadCard(
+            kind="prior",
+            model_name="any",
+            model_fingerprint=ANY_MODEL,
+            data_digest="",
+            seeds=(),
+            tokens_K=tuple(token_grid(cap_tokens).tolist()),
+            created_by="built in",
+        )
+
+    @property
+    def card(self) -> HeadCard:
+        """Where this head comes from."""
+        return self._card
+
+    def check_model(self, fingerprint: str) -> None:
+        """Return: the prior fits any model."""
+        check_fingerprint(self._card, fingerprint)
+
+    def curves(self, features: Features, prompts: Sequence[str], query_ids: Sequence[str]) -> Curves:
+        """Estimate curves from prompt length and next-token entropy; see the module for the formulas."""
+        prompt_tokens_N = np.maximum(features.prompt_tokens_N.astype(np.float64), 1.0)
+        ratio_N = np.clip(prompt_tokens_N / _TYPICAL_PROMPT_TOKENS, 1 / 16, 16.0)
+        median_N = _MEDIAN_TOKENS * ratio_N**_LENGTH_POWER
+        entropy_N = np.nan_to_num(features.entropy_N.astype(np.float64), nan=_TYPICAL_ENTROPY_NATS)
+        # tanh keeps the factor within 1 +- _ENTROPY_EFFECT, whatever the entropy.
+        solvability_N = _SOLVABILITY * (1 - _ENTROPY_EFFECT * np.tanh(entropy_N - _TYPICAL_ENTROPY_NATS))
+        tokens_K = np.array(self._card.tokens_K, np.int64)
+        survival_NK = median_N[:, None] / (median_N[:, None] + tokens_K)
+        return curves_from_incidence(
+            solvability_N[:, None] * (1 - survival_NK), survival_NK=survival_NK, tokens_K=tokens_K
+        )
+
+    def arrays(self) -> Arrays:
+        """Return nothing: the prior has no fitted numbers."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the cap."""
+        return {"cap_tokens": self._card.tokens_K[-1]}
+
+    @classmethod
+    def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
+        """Make the head again."""
+        return cls(cap_tokens=int(settings["cap_tokens"]))
