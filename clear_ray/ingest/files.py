@@ -1,0 +1,136 @@
+"""From the input settings to the files, and from each file to the reader of its format."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from clear_ray.config import InputConfig
+from clear_ray.errors import ConfigError, SchemaError
+from clear_ray.ingest.jsonl import read_jsonl
+from clear_ray.ingest.parquet import read_parquet
+from clear_ray.ingest.source import SourceBatch
+from clear_ray.storage import open_location
+
+_ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson)(\.(gz|zst|bz2))?)$", re.IGNORECASE)
+_SHOWN_ENDINGS = ".jsonl, .json, .ndjson (also .gz, .zst, .bz2), .parquet or .pq"
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_PARQUET = b"PAR1"
+
+
+def read_input(config: InputConfig) -> Iterator[SourceBatch]:
+    """Yield the rows of the files that `config.path` names, in the order of their sorted paths.
+
+    The format of a file is told by its first bytes and its first line, whatever its name. A file that cannot be read
+    comes as a batch that holds the error, so that checking can go on with the next one.
+
+    Args:
+        config: Path, format and columns; `config.tasks` is not read here.
+
+    Raises:
+        ConfigError: No path is given, or its scheme is not one that is opened.
+        SchemaError: There is no such file, or no file matches.
+    """
+    if not config.path:
+        raise ConfigError("no input file is given", "input.path", "", "Name a JSONL or Parquet file, folder or URI.")
+    filesystem, paths = _find(config.path)
+    for path in paths:
+        try:
+            yield from _read_file(filesystem, path, config)
+        except (OSError, pa.ArrowException) as error:
+            refusal = SchemaError("the file cannot be read", path, str(error), "Check its name and permissions.")
+            yield SourceBatch.unreadable(refusal, origin=path)
+
+
+def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> Iterator[SourceBatch]:
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        start = stream.read(4)
+    if not start:
+        yield SourceBatch([], path, [])
+    elif start == _PARQUET and config.format in ("auto", "parquet"):
+        yield from read_parquet(filesystem, path, origin=path, columns=config.columns)
+    elif start == _PARQUET or config.format == "parquet":
+        found = "is a Parquet file" if start == _PARQUET else "is not a Parquet file"
+        refusal = SchemaError(f"the file {found}", path, repr(start), f"input.format says {config.format}; try auto.")
+        yield SourceBatch.unreadable(refusal, origin=path)
+    else:
+        compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
+        with filesystem.open_input_stream(path, compression=compression) as stream:
+            yield from read_jsonl(stream, origin=path, columns=config.columns, layout=config.format)
+
+
+def _find(location: str) -> tuple[pafs.FileSystem, list[str]]:
+    """Return the file system of a file, folder or glob, and the paths of its files, sorted."""
+    base, pattern = _split_glob(location)
+    filesystem, path, _ = open_location(base)
+    path = path.rstrip("/")
+    try:
+        if pattern and not _is_there(filesystem, f"{path}/{'/'.join(pattern)}"):
+            paths = sorted(set(_matches(filesystem, path, pattern)))
+            if not paths:
+                remedy = "Check the pattern; a leading dot or underscore is matched only if it is written."
+                raise SchemaError("no file matches", location, "", remedy)
+            return filesystem, paths
+        path = "/".join([path, *pattern])
+        info = filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise SchemaError("there is no such file", location, "", "Check input.path.")
+        if info.type != pafs.FileType.Directory:
+            return filesystem, [path]
+        listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, SchemaError):
+            raise
+        raise SchemaError("the input cannot be listed", location, str(error), "Check input.path.") from error
+    paths = sorted(f.path for f in listed if f.is_file and _ENDINGS.search(f.path) and not _is_hidden(f.path, path))
+    if not paths:
+        raise SchemaError("the folder holds no input file", location, "", f"Files in it must end in {_SHOWN_ENDINGS}.")
+    return filesystem, paths
+
+
+def _split_glob(location: str) -> tuple[str, list[str]]:
+    """Split a location before the first segment with a wildcard; in a URI `?` starts the query instead."""
+    magic = "*?["
+    query = ""
+    if "://" in location:
+        magic = "*["
+        location, mark, rest = location.partition("?")
+        query = mark + rest
+    segments = location.split("/")
+    first = next((k for k, segment in enumerate(segments) if any(c in segment for c in magic)), len(segments))
+    base = "/".join(segments[:first])
+    if not base and first < len(segments):
+        base = "/" if location.startswith("/") else "."
+    return base + query, segments[first:]
+
+
+def _matches(filesystem: pafs.FileSystem, folder: str, pattern: list[str]) -> Iterator[str]:
+    """Yield the files below `folder` that fit the pattern; only folders that can hold one are listed."""
+    head, rest = pattern[0], pattern[1:]
+    if head == "**":
+        yield from _matches(filesystem, folder, rest or ["*"])
+    for entry in filesystem.get_file_info(pafs.FileSelector(folder or "/", allow_not_found=True)):
+        is_folder = entry.type == pafs.FileType.Directory
+        if entry.base_name.startswith((".", "_")) and not head.startswith((".", "_")):
+            continue
+        if head == "**":
+            if is_folder:
+                yield from _matches(filesystem, entry.path, pattern)
+        elif fnmatch.fnmatchcase(entry.base_name, head):
+            if rest and is_folder:
+                yield from _matches(filesystem, entry.path, rest)
+            elif not rest and not is_folder:
+                yield entry.path
+
+
+def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a path with wildcard characters is a file's very name."""
+    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _is_hidden(path: str, folder: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path[len(folder) :].split("/"))

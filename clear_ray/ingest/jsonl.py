@@ -1,0 +1,116 @@
+"""JSON lines, as they come: blocks of bytes in, batches of rows out; a bad line becomes an error with its number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from clear_ray.config import ColumnsConfig
+from clear_ray.errors import SchemaError
+from clear_ray.ingest.source import SourceBatch, shown
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""A longer line is refused: it is a file that is not JSON lines more often than it is a query."""
+
+_BLOCK_BYTES = 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ONE_LINE = "Write one JSON object per line."
+_decode = json.JSONDecoder().decode
+
+
+def read_jsonl(
+    stream: pa.NativeFile,
+    *,
+    origin: str,
+    columns: ColumnsConfig,
+    layout: Literal["auto", "jsonl", "openai"],
+) -> Iterator[SourceBatch]:
+    """Yield the rows of JSON lines; blank lines count but yield nothing.
+
+    Args:
+        stream: The uncompressed bytes.
+        origin: The file as errors name it.
+        columns: Which column holds what.
+        layout: `auto` takes the file for the OpenAI batch format if its first object looks like a request.
+    """
+    first_number = 1
+    is_openai = {"auto": None, "jsonl": False, "openai": True}[layout]
+    blocks = _line_blocks(stream)
+    while True:
+        try:
+            lines = next(blocks, None)
+        except (OSError, pa.ArrowException) as error:  # a truncated archive, a lost connection
+            where = f"{origin}, after line {first_number - 1}"
+            yield SourceBatch.unreadable(SchemaError("the file cannot be read", where, str(error)), origin=origin)
+            return
+        if lines is None:
+            return
+        if first_number == 1:
+            lines[0] = lines[0].removeprefix(_BOM)
+        rows: list[dict[str, Any] | SchemaError] = []
+        numbers: list[int] = []
+        for number, line in enumerate(lines, first_number):
+            if line and not line.isspace():
+                rows.append(_row(line, f"{origin}:{number}"))
+                numbers.append(number)
+        first_number += len(lines)
+        if is_openai is None:
+            is_openai = next((_is_request(row) for row in rows if isinstance(row, dict)), None)
+        yield SourceBatch(rows, origin, numbers, "line", columns, bool(is_openai))
+        if len(lines[-1]) > MAX_LINE_BYTES:
+            return
+
+
+def _line_blocks(stream: pa.NativeFile) -> Iterator[list[bytes]]:
+    """Yield lists of whole lines; a line over the limit is cut there, comes last and ends the reading."""
+    pending: list[bytes] = []
+    pending_bytes = 0
+    while block := stream.read(_BLOCK_BYTES):
+        head, newline, rest = block.rpartition(b"\n")
+        if newline:
+            yield b"".join([*pending, head]).split(b"\n")
+            pending, pending_bytes = [rest], len(rest)
+            continue
+        pending.append(block)
+        pending_bytes += len(block)
+        if pending_bytes > MAX_LINE_BYTES:
+            break
+    if pending_bytes:
+        yield b"".join(pending).split(b"\n")
+
+
+def _row(line: bytes, place: str) -> dict[str, Any] | SchemaError:
+    if len(line) > MAX_LINE_BYTES:
+        return SchemaError(
+            f"a line is longer than {MAX_LINE_BYTES // 2**20} MiB; the rest of the file was not read",
+            place,
+            f"{line[:40]!r}…",
+            _ONE_LINE,
+        )
+    try:
+        row = _decode(line.decode())
+    except UnicodeDecodeError as error:
+        if line.startswith(_UTF16):
+            return SchemaError("the file is UTF-16, not UTF-8", place, repr(line[:8]), "Save the file as UTF-8.")
+        around = line[max(error.start - 20, 0) : error.start + 20]
+        return SchemaError(f"byte {error.start + 1} is not UTF-8", place, repr(around), "Save the file as UTF-8.")
+    except json.JSONDecodeError as error:
+        if b"\0" in line:
+            return SchemaError("the line holds a NUL byte", place, "", "Remove it; the file may be damaged or UTF-16.")
+        around_text = error.doc[max(error.pos - 20, 0) : error.pos + 20]
+        return SchemaError(f"bad JSON at character {error.pos + 1}: {error.msg}", place, repr(around_text), _ONE_LINE)
+    except RecursionError:
+        return SchemaError("the JSON is nested too deep", place, f"{line[:40]!r}…", "Flatten it.")
+    except ValueError as error:  # an integer of more digits than Python converts
+        return SchemaError("a number cannot be read", place, str(error), "Write it as a string.")
+    if not isinstance(row, dict):
+        return SchemaError(f"the line is no JSON object but a {type(row).__name__}", place, shown(row), _ONE_LINE)
+    return row
+
+
+def _is_request(row: dict[str, Any]) -> bool:
+    return "custom_id" in row and ("body" in row or "url" in row)

@@ -1,0 +1,57 @@
+"""Parquet, one slice of a row group at a time, reading only the columns that a query needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from clear_ray.config import ColumnsConfig
+from clear_ray.errors import SchemaError
+from clear_ray.ingest.source import SourceBatch
+
+_BATCH_ROWS = 2_048
+
+
+def read_parquet(
+    filesystem: pafs.FileSystem, path: str, *, origin: str, columns: ColumnsConfig
+) -> Iterator[SourceBatch]:
+    """Yield the rows of a Parquet file.
+
+    Args:
+        filesystem: Where the file lies.
+        path: The file within it.
+        origin: The file as errors name it.
+        columns: Which column holds what.
+    """
+    first_row = 1
+    try:
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as file:
+            refusal = _missing(file.schema_arrow.names, origin, columns)
+            if refusal:
+                yield SourceBatch.unreadable(refusal, origin=origin)
+                return
+            wanted = [name for name in file.schema_arrow.names if name in set(columns.model_dump().values())]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
+                yield SourceBatch.from_arrow(batch, origin=origin, first_row=first_row, columns=columns)
+                first_row += batch.num_rows
+    except (OSError, ValueError, pa.ArrowException) as error:
+        where = origin if first_row == 1 else f"{origin}, after row {first_row - 1}"
+        refusal = SchemaError("the Parquet file cannot be read", where, str(error), "Write the file again.")
+        yield SourceBatch.unreadable(refusal, origin=origin)
+
+
+def _missing(names: list[str], origin: str, columns: ColumnsConfig) -> SchemaError | None:
+    """Return what is wrong with the columns themselves, once for the file and not once for each row."""
+    if columns.query_id not in names:
+        missing = f"column {columns.query_id!r} is missing"
+    elif columns.prompt not in names and columns.messages not in names:
+        missing = f"both columns {columns.prompt!r} and {columns.messages!r} are missing"
+    else:
+        twice = [name for name in columns.model_dump().values() if names.count(name) > 1]
+        if twice:
+            return SchemaError(f"column {twice[0]!r} is there twice", origin, "", "Rename one of them.")
+        return None
+    return SchemaError(missing, origin, f"columns {', '.join(names)}", "Map the names under input.columns.")

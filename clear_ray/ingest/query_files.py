@@ -1,0 +1,112 @@
+"""Writes `queries/`: numbered Parquet files that appear as a whole folder or not at all.
+
+On a local disk the files grow in `queries.partial/` beside it, and one rename publishes them. An object store has no
+rename of folders: there an older folder goes first, the files are written in place and removed on failure, and
+`_input.json`, written last, says that the folder is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clear_ray.errors import ConfigError
+from clear_ray.ingest.digest import DIGEST_FILE, InputDigest
+from clear_ray.ingest.normalise import NormalRow
+from clear_ray.records import QUERY_SCHEMA
+from clear_ray.storage import Folder
+
+_FILE_ROWS = 50_000
+_FILE_CHARACTERS = 32_000_000  # long prompts make shorter files, so that memory stays flat
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class QueryFiles:
+    """The files of a `queries/` folder while they are being written.
+
+    Args:
+        queries: The folder to publish; an older one is replaced.
+
+    Raises:
+        ConfigError: The folder cannot be written; so for every method below.
+    """
+
+    def __init__(self, queries: Folder) -> None:
+        self._queries = queries
+        path = f"{queries.path}.partial" if queries.is_local else queries.path
+        self.folder = Folder(queries.filesystem, path, queries.is_local)
+        self.file_rows: list[int] = []
+        self.rows = 0
+        self._digest = hashlib.sha256()
+        self._pending: list[NormalRow] = []
+        self._pending_characters = 0
+        parents = Path(path).parents if queries.is_local else ()
+        self._made_folders = [parent for parent in parents if not parent.exists()]  # innermost first
+        with _writing(queries):
+            _delete(self.folder)
+            self.folder.make()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over the rows so far: for each, the columns without index as one line of JSON."""
+        return self._digest.hexdigest()
+
+    def add(self, row: NormalRow) -> None:
+        """Append a query."""
+        self._digest.update(f"{_encode(row)}\n".encode())
+        self._pending.append(row)
+        self._pending_characters += len(row.prompt) + len(row.metadata or "") + len(row.gold or "")
+        self.rows += 1
+        if len(self._pending) >= _FILE_ROWS or self._pending_characters >= _FILE_CHARACTERS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last file, if anything."""
+        if not self._pending:
+            return
+        count = len(self._pending)
+        columns = [range(self.rows - count, self.rows), *zip(*self._pending, strict=True)]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, QUERY_SCHEMA, strict=True)]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_arrays(arrays, schema=QUERY_SCHEMA), sink, compression="zstd")
+        with _writing(self._queries):
+            self.folder.write(f"part-{len(self.file_rows):06d}.parquet", sink.getvalue().to_pybytes())
+        self.file_rows.append(count)
+        self._pending.clear()
+        self._pending_characters = 0
+
+    def publish(self, digest: InputDigest) -> None:
+        """Write the digest and let the folder appear."""
+        with _writing(self._queries):
+            self.folder.write(DIGEST_FILE, json.dumps(asdict(digest), indent=2).encode())
+            if self.folder.path != self._queries.path:
+                _delete(self._queries)
+                self._queries.filesystem.move(self.folder.path, self._queries.path)
+
+    def discard(self) -> None:
+        """Remove everything that was made; a failure to do so must not hide the error that led here."""
+        with contextlib.suppress(OSError):
+            _delete(self.folder)
+            for parent in self._made_folders:
+                parent.rmdir()
+
+
+def _delete(folder: Folder) -> None:
+    if folder.exists():
+        folder.filesystem.delete_dir(folder.path)
+
+
+@contextlib.contextmanager
+def _writing(queries: Folder) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        what = "the queries cannot be written"
+        raise ConfigError(what, queries.path, str(error), "Check space and permissions.") from error

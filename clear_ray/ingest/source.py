@@ -1,0 +1,80 @@
+"""Rows on their way in, and the place each of them came from."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from clear_ray.config import ColumnsConfig
+from clear_ray.errors import SchemaError
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """Some consecutive rows of one source.
+
+    Attributes:
+        rows: Each row under the source's own column names, or the error that says why it could not be read.
+        origin: The source as errors name it: a file's path, or a phrase such as `generated chain_sum`.
+        numbers: Line or row number of each row, counted from 1.
+        unit: Whether `numbers` count lines of text or rows of a table.
+        columns: Which column holds what.
+        is_openai: Whether the rows are requests in the OpenAI batch format.
+    """
+
+    rows: Sequence[dict[str, Any] | SchemaError]
+    origin: str
+    numbers: Sequence[int]
+    unit: Literal["line", "row"] = "row"
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    is_openai: bool = False
+
+    @classmethod
+    def from_arrow(
+        cls, table: pa.Table | pa.RecordBatch, *, origin: str, first_row: int = 1, columns: ColumnsConfig | None = None
+    ) -> SourceBatch:
+        """Return the rows of an Arrow table or record batch; columns that no query needs are left behind.
+
+        Args:
+            table: The rows; dictionary-encoded and nested columns are read as what they stand for.
+            origin: The source as errors name it.
+            first_row: Number of the table's first row within the source, counted from 1.
+            columns: Which column holds what; the default names if not given.
+        """
+        columns = columns or ColumnsConfig()
+        wanted = set(columns.model_dump().values())
+        table = table.select([name for name in table.schema.names if name in wanted])
+        try:
+            rows: list[dict[str, Any] | SchemaError] = list(table.to_pylist())
+        except (ValueError, OverflowError, pa.ArrowException):  # text that is not UTF-8, a date beyond year 9999
+            rows = [_row_alone(table.slice(k, 1), f"{origin} row {first_row + k}") for k in range(table.num_rows)]
+        return cls(rows, origin, range(first_row, first_row + len(rows)), "row", columns)
+
+    @classmethod
+    def unreadable(cls, error: SchemaError, *, origin: str) -> SourceBatch:
+        """Return a batch that stands for a source, or the rest of one, that cannot be read."""
+        return cls([error], origin, [1])
+
+    def place(self, k: int) -> str:
+        """Return where the row at position `k` came from, as `file:line` or `file row number`."""
+        return f"{self.origin}:{self.numbers[k]}" if self.unit == "line" else f"{self.origin} row {self.numbers[k]}"
+
+
+def shown(value: object) -> str:
+    """Return a value as a short text that is safe in a message, however long or deep the value is."""
+    return _REPR.repr(value)
+
+
+def _row_alone(row: pa.Table | pa.RecordBatch, place: str) -> dict[str, Any] | SchemaError:
+    try:
+        read: dict[str, Any] = row.to_pylist()[0]
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return SchemaError("the row cannot be read", place, str(error), "Store text as UTF-8.")
+    return read
