@@ -1,0 +1,326 @@
+"""Tabulated: curves given as points on a grid of token counts.
+
+Legend: N queries, K grid points.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NoReturn, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from clear_ray.allocation.columns import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    PerQuery,
+    query_column,
+    refuse_first,
+    token_limits,
+)
+from clear_ray.allocation.envelope import concave_slopes
+from clear_ray.allocation.price_grid import round_price_down
+from clear_ray.errors import UtilityError
+
+_TOLERANCE = 1e-6  # heads compute in float32
+_STEEPEST = 1e150  # slope of success that costs nothing: finite, and still so after weight and cost
+
+
+class Tabulated:
+    """Success and expected spend on a grid of token counts, from competing risks.
+
+    Between grid points both columns are read as straight lines, before the first from (0, 0). Demand moves along the
+    upper concave envelope of the points (spend, success), from vertex to vertex, so it is always a grid point, the
+    floor or the ceiling. Nothing is known past the last grid point, so no query is granted more than that.
+
+    Args:
+        tokens_K: Strictly increasing whole numbers of tokens, >= 1, shared by all queries.
+        success_NK: Chance that a correct answer has arrived by each grid point; 0 to 1, never falling.
+        spend_NK: Expected generated tokens under a cap of each grid point; >= 0, never falling. Not given: the cap
+            itself, so the budget is counted as caps.
+        weight_N: Value of a correct answer, >= 0; 1 if not given.
+        max_tokens_N: Ceiling in whole tokens; the last grid point if not given.
+        min_tokens_N: Floor in whole tokens, owed whatever the price; 0 if not given.
+        cost_per_token_N: Cost of a token in the unit of the budget, > 0; 1 if not given. Multiplies the spend.
+        survival_NK: Chance that the query still runs at each grid point; only `continued` reads it. Not given: the
+            slope of the spend, which is then taken to be in tokens.
+
+    Raises:
+        UtilityError: shapes that do not fit, or a value that is not finite, out of range, falling along the grid, or
+            success before any spend; the first such query is named.
+
+    Source: method.md 2.3.
+    """
+
+    is_smooth: bool = False
+
+    tokens_NK: IntArray
+    success_NK: FloatArray
+    spend_NK: FloatArray
+    survival_NK: FloatArray | None
+    weight_N: FloatArray
+    max_tokens_N: FloatArray
+    min_tokens_N: FloatArray
+    cost_per_token_N: FloatArray
+    is_spend_the_cap: bool
+
+    def __init__(
+        self,
+        tokens_K: ArrayLike,
+        success_NK: ArrayLike,
+        spend_NK: ArrayLike | None = None,
+        *,
+        weight_N: ArrayLike | None = None,
+        max_tokens_N: ArrayLike | None = None,
+        min_tokens_N: ArrayLike | None = None,
+        cost_per_token_N: ArrayLike | None = None,
+        survival_NK: ArrayLike | None = None,
+    ) -> None:
+        grid = _checked_grid(tokens_K)
+        success = _checked_table(success_NK, name="success_NK", grid_points=grid.shape[0], high=1.0)
+        queries = success.shape[0]
+        spend = np.broadcast_to(grid.astype(np.float64), success.shape)
+        if spend_NK is not None:
+            spend = _checked_table(spend_NK, name="spend_NK", grid_points=grid.shape[0])
+            if spend.shape != success.shape:
+                raise UtilityError("spend_NK must have the shape of success_NK", "spend_NK", str(spend.shape))
+            refuse_first((spend <= 0.0) & (success > 0.0), spend, name="spend_NK", rule="positive where success is")
+        survival = None
+        if survival_NK is not None:
+            falling = _checked_table(1.0 - np.asarray(survival_NK), name="1 - survival_NK", grid_points=grid.shape[0])
+            survival = 1.0 - falling
+        ceiling, floor = token_limits(max_tokens_N, min_tokens_N, queries=queries)
+        ceiling = np.minimum(ceiling, grid[-1])
+        refuse_first(floor > ceiling, floor, name="min_tokens_N", rule="at most the last grid point")
+        weight = 1.0 if weight_N is None else weight_N
+        cost = 1.0 if cost_per_token_N is None else cost_per_token_N
+        self.__dict__.update(
+            tokens_NK=np.broadcast_to(grid, success.shape),
+            success_NK=success,
+            spend_NK=spend,
+            survival_NK=survival,
+            weight_N=query_column(weight, name="weight_N", queries=queries),
+            max_tokens_N=ceiling,
+            min_tokens_N=floor,
+            cost_per_token_N=query_column(cost, name="cost_per_token_N", queries=queries, is_low_allowed=False),
+            is_spend_the_cap=spend_NK is None,
+        )
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"Tabulated is immutable: {name} cannot be set")
+
+    def __len__(self) -> int:
+        return int(self.success_NK.shape[0])
+
+    def __repr__(self) -> str:
+        return f"Tabulated({len(self)} queries, {self.success_NK.shape[1]} grid points)"
+
+    def utility(self, tokens_N: PerQuery) -> FloatArray:
+        """Return the expected value at a cap of `tokens_N`, shape (N,)."""
+        return np.asarray(self.weight_N * self._read(self.success_NK, tokens_N))
+
+    def marginal_utility(self, tokens_N: PerQuery) -> FloatArray:
+        """Return the value of one further token at `tokens_N`: the slope of the line to the next grid point."""
+        left, right = self._cell(tokens_N, is_from_right=True)
+        run = self._at(self.tokens_NK, right) - self._at(self.tokens_NK, left)
+        climb = self._at(self.success_NK, right) - self._at(self.success_NK, left)
+        return np.asarray(self.weight_N * np.where(run > 0, climb / np.maximum(run, 1), 0.0))
+
+    def spend(self, tokens_N: PerQuery) -> FloatArray:
+        """Return the expected spend under a cap of `tokens_N`, shape (N,)."""
+        return np.asarray(self.cost_per_token_N * self._read(self.spend_NK, tokens_N))
+
+    def demand(self, price: PerQuery) -> FloatArray:
+        """Return the cap that each query buys at `price` (a scalar, or one price a query), tokens, shape (N,)."""
+        steps_N = ((self._slope_KN >= price) & (self._slope_KN > 0.0)).sum(axis=0)
+        vertex = self._at(self.tokens_NK, steps_N - 1)
+        return np.asarray(np.clip(np.where(steps_N > 0, vertex, 0.0), self.min_tokens_N, self.max_tokens_N))
+
+    def demanded_spend(self, price: PerQuery) -> FloatArray:
+        """Return `spend(demand(price))`."""
+        return self.spend(self.demand(price))
+
+    def surplus(self, price: PerQuery) -> FloatArray:
+        """Return utility minus price x spend at demand; never below that of the floor alone, so 0 without floors."""
+        tokens = self.demand(price)
+        bought = self.utility(tokens) - price * self.spend(tokens)
+        return np.maximum(bought, self.utility(self.min_tokens_N) - price * self.spend(self.min_tokens_N))
+
+    @property
+    def reservation_price(self) -> FloatArray:
+        """The price above which a query buys nothing beyond its floor, on the price grid, shape (N,)."""
+        return np.asarray(self._slope_KN[0], dtype=np.float64)
+
+    @property
+    def threshold_tokens_N(self) -> FloatArray:
+        """The cap at which a query first buys: the first vertex of its envelope; the ceiling if it never buys."""
+        return np.where(self.reservation_price > 0.0, self.demand(self.reservation_price), self.max_tokens_N)
+
+    @property
+    def breakpoints(self) -> FloatArray:
+        """Every slope of every envelope, flat."""
+        return self._slope_KN.ravel()
+
+    def next_step(self, tokens_N: PerQuery) -> tuple[FloatArray, FloatArray]:
+        """Return the slope of the envelope after `tokens_N` and the vertex where that piece ends."""
+        steps_N = (self._limited_tokens_NK <= np.asarray(tokens_N)[:, None]).sum(axis=1)
+        price = np.where(steps_N < self.tokens_NK.shape[1], self._at(self._slope_KN.T, steps_N), 0.0)
+        return price, np.where(price > 0.0, self.demand(price), tokens_N)
+
+    def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
+        """Return the largest whole cap within the ceiling whose expected spend is at most `spend_N`."""
+        target = np.broadcast_to(np.asarray(spend_N, dtype=np.float64) / self.cost_per_token_N, (len(self),))
+        passed = (self.spend_NK <= target[:, None]).sum(axis=1)
+        left, right = passed - 1, np.minimum(passed, self.tokens_NK.shape[1] - 1)
+        spend_left, token_left = self._at(self.spend_NK, left), self._at(self.tokens_NK, left)
+        spend_run = self._at(self.spend_NK, right) - spend_left
+        share = np.where(spend_run > 0.0, (target - spend_left) / np.where(spend_run > 0.0, spend_run, 1.0), 0.0)
+        tokens = np.floor(token_left + np.clip(share, 0.0, 1.0) * (self._at(self.tokens_NK, right) - token_left))
+        tokens = np.minimum(tokens, self.max_tokens_N)
+        tokens -= (self.spend(tokens) > spend_N) & (tokens > 0.0)  # the division may have rounded up
+        return tokens.astype(np.int64)
+
+    def tie_columns(self, rows: IntArray) -> list[FloatArray]:
+        """Return the parameters of some rows, tables first."""
+        tables = [self.success_NK[rows], self.spend_NK[rows], self.tokens_NK[rows]]
+        columns = [np.asarray(table[:, k], dtype=np.float64) for table in tables for k in range(table.shape[1])]
+        limits = (self.weight_N, self.max_tokens_N, self.min_tokens_N, self.cost_per_token_N)
+        return columns + [column[rows] for column in limits]
+
+    def take(self, indices: IntArray | BoolArray | slice) -> Self:
+        """Return the curves of some queries; a slice shares memory and what was already computed."""
+        taken = object.__new__(type(self))
+        for name, value in self.__dict__.items():
+            if name.endswith("_KN"):
+                taken.__dict__[name] = value[:, indices]
+            else:
+                taken.__dict__[name] = value[indices] if isinstance(value, np.ndarray) else value
+        return taken
+
+    def continued(self, start_tokens_N: PerQuery) -> Self:
+        """Return the curves on further tokens, given that each query has run `start_tokens_N` and is unfinished.
+
+        With d the start and S the survival, `P'(t) = (P(t + d) - P(d)) / S(d)` and `C'(t) = (C(t + d) - C(d)) / S(d)`.
+        Grid, ceilings and floors move by d with them, so nothing is resampled; a query past the end of its grid has
+        nothing left to buy. Rows with d = 0 are unchanged. Without a spend column the spend stays the cap, and S(d) is
+        taken as 1 - P(d), the largest it can be.
+
+        Args:
+            start_tokens_N: Tokens already generated, >= 0, whole; a scalar or N.
+
+        Raises:
+            UtilityError: a start is negative or not finite.
+        """
+        start = query_column(start_tokens_N, name="start_tokens_N", queries=len(self))
+        survival = self._survival(start)
+        tokens = np.maximum(self.tokens_NK - start[:, None].astype(np.int64), 0)
+        success_gained = np.maximum(self.success_NK - self._read(self.success_NK, start)[:, None], 0.0)
+        spend_gained = np.maximum(self.spend_NK - self._read(self.spend_NK, start)[:, None], 0.0)
+        safe = np.where(survival > 0.0, survival, 1.0)[:, None]
+        success = np.where(survival[:, None] > 0.0, np.minimum(success_gained / safe, 1.0), 0.0)
+        spend = tokens.astype(np.float64) if self.is_spend_the_cap else spend_gained / safe
+        is_running = (start < self.tokens_NK[:, -1]) & (survival > 0.0)
+        ceiling = np.where(is_running, np.maximum(self.max_tokens_N - start, 0.0), 0.0)
+        later = self.take(slice(None))
+        for name in ("_slope_KN", "_limited_tokens_NK"):
+            later.__dict__.pop(name, None)
+        survival_later = None if self.survival_NK is None else np.minimum(self.survival_NK / safe, 1.0)
+        later.__dict__.update(
+            tokens_NK=tokens,
+            success_NK=success,
+            spend_NK=spend,
+            survival_NK=survival_later,
+            max_tokens_N=ceiling,
+            min_tokens_N=np.minimum(np.maximum(self.min_tokens_N - start, 0.0), ceiling),
+        )
+        return later
+
+    def _survival(self, start: FloatArray) -> FloatArray:
+        """Return S at `start`, shape (N,)."""
+        if self.survival_NK is not None:
+            left, right = self._cell(start)
+            run = self._at(self.tokens_NK, right) - self._at(self.tokens_NK, left)
+            share = np.where(run > 0, (start - self._at(self.tokens_NK, left)) / np.maximum(run, 1), 0.0)
+            at_left = np.where(left < 0, 1.0, self._at(self.survival_NK, left))
+            at_right = np.where(right < 0, 1.0, self._at(self.survival_NK, right))
+            return np.asarray(at_left + share * (at_right - at_left))
+        if self.is_spend_the_cap:
+            return 1.0 - self._read(self.success_NK, start)
+        left, right = self._cell(start, is_from_right=True)
+        run = self._at(self.tokens_NK, right) - self._at(self.tokens_NK, left)
+        slope = (self._at(self.spend_NK, right) - self._at(self.spend_NK, left)) / np.maximum(run, 1)
+        return np.where(start > 0.0, np.clip(np.where(run > 0, slope, 0.0), 0.0, 1.0), 1.0)
+
+    @cached_property
+    def _limited_tokens_NK(self) -> FloatArray:
+        """The grid, moved into floor and ceiling: points outside fall together and drop out of the envelope."""
+        return np.clip(self.tokens_NK, self.min_tokens_N[:, None], self.max_tokens_N[:, None])
+
+    @cached_property
+    def _slope_KN(self) -> FloatArray:
+        """Slope of the envelope over each cell of the limited grid, on the price grid, falling along K."""
+        limited = self._limited_tokens_NK
+        is_moved = limited != self.tokens_NK
+        spend, success = self.spend_NK, self.success_NK
+        if is_moved.any():
+            spend, success = spend.copy(), success.copy()
+            for k in np.flatnonzero(is_moved.any(axis=0)):
+                spend[:, k] = self._read(self.spend_NK, limited[:, k])
+                success[:, k] = self._read(self.success_NK, limited[:, k])
+        origin_spend = self._read(self.spend_NK, self.min_tokens_N)
+        origin_success = self._read(self.success_NK, self.min_tokens_N)
+        slope = concave_slopes(spend, success, origin_spend, origin_success)
+        return round_price_down(np.minimum(slope, _STEEPEST) * (self.weight_N / self.cost_per_token_N))
+
+    def _read(self, table_NK: FloatArray, tokens_N: PerQuery) -> FloatArray:
+        """Return a column at any token counts: straight lines between grid points, (0, 0) before the first."""
+        tokens = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))
+        left, right = self._cell(tokens)
+        token_left = self._at(self.tokens_NK, left)
+        run = self._at(self.tokens_NK, right) - token_left
+        share = np.where(run > 0, np.minimum((tokens - token_left) / np.maximum(run, 1), 1.0), 0.0)
+        value_left = self._at(table_NK, left)
+        return np.asarray(value_left + share * (self._at(table_NK, right) - value_left))
+
+    def _cell(self, tokens_N: PerQuery, *, is_from_right: bool = False) -> tuple[IntArray, IntArray]:
+        """Return the grid points around token counts; -1 stands for the origin; both the last beyond the grid."""
+        tokens = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))[:, None]
+        is_passed = self.tokens_NK <= tokens if is_from_right else self.tokens_NK < tokens
+        passed = is_passed.sum(axis=1)
+        return passed - 1, np.minimum(passed, self.tokens_NK.shape[1] - 1)
+
+    def _at(self, table_NK: FloatArray | IntArray, k_N: IntArray) -> FloatArray:
+        """Return one entry of each row; 0 where the grid point is -1."""
+        rows = np.arange(len(self))
+        return np.asarray(np.where(k_N < 0, 0.0, table_NK[rows, np.clip(k_N, 0, table_NK.shape[1] - 1)]))
+
+
+def _checked_grid(tokens_K: ArrayLike) -> IntArray:
+    """Return the grid as int64, or raise."""
+    given = np.asarray(tokens_K, dtype=np.float64)
+    if given.ndim != 1 or given.shape[0] == 0:
+        raise UtilityError("tokens_K must be one row of grid points", "tokens_K", f"shape {given.shape}")
+    is_bad = ~np.isfinite(given) | (np.floor(given) != given) | (given < 1.0) | (np.diff(given, prepend=0.0) <= 0.0)
+    if is_bad.any():
+        first = int(np.argmax(is_bad))
+        raise UtilityError(
+            "tokens_K must be whole, positive and strictly increasing", f"grid point {first}", repr(float(given[first]))
+        )
+    return given.astype(np.int64)
+
+
+def _checked_table(values: ArrayLike, *, name: str, grid_points: int, high: float = np.inf) -> FloatArray:
+    """Return a table of shape (N, K) as float64, read-only, or raise naming the first bad query."""
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != grid_points:
+        raise UtilityError(f"{name} must have shape (N, {grid_points})", name, f"shape {table.shape}")
+    is_bad = ~np.isfinite(table) | (table < -_TOLERANCE) | (table > high + _TOLERANCE)
+    refuse_first(is_bad, table, name=name, rule=f"finite and between 0 and {high:g}")
+    fall = np.diff(table, axis=1)
+    refuse_first(fall < -_TOLERANCE, table[:, 1:], name=name, rule="non-decreasing along the grid")
+    is_exact = not (fall < 0.0).any() and not (table < 0.0).any() and not (table > high).any()
+    table = table.view() if is_exact else np.clip(np.maximum.accumulate(table, axis=1), 0.0, high)
+    table.flags.writeable = False
+    return table
