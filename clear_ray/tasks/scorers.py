@@ -1,0 +1,162 @@
+"""Scorers: how much an answer is worth, from 0 to 1.
+
+`exact` compares in this process. `math_verify` and `reasoning_gym` ask the referee's process: the same answer always gets
+the same score, and one that cannot be judged within the referee's limits gets 0. A scorer of the user's own is any
+function with the signature of `Scorer`, named `package.module:function`.
+
+A scorer sees text only. What an unfinished generation is worth is decided by who calls it; see `has_complete_answer`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from clear_ray.errors import ClearRayError, ConfigError
+from clear_ray.tasks.answers import extract_answer, normalise
+from clear_ray.tasks.referee import Referee
+
+EXTRA = "Install it with pip install 'clear_ray[tasks]'."
+_WHERE = "scoring.scorer"
+_PACKAGES = {"math_verify": "math-verify", "reasoning_gym": "reasoning-gym"}
+_RIGHT_FROM = 0.99  # below lie reasoning-gym's rewards for form, such as 0.01 for trying: not answers
+
+
+class Scorer(Protocol):
+    """What every scorer is called like; it can be pickled and called from any thread."""
+
+    def __call__(self, text: str, gold: str | None, metadata: str | None, /) -> float | None:
+        """Return the worth of an answer from 0 to 1, or None if there is nothing to compare it with.
+
+        Args:
+            text: What the model wrote.
+            gold: The query's reference answer, if it has one.
+            metadata: JSON text of the query's own for the scorer, if it has any.
+        """
+
+
+def load_scorer(name: str) -> Scorer:
+    """Return the scorer of a name.
+
+    Args:
+        name: `exact`: the normalised final answer equals the normalised gold answer.
+            `math_verify`: math-verify finds final answer and gold answer mathematically equal.
+            `reasoning_gym`: reasoning-gym's own check of the final answer, 1 if it gives (nearly) full marks, else 0; needs
+            the metadata that `generate_queries` writes.
+            `package.module:function`: a function of yours, called as `function(text, gold, metadata)`. The module must be
+            importable in every worker; the working folder is searched last. Whatever it raises, or returns other than
+            None or a number from 0 to 1, becomes that query's error.
+
+    Raises:
+        ConfigError: No such scorer, the package it needs is missing, or the function cannot be imported.
+    """
+    if name == "exact":
+        return score_exact
+    if name in _PACKAGES:
+        require(name, where=_WHERE)
+        return score_math if name == "math_verify" else score_reasoning_gym
+    if ":" in name:
+        return UserScorer(name)
+    raise ConfigError(
+        "no such scorer", _WHERE, name, "Use exact, math_verify, reasoning_gym or package.module:function."
+    )
+
+
+def require(module: str, *, where: str) -> None:
+    """Refuse to go on without one of the packages of the `tasks` extra.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"the package {_PACKAGES[module]} is not installed", where, "", EXTRA)
+
+
+def score_exact(text: str, gold: str | None, metadata: str | None = None, /) -> float | None:
+    """Return 1 if the final answer is the gold answer up to case, spaces and the writing of numbers, else 0."""
+    return None if gold is None else float(normalise(extract_answer(text)) == normalise(gold))
+
+
+def score_math(text: str, gold: str | None, metadata: str | None = None, /) -> float | None:
+    """Return 1 if the final answer is mathematically equal to the gold answer, else 0."""
+    if gold is None:
+        return None
+    return float(_judged({"do": "math", "answer": extract_answer(text), "gold": gold}) or 0.0)
+
+
+def score_reasoning_gym(text: str, gold: str | None, metadata: str | None, /) -> float | None:
+    """Return 1 if reasoning-gym's own check accepts the final answer, else 0; None without its metadata.
+
+    Raises:
+        ClearRayError: The metadata is not what `generate_queries` wrote.
+    """
+    if metadata is None:
+        return None
+    score = _judged({"do": "gym", "answer": extract_answer(text), "metadata": metadata})
+    return float(score is not None and score >= _RIGHT_FROM)
+
+
+class UserScorer:
+    """The function of a user, checked on import and on every return."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._function = name, _import(name)
+
+    def __call__(self, text: str, gold: str | None, metadata: str | None, /) -> float | None:
+        """Return what the function returned.
+
+        Raises:
+            ClearRayError: It raised, or returned something other than None or a number from 0 to 1.
+        """
+        try:
+            score = self._function(text, gold, metadata)
+            if score is None:
+                return None
+            score = float(score)
+        except Exception as error:
+            raise ClearRayError(
+                f"the scorer raised {type(error).__name__}", self._name, str(error), "Correct the function."
+            ) from error
+        if math.isnan(score) or not 0 <= score <= 1:
+            raise ClearRayError("the scorer returned no number from 0 to 1", self._name, str(score), "Return 0 to 1.")
+        return score
+
+    def __reduce__(self) -> tuple[type[UserScorer], tuple[str]]:
+        return UserScorer, (self._name,)
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module_name, _, path = name.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not search the working folder, `python file.py` does
+        sys.path.append(os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # the user's module may raise anything while it is imported
+        remedy = "Name a function as package.module:function, importable on every node."
+        raise ConfigError(f"the scorer cannot be imported: {error!r}", _WHERE, name, remedy) from error
+    if not callable(found):
+        raise ConfigError("the scorer is not a function", _WHERE, name, "Name a function of the module.")
+    return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _referee(process_id: int) -> Referee:
+    return Referee()
+
+
+def _judged(request: dict[str, str]) -> float | None:
+    """Return the referee's score; None if the answer broke its limits."""
+    reply = _referee(os.getpid()).ask(request)  # a forked child must not share its parent's pipes
+    if reply is None:
+        return None
+    if "error" in reply:
+        raise ClearRayError("the answer cannot be scored", _WHERE, str(reply["error"]), "Check the metadata column.")
+    return min(max(float(reply["value"]), 0.0), 1.0)

@@ -1,0 +1,136 @@
+"""Generated queries: reasoning-gym tasks with fixed seeds, worked examples and what their scorer needs.
+
+reasoning-gym gives item k of a dataset the seed `seed + k`. Two sources of one task are therefore disjoint only if their
+seeds lie further apart than their counts; worked examples are drawn from a seed far away and never asked as queries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from clear_ray.errors import ConfigError
+from clear_ray.tasks.referee import Referee
+from clear_ray.tasks.scorers import require
+
+_WHERE = "input.tasks"
+_EXAMPLE_SEEDS_AWAY = 1_000_000_007
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Demonstration(_Settings):
+    """A worked example written by hand."""
+
+    question: str = Field(min_length=1)
+    """A question in the words of the task."""
+    answer: str = Field(min_length=1)
+    """What the model should have written: the work, if it helps, and a last line such as `Answer: 12`."""
+
+
+class ReasoningGymSource(_Settings):
+    """One kind of reasoning-gym query to generate."""
+
+    task: str = Field(min_length=1)
+    """Name of the reasoning-gym dataset, such as `chain_sum`."""
+    name: str | None = Field(default=None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    """Name shown in reports and put before the number in query ids; by default the task's."""
+    count: int = Field(gt=0, le=1_000_000)
+    """How many queries, no two with the same question."""
+    seed: int = Field(default=0, ge=0, lt=_EXAMPLE_SEEDS_AWAY)
+    """Seed of the first query; query k has the seed `seed + k`, so keep sources of one task further apart than that."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the generator, passed through; unknown ones are refused by reasoning-gym."""
+    examples: int = Field(default=0, ge=0, le=16)
+    """Solved questions drawn from reasoning-gym and put before the query, each with `Answer: …` alone."""
+    demonstrations: tuple[Demonstration, ...] = ()
+    """Worked examples written by hand, put before those that are drawn."""
+    style: Literal["conversation", "text"] = "conversation"
+    """Worked examples as earlier turns of the conversation, or as text in one user message."""
+
+    @property
+    def display_name(self) -> str:
+        """Name in reports and query ids."""
+        return self.name or self.task
+
+
+def generate_queries(sources: Sequence[ReasoningGymSource]) -> Iterator[dict[str, Any]]:
+    """Yield the queries of all sources, source by source.
+
+    Args:
+        sources: What to generate; names must differ.
+
+    Yields:
+        Rows with `query_id` (`chain_sum-easy-0003`), `prompt` (text) or `messages` (JSON text of a list of {role, content}),
+        `gold` (None for tasks with many right answers), `task` (the display name) and `metadata` (JSON text from which
+        the `reasoning_gym` scorer restores reasoning-gym's own check in any process). The same settings give the same
+        rows in every process and on every machine with the same version of reasoning-gym.
+
+    Raises:
+        ConfigError: Two sources have one name, reasoning-gym is missing, or it refuses a task or its params.
+    """
+    names = [source.display_name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("two sources have the same name", _WHERE, name, "Give each a name of its own.")
+    if sources:
+        require("reasoning_gym", where=_WHERE)
+    referee = Referee()
+    try:
+        for source in sources:
+            yield from _rows(source, referee)
+    finally:
+        referee.close()
+
+
+def _rows(source: ReasoningGymSource, referee: Referee) -> Iterator[dict[str, Any]]:
+    taken = [shown.question for shown in source.demonstrations]
+    drawn = _entries(source, referee, seed=source.seed + _EXAMPLE_SEEDS_AWAY, count=source.examples, skip=taken)
+    shots = [(shown.question, shown.answer) for shown in source.demonstrations]
+    shots += [(str(entry["question"]).strip(), f"Answer: {entry['answer']}") for entry in drawn]
+    taken += [str(entry["question"]) for entry in drawn]
+    entries = _entries(source, referee, seed=source.seed, count=source.count, skip=taken)
+    for k, entry in enumerate(entries):
+        metadata = {"task": source.task, "params": source.params, "entry": entry}
+        yield {
+            "query_id": f"{source.display_name}-{k:04d}",
+            **_prompt(str(entry["question"]).strip(), shots, source.style),
+            "gold": None if entry["answer"] is None else str(entry["answer"]),
+            "task": source.display_name,
+            "metadata": json.dumps(metadata, sort_keys=True),
+        }
+
+
+def _prompt(question: str, shots: Sequence[tuple[str, str]], style: str) -> dict[str, str | None]:
+    if not shots:
+        return {"prompt": question, "messages": None}
+    if style == "text":
+        blocks = [f"Question: {asked}\n{answer}" for asked, answer in shots]
+        return {"prompt": "\n\n".join([*blocks, f"Question: {question}"]), "messages": None}
+    turns = [(("user", asked), ("assistant", answer)) for asked, answer in shots]
+    messages = [{"role": role, "content": content} for turn in turns for role, content in turn]
+    return {"prompt": None, "messages": json.dumps([*messages, {"role": "user", "content": question}])}
+
+
+def _entries(
+    source: ReasoningGymSource, referee: Referee, *, seed: int, count: int, skip: Sequence[str]
+) -> list[dict[str, Any]]:
+    if count == 0:
+        return []
+    request = {"do": "generate", "task": source.task, "params": source.params, "seed": seed, "count": count}
+    reply = referee.ask({**request, "skip": list(skip)})
+    if reply is None or "error" in reply:
+        reason = "its process ended" if reply is None else str(reply["error"])
+        raise ConfigError(
+            f"reasoning-gym cannot generate {source.task}: {reason}",
+            f"{_WHERE}: {source.display_name}",
+            json.dumps(source.params),
+            "See the task's configuration in reasoning-gym.",
+        )
+    entries: list[dict[str, Any]] = reply["value"]
+    return entries
