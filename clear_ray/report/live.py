@@ -1,0 +1,248 @@
+"""What a running batch shows: a live table on a terminal, plain lines elsewhere, JSON lines for machines.
+
+A display has no clock of its own: every time comes from the snapshots, so a display shows the same for the same run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Protocol, TextIO
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.measure import Measurement
+from rich.rule import Rule
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from clear_ray.report.pace import Pace
+from clear_ray.report.summary import ProgressSnapshot
+from clear_ray.report.wording import UNKNOWN, answers, count, duration, per_thousand, printable
+
+_LINE_SECONDS = 5.0
+_RECENT_LINES = 6
+
+
+class Display(Protocol):
+    """Shows the progress of one run."""
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Show the state of the run at one moment; snapshots come in order of time."""
+
+    def close(self) -> None:
+        """Show what is still unshown and leave the stream usable; closing twice changes nothing."""
+
+
+def choose_display(stream: TextIO, *, as_json: bool, is_quiet: bool = False) -> Display:
+    """Return the display that fits a stream.
+
+    Args:
+        stream: Where progress goes, usually standard error.
+        as_json: One JSON object a line, for machines.
+        is_quiet: Nothing at all; stronger than `as_json`.
+
+    Returns:
+        A live table if the stream is a terminal that can move its cursor, plain lines if not.
+    """
+    if is_quiet:
+        return QuietDisplay()
+    if as_json:
+        return JsonDisplay(stream)
+    console = Console(file=stream)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return TableDisplay(console)
+    return LineDisplay(stream)
+
+
+class QuietDisplay:
+    """Shows nothing."""
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Show nothing."""
+
+
+class _Writer:
+    """Whole lines to a stream, flushed. A reader that went away does not end a run that it only watched."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+
+    def write(self, line: str) -> None:
+        if self._stream is None:
+            return
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            self._stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            self._stream = None
+
+
+class JsonDisplay:
+    """One JSON object for each snapshot: its fields, `event`, `tokens_per_second` and `eta_seconds`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._writer, self._pace = _Writer(stream), Pace()
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Write the snapshot at once; a number that JSON cannot hold is null."""
+        self._pace.observe(snapshot)
+        fields = json.loads(snapshot.model_dump_json())
+        pace = {"tokens_per_second": self._pace.tokens_per_second, "eta_seconds": self._pace.eta_seconds}
+        self._writer.write(json.dumps({"event": "progress", **fields, **pace}))
+
+    def close(self) -> None:
+        """Do nothing: every snapshot has been written."""
+
+
+class LineDisplay:
+    """A plain line every few seconds and at every change of stage or round, for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._writer, self._pace = _Writer(stream), Pace()
+        self._shown: ProgressSnapshot | None = None
+        self._held: ProgressSnapshot | None = None
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Write a line if one is due, else keep the snapshot in case it is the last."""
+        self._pace.observe(snapshot)
+        shown, self._held = self._shown, snapshot
+        if (
+            shown is None
+            or (shown.stage, shown.round) != (snapshot.stage, snapshot.round)
+            or snapshot.seconds - shown.seconds >= _LINE_SECONDS
+        ):
+            self._show(snapshot)
+
+    def close(self) -> None:
+        """Write the last snapshot if it has not been shown."""
+        if self._held is not None:
+            self._show(self._held)
+
+    def _show(self, snapshot: ProgressSnapshot) -> None:
+        self._writer.write(_line(snapshot, self._pace))
+        self._shown, self._held = snapshot, None
+
+
+class TableDisplay:
+    """A table that is redrawn in place, with the last queries to end streaming by beneath it."""
+
+    def __init__(self, console: Console) -> None:
+        self._pace = Pace()
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+        self._is_closed = False
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Redraw the table."""
+        if self._is_closed:
+            return
+        self._pace.observe(snapshot)
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(_table(snapshot, self._pace), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last table standing and give the cursor back."""
+        self._is_closed = True
+        self._live.stop()
+
+
+def _stage(snapshot: ProgressSnapshot) -> str:
+    return f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+
+
+def _queries(snapshot: ProgressSnapshot) -> str:
+    if not snapshot.granted:
+        return f"{count(snapshot.probed)} of {count(snapshot.queries)} probed"
+    running = snapshot.granted - snapshot.ended
+    return f"{count(snapshot.ended)} of {count(snapshot.queries)} done, {count(running)} under way"
+
+
+def _tokens(snapshot: ProgressSnapshot) -> str:
+    spent = f"{count(snapshot.spent_tokens)} of {count(snapshot.budget_tokens)} spent"
+    return f"{spent}, {count(snapshot.reserved_tokens)} reserved"
+
+
+def _price(snapshot: ProgressSnapshot) -> str:
+    if snapshot.shadow_price is None:
+        return UNKNOWN
+    return f"{per_thousand(snapshot.shadow_price)} correct answers per 1,000 tokens"
+
+
+def _correct(snapshot: ProgressSnapshot) -> str:
+    if snapshot.correct is None:
+        return f"{count(snapshot.ended)} so far"
+    return f"{answers(snapshot.correct)} of {count(snapshot.scored)} correct so far"
+
+
+def _speed(pace: Pace) -> str:
+    rate = pace.tokens_per_second
+    return UNKNOWN if rate is None else f"{rate:,.0f} tokens/s" if rate >= 10 else f"{rate:.1f} tokens/s"
+
+
+def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
+    parts = (
+        f"{duration(snapshot.seconds):>12}  {_stage(snapshot)}",
+        f"queries {_queries(snapshot)}",
+        f"tokens {_tokens(snapshot)}",
+        f"price {_price(snapshot)}",
+        f"answers {_correct(snapshot)}",
+        _speed(pace),
+        f"ETA {duration(pace.eta_seconds)}",
+    )
+    return " | ".join(parts)
+
+
+class _Bar:
+    """A bar of two parts, what is done and what is held, as wide as it is given room."""
+
+    def __init__(self, done: float, held: float, total: float) -> None:
+        self._done, self._held, self._total = done, held, total
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(8, 32)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, 32)
+        scale = width / self._total if self._total > 0 else 0.0
+        # Floors: a bar is full only when all of it is done.
+        done = min(int(self._done * scale), width)
+        held = min(int((self._done + self._held) * scale), width) - done
+        full, half, empty = "#=." if options.ascii_only else "█▒░"
+        yield Segment(full * done, Style(color="cyan"))
+        yield Segment(half * held, Style(color="cyan"))
+        yield Segment(empty * (width - done - held), Style(dim=True))
+
+
+def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    has_grants = snapshot.granted > 0
+    running = snapshot.granted - snapshot.ended if has_grants else 0
+    queries = _Bar(snapshot.ended if has_grants else snapshot.probed, running, snapshot.queries)
+    tokens = _Bar(snapshot.spent_tokens, snapshot.reserved_tokens, snapshot.budget_tokens)
+    grid.add_row("queries", queries, Text(_queries(snapshot)))
+    grid.add_row("tokens", tokens, Text(_tokens(snapshot)))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(no_wrap=True, overflow="ellipsis")
+    facts.add_row("price  ", Text(_price(snapshot)))
+    facts.add_row("answers", Text(_correct(snapshot)))
+    facts.add_row("speed  ", Text(f"{_speed(pace)}, ETA {duration(pace.eta_seconds)}"))
+    title = Text.assemble((_stage(snapshot), "bold"), (f"  {duration(snapshot.seconds)}", "dim"))
+    lines: list[RenderableType] = [title, grid, facts]
+    if snapshot.recent:
+        lines.append(Rule(style="dim"))
+    lines += [_recent(line) for line in snapshot.recent[-_RECENT_LINES:]]
+    return Group(*lines)
+
+
+def _recent(line: str) -> Text:
+    return Text(printable(line), style="dim", no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,38 @@
+"""What a batch would come to before anything is generated: `PlanReport`, the result of `clear-ray plan`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from clear_ray.report.summary import BudgetPoint, Part
+
+
+class PlanReport(Part):
+    """The priced batch: how many queries the budget would fund, at which price, and what that would spend."""
+
+    queries: int = Field(ge=0)
+    """Valid queries in the batch; funded + abandoned."""
+    budget_tokens: int = Field(ge=0)
+    """What the run would be allowed to generate."""
+    low_tokens: float = Field(ge=0)
+    """A low guess of what the planned grants would spend."""
+    expected_tokens: float = Field(ge=0)
+    """What the planned grants are expected to spend; answers that end early return tokens."""
+    worst_tokens: int = Field(ge=0)
+    """What they spend if every answer runs into its ceiling: the sum of the ceilings."""
+    funded: int = Field(ge=0)
+    """Queries that would be granted tokens at the first clearing."""
+    abandoned: int = Field(ge=0)
+    """Queries that would be granted nothing at the first clearing."""
+    shadow_price: float = Field(ge=0)
+    """Expected correct answers per further token; 0 if the budget does not bind."""
+    expected_utility: float
+    """Correct answers expected from the planned grants."""
+    uniform_expected_utility: float
+    """Correct answers expected from equal ceilings that spend the same."""
+    budget_curve: tuple[BudgetPoint, ...]
+    """What other budgets are expected to buy, in rising order."""
+    prefill_tokens: int = Field(ge=0)
+    """Prompt tokens of the batch; read by the probe, not charged to the budget."""
+    is_probed: bool
+    """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""

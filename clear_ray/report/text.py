@@ -1,0 +1,157 @@
+"""The end of a run, and the plan of one, as a text that a person reads in ten seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clear_ray.report.plan import PlanReport
+from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport
+from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, printable, times
+
+_MOST_ROUNDS = 6
+_MOST_BUDGETS = 9
+
+
+def summary_text(report: RunReport) -> str:
+    """Return the account of a run in at most 25 aligned lines of plain text, without a final line end."""
+    model, head = printable(report.model, most=60), printable(report.head, most=40)
+    lines = [f"{plural(report.queries, 'query')} in {duration(report.seconds)}, model {model}, head {head}"]
+    if report.stopped_early:
+        lines.append(_labelled("ended", f"early: {printable(report.stopped_early, most=160)}"))
+    lines += [_labelled(label, value) for label, value in _account(report)]
+    if report.rounds:
+        lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+    if report.wasted_tokens:
+        wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
+        lines.append(_labelled("wasted", wasted))
+    lines.append(
+        _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
+    )
+    return "\n".join(lines)
+
+
+def plan_text(plan: PlanReport) -> str:
+    """Return the plan of a batch in at most 25 aligned lines of plain text, without a final line end."""
+    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths, no model loaded"
+    spend = f"low {count(plan.low_tokens)}, expected {count(plan.expected_tokens)}, worst {count(plan.worst_tokens)}"
+    hoped = f"{expected(plan.expected_utility)} correct answers; {_against(plan.uniform_expected_utility)}"
+    gain = times(plan.expected_utility, plan.uniform_expected_utility)
+    pairs = [
+        ("budget", f"{count(plan.budget_tokens)} tokens"),
+        ("spend", f"{spend} tokens"),
+        ("price", _price(plan.shadow_price)),
+        ("funded", f"{count(plan.funded)} of {count(plan.queries)}, abandoned {count(plan.abandoned)}"),
+        ("expected", f"{hoped} ({gain})" if gain else hoped),
+        ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
+    ]
+    lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
+    if plan.budget_curve:
+        lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
+    return "\n".join(lines)
+
+
+def _labelled(label: str, value: str) -> str:
+    return f"  {label:<13}{value}"
+
+
+def _price(shadow_price: float) -> str:
+    if shadow_price == 0:
+        return "0: the budget does not bind"
+    return f"{per_thousand(shadow_price)} expected correct answers per further 1,000 tokens"
+
+
+def _against(uniform_utility: float, max_tokens: int | None = None) -> str:
+    ceiling = "uniform ceilings" if max_tokens is None else f"a uniform ceiling of {count(max_tokens)} tokens"
+    return f"{ceiling}: {expected(uniform_utility)}"
+
+
+def _account(report: RunReport) -> list[tuple[str, str]]:
+    """Return label and value of every line about the whole run."""
+    share = percent(report.spent_tokens / report.budget_tokens) if report.budget_tokens else percent(None)
+    spent = f"spent {count(report.spent_tokens)} ({share}), slack {count(report.slack_tokens)}"
+    ends = f"abandoned {count(report.abandoned)}, failed {count(report.failed)}"
+    answered = f"{count(report.stopped)} ended by themselves, {count(report.truncated)} cut off"
+    gain = times(report.expected_utility, report.uniform_expected_utility)
+    uniform = _against(report.uniform_expected_utility, report.uniform_max_tokens)
+    hoped = f"{expected(report.expected_utility)} correct at the first clearing; {uniform}"
+    pairs = [
+        ("budget", f"{count(report.budget_tokens)} tokens, {spent}"),
+        ("price", _price(report.shadow_price)),
+        ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
+        ("answered", f"{count(report.completed)}: {answered}"),
+        ("expected", f"{hoped} ({gain})" if gain else hoped),
+        ("prompts", f"{count(report.prefill_tokens)} tokens read by the probe, not charged"),
+    ]
+    if report.correct is not None:
+        found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
+        pairs.insert(4, ("correct", found))
+    if report.policy != "clear_ray":
+        pairs.insert(0, ("policy", printable(report.policy, most=40)))
+    return pairs
+
+
+def _certificate(first: RoundReport) -> str:
+    bound = f"no sharing of round 1 can be expected to give more than {expected(first.dual_bound)} correct"
+    return _labelled("certificate", f"{bound}; this one {expected(first.expected_utility)} (gap {answers(first.gap)})")
+
+
+def _round_table(rounds: Sequence[RoundReport]) -> list[str]:
+    """Return one line for each round and a heading; of many rounds the first ones and the last."""
+    shown = rounds if len(rounds) <= _MOST_ROUNDS else [*rounds[: _MOST_ROUNDS - 2], rounds[-1]]
+    heading = ("round", "price/1,000", "new", "continued", "granted", "spent", "ended", "correct", "expected", "time")
+    table = [
+        (
+            str(row.number),
+            per_thousand(row.shadow_price),
+            count(row.fresh),
+            count(row.continued),
+            count(row.granted_tokens),
+            count(row.spent_tokens),
+            count(row.finished),
+            answers(row.correct),
+            expected(row.expected_utility),
+            duration(row.seconds),
+        )
+        for row in shown
+    ]
+    lines = _aligned([heading, *table])
+    if len(shown) < len(rounds):
+        left_out = rounds[_MOST_ROUNDS - 2 : -1]
+        spent = sum(row.spent_tokens for row in left_out)
+        ended = sum(row.finished for row in left_out)
+        lines.insert(
+            -1, f"  ... {plural(len(left_out), 'round')} more, which spent {count(spent)} and ended {count(ended)}"
+        )
+    return lines
+
+
+def _budget_table(plan: PlanReport) -> list[str]:
+    """Return one line for each of a few budgets, the plan's own marked."""
+    own = {point for point in plan.budget_curve if point.budget_tokens == plan.budget_tokens}
+    shown = own | set(_spread(plan.budget_curve, _MOST_BUDGETS))
+    points = sorted(shown, key=lambda point: point.budget_tokens)
+    heading = ("budget", "price/1,000", "funded", "correct", "uniform")
+    table = [
+        (
+            count(point.budget_tokens) + ("*" if point.budget_tokens == plan.budget_tokens else " "),
+            per_thousand(point.shadow_price),
+            count(point.funded),
+            expected(point.utility),
+            expected(point.uniform_utility),
+        )
+        for point in points
+    ]
+    return _aligned([heading, *table])
+
+
+def _spread(points: Sequence[BudgetPoint], most: int) -> list[BudgetPoint]:
+    """Return at most `most` points, evenly spread, with the first and the last."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(step * (len(points) - 1) / (most - 1))] for step in range(most)]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the rows as lines with every column flush right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]

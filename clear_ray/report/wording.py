@@ -1,0 +1,81 @@
+"""How numbers and foreign strings read in every view of a run: one wording for terminal, summary and page."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "\N{EN DASH}"
+"""Stands where a number is not known, or does not exist."""
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def printable(text: str, *, most: int = 200, keep: str = "") -> str:
+    """Return `text` on one line with nothing in it that steers a terminal, cut to `most` characters.
+
+    Control characters, escape sequences, line ends, direction overrides and lone surrogates are each replaced.
+
+    Args:
+        text: Anything that came from outside: an id, a path, an error.
+        most: Characters kept; a longer text ends in an ellipsis.
+        keep: Unprintable characters that may stay, such as a line end.
+    """
+    cut = text if len(text) <= most else text[: max(most - 1, 0)] + "…"
+    return "".join(letter if letter.isprintable() or letter in keep else _REPLACEMENT for letter in cut)
+
+
+def count(number: float) -> str:
+    """Return a number of tokens or queries with thousands separated, such as `4,800`."""
+    return f"{number:,.0f}"
+
+
+def answers(correct: float | None) -> str:
+    """Return a number of correct answers: whole where it is whole, else with one decimal, two below ten."""
+    if correct is None or not math.isfinite(correct):
+        return UNKNOWN
+    if correct == int(correct):
+        return f"{correct:,.0f}"
+    return f"{correct:,.1f}" if abs(correct) >= 10 else f"{correct:.2f}"
+
+
+def expected(utility: float) -> str:
+    """Return an expectation of correct answers, always with one decimal: it is no count."""
+    return f"{utility:,.1f}" if math.isfinite(utility) else UNKNOWN
+
+
+def per_thousand(price: float | None) -> str:
+    """Return a price as expected correct answers per 1,000 tokens, in three significant digits."""
+    if price is None or not math.isfinite(price):
+        return UNKNOWN
+    scaled = 1_000 * price
+    return f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share of one as a percentage with one decimal."""
+    return UNKNOWN if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time in its two largest units, such as `3 min 12 s`."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3_600:,} h {whole % 3_600 // 60:02d} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return `1 query`, `2 queries`, `1 round`, `3 rounds`."""
+    many = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{count(number)} {noun if number == 1 else many}"
+
+
+def times(value: float, baseline: float) -> str:
+    """Return how many times `baseline` goes into `value`, such as `2.4 times`; empty if the baseline is nothing."""
+    return f"{value / baseline:.1f} times" if baseline > 0 else ""

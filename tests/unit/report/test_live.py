@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from clear_ray.report.live import JsonDisplay, LineDisplay, QuietDisplay, TableDisplay, choose_display
+from clear_ray.report.pace import Pace
+from tests.unit.report.samples import HOSTILE, snapshot
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader went away."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_the_display_fits_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(choose_display(Terminal(), as_json=False), TableDisplay)
+    assert isinstance(choose_display(Terminal(), as_json=True), JsonDisplay)
+    assert isinstance(choose_display(io.StringIO(), as_json=False), LineDisplay)
+    assert isinstance(choose_display(io.StringIO(), as_json=True, is_quiet=True), QuietDisplay)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(choose_display(Terminal(), as_json=False), LineDisplay)
+
+
+def test_lines_come_every_five_seconds_and_at_every_change() -> None:
+    stream = io.StringIO()
+    display = choose_display(stream, as_json=False)
+    for seconds in range(13):
+        display.update(snapshot(seconds=float(seconds)))
+    assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["0.0", "5.0", "10"]
+    display.update(snapshot(seconds=12.2, stage="price"))
+    display.update(snapshot(seconds=12.3, round=2))
+    display.update(snapshot(seconds=12.4, round=2))
+    display.close()
+    display.close()
+    assert [line.split()[0] for line in stream.getvalue().splitlines()[3:]] == ["12", "12", "12"]
+
+
+def test_lines_hold_no_escape_sequences_and_fit_the_encoding_of_the_stream() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    display = choose_display(stream, as_json=False)
+    display.update(snapshot(recent=HOSTILE, shadow_price=None))
+    display.close()
+    assert raw.getvalue().decode("ascii").rstrip("\n").isprintable()
+
+
+def test_every_snapshot_is_one_json_object_and_numbers_that_json_lacks_are_null() -> None:
+    stream = io.StringIO()
+    display = choose_display(stream, as_json=True)
+    display.update(snapshot(seconds=10.0, spent_tokens=0, recent=HOSTILE[:-2]))
+    display.update(snapshot(seconds=20.0, shadow_price=math.inf))
+    display.close()
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in stream.getvalue().splitlines())
+    assert first["event"] == second["event"] == "progress"
+    assert first["recent"] == list(HOSTILE[:-2])
+    assert first["eta_seconds"] is None
+    assert second["shadow_price"] is None
+    assert second["tokens_per_second"] == pytest.approx(201.0)
+
+
+def test_the_table_shows_progress_and_the_queries_that_ended() -> None:
+    stream = Terminal()
+    display = TableDisplay(Console(file=stream, force_terminal=True, width=100, color_system=None))
+    display.update(snapshot(seconds=10.0, spent_tokens=0))
+    display.update(snapshot(seconds=20.0))
+    display.close()
+    display.update(snapshot(seconds=30.0, stage="write"))
+    shown = stream.getvalue()
+    for text in ("generate, round 1", "41 of 199 done, 51 under way", "2,010 of 6,368 spent, 880 reserved", "ETA 22 s"):
+        assert text in shown
+    assert "14 of 41 correct" in shown
+    assert "chain_sum-0041 stopped after 38 of 52 tokens" in shown
+    assert "write" not in shown
+    assert shown.endswith("\x1b[?25h")
+
+
+def test_bars_are_full_only_when_all_is_done() -> None:
+    def bars(**changes: int) -> list[str]:
+        stream = Terminal()
+        display = TableDisplay(Console(file=stream, force_terminal=True, width=100, color_system=None))
+        display.update(snapshot(recent=(), **changes))
+        display.close()
+        frame = stream.getvalue().rpartition("generate, round 1")[2]
+        return [line.split("  ")[1].strip() for line in frame.splitlines()[1:3]]
+
+    almost = bars(ended=198, granted=198, spent_tokens=6_367, reserved_tokens=1)
+    assert almost == ["█" * 31 + "░", "█" * 31 + "▒"]
+    assert bars(ended=199, granted=199, spent_tokens=6_368, reserved_tokens=0) == ["█" * 32, "█" * 32]
+    assert bars(queries=0, granted=1, ended=0, budget_tokens=0, spent_tokens=0) == ["░" * 32, "░" * 32]
+
+
+def test_a_hostile_id_moves_no_cursor() -> None:
+    stream = Terminal()
+    display = TableDisplay(Console(file=stream, force_terminal=True, width=100, color_system=None))
+    display.update(snapshot(recent=("\x1b]0;title\x07\x1b[2J[bold red]x[/]",)))
+    display.close()
+    assert "\x1b]0;" not in stream.getvalue()
+    assert "\x1b[2J" not in stream.getvalue()
+    assert "[bold red]x[/]" in stream.getvalue()
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_reader_that_went_away_does_not_end_the_run(as_json: bool) -> None:
+    display = choose_display(Gone(), as_json=as_json)
+    display.update(snapshot())
+    display.update(snapshot(stage="write"))
+    display.close()
+
+
+def test_time_outside_the_generate_stage_does_not_blur_the_pace() -> None:
+    pace = Pace()
+    pace.observe(snapshot(stage="probe", seconds=0.0, spent_tokens=0))
+    pace.observe(snapshot(seconds=50.0, spent_tokens=500))  # resumed: these tokens are of an earlier process
+    assert pace.tokens_per_second is None
+    assert pace.eta_seconds is None
+    pace.observe(snapshot(stage="price", seconds=60.0, spent_tokens=1_500))
+    pace.observe(snapshot(seconds=90.0, spent_tokens=1_500))
+    assert pace.tokens_per_second == pytest.approx(100.0)
+    assert pace.eta_seconds == pytest.approx((6_368 - 1_500) / 100.0)
+
+
+def test_without_a_price_the_queries_that_remain_set_the_time_left() -> None:
+    pace = Pace()
+    pace.observe(snapshot(seconds=0.0, spent_tokens=0, ended=0, shadow_price=0.0, budget_tokens=10**6))
+    assert pace.eta_seconds is None
+    pace.observe(
+        snapshot(seconds=10.0, spent_tokens=1_000, ended=50, queries=200, shadow_price=0.0, budget_tokens=10**6)
+    )
+    assert pace.eta_seconds == pytest.approx(150 * 20 / 100.0)
+    pace.observe(snapshot(stage="write", seconds=12.0, spent_tokens=1_000))
+    assert pace.eta_seconds is None

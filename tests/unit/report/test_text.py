@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from clear_ray.report.text import plan_text, summary_text
+from tests.unit.report.samples import hostile_report, plan_report, round_report, run_report
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 6, 7, 100])
+def test_a_summary_is_never_longer_than_25_lines(rounds: int) -> None:
+    report = run_report(
+        rounds=tuple(round_report(number) for number in range(1, rounds + 1)),
+        policy="uniform",
+        stopped_early="the budget was spent before every query was done",
+    )
+    lines = summary_text(report).split("\n")
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 130
+
+
+def test_a_summary_says_what_a_reader_looks_for() -> None:
+    text = summary_text(run_report())
+    for said in (
+        "6,368 tokens, spent 6,341 (99.6 %), slack 27",
+        "3.1 expected correct answers per further 1,000 tokens",
+        "92 of 199, abandoned 107, failed 2",
+        "30 of 199 with a gold answer (15.1 %)",
+        "a uniform ceiling of 33 tokens: 15.1 (2.1 times)",
+        "more than 28.5 correct; this one 28.4 (gap 0.12)",
+        "112 tokens whose answers were lost",
+        "/data/runs/demo",
+    ):
+        assert said in text
+
+
+def test_what_did_not_happen_is_not_mentioned() -> None:
+    text = summary_text(
+        run_report(wasted_tokens=0, correct=None, scored=0, shadow_price=0.0, uniform_expected_utility=0.0)
+    )
+    assert "wasted" not in text
+    assert "gold" not in text
+    assert "times" not in text
+    assert "does not bind" in text
+
+
+def test_the_rounds_left_out_are_summed_up() -> None:
+    rounds = tuple(round_report(number) for number in range(1, 11))
+    text = summary_text(run_report(rounds=rounds))
+    spent = sum(row.spent_tokens for row in rounds[4:-1])
+    assert f"... 5 rounds more, which spent {spent:,}" in text
+    assert re.search(r"^ +10 ", text, re.MULTILINE)
+
+
+def test_columns_are_flush_right() -> None:
+    lines = summary_text(run_report()).split("\n")
+    heading = next(at for at, line in enumerate(lines) if line.lstrip().startswith("round "))
+    table = lines[heading : heading + 4]
+    ends = [[match.end() for match in re.finditer(r"\S+(?: \S+)*", line)] for line in table]
+    assert all(row == ends[0] for row in ends)
+
+
+def test_hostile_names_stay_on_their_line() -> None:
+    lines = summary_text(hostile_report()).split("\n")
+    assert len(lines) == len(summary_text(run_report(policy="x", stopped_early="y")).split("\n"))
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_plan_says_what_it_would_spend_and_marks_its_own_budget() -> None:
+    text = plan_text(plan_report())
+    assert "low 4,010, expected 6,300, worst 9,840 tokens" in text
+    assert "92 of 199, abandoned 107" in text
+    assert re.search(r"6,368\*", text)
+    assert text.count("*") == 1
+    assert "estimated by a probe" in text
+    assert "no model loaded" in plan_text(plan_report(is_probed=False))
+
+
+def test_a_long_budget_curve_is_thinned_and_keeps_its_own_budget_and_both_ends() -> None:
+    points = plan_report().budget_curve
+    many = tuple(points[0].model_copy(update={"budget_tokens": 1_000 + at}) for at in range(400))
+    text = plan_text(plan_report(budget_curve=many, budget_tokens=1_203))
+    assert len(text.split("\n")) <= 25
+    for budget in ("1,000", "1,203*", "1,399"):
+        assert budget in text
