@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clear_ray.errors import ConfigError
 
+EXAMPLE_SEEDS_AWAY = 1_000_000_007
+
 
 class Settings(BaseModel):
     """Base of every configuration part: frozen, no unknown keys, documented by the strings under the fields."""
@@ -21,21 +23,39 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class TaskConfig(Settings):
+class Demonstration(Settings):
+    """A worked example written by hand."""
+
+    question: str = Field(min_length=1)
+    """A question in the words of the task."""
+    answer: str = Field(min_length=1)
+    """What the model should have written: the work, if it helps, and a last line such as `Answer: 12`."""
+
+
+class ReasoningGymSource(Settings):
     """One kind of reasoning-gym query to generate."""
 
-    task: str
+    task: str = Field(min_length=1)
     """Name of the reasoning-gym dataset, such as `chain_sum`."""
+    name: str | None = Field(default=None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    """Name shown in reports and put before the number in query ids; by default the task's."""
     count: int = Field(gt=0, le=1_000_000)
-    """How many queries."""
-    seed: int = 0
-    """Seed of the generator; the same seed gives the same queries."""
+    """How many queries, no two with the same question."""
+    seed: int = Field(default=0, ge=0, lt=EXAMPLE_SEEDS_AWAY)
+    """Seed of the first query; query k has the seed `seed + k`, so keep sources of one task further apart than that."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Settings of the generator, passed through; unknown ones are refused by reasoning-gym."""
     examples: int = Field(default=0, ge=0, le=16)
-    """Worked examples put before the question, drawn from a disjoint seed."""
-    name: str | None = None
-    """Name shown in reports; by default the task's."""
+    """Solved questions drawn from reasoning-gym and put before the query, each with `Answer: …` alone."""
+    demonstrations: tuple[Demonstration, ...] = ()
+    """Worked examples written by hand, put before those that are drawn."""
+    style: Literal["conversation", "text"] = "conversation"
+    """Worked examples as earlier turns of the conversation, or as text in one user message."""
+
+    @property
+    def display_name(self) -> str:
+        """Name in reports and query ids."""
+        return self.name or self.task
 
 
 class ColumnsConfig(Settings):
@@ -68,7 +88,7 @@ class InputConfig(Settings):
     """`openai` is the OpenAI batch format; `auto` tells by the ending and by the first line."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the input."""
-    tasks: tuple[TaskConfig, ...] = ()
+    tasks: tuple[ReasoningGymSource, ...] = ()
     """Generated reasoning-gym queries, instead of `path`."""
 
     @model_validator(mode="after")

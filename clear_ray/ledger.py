@@ -27,6 +27,11 @@ from clear_ray.errors import BudgetError
 
 Operation = Literal["reserve", "settle", "forfeit", "waste"]
 
+REFUSED = 0
+"""Answer to a reservation that can never fit."""
+WAIT = -1
+"""Answer to a reservation that may fit once others have settled."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -43,6 +48,47 @@ class Entry:
     index: int
     attempt: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What one grant came to.
+
+    Attributes:
+        index: The query.
+        attempt: Its reservation.
+        spent_tokens: Tokens generated.
+        has_ended: Whether the answer ended by itself or failed, so that nothing more can be bought for it.
+        correct: Score of the answer, None if there is nothing to compare with.
+        label: One short line for the live display, without prompt or answer.
+    """
+
+    index: int
+    attempt: int
+    spent_tokens: int
+    has_ended: bool
+    correct: float | None
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The account at one moment, in tokens."""
+
+    budget_tokens: int
+    spent_tokens: int
+    reserved_tokens: int
+    wasted_tokens: int
+    ended: int
+    scored: int
+    correct: float
+    recent: tuple[str, ...]
+    seconds: float
+
+    @property
+    def available_tokens(self) -> int:
+        """Tokens that can be reserved."""
+        return self.budget_tokens - self.spent_tokens - self.reserved_tokens
 
 
 class Ledger:

@@ -7,9 +7,10 @@ reasoning-gym and math-verify run in a process of their own (`referee`): some of
 program, and neither can be stopped from inside a thread.
 """
 
+from clear_ray.config import Demonstration, ReasoningGymSource
 from clear_ray.tasks.answers import extract_answer, has_complete_answer
 from clear_ray.tasks.scorers import Scorer, load_scorer
-from clear_ray.tasks.source import Demonstration, ReasoningGymSource, generate_queries
+from clear_ray.tasks.source import generate_queries
 
 __all__ = [
     "Demonstration",

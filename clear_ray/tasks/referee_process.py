@@ -43,28 +43,11 @@ EVALUATING = frozenset(
 _ARITHMETIC = re.compile(r"[A-Za-z0-9\s+\-*/^().,=\[\]]*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z]+")
 _FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "log",
-        "ln",
-        "sqrt",
-        "pi",
-        "Abs",
-        "erf",
-    ]
-)
+    {
+        "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "ln",
+        "sqrt", "pi", "Abs", "erf",
+    }
+)  # fmt: skip
 
 
 def generate(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,55 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from clear_ray.config import EXAMPLE_SEEDS_AWAY, ReasoningGymSource
 from clear_ray.errors import ConfigError
 from clear_ray.tasks.referee import Referee
 from clear_ray.tasks.scorers import require
 
 _WHERE = "input.tasks"
-_EXAMPLE_SEEDS_AWAY = 1_000_000_007
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Demonstration(_Settings):
-    """A worked example written by hand."""
-
-    question: str = Field(min_length=1)
-    """A question in the words of the task."""
-    answer: str = Field(min_length=1)
-    """What the model should have written: the work, if it helps, and a last line such as `Answer: 12`."""
-
-
-class ReasoningGymSource(_Settings):
-    """One kind of reasoning-gym query to generate."""
-
-    task: str = Field(min_length=1)
-    """Name of the reasoning-gym dataset, such as `chain_sum`."""
-    name: str | None = Field(default=None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
-    """Name shown in reports and put before the number in query ids; by default the task's."""
-    count: int = Field(gt=0, le=1_000_000)
-    """How many queries, no two with the same question."""
-    seed: int = Field(default=0, ge=0, lt=_EXAMPLE_SEEDS_AWAY)
-    """Seed of the first query; query k has the seed `seed + k`, so keep sources of one task further apart than that."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the generator, passed through; unknown ones are refused by reasoning-gym."""
-    examples: int = Field(default=0, ge=0, le=16)
-    """Solved questions drawn from reasoning-gym and put before the query, each with `Answer: …` alone."""
-    demonstrations: tuple[Demonstration, ...] = ()
-    """Worked examples written by hand, put before those that are drawn."""
-    style: Literal["conversation", "text"] = "conversation"
-    """Worked examples as earlier turns of the conversation, or as text in one user message."""
-
-    @property
-    def display_name(self) -> str:
-        """Name in reports and query ids."""
-        return self.name or self.task
 
 
 def generate_queries(sources: Sequence[ReasoningGymSource]) -> Iterator[dict[str, Any]]:
@@ -90,7 +49,7 @@ def generate_queries(sources: Sequence[ReasoningGymSource]) -> Iterator[dict[str
 
 def _rows(source: ReasoningGymSource, referee: Referee) -> Iterator[dict[str, Any]]:
     taken = [shown.question for shown in source.demonstrations]
-    drawn = _entries(source, referee, seed=source.seed + _EXAMPLE_SEEDS_AWAY, count=source.examples, skip=taken)
+    drawn = _entries(source, referee, seed=source.seed + EXAMPLE_SEEDS_AWAY, count=source.examples, skip=taken)
     shots = [(shown.question, shown.answer) for shown in source.demonstrations]
     shots += [(str(entry["question"]).strip(), f"Answer: {entry['answer']}") for entry in drawn]
     taken += [str(entry["question"]) for entry in drawn]

@@ -1,0 +1,177 @@
+"""From a batch's numbers to its report: what the budget bought, and what another would have bought."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.allocation import Tabulated, allocate
+from clear_ray.clearing import Batch, Clearing, uniform_ceiling
+from clear_ray.config import RunConfig
+from clear_ray.engine.base import ModelCard
+from clear_ray.estimation.head import HeadCard
+from clear_ray.ledger import Balance
+from clear_ray.report.plan import PlanReport
+from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
+from clear_ray.run_folder import Estimates
+from clear_ray.standing import Standing
+
+_CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+_CURVE_QUERIES = 20_000
+
+
+def make_report(
+    config: RunConfig,
+    model: ModelCard,
+    head: HeadCard,
+    estimates: Estimates,
+    standing: Standing,
+    balance: Balance,
+    spent_tokens_N: NDArray[np.int64],
+    rounds: tuple[RoundReport, ...],
+    *,
+    has_gold_N: NDArray[np.bool_],
+    seconds: float,
+) -> RunReport:
+    """Put the account of a finished run together.
+
+    Args:
+        config: Of the run.
+        model: Who generated.
+        head: Who estimated.
+        estimates: Of the batch.
+        standing: Where every query ended.
+        balance: The market's last.
+        spent_tokens_N: Tokens charged to each query, shape (N,).
+        rounds: What each clearing bought.
+        has_gold_N: Whether a query can be scored, shape (N,).
+        seconds: Wall time of the run.
+    """
+    batch = estimates.batch
+    was_run_N = standing.rounds_N > 0
+    has_failed_N = standing.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
+    is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
+    correct_N = np.nan_to_num(standing.correct_N)
+    ceiling, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, config.budget_tokens)
+    stopped = int((standing.has_stopped_N & ~has_failed_N).sum())
+    completed = int((was_run_N & ~has_failed_N).sum())
+    return RunReport(
+        run_dir=config.run_dir,
+        model=model.name,
+        head=head.kind,
+        policy=config.allocation.policy,
+        budget_tokens=config.budget_tokens,
+        spent_tokens=balance.spent_tokens,
+        wasted_tokens=balance.wasted_tokens,
+        prefill_tokens=estimates.prefill_tokens,
+        shadow_price=rounds[0].shadow_price if rounds else 0.0,
+        queries=len(was_run_N),
+        completed=completed,
+        stopped=stopped,
+        truncated=completed - stopped,
+        abandoned=int((~was_run_N & ~has_failed_N).sum()),
+        failed=int(has_failed_N.sum()),
+        scored=int(has_gold_N.sum()) if is_scored else 0,
+        correct=float(correct_N.sum()) if is_scored else None,
+        expected_utility=rounds[0].expected_utility if rounds else 0.0,
+        uniform_max_tokens=ceiling,
+        uniform_expected_utility=uniform_utility,
+        rounds=rounds,
+        tasks=_by_task(estimates, standing, spent_tokens_N, correct_N if is_scored else None),
+        budget_curve=budget_curve(batch, config.budget_tokens),
+        seconds=seconds,
+        stopped_early=_stopped_early(config, standing, balance),
+    )
+
+
+def plan_report(estimates: Estimates, clearing: Clearing, budget_tokens: int) -> PlanReport:
+    """Say what a batch would come to, from its first clearing."""
+    batch = estimates.batch
+    queries = len(batch.weight_N)
+    _, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, budget_tokens)
+    expected_tokens = float(clearing.expected_tokens_M.sum())
+    return PlanReport(
+        queries=queries,
+        budget_tokens=budget_tokens,
+        low_tokens=max(expected_tokens - 2 * _spend_deviation(batch, clearing), 0.0),
+        expected_tokens=expected_tokens,
+        worst_tokens=min(int(clearing.tokens_M.sum()), budget_tokens),
+        funded=len(clearing.index_M),
+        abandoned=queries - len(clearing.index_M),
+        shadow_price=clearing.shadow_price,
+        expected_utility=float(clearing.expected_utility_M.sum()),
+        uniform_expected_utility=uniform_utility,
+        budget_curve=budget_curve(batch, budget_tokens),
+        prefill_tokens=estimates.prefill_tokens,
+        is_probed=True,
+    )
+
+
+def budget_curve(batch: Batch, budget_tokens: int) -> tuple[BudgetPoint, ...]:
+    """Return what budgets around this one are expected to buy; over a sample of queries where there are very many."""
+    queries = len(batch.weight_N)
+    chosen = np.unique(np.linspace(0, queries - 1, min(queries, _CURVE_QUERIES)).astype(np.int64))
+    scale = queries / len(chosen)
+    curves = batch.curves.take(chosen)
+    utility = Tabulated(
+        curves.tokens_K,
+        curves.success_NK,
+        curves.spend_NK,
+        survival_NK=curves.survival_NK,
+        weight_N=batch.weight_N[chosen],
+        max_tokens_N=batch.max_tokens_N[chosen],
+    )
+    points = []
+    for share in _CURVE_SHARES:
+        tokens = max(int(share * budget_tokens), 1)
+        allocation = allocate(utility, budget_tokens=max(int(tokens / scale), 1), tie_break_N=batch.tie_break_N[chosen])
+        points.append(
+            BudgetPoint(
+                budget_tokens=tokens,
+                shadow_price=float(allocation.shadow_price),
+                utility=float(allocation.utility) * scale,
+                uniform_utility=uniform_ceiling(curves, batch.weight_N[chosen], tokens / scale)[1] * scale,
+                funded=round(int(allocation.is_funded_N.sum()) * scale),
+            )
+        )
+    return tuple(points)
+
+
+def _spend_deviation(batch: Batch, clearing: Clearing) -> float:
+    """Return the standard deviation of what independent answers under these ceilings spend in all, tokens."""
+    curves = batch.curves.take(clearing.index_M)
+    tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
+    survival_MK = np.concatenate([np.ones((len(curves), 1)), curves.survival_NK.astype(np.float64)], axis=1)
+    # E[min(L, b)^2] = integral of 2 t S(t) up to b, by the trapezoid rule on the grid
+    integrand_MK = 2 * tokens_K * survival_MK
+    steps_MK = np.diff(tokens_K) * (integrand_MK[:, 1:] + integrand_MK[:, :-1]) / 2
+    is_within_MK = tokens_K[None, 1:] <= clearing.tokens_M[:, None]
+    second_moment_M = (steps_MK * is_within_MK).sum(axis=1)
+    return float(np.sqrt(np.maximum(second_moment_M - clearing.expected_tokens_M**2, 0).sum()))
+
+
+def _by_task(
+    estimates: Estimates, standing: Standing, spent_tokens_N: NDArray[np.int64], correct_N: NDArray[np.float64] | None
+) -> tuple[TaskReport, ...]:
+    names = np.asarray(["all" if task is None else str(task) for task in estimates.task_N])
+    reports = []
+    for name in np.unique(names):
+        rows = names == name
+        reports.append(
+            TaskReport(
+                task=str(name),
+                queries=int(rows.sum()),
+                funded=int((standing.rounds_N[rows] > 0).sum()),
+                spent_tokens=int(spent_tokens_N[rows].sum()),
+                expected_utility=float(standing.expected_utility_N[rows].sum()),
+                correct=None if correct_N is None else float(correct_N[rows].sum()),
+            )
+        )
+    return tuple(sorted(reports, key=lambda report: (-report.queries, report.task)))
+
+
+def _stopped_early(config: RunConfig, standing: Standing, balance: Balance) -> str:
+    unserved = int((standing.was_granted_N & (standing.rounds_N == 0)).sum())
+    if unserved and balance.available_tokens < config.allocation.smallest_grant_tokens:
+        return f"the budget was spent before {unserved} funded queries could be run"
+    return ""

@@ -1,0 +1,139 @@
+"""One round of the market, as a pure function: who is open, what is left -> whom to grant how much, in which order.
+
+A round (method.md sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that was
+cut off counts as what it is: a curve of further tokens, given that it has not ended yet. The price is solved on expected
+spend, because an early finisher returns tokens; the ledger still reserves every ceiling in full before it is dispatched.
+
+The order of dispatch reconciles the two. Grants whose ceilings fit together are dispatched first, longest first, so that
+no long answer is left running alone at the end; the others follow by expected answers per token and wait for refunds. What
+the refunds never reach is not granted in this round and is priced again in the next.
+
+Shapes: N queries of the batch, M of them granted, K grid points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
+from clear_ray.estimation.curves import Curves
+
+Policy = Literal["clear_ray", "uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a round is cleared over.
+
+    Attributes:
+        curves: One curve of each query, N rows.
+        weight_N: Value of a correct answer.
+        max_tokens_N: Ceiling of each query over all its grants, tokens.
+        tie_break_N: A number that belongs to the query and not to its place in the input.
+    """
+
+    curves: Curves
+    weight_N: NDArray[np.float64]
+    max_tokens_N: NDArray[np.int64]
+    tie_break_N: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Clearing:
+    """The outcome of one round.
+
+    Attributes:
+        index_M: Queries granted tokens, in order of dispatch.
+        tokens_M: Further tokens granted to each.
+        expected_tokens_M: What each is expected to spend.
+        expected_utility_M: Correct answers each grant is expected to add, weighted.
+        surplus_N: Utility minus price times tokens of every query at the price, shape (N,); 0 for queries not open.
+        shadow_price: The price.
+        dual_bound: No allocation of these tokens can be expected to add more.
+        gap: dual_bound minus the expected utility of the grants; at least 0.
+    """
+
+    index_M: NDArray[np.int64]
+    tokens_M: NDArray[np.int64]
+    expected_tokens_M: NDArray[np.float64]
+    expected_utility_M: NDArray[np.float64]
+    surplus_N: NDArray[np.float64]
+    shadow_price: float
+    dual_bound: float
+    gap: float
+
+
+def clear(
+    batch: Batch,
+    *,
+    generated_tokens_N: NDArray[np.int64],
+    is_open_N: NDArray[np.bool_],
+    available_tokens: int,
+    policy: Policy = "clear_ray",
+) -> Clearing:
+    """Price `available_tokens` over the open queries and grant them.
+
+    Args:
+        batch: Curves, weights and ceilings.
+        generated_tokens_N: Tokens that each query's answer holds so far.
+        is_open_N: Queries that have neither ended by themselves nor failed.
+        available_tokens: What may be granted.
+        policy: `clear_ray` by the price, or `uniform` equal ceilings.
+
+    Returns:
+        The clearing; without grants if nothing is open or nothing is left.
+
+    Source: method.md sections 3 and 4.4.
+    """
+    room_N = batch.max_tokens_N - generated_tokens_N
+    index = np.flatnonzero(is_open_N & (room_N > 0))
+    surplus_N = np.zeros(len(room_N))
+    if not len(index) or available_tokens < 1:
+        nothing = np.zeros(0)
+        return Clearing(index[:0], index[:0], nothing, nothing, surplus_N, 0.0, 0.0, 0.0)
+    utility = Tabulated(
+        batch.curves.tokens_K,
+        batch.curves.success_NK[index],
+        batch.curves.spend_NK[index],
+        survival_NK=batch.curves.survival_NK[index],
+        weight_N=batch.weight_N[index],
+        # A ceiling above what is left could never be reserved.
+        max_tokens_N=generated_tokens_N[index] + np.minimum(room_N[index], available_tokens),
+    ).continued(generated_tokens_N[index])
+    solve = uniform if policy == "uniform" else allocate
+    allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
+    surplus_N[index] = allocation.surplus_N
+    rows = _dispatch_order(allocation, available_tokens)
+    return Clearing(
+        index_M=index[rows],
+        tokens_M=allocation.tokens_N[rows],
+        expected_tokens_M=allocation.spend_N[rows],
+        expected_utility_M=allocation.utility_N[rows],
+        surplus_N=surplus_N,
+        shadow_price=float(allocation.shadow_price),
+        dual_bound=float(allocation.dual_bound),
+        gap=float(allocation.gap),
+    )
+
+
+def _dispatch_order(allocation: Allocation, available_tokens: int) -> NDArray[np.int64]:
+    """Return the rows that were granted tokens: those that can all be reserved at once longest first, then the rest."""
+    rows = np.flatnonzero(allocation.tokens_N > 0)
+    value_M = allocation.utility_N[rows] / np.maximum(allocation.spend_N[rows], 1e-9)
+    by_value = rows[np.argsort(-value_M, kind="stable")]
+    fits = np.cumsum(allocation.tokens_N[by_value]) <= available_tokens
+    at_once = by_value[fits]
+    return np.concatenate([at_once[np.argsort(-allocation.tokens_N[at_once], kind="stable")], by_value[~fits]])
+
+
+def uniform_ceiling(curves: Curves, weight_N: NDArray[np.float64], spend_tokens: float) -> tuple[int, float]:
+    """Return the equal ceiling that is expected to spend `spend_tokens` in all, and the utility expected from it."""
+    tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
+    spend_K = np.concatenate([[0.0], curves.spend_NK.sum(axis=0, dtype=np.float64)])
+    utility_K = np.concatenate([[0.0], weight_N @ curves.success_NK.astype(np.float64)])
+    ceiling = int(np.interp(spend_tokens, spend_K, tokens_K))
+    return ceiling, float(np.interp(ceiling, tokens_K, utility_K))

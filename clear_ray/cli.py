@@ -1,0 +1,158 @@
+"""The `clear-ray` command.
+
+Exit codes: 0 done; 1 a defect or a dead engine; 2 the input or the configuration was refused; 3 ended early because the
+budget was spent before every funded query was run; 4 some queries failed; 130 interrupted (run it again to go on).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from clear_ray.config import RunConfig
+from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
+
+DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    help="LLM batch inference under one budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Config = Annotated[str, typer.Option("--config", "-c", help="YAML file of the run; see jobs/configs.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: dotted.key=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@app.command()
+def run(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Answer a batch under its budget; run it again to go on after an interruption."""
+    _run(RunConfig.load(config, tuple(set_ or ())), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[str | None, typer.Argument(help="Folder of the run to go on with.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Or the YAML file it was started with.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was interrupted, under the configuration in its manifest."""
+    from clear_ray.run_folder import MANIFEST, read_manifest
+    from clear_ray.storage import open_folder
+
+    if (run_dir is None) == (config is None):
+        raise ConfigError("name either the run folder or its configuration", "resume")
+    found = RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or ""
+    manifest = read_manifest(open_folder(found))
+    if manifest is None:
+        raise ResumeError("there is no run to go on with", found, remedy="Start it with `clear-ray run`.")
+    settings = manifest["config"] | {"run_dir": found}
+    _run(RunConfig.parse(settings, where=f"{found}/{MANIFEST}"), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def plan(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Check every line and price the batch, without generating a token."""
+    from clear_ray.pipeline import plan as price_batch
+    from clear_ray.report.live import choose_display
+    from clear_ray.report.text import plan_text
+
+    settings = RunConfig.load(config, tuple(set_ or ()))
+    planned = price_batch(None, settings, display=choose_display(sys.stderr, as_json=as_json, is_quiet=quiet))
+    print(planned.model_dump_json() if as_json else plan_text(planned))
+
+
+@app.command()
+def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Check the configuration and every line of the input; load no model and write nothing."""
+    import tempfile
+
+    from clear_ray.pipeline import load_scorer_of, take_in
+    from clear_ray.storage import open_folder
+
+    settings = RunConfig.load(config, tuple(set_ or ()))
+    load_scorer_of(settings)
+    with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
+        digest = take_in(None, settings, open_folder(folder))
+    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
+    print(
+        json.dumps({"valid": True} | facts) if as_json else f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
+    )
+
+
+@app.command()
+def status(
+    run_dir: Annotated[str | None, typer.Argument(help="Folder of the run.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Or its YAML file.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how far a run is, from its folder alone; works while it runs and after a crash."""
+    from clear_ray.report.text import summary_text
+    from clear_ray.run_folder import read_progress, read_summary
+    from clear_ray.storage import open_folder
+
+    if (run_dir is None) == (config is None):
+        raise ConfigError("name either the run folder or its configuration", "status")
+    folder = open_folder(RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or "")
+    report = read_summary(folder)
+    if report is not None:
+        print(report.model_dump_json() if as_json else summary_text(report))
+        return
+    facts = read_progress(folder)
+    print(
+        json.dumps(facts)
+        if as_json
+        else "\n".join(f"{name.replace('_', ' '):<18} {value}" for name, value in facts.items())
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error of ours becomes one line and an exit code."""
+    raise SystemExit(guarded(lambda: app(args=arguments, standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run `command` and return the exit code for what came of it; errors are printed in a line."""
+    import click
+
+    try:
+        result = command()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except (KeyboardInterrupt, click.Abort):
+        print("Interrupted. What was settled is kept: run the same command again to go on.", file=sys.stderr)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return REFUSED
+    except (ConfigError, SchemaError, ResumeError) as error:
+        print(f"Refused: {error}", file=sys.stderr)
+        return REFUSED
+    except ClearRayError as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return BROKEN
+    return int(result) if isinstance(result, int) else DONE
+
+
+def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
+    from clear_ray.pipeline import run as run_batch
+    from clear_ray.report.live import choose_display
+    from clear_ray.report.text import summary_text
+
+    stream = sys.stdout if as_json else sys.stderr
+    result = run_batch(None, config, display=choose_display(stream, as_json=as_json, is_quiet=quiet))
+    report = result.report
+    print(json.dumps({"event": "summary"} | report.model_dump()) if as_json else summary_text(report))
+    if report.failed:
+        raise SystemExit(SOME_FAILED)
+    if report.stopped_early:
+        raise SystemExit(OUT_OF_BUDGET)

@@ -1,0 +1,134 @@
+"""Ray for a batch run: joining a cluster, and the actors that a run lives on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from clear_ray.config import EngineConfig
+from clear_ray.engine.base import ModelCard
+from clear_ray.errors import ClearRayError, EngineError
+from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.market import MarketActor
+from clear_ray.stages.worker import EngineWorker
+
+_CALLS_IN_FLIGHT = 1_000
+_LOAD_TIMEOUT_SECONDS = 1_800.0
+
+
+@contextmanager
+def joined_cluster() -> Iterator[None]:
+    """Use the Ray cluster that is there (a job's, `RAY_ADDRESS`, or one already joined), else start a local one.
+
+    A local cluster is left behind no longer than the run; one that was there before is left alone.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        address = os.environ.get("RAY_ADDRESS")
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
+    """Set Ray Data up for a run: our own progress instead of its bars, stalls as errors, exact errors."""
+    context = ray.data.DataContext.get_current()
+    names = ("enable_progress_bars", "print_on_execution_start", "execution_no_progress_timeout_s")
+    before = {name: getattr(context, name) for name in names if hasattr(context, name)}
+    context.enable_progress_bars = not is_quiet
+    context.print_on_execution_start = not is_quiet
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    if is_quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The actors of a run, with what they said of themselves."""
+
+    workers: tuple[Any, ...]
+    model: ModelCard
+    head: HeadCard
+
+
+@contextmanager
+def engine_workers(config: EngineConfig, head: Head) -> Iterator[Crew]:
+    """Start the engine workers, wait until their models are loaded, and end them afterwards.
+
+    Raises:
+        EngineError: A worker could not be started; the reason is in it.
+    """
+    # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
+    actor = ray.remote(EngineWorker).options(
+        num_gpus=config.num_gpus, num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=_CALLS_IN_FLIGHT
+    )
+    workers = tuple(actor.remote(config, head) for _ in range(config.workers))
+    try:
+        try:
+            cards = ray.get([worker.cards.remote() for worker in workers], timeout=_LOAD_TIMEOUT_SECONDS)
+        except Exception as error:
+            raise _cause(error) from error
+        yield Crew(workers, *cards[0])
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+@contextmanager
+def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
+    """Start the market on this node, where a local run folder is, and end it afterwards."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = (
+        ray.remote(MarketActor)
+        .options(
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_CALLS_IN_FLIGHT, scheduling_strategy=here
+        )
+        .remote(run_dir, budget_tokens, queries)
+    )
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)
+
+
+def is_worker_death(error: BaseException) -> bool:
+    """Tell an engine that died or cannot be reached from one that raised an error of its own."""
+    return isinstance(error, ActorDiedError | ActorUnavailableError | WorkerCrashedError | NodeDiedError)
+
+
+def _cause(error: BaseException) -> ClearRayError:
+    """Return the error of ours that an actor raised, or an EngineError that says what Ray said."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ClearRayError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return EngineError(
+        "an engine worker could not be started",
+        value=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error),
+        remedy="Check the engine section of the configuration and the worker's log.",
+    )

@@ -1,0 +1,182 @@
+"""The actor that holds the ledger of a running batch: every token is reserved and settled here.
+
+Callers reserve before they dispatch and settle what was really generated; what comes back is reserved by the next in line.
+A reservation is on disk before its caller hears of it (group commit: whatever arrives while one write is under way shares
+the next one), so a crash never leaves tokens running that the journal does not know.
+
+The line is first come, first served. A request that cannot fit even if everything running came back unused is refused at
+once and priced again in the next round. The one at the head waits for refunds; those who are running never wait for it, so
+the line always moves. Callers that die are replaced by Ray Data, and the replacement asks for the same queries again:
+a reservation still open then is charged in full, work that was settled but whose row was lost is marked as wasted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from clear_ray.journal import Journal, Record, read_journal
+from clear_ray.ledger import REFUSED, WAIT, Balance, Entry, Ledger, Settlement
+from clear_ray.storage import open_folder
+
+_RECENT = 8
+
+
+class MarketActor:
+    """Ledger and journal of one run; made a Ray actor by the pipeline.
+
+    Args:
+        run_dir: The run folder; an existing journal is replayed first.
+        budget_tokens: What the run may generate.
+        queries: N.
+
+    Raises:
+        ResumeError: The journal is damaged.
+        BudgetError: The journal does not fit the budget.
+    """
+
+    def __init__(self, run_dir: str, budget_tokens: int, queries: int) -> None:
+        folder = open_folder(run_dir)
+        self._ledger = Ledger(budget_tokens, queries)
+        self._round_N = np.zeros(queries, np.int32)
+        self._settled_tokens_N = np.zeros(queries, np.int64)
+        self._round = 0
+        for record in read_journal(folder):
+            self._replay(record)
+        self._ledger.check()
+        self._journal = Journal(folder)
+        self._line = asyncio.Lock()
+        self._refund = asyncio.Event()
+        self._unwritten: list[Record] = []
+        self._write = asyncio.Lock()
+        self._ended_N = np.zeros(queries, bool)
+        self._score_N = np.full(queries, np.nan)
+        self._recent: deque[str] = deque(maxlen=_RECENT)
+        self._started = time.monotonic()
+
+    async def open_round(self, number: int, facts: dict[str, Any]) -> None:
+        """Note that a round begins; `facts` (price, tokens available, grants) go into the journal."""
+        self._round = number
+        await self._commit({"round": number, **facts})
+
+    async def reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+        """Set tokens aside for (query index, tokens) in order, as many as fit now.
+
+        Returns:
+            For each request its attempt number, `REFUSED` if it can never fit, or `WAIT` if it has to be asked again.
+            At least one of them is decided.
+        """
+        self._recover_lost(round_number, [index for index, _ in requests])
+        async with self._line:
+            while not (answers := self._reserve_what_fits(round_number, requests)):
+                self._refund.clear()
+                await self._refund.wait()
+        await self._commit()
+        return answers + [WAIT] * (len(requests) - len(answers))
+
+    async def settle(self, settlements: list[Settlement]) -> None:
+        """Charge what was generated and return the rest; telling it twice changes nothing."""
+        for s in settlements:
+            entry = self._ledger.settle(s.index, s.attempt, s.spent_tokens)
+            if entry is None:
+                continue
+            self._note(entry)
+            self._settled_tokens_N[s.index] = s.spent_tokens
+            self._ended_N[s.index] = s.has_ended
+            if s.correct is not None:
+                self._score_N[s.index] = s.correct
+            self._recent.append(s.label)
+        self._refund.set()
+        await self._commit()
+
+    async def forfeit(self, reservations: list[tuple[int, int]]) -> None:
+        """Charge (query index, attempt) in full: its engine died and nobody can say what it generated."""
+        for index, attempt in reservations:
+            entry = self._ledger.forfeit(index, attempt)
+            if entry is not None:
+                self._note(entry)
+        self._refund.set()
+        await self._commit()
+
+    async def close_open_reservations(self) -> int:
+        """Charge everything still reserved in full, as a restart of the driver must; return how many tokens that was."""
+        before = self._ledger.wasted_tokens
+        await self.forfeit([(entry.index, entry.attempt) for entry in self._ledger.open_entries()])
+        return self._ledger.wasted_tokens - before
+
+    async def mark_wasted(self, tokens_of_index: dict[int, int]) -> None:
+        """Note, for query index -> tokens, spending whose answers were lost before they were written."""
+        for index, tokens in tokens_of_index.items():
+            self._note(self._ledger.waste(index, tokens))
+        await self._commit()
+
+    async def balance(self) -> Balance:
+        """Return the account as it stands."""
+        ledger, scores = self._ledger, self._score_N[~np.isnan(self._score_N)]
+        return Balance(
+            budget_tokens=ledger.budget_tokens,
+            spent_tokens=ledger.spent_tokens,
+            reserved_tokens=ledger.reserved_tokens,
+            wasted_tokens=ledger.wasted_tokens,
+            ended=int(self._ended_N.sum()),
+            scored=len(scores),
+            correct=float(scores.sum()),
+            recent=tuple(self._recent),
+            seconds=time.monotonic() - self._started,
+        )
+
+    async def charges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens charged and tokens wasted by query, each int64 of shape (N,), after a full check of the ledger."""
+        self._ledger.check()
+        return self._ledger.spent_tokens_N, self._ledger.wasted_tokens_N
+
+    def _reserve_what_fits(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+        answers: list[int] = []
+        for index, tokens in requests:
+            if tokens > self._ledger.budget_tokens - self._ledger.spent_tokens:
+                answers.append(REFUSED)
+            elif tokens <= self._ledger.available_tokens:
+                entry = self._ledger.reserve(index, tokens)
+                self._round_N[index] = round_number
+                self._note(entry)
+                answers.append(entry.attempt)
+            else:
+                break
+        return answers
+
+    def _recover_lost(self, round_number: int, indices: list[int]) -> None:
+        for index in indices:
+            if attempt := self._ledger.open_attempt(index):
+                entry = self._ledger.forfeit(index, attempt)
+                if entry is not None:
+                    self._note(entry)
+                    self._refund.set()
+            elif self._round_N[index] == round_number and self._settled_tokens_N[index]:
+                self._note(self._ledger.waste(index, int(self._settled_tokens_N[index])))
+            self._settled_tokens_N[index] = 0
+
+    def _note(self, entry: Entry) -> None:
+        self._unwritten.append(
+            {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens, "r": int(self._round)}
+        )
+
+    async def _commit(self, *records: Record) -> None:
+        """Return once everything noted so far is on disk; whoever comes while a write is under way shares the next."""
+        self._unwritten.extend(records)
+        async with self._write:
+            batch, self._unwritten = self._unwritten, []
+            if batch:
+                await asyncio.to_thread(self._journal.append, batch)
+
+    def _replay(self, record: Record) -> None:
+        if "op" not in record:
+            self._round = record.get("round", self._round)
+            return
+        entry = Entry(record["op"], record["i"], record["a"], record["t"])
+        self._ledger.apply(entry)
+        self._round_N[entry.index] = record["r"]
+        self._settled_tokens_N[entry.index] = entry.tokens if entry.operation == "settle" else 0

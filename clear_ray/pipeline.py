@@ -1,0 +1,435 @@
+"""A batch run: probe -> price -> generate -> settle, and again while tokens come back.
+
+    queries/ --probe (stage 1, engine workers)--> estimates/ --clear (driver)--> grants
+        --generate (stage 2, the same workers, through the market)--> rounds/ --settle--> price again ... --> completions/
+
+The driver holds a few numbers for each query and never a prompt or an answer. Everything that a round depends on is on
+disk before the round begins, so running the same configuration again goes on where the last run ended.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, Dataset
+
+from clear_ray.account import make_report, plan_report
+from clear_ray.clearing import Clearing, clear
+from clear_ray.cluster import Crew, engine_workers, is_worker_death, joined_cluster, market, quiet_data
+from clear_ray.config import InputConfig, ReplayConfig, RunConfig
+from clear_ray.engine.build import prompt_limit
+from clear_ray.errors import BudgetError, ConfigError
+from clear_ray.estimation.resolve import resolve_head
+from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_input, write_openai_outputs
+from clear_ray.progress import Progress
+from clear_ray.report.live import Display, QuietDisplay
+from clear_ray.report.page import write_page
+from clear_ray.report.plan import PlanReport
+from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.run_folder import (
+    MANIFEST,
+    SUMMARY,
+    Estimates,
+    check_same_run,
+    describe,
+    read_attempts,
+    read_estimates,
+    read_grants,
+    read_manifest,
+    read_summary,
+    round_folder,
+    write_grants,
+)
+from clear_ray.stages.generate import Dispatch, Generate
+from clear_ray.stages.grants import Abandon, Complete, GrantTable, SelectGranted, Verdicts
+from clear_ray.stages.probe import Probe
+from clear_ray.standing import Standing
+from clear_ray.storage import Folder, open_folder
+from clear_ray.tasks import generate_queries, load_scorer
+
+_BATCH_ROWS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        report: The account; the same as `summary.json`.
+        run_dir: The run folder.
+    """
+
+    report: RunReport
+    run_dir: str
+
+    def completions(self) -> Dataset:
+        """Return the completions as a Ray Dataset, one row a query (`records.COMPLETION_SCHEMA`)."""
+        folder = open_folder(self.run_dir).child("completions")
+        return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
+
+
+def run(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> RunResult:
+    """Answer a batch under one budget.
+
+    Running it again with the same configuration goes on with what is not done; a finished run is only read.
+
+    Args:
+        queries: Rows with the columns of `config.input.columns`; None reads what `config.input` names.
+        config: What the batch may cost, and how.
+        display: Told of the progress, a few times a second.
+
+    Returns:
+        The report, and where the answers are.
+
+    Raises:
+        SchemaError: The input is refused; nothing was written.
+        ConfigError: A setting is refused; nothing was written.
+        ResumeError: The run folder belongs to another configuration or input.
+        EngineError: An engine failed as a whole; what was settled is kept.
+    """
+    folder = open_folder(config.run_dir)
+    manifest = read_manifest(folder)
+    load_scorer_of(config)
+    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
+        digest = take_in(queries, config, folder)
+        if manifest is not None and (report := read_summary(folder)) is not None:
+            check_same_run(manifest, describe(config, digest) | _cards_of(manifest), folder)
+            return RunResult(report, config.run_dir)
+        progress.begin("probe", queries=digest.rows)
+        with (
+            engine_workers(
+                config.engine, resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
+            ) as crew,
+            market(config.run_dir, config.budget_tokens, digest.rows) as desk,
+        ):
+            progress.watch(desk)
+            _open_run(folder, manifest, config, digest, crew)
+            estimates = _probe(folder, config, crew, digest.rows)
+            standing, rounds = _rounds(folder, config, crew, desk, estimates, progress)
+            report = _close_run(folder, config, crew, desk, estimates, standing, rounds, progress, digest)
+    return RunResult(report, config.run_dir)
+
+
+def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> PlanReport:
+    """Validate and probe a batch and price it, without generating a token; what it writes it removes again.
+
+    Args:
+        queries: As for `run`.
+        config: As for `run`.
+        display: Told of the progress.
+
+    Raises:
+        SchemaError: The input is refused.
+        ConfigError: A setting is refused.
+        EngineError: The model cannot be loaded.
+    """
+    folder = open_folder(f"{config.run_dir.rstrip('/')}.plan")
+    try:
+        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
+            digest = take_in(queries, config, folder)
+            progress.begin("probe", queries=digest.rows)
+            with engine_workers(
+                config.engine, resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
+            ) as crew:
+                estimates = _probe(folder, config, crew, digest.rows)
+        progress.begin("price")
+        clearing = _clear(config, estimates, Standing(digest.rows), config.budget_tokens)
+        return plan_report(estimates, clearing, config.budget_tokens)
+    finally:
+        if folder.exists():
+            folder.filesystem.delete_dir(folder.path)
+
+
+def take_in(queries: Dataset | None, config: RunConfig, folder: Folder) -> InputDigest:
+    """Check the whole input and write `queries/`; nothing is left behind if it is refused.
+
+    Raises:
+        SchemaError: A row cannot be read as a query.
+        ConfigError: There is no input, or two.
+    """
+    if queries is not None and (config.input.path or config.input.tasks):
+        raise ConfigError("queries were passed and the configuration names an input", "input")
+    if queries is not None:
+        batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
+    elif config.input.tasks:
+        batches = _row_batches(generate_queries(config.input.tasks), "generated query")
+    else:
+        batches = read_input(config.input)
+    return ingest(
+        batches,
+        queries=folder.child("queries"),
+        max_tokens=config.allocation.max_tokens,
+        prompt_limit=prompt_limit(config.engine),
+    )
+
+
+def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
+    """Return what makes the scorer of a run, after trying it once here, where a mistake can still be mended.
+
+    Raises:
+        ConfigError: No such scorer.
+    """
+    if config.scoring.scorer is None:
+        return None
+    load_scorer(config.scoring.scorer)
+    return partial(load_scorer, config.scoring.scorer)
+
+
+def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:
+    first_row = 1
+    while chunk := list(islice(rows, _BATCH_ROWS)):
+        yield SourceBatch(chunk, origin, range(first_row, first_row + len(chunk)))
+        first_row += len(chunk)
+
+
+def _dataset_batches(queries: Dataset, config: InputConfig) -> Iterator[SourceBatch]:
+    first_row = 1
+    for table in queries.iter_batches(batch_format="pyarrow", batch_size=_BATCH_ROWS):
+        yield SourceBatch.from_arrow(table, origin="dataset", first_row=first_row, columns=config.columns)
+        first_row += len(table)
+
+
+def _open_run(
+    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew
+) -> None:
+    wanted = describe(
+        config,
+        digest,
+        model={"name": crew.model.name, "fingerprint": crew.model.fingerprint},
+        head={"kind": crew.head.kind, "data_digest": crew.head.data_digest},
+    )
+    if manifest is not None:
+        check_same_run(manifest, wanted, folder)
+        return
+    folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
+
+
+def _cards_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: manifest[name] for name in ("model", "head") if name in manifest}
+
+
+def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimates:
+    """Stage 1: have every query's prompt read once; skipped if the estimates are there already."""
+    tokens_K = np.asarray(crew.head.tokens_K, np.int64)
+    if not folder.exists("estimates"):
+        folder.delete("estimates.partial")
+        partial_folder = folder.child("estimates.partial")
+        queries = folder.child("queries")
+        (
+            ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
+            .repartition(target_num_rows_per_block=config.dispatch.block_rows)
+            .map_batches(
+                Probe,
+                fn_constructor_args=(crew.workers, is_worker_death),
+                batch_size=config.estimate.batch_rows,
+                batch_format="pyarrow",
+                num_cpus=0.1,
+                compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(crew.workers)),
+            )
+            .write_parquet(partial_folder.path, filesystem=folder.filesystem)
+        )
+        folder.rename("estimates.partial", "estimates")
+    estimates = read_estimates(folder, tokens_K, config.seed)
+    if len(estimates.batch.weight_N) != rows:
+        raise BudgetError(f"{rows} queries came in and {len(estimates.batch.weight_N)} estimates came out", folder.path)
+    return estimates
+
+
+def _clear(config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int) -> Clearing:
+    return clear(
+        estimates.batch,
+        generated_tokens_N=standing.answer_tokens_N,
+        is_open_N=standing.is_open_N,
+        available_tokens=available_tokens,
+        policy=config.allocation.policy,
+    )
+
+
+def _rounds(
+    folder: Folder, config: RunConfig, crew: Crew, desk: Any, estimates: Estimates, progress: Progress
+) -> tuple[Standing, list[RoundReport]]:
+    """Clear, generate and settle until nothing useful is left to buy."""
+    standing = Standing(len(estimates.batch.weight_N))
+    rounds: list[RoundReport] = []
+    ray.get(desk.close_open_reservations.remote())
+    for number in range(1, config.allocation.max_rounds + 1):
+        started = time.monotonic()
+        kept = read_grants(folder, number)
+        is_last_kept = kept is not None and read_grants(folder, number + 1) is None and not folder.exists("closing")
+        if kept is None:
+            available_tokens = ray.get(desk.balance.remote()).available_tokens
+            if available_tokens < config.allocation.smallest_grant_tokens:
+                break
+            progress.begin("price", round_number=number)
+            clearing = _clear(config, estimates, standing, available_tokens)
+            standing.refuse(clearing)
+            if not len(clearing.index_M):
+                break
+            write_grants(folder, number, clearing, available_tokens)
+        else:
+            clearing, available_tokens = kept
+        standing.grant(clearing)
+        if kept is None or is_last_kept:
+            progress.begin("generate", round_number=number, clearing=clearing)
+            ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
+            _generate(folder, config, crew, desk, standing, clearing, number)
+        attempts = read_attempts(folder, number)
+        seconds = time.monotonic() - started
+        rounds.append(standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens))
+        if not len(attempts):
+            break
+    return standing, rounds
+
+
+def _generate(
+    folder: Folder, config: RunConfig, crew: Crew, desk: Any, standing: Standing, clearing: Clearing, number: int
+) -> None:
+    """Stage 2: run one round's grants that have no attempt yet."""
+    done = read_attempts(folder, number)["index"].to_numpy()
+    _mark_lost_answers(folder, desk, standing, number)
+    is_due = ~np.isin(clearing.index_M, done)
+    if not is_due.any():
+        return
+    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
+    granted = _granted_rows(folder, standing, grants).sort("rank")
+    dispatch = Dispatch(
+        workers=crew.workers,
+        market=desk,
+        scorer=load_scorer_of(config),
+        is_worker_death=is_worker_death,
+        seed=config.seed,
+        sample=config.engine.sample if isinstance(config.engine, ReplayConfig) else 0,
+    )
+    target = round_folder(folder, number)
+    target.make()
+    granted.map_batches(
+        Generate,
+        fn_constructor_args=(dispatch,),
+        batch_size=config.dispatch.batch_rows,
+        batch_format="pyarrow",
+        num_cpus=0.1,
+        compute=ActorPoolStrategy(
+            size=config.dispatch.callers, max_concurrent_calls_per_actor=config.dispatch.calls_in_flight
+        ),
+    ).write_parquet(target.path, filesystem=folder.filesystem)
+
+
+def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dataset:
+    """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
+    is_fresh_M = standing.rounds_N[grants.index_M] == 0
+    parts = []
+    for name, is_wanted_M, last_round_N in (
+        ("queries", is_fresh_M, None),
+        ("rounds", ~is_fresh_M, standing.last_round_N),
+    ):
+        if is_wanted_M.any():
+            select = SelectGranted(grants, is_wanted_M, last_round_N)
+            rows = ray.data.read_parquet(folder.child(name).files(".parquet"), filesystem=folder.filesystem)
+            parts.append(rows.map_batches(select, batch_format="pyarrow"))
+    return _union(parts)
+
+
+def _union(parts: list[Dataset]) -> Dataset:
+    return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+
+
+def _mark_lost_answers(folder: Folder, desk: Any, standing: Standing, number: int) -> None:
+    """Mark spending as wasted whose answers are in no file: their writer died after they were settled."""
+    spent_N, wasted_N = ray.get(desk.charges.remote())
+    written_N = np.zeros_like(spent_N)
+    for earlier in range(1, number + 1):
+        attempts = read_attempts(folder, earlier)
+        written_N[attempts["index"].to_numpy().astype(np.int64)] += (
+            attempts["attempt_tokens"].to_numpy().astype(np.int64)
+        )
+    lost_N = spent_N - wasted_N - written_N
+    if (lost_N < 0).any():
+        raise BudgetError("answers hold more tokens than the ledger charged", folder.path, str(int(lost_N.argmin())))
+    if lost_N.any():
+        lost = {int(i): int(lost_N[i]) for i in np.flatnonzero(lost_N)}
+        ray.get(desk.mark_wasted.remote(lost))
+
+
+def _close_run(
+    folder: Folder,
+    config: RunConfig,
+    crew: Crew,
+    desk: Any,
+    estimates: Estimates,
+    standing: Standing,
+    rounds: list[RoundReport],
+    progress: Progress,
+    digest: InputDigest,
+) -> RunReport:
+    """Write every query's completion and the report; the summary last."""
+    progress.begin("write")
+    _mark_lost_answers(folder, desk, standing, len(rounds))
+    spent_N, _ = ray.get(desk.charges.remote())
+    verdicts = Verdicts(
+        last_round_N=standing.last_round_N,
+        rounds_N=standing.rounds_N,
+        max_tokens_N=standing.granted_tokens_N,
+        spent_tokens_N=spent_N,
+        price_N=standing.price_N,
+        expected_utility_N=standing.expected_utility_N,
+        surplus_N=standing.surplus_N,
+    )
+    _write_completions(folder, verdicts)
+    report = make_report(
+        config,
+        crew.model,
+        crew.head,
+        estimates,
+        standing,
+        ray.get(desk.balance.remote()),
+        spent_N,
+        tuple(rounds),
+        has_gold_N=_has_gold(folder, len(spent_N)),
+        seconds=progress.seconds,
+    )
+    if digest.openai_url is not None:
+        write_openai_outputs(_completion_rows(folder), folder, model=crew.model.name, url=digest.openai_url)
+    write_page(report, completions=_completion_rows(folder), folder=folder)
+    folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
+    return report
+
+
+def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
+    folder.delete("completions.partial")
+    folder.delete("completions")
+    sources = [(folder.child("queries"), Abandon(verdicts)), (folder.child("rounds"), Complete(verdicts))]
+    parts = [
+        ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(finish, batch_format="pyarrow")
+        for source, finish in sources
+        if (paths := source.files(".parquet"))
+    ]
+    target = folder.child("completions.partial")
+    _union(parts).write_parquet(target.path, filesystem=folder.filesystem)
+    folder.rename("completions.partial", "completions")
+
+
+def _has_gold(folder: Folder, queries: int) -> NDArray[np.bool_]:
+    has_gold_N = np.zeros(queries, bool)
+    for path in folder.child("completions").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "gold"])
+        has_gold_N[table["index"].to_numpy()] = table["gold"].is_valid().to_numpy()
+    return has_gold_N
+
+
+def _completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:
+    """Yield completions one by one, with one batch of them in memory."""
+    for path in folder.child("completions").files(".parquet"):
+        with folder.filesystem.open_input_file(path) as source:
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
+                yield from batch.to_pylist()

@@ -1,0 +1,109 @@
+"""Tells a display how a run is getting on: a thread on the driver that asks the market for its balance."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from clear_ray.clearing import Clearing
+from clear_ray.ledger import Balance
+from clear_ray.report.live import Display
+from clear_ray.report.summary import ProgressSnapshot
+
+_INTERVAL_SECONDS = 0.5
+
+
+class Progress:
+    """What stage a run is in; a context manager around the whole run.
+
+    Args:
+        budget_tokens: The budget.
+        display: Shown a snapshot a few times a second and at every change of stage.
+    """
+
+    def __init__(self, budget_tokens: int, display: Display) -> None:
+        self._budget_tokens, self._display = budget_tokens, display
+        self._started = time.monotonic()
+        self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
+        self._price: float | None = None
+        self._desk: Any = None
+        self._balance: Balance | None = None
+        self._granted_indices: set[int] = set()
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_telling, daemon=True, name="clear_ray progress")
+
+    def __enter__(self) -> Progress:
+        self._tell()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+        self._thread.join(timeout=5)
+        self._display.close()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the run began."""
+        return time.monotonic() - self._started
+
+    def watch(self, desk: Any) -> None:
+        """Ask this market for balances from now on."""
+        self._desk = desk
+
+    def begin(
+        self,
+        stage: str,
+        *,
+        queries: int | None = None,
+        round_number: int | None = None,
+        clearing: Clearing | None = None,
+    ) -> None:
+        """Note that a stage begins, and show it."""
+        self._stage = stage
+        self._queries = self._queries if queries is None else queries
+        self._round = self._round if round_number is None else round_number
+        if clearing is not None:
+            self._price = clearing.shadow_price
+            self._granted_indices.update(clearing.index_M.tolist())
+            self._granted = len(self._granted_indices)
+        self._tell()
+
+    def _keep_telling(self) -> None:
+        while not self._is_over.wait(_INTERVAL_SECONDS):
+            if self._desk is not None:
+                try:
+                    self._balance = ray.get(self._desk.balance.remote(), timeout=5)
+                except Exception:  # noqa: S112  the run itself meets whatever is wrong; a display must not end it
+                    continue
+            if not self._is_over.is_set():
+                self._tell()
+
+    def _tell(self) -> None:
+        balance = self._balance
+        with self._lock:
+            self._display.update(
+                ProgressSnapshot(
+                    stage=self._stage,
+                    round=self._round,
+                    queries=self._queries,
+                    probed=self._queries if self._stage in ("price", "generate", "write") else 0,
+                    granted=self._granted,
+                    ended=balance.ended if balance else 0,
+                    budget_tokens=self._budget_tokens,
+                    spent_tokens=balance.spent_tokens if balance else 0,
+                    reserved_tokens=balance.reserved_tokens if balance else 0,
+                    shadow_price=self._price,
+                    correct=balance.correct if balance and balance.scored else None,
+                    scored=balance.scored if balance else 0,
+                    seconds=self.seconds,
+                    recent=balance.recent if balance else (),
+                )
+            )

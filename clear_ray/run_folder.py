@@ -1,0 +1,232 @@
+"""What a run folder remembers: the manifest, the rounds, and which of their rows are whole.
+
+manifest.json   configuration, versions, input digest, model and head; written before the first estimate
+grants/rNN.parquet  the grants of round NN in order of dispatch, with price and expectations; written before its first token
+rounds/rNN/     attempts, written as they end
+summary.json    written last: a folder that has it is done
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clear_ray.clearing import Batch, Clearing
+from clear_ray.config import RunConfig
+from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.estimation.curves import Curves
+from clear_ray.ingest import InputDigest
+from clear_ray.journal import read_journal
+from clear_ray.ledger import Entry, Ledger
+from clear_ray.report.summary import RunReport
+from clear_ray.storage import Folder
+
+MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+_LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
+_SLIM_ATTEMPT = ["index", "round", "granted_tokens", "attempt_tokens", "token_ids", "finish_reason", "correct", "error"]
+
+
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
+    """Return the manifest, or None if the folder is new.
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
+    if folder.exists(MANIFEST):
+        loaded: dict[str, Any] = json.loads(folder.read(MANIFEST))
+        return loaded
+    strangers = [path for path in folder.files() if "/queries" not in path and not path.endswith(".partial")]
+    if strangers:
+        raise ConfigError(
+            "the run folder is not empty and holds no run", folder.path, strangers[0], "Name a new or empty folder."
+        )
+    return None
+
+
+def describe(config: RunConfig, digest: InputDigest, **cards: Any) -> dict[str, Any]:
+    """Return the manifest of a new run."""
+    return {
+        "format": 1,
+        "config": json.loads(config.model_dump_json()),
+        "budget_tokens": config.budget_tokens,
+        "seed": config.seed,
+        "input": {"rows": digest.rows, "sha256": digest.sha256, "openai_url": digest.openai_url},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        **cards,
+    }
+
+
+def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Folder) -> None:
+    """Refuse to go on with a run under another configuration, input, model or head.
+
+    Raises:
+        ResumeError: They differ; the first difference is named.
+    """
+    for part in ("config", "input", "model", "head"):
+        old, new = _flat(manifest.get(part, {}), part), _flat(wanted.get(part, {}), part)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key != "config.run_dir":
+                raise ResumeError(
+                    f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",
+                    folder.path,
+                    remedy="Name a new run_dir, or put the setting back to go on with this run.",
+                )
+
+
+def read_summary(folder: Folder) -> RunReport | None:
+    """Return the report of a run that is done, or None."""
+    return RunReport.model_validate_json(folder.read(SUMMARY)) if folder.exists(SUMMARY) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """The slim side of `estimates/`, in order of `index`."""
+
+    batch: Batch
+    task_N: NDArray[np.object_]
+    prefill_tokens: int
+
+
+def read_estimates(folder: Folder, tokens_K: NDArray[np.int64], seed: int) -> Estimates:
+    """Read the numbers of every query's estimate; no prompts."""
+    table = pq.read_table(folder.child("estimates").path, filesystem=folder.filesystem)
+    table = table.take(pa.array(np.argsort(table["index"].to_numpy())))
+
+    def grid(name: str) -> NDArray[np.float32]:
+        column = table[name].combine_chunks()
+        flat: NDArray[np.float32] = column.flatten().to_numpy()
+        return flat.reshape(len(table), -1)
+
+    curves = Curves(
+        tokens_K,
+        grid("success_K"),
+        grid("spend_K"),
+        grid("survival_K"),
+        *(table[name].to_numpy() for name in ("threshold_tokens", "solvability", "beta")),
+    )
+    batch = Batch(
+        curves,
+        weight_N=table["weight"].to_numpy(),
+        max_tokens_N=table["max_tokens"].to_numpy(),
+        tie_break_N=np.random.default_rng(seed).permutation(len(table)).astype(np.uint64),
+    )
+    tasks = np.asarray(table["task"].to_pylist(), dtype=object)
+    return Estimates(batch, tasks, int(table["prompt_tokens"].to_numpy().sum()))
+
+
+def write_grants(folder: Folder, number: int, clearing: Clearing, available_tokens: int) -> None:
+    """Keep a round's grants before anyone acts on them, so that a resumed run goes on with the same ones."""
+    table = pa.table(
+        {
+            "index": clearing.index_M,
+            "tokens": clearing.tokens_M,
+            "expected_tokens": clearing.expected_tokens_M,
+            "expected_utility": clearing.expected_utility_M,
+        }
+    ).replace_schema_metadata(
+        {
+            "shadow_price": repr(clearing.shadow_price),
+            "dual_bound": repr(clearing.dual_bound),
+            "gap": repr(clearing.gap),
+            "available_tokens": str(available_tokens),
+        }
+    )
+    sink = BytesIO()
+    pq.write_table(table, sink)
+    folder.child("grants").write(f"r{number:02d}.parquet", sink.getvalue())
+
+
+def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
+    """Return a round's grants and the tokens that were available, or None if the round was never cleared."""
+    name = f"r{number:02d}.parquet"
+    if not folder.child("grants").exists(name):
+        return None
+    table = pq.read_table(BytesIO(folder.child("grants").read(name)))
+    facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    clearing = Clearing(
+        index_M=table["index"].to_numpy(),
+        tokens_M=table["tokens"].to_numpy(),
+        expected_tokens_M=table["expected_tokens"].to_numpy(),
+        expected_utility_M=table["expected_utility"].to_numpy(),
+        surplus_N=np.zeros(0),
+        shadow_price=float(facts["shadow_price"]),
+        dual_bound=float(facts["dual_bound"]),
+        gap=float(facts["gap"]),
+    )
+    return clearing, int(facts["available_tokens"])
+
+
+def round_folder(folder: Folder, number: int) -> Folder:
+    """Return the folder of a round's attempts."""
+    return folder.child("rounds").child(f"r{number:02d}")
+
+
+def read_attempts(folder: Folder, number: int) -> pa.Table:
+    """Return the slim columns of a round's whole attempts, one row a query; files torn by a crash are removed."""
+    tables = []
+    attempts = round_folder(folder, number)
+    for path in attempts.files(".parquet"):
+        try:
+            table = pq.read_table(path, filesystem=folder.filesystem, columns=_SLIM_ATTEMPT)
+        except pa.ArrowInvalid:  # no footer: the writer died; its tokens are marked as wasted by the caller
+            folder.filesystem.delete_file(path)
+            continue
+        lengths = table["token_ids"].combine_chunks().value_lengths().cast(pa.int64())
+        tables.append(table.drop_columns("token_ids").append_column("answer_tokens", lengths))
+    if not tables:
+        return pa.table({name: [] for name in (*_SLIM_ATTEMPT, "answer_tokens") if name != "token_ids"})
+    found = pa.concat_tables(tables)
+    _, first = np.unique(found["index"].to_numpy(), return_index=True)
+    return found.take(pa.array(first))
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _flat(value: Any, key: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}").items()}
+    return {key: value}
+
+
+def read_progress(folder: Folder) -> dict[str, Any]:
+    """Return how far an unfinished run is, from its folder alone.
+
+    Raises:
+        ConfigError: There is no run in the folder.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ConfigError("there is no run in this folder", folder.path, remedy="Name the run_dir of a run.")
+    rows = int(manifest["input"]["rows"])
+    ledger = Ledger(int(manifest["budget_tokens"]), rows)
+    rounds = 0
+    for record in read_journal(folder):
+        if "op" in record:
+            ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+        else:
+            rounds = record.get("round", rounds)
+    return {
+        "state": "unfinished",
+        "queries": rows,
+        "estimated": folder.exists("estimates"),
+        "rounds": rounds,
+        "budget_tokens": ledger.budget_tokens,
+        "spent_tokens": ledger.spent_tokens,
+        "reserved_tokens": ledger.reserved_tokens,
+        "wasted_tokens": ledger.wasted_tokens,
+    }

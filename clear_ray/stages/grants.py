@@ -1,0 +1,194 @@
+"""Between the stages: which rows of a dataset are granted tokens, and which row of a query is its last.
+
+The driver decides over arrays of N numbers; these callables carry the decision to where the rows are. Nothing is joined or
+shuffled: a row knows its `index`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
+
+GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
+
+
+@dataclass(frozen=True, slots=True)
+class GrantTable:
+    """The grants of one round, for M queries in order of dispatch."""
+
+    round: int
+    index_M: NDArray[np.int64]
+    tokens_M: NDArray[np.int64]
+
+
+class SelectGranted:
+    """Keep the rows whose query is granted tokens, with the grant and its rank in the order of dispatch.
+
+    Args:
+        grants: The grants.
+        is_wanted_M: Which of the grants to look for among these rows.
+        last_round_N: For rows of earlier rounds: the round of each query's last attempt; older rows are dropped.
+    """
+
+    def __init__(
+        self, grants: GrantTable, is_wanted_M: NDArray[np.bool_], last_round_N: NDArray[np.int32] | None
+    ) -> None:
+        self._round = grants.round
+        self._last_round_N = last_round_N
+        wanted = np.flatnonzero(is_wanted_M)
+        order = wanted[np.argsort(grants.index_M[wanted])]
+        self._index_M, self._tokens_M, self._rank_M = grants.index_M[order], grants.tokens_M[order], order
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the granted rows with the columns of `GRANTED_COLUMNS`."""
+        index = batch["index"].to_numpy()
+        at = np.minimum(np.searchsorted(self._index_M, index), len(self._index_M) - 1)
+        is_granted = self._index_M[at] == index
+        if self._last_round_N is not None:
+            is_granted &= batch["round"].to_numpy() == self._last_round_N[index]
+        rows = batch.select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
+        at = at[is_granted]
+        token_ids = (
+            pa.array([[]] * len(rows), pa.list_(pa.int32()))
+            if self._last_round_N is None
+            else batch["token_ids"].filter(pa.array(is_granted))
+        )
+        rows = rows.append_column("token_ids", token_ids)
+        rows = rows.append_column("round", pa.array(np.full(len(at), self._round, np.int32)))
+        rows = rows.append_column("granted_tokens", pa.array(self._tokens_M[at]))
+        return rows.append_column("rank", pa.array(self._rank_M[at]))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """How every query of the batch ended, in numbers.
+
+    Attributes:
+        last_round_N: Round of the last attempt; 0 if the query was never run.
+        rounds_N: How many grants were run.
+        max_tokens_N: Sum of its grants.
+        spent_tokens_N: Tokens charged for it.
+        price_N: Price it was last granted at, or was last refused at.
+        expected_utility_N: Correct answers its grants were expected to add, weighted.
+        surplus_N: That less price times expected tokens; below 0 for a query that the price refused.
+    """
+
+    last_round_N: NDArray[np.int32]
+    rounds_N: NDArray[np.int32]
+    max_tokens_N: NDArray[np.int64]
+    spent_tokens_N: NDArray[np.int64]
+    price_N: NDArray[np.float64]
+    expected_utility_N: NDArray[np.float64]
+    surplus_N: NDArray[np.float64]
+
+    def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
+        return {
+            "max_tokens": self.max_tokens_N[index],
+            "spent_tokens": self.spent_tokens_N[index],
+            "rounds": self.rounds_N[index],
+            "price": self.price_N[index],
+            "expected_utility": self.expected_utility_N[index],
+            "surplus": self.surplus_N[index],
+        }
+
+
+class Complete:
+    """Turn the last attempt of each query into its completion; drop the attempts before it."""
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self._verdicts = verdicts
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return rows of `COMPLETION_SCHEMA`, completed or failed."""
+        index = batch["index"].to_numpy()
+        batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.last_round_N[index]))
+        index = batch["index"].to_numpy()
+        numbers = self._verdicts.columns(index)
+        errors = batch["error"].to_pylist()
+        finish = batch["finish_reason"].to_pylist()
+        reasons = [
+            _reason_failed(error) if error else _reason_completed(reason, int(spent), int(ceiling), float(price))
+            for error, reason, spent, ceiling, price in zip(
+                errors, finish, numbers["spent_tokens"], numbers["max_tokens"], numbers["price"], strict=True
+            )
+        ]
+        return _completions(
+            batch,
+            numbers,
+            status=["failed" if error else "completed" for error in errors],
+            finish_reason=finish,
+            text=batch["text"],
+            reason=reasons,
+            error=[error or None for error in errors],
+            correct=batch["correct"],
+        )
+
+
+class Abandon:
+    """Turn the queries that were never run into completions without an answer; drop the others."""
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self._verdicts = verdicts
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return rows of `COMPLETION_SCHEMA`, abandoned, or failed where tokens were spent and the answer was lost."""
+        index = batch["index"].to_numpy()
+        batch = batch.filter(pa.array(self._verdicts.last_round_N[index] == 0))
+        index = batch["index"].to_numpy()
+        numbers = self._verdicts.columns(index)
+        is_lost = self._verdicts.spent_tokens_N[index] > 0
+        lost = "its workers died and the budget does not pay for another try"
+        # A query without gold answer has no score; one with, that was given up, has not been answered correctly.
+        correct = pc.if_else(pc.is_valid(batch["gold"]), pa.scalar(0.0), pa.scalar(None, pa.float64()))
+        return _completions(
+            batch,
+            numbers,
+            status=["failed" if flag else "abandoned" for flag in is_lost],
+            finish_reason=pa.nulls(len(batch), pa.string()),
+            text=pa.nulls(len(batch), pa.string()),
+            reason=[
+                _reason_failed(lost) if flag else _reason_abandoned(float(price), float(surplus))
+                for flag, price, surplus in zip(is_lost, numbers["price"], numbers["surplus"], strict=True)
+            ],
+            error=[lost if flag else None for flag in is_lost],
+            correct=correct,
+        )
+
+
+def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
+    carried = {name: batch[name] for name in ("index", "query_id", "weight", "task", "gold")}
+    found = {**carried, **numbers, **columns}
+    arrays = []
+    for field in COMPLETION_SCHEMA:
+        values = found[field.name]
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        arrays.append(values.cast(field.type) if isinstance(values, pa.Array) else pa.array(values, field.type))
+    return pa.table(arrays, schema=COMPLETION_SCHEMA)
+
+
+def _per_thousand(price: float) -> str:
+    return f"{1000 * price:.3g} correct answers per 1,000 tokens"
+
+
+def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, price: float) -> str:
+    if finish_reason == "stop":
+        return f"Answered with {spent_tokens} of the {max_tokens} tokens granted; the price was {_per_thousand(price)}."
+    return f"Cut off at its last grant of {max_tokens} tokens in all; more was not worth {_per_thousand(price)}."
+
+
+def _reason_failed(error: str) -> str:
+    return f"Failed: {error.splitlines()[0][:200]}."
+
+
+def _reason_abandoned(price: float, surplus: float) -> str:
+    if surplus < 0:
+        return f"Not worth the price of {_per_thousand(price)}: even its best grant would lose {-surplus:.3g}."
+    return f"Nothing was left when its turn came at {_per_thousand(price)}."

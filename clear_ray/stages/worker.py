@@ -1,0 +1,80 @@
+"""One engine worker: a language model and the head that reads its features. The pipeline makes it a Ray actor.
+
+Both stages call the same workers, so a model is loaded once for each GPU. Hidden states never leave the worker: `probe`
+returns curve parameters only (method.md section 4.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.config import EngineConfig
+from clear_ray.engine.base import Generation, Grant, ModelCard, Prompt, check_generation
+from clear_ray.engine.build import build_engine
+from clear_ray.errors import EngineError
+from clear_ray.estimation.head import Head, HeadCard
+
+
+class EngineWorker:
+    """A loaded engine with its head.
+
+    Args:
+        config: Which engine.
+        head: Turns features into curves.
+
+    Raises:
+        ConfigError: The head was fitted for another model.
+        EngineError: The model cannot be loaded.
+    """
+
+    def __init__(self, config: EngineConfig, head: Head) -> None:
+        self._engine = build_engine(config)
+        self._head = head
+        head.check_model(self._engine.card.fingerprint)
+
+    async def cards(self) -> tuple[ModelCard, HeadCard]:
+        """Return who the model and the head are."""
+        return self._engine.card, self._head.card
+
+    async def probe(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, NDArray[Any]]:
+        """Return the columns of `records.estimate_schema` that the probe adds, row for row."""
+        features = await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
+        texts = [
+            prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt) for prompt in prompts
+        ]
+        curves = self._head.curves(features, texts, query_ids)
+        return {
+            "prompt_tokens": np.asarray(features.prompt_tokens_N),
+            "entropy": np.asarray(features.entropy_N),
+            "threshold_tokens": curves.threshold_tokens_N,
+            "solvability": curves.solvability_N,
+            "beta": curves.beta_N,
+            "success_K": curves.success_NK,
+            "spend_K": curves.spend_NK,
+            "survival_K": curves.survival_NK,
+        }
+
+    async def grid_tokens(self) -> NDArray[np.int64]:
+        """Return the token grid of this worker's curves, shape (K,)."""
+        return np.asarray(self._head.card.tokens_K, np.int64)
+
+    async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
+        """Run grants in the engine's continuous batch; yield each generation as it ends, checked against its grant.
+
+        Raises:
+            EngineError: The engine failed, broke a grant or lost one.
+        """
+        open_grants = {grant.query_id: grant for grant in grants}
+        async for generation in self._engine.generate(grants):
+            yield check_generation(open_grants.pop(generation.query_id), generation)
+        if open_grants:
+            raise EngineError("the engine lost grants", value=", ".join(list(open_grants)[:5]))
+
+    async def ping(self) -> bool:
+        """Answer, once the model is loaded."""
+        return True
