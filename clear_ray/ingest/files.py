@@ -49,9 +49,8 @@ def read_input(config: InputConfig) -> Iterator[SourceBatch]:
 def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> Iterator[SourceBatch]:
     with filesystem.open_input_stream(path, compression=None) as stream:
         start = stream.read(4)
-    if not start:
-        yield SourceBatch([], path, [])
-    elif start == _PARQUET and config.format in ("auto", "parquet"):
+    yield SourceBatch([], path, [])  # a file without rows is a source too, and can be named
+    if start == _PARQUET and config.format in ("auto", "parquet"):
         yield from read_parquet(filesystem, path, origin=path, columns=config.columns)
     elif start == _PARQUET or config.format == "parquet":
         found = "is a Parquet file" if start == _PARQUET else "is not a Parquet file"

@@ -155,7 +155,7 @@ class _Intake:
 
     def _expect_named_columns(self, batch: SourceBatch) -> None:
         """Keep watch for columns that the user named: a typing error in an optional one would go unnoticed."""
-        if batch.columns != self._watched:
+        if batch.rows and batch.columns != self._watched:
             self._watched = batch.columns
             for setting, column in batch.columns.model_dump().items():
                 is_default = column == getattr(_PLAIN, setting)

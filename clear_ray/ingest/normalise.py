@@ -78,7 +78,7 @@ def _query_id(value: Any, row: Mapping[str, Any], columns: ColumnsConfig) -> str
     column = columns.query_id
     if value is None:
         raise _missing(column, row)
-    if _is_integer(value):
+    if not isinstance(value, str) and _is_integer(value):
         value = _digits(value, column)
     text = _text(value, column)
     if not text.strip():
@@ -144,7 +144,7 @@ def _part(value: Any, column: str) -> str:
 
 
 def _weight(value: Any, column: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal))):
         raise SchemaError("a weight is a number", column, shown(value), "Write it without quotes.")
     try:
         weight = float(value)
@@ -214,7 +214,8 @@ def _digits(value: Any, column: str) -> str:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    # The exact type first: the general question is slow, and NumPy's integers are rare.
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
 def _missing(column: str, row: Mapping[str, Any]) -> SchemaError:

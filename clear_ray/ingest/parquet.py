@@ -28,7 +28,7 @@ def read_parquet(
     """
     first_row = 1
     try:
-        with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as file:
+        with filesystem.open_input_file(path) as source, _open(source) as file:
             refusal = _missing(file.schema_arrow.names, origin, columns)
             if refusal:
                 yield SourceBatch.unreadable(refusal, origin=origin)
@@ -41,6 +41,11 @@ def read_parquet(
         where = origin if first_row == 1 else f"{origin}, after row {first_row - 1}"
         refusal = SchemaError("the Parquet file cannot be read", where, str(error), "Write the file again.")
         yield SourceBatch.unreadable(refusal, origin=origin)
+
+
+def _open(source: pa.NativeFile) -> pq.ParquetFile:
+    # Without checksums Arrow reads some damaged pages as nulls.
+    return pq.ParquetFile(source, page_checksum_verification=True)
 
 
 def _missing(names: list[str], origin: str, columns: ColumnsConfig) -> SchemaError | None:

@@ -24,7 +24,7 @@ from clear_ray.records import QUERY_SCHEMA
 from clear_ray.storage import Folder
 
 _FILE_ROWS = 50_000
-_FILE_CHARACTERS = 32_000_000  # long prompts make shorter files, so that memory stays flat
+_FILE_CHARACTERS = 16_000_000  # long prompts make shorter files, so that memory stays flat
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -55,12 +55,11 @@ class QueryFiles:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over the rows so far: for each, the columns without index as one line of JSON."""
+        """SHA-256 over the rows that are on disk: for each, a JSON array of the columns without index, and a comma."""
         return self._digest.hexdigest()
 
     def add(self, row: NormalRow) -> None:
         """Append a query."""
-        self._digest.update(f"{_encode(row)}\n".encode())
         self._pending.append(row)
         self._pending_characters += len(row.prompt) + len(row.metadata or "") + len(row.gold or "")
         self.rows += 1
@@ -71,6 +70,7 @@ class QueryFiles:
         """Write what was added since the last file, if anything."""
         if not self._pending:
             return
+        self._digest.update(f"{_encode(self._pending)[1:-1]},".encode())
         count = len(self._pending)
         columns = [range(self.rows - count, self.rows), *zip(*self._pending, strict=True)]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, QUERY_SCHEMA, strict=True)]
