@@ -17,6 +17,7 @@ from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+_ON_INTERRUPT = "Interrupted. What was settled is kept: run the same command again to go on."
 
 app = typer.Typer(
     help="LLM batch inference under one budget.",
@@ -117,23 +118,20 @@ def status(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of ours becomes one line and an exit code."""
-    raise SystemExit(guarded(lambda: app(args=arguments, standalone_mode=False)))
+    raise SystemExit(guarded(lambda: app(args=arguments)))
 
 
 def guarded(command: Callable[[], Any]) -> int:
     """Run `command` and return the exit code for what came of it; errors are printed in a line."""
-    import click
-
     try:
         result = command()
-    except SystemExit as stop:
+    except SystemExit as stop:  # typer shows usage errors itself and ends with 2; it turns Ctrl-C into 130
+        if stop.code == INTERRUPTED:
+            print(_ON_INTERRUPT, file=sys.stderr)
         return int(stop.code or 0)
-    except (KeyboardInterrupt, click.Abort):
-        print("Interrupted. What was settled is kept: run the same command again to go on.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(_ON_INTERRUPT, file=sys.stderr)
         return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return REFUSED
     except (ConfigError, SchemaError, ResumeError) as error:
         print(f"Refused: {error}", file=sys.stderr)
         return REFUSED
