@@ -94,8 +94,14 @@ def _last_marked(text: str) -> tuple[str, bool] | None:
         return _braced(text, box + len(_BOX))
     if mark < 0:
         return None
-    line, line_break, _ = text[mark:].lstrip(" \t*").lstrip().partition("\n")
+    line, line_break, _ = _after_mark(text, mark).partition("\n")
     return line, bool(line_break) and bool(line.strip())
+
+
+def _after_mark(text: str, mark: int) -> str:
+    rest = text[mark:]
+    # The mark itself may be bold, `**Answer:** 12`: what closes it is no part of the answer.
+    return rest.removeprefix("**").lstrip()
 
 
 def _braced(text: str, start: int) -> tuple[str, bool]:

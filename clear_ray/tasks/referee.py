@@ -8,6 +8,7 @@ output, and the next request starts another.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import subprocess
@@ -85,6 +86,16 @@ class Referee:
             process.kill()
             with process:  # closes the pipes and waits
                 pass
+
+
+def shared_referee() -> Referee:
+    """Return this process's referee. A forked child gets one of its own: it must not share its parent's pipes."""
+    return _referee_of(os.getpid())
+
+
+@functools.cache
+def _referee_of(process_id: int) -> Referee:
+    return Referee()
 
 
 def _exchange(process: subprocess.Popen[str], line: str) -> str:

@@ -7,7 +7,7 @@ Reads one JSON request a line, writes one JSON reply a line. Requests:
     {"do": "gym", answer, metadata}                         -> reasoning-gym's score of the answer
     {"do": "math", answer, gold}                            -> 1 if math-verify finds them equal, else 0
 
-A check may use ten seconds of processor time, counted as such so that a busy machine changes no score, and two gigabytes
+A check may use five seconds of processor time, counted as such so that a busy machine changes no score, and two gigabytes
 more than it found. Breaking the first limit ends the process at once: the alarm is left to the kernel, because neither a
 power of large integers nor a regular expression can be interrupted from Python.
 
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-CHECK_SECONDS = 10.0
+CHECK_SECONDS = 5.0
 CHECK_BYTES = 2 << 30
 WALL_SECONDS = 120.0
 LONGEST_ANSWER = 20_000

@@ -9,7 +9,6 @@ A scorer sees text only. What an unfinished generation is worth is decided by wh
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import math
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 
 from clear_ray.errors import ClearRayError, ConfigError
 from clear_ray.tasks.answers import extract_answer, normalise
-from clear_ray.tasks.referee import Referee
+from clear_ray.tasks.referee import shared_referee
 
 EXTRA = "Install it with pip install 'clear_ray[tasks]'."
 _WHERE = "scoring.scorer"
@@ -147,14 +146,9 @@ def _import(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-@functools.cache
-def _referee(process_id: int) -> Referee:
-    return Referee()
-
-
 def _judged(request: dict[str, str]) -> float | None:
     """Return the referee's score; None if the answer broke its limits."""
-    reply = _referee(os.getpid()).ask(request)  # a forked child must not share its parent's pipes
+    reply = shared_referee().ask(request)
     if reply is None:
         return None
     if "error" in reply:

@@ -12,7 +12,7 @@ from typing import Any
 
 from clear_ray.config import EXAMPLE_SEEDS_AWAY, ReasoningGymSource
 from clear_ray.errors import ConfigError
-from clear_ray.tasks.referee import Referee
+from clear_ray.tasks.referee import shared_referee
 from clear_ray.tasks.scorers import require
 
 _WHERE = "input.tasks"
@@ -39,21 +39,17 @@ def generate_queries(sources: Sequence[ReasoningGymSource]) -> Iterator[dict[str
             raise ConfigError("two sources have the same name", _WHERE, name, "Give each a name of its own.")
     if sources:
         require("reasoning_gym", where=_WHERE)
-    referee = Referee()
-    try:
-        for source in sources:
-            yield from _rows(source, referee)
-    finally:
-        referee.close()
+    for source in sources:
+        yield from _rows(source)
 
 
-def _rows(source: ReasoningGymSource, referee: Referee) -> Iterator[dict[str, Any]]:
+def _rows(source: ReasoningGymSource) -> Iterator[dict[str, Any]]:
     taken = [shown.question for shown in source.demonstrations]
-    drawn = _entries(source, referee, seed=source.seed + EXAMPLE_SEEDS_AWAY, count=source.examples, skip=taken)
+    drawn = _entries(source, seed=source.seed + EXAMPLE_SEEDS_AWAY, count=source.examples, skip=taken)
     shots = [(shown.question, shown.answer) for shown in source.demonstrations]
     shots += [(str(entry["question"]).strip(), f"Answer: {entry['answer']}") for entry in drawn]
     taken += [str(entry["question"]) for entry in drawn]
-    entries = _entries(source, referee, seed=source.seed, count=source.count, skip=taken)
+    entries = _entries(source, seed=source.seed, count=source.count, skip=taken)
     for k, entry in enumerate(entries):
         metadata = {"task": source.task, "params": source.params, "entry": entry}
         yield {
@@ -76,13 +72,11 @@ def _prompt(question: str, shots: Sequence[tuple[str, str]], style: str) -> dict
     return {"prompt": None, "messages": json.dumps([*messages, {"role": "user", "content": question}])}
 
 
-def _entries(
-    source: ReasoningGymSource, referee: Referee, *, seed: int, count: int, skip: Sequence[str]
-) -> list[dict[str, Any]]:
+def _entries(source: ReasoningGymSource, *, seed: int, count: int, skip: Sequence[str]) -> list[dict[str, Any]]:
     if count == 0:
         return []
     request = {"do": "generate", "task": source.task, "params": source.params, "seed": seed, "count": count}
-    reply = referee.ask({**request, "skip": list(skip)})
+    reply = shared_referee().ask({**request, "skip": list(skip)})
     if reply is None or "error" in reply:
         reason = "its process ended" if reply is None else str(reply["error"])
         raise ConfigError(
