@@ -45,7 +45,7 @@ class QueryFiles:
         self.file_rows: list[int] = []
         self.rows = 0
         self._digest = hashlib.sha256()
-        self._pending: list[NormalRow] = []
+        self._pending: list[tuple[object, ...]] = []
         self._pending_characters = 0
         parents = Path(path).parents if queries.is_local else ()
         self._made_folders = [parent for parent in parents if not parent.exists()]  # innermost first
@@ -60,7 +60,7 @@ class QueryFiles:
 
     def add(self, row: NormalRow) -> None:
         """Append a query."""
-        self._pending.append(row)
+        self._pending.append(tuple(row))  # plain tuples of plain values cost the garbage collector nothing
         self._pending_characters += len(row.prompt) + len(row.metadata or "") + len(row.gold or "")
         self.rows += 1
         if len(self._pending) >= _FILE_ROWS or self._pending_characters >= _FILE_CHARACTERS:
@@ -75,7 +75,8 @@ class QueryFiles:
         columns = [range(self.rows - count, self.rows), *zip(*self._pending, strict=True)]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, QUERY_SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_arrays(arrays, schema=QUERY_SCHEMA), sink, compression="zstd")
+        table = pa.Table.from_arrays(arrays, schema=QUERY_SCHEMA)
+        pq.write_table(table, sink, compression="zstd", use_dictionary=["task"])  # the other columns hardly repeat
         with _writing(self._queries):
             self.folder.write(f"part-{len(self.file_rows):06d}.parquet", sink.getvalue().to_pybytes())
         self.file_rows.append(count)
