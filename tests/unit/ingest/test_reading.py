@@ -73,7 +73,7 @@ def test_conversations_become_one_form(tmp_path: Path) -> None:
         {"role": "developer", "content": "be brief", "name": None},
         {"content": parts, "role": "user", "name": "Ann", "refusal": None},
     ]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"query_id": "list", "messages": conversation, "prompt": "not used"},
         {"query_id": "text", "messages": json.dumps(conversation)},
     ]
