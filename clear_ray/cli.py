@@ -116,6 +116,43 @@ def status(
     )
 
 
+@app.command()
+def calibrate(
+    head_dir: Annotated[str, typer.Option("--head-dir", help="Folder to write the head to.")],
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="YAML file of queries, engine and budget.")
+    ] = None,
+    rollouts: Annotated[str | None, typer.Option("--rollouts", help="Or Parquet of recorded rollouts.")] = None,
+    features: Annotated[str | None, typer.Option("--features", help="Parquet of their probe features.")] = None,
+    folds: Annotated[str | None, typer.Option("--folds", help="JSON of folds, for cross-fitting.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each query; 1 for greedy decoding.")] = 4,
+    kind: Annotated[str, typer.Option("--kind", help="Model of curves to fit.")] = "competing_risks",
+    set_: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sample rollouts on queries with known answers and fit the head that estimates this model's curves."""
+    from clear_ray.calibrate import calibrate as sample_and_fit
+    from clear_ray.calibrate import diagnostics_lines, fit_recorded
+    from clear_ray.report.live import choose_display
+
+    if config is not None and rollouts is None:
+        settings = RunConfig.load(config, tuple(set_ or ()))
+        display = choose_display(sys.stderr, as_json=False, is_quiet=quiet)
+        command = f"clear-ray calibrate --config {config} --samples {samples} --kind {kind}"
+        made = sample_and_fit(
+            settings, head_dir=head_dir, samples=samples, kind=kind, created_by=command, display=display
+        )
+    elif rollouts is not None and features is not None and config is None:
+        command = f"clear-ray calibrate --rollouts {rollouts} --features {features} --kind {kind}"
+        made = fit_recorded(rollouts, features, head_dir=head_dir, folds_path=folds, kind=kind, created_by=command)
+    else:
+        raise ConfigError("give either --config, or --rollouts with --features", "calibrate")
+    print(
+        f"Head in {made.head_dir}: {made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens."
+    )
+    print("\n".join(diagnostics_lines(made.head.card.diagnostics)))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of ours becomes one line and an exit code."""
     raise SystemExit(guarded(lambda: app(args=arguments)))

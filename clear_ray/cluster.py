@@ -83,7 +83,7 @@ def engine_workers(config: EngineConfig, head: Head) -> Iterator[Crew]:
         EngineError: A worker could not be started; the reason is in it.
     """
     # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
-    actor = ray.remote(EngineWorker).options(
+    actor: Any = ray.remote(EngineWorker).options(
         num_gpus=config.num_gpus, num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=_CALLS_IN_FLIGHT
     )
     workers = tuple(actor.remote(config, head) for _ in range(config.workers))
@@ -102,7 +102,7 @@ def engine_workers(config: EngineConfig, head: Head) -> Iterator[Crew]:
 def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
     """Start the market on this node, where a local run folder is, and end it afterwards."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = (
+    actor: Any = (
         ray.remote(MarketActor)
         .options(
             num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_CALLS_IN_FLIGHT, scheduling_strategy=here

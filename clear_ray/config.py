@@ -143,8 +143,6 @@ class ReplayConfig(WorkersConfig):
     """Parquet of recorded rollouts."""
     features: str
     """Parquet of recorded probe features."""
-    sample: int = Field(default=0, ge=0)
-    """Which recorded sample of each query answers."""
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
@@ -191,7 +189,9 @@ class DispatchConfig(Settings):
     calls_in_flight: int = Field(default=16, ge=1)
     """Calls that one caller keeps open."""
     block_rows: int = Field(default=2_000, ge=1)
-    """Rows of one block of queries: the unit in which results reach the disk."""
+    """Queries in one block of the probe stage."""
+    rows_per_file: int = Field(default=64, ge=1)
+    """Answers written to one file; those not written yet are generated again after a crash."""
 
 
 class RunConfig(Settings):
@@ -215,6 +215,8 @@ class RunConfig(Settings):
     """How rows travel."""
     seed: int = 0
     """Seed of sampling and of every tie that is broken."""
+    sample: int = Field(default=0, ge=0)
+    """Which of several independent answers to the same queries this run draws; with replay, which recorded one."""
 
     @field_validator("budget")
     @classmethod

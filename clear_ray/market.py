@@ -91,7 +91,7 @@ class MarketActor:
                 self._score_N[s.index] = s.correct
             self._recent.append(s.label)
         self._refund.set()
-        await self._commit()
+        await self._commit()  # shares a write with whatever else is settled or reserved meanwhile
 
     async def forfeit(self, reservations: list[tuple[int, int]]) -> None:
         """Charge (query index, attempt) in full: its engine died and nobody can say what it generated."""

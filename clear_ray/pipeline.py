@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from clear_ray.account import make_report, plan_report
 from clear_ray.clearing import Clearing, clear
 from clear_ray.cluster import Crew, engine_workers, is_worker_death, joined_cluster, market, quiet_data
-from clear_ray.config import InputConfig, ReplayConfig, RunConfig
+from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.estimation.resolve import resolve_head
@@ -302,27 +302,31 @@ def _generate(
     if not is_due.any():
         return
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
-    granted = _granted_rows(folder, standing, grants).sort("rank")
+    rows = config.dispatch.batch_rows
+    # One small block a call: Ray Data runs few batches of a block at a time and holds back those that end early.
+    granted = _granted_rows(folder, standing, grants).sort("rank").repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
         workers=crew.workers,
         market=desk,
         scorer=load_scorer_of(config),
         is_worker_death=is_worker_death,
         seed=config.seed,
-        sample=config.engine.sample if isinstance(config.engine, ReplayConfig) else 0,
+        sample=config.sample,
     )
     target = round_folder(folder, number)
     target.make()
     granted.map_batches(
         Generate,
         fn_constructor_args=(dispatch,),
-        batch_size=config.dispatch.batch_rows,
+        batch_size=rows,
         batch_format="pyarrow",
         num_cpus=0.1,
         compute=ActorPoolStrategy(
-            size=config.dispatch.callers, max_concurrent_calls_per_actor=config.dispatch.calls_in_flight
+            size=config.dispatch.callers,
+            max_concurrent_calls_per_actor=config.dispatch.calls_in_flight,
+            max_tasks_in_flight_per_actor=2 * config.dispatch.calls_in_flight,
         ),
-    ).write_parquet(target.path, filesystem=folder.filesystem)
+    ).write_parquet(target.path, filesystem=folder.filesystem, min_rows_per_file=config.dispatch.rows_per_file)
 
 
 def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dataset:
@@ -408,7 +412,10 @@ def _close_run(
 def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
     folder.delete("completions.partial")
     folder.delete("completions")
-    sources = [(folder.child("queries"), Abandon(verdicts)), (folder.child("rounds"), Complete(verdicts))]
+    sources: list[tuple[Folder, Any]] = [
+        (folder.child("queries"), Abandon(verdicts)),
+        (folder.child("rounds"), Complete(verdicts)),
+    ]
     parts = [
         ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(finish, batch_format="pyarrow")
         for source, finish in sources

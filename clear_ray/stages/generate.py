@@ -103,9 +103,10 @@ class Generate:
         started = time.monotonic()
         try:
             async for reference in worker.generate.remote([self._grant(row) for row in rows]):
-                generation: Generation = await reference
-                row = running.pop(generation.query_id)
-                await finished.put(await self._settle(row, generation, time.monotonic() - started))
+                generations: list[Generation] = await reference
+                ended = [(running.pop(generation.query_id), generation) for generation in generations]
+                for row in await self._settle(ended, time.monotonic() - started):
+                    await finished.put(row)
         except Exception as error:
             if not self._dispatch.is_worker_death(error):
                 raise
@@ -139,7 +140,25 @@ class Generate:
             sample=self._dispatch.sample,
         )
 
-    async def _settle(self, row: Row, generation: Generation, seconds: float) -> Row:
+    async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
+        """Score what has ended, tell the market what it spent, and return the attempts."""
+        rows = [self._attempt(row, generation, seconds) for row, generation in ended]
+        await self._dispatch.market.settle.remote(
+            [
+                Settlement(
+                    index=row["index"],
+                    attempt=row["attempt"],
+                    spent_tokens=row["attempt_tokens"],
+                    has_ended=bool(row["error"]) or row["finish_reason"] == "stop",
+                    correct=row["correct"],
+                    label=_label(row),
+                )
+                for row in rows
+            ]
+        )
+        return rows
+
+    def _attempt(self, row: Row, generation: Generation, seconds: float) -> Row:
         error, correct = generation.error, None
         if self._scorer and not error:
             try:
@@ -148,21 +167,8 @@ class Generate:
                 correct = correct if correct is None or generation.finish_reason == "stop" else 0.0
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
                 error = f"scorer: {type(failure).__name__}: {failure}"
-        spent_tokens = len(generation.token_ids)
-        await self._dispatch.market.settle.remote(
-            [
-                Settlement(
-                    index=row["index"],
-                    attempt=row["attempt"],
-                    spent_tokens=spent_tokens,
-                    has_ended=bool(error) or generation.finish_reason == "stop",
-                    correct=correct,
-                    label=_label(row, generation, correct),
-                )
-            ]
-        )
         return row | {
-            "attempt_tokens": spent_tokens,
+            "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
@@ -172,8 +178,8 @@ class Generate:
         }
 
 
-def _label(row: Row, generation: Generation, correct: float | None) -> str:
+def _label(row: Row) -> str:
     """Describe an ended grant for the live display; never with prompt or answer in it."""
-    mark = {None: "", 1.0: "  correct", 0.0: "  wrong"}.get(correct, f"  score {correct}")
-    outcome = "failed" if generation.error else generation.finish_reason
-    return f"{row['query_id']}  {len(generation.token_ids)} of {row['granted_tokens']} tokens  {outcome}{mark}"
+    mark = {None: "", 1.0: "  correct", 0.0: "  wrong"}.get(row["correct"], f"  score {row['correct']}")
+    outcome = "failed" if row["error"] else row["finish_reason"]
+    return f"{row['query_id']}  {row['attempt_tokens']} of {row['granted_tokens']} tokens  {outcome}{mark}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config import EngineConfig
-from clear_ray.engine.base import Generation, Grant, ModelCard, Prompt, check_generation
+from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.build import build_engine
 from clear_ray.errors import EngineError
 from clear_ray.estimation.head import Head, HeadCard
@@ -59,22 +59,39 @@ class EngineWorker:
             "survival_K": curves.survival_NK,
         }
 
-    async def grid_tokens(self) -> NDArray[np.int64]:
-        """Return the token grid of this worker's curves, shape (K,)."""
-        return np.asarray(self._head.card.tokens_K, np.int64)
+    async def features(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
+        """Return the raw features, hidden states included; only calibration asks for them."""
+        return await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
 
-    async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
-        """Run grants in the engine's continuous batch; yield each generation as it ends, checked against its grant.
+    async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[list[Generation]]:
+        """Run grants in the engine's continuous batch; yield generations as they end, checked against their grants.
+
+        What ends while an earlier list is on its way travels together in the next one.
 
         Raises:
             EngineError: The engine failed, broke a grant or lost one.
         """
-        open_grants = {grant.query_id: grant for grant in grants}
-        async for generation in self._engine.generate(grants):
-            yield check_generation(open_grants.pop(generation.query_id), generation)
-        if open_grants:
-            raise EngineError("the engine lost grants", value=", ".join(list(open_grants)[:5]))
+        ended: asyncio.Queue[Generation | None] = asyncio.Queue()
+        feeder = asyncio.ensure_future(self._feed(grants, ended))
+        try:
+            is_over = False
+            while not is_over:
+                generations = [await ended.get()]
+                while not ended.empty():
+                    generations.append(ended.get_nowait())
+                is_over = generations[-1] is None
+                if found := [generation for generation in generations if generation is not None]:
+                    yield found
+            await feeder
+        finally:
+            feeder.cancel()
 
-    async def ping(self) -> bool:
-        """Answer, once the model is loaded."""
-        return True
+    async def _feed(self, grants: Sequence[Grant], ended: asyncio.Queue[Generation | None]) -> None:
+        open_grants = {grant.query_id: grant for grant in grants}
+        try:
+            async for generation in self._engine.generate(grants):
+                ended.put_nowait(check_generation(open_grants.pop(generation.query_id), generation))
+            if open_grants:
+                raise EngineError("the engine lost grants", value=", ".join(list(open_grants)[:5]))
+        finally:
+            ended.put_nowait(None)

