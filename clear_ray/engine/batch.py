@@ -1,0 +1,153 @@
+"""Answers on their way through a continuous batch, and the thread that keeps the batch going.
+
+A batch knows steps and answers; callers know event loops. The thread stands between them: it takes answers in, steps
+the batch while there is something to do, and hands every answer back through its `on_end`, exactly once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from clear_ray.engine.base import FinishReason, Grant
+from clear_ray.errors import EngineError
+
+
+@dataclass(eq=False, slots=True)
+class Answer:
+    """One grant on its way through a batch.
+
+    Attributes:
+        grant: What was permitted.
+        input_ids: Prompt and prefix, at least one token.
+        on_end: Called in the batch's thread with the answer when it has ended, or with the failure of the whole engine.
+        generated: Tokens generated under the grant so far, end token included.
+        is_cancelled: Set from any thread, looked at once a step.
+        finish_reason: Set when the answer has ended.
+        error: Why this answer alone failed.
+    """
+
+    grant: Grant
+    input_ids: list[int]
+    on_end: Callable[[Answer | EngineError], None]
+    generated: list[int] = field(default_factory=list)
+    is_cancelled: bool = False
+    finish_reason: FinishReason | None = None
+    error: str = ""
+
+    def end(self, reason: FinishReason, error: str = "") -> Answer:
+        """Mark the answer as ended."""
+        self.finish_reason, self.error = reason, error
+        return self
+
+
+class Batch(Protocol):
+    """A continuous batch; used by one thread only."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+
+    def add(self, answer: Answer) -> None:
+        """Queue an answer; it starts in the order of adding."""
+
+    def step(self) -> list[Answer]:
+        """Bring the running answers forward; return those that ended, each exactly once."""
+
+    def close(self) -> None:
+        """Release what the batch holds."""
+
+
+class BatchThread:
+    """Runs a batch in a thread of its own.
+
+    Args:
+        batch: The batch; belongs to the thread from now on.
+        model_lock: Held while the batch steps, so that a prefill does not compete with it for the same cores and memory.
+    """
+
+    def __init__(self, batch: Batch, *, model_lock: threading.Lock) -> None:
+        self._batch, self._model_lock = batch, model_lock
+        self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._open: set[Answer] = set()
+        self._state_lock = threading.Lock()
+        self._failure: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="clear_ray-batch", daemon=True)
+        self._thread.start()
+
+    def submit(self, answers: Sequence[Answer]) -> None:
+        """Hand answers to the batch; each one's `on_end` will be called.
+
+        Raises:
+            EngineError: The batch has failed or is closed.
+        """
+        with self._state_lock:
+            if self._failure is not None:
+                raise EngineError(*self._failure.args)
+            self._open.update(answers)
+            for answer in answers:
+                self._inbox.put(answer)
+
+    def cancel(self, query_ids: Iterable[str]) -> None:
+        """Let the open answers of these queries end at the next step."""
+        cancelled = frozenset(query_ids)
+        with self._state_lock:
+            for answer in self._open:
+                answer.is_cancelled = answer.is_cancelled or answer.grant.query_id in cancelled
+
+    def abandon(self, answers: Iterable[Answer]) -> None:
+        """Let these answers end at the next step: nobody waits for them any more."""
+        for answer in answers:
+            answer.is_cancelled = True
+
+    def close(self) -> None:
+        """Stop after the current step; what is open fails. Calling it again does nothing."""
+        self._fail(EngineError("the engine is closed", remedy="Make a new one."))
+        self._inbox.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                with self._model_lock:
+                    ended = self._batch.step()
+                for answer in ended:
+                    self._hand_back(answer)
+        # Whatever ends the thread has to reach those who wait for it: nobody else will tell them.
+        except BaseException as error:
+            self._fail(EngineError("the language model failed", "generate", f"{type(error).__name__}: {error}"))
+        finally:
+            with contextlib.suppress(Exception):
+                self._batch.close()
+
+    def _take(self) -> bool:
+        """Move new answers into the batch, waiting for one if there is nothing to do; False when closed."""
+        must_wait = self._batch.is_idle
+        while True:
+            try:
+                answer = self._inbox.get(block=must_wait)
+            except queue.Empty:
+                return True
+            if answer is None:
+                return False
+            self._batch.add(answer)
+            must_wait = False
+
+    def _hand_back(self, answer: Answer) -> None:
+        with self._state_lock:
+            if answer not in self._open:
+                return
+            self._open.discard(answer)
+        answer.on_end(answer)
+
+    def _fail(self, failure: EngineError) -> None:
+        with self._state_lock:
+            self._failure = self._failure or failure
+            waiting, self._open = self._open, set()
+        for answer in waiting:
+            answer.on_end(failure)

@@ -1,0 +1,134 @@
+"""Weights into memory, and what the memory that is left can hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+
+from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
+from clear_ray.errors import ConfigError, EngineError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU_CACHE_SHARE = 0.25
+_CUDA_CACHE_SHARE = 0.75
+_TRIAL_TOKENS = 7
+
+
+def model_folder(model: str | Path) -> Path:
+    """Return the local folder of a model, for a hub name that of its downloaded snapshot."""
+    source = resolve_model(str(model))
+    if isinstance(source, Path):
+        return source
+    found = cached_file(source, "config.json")
+    return Path(str(found)).parent
+
+
+def load_model(model: str | Path, *, device: torch.device, dtype: str | None) -> Any:
+    """Load a causal language model for inference.
+
+    Code that a model brings along is never run, and weights are read from safetensors only, never unpickled.
+
+    Args:
+        model: Name as for `resolve_model`.
+        device: Where it is to run.
+        dtype: A name of `_DTYPES`, or None for the device's default.
+
+    Raises:
+        ConfigError: There is no such model or dtype.
+        EngineError: The model cannot be loaded.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError("unknown number format", "dtype", dtype, f"Give one of {', '.join(_DTYPES)}.")
+    source = resolve_model(str(model))
+    had_progress_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        refuse_own_code(model_folder(model))
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        return loaded.to(device).eval()
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError("the model cannot be loaded", f"model {model}", str(error)) from error
+    finally:
+        if had_progress_bar:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    # Few CPUs multiply bfloat16 in hardware; on those that do not it takes twice as long as float32.
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def cache_capacity_tokens(model: Any) -> int:
+    """Return how many positions of key-value cache the free memory can hold beside the model."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_per_token = 2 * int(config.num_hidden_layers) * int(heads) * int(width) * int(model.dtype.itemsize)
+    if model.device.type == "cuda":
+        free_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _CUDA_CACHE_SHARE)
+    else:
+        free_bytes = int(_available_bytes() * _CPU_CACHE_SHARE)
+    return max(1, free_bytes // bytes_per_token)
+
+
+def _available_bytes() -> int:
+    """Return the memory that can be had without swapping, what files are cached in included."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(pages, int(line.split()[1]) * 1024)
+    return pages
+
+
+@torch.inference_mode()
+def check_slots_fit(model: Any) -> None:
+    """Compare a trial pass through a slot cache with a plain one.
+
+    Architectures differ in what they do with positions and masks. Instead of a list of names, the model is asked.
+
+    Raises:
+        ConfigError: The two disagree: the model does not attend to earlier positions in the usual way.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = [(7 * i + 3) % vocabulary for i in range(_TRIAL_TOKENS)]
+    try:
+        plain_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
+        cache, runner = SlotCache(), SlotRunner(model)
+        cache.reserve(2, _TRIAL_TOKENS + 1, kept_rows=0)
+        runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=4)
+        slots_V = runner.decode(cache, [ids[3], ids[-1]], [3, _TRIAL_TOKENS - 1]).logits[1, -1].float()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _unfit(model, str(error)) from error
+    # Half formats differ by their own rounding; a wrong mask or position differs by whole logits.
+    spread = float(plain_V.std()) or 1.0
+    worst = float((plain_V - slots_V).abs().max()) / spread
+    if not worst < (1e-3 if model.dtype == torch.float32 else 0.25):
+        raise _unfit(model, f"logits differ by {worst:.2g} standard deviations")
+
+
+def _unfit(model: Any, seen: str) -> ConfigError:
+    return ConfigError(
+        f"the architecture {model.config.model_type} cannot be batched here",
+        "model",
+        seen,
+        "Use a decoder-only transformer whose layers attend to earlier positions.",
+    )

@@ -1,0 +1,105 @@
+"""Prompts to token ids and back, with the tokenizer and chat template of a model.
+
+Needs no weights, so that prompts can be counted and refused before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clear_ray.engine.base import Prompt
+from clear_ray.engine.smollm2 import resolve_model
+from clear_ray.errors import EngineError, SchemaError
+
+
+class Rendering:
+    """Tokenizer of one model, and the way in which prompts are put to it.
+
+    Args:
+        model: Name as for `resolve_model`.
+        chat_template: Wrap a plain prompt as one user message, where the model has a chat template.
+        system_prompt: System message put before every prompt that has none of its own.
+
+    Raises:
+        ConfigError: There is no such model.
+        EngineError: Its tokenizer cannot be loaded.
+    """
+
+    def __init__(self, model: str | Path, *, chat_template: bool = True, system_prompt: str | None = None) -> None:
+        from transformers import AutoTokenizer
+
+        source = resolve_model(str(model))
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise EngineError("the tokenizer cannot be loaded", f"model {model}", str(error)) from error
+        self._has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        self._wraps_text = chat_template and self._has_template
+        self._system_prompt = system_prompt
+
+    @property
+    def end_token_id(self) -> int | None:
+        """Token with which the tokenizer says that an answer ends, if it names one."""
+        end_token_id: int | None = self._tokenizer.eos_token_id
+        return end_token_id
+
+    def token_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the token ids of each prompt as the model is to read it, the opening of its answer included.
+
+        Raises:
+            SchemaError: A prompt has no tokens, or is a conversation that the model has no template for.
+        """
+        rendered: list[list[int] | None] = [None] * len(prompts)
+        with_template = [i for i, prompt in enumerate(prompts) if self._wraps_text or not isinstance(prompt, str)]
+        # The template writes the special tokens itself; the tokenizer must not add a second set.
+        chats = [self._apply_template(prompts[i]) for i in with_template]
+        for i, ids in zip(with_template, self._encode(chats, add_special_tokens=False), strict=True):
+            rendered[i] = ids
+        plain = [i for i in range(len(prompts)) if rendered[i] is None]
+        texts = [self._with_system_prompt(str(prompts[i])) for i in plain]
+        for i, ids in zip(plain, self._encode(texts, add_special_tokens=True), strict=True):
+            rendered[i] = ids
+        whole = [ids for ids in rendered if ids]
+        if len(whole) < len(prompts):
+            raise SchemaError("a prompt has no tokens", "prompt", remedy="Remove the empty prompt.")
+        return whole
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens dropped."""
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _apply_template(self, prompt: Prompt) -> str:
+        """Return a conversation as the text of the model's chat template."""
+        if not self._has_template:
+            raise SchemaError(
+                "the model has no chat template, so it cannot read a conversation",
+                "prompt",
+                str(prompt),
+                "Give the prompt as plain text, or use an instruction-tuned model.",
+            )
+        turns = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if self._system_prompt is not None and not any(role == "system" for role, _ in turns):
+            turns.insert(0, ("system", self._system_prompt))
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # Templates are programs of the model's author: what they raise (unknown role, turns out of order) is theirs.
+        except Exception as error:
+            raise SchemaError(
+                "the chat template refuses the conversation", "prompt", str(prompt), str(error)
+            ) from error
+        return text
+
+    def _with_system_prompt(self, text: str) -> str:
+        return text if self._system_prompt is None else f"{self._system_prompt}\n\n{text}"
+
+    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids

@@ -1,0 +1,135 @@
+"""One key-value cache cut into slots, and passes of a model over it.
+
+The running answers are the first n slots, without gaps, so that a pass reads the cache as a view and copies nothing.
+Slots are left-aligned: entry j of a slot is the token at position j. Prefill and decode are the same pass over rows and
+positions; decode has one position a row.
+
+Shapes: N rows of a pass, L positions of a pass, T positions that the pass may see, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+
+class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
+    """Keys and values of every layer, (slots, heads, T, head width), written and read at given rows and positions."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self.slots = self.positions = 0
+        self._first = self._end = self._visible = 0
+        self._row_N1 = self._position_NL = torch.zeros(0, 0, dtype=torch.long)
+
+    def reserve(self, slots: int, positions: int, kept_rows: int) -> None:
+        """Change the size, keeping the first `kept_rows` slots as far as they fit."""
+        for tensors in (self._keys, self._values):
+            for layer, old in enumerate(tensors):
+                new = old.new_zeros(slots, old.shape[1], positions, old.shape[3])
+                shared = min(self.positions, positions)
+                new[:kept_rows, :, :shared] = old[:kept_rows, :, :shared]
+                tensors[layer] = new
+        self.slots, self.positions = slots, positions
+
+    def aim(self, first: int, position_NL: torch.Tensor, visible: int) -> None:
+        """Set where the next pass writes: rows from `first`, at their positions; it reads the first `visible` ones."""
+        self._first, self._end, self._visible = first, first + position_NL.shape[0], visible
+        self._row_N1 = torch.arange(position_NL.shape[0], device=position_NL.device)[:, None]
+        self._position_NL = position_NL
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one slot over another."""
+        for tensor in (*self._keys, *self._values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a layer's new keys and values and return all that the rows may see; called by the model."""
+        del args, kwargs
+        while len(self._keys) <= layer_idx:
+            # Zeros, not uninitialised memory: a masked entry is multiplied by 0, and 0 x NaN is NaN.
+            shape = (self.slots, key_states.shape[1], self.positions, key_states.shape[3])
+            self._keys.append(key_states.new_zeros(shape))
+            self._values.append(value_states.new_zeros((*shape[:3], value_states.shape[3])))
+        keys, values = (layers[layer_idx][self._first : self._end] for layers in (self._keys, self._values))
+        keys[self._row_N1, :, self._position_NL] = key_states.transpose(1, 2)
+        values[self._row_N1, :, self._position_NL] = value_states.transpose(1, 2)
+        return keys[:, :, : self._visible], values[:, :, : self._visible]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions and masks are always given."""
+        del layer_idx
+        return 0
+
+
+class SlotRunner:
+    """Runs a model over rows and positions of a SlotCache.
+
+    Args:
+        model: A causal language model of transformers in which every layer attends to all earlier positions.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._device: torch.device = model.device
+        self._hidden_below: torch.Tensor = torch.tensor(torch.finfo(model.dtype).min, device=self._device)
+
+    def prefill(
+        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int
+    ) -> torch.Tensor | None:
+        """Read whole rows from position 0 on, `chunk` positions at a time.
+
+        Returns:
+            The sum of final-norm hidden states over each row's own tokens, float32 (N, D); None for rows of length 0.
+        """
+        longest = max(map(len, ids_per_row))
+        length_N1 = torch.tensor([[len(ids)] for ids in ids_per_row], device=self._device)
+        # Rows shorter than the longest are filled up on the right: those positions are written again by the tokens that
+        # belong there before any token can see them.
+        padded_NL = torch.tensor([ids + [0] * (longest - len(ids)) for ids in ids_per_row], device=self._device)
+        total_ND: torch.Tensor | None = None
+        for start in range(0, longest, chunk):
+            end = min(start + chunk, longest)
+            position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
+            output = self._forward(self._model.base_model, cache, first, padded_NL[:, start:end], position_NL, end)
+            is_own_NL1 = (position_NL < length_N1)[:, :, None]
+            sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
+            total_ND = sum_ND if total_ND is None else total_ND + sum_ND
+        return total_ND
+
+    def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int], *, with_hidden: bool = False) -> Any:
+        """Read one token of each of the first N rows; return the model's output, logits (N, 1, V)."""
+        position_N1 = torch.tensor(positions_N, device=self._device)[:, None]
+        ids_N1 = torch.tensor(ids_N, device=self._device)[:, None]
+        # Attention kernels of GPUs want the length of a mask divisible by 8 or 16.
+        visible = min(-(-(max(positions_N) + 1) // 16) * 16, cache.positions)
+        return self._forward(self._model, cache, 0, ids_N1, position_N1, visible, output_hidden_states=with_hidden)
+
+    def _forward(
+        self,
+        module: Any,
+        cache: SlotCache,
+        first: int,
+        ids_NL: torch.Tensor,
+        position_NL: torch.Tensor,
+        visible: int,
+        **options: Any,
+    ) -> Any:
+        cache.aim(first, position_NL, visible)
+        is_later_NLT = torch.arange(visible, device=self._device) > position_NL[:, :, None]
+        mask_N1LT = torch.where(is_later_NLT, self._hidden_below, 0.0)[:, None].to(self._hidden_below.dtype)
+        return module(
+            input_ids=ids_NL,
+            position_ids=position_NL,
+            attention_mask=mask_N1LT,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )

@@ -1,0 +1,176 @@
+"""Continuous batching on a slot cache: every running answer owns one slot, and gives it up when it ends.
+
+An answer that ends gives its slot to the last running one; a new answer takes the slot after the last. The last prompt
+token is never prefilled: it is the first token that decode reads, so all logits come from decode.
+
+Shapes: N rows of a pass, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+
+from clear_ray.engine.batch import Answer
+from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
+from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+
+_POSITION_STEP = 64
+
+
+class SlotBatch:
+    """A continuous batch of answers.
+
+    Args:
+        model: As for `SlotRunner`.
+        max_batch: Answers that run at the same time, if the cache can hold them.
+        cache_tokens: Positions that the cache may hold over all slots together.
+        prefill_tokens: Positions of one prefill pass.
+        end_token_ids: Tokens that end an answer.
+        temperature: As for `choose_tokens`.
+        top_p: As for `choose_tokens`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_batch: int,
+        cache_tokens: int,
+        prefill_tokens: int,
+        end_token_ids: frozenset[int],
+        temperature: float,
+        top_p: float,
+    ) -> None:
+        self._runner, self._cache = SlotRunner(model), SlotCache()
+        self._max_batch, self._cache_tokens, self._prefill_tokens = max_batch, cache_tokens, prefill_tokens
+        self._end_token_ids, self._temperature, self._top_p = end_token_ids, temperature, top_p
+        self._waiting: deque[Answer] = deque()
+        self._running: list[Answer] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self._running
+
+    def add(self, answer: Answer) -> None:
+        """Queue an answer; it starts in the order of adding."""
+        self._waiting.append(answer)
+
+    @torch.inference_mode()
+    def step(self) -> list[Answer]:
+        """Start what fits, generate one token for every running answer, and return the answers that ended."""
+        ended = self._end_cancelled()
+        ended += self._start_waiting()
+        if self._running:
+            ended += self._decode()
+        return ended
+
+    def close(self) -> None:
+        """Drop the cache."""
+        self._cache = SlotCache()
+
+    def _end_cancelled(self) -> list[Answer]:
+        ended = [answer.end("cancelled") for answer in self._waiting if answer.is_cancelled]
+        if ended:
+            self._waiting = deque(answer for answer in self._waiting if not answer.is_cancelled)
+        rows = [row for row, answer in enumerate(self._running) if answer.is_cancelled]
+        # Backwards: taking a row out moves the last row into its place.
+        return ended + [self._remove(row).end("cancelled") for row in reversed(rows)]
+
+    def _start_waiting(self) -> list[Answer]:
+        """Give slots to waiting answers and read their prompts; return those that failed."""
+        starting: list[Answer] = []
+        ended: list[Answer] = []
+        positions = max((_needed_positions(answer) for answer in self._running), default=0)
+        while self._waiting and len(self._running) + len(starting) < self._max_batch:
+            needed = max(positions, _needed_positions(self._waiting[0]))
+            rows = len(self._running) + len(starting) + 1
+            if rows * needed > self._cache_tokens:
+                if rows > 1:
+                    break
+                error = f"prompt and grant need {needed} cache positions, there is memory for {self._cache_tokens}"
+                ended.append(self._waiting.popleft().end("cancelled", error))
+                continue
+            positions = needed
+            starting.append(self._waiting.popleft())
+        if starting:
+            self._make_room(len(self._running) + len(starting), positions)
+            starting.sort(key=lambda answer: len(answer.input_ids))
+            for group in self._prefill_groups(starting):
+                ended += self._prefill(group)
+        return ended
+
+    def _make_room(self, rows: int, positions: int) -> None:
+        if rows <= self._cache.slots and positions <= self._cache.positions:
+            return
+        positions = min(-(-positions // _POSITION_STEP) * _POSITION_STEP, self._cache_tokens // rows)
+        slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
+        self._cache.reserve(slots, positions, kept_rows=len(self._running))
+
+    def _prefill_groups(self, starting: list[Answer]) -> list[list[Answer]]:
+        """Split answers, shortest input first, into groups whose padded size is at most one pass."""
+        groups: list[list[Answer]] = [[]]
+        for answer in starting:
+            if groups[-1] and (len(groups[-1]) + 1) * len(answer.input_ids) > self._prefill_tokens:
+                groups.append([])
+            groups[-1].append(answer)
+        return groups
+
+    def _prefill(self, group: list[Answer]) -> list[Answer]:
+        """Read the group's inputs into the next slots; return those that failed."""
+        ids_per_row = [answer.input_ids[:-1] for answer in group]
+        try:
+            if ids_per_row[-1]:
+                chunk = max(1, self._prefill_tokens // len(group))
+                self._runner.prefill(self._cache, len(self._running), ids_per_row, chunk)
+        except RuntimeError as error:
+            if len(group) == 1:
+                return [group[0].end("cancelled", f"the prompt could not be read: {error}")]
+            # One answer's failure is its own: the others are tried by themselves.
+            return [failed for answer in group for failed in self._prefill([answer])]
+        self._running += group
+        return []
+
+    def _decode(self) -> list[Answer]:
+        """Generate one token for each running answer; return those that ended."""
+        ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
+        positions_N = [_length(answer) - 1 for answer in self._running]
+        logits_NV = self._runner.decode(self._cache, ids_N, positions_N).logits[:, -1]
+        uniform_N = [_draw(answer) for answer in self._running] if self._temperature > 0 else []
+        chosen_N = choose_tokens(logits_NV, temperature=self._temperature, top_p=self._top_p, uniform_N=uniform_N)
+        for answer, token_id in zip(self._running, chosen_N, strict=True):
+            answer.generated.append(token_id)
+        ended: list[Answer] = []
+        for row in reversed(range(len(self._running))):
+            answer = self._running[row]
+            if answer.generated[-1] in self._end_token_ids:
+                ended.append(self._remove(row).end("stop"))
+            elif len(answer.generated) >= answer.grant.max_tokens:
+                ended.append(self._remove(row).end("length"))
+        return ended
+
+    def _remove(self, row: int) -> Answer:
+        """Take an answer out of its slot and move the last one into it."""
+        removed, last = self._running[row], self._running.pop()
+        if last is not removed:
+            # The newest token of an answer is not in the cache yet: decode reads it first.
+            self._cache.move(len(self._running), row, _length(last) - 1)
+            self._running[row] = last
+        return removed
+
+
+def _length(answer: Answer) -> int:
+    return len(answer.input_ids) + len(answer.generated)
+
+
+def _needed_positions(answer: Answer) -> int:
+    """Return the positions that an answer may come to fill: its last token is never read."""
+    return len(answer.input_ids) + answer.grant.max_tokens - 1
+
+
+def _draw(answer: Answer) -> float:
+    """Return the random number for the answer's next token."""
+    return uniform(sampling_key(answer.grant), len(answer.grant.prefix_token_ids) + len(answer.generated))
