@@ -197,7 +197,9 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
 def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     """Write `features/`, unless it is there, and return who the model is."""
     queries = folder.child("sample-00").child("queries")
-    with engine_workers(config.engine, PriorHead(cap_tokens=config.allocation.max_tokens)) as crew:
+    with engine_workers(
+        config.engine, PriorHead(cap_tokens=config.allocation.max_tokens), run_dir=config.run_dir
+    ) as crew:
         if not folder.exists("features"):
             folder.delete("features.partial")
             (

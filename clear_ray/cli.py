@@ -191,3 +191,7 @@ def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         raise SystemExit(SOME_FAILED)
     if report.stopped_early:
         raise SystemExit(OUT_OF_BUDGET)
+
+
+if __name__ == "__main__":
+    main()

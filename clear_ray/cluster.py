@@ -76,7 +76,7 @@ class Crew:
 
 
 @contextmanager
-def engine_workers(config: EngineConfig, head: Head) -> Iterator[Crew]:
+def engine_workers(config: EngineConfig, head: Head, *, run_dir: str) -> Iterator[Crew]:
     """Start the engine workers, wait until their models are loaded, and end them afterwards.
 
     Raises:
@@ -86,7 +86,9 @@ def engine_workers(config: EngineConfig, head: Head) -> Iterator[Crew]:
     actor: Any = ray.remote(EngineWorker).options(
         num_gpus=config.num_gpus, num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=_CALLS_IN_FLIGHT
     )
-    workers = tuple(actor.remote(config, head) for _ in range(config.workers))
+    workers = tuple(
+        actor.options(name=worker_name(run_dir, number)).remote(config, head) for number in range(config.workers)
+    )
     try:
         try:
             cards = ray.get([worker.cards.remote() for worker in workers], timeout=_LOAD_TIMEOUT_SECONDS)
@@ -96,6 +98,11 @@ def engine_workers(config: EngineConfig, head: Head) -> Iterator[Crew]:
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def worker_name(run_dir: str, number: int) -> str:
+    """Return the actor name of a run's engine worker; worker `number` counts from 0."""
+    return f"clear_ray engine {number} of {run_dir}"
 
 
 @contextmanager

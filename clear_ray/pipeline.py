@@ -101,6 +101,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     folder = open_folder(config.run_dir)
     manifest = read_manifest(folder)
     load_scorer_of(config)
+    head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
         digest = take_in(queries, config, folder)
         if manifest is not None and (report := read_summary(folder)) is not None:
@@ -108,9 +109,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
             return RunResult(report, config.run_dir)
         progress.begin("probe", queries=digest.rows)
         with (
-            engine_workers(
-                config.engine, resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
-            ) as crew,
+            engine_workers(config.engine, head, run_dir=config.run_dir) as crew,
             market(config.run_dir, config.budget_tokens, digest.rows) as desk,
         ):
             progress.watch(desk)
@@ -135,13 +134,12 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         EngineError: The model cannot be loaded.
     """
     folder = open_folder(f"{config.run_dir.rstrip('/')}.plan")
+    head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
             digest = take_in(queries, config, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(
-                config.engine, resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
-            ) as crew:
+            with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
         progress.begin("price")
         clearing = _clear(config, estimates, Standing(digest.rows), config.budget_tokens)
@@ -361,8 +359,8 @@ def _mark_lost_answers(folder: Folder, desk: Any, standing: Standing, number: in
     if (lost_N < 0).any():
         raise BudgetError("answers hold more tokens than the ledger charged", folder.path, str(int(lost_N.argmin())))
     if lost_N.any():
-        lost = {int(i): int(lost_N[i]) for i in np.flatnonzero(lost_N)}
-        ray.get(desk.mark_wasted.remote(lost))
+        wasted_of_index = {int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)}
+        ray.get(desk.mark_wasted.remote(wasted_of_index))
 
 
 def _close_run(

@@ -1,0 +1,170 @@
+"""Whole runs on a local cluster, with recorded rollouts of a real model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from clear_ray.cluster import worker_name
+from clear_ray.config import RunConfig
+from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.journal import read_journal
+from clear_ray.ledger import Entry, Ledger
+from clear_ray.pipeline import RunResult, plan, run
+from clear_ray.storage import open_folder
+
+
+def completions_of(result: RunResult) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(Path(result.run_dir) / "completions").to_pylist()
+    return sorted(rows, key=lambda row: row["index"])
+
+
+def replayed_ledger(result: RunResult) -> Ledger:
+    """Return the ledger as the journal alone tells it; `apply` refuses any entry that would break an invariant."""
+    ledger = Ledger(result.report.budget_tokens, result.report.queries)
+    for record in read_journal(open_folder(result.run_dir)):
+        if "op" in record:
+            ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+    ledger.check()
+    return ledger
+
+
+def check_account(result: RunResult) -> None:
+    """Check rows, budget and ledger of a finished run against each other."""
+    report, rows = result.report, completions_of(result)
+    assert [row["index"] for row in rows] == list(range(report.queries))
+    assert len({row["query_id"] for row in rows}) == report.queries
+    statuses = Counter(row["status"] for row in rows)
+    assert statuses["completed"] == report.completed
+    assert statuses["abandoned"] == report.abandoned
+    assert statuses["failed"] == report.failed
+    assert report.completed + report.abandoned + report.failed == report.queries
+    assert sum(row["spent_tokens"] for row in rows) == report.spent_tokens <= report.budget_tokens
+    ledger = replayed_ledger(result)
+    assert ledger.reserved_tokens == 0
+    assert (ledger.spent_tokens, ledger.wasted_tokens) == (report.spent_tokens, report.wasted_tokens)
+    assert [row["spent_tokens"] for row in rows] == ledger.spent_tokens_N.tolist()
+    for row in rows:
+        assert row["reason"].endswith(".")
+        assert (row["text"] is None) == (row["rounds"] == 0)
+
+
+def test_a_run_answers_every_query_once_and_keeps_its_budget(replay_settings: dict[str, Any]) -> None:
+    result = run(None, RunConfig.parse(replay_settings))
+    check_account(result)
+    report = result.report
+    assert report.completed > 0
+    assert report.abandoned > 0
+    assert report.wasted_tokens == 0
+    assert report.correct == sum(row["correct"] for row in completions_of(result))
+    assert report.rounds[0].expected_utility <= report.rounds[0].dual_bound + 1e-9
+    assert (Path(result.run_dir) / "report.html").stat().st_size > 10_000
+
+    again = run(None, RunConfig.parse(replay_settings))
+    assert again.report == report, "a finished run is only read"
+    with pytest.raises(ResumeError, match="budget"):
+        run(None, RunConfig.parse(replay_settings | {"budget": 77}))
+
+
+def test_what_comes_back_is_priced_again_and_truncated_queries_go_on(replay_settings: dict[str, Any]) -> None:
+    settings = replay_settings | {"budget": 96 * 199, "allocation": {"max_tokens": 400, "max_rounds": 4}}
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    assert len(result.report.rounds) > 1
+    assert any(stage.continued for stage in result.report.rounds)
+    recorded = {
+        (row["query_id"], row["sample"]): row
+        for row in pq.read_table(
+            replay_settings["engine"]["rollouts"], columns=["query_id", "sample", "text"]
+        ).to_pylist()
+    }
+    stopped = [row for row in completions_of(result) if row["finish_reason"] == "stop"]
+    assert any(row["rounds"] > 1 for row in stopped)
+    for row in stopped:
+        assert row["text"] == recorded[(row["query_id"], 0)]["text"], "a continued answer is the uninterrupted one"
+
+
+def test_a_killed_engine_is_replaced_and_its_reservations_are_charged(replay_settings: dict[str, Any]) -> None:
+    settings = replay_settings | {"budget": 60 * 199}
+    settings["engine"] = settings["engine"] | {"tokens_per_second": 30.0}
+    killed = threading.Event()
+
+    def kill_once() -> None:
+        deadline = time.monotonic() + 120
+        journal = Path(settings["run_dir"]) / "journal.jsonl"
+        while time.monotonic() < deadline and not killed.is_set():
+            if journal.exists() and b'"reserve"' in journal.read_bytes():
+                ray.kill(ray.get_actor(worker_name(settings["run_dir"], 0)), no_restart=False)
+                killed.set()
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    result = run(None, RunConfig.parse(settings))
+    killer.join()
+    assert killed.is_set()
+    check_account(result)
+    assert result.report.wasted_tokens > 0, "what was running when the engine died is charged in full"
+    assert result.report.failed == 0
+
+
+def test_openai_batches_come_back_in_their_own_format(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    import json
+
+    queries = pq.read_table(replay_settings["input"]["path"]).to_pylist()[:20]
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "custom_id": query["query_id"],
+                    "method": "POST",
+                    "url": "/v1/chat/completions",
+                    "body": {
+                        "model": "m",
+                        "messages": [{"role": "user", "content": query["prompt"]}],
+                        "max_tokens": 60,
+                    },
+                }
+            )
+            for query in queries
+        )
+    )
+    settings = replay_settings | {"input": {"path": str(batch)}, "budget": 300, "scoring": {}}
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    folder = Path(result.run_dir)
+    answered = [json.loads(line) for line in (folder / "output.jsonl").read_text().splitlines()]
+    refused = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    assert len(answered) == result.report.completed
+    assert len(refused) == result.report.abandoned + result.report.failed
+    assert {line["custom_id"] for line in answered + refused} == {query["query_id"] for query in queries}
+    assert (
+        sum(line["response"]["body"]["usage"]["completion_tokens"] for line in answered) == result.report.spent_tokens
+    )
+
+
+def test_a_dataset_can_be_passed_in_place_of_an_input(replay_settings: dict[str, Any]) -> None:
+    queries = ray.data.read_parquet(replay_settings["input"]["path"]).limit(12)
+    with pytest.raises(ConfigError, match="queries were passed"):
+        run(queries, RunConfig.parse(replay_settings))
+    result = run(queries, RunConfig.parse(replay_settings | {"input": {}, "budget": 200}))
+    check_account(result)
+    assert result.completions().count() == 12
+
+
+def test_a_plan_prices_the_batch_and_leaves_nothing_behind(replay_settings: dict[str, Any]) -> None:
+    planned = plan(None, RunConfig.parse(replay_settings))
+    assert planned.funded + planned.abandoned == planned.queries == 199
+    assert 0 < planned.low_tokens <= planned.expected_tokens <= planned.worst_tokens <= planned.budget_tokens
+    assert planned.shadow_price > 0
+    utilities = [point.utility for point in planned.budget_curve]
+    assert utilities == sorted(utilities)
+    assert not list(Path(replay_settings["run_dir"]).parent.iterdir())

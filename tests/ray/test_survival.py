@@ -1,0 +1,155 @@
+"""Runs as a user starts them: a process of their own, killed on the way, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clear_ray.config import RunConfig
+from clear_ray.pipeline import RunResult
+from clear_ray.report.summary import RunReport
+from tests.ray.test_run import check_account
+
+
+def write_config(settings: dict[str, Any], folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(config: Path, *more: str) -> subprocess.Popen[str]:
+    """Start `clear-ray run` with a local cluster of its own, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--json", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | {"RAY_AUTH_MODE": "disabled"},
+        start_new_session=True,
+    )
+
+
+def wait_for_settlements(journal: Path, process: subprocess.Popen[str], *, at_least: int) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b'"settle"') >= at_least:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the run did not get that far: {process.communicate()}")
+
+
+def test_a_run_whose_driver_was_killed_goes_on_and_keeps_its_budget(
+    replay_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = replay_settings | {"budget": 60 * 199}
+    settings["engine"] = settings["engine"] | {"tokens_per_second": 40.0}
+    settings["dispatch"] = {"rows_per_file": 1}
+    config = write_config(settings, tmp_path)
+    process = start(config)
+    wait_for_settlements(Path(settings["run_dir"]) / "journal.jsonl", process, at_least=20)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in Path(settings["run_dir"], "rounds").rglob("*.parquet")}
+
+    second = start(config)
+    out, err = second.communicate(timeout=250)
+    assert second.returncode in (0, 3), err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary.pop("event") == "summary"
+    report = RunReport.model_validate(summary)
+    check_account(RunResult(report, settings["run_dir"]))
+    assert report.wasted_tokens > 0, "what was running when the driver died is charged"
+    assert report.spent_tokens <= report.budget_tokens
+    whole = {path for path in kept if path.exists()}
+    assert whole, "answers that were on disk are kept"
+    assert all(path.stat().st_mtime_ns == kept[path] for path in whole)
+
+
+def test_refusals_are_one_line_and_exit_code_2(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query_id": "a", "prompt": "1 + 1"}\n{"query_id": "a", "prompt": "2 + 2"}\n')
+    config = write_config(replay_settings | {"input": {"path": str(bad)}}, tmp_path)
+    process = start(config)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Refused:" in err
+    assert "bad.jsonl" in err
+    assert "Traceback" not in err
+    assert not Path(replay_settings["run_dir"]).exists()
+
+
+def test_ray_job_submit_runs_a_batch_and_keeps_its_exit_code(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    from ray.job_submission import JobStatus
+
+    settings = replay_settings | {"budget": 2_000, "allocation": {"max_tokens": 400, "max_rounds": 1}}
+    RunConfig.parse(settings)
+    write_config(settings, tmp_path)
+    root = Path(__file__).parents[2]
+    port, dashboard = 26379, 28265
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "test-" + "0" * 40}
+    head = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("ray"),
+            *("start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats", "--object-store-memory=300000000"),
+            *(f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+            *("--ray-client-server-port=26380", "--dashboard-agent-listen-port=26381", f"--temp-dir={tmp_path}/r"),
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        client = connect(f"http://127.0.0.1:{dashboard}", environment)
+        job = submit(client, f"{sys.executable} {root}/jobs/run_batch.py --config {tmp_path}/run.yaml --quiet")
+        deadline = time.monotonic() + 200
+        while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        logs = client.get_job_logs(job)
+        assert status in (JobStatus.SUCCEEDED, JobStatus.FAILED), logs
+        assert client.get_job_info(job).driver_exit_code in (0, 3), logs
+        report = RunReport.model_validate_json(Path(settings["run_dir"], "summary.json").read_bytes())
+        check_account(RunResult(report, settings["run_dir"]))
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+
+
+def connect(address: str, environment: dict[str, str]) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    headers = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            return JobSubmissionClient(address, headers=headers)
+        except (ConnectionError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def submit(client: Any, entrypoint: str) -> str:
+    """Submit; just after a head has started its job agent may not be there yet (facts/ray.md section 3)."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint, entrypoint_num_cpus=0.1))
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
