@@ -15,12 +15,14 @@ from numpy.typing import ArrayLike
 
 from clear_ray.allocation.allocate import Allocation, certify
 from clear_ray.allocation.columns import FloatArray, IntArray
-from clear_ray.allocation.price import SpendUnit, check_budget, first_fitting_index, solve_shadow_price
+from clear_ray.allocation.price import check_budget, solve_shadow_price
 from clear_ray.allocation.price_grid import price_at, price_index
+from clear_ray.allocation.search import Bracket, first_fitting_index
 from clear_ray.allocation.slack import unspent
 from clear_ray.allocation.spread import raise_to_one_level
 from clear_ray.allocation.surge import ShiftedSurge
 from clear_ray.allocation.ties import checked_tie_break, funding_order, take_while_it_fits
+from clear_ray.allocation.units import Unit
 from clear_ray.allocation.utility import Utility
 
 _PAPER_BETA = 0.005  # of the paper's illustration, where the curves have no rate of their own
@@ -122,15 +124,15 @@ def smallest_threshold(
 
 def _first_within(utility: Utility, caps: Callable[[int], IntArray], budget: float, breakpoints: IntArray) -> int:
     """Return the smallest index whose caps fit the budget; caps fall as the index rises."""
-    unit = SpendUnit.of_budget(budget)
-    limit = unit.budget(budget)
+    unit = Unit.of_limit(budget)
+    limit = unit.limit(budget)
 
     def excess(index: int) -> int:
         return unit.total(utility.spend(caps(index))) - limit
 
     if breakpoints.size == 0 or excess(0) <= 0:
         return 0
-    return first_fitting_index(excess, breakpoints, guess=None)
+    return first_fitting_index(Bracket(excess, low=0, high=int(breakpoints.max()) + 1), breakpoints)
 
 
 def _with_ties(
@@ -149,12 +151,12 @@ def _with_ties(
 def _with_equal_headroom(utility: Utility, tokens: IntArray, budget: float) -> IntArray:
     """Raise the caps of the funded by the same number of tokens, as large as the budget pays for."""
     ceiling = np.minimum(utility.max_tokens_N, 2.0**52).astype(np.int64)
-    unit = SpendUnit.of_budget(budget)
+    unit = Unit.of_limit(budget)
     low, high = 0, 1 + int((ceiling - tokens)[tokens > 0].max(initial=0))
     while high - low > 1:
         middle = (low + high) // 2
         raised = np.where(tokens > 0, np.minimum(tokens + middle, ceiling), tokens)
-        is_paid = unit.total(utility.spend(raised)) <= unit.budget(budget)
+        is_paid = unit.total(utility.spend(raised)) <= unit.limit(budget)
         low, high = (middle, high) if is_paid else (low, middle)
     return np.where(tokens > 0, np.minimum(tokens + low, ceiling), tokens)
 

@@ -85,7 +85,7 @@ class ShiftedErlang(ThresholdCurve):
 
     @staticmethod
     def _slope_inverse(q: FloatArray) -> FloatArray:
-        return minus_lambert_wm1_of_minus(np.clip(q, 1e-300, np.exp(-1.0)))
+        return minus_lambert_wm1_of_minus(np.minimum(np.maximum(q, 1e-300), np.exp(-1.0)))
 
     @staticmethod
     def _tangent(start: FloatArray) -> FloatArray:
@@ -95,7 +95,7 @@ class ShiftedErlang(ThresholdCurve):
         that slope is greatest at the true tangent, so its own error is of the order of the square: rounding only.
         """
         table = _tangent_table()
-        position = np.log2(np.clip(2.0 - start, 1.0, None)) * _CELLS_PER_DOUBLING
+        position = np.log2(np.maximum(2.0 - start, 1.0)) * _CELLS_PER_DOUBLING
         cell = np.minimum(position.astype(np.int64), table.shape[1] - 1)
         t = position - cell
         c0, c1, c2, c3 = (row[cell] for row in table)

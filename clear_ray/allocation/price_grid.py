@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 from clear_ray.allocation.columns import FloatArray, IntArray
 
 _DROPPED_BITS = 12
+HIGHEST_INDEX = int(np.float64(1e300).view(np.int64)) >> _DROPPED_BITS
+SMALLEST_PRICE = float(np.int64(1 << _DROPPED_BITS).view(np.float64))
 
 
 def price_index(price: ArrayLike) -> IntArray:
@@ -34,3 +36,8 @@ def round_price_down(price: FloatArray) -> FloatArray:
 def next_price(price: float) -> float:
     """Return the grid price just above `price`."""
     return price_at(int(price_index(price)[0]) + 1)
+
+
+def price_between(index: int) -> float:
+    """Return the price halfway between a position and the next one; no breakpoint of demand lies there."""
+    return float(np.int64((index << _DROPPED_BITS) + (1 << (_DROPPED_BITS - 1))).view(np.float64))

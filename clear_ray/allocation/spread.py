@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from clear_ray.allocation.columns import FloatArray, IntArray
-from clear_ray.allocation.price import SpendUnit
 from clear_ray.allocation.slack import unspent
 from clear_ray.allocation.ties import funding_order, take_while_it_fits
+from clear_ray.allocation.units import Unit
 from clear_ray.allocation.utility import Utility
 
 _HIGHEST_LEVEL = 1 << 52
@@ -30,8 +30,8 @@ def raise_to_one_level(utility: Utility, tokens_N: IntArray, *, budget: float, t
 
     Source: method.md 3, the rule that an unspent budget abandons nobody.
     """
-    unit = SpendUnit.of_budget(budget)
-    limit = unit.budget(budget)
+    unit = Unit.of_limit(budget)
+    limit = unit.limit(budget)
 
     def raised(level: int) -> IntArray:
         return np.maximum(tokens_N, np.minimum(utility.max_tokens_N, level).astype(np.int64))

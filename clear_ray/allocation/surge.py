@@ -80,7 +80,7 @@ class ShiftedSurge(ThresholdCurve):
     @staticmethod
     def _slope_inverse(q: FloatArray) -> FloatArray:
         # (1 - y) exp(-y) = q  <=>  w exp(w) = e q with w = 1 - y
-        return 1.0 - lambert_w0_of_e_times(np.minimum(q, 1.0))
+        return 1.0 - lambert_w0_of_e_times(np.minimum(np.maximum(q, 1e-300), 1.0))
 
     @staticmethod
     def _tangent(start: FloatArray) -> FloatArray:

@@ -20,12 +20,12 @@ from clear_ray.allocation.columns import (
     refuse_first,
     token_limits,
 )
-from clear_ray.allocation.envelope import concave_slopes
-from clear_ray.allocation.price_grid import round_price_down
+from clear_ray.allocation.envelope import Steps, best_points, concave_steps, limited_points
+from clear_ray.allocation.grid import cells_of, entry_at
+from clear_ray.allocation.utility import Demanded
 from clear_ray.errors import UtilityError
 
 _TOLERANCE = 1e-6  # heads compute in float32
-_STEEPEST = 1e150  # slope of success that costs nothing: finite, and still so after weight and cost
 
 
 class Tabulated:
@@ -119,28 +119,46 @@ class Tabulated:
 
     def utility(self, tokens_N: PerQuery) -> FloatArray:
         """Return the expected value at a cap of `tokens_N`, shape (N,)."""
-        return np.asarray(self.weight_N * self._read(self.success_NK, tokens_N))
+        return self.weight_N * cells_of(self.tokens_NK, tokens_N).read(self.success_NK)
 
     def marginal_utility(self, tokens_N: PerQuery) -> FloatArray:
         """Return the value of one further token at `tokens_N`: the slope of the line to the next grid point."""
-        left, right = self._cell(tokens_N, is_from_right=True)
-        run = self._at(self.tokens_NK, right) - self._at(self.tokens_NK, left)
-        climb = self._at(self.success_NK, right) - self._at(self.success_NK, left)
-        return np.asarray(self.weight_N * np.where(run > 0, climb / np.maximum(run, 1), 0.0))
+        return self.weight_N * cells_of(self.tokens_NK, tokens_N, is_from_right=True).slope(self.success_NK)
 
     def spend(self, tokens_N: PerQuery) -> FloatArray:
         """Return the expected spend under a cap of `tokens_N`, shape (N,)."""
-        return np.asarray(self.cost_per_token_N * self._read(self.spend_NK, tokens_N))
+        return self.cost_per_token_N * cells_of(self.tokens_NK, tokens_N).read(self.spend_NK)
 
     def demand(self, price: PerQuery) -> FloatArray:
         """Return the cap that each query buys at `price` (a scalar, or one price a query), tokens, shape (N,)."""
-        steps_N = ((self._slope_KN >= price) & (self._slope_KN > 0.0)).sum(axis=0)
-        vertex = self._at(self.tokens_NK, steps_N - 1)
-        return np.asarray(np.clip(np.where(steps_N > 0, vertex, 0.0), self.min_tokens_N, self.max_tokens_N))
+        bought = self._steps.is_bought_KN(price).sum(axis=0)
+        vertex = entry_at(self.tokens_NK, bought - 1)
+        return np.minimum(np.maximum(vertex, self.min_tokens_N), self.max_tokens_N)
 
     def demanded_spend(self, price: PerQuery) -> FloatArray:
         """Return `spend(demand(price))`."""
-        return self.spend(self.demand(price))
+        return self._steps.spend_at(self._steps.is_bought_KN(price))
+
+    def demanded(self, price: PerQuery) -> Demanded:
+        """Return spend and utility at `demand(price)`."""
+        return Demanded(spend_N=self.demanded_spend(price), utility_N=self.utility(self.demand(price)))
+
+    def demanded_off_grid(self, price: float) -> Demanded:
+        """Return `demanded(price)` without the envelopes: the best point of each row, found by looking at all.
+
+        On a breakpoint rounding would decide between two points; halfway between grid prices it cannot.
+        """
+        limits = self.min_tokens_N, self.max_tokens_N
+        success = limited_points(self.tokens_NK, self.success_NK, *limits)
+        spend = limited_points(self.tokens_NK, self.spend_NK, *limits)
+        is_valued = self.weight_N > 0.0
+        success_price = np.where(
+            is_valued, price * self.cost_per_token_N / np.where(is_valued, self.weight_N, 1.0), 1e300
+        )
+        chosen, surplus = best_points(spend, success, success_price)
+        return Demanded(
+            spend_N=chosen * self.cost_per_token_N, utility_N=(surplus + success_price * chosen) * self.weight_N
+        )
 
     def surplus(self, price: PerQuery) -> FloatArray:
         """Return utility minus price x spend at demand; never below that of the floor alone, so 0 without floors."""
@@ -151,7 +169,7 @@ class Tabulated:
     @property
     def reservation_price(self) -> FloatArray:
         """The price above which a query buys nothing beyond its floor, on the price grid, shape (N,)."""
-        return np.asarray(self._slope_KN[0], dtype=np.float64)
+        return np.asarray(self._steps.price_KN[0], dtype=np.float64)
 
     @property
     def threshold_tokens_N(self) -> FloatArray:
@@ -161,23 +179,24 @@ class Tabulated:
     @property
     def breakpoints(self) -> FloatArray:
         """Every slope of every envelope, flat."""
-        return self._slope_KN.ravel()
+        return self._steps.price_KN.ravel()
 
-    def next_step(self, tokens_N: PerQuery) -> tuple[FloatArray, FloatArray]:
-        """Return the slope of the envelope after `tokens_N` and the vertex where that piece ends."""
-        steps_N = (self._limited_tokens_NK <= np.asarray(tokens_N)[:, None]).sum(axis=1)
-        price = np.where(steps_N < self.tokens_NK.shape[1], self._at(self._slope_KN.T, steps_N), 0.0)
-        return price, np.where(price > 0.0, self.demand(price), tokens_N)
+    def next_step_price(self, tokens_N: PerQuery) -> FloatArray:
+        """Return the price of the step that begins at or around `tokens_N`; 0 beyond the last, shape (N,)."""
+        tokens = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))
+        passed = (self.tokens_NK <= tokens[:, None]).sum(axis=1)
+        price = entry_at(self._steps.price_KN.T, np.minimum(passed, self.tokens_NK.shape[1] - 1))
+        return np.where(tokens < self.max_tokens_N, price, 0.0)
 
     def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
         """Return the largest whole cap within the ceiling whose expected spend is at most `spend_N`."""
         target = np.broadcast_to(np.asarray(spend_N, dtype=np.float64) / self.cost_per_token_N, (len(self),))
         passed = (self.spend_NK <= target[:, None]).sum(axis=1)
         left, right = passed - 1, np.minimum(passed, self.tokens_NK.shape[1] - 1)
-        spend_left, token_left = self._at(self.spend_NK, left), self._at(self.tokens_NK, left)
-        spend_run = self._at(self.spend_NK, right) - spend_left
-        share = np.where(spend_run > 0.0, (target - spend_left) / np.where(spend_run > 0.0, spend_run, 1.0), 0.0)
-        tokens = np.floor(token_left + np.clip(share, 0.0, 1.0) * (self._at(self.tokens_NK, right) - token_left))
+        spend_left, token_left = entry_at(self.spend_NK, left), entry_at(self.tokens_NK, left)
+        run = entry_at(self.spend_NK, right) - spend_left
+        share = np.where(run > 0.0, (target - spend_left) / np.where(run > 0.0, run, 1.0), 0.0)
+        tokens = np.floor(token_left + np.clip(share, 0.0, 1.0) * (entry_at(self.tokens_NK, right) - token_left))
         tokens = np.minimum(tokens, self.max_tokens_N)
         tokens -= (self.spend(tokens) > spend_N) & (tokens > 0.0)  # the division may have rounded up
         return tokens.astype(np.int64)
@@ -193,10 +212,9 @@ class Tabulated:
         """Return the curves of some queries; a slice shares memory and what was already computed."""
         taken = object.__new__(type(self))
         for name, value in self.__dict__.items():
-            if name.endswith("_KN"):
-                taken.__dict__[name] = value[:, indices]
-            else:
-                taken.__dict__[name] = value[indices] if isinstance(value, np.ndarray) else value
+            taken.__dict__[name] = value[indices] if isinstance(value, np.ndarray) else value
+        if "_steps" in self.__dict__:
+            taken.__dict__["_steps"] = self._steps.take(indices)
         return taken
 
     def continued(self, start_tokens_N: PerQuery) -> Self:
@@ -214,87 +232,47 @@ class Tabulated:
             UtilityError: a start is negative or not finite.
         """
         start = query_column(start_tokens_N, name="start_tokens_N", queries=len(self))
+        cells = cells_of(self.tokens_NK, start)
         survival = self._survival(start)
-        tokens = np.maximum(self.tokens_NK - start[:, None].astype(np.int64), 0)
-        success_gained = np.maximum(self.success_NK - self._read(self.success_NK, start)[:, None], 0.0)
-        spend_gained = np.maximum(self.spend_NK - self._read(self.spend_NK, start)[:, None], 0.0)
-        safe = np.where(survival > 0.0, survival, 1.0)[:, None]
-        success = np.where(survival[:, None] > 0.0, np.minimum(success_gained / safe, 1.0), 0.0)
-        spend = tokens.astype(np.float64) if self.is_spend_the_cap else spend_gained / safe
         is_running = (start < self.tokens_NK[:, -1]) & (survival > 0.0)
+        scale = np.where(is_running, 1.0 / np.where(survival > 0.0, survival, 1.0), 0.0)[:, None]
+        tokens = np.maximum(self.tokens_NK - start[:, None].astype(np.int64), 0)
+        success = np.maximum(self.success_NK - cells.read(self.success_NK)[:, None], 0.0) * scale
+        spend = np.maximum(self.spend_NK - cells.read(self.spend_NK)[:, None], 0.0) * scale
         ceiling = np.where(is_running, np.maximum(self.max_tokens_N - start, 0.0), 0.0)
-        later = self.take(slice(None))
-        for name in ("_slope_KN", "_limited_tokens_NK"):
-            later.__dict__.pop(name, None)
-        survival_later = None if self.survival_NK is None else np.minimum(self.survival_NK / safe, 1.0)
+        later = object.__new__(type(self))
         later.__dict__.update(
+            {name: value for name, value in self.__dict__.items() if name != "_steps"},
             tokens_NK=tokens,
-            success_NK=success,
-            spend_NK=spend,
-            survival_NK=survival_later,
+            success_NK=np.minimum(success, 1.0),
+            spend_NK=tokens.astype(np.float64) if self.is_spend_the_cap else spend,
+            survival_NK=None if self.survival_NK is None else np.minimum(self.survival_NK * scale, 1.0),
             max_tokens_N=ceiling,
             min_tokens_N=np.minimum(np.maximum(self.min_tokens_N - start, 0.0), ceiling),
         )
         return later
 
     def _survival(self, start: FloatArray) -> FloatArray:
-        """Return S at `start`, shape (N,)."""
+        """Return the chance that a query still runs after `start` tokens, shape (N,)."""
         if self.survival_NK is not None:
-            left, right = self._cell(start)
-            run = self._at(self.tokens_NK, right) - self._at(self.tokens_NK, left)
-            share = np.where(run > 0, (start - self._at(self.tokens_NK, left)) / np.maximum(run, 1), 0.0)
-            at_left = np.where(left < 0, 1.0, self._at(self.survival_NK, left))
-            at_right = np.where(right < 0, 1.0, self._at(self.survival_NK, right))
-            return np.asarray(at_left + share * (at_right - at_left))
+            return 1.0 - cells_of(self.tokens_NK, start).read(1.0 - self.survival_NK)
         if self.is_spend_the_cap:
-            return 1.0 - self._read(self.success_NK, start)
-        left, right = self._cell(start, is_from_right=True)
-        run = self._at(self.tokens_NK, right) - self._at(self.tokens_NK, left)
-        slope = (self._at(self.spend_NK, right) - self._at(self.spend_NK, left)) / np.maximum(run, 1)
-        return np.where(start > 0.0, np.clip(np.where(run > 0, slope, 0.0), 0.0, 1.0), 1.0)
+            return 1.0 - cells_of(self.tokens_NK, start).read(self.success_NK)
+        slope = cells_of(self.tokens_NK, start, is_from_right=True).slope(self.spend_NK)
+        return np.where(start > 0.0, np.minimum(slope, 1.0), 1.0)
 
     @cached_property
-    def _limited_tokens_NK(self) -> FloatArray:
-        """The grid, moved into floor and ceiling: points outside fall together and drop out of the envelope."""
-        return np.clip(self.tokens_NK, self.min_tokens_N[:, None], self.max_tokens_N[:, None])
-
-    @cached_property
-    def _slope_KN(self) -> FloatArray:
-        """Slope of the envelope over each cell of the limited grid, on the price grid, falling along K."""
-        limited = self._limited_tokens_NK
-        is_moved = limited != self.tokens_NK
-        spend, success = self.spend_NK, self.success_NK
-        if is_moved.any():
-            spend, success = spend.copy(), success.copy()
-            for k in np.flatnonzero(is_moved.any(axis=0)):
-                spend[:, k] = self._read(self.spend_NK, limited[:, k])
-                success[:, k] = self._read(self.success_NK, limited[:, k])
-        origin_spend = self._read(self.spend_NK, self.min_tokens_N)
-        origin_success = self._read(self.success_NK, self.min_tokens_N)
-        slope = concave_slopes(spend, success, origin_spend, origin_success)
-        return round_price_down(np.minimum(slope, _STEEPEST) * (self.weight_N / self.cost_per_token_N))
-
-    def _read(self, table_NK: FloatArray, tokens_N: PerQuery) -> FloatArray:
-        """Return a column at any token counts: straight lines between grid points, (0, 0) before the first."""
-        tokens = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))
-        left, right = self._cell(tokens)
-        token_left = self._at(self.tokens_NK, left)
-        run = self._at(self.tokens_NK, right) - token_left
-        share = np.where(run > 0, np.minimum((tokens - token_left) / np.maximum(run, 1), 1.0), 0.0)
-        value_left = self._at(table_NK, left)
-        return np.asarray(value_left + share * (self._at(table_NK, right) - value_left))
-
-    def _cell(self, tokens_N: PerQuery, *, is_from_right: bool = False) -> tuple[IntArray, IntArray]:
-        """Return the grid points around token counts; -1 stands for the origin; both the last beyond the grid."""
-        tokens = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))[:, None]
-        is_passed = self.tokens_NK <= tokens if is_from_right else self.tokens_NK < tokens
-        passed = is_passed.sum(axis=1)
-        return passed - 1, np.minimum(passed, self.tokens_NK.shape[1] - 1)
-
-    def _at(self, table_NK: FloatArray | IntArray, k_N: IntArray) -> FloatArray:
-        """Return one entry of each row; 0 where the grid point is -1."""
-        rows = np.arange(len(self))
-        return np.asarray(np.where(k_N < 0, 0.0, table_NK[rows, np.clip(k_N, 0, table_NK.shape[1] - 1)]))
+    def _steps(self) -> Steps:
+        """The upper concave envelopes between floor and ceiling, computed once."""
+        return concave_steps(
+            self.tokens_NK,
+            self.success_NK,
+            self.spend_NK,
+            weight_N=self.weight_N,
+            cost_per_token_N=self.cost_per_token_N,
+            min_tokens_N=self.min_tokens_N,
+            max_tokens_N=self.max_tokens_N,
+        )
 
 
 def _checked_grid(tokens_K: ArrayLike) -> IntArray:

@@ -11,14 +11,24 @@ reservation price, because above it no point of the curve lies over the line thr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clear_ray.allocation.columns import BoolArray, FloatArray, IntArray, PerQuery, query_column, token_limits
+from clear_ray.allocation.columns import (
+    ROWS_AT_ONCE,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    PerQuery,
+    query_column,
+    token_limits,
+)
 from clear_ray.allocation.price_grid import round_price_down
+from clear_ray.allocation.utility import Demanded
 
 
 class ThresholdCurve(ABC):
@@ -118,7 +128,7 @@ class ThresholdCurve(ABC):
 
     def utility(self, tokens_N: PerQuery) -> FloatArray:
         """Return the expected value at a cap of `tokens_N`; it stays at its top once that is reached."""
-        return np.asarray(self._height_N * self._rise(np.clip(self._length(tokens_N), 0.0, self._TOP)))
+        return np.asarray(self._height_N * self._rise(np.minimum(np.maximum(self._length(tokens_N), 0.0), self._TOP)))
 
     def marginal_utility(self, tokens_N: PerQuery) -> FloatArray:
         """Return the value of one further token at `tokens_N` (derivative from the right), shape (N,)."""
@@ -135,17 +145,27 @@ class ThresholdCurve(ABC):
 
         A query buys if its reservation price is at least `price`; otherwise it holds its floor.
         """
-        price_N = np.asarray(price, dtype=np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            y = self._slope_inverse(price_N * self._price_scale_N)
-        y = np.where(price_N > 0.0, np.clip(y, self._entry_length_N, self._top_length_N), self._top_length_N)
-        is_bought = (self.reservation_price >= price_N) & (self.reservation_price > 0.0)
-        tokens = self.threshold_tokens_N + y / self.beta_N
-        return np.where(is_bought, np.clip(tokens, self.min_tokens_N, self.max_tokens_N), self.min_tokens_N)
+        entry = self._entry
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            y = self._slope_inverse(price * entry.price_scale_N)
+        y = np.minimum(np.maximum(y, entry.length_N), entry.top_length_N)
+        tokens = self.threshold_tokens_N + np.where(np.greater(price, 0.0), y, entry.top_length_N) / self.beta_N
+        tokens = np.minimum(np.maximum(tokens, self.min_tokens_N), self.max_tokens_N)
+        is_bought = (entry.price_N >= price) & (entry.price_N > 0.0)
+        return np.where(is_bought, tokens, self.min_tokens_N)
 
     def demanded_spend(self, price: PerQuery) -> FloatArray:
         """Return `spend(demand(price))`."""
         return self.spend(self.demand(price))
+
+    def demanded(self, price: PerQuery) -> Demanded:
+        """Return spend and utility at `demand(price)`."""
+        tokens = self.demand(price)
+        return Demanded(spend_N=self.spend(tokens), utility_N=self.utility(tokens))
+
+    def demanded_off_grid(self, price: float) -> Demanded:
+        """Return `demanded(price)`."""
+        return self.demanded(price)
 
     def surplus(self, price: PerQuery) -> FloatArray:
         """Return utility minus price x spend at demand; never below that of the floor alone, so 0 without floors."""
@@ -153,29 +173,19 @@ class ThresholdCurve(ABC):
         bought = self.utility(tokens) - price * self.spend(tokens)
         return np.maximum(bought, self.utility(self.min_tokens_N) - price * self.spend(self.min_tokens_N))
 
-    @cached_property
+    @property
     def reservation_price(self) -> FloatArray:
         """The price above which a query buys nothing beyond its floor, on the price grid, shape (N,)."""
-        start, end = self._start_length_N, self._entry_length_N
-        run = end - start
-        is_line = run > 0.0
-        climb = self._rise(np.maximum(end, 0.0)) - self._rise(np.clip(start, 0.0, self._TOP))
-        steepness = np.where(is_line, climb / np.where(is_line, run, 1.0), self._slope(np.clip(start, 0.0, self._TOP)))
-        is_useful = (self._top_length_N > np.maximum(start, 0.0)) & (self._height_N > 0.0)
-        price = np.where(is_useful, steepness * self._height_N * self.beta_N / self.cost_per_token_N, 0.0)
-        return round_price_down(np.maximum(price, 0.0))
+        return self._entry.price_N
 
     @property
     def breakpoints(self) -> FloatArray:
         """The reservation prices: demand leaps nowhere else."""
         return self.reservation_price
 
-    def next_step(self, tokens_N: PerQuery) -> tuple[FloatArray, FloatArray]:
-        """Return reservation price and entry cap of queries at their floor; price 0 for the funded."""
-        is_waiting = np.asarray(tokens_N, dtype=np.float64) <= self.min_tokens_N
-        entry = self.threshold_tokens_N + self._entry_length_N / self.beta_N
-        price = np.where(is_waiting, self.reservation_price, 0.0)
-        return price, np.clip(entry, self.min_tokens_N, self.max_tokens_N)
+    def next_step_price(self, tokens_N: PerQuery) -> FloatArray:
+        """Return the reservation price of queries that hold no more than their floor; 0 for the others."""
+        return np.where(np.asarray(tokens_N) <= self.min_tokens_N, self.reservation_price, 0.0)
 
     def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
         """Return the largest whole cap within the ceiling whose spend is at most `spend_N`."""
@@ -189,28 +199,59 @@ class ThresholdCurve(ABC):
     def take(self, indices: IntArray | BoolArray | slice) -> Self:
         """Return the curves of some queries; a slice shares memory and what was already computed."""
         taken = object.__new__(type(self))
-        names = (*self._COLUMNS, "reservation_price", "_entry_length_N", "_top_length_N", "_price_scale_N")
-        taken.__dict__.update({name: self.__dict__[name][indices] for name in names if name in self.__dict__})
+        taken.__dict__.update({name: getattr(self, name)[indices] for name in self._COLUMNS})
+        if "_entry" in self.__dict__:
+            taken.__dict__["_entry"] = self._entry.take(indices)
         return taken
 
     def _length(self, tokens_N: PerQuery) -> FloatArray:
-        return (np.asarray(tokens_N, dtype=np.float64) - self.threshold_tokens_N) * self.beta_N
-
-    @property
-    def _start_length_N(self) -> FloatArray:
-        return self._length(self.min_tokens_N)
+        return np.asarray((np.asarray(tokens_N, dtype=np.float64) - self.threshold_tokens_N) * self.beta_N)
 
     @cached_property
-    def _price_scale_N(self) -> FloatArray:
-        with np.errstate(divide="ignore", over="ignore"):  # no height: infinitely dear
-            return self.cost_per_token_N / (self._height_N * self.beta_N)
+    def _entry(self) -> _Entry:
+        """How each query enters; computed once, block by block so that intermediate results stay in the cache."""
+        entry = _Entry(*(np.empty(len(self)) for _ in range(4)))
+        for first in range(0, len(self), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            self.take(rows)._compute_entry(entry.take(rows))
+        return entry
 
-    @cached_property
-    def _top_length_N(self) -> FloatArray:
-        return np.minimum(self._length(self.max_tokens_N), self._TOP)
+    def _compute_entry(self, entry: _Entry) -> None:
+        """Fill `entry` for these queries. A query enters where the line touches, or at its ceiling if that is nearer."""
+        steepness = self._height_N * self.beta_N
+        start = self._length(self.min_tokens_N)
+        top = np.minimum(self._length(self.max_tokens_N), self._TOP)
+        end = np.maximum(np.minimum(self._tangent(start), top), start)
+        on_curve = np.minimum(np.maximum(start, 0.0), self._TOP)
+        run = end - start
+        is_line = run > 0.0
+        line = (self._rise(np.maximum(end, 0.0)) - self._rise(on_curve)) / np.where(is_line, run, 1.0)
+        slope = np.where(is_line, line, self._slope(on_curve))
+        is_useful = (top > on_curve) & (steepness > 0.0)
+        with np.errstate(divide="ignore", over="ignore"):  # a flat curve: infinitely dear
+            np.divide(self.cost_per_token_N, steepness, out=entry.price_scale_N)
+        price = np.where(is_useful, slope * steepness / self.cost_per_token_N, 0.0)
+        entry.price_N[:] = round_price_down(np.maximum(price, 0.0))
+        entry.length_N[:], entry.top_length_N[:] = end, top
 
-    @cached_property
-    def _entry_length_N(self) -> FloatArray:
-        """The y at which a query enters: where the line touches, or its ceiling if that comes first."""
-        start = self._start_length_N
-        return np.maximum(np.minimum(self._tangent(start), self._top_length_N), start)
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """Where and at what price queries enter.
+
+    Attributes:
+        length_N: y of the cap at which a query is first funded.
+        top_length_N: y of the largest cap it ever wants.
+        price_N: Reservation price, on the price grid.
+        price_scale_N: What turns a price into a value of `slope`.
+    """
+
+    length_N: FloatArray
+    top_length_N: FloatArray
+    price_N: FloatArray
+    price_scale_N: FloatArray
+
+    def take(self, indices: IntArray | BoolArray | slice) -> _Entry:
+        return _Entry(
+            self.length_N[indices], self.top_length_N[indices], self.price_N[indices], self.price_scale_N[indices]
+        )

@@ -9,9 +9,58 @@ A utility curve says, for each query, the chance of a correct answer by a cap of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from clear_ray.allocation.columns import BoolArray, FloatArray, IntArray, PerQuery
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over queries at their demand.
+
+    Attributes:
+        spend: Expected spend.
+        utility: Expected value.
+        funded: Queries with any tokens.
+    """
+
+    spend: float
+    utility: float
+    funded: int
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            spend=self.spend + other.spend, utility=self.utility + other.utility, funded=self.funded + other.funded
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Demanded:
+    """What each query's demand at a price comes to.
+
+    Attributes:
+        spend_N: Expected spend.
+        utility_N: Expected value.
+    """
+
+    spend_N: FloatArray
+    utility_N: FloatArray
+
+    @property
+    def totals(self) -> Totals:
+        """Return the sums."""
+        return Totals(
+            spend=float(self.spend_N.sum()),
+            utility=float(self.utility_N.sum()),
+            funded=int(np.count_nonzero(self.spend_N)),
+        )
+
+    def take(self, indices: IntArray | BoolArray) -> Demanded:
+        """Return that of some queries."""
+        return Demanded(spend_N=self.spend_N[indices], utility_N=self.utility_N[indices])
 
 
 class Utility(Protocol):
@@ -57,6 +106,12 @@ class Utility(Protocol):
     def demanded_spend(self, price: PerQuery) -> FloatArray:
         """Return `spend(demand(price))`, often for less work."""
 
+    def demanded(self, price: PerQuery) -> Demanded:
+        """Return spend and utility at `demand(price)`."""
+
+    def demanded_off_grid(self, price: float) -> Demanded:
+        """Return `demanded(price)` for less work, at a price that is no breakpoint: one halfway between grid prices."""
+
     def surplus(self, price: PerQuery) -> FloatArray:
         """Return utility minus price x spend at `demand(price)`."""
 
@@ -68,10 +123,10 @@ class Utility(Protocol):
     def breakpoints(self) -> FloatArray:
         """Every price at which some demand leaps, flat, in no order, zeros included."""
 
-    def next_step(self, tokens_N: PerQuery) -> tuple[FloatArray, FloatArray]:
-        """Return the price of the next leap of demand above `tokens_N`, and the cap where it lands.
+    def next_step_price(self, tokens_N: PerQuery) -> FloatArray:
+        """Return the price of the next leap of demand above `tokens_N`; 0 where none is left.
 
-        The price is 0 where no leap is left.
+        It lands at `demand` of that price.
         """
 
     def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
