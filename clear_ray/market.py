@@ -7,7 +7,8 @@ the next one), so a crash never leaves tokens running that the journal does not 
 The line is first come, first served. A request that cannot fit even if everything running came back unused is refused at
 once and priced again in the next round. The one at the head waits for refunds; those who are running never wait for it, so
 the line always moves. Callers that die are replaced by Ray Data, and the replacement asks for the same queries again:
-a reservation still open then is charged in full, work that was settled but whose row was lost is marked as wasted.
+a reservation still open then is charged in full, work that was settled but whose row was lost is marked as wasted, and a
+request of the dead caller that still stands in the line gets nothing when its turn comes.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class MarketActor:
         self._ledger = Ledger(budget_tokens, queries)
         self._round_N = np.zeros(queries, np.int32)
         self._settled_tokens_N = np.zeros(queries, np.int64)
+        self._asked_N = np.zeros(queries, np.int64)
         self._round = 0
         for record in read_journal(folder):
             self._replay(record)
@@ -70,9 +72,14 @@ class MarketActor:
             For each request its attempt number, `REFUSED` if it can never fit, or `WAIT` if it has to be asked again.
             At least one of them is decided.
         """
-        self._recover_lost(round_number, [index for index, _ in requests])
+        if not requests:
+            return []
+        indices = [index for index, _ in requests]
+        self._recover_lost(round_number, indices)
+        self._asked_N[indices] += 1
+        asked = self._asked_N[indices].tolist()
         async with self._line:
-            while not (answers := self._reserve_what_fits(round_number, requests)):
+            while not (answers := self._reserve_what_fits(round_number, requests, asked)):
                 self._refund.clear()
                 await self._refund.wait()
         await self._commit()
@@ -108,10 +115,15 @@ class MarketActor:
         await self.forfeit([(entry.index, entry.attempt) for entry in self._ledger.open_entries()])
         return self._ledger.wasted_tokens - before
 
-    async def mark_wasted(self, tokens_of_index: dict[int, int]) -> None:
-        """Note, for query index -> tokens, spending whose answers were lost before they were written."""
-        for index, tokens in tokens_of_index.items():
-            self._note(self._ledger.waste(index, tokens))
+    async def mark_wasted(self, wasted_of_index: dict[int, int]) -> None:
+        """Raise what is wasted of queries (index -> tokens in all) whose answers were lost before they were written.
+
+        Totals, not differences: Ray calls again when the market died before it could answer.
+        """
+        wasted_N = self._ledger.wasted_tokens_N
+        for index, tokens in wasted_of_index.items():
+            if tokens > wasted_N[index]:
+                self._note(self._ledger.waste(index, tokens - int(wasted_N[index])))
         await self._commit()
 
     async def balance(self) -> Balance:
@@ -134,10 +146,11 @@ class MarketActor:
         self._ledger.check()
         return self._ledger.spent_tokens_N, self._ledger.wasted_tokens_N
 
-    def _reserve_what_fits(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+    def _reserve_what_fits(self, round_number: int, requests: list[tuple[int, int]], asked: list[int]) -> list[int]:
         answers: list[int] = []
-        for index, tokens in requests:
-            if tokens > self._ledger.budget_tokens - self._ledger.spent_tokens:
+        for (index, tokens), times in zip(requests, asked, strict=True):
+            is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
+            if is_replaced or tokens > self._ledger.budget_tokens - self._ledger.spent_tokens:
                 answers.append(REFUSED)
             elif tokens <= self._ledger.available_tokens:
                 entry = self._ledger.reserve(index, tokens)
@@ -170,7 +183,11 @@ class MarketActor:
         async with self._write:
             batch, self._unwritten = self._unwritten, []
             if batch:
-                await asyncio.to_thread(self._journal.append, batch)
+                try:
+                    await asyncio.to_thread(self._journal.append, batch)
+                except Exception:  # a full disk: without these records those that follow would not fit the ledger
+                    self._unwritten[:0] = batch
+                    raise
 
     def _replay(self, record: Record) -> None:
         if "op" not in record:
