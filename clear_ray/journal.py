@@ -35,13 +35,15 @@ class Journal:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._segments = folder.child("journal")
-        self._next_segment = len(self._segments.files(".jsonl"))
+        names = _segment_names(self._segments)
+        self._next_segment = len(names)
         self._descriptor: int | None = None
         if folder.is_local:
             folder.make()
-            if folder.exists(_FILE):
-                os.truncate(f"{folder.path}/{_FILE}", _whole_bytes(folder.read(_FILE), f"{folder.path}/{_FILE}"))
             self._descriptor = os.open(f"{folder.path}/{_FILE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(self._descriptor, len(_whole(folder, _FILE, is_last=True)))
+        elif names:
+            self._segments.write(names[-1], _whole(self._segments, names[-1], is_last=True))
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records and wait until they would survive a crash of this machine."""
@@ -50,10 +52,15 @@ class Journal:
             self._segments.write(f"{self._next_segment:012d}.jsonl", content)
             self._next_segment += 1
             return
-        written = 0
-        while written < len(content):
-            written += os.write(self._descriptor, content[written:])
-        os.fsync(self._descriptor)
+        before = os.fstat(self._descriptor).st_size
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(self._descriptor, content[written:])
+            os.fsync(self._descriptor)
+        except OSError:  # a full disk took part of it: what comes later must not follow a torn record
+            os.ftruncate(self._descriptor, before)
+            raise
 
     def close(self) -> None:
         """Release the file; nothing may be appended after."""
@@ -71,12 +78,15 @@ def read_journal(folder: Folder) -> Iterator[Record]:
     if folder.is_local:
         names = [_FILE] if folder.exists(_FILE) else []
     else:
-        names = [path.removeprefix(f"{folder.path}/") for path in folder.child("journal").files(".jsonl")]
+        folder = folder.child("journal")
+        names = _segment_names(folder)
     for name in names:
-        content = folder.read(name)
-        whole = content[: _whole_bytes(content, f"{folder.path}/{name}")]
-        for line in whole.splitlines():
+        for line in _whole(folder, name, is_last=name == names[-1]).splitlines():
             yield json.loads(line[9:])
+
+
+def _segment_names(segments: Folder) -> list[str]:
+    return [path.removeprefix(f"{segments.path}/") for path in segments.files(".jsonl")]
 
 
 def _encode(record: Record) -> bytes:
@@ -84,21 +94,22 @@ def _encode(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _whole_bytes(content: bytes, where: str) -> int:
-    """Return how many leading bytes are whole records."""
+def _whole(folder: Folder, name: str, *, is_last: bool) -> bytes:
+    """Return the whole records of a file; only the end of the last file may be torn."""
+    content = folder.read(name)
     good = 0
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         if not (line.endswith(b"\n") and _is_sound(line)):
-            if good + len(line) < len(content):
+            if not is_last or good + len(line) < len(content):
                 raise ResumeError(
                     "a record of the journal is damaged",
-                    f"{where}:{number}",
+                    f"{folder.path}/{name}:{number}",
                     line[:40].decode(errors="replace"),
                     "Restore the file from a copy; a ledger with a hole in it proves nothing.",
                 )
             break
         good += len(line)
-    return good
+    return content[:good]
 
 
 def _is_sound(line: bytes) -> bool:

@@ -1,0 +1,169 @@
+"""What a crash can do to the journal, at every byte."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clear_ray.errors import ResumeError
+from clear_ray.journal import Journal, Record, read_journal
+from clear_ray.storage import Folder, open_folder
+
+RECORDS: list[Record] = [
+    {"round": 1, "price": 0.25},
+    {"op": "reserve", "i": 0, "a": 1, "t": 7, "r": 1},
+    {"op": "settle", "i": 0, "a": 1, "t": 5, "r": 1},
+]
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    if request.param == "local":
+        yield open_folder(str(tmp_path / "run"))
+        return
+    opened = open_folder(f"memory://journal-{tmp_path.name}")
+    yield opened
+    if opened.exists():
+        opened.filesystem.delete_dir(opened.path)
+
+
+def write(folder: Folder, *batches: list[Record]) -> None:
+    journal = Journal(folder)
+    for batch in batches:
+        journal.append(batch)
+    journal.close()
+
+
+def test_what_is_appended_is_read_back_in_order(folder: Folder) -> None:
+    assert list(read_journal(folder)) == []
+    write(folder, RECORDS[:2], [], RECORDS[2:])
+    assert list(read_journal(folder)) == RECORDS
+    write(folder, [{"round": 2}])  # opened again: it goes on after what is there
+    assert list(read_journal(folder)) == [*RECORDS, {"round": 2}]
+
+
+def test_records_are_on_disk_when_append_returns(folder: Folder) -> None:
+    journal = Journal(folder)
+    for count, record in enumerate(RECORDS, 1):
+        journal.append([record])
+        assert list(read_journal(folder)) == RECORDS[:count]  # while it is open for writing
+    journal.close()
+    journal.close()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.dictionaries(
+            st.text(max_size=5), st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), max_size=4
+        ),
+        max_size=5,
+    )
+)
+def test_any_json_survives(tmp_path: Path, records: list[Record]) -> None:
+    folder = open_folder(str(tmp_path))
+    (tmp_path / "journal.jsonl").unlink(missing_ok=True)
+    write(folder, records)
+    assert list(read_journal(folder)) == records
+
+
+def test_a_tail_torn_at_any_byte_is_cut_off_and_written_after(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    folder = open_folder(str(tmp_path))
+    write(folder, RECORDS[:2])
+    whole = len(file.read_bytes())
+    write(folder, RECORDS[2:])
+    content = file.read_bytes()
+    for length in range(whole, len(content)):
+        file.write_bytes(content[:length])
+        assert list(read_journal(folder)) == RECORDS[:2], f"torn after {length} bytes"
+        write(folder, [{"round": 9}])
+        assert list(read_journal(folder)) == [*RECORDS[:2], {"round": 9}], f"torn after {length} bytes"
+    file.write_bytes(content)
+    assert list(read_journal(folder)) == RECORDS
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write(folder, RECORDS)
+    torn = (tmp_path / "journal.jsonl").read_bytes()[:-4]
+    (tmp_path / "journal.jsonl").write_bytes(torn)
+    assert list(read_journal(folder)) == RECORDS[:2]
+    assert (tmp_path / "journal.jsonl").read_bytes() == torn
+
+
+def test_damage_before_the_last_record_is_refused_at_its_line(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write(folder, RECORDS)
+    file = tmp_path / "journal.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines[:-1], 1):
+        start = sum(map(len, lines[: number - 1]))
+        for at in range(len(line) - 1):
+            damaged = bytearray(b"".join(lines))
+            damaged[start + at] ^= 0x01
+            file.write_bytes(damaged)
+            for read in (lambda: list(read_journal(folder)), lambda: Journal(folder).close()):
+                with pytest.raises(ResumeError, match="damaged") as refused:
+                    read()
+                assert refused.value.where == f"{file}:{number}"
+                assert refused.value.remedy
+
+
+def test_a_hole_is_refused(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write(folder, RECORDS)
+    file = tmp_path / "journal.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + b"\0" * 20 + b"\n" + lines[2])
+    with pytest.raises(ResumeError, match="damaged"):
+        list(read_journal(folder))
+
+
+def test_behind_a_uri_every_append_is_an_object_of_its_own(tmp_path: Path) -> None:
+    folder = open_folder(f"memory://segments-{tmp_path.name}")
+    write(folder, RECORDS[:1], RECORDS[1:])
+    names = [Path(path).name for path in folder.child("journal").files()]
+    assert names == ["000000000000.jsonl", "000000000001.jsonl"]
+    first = folder.child("journal").read(names[0])
+    folder.child("journal").write(names[0], first[:-3])  # an object that lost its end, with another after it
+    with pytest.raises(ResumeError, match="damaged"):
+        list(read_journal(folder))
+    folder.filesystem.delete_dir(folder.path)
+
+
+def test_a_full_disk_leaves_no_torn_record_behind(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    write(folder, RECORDS[:2])
+    journal = Journal(folder)
+    size = os.path.getsize(tmp_path / "journal.jsonl")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))  # room for a part of a record only
+    try:
+        with pytest.raises(OSError, match="large"):
+            journal.append(RECORDS[2:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.path.getsize(tmp_path / "journal.jsonl") == size
+    journal.append(RECORDS[2:])
+    journal.close()
+    assert list(read_journal(folder)) == RECORDS
+
+
+def test_the_end_of_the_last_object_may_be_torn(tmp_path: Path) -> None:
+    folder = open_folder(f"memory://torn-{tmp_path.name}")
+    write(folder, RECORDS[:1], RECORDS[1:])
+    segments = folder.child("journal")
+    segments.write("000000000001.jsonl", segments.read("000000000001.jsonl")[:-3])
+    assert list(read_journal(folder)) == RECORDS[:2]
+    write(folder, RECORDS[2:])
+    assert list(read_journal(folder)) == RECORDS
+    folder.filesystem.delete_dir(folder.path)
