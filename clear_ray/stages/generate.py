@@ -74,26 +74,24 @@ class Generate:
 
     async def _feed(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None]) -> None:
         """Reserve in order and start whatever was granted, until every row has been decided and has ended."""
-        running: list[asyncio.Future[None]] = []
         try:
-            waiting = rows
-            while waiting:
-                requests = [(row["index"], row["granted_tokens"]) for row in waiting]
-                answers = await self._dispatch.market.reserve.remote(rows[0]["round"], requests)
-                granted = [
-                    row | {"attempt": answer}
-                    for row, answer in zip(waiting, answers, strict=True)
-                    if answer not in (WAIT, REFUSED)
-                ]
-                waiting = [row for row, answer in zip(waiting, answers, strict=True) if answer == WAIT]
-                if granted:
-                    running.append(asyncio.ensure_future(self._run(granted, finished, tries=1)))
-            await asyncio.gather(*running)
+            # A group, so that a run that fails ends the wait for the tokens that it will never give back.
+            async with asyncio.TaskGroup() as running:
+                waiting = rows
+                while waiting:
+                    requests = [(row["index"], row["granted_tokens"]) for row in waiting]
+                    answers = await self._dispatch.market.reserve.remote(rows[0]["round"], requests)
+                    granted = [
+                        row | {"attempt": answer}
+                        for row, answer in zip(waiting, answers, strict=True)
+                        if answer not in (WAIT, REFUSED)
+                    ]
+                    waiting = [row for row, answer in zip(waiting, answers, strict=True) if answer == WAIT]
+                    if granted:
+                        running.create_task(self._run(granted, finished, tries=1))
             await finished.put(None)
-        except Exception as error:  # handed to the consumer, which raises it
-            for task in running:
-                task.cancel()
-            await finished.put(error)
+        except ExceptionGroup as failures:  # handed to the consumer, which raises the first
+            await finished.put(failures.exceptions[0])
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
