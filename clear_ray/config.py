@@ -6,6 +6,7 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clear_ray.errors import ConfigError
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
+MOST_BUDGET_TOKENS = 10**15
+"""Whole numbers above 2**53 are not exact in the arithmetic of the price."""
 
 
 class Settings(BaseModel):
@@ -218,9 +221,9 @@ class RunConfig(Settings):
     sample: int = Field(default=0, ge=0)
     """Which of several independent answers to the same queries this run draws; with replay, which recorded one."""
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")  # before: pydantic would take `true` for 1
     @classmethod
-    def _budget_is_tokens(cls, value: int | str) -> int | str:
+    def _budget_is_tokens(cls, value: Any) -> Any:
         parse_budget(value)
         return value
 
@@ -244,7 +247,7 @@ class RunConfig(Settings):
         """
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
             raise ConfigError("the configuration cannot be read", str(path), str(error)) from error
         if not isinstance(loaded, dict):
             raise ConfigError("the configuration is not a mapping", str(path), type(loaded).__name__)
@@ -279,19 +282,16 @@ def parse_budget(value: int | str) -> int:
     """Return a budget in whole tokens from a number or text such as `1.5M tokens`.
 
     Raises:
-        ValueError: It is not a positive whole number of tokens.
+        ValueError: It is not a positive whole number of tokens, or above `MOST_BUDGET_TOKENS`.
     """
-    if isinstance(value, bool):
-        raise ValueError("a budget is a number of tokens")
-    if isinstance(value, int):
-        tokens: float = value
-    else:
-        matched = _BUDGET.fullmatch(value)
-        if not matched:
-            raise ValueError("a budget reads like 200000, '200k tokens' or '1.5M tokens'")
-        tokens = float(matched[1]) * _SCALE[matched[2]]
-    if tokens <= 0 or tokens != int(tokens):
-        raise ValueError("a budget is a positive whole number of tokens")
+    matched = None if isinstance(value, bool) or not isinstance(value, int | str) else _BUDGET.fullmatch(str(value))
+    if not matched:
+        raise ValueError(
+            "a budget is a positive whole number of tokens, such as 200000, '200k tokens' or '1.5M tokens'"
+        )
+    tokens = Decimal(matched[1]) * _SCALE[matched[2]]  # as a float, '1.001M' would not be whole
+    if not 0 < tokens <= MOST_BUDGET_TOKENS or tokens != int(tokens):
+        raise ValueError(f"a budget is a positive whole number of tokens, at most {MOST_BUDGET_TOKENS:,}")
     return int(tokens)
 
 
@@ -306,5 +306,5 @@ def _override(settings: dict[str, Any], override: str) -> None:
             raise ConfigError("this key holds a value, not a group", f"--set {override}", parent)
     try:
         settings[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigError("the value is not YAML", f"--set {override}", text) from error
