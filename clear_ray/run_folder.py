@@ -45,7 +45,8 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     if folder.exists(MANIFEST):
         loaded: dict[str, Any] = json.loads(folder.read(MANIFEST))
         return loaded
-    strangers = [path for path in folder.files() if "/queries" not in path and not path.endswith(".partial")]
+    names = (path.removeprefix(f"{folder.path}/") for path in folder.files())
+    strangers = [name for name in names if not name.startswith("queries") and not name.endswith(".partial")]
     if strangers:
         raise ConfigError(
             "the run folder is not empty and holds no run", folder.path, strangers[0], "Name a new or empty folder."
