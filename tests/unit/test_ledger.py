@@ -1,0 +1,224 @@
+"""The ledger against a model of plain Python numbers, through every order of calls that Hypothesis finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from clear_ray.errors import BudgetError
+from clear_ray.ledger import Balance, Entry, Ledger
+
+QUERIES = 4
+INDICES = st.integers(0, QUERIES - 1)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Everything that can be seen of a ledger."""
+
+    available: int
+    reserved: int
+    spent: int
+    wasted: int
+    spent_of: tuple[int, ...]
+    wasted_of: tuple[int, ...]
+    open_attempts: tuple[int, ...]
+    open_entries: tuple[Entry, ...]
+
+
+def account(ledger: Ledger) -> Account:
+    return Account(
+        available=ledger.available_tokens,
+        reserved=ledger.reserved_tokens,
+        spent=ledger.spent_tokens,
+        wasted=ledger.wasted_tokens,
+        spent_of=tuple(ledger.spent_tokens_N.tolist()),
+        wasted_of=tuple(ledger.wasted_tokens_N.tolist()),
+        open_attempts=tuple(ledger.open_attempt(index) for index in range(QUERIES)),
+        open_entries=tuple(ledger.open_entries()),
+    )
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Callers that reserve, settle, die and lose work; the model keeps one number for each attempt."""
+
+    closed: Bundle[tuple[int, int, int]] = Bundle("closed")
+
+    @initialize(budget=st.integers(0, 200))
+    def open(self, budget: int) -> None:
+        self.budget = budget
+        self.ledger = Ledger(budget, QUERIES)
+        self.entries: list[Entry] = []
+        self.held: dict[int, tuple[int, int]] = {}  # query -> attempt, tokens
+        self.attempts = [0] * QUERIES
+        self.spent = [0] * QUERIES
+        self.wasted = [0] * QUERIES
+
+    @property
+    def available(self) -> int:
+        return self.budget - sum(self.spent) - sum(tokens for _, tokens in self.held.values())
+
+    def refused(self, call: Callable[[], object]) -> None:
+        before = account(self.ledger)
+        with pytest.raises(BudgetError):
+            call()
+        assert account(self.ledger) == before
+
+    @rule(index=INDICES, tokens=st.integers(-2, 120))
+    def reserve(self, index: int, tokens: int) -> None:
+        if index in self.held or not 0 < tokens <= self.available:
+            self.refused(lambda: self.ledger.reserve(index, tokens))
+            return
+        self.attempts[index] += 1
+        entry = self.ledger.reserve(index, tokens)
+        assert entry == Entry("reserve", index, self.attempts[index], tokens)
+        self.entries.append(entry)
+        self.held[index] = self.attempts[index], tokens
+
+    @rule(target=closed, index=INDICES, share=st.floats(0, 1))
+    def settle(self, index: int, share: float) -> object:
+        if index not in self.held:
+            return multiple()
+        attempt, tokens = self.held.pop(index)
+        spent = round(share * tokens)
+        entry = self.ledger.settle(index, attempt, spent)
+        assert entry == Entry("settle", index, attempt, spent)
+        self.entries.append(entry)
+        self.spent[index] += spent
+        return index, attempt, spent
+
+    @rule(target=closed, index=INDICES)
+    def forfeit(self, index: int) -> object:
+        if index not in self.held:
+            return multiple()
+        attempt, tokens = self.held.pop(index)
+        entry = self.ledger.forfeit(index, attempt)
+        assert entry == Entry("forfeit", index, attempt, tokens)
+        self.entries.append(entry)
+        self.spent[index] += tokens
+        self.wasted[index] += tokens
+        return index, attempt, tokens
+
+    @rule(told=closed, other=st.integers(0, 300))
+    def tell_again(self, told: tuple[int, int, int], other: int) -> None:
+        index, attempt, spent = told
+        before = account(self.ledger)
+        assert self.ledger.settle(index, attempt, spent) is None
+        assert self.ledger.settle(index, attempt, other) is None  # whatever it says now
+        assert self.ledger.forfeit(index, attempt) is None
+        assert account(self.ledger) == before
+
+    @rule(told=consumes(closed), tokens=st.integers(-1, 60))
+    def waste(self, told: tuple[int, int, int], tokens: int) -> None:
+        index = told[0]
+        if not 0 <= tokens <= self.spent[index] - self.wasted[index]:
+            self.refused(lambda: self.ledger.waste(index, tokens))
+            return
+        self.entries.append(self.ledger.waste(index, tokens))
+        self.wasted[index] += tokens
+
+    @rule(index=INDICES, over=st.integers(1, 50))
+    def overspend(self, index: int, over: int) -> None:
+        if index in self.held:
+            attempt, tokens = self.held[index]
+            self.refused(lambda: self.ledger.settle(index, attempt, tokens + over))
+            self.refused(lambda: self.ledger.settle(index, attempt, -over))
+
+    @rule(index=INDICES, ahead=st.integers(1, 3))
+    def settle_what_was_never_reserved(self, index: int, ahead: int) -> None:
+        self.refused(lambda: self.ledger.settle(index, self.attempts[index] + ahead, 0))
+        self.refused(lambda: self.ledger.settle(index, 0, 0))
+
+    @rule()
+    def read_the_journal_again(self) -> None:
+        replayed = Ledger(self.budget, QUERIES)
+        for entry in self.entries:
+            replayed.apply(entry)
+        assert account(replayed) == account(self.ledger)
+        self.ledger = replayed  # a restart: everything after goes on from the copy
+
+    @rule()
+    def restart_of_the_driver(self) -> None:
+        for entry in self.ledger.open_entries():
+            self.ledger.apply(entry)
+            self.entries.append(entry)
+            self.spent[entry.index] += entry.tokens
+            self.wasted[entry.index] += entry.tokens
+        self.held.clear()
+        assert self.ledger.open_entries() == []
+
+    @rule(at=st.integers(0, 10_000))
+    def entries_out_of_order_are_refused(self, at: int) -> None:
+        if self.entries:  # the same entry a second time never applies, unless it wastes
+            entry = self.entries[at % len(self.entries)]
+            if entry.operation != "waste":
+                self.refused(lambda: self.ledger.apply(entry))
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        self.ledger.check()
+        seen = account(self.ledger)
+        assert seen.available + seen.reserved + seen.spent == self.budget
+        assert min(seen.available, seen.reserved, seen.spent, seen.wasted, self.budget - seen.spent) >= 0
+        assert seen.wasted <= seen.spent
+        assert seen.available == self.available
+        assert seen.spent_of == tuple(self.spent)
+        assert seen.wasted_of == tuple(self.wasted)
+        assert {i: a for i, a in enumerate(seen.open_attempts) if a} == {i: a for i, (a, _) in self.held.items()}
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(max_examples=80, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+def test_a_settlement_of_an_earlier_attempt_never_closes_a_later_one() -> None:
+    ledger = Ledger(100, 1)
+    first = ledger.reserve(0, 10)
+    ledger.settle(0, first.attempt, 4)
+    second = ledger.reserve(0, 20)
+    assert ledger.settle(0, first.attempt, 4) is None
+    assert ledger.open_attempt(0) == second.attempt == 2
+    assert (ledger.spent_tokens, ledger.reserved_tokens) == (4, 20)
+
+
+def test_a_settlement_of_nothing_closes_its_reservation() -> None:
+    ledger = Ledger(10, 1)
+    attempt = ledger.reserve(0, 10).attempt
+    assert ledger.settle(0, attempt, 0) is not None
+    assert ledger.settle(0, attempt, 0) is None
+    assert ledger.available_tokens == 10
+
+
+def test_check_finds_a_total_that_its_queries_do_not_add_up_to() -> None:
+    ledger = Ledger(100, 2)
+    ledger.reserve(0, 10)
+    ledger.check()
+    ledger.spent_tokens += 1
+    with pytest.raises(BudgetError, match="conservation law"):
+        ledger.check()
+
+
+def test_a_budget_cannot_be_negative() -> None:
+    with pytest.raises(BudgetError, match="negative"):
+        Ledger(-1, 3)
+
+
+def test_copies_handed_out_cannot_change_the_ledger() -> None:
+    ledger = Ledger(100, 1)
+    ledger.settle(0, ledger.reserve(0, 10).attempt, 7)
+    ledger.spent_tokens_N[0] = 99
+    ledger.wasted_tokens_N[0] = 99
+    ledger.check()
+    assert ledger.spent_tokens_N.tolist() == [7]
+
+
+def test_a_balance_adds_up() -> None:
+    balance = Balance(100, 30, 20, 5, 1, 1, 1.0, (), 0.0)
+    assert balance.available_tokens == 50
