@@ -13,6 +13,7 @@ Shapes: N queries, D hidden width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -131,6 +132,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model. Further calls are errors."""
+
+
+def read_prompt(prompt: str, *, is_conversation: bool) -> Prompt:
+    """Return a prompt as `records.QUERY_SCHEMA` keeps it: text, or a JSON list of {role, content}."""
+    if not is_conversation:
+        return prompt
+    return tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
 
 
 def check_generation(grant: Grant, generation: Generation) -> Generation:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from clear_ray.config import EngineConfig, ReplayConfig
-from clear_ray.engine.base import Engine
+import json
+from functools import partial
+
+from clear_ray.config import EngineConfig, ReplayConfig, TransformersConfig
+from clear_ray.engine.base import Engine, read_prompt
 from clear_ray.ingest import PromptLimit
+
+_TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation of ordinary length
+_NO_LIMIT = 1 << 31
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -37,5 +43,25 @@ def build_engine(config: EngineConfig) -> Engine:
 
 
 def prompt_limit(config: EngineConfig) -> PromptLimit | None:
-    """Return how long a prompt may be, told without loading weights; None where the engine knows no limit."""
-    return None
+    """Return how long a prompt may be, told without loading weights; None where the engine knows no limit.
+
+    Raises:
+        ConfigError: The model is not there.
+    """
+    if isinstance(config, ReplayConfig):
+        return None
+    from clear_ray.engine.loading import model_folder
+
+    folder = model_folder(config.model)
+    own_limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    context_tokens = min(limit for limit in (own_limit, config.max_context_tokens, _NO_LIMIT) if limit)
+    added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
+    return PromptLimit(context_tokens, partial(_count_tokens, config), template_tokens=added)
+
+
+def _count_tokens(config: TransformersConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
+    from clear_ray.engine.rendering import Rendering
+
+    rendering = Rendering(config.model, chat_template=config.chat_template, system_prompt=config.system_prompt)
+    read = [read_prompt(text, is_conversation=flag) for text, flag in zip(prompts, is_conversation, strict=True)]
+    return [len(token_ids) for token_ids in rendering.token_ids(read)]

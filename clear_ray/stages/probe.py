@@ -5,14 +5,13 @@ Reads the columns of `records.QUERY_SCHEMA`; writes those of `records.estimate_s
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from clear_ray.engine.base import Prompt
+from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.records import estimate_schema
 
 _MOST_TRIES = 3
@@ -50,7 +49,7 @@ class Probe:
 def prompts_of(batch: pa.Table) -> list[Prompt]:
     """Return each row's prompt as text or as a conversation."""
     return [
-        tuple((turn["role"], turn["content"]) for turn in json.loads(prompt)) if is_conversation else prompt
+        read_prompt(prompt, is_conversation=is_conversation)
         for prompt, is_conversation in zip(
             batch["prompt"].to_pylist(), batch["is_conversation"].to_pylist(), strict=True
         )
