@@ -124,6 +124,7 @@ class MarketActor:
         for index, tokens in wasted_of_index.items():
             if tokens > wasted_N[index]:
                 self._note(self._ledger.waste(index, tokens - int(wasted_N[index])))
+            self._settled_tokens_N[index] = 0  # its next reservation must not mark the same loss again
         await self._commit()
 
     async def balance(self) -> Balance:

@@ -257,6 +257,18 @@ async def test_marking_waste_twice_is_marking_it_once(tmp_path: Path) -> None:
         await soon(market.mark_wasted({0: 13}))
 
 
+async def test_a_loss_that_was_marked_is_not_marked_again_when_the_query_is_run_again(tmp_path: Path) -> None:
+    """What a resumed driver does: the answer was settled in round 1, its row never reached the disk."""
+    market = MarketActor(str(tmp_path), 100, 1)
+    await market.open_round(1, {})
+    await soon(market.reserve(1, [(0, 30)]))
+    await soon(market.settle([settled(0, 1, 12)]))
+    market = MarketActor(str(tmp_path), 100, 1)
+    await soon(market.mark_wasted({0: 12}))
+    assert await soon(market.reserve(1, [(0, 30)])) == [2]
+    assert account(await market.balance()) == (100, 12, 30, 12)
+
+
 async def test_whatever_arrives_during_a_write_shares_the_next_one(tmp_path: Path) -> None:
     run_dir = f"memory://market-{tmp_path.name}"  # behind a URI each write is a file, so that they can be counted
     market = MarketActor(run_dir, 1_000, 64)
