@@ -20,7 +20,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from clear_ray.report.summary import BudgetPoint, RoundReport, TaskReport
 from clear_ray.report.wording import answers, count, expected, printable
@@ -151,13 +151,22 @@ def rounds_plot(rounds: Sequence[RoundReport]) -> str:
         )
         tokens.bar(numbers, [row.spent_tokens for row in rounds], width=0.62, color=_ACCENT, label="spent")
         tokens.set_title("tokens", loc="left", fontsize=9, color=_MUTED)
-        tokens.legend(loc="upper right", fontsize=9, ncols=2, borderaxespad=0, handlelength=1.2)
+        tokens.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            fontsize=9,
+            ncols=2,
+            borderaxespad=0,
+            borderpad=0.2,
+            handlelength=1.2,
+        )
         for axes in (price, tokens):
             axes.grid(visible=False, axis="x")
             axes.yaxis.set_major_locator(MaxNLocator(4))
         tokens.yaxis.set_major_formatter(_THOUSANDS)
-        tokens.xaxis.set_major_locator(MaxNLocator(integer=True))
-        tokens.set_xlim(min(numbers) - 0.6, max(numbers) + 0.6)
+        # Room for four rounds at least: one bar as wide as the plot reads as an area, and ticks between rounds as rounds.
+        tokens.xaxis.set_major_locator(FixedLocator(numbers) if len(numbers) <= 12 else MaxNLocator(integer=True))
+        tokens.set_xlim(min(numbers) - 0.6, max(max(numbers), min(numbers) + 3) + 0.6)
         tokens.set_xlabel("round")
 
     return _svg("rounds", "The price of each round, and the tokens that it granted and spent.", draw)

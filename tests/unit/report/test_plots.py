@@ -77,3 +77,14 @@ def test_the_words_under_the_budget_plot_are_of_the_own_budget() -> None:
     curve = run_report().budget_curve
     assert "31.5 correct answers" in budget_words(curve, budget_tokens=6_368)
     assert budget_words(curve, budget_tokens=6_369) == ""
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 12, 13, 100])
+def test_rounds_are_marked_by_whole_numbers_of_rounds_that_were_run(rounds: int) -> None:
+    svg = rounds_plot([round_report(number) for number in range(1, rounds + 1)])
+    shown = texts(svg)
+    # Drawn in this order: the upper panel and its title, the ticks of the rounds, the name of their axis.
+    ticks = shown[next(at for at, text in enumerate(shown) if text.startswith("price")) + 1 : shown.index("round")]
+    assert ticks
+    assert {int(tick) for tick in ticks} <= set(range(1, rounds + 1))
+    assert rounds > 12 or len(ticks) == rounds
