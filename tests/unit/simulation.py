@@ -1,0 +1,500 @@
+"""A whole run with its crashes in one thread and no clock: what happens when is drawn from a seed.
+
+Real: `MarketActor` with its ledger and its journal on disk, the `Generate` stage, `clear`, `Standing`, the verdicts.
+Simulated, because they are what dies: engines that decode token by token, Ray's habit of calling a restarted actor and a
+dead task again, the disk's habit of keeping half a write, and the driver's page of `pipeline._rounds`.
+
+    python -m tests.unit.simulation 1234      plays seed 1234 and prints what happened
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import random
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clear_ray.clearing import Batch, Clearing, clear
+from clear_ray.engine.base import Generation, Grant
+from clear_ray.errors import EngineError
+from clear_ray.estimation.curves import curves_from_incidence
+from clear_ray.journal import read_journal
+from clear_ray.ledger import Entry, Ledger
+from clear_ray.market import MarketActor
+from clear_ray.records import QUERY_SCHEMA
+from clear_ray.stages.generate import Dispatch, Generate
+from clear_ray.standing import Standing
+from clear_ray.storage import open_folder
+from tests.unit.local_actors import Method
+
+FAULTS = ("worker", "caller", "market", "driver")
+MOST_ROUNDS = 3
+MOST_TICKS = 30_000
+SMALLEST_GRANT_TOKENS = 2
+BATCHES = 16
+
+
+class WorkerDiedError(Exception):
+    """What Ray would raise to the caller of an engine that died."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A batch and the truth about it, the same for many seeds so that its first clearing is computed once."""
+
+    number: int
+    batch: Batch
+    length_N: list[int]
+    budget_tokens: int
+
+
+@cache
+def world(number: int) -> World:
+    """Return one of the batches; its estimates are wrong in the way estimates are."""
+    rng = np.random.default_rng(number)
+    queries = int(rng.integers(2, 7))
+    tokens_K = np.array([2, 4, 8, 16, 32])
+    success = np.sort(rng.random((queries, 5)), axis=1) * rng.random((queries, 1))
+    survival = (1 - success) * np.sort(rng.random((queries, 5)), axis=1)[:, ::-1]
+    batch = Batch(
+        curves=curves_from_incidence(success, survival_NK=survival, tokens_K=tokens_K),
+        weight_N=np.ones(queries),
+        max_tokens_N=np.full(queries, 32),
+        tie_break_N=rng.permutation(queries).astype(np.uint64),
+    )
+    length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
+    return World(number, batch, length_N, int(queries * rng.choice([3, 8, 16, 40])))
+
+
+@cache
+def cleared(number: int, generated: tuple[int, ...], is_open: tuple[bool, ...], available_tokens: int) -> Clearing:
+    """Return `clear` of one of the batches; a pure function, so schedules share its results."""
+    return clear(
+        world(number).batch,
+        generated_tokens_N=np.array(generated, np.int64),
+        is_open_N=np.array(is_open),
+        available_tokens=available_tokens,
+    )
+
+
+class Disk(ThreadPoolExecutor):
+    """Runs what is handed to threads in this one, some ticks later; a crash in between keeps it, drops it or tears it."""
+
+    def __init__(self, rng: random.Random, file: Path) -> None:
+        super().__init__(max_workers=1)
+        self._rng, self._file = rng, file
+        self._due: list[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = []
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._due.append((lambda: call(*args, **kwargs), done))
+        self._later(self._rng.randrange(4))
+        return done
+
+    def crash(self) -> None:
+        for write, done in self._due:
+            done.cancel()
+            fate = self._rng.random()
+            if fate < 0.3:
+                continue
+            before = self._file.stat().st_size
+            write()
+            if fate < 0.6:
+                with self._file.open("r+b") as file:
+                    file.truncate(self._rng.randint(before, self._file.stat().st_size))
+                break
+        self._due.clear()
+
+    def _later(self, ticks: int) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._later, ticks - 1) if ticks else loop.call_soon(self._write_one)
+
+    def _write_one(self) -> None:
+        if self._due:
+            write, done = self._due.pop(0)
+            write()
+            done.set_result(None)
+
+
+class Desk:
+    """The market's handle: Ray starts a dead market again and repeats every call that it had not answered."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._calls: list[asyncio.Task[Any]] = []
+        self.actor = simulation.start_market()
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(lambda *arguments: self._answer(name, arguments))
+
+    async def _answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        while True:
+            actor = self.actor
+            call = asyncio.ensure_future(getattr(actor, name)(*arguments))
+            self._calls.append(call)
+            await asyncio.wait([call])  # a caller that dies here leaves its call behind, as in Ray
+            if actor is self.actor and not call.cancelled():
+                return call.result()
+
+    def crash(self) -> None:
+        for call in self._calls:
+            call.cancel()
+        self._calls.clear()
+        self._simulation.disk.crash()
+        self.actor._journal.close()
+        self._simulation.check_what_is_on_disk()
+
+    def restart(self) -> None:
+        self.crash()
+        self.actor = self._simulation.start_market()
+
+
+class Worker:
+    """An engine: decodes what it was granted, whoever is left to hear of it."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._open: list[asyncio.Queue[list[Generation] | WorkerDiedError | None]] = []
+        self._decoding: list[asyncio.Task[None]] = []
+
+    @property
+    def generate(self) -> Method:
+        return Method(self._references)
+
+    async def _references(self, grants: Sequence[Grant]) -> AsyncIterator[Awaitable[list[Generation]]]:
+        ended: asyncio.Queue[list[Generation] | WorkerDiedError | None] = asyncio.Queue()
+        self._open.append(ended)
+        self._decoding.append(asyncio.ensure_future(self._decode(list(grants), ended)))
+        while (item := await ended.get()) is not None:
+            yield _outcome(item)
+
+    async def _decode(
+        self, grants: list[Grant], ended: asyncio.Queue[list[Generation] | WorkerDiedError | None]
+    ) -> None:
+        simulation, rng = self._simulation, self._simulation.rng
+        simulation.check_what_is_on_disk()
+        tokens: dict[str, list[int]] = {grant.query_id: [] for grant in grants}
+        while grants:
+            await asyncio.sleep(0)
+            grant = rng.choice(grants)
+            index, new = int(grant.query_id), tokens[grant.query_id]
+            length = simulation.world.length_N[index]
+            for _ in range(rng.randint(1, 6)):
+                new.append(len(grant.prefix_token_ids) + len(new))
+                simulation.generated_N[index] += 1
+                has_stopped = len(grant.prefix_token_ids) + len(new) >= length
+                if has_stopped or len(new) == grant.max_tokens:
+                    grants.remove(grant)
+                    reason: Any = "stop" if has_stopped else "length"
+                    await ended.put([Generation(grant.query_id, tuple(new), "", reason)])
+                    break
+        await ended.put(None)
+
+    def crash(self) -> None:
+        for decoding in self._decoding:
+            decoding.cancel()
+        for ended in self._open:
+            ended.put_nowait(WorkerDiedError())
+        self._decoding.clear()
+        self._open.clear()
+
+
+async def _outcome(item: list[Generation] | WorkerDiedError) -> list[Generation]:
+    if isinstance(item, WorkerDiedError):
+        raise item
+    return item
+
+
+@dataclass(eq=False)
+class Simulation:
+    """One schedule.
+
+    Attributes:
+        seed: All there is to know about it.
+        run_dir: An empty folder.
+        faults: What dies, at which tick.
+        rows: What reached the disk: attempts by round.
+        generated_N: Tokens that engines really generated for each query.
+        told: What happened, in order.
+        wasted_tokens: What was lost on the way, known at the end.
+    """
+
+    seed: int
+    run_dir: Path
+    rng: random.Random = field(init=False)
+    faults: list[tuple[int, str]] = field(init=False)
+    rows: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    grants: dict[int, tuple[Clearing, int]] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+    wasted_tokens: int = 0
+    callers: list[asyncio.Task[None]] = field(default_factory=list)
+    ticks: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.world = world(self.seed % BATCHES)
+        self.queries = len(self.world.length_N)
+        self.generated_N = [0] * self.queries
+        self.standing = Standing(self.queries)
+        kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
+        count = self.rng.choice((0, 1, 1, 2, 2, 3, 5))
+        self.faults = sorted((int(self.rng.expovariate(1 / 40)), self.rng.choice(kinds)) for _ in range(count))
+
+    def play(self) -> None:
+        """Run to the end, checking all the way."""
+        self.disk = Disk(self.rng, self.run_dir / "journal.jsonl")
+        loop = asyncio.new_event_loop()  # a Runner would start a thread to end the executor, a thousand times
+        try:
+            loop.set_default_executor(self.disk)
+            loop.run_until_complete(self._play())
+        finally:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+        self.check_the_end()
+
+    def start_market(self) -> MarketActor:
+        return MarketActor(str(self.run_dir), self.world.budget_tokens, self.queries)
+
+    async def _play(self) -> None:
+        faults = list(self.faults)
+        runs = 0
+        while True:
+            runs += 1
+            self.desk, self.workers = Desk(self), [Worker(self) for _ in range(2)]
+            driver = asyncio.ensure_future(self._drive())
+            while not driver.done():
+                await asyncio.sleep(0)
+                self.ticks += 1
+                assert self.ticks < MOST_TICKS, "nothing moves any more"
+                while faults and faults[0][0] <= self.ticks and not driver.done():
+                    self._strike(faults.pop(0)[1], driver)
+                    if driver.cancelling():
+                        await asyncio.wait([driver])
+            self._end_of_job()
+            if not driver.cancelled() and driver.exception() is None:
+                return
+            if not driver.cancelled() and not isinstance(driver.exception(), EngineError):
+                driver.result()
+            self.told.append(f"{self.ticks} run again")
+            assert runs <= len(self.faults) + 1, "more runs than faults"
+
+    def _strike(self, kind: str, driver: asyncio.Task[None]) -> None:
+        self.told.append(f"{self.ticks} {kind} dies")
+        if kind == "worker":
+            self.rng.choice(self.workers).crash()
+        elif kind == "market":
+            self.desk.restart()
+        elif kind == "driver":
+            driver.cancel()
+        elif alive := [task for task in self.callers if not task.done()]:
+            self.rng.choice(alive).cancel("killed")
+
+    def _end_of_job(self) -> None:
+        for task in self.callers:
+            task.cancel("job over")
+        self.callers.clear()
+        for worker in self.workers:
+            worker.crash()
+        self.desk.crash()
+
+    async def _drive(self) -> None:
+        """The page of `pipeline._rounds`."""
+        desk, standing = self.desk, Standing(self.queries)
+        self.standing = standing
+        await desk.close_open_reservations.remote()
+        for number in range(1, MOST_ROUNDS + 1):
+            kept = self.grants.get(number)
+            if kept is None:
+                available_tokens = (await desk.balance.remote()).available_tokens
+                if available_tokens < SMALLEST_GRANT_TOKENS:
+                    break
+                generated, is_open = tuple(standing.answer_tokens_N.tolist()), tuple(standing.is_open_N.tolist())
+                clearing = cleared(self.world.number, generated, is_open, available_tokens)
+                standing.refuse(clearing)
+                if not len(clearing.index_M):
+                    break
+                self.grants[number] = clearing, available_tokens
+                self.rows[number] = []
+            clearing, available_tokens = self.grants[number]
+            standing.grant(clearing)
+            if kept is None or number + 1 not in self.grants:
+                await desk.open_round.remote(number, {"available": available_tokens})
+                await self._mark_lost_answers()
+                await self._generate(number, clearing)
+            self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
+            attempts = attempts_table(self.rows[number])
+            standing.take(number, clearing, attempts, seconds=0.0, available_tokens=available_tokens)
+            if not self.rows[number]:
+                break
+        await self._mark_lost_answers()
+
+    async def _mark_lost_answers(self) -> None:
+        spent_N, wasted_N = await self.desk.charges.remote()
+        lost_N = spent_N - wasted_N - self.written_N
+        assert (lost_N >= 0).all(), "answers hold more tokens than the ledger charged"
+        await self.desk.mark_wasted.remote({int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)})
+
+    @property
+    def written_N(self) -> np.ndarray:
+        written_N = np.zeros(self.queries, np.int64)
+        for row in (row for rows in self.rows.values() for row in rows):
+            written_N[row["index"]] += row["attempt_tokens"]
+        return written_N
+
+    async def _generate(self, number: int, clearing: Clearing) -> None:
+        """What Ray Data does: blocks of rows over a few calls; a call that dies is made again."""
+        done = {row["index"] for row in self.rows[number]}
+        answers = {row["index"]: row["token_ids"] for n in sorted(self.rows) if n < number for row in self.rows[n]}
+        due = [
+            self._granted_row(number, int(index), int(tokens), answers.get(int(index), []))
+            for index, tokens in zip(clearing.index_M, clearing.tokens_M, strict=True)
+            if int(index) not in done
+        ]
+        size = self.rng.randint(1, 3)
+        blocks = [due[at : at + size] for at in range(0, len(due), size)]
+        dispatch = Dispatch(
+            workers=self.workers,
+            market=self.desk,
+            scorer=None,
+            is_worker_death=lambda error: isinstance(error, WorkerDiedError),
+            seed=0,
+            sample=0,
+        )
+        in_flight = asyncio.Semaphore(self.rng.randint(1, 3))
+        async with asyncio.TaskGroup() as calls:
+            for block in blocks:
+                calls.create_task(self._call(number, block, dispatch, in_flight))
+
+    async def _call(
+        self, number: int, block: list[dict[str, Any]], dispatch: Dispatch, in_flight: asyncio.Semaphore
+    ) -> None:
+        async with in_flight:
+            while True:
+                caller = asyncio.ensure_future(self._block(number, block, dispatch))
+                self.callers.append(caller)
+                try:
+                    await asyncio.wait([caller])
+                finally:
+                    self.callers.remove(caller) if caller in self.callers else None
+                    caller.cancel()
+                if not caller.cancelled():
+                    caller.result()
+                    return
+
+    async def _block(self, number: int, block: list[dict[str, Any]], dispatch: Dispatch) -> None:
+        table = pa.Table.from_pylist(block, schema=GRANTED_SCHEMA)
+        tables = [attempt async for attempt in Generate(dispatch)(table)]
+        for _ in range(self.rng.randrange(5)):
+            await asyncio.sleep(0)  # the block is on its way to the disk
+        self.rows[number].extend(row for attempt in tables for row in attempt.to_pylist())
+
+    def _granted_row(self, number: int, index: int, tokens: int, token_ids: list[int]) -> dict[str, Any]:
+        return query_row(index) | {"token_ids": token_ids, "round": number, "granted_tokens": tokens}
+
+    def check_what_is_on_disk(self) -> None:
+        """Whatever dies now, the journal covers every token that was generated."""
+        ledger = self.read_ledger()
+        reserved_N = np.zeros(self.queries, np.int64)
+        for entry in ledger.open_entries():
+            reserved_N[entry.index] = entry.tokens
+        covered_N = ledger.spent_tokens_N + reserved_N
+        assert (covered_N >= self.generated_N).all(), f"tokens nobody knows of: {covered_N} {self.generated_N}"
+        assert ledger.spent_tokens + ledger.reserved_tokens <= self.world.budget_tokens
+
+    def read_ledger(self) -> Ledger:
+        ledger = Ledger(self.world.budget_tokens, self.queries)
+        for record in read_journal(open_folder(str(self.run_dir))):
+            if "op" in record:
+                ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+        ledger.check()
+        return ledger
+
+    def check_the_end(self) -> None:
+        """No overspending, no lost row, no double charge."""
+        ledger = self.read_ledger()
+        spent_N, wasted_N = ledger.spent_tokens_N, ledger.wasted_tokens_N
+        self.wasted_tokens = ledger.wasted_tokens
+        assert ledger.reserved_tokens == 0
+        assert sum(self.generated_N) <= ledger.spent_tokens <= self.world.budget_tokens
+        np.testing.assert_array_equal(spent_N - wasted_N, self.written_N)
+        keys = [(row["round"], row["index"]) for rows in self.rows.values() for row in rows]
+        assert len(keys) == len(set(keys)), "a row was written twice"
+        for number in sorted(self.rows):
+            for row in self.rows[number]:
+                length = self.world.length_N[row["index"]]
+                assert row["token_ids"] == list(range(len(row["token_ids"]))), "an answer with a seam"
+                assert len(row["token_ids"]) <= length
+                assert (row["finish_reason"] == "stop") == (len(row["token_ids"]) == length)
+                assert row["attempt_tokens"] <= row["granted_tokens"]
+        answer_N = np.zeros(self.queries, np.int64)
+        for number in sorted(self.rows):
+            for row in self.rows[number]:
+                assert len(row["token_ids"]) == answer_N[row["index"]] + row["attempt_tokens"]
+                answer_N[row["index"]] = len(row["token_ids"])
+        np.testing.assert_array_equal(self.standing.answer_tokens_N, answer_N)
+        if not any(kind in "\n".join(self.told) for kind in FAULTS):
+            assert ledger.wasted_tokens == 0
+            assert ledger.spent_tokens == sum(self.generated_N)
+
+
+GRANTED_SCHEMA = pa.schema(
+    [
+        *QUERY_SCHEMA,
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("round", pa.int32()),
+        pa.field("granted_tokens", pa.int64()),
+    ]
+)
+_SLIM = ("index", "granted_tokens", "attempt_tokens", "finish_reason", "correct", "error")
+
+
+def query_row(index: int) -> dict[str, Any]:
+    """Return a row of `QUERY_SCHEMA`; its id is its index."""
+    fields = {"index": index, "query_id": str(index), "prompt": "?", "is_conversation": False, "weight": 1.0}
+    return fields | {"max_tokens": 32, "gold": None, "task": None, "metadata": None}
+
+
+def attempts_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Return attempts as `run_folder.read_attempts` does."""
+    columns = {name: [row[name] for row in rows] for name in _SLIM}
+    columns["correct"] = pa.array(columns["correct"], pa.float64())
+    return pa.table(columns | {"answer_tokens": [len(row["token_ids"]) for row in rows]})
+
+
+def simulate(seed: int) -> Simulation:
+    """Play one schedule; what fails says its seed."""
+    # A disk in memory where there is one: thousands of journals are written with an fsync for every record.
+    shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="clear_ray_simulation_", dir=shared_memory) as folder:
+        simulation = Simulation(seed, Path(folder))
+        try:
+            simulation.play()
+        except BaseException as error:
+            error.add_note(f"seed {seed}, faults {simulation.faults}: python -m tests.unit.simulation {seed}")
+            raise
+    return simulation
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Play the seeds named on the command line."""
+    for seed in map(int, arguments):
+        played = simulate(seed)
+        print(f"seed {seed}: budget {played.world.budget_tokens}, lengths {played.world.length_N}, {played.faults}")
+        print("\n".join(played.told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

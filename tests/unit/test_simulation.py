@@ -1,0 +1,39 @@
+"""A thousand seeded schedules of faults over the real market, ledger, journal, stage and clearing (`simulation.py`)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.simulation import FAULTS, Simulation, simulate
+
+SCHEDULES = 1_000
+_PER_TEST = 100
+
+
+@pytest.mark.parametrize("first", range(0, SCHEDULES, _PER_TEST))
+def test_whatever_dies_no_token_is_unaccounted_for_and_no_row_is_lost(first: int) -> None:
+    for seed in range(first, first + _PER_TEST):
+        simulate(seed)
+
+
+def test_a_schedule_is_the_same_every_time() -> None:
+    def story(played: Simulation) -> object:
+        rows = [(number, row["index"], row["attempt"], row["attempt_tokens"]) for number, row in rows_of(played)]
+        return played.told, rows, played.generated_N
+
+    for seed in (4, 5, 7, 40, 41, 123):
+        assert story(simulate(seed)) == story(simulate(seed)), f"seed {seed}"
+
+
+def test_the_schedules_are_worth_playing() -> None:
+    """Faults of every kind strike while something runs, rounds follow rounds, and something is lost on the way."""
+    played = [simulate(seed) for seed in range(60)]
+    told = "\n".join(line for simulation in played for line in simulation.told)
+    assert all(f"{kind} dies" in told for kind in FAULTS)
+    assert "round 3" in told
+    assert any(simulation.wasted_tokens for simulation in played)
+    assert sum(len(list(rows_of(simulation))) for simulation in played) > 100
+
+
+def rows_of(played: Simulation) -> list[tuple[int, dict[str, object]]]:
+    return [(number, row) for number in sorted(played.rows) for row in played.rows[number]]
