@@ -1,28 +1,20 @@
 """LLM batch inference under one budget: probe, price, generate, settle.
 
-`run` answers a batch on Ray; `allocate` and the curves are the mathematics alone and need no cluster. Names that need Ray
-are loaded on first use, so that the mathematics stays light to import.
+`run` answers a batch on Ray; `allocate` and the curves are the mathematics alone and need no cluster. Every name is loaded on
+first use: a worker process that imports one stage does not pay for SciPy, and the mathematics does not pay for Ray.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clear_ray.allocation import (
-    Allocation,
-    ShiftedErlang,
-    ShiftedSurge,
-    Tabulated,
-    allocate,
-    solve_shadow_price,
-)
-from clear_ray.config import RunConfig
-from clear_ray.engine.base import Engine
-from clear_ray.errors import ClearRayError
-from clear_ray.report.summary import RunReport
-
 if TYPE_CHECKING:
+    from clear_ray.allocation import Allocation, ShiftedErlang, ShiftedSurge, Tabulated, allocate, solve_shadow_price
+    from clear_ray.config import RunConfig
+    from clear_ray.engine.base import Engine
     from clear_ray.engine.replay import ReplayEngine
+    from clear_ray.errors import ClearRayError
     from clear_ray.pipeline import RunResult, plan, run
+    from clear_ray.report.summary import RunReport
 
 __all__ = [
     "Allocation",
@@ -41,15 +33,25 @@ __all__ = [
     "solve_shadow_price",
 ]
 
-_LOADED_ON_USE = {
+_HOME = {
+    "Allocation": "clear_ray.allocation",
+    "ClearRayError": "clear_ray.errors",
+    "Engine": "clear_ray.engine.base",
     "ReplayEngine": "clear_ray.engine.replay",
+    "RunConfig": "clear_ray.config",
+    "RunReport": "clear_ray.report.summary",
     "RunResult": "clear_ray.pipeline",
+    "ShiftedErlang": "clear_ray.allocation",
+    "ShiftedSurge": "clear_ray.allocation",
+    "Tabulated": "clear_ray.allocation",
+    "allocate": "clear_ray.allocation",
     "plan": "clear_ray.pipeline",
     "run": "clear_ray.pipeline",
+    "solve_shadow_price": "clear_ray.allocation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LOADED_ON_USE:
-        return getattr(import_module(_LOADED_ON_USE[name]), name)
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

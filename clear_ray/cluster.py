@@ -83,11 +83,17 @@ def engine_workers(config: EngineConfig, head: Head, *, run_dir: str) -> Iterato
         EngineError: A worker could not be started; the reason is in it.
     """
     # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
-    actor: Any = ray.remote(EngineWorker).options(
-        num_gpus=config.num_gpus, num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=_CALLS_IN_FLIGHT
-    )
+    actor: Any = ray.remote(EngineWorker)
+    options = {
+        "num_gpus": config.num_gpus,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": _CALLS_IN_FLIGHT,
+    }
     workers = tuple(
-        actor.options(name=worker_name(run_dir, number)).remote(config, head) for number in range(config.workers)
+        actor.options(name=worker_name(run_dir, number), **options).remote(config, head)
+        for number in range(config.workers)
     )
     try:
         try:

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -111,8 +112,8 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         with (
             engine_workers(config.engine, head, run_dir=config.run_dir) as crew,
             market(config.run_dir, config.budget_tokens, digest.rows) as desk,
+            progress.watching(desk),
         ):
-            progress.watch(desk)
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
             standing, rounds = _rounds(folder, config, crew, desk, estimates, progress)
@@ -302,7 +303,8 @@ def _generate(
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
     rows = config.dispatch.batch_rows
     # One small block a call: Ray Data runs few batches of a block at a time and holds back those that end early.
-    granted = _granted_rows(folder, standing, grants).sort("rank").repartition(target_num_rows_per_block=rows)
+    granted = _in_order(_granted_rows(folder, standing, grants), config, len(grants.index_M))
+    granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
         workers=crew.workers,
         market=desk,
@@ -340,6 +342,17 @@ def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dat
             rows = ray.data.read_parquet(folder.child(name).files(".parquet"), filesystem=folder.filesystem)
             parts.append(rows.map_batches(select, batch_format="pyarrow"))
     return _union(parts)
+
+
+def _in_order(granted: Dataset, config: RunConfig, queries: int) -> Dataset:
+    """Return granted rows in order of dispatch; what fits one block is not worth a distributed sort."""
+    if queries > config.dispatch.block_rows:
+        return granted.sort("rank")
+    return granted.repartition(1).map_batches(_sorted_by_rank, batch_size=None, batch_format="pyarrow")
+
+
+def _sorted_by_rank(block: pa.Table) -> pa.Table:
+    return block.sort_by("rank")
 
 
 def _union(parts: list[Dataset]) -> Dataset:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +36,7 @@ class Progress:
         self._balance: Balance | None = None
         self._granted_indices: set[int] = set()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._keep_telling, daemon=True, name="clear_ray progress")
 
@@ -54,9 +57,16 @@ class Progress:
         """Wall time since the run began."""
         return time.monotonic() - self._started
 
-    def watch(self, desk: Any) -> None:
-        """Ask this market for balances from now on."""
-        self._desk = desk
+    @contextmanager
+    def watching(self, desk: Any) -> Iterator[None]:
+        """Ask this market for balances, and stop before it is gone."""
+        with self._asking:
+            self._desk = desk
+        try:
+            yield
+        finally:
+            with self._asking:
+                self._desk = None
 
     def begin(
         self,
@@ -78,11 +88,11 @@ class Progress:
 
     def _keep_telling(self) -> None:
         while not self._is_over.wait(_INTERVAL_SECONDS):
-            if self._desk is not None:
-                try:
-                    self._balance = ray.get(self._desk.balance.remote(), timeout=5)
-                except Exception:  # noqa: S112  the run itself meets whatever is wrong; a display must not end it
-                    continue
+            with self._asking:
+                if self._desk is not None:
+                    # The run itself meets whatever is wrong; a display must not end it.
+                    with suppress(Exception):
+                        self._balance = ray.get(self._desk.balance.remote(), timeout=5)
             if not self._is_over.is_set():
                 self._tell()
 
