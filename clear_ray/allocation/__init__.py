@@ -3,19 +3,30 @@
 from clear_ray.allocation.allocate import Allocation, allocate
 from clear_ray.allocation.baselines import proportional, smallest_threshold, uniform
 from clear_ray.allocation.erlang import ShiftedErlang
+from clear_ray.allocation.frontier import DemandCurve, RequiredBudget, budget_for, demand_curve
+from clear_ray.allocation.groups import GroupAllocation, allocate_groups
 from clear_ray.allocation.price import ShadowPrice, solve_shadow_price
+from clear_ray.allocation.sketch import DemandSketch, SketchPrice
 from clear_ray.allocation.surge import ShiftedSurge
 from clear_ray.allocation.tabulated import Tabulated
 from clear_ray.allocation.utility import Utility
 
 __all__ = [
     "Allocation",
+    "DemandCurve",
+    "DemandSketch",
+    "GroupAllocation",
+    "RequiredBudget",
     "ShadowPrice",
     "ShiftedErlang",
     "ShiftedSurge",
+    "SketchPrice",
     "Tabulated",
     "Utility",
     "allocate",
+    "allocate_groups",
+    "budget_for",
+    "demand_curve",
     "proportional",
     "smallest_threshold",
     "solve_shadow_price",

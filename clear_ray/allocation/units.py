@@ -14,6 +14,8 @@ from clear_ray.allocation.columns import ROWS_AT_ONCE, FloatArray, IntArray
 
 _BITS = 46  # of a limit; a block of 2**13 amounts, each cut off at 2**48 units, still adds up in 64 bits
 
+_SMALLEST_LIMIT = -400  # 2**-400: smaller limits are nothing
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -31,7 +33,7 @@ class Unit:
     @classmethod
     def of_limit(cls, limit: float) -> Unit:
         """Return the unit for sums that are compared with a limit: about 2**-46 of it."""
-        return cls(math.frexp(limit)[1] - _BITS if limit > 0.0 else 0)
+        return cls(max(math.frexp(limit)[1], _SMALLEST_LIMIT) - _BITS if limit > 0.0 else 0)
 
     def count(self, amount_N: FloatArray) -> IntArray:
         """Return amounts >= 0 in units, rounded up, cut off at 2**48: no limit is that large, and sums must hold."""

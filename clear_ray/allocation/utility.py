@@ -69,6 +69,7 @@ class Utility(Protocol):
     Attributes:
         threshold_tokens_N: Emergence threshold, tokens: below it utility is nothing, or not worth stopping at.
         weight_N: Value of a correct answer.
+        cost_per_token_N: Unit of the budget per token; 1 where it is tokens.
         max_tokens_N: Ceiling of each query, tokens; infinity where there is none.
         min_tokens_N: Floor of each query, tokens: owed whatever the price.
         is_smooth: Whether demand moves continuously once a query is funded. If not, it moves from step to step.
@@ -80,6 +81,8 @@ class Utility(Protocol):
     def threshold_tokens_N(self) -> FloatArray: ...  # noqa: D102
     @property
     def weight_N(self) -> FloatArray: ...  # noqa: D102
+    @property
+    def cost_per_token_N(self) -> FloatArray: ...  # noqa: D102
     @property
     def max_tokens_N(self) -> FloatArray: ...  # noqa: D102
     @property

@@ -1,0 +1,301 @@
+"""Pricing a batch that does not fit one machine: demand reduced to a few kilobytes a block.
+
+Legend: N queries of a block, Q = 3 quantities (spend, utility, number funded), E positions on the price grid, H tie
+classes.
+
+A sketch holds, for E prices, what the queries added so far demand at each: spend, expected value and number funded, all
+in whole units and at whole tokens, so that sketches add up to the same bits in any number of blocks and any order. The
+first sketch (2 kilobytes) covers every price there may be, in steps of a factor of two; the second (52 kilobytes) the
+step in which the first found the answer, in steps of six percent or less. Demand on both sides of the answer is then known
+exactly.
+
+Ties of any size, and what six percent leave of the budget, are divided by *tie classes*: a hash splits the queries into
+H classes, and as many classes as the budget allows buy at the lower price, the others at the upper. So of ten thousand
+equal queries, with tokens for seven thousand, some 6,950 are funded; the rest of the budget is slack for the next round.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clear_ray.allocation.columns import FloatArray, IntArray
+from clear_ray.allocation.demand import row_blocks
+from clear_ray.allocation.price_grid import HIGHEST_INDEX, price_between, price_index
+from clear_ray.allocation.ties import checked_tie_break
+from clear_ray.allocation.units import Unit
+from clear_ray.allocation.utility import Utility
+from clear_ray.errors import PriceError, UtilityError
+
+_OCTAVES = range(-48, 25)  # prices of the first pass are powers of two; an answer beyond them is bracketed, too
+_SECOND_PASS_POSITIONS = 17
+_TIE_CLASSES = 128
+_UTILITY_EXPONENT = -24
+_SPEND_EXPONENT = -16
+_SPEND, _UTILITY, _FUNDED = range(3)
+_HEADER = struct.Struct("<4sIIiq")
+_MAGIC = b"cds1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SketchPrice:
+    """The price of everything that was added to a sketch.
+
+    Attributes:
+        shadow_price: Price of most tie classes; the lowest of the sketch whose demand fits. 0 if nothing binds.
+        lower_price: Price of the tie classes below `lower_classes`.
+        lower_classes: How many tie classes buy at the lower price.
+        tie_classes: H.
+        spend: Expected spend of all whole caps at these prices; at most the budget.
+        slack_tokens: Budget less `spend`.
+        utility: Expected value at these caps.
+        dual_bound: No allocation of whole tokens within the budget is worth more.
+        gap: `dual_bound - utility`.
+        funded: Queries with any tokens.
+        queries: All queries added.
+    """
+
+    shadow_price: float
+    lower_price: float
+    lower_classes: int
+    tie_classes: int
+    spend: float
+    slack_tokens: float
+    utility: float
+    dual_bound: float
+    gap: float
+    funded: int
+    queries: int
+
+    def tokens(self, utility: Utility, *, tie_break_N: ArrayLike | None = None) -> IntArray:
+        """Return the whole caps of any block of the queries that were priced.
+
+        Args:
+            utility: N curves.
+            tie_break_N: The keys with which the block was added.
+        """
+        classes = _tie_classes(utility, tie_break_N, self.tie_classes)
+        price_N = np.where(classes < self.lower_classes, self.lower_price, self.shadow_price)
+        return _whole_demand(utility, price_N).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class DemandSketch:
+    """What queries demand at some prices, in sums that add up the same in every order. Immutable.
+
+    Attributes:
+        positions_E: Where demand is known: halfway above these positions of the price grid, rising; 0 is price 0.
+        sums_QEH: Spend, utility and number funded in whole units, by position and tie class; int64.
+        queries: How many were added.
+        spend_exponent: Spend is counted in units of 2**spend_exponent.
+    """
+
+    positions_E: IntArray
+    sums_QEH: IntArray
+    queries: int
+    spend_exponent: int
+
+    @classmethod
+    def first_pass(cls, *, spend_exponent: int = _SPEND_EXPONENT) -> Self:
+        """Return an empty sketch that covers every price.
+
+        Args:
+            spend_exponent: Spend is counted in units of 2**spend_exponent. The default suits tokens; for a budget in
+                money or hours choose a thousandth of what one token costs, or less.
+        """
+        octaves = price_index(np.exp2(np.asarray(_OCTAVES, dtype=np.float64)))
+        return cls._empty(np.concatenate([[0], octaves, [HIGHEST_INDEX]]), 1, spend_exponent)
+
+    def second_pass(self, *, budget_tokens: float) -> Self:
+        """Return an empty sketch of the interval in which this one finds the price of a budget.
+
+        Raises:
+            PriceError: as for `price`.
+        """
+        upper = self._lowest_that_fits(budget_tokens)
+        low, high = int(self.positions_E[max(upper - 1, 0)]), int(self.positions_E[upper])
+        count = min(_SECOND_PASS_POSITIONS, high - low + 1)
+        return self._empty(np.linspace(low, high, count).astype(np.int64), _TIE_CLASSES, self.spend_exponent)
+
+    def add(self, utility: Utility, *, tie_break_N: ArrayLike | None = None) -> Self:
+        """Return this sketch with some queries added.
+
+        Args:
+            utility: N curves.
+            tie_break_N: A number that belongs to each query and not to its place, such as a hash of its id. Without
+                it the curve decides, so equal curves fall into one tie class.
+
+        Raises:
+            UtilityError: `tie_break_N` has the wrong length.
+        """
+        class_N = _tie_classes(utility, tie_break_N, self.sums_QEH.shape[2])
+        sums, start = self.sums_QEH.copy(), 0
+        for block in row_blocks(utility):
+            self._add_block(sums, block, class_N[start : start + len(block)])
+            start += len(block)
+        return replace(self, sums_QEH=sums, queries=self.queries + len(utility))
+
+    def merge(self, other: DemandSketch) -> Self:
+        """Return the sketch of the queries of both.
+
+        Raises:
+            UtilityError: the sketches belong to different passes.
+        """
+        is_same = np.array_equal(self.positions_E, other.positions_E) and self.spend_exponent == other.spend_exponent
+        if not is_same or self.sums_QEH.shape != other.sums_QEH.shape:
+            raise UtilityError("only sketches of one pass can be merged", "DemandSketch", repr(other.positions_E[:2]))
+        return replace(self, sums_QEH=self.sums_QEH + other.sums_QEH, queries=self.queries + other.queries)
+
+    def price(self, *, budget_tokens: float) -> SketchPrice:
+        """Return the price at which everything added fits a budget.
+
+        Raises:
+            PriceError: the budget is negative or not finite, or smaller than the sum of the floors.
+        """
+        upper = self._lowest_that_fits(budget_tokens)
+        lower = max(upper - 1, 0)
+        at_lower, at_upper = self.sums_QEH[:, lower], self.sums_QEH[:, upper]
+        left = Unit(self.spend_exponent).limit(budget_tokens) - int(at_upper[_SPEND].sum())
+        classes = int(np.searchsorted(np.cumsum((at_lower - at_upper)[_SPEND]), left, side="right"))
+        chosen = at_lower[:, :classes].sum(axis=1) + at_upper[:, classes:].sum(axis=1)
+        price = _price_of(int(self.positions_E[upper]))
+        spend, utility = self._amounts(chosen)
+        # Each query's spend was rounded up by less than a unit; the bound must not gain from that.
+        upper_spend, upper_utility = self._amounts(at_upper.sum(axis=1) - [self.queries, 0, 0])
+        bound = upper_utility + price * (budget_tokens - upper_spend)
+        return SketchPrice(
+            shadow_price=price,
+            lower_price=_price_of(int(self.positions_E[lower])),
+            lower_classes=classes,
+            tie_classes=self.sums_QEH.shape[2],
+            spend=spend,
+            slack_tokens=budget_tokens - spend,
+            utility=utility,
+            dual_bound=bound,
+            gap=max(bound - utility, 0.0),
+            funded=int(chosen[_FUNDED]),
+            queries=self.queries,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the sketch as bytes: a header, the positions and the sums, little-endian. No pickle."""
+        _, positions, classes = self.sums_QEH.shape
+        header = _HEADER.pack(_MAGIC, positions, classes, self.spend_exponent, self.queries)
+        return header + self.positions_E.astype("<i8").tobytes() + self.sums_QEH.astype("<i8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the sketch that `to_bytes` wrote.
+
+        Raises:
+            UtilityError: the bytes are not a sketch.
+        """
+        if len(data) < _HEADER.size or data[:4] != _MAGIC:
+            raise UtilityError("these bytes are not a demand sketch", "DemandSketch", repr(data[:8]))
+        _, positions, classes, exponent, queries = _HEADER.unpack_from(data)
+        if len(data) != _HEADER.size + 8 * positions * (1 + 3 * classes):
+            raise UtilityError("a demand sketch was cut off", "DemandSketch", f"{len(data)} bytes")
+        numbers = np.frombuffer(data, dtype="<i8", offset=_HEADER.size).astype(np.int64)
+        return cls(numbers[:positions], numbers[positions:].reshape(3, positions, classes), queries, exponent)
+
+    @classmethod
+    def _empty(cls, positions_E: IntArray, classes: int, spend_exponent: int) -> Self:
+        return cls(positions_E, np.zeros((3, positions_E.shape[0], classes), dtype=np.int64), 0, spend_exponent)
+
+    def _lowest_that_fits(self, budget_tokens: float) -> int:
+        """Return the first position whose demand fits a budget."""
+        if not (np.isfinite(budget_tokens) and budget_tokens >= 0.0):
+            raise PriceError("a budget must be finite and not negative", "budget_tokens", repr(budget_tokens))
+        fits = self.sums_QEH[_SPEND].sum(axis=1) <= Unit(self.spend_exponent).limit(budget_tokens)
+        if not fits[-1]:
+            raise PriceError("no price exists: the floors exceed the budget", "budget_tokens", f"{budget_tokens:g}")
+        return int(np.argmax(fits))
+
+    def _amounts(self, units_Q: IntArray) -> tuple[float, float]:
+        """Return spend and utility that whole units stand for."""
+        spend, utility = Unit(self.spend_exponent), Unit(_UTILITY_EXPONENT)
+        return spend.amount(int(units_Q[_SPEND])), utility.amount(int(units_Q[_UTILITY]))
+
+    def _add_block(self, sums: IntArray, block: Utility, class_N: IntArray) -> None:
+        """Add the demand of a block to `sums`, asking each query only at prices around its own steps."""
+        last = self.positions_E.shape[0] - 1
+        at_first, at_last = self._ask(block, 0), self._ask(block, last)
+        _add(sums, 0, 1, at_first, class_N)
+        _add(sums, max(last, 1), last + 1, at_last, class_N)
+        waiting = [(0, last, block, class_N, at_first, at_last)]
+        while waiting:
+            low, high, part, classes, at_low, at_high = waiting.pop()
+            # Demand never rises along the positions, so the same at both ends is the same in between.
+            is_open = at_low[_SPEND] != at_high[_SPEND]
+            _add(sums, low + 1, high, at_low[:, ~is_open], classes[~is_open])
+            rows, middle = np.flatnonzero(is_open), (low + high) // 2
+            if middle == low or rows.size == 0:
+                continue
+            part, classes = part.take(rows), classes[rows]
+            at_middle = self._ask(part, middle)
+            _add(sums, middle, middle + 1, at_middle, classes)
+            waiting.append((low, middle, part, classes, at_low[:, rows], at_middle))
+            waiting.append((middle, high, part, classes, at_middle, at_high[:, rows]))
+
+    def _ask(self, block: Utility, position: int) -> IntArray:
+        """Return spend, utility and whether funded of each query at a position, in units, shape (Q, N)."""
+        price = _price_of(int(self.positions_E[position]))
+        if block.is_smooth:
+            tokens = _whole_demand(block, np.full(len(block), price))
+            spend, utility = block.spend(tokens), block.utility(tokens)
+        else:
+            demanded = block.demanded_off_grid(price)
+            spend, utility = demanded.spend_N, demanded.utility_N
+        counted = Unit(self.spend_exponent).count(spend), Unit(_UTILITY_EXPONENT).count(utility)
+        return np.stack([*counted, (spend > 0.0).astype(np.int64)])
+
+
+def _add(sums: IntArray, first: int, end: int, units_QN: IntArray, class_N: IntArray) -> None:
+    """Add the units of some queries to the positions from `first` to before `end`. Changes `sums`."""
+    if first < end and class_N.size:
+        by_class = np.zeros((sums.shape[2], 3), dtype=np.int64)
+        np.add.at(by_class, class_N, units_QN.T)
+        sums[:, first:end] += by_class.T[:, None]
+
+
+def _price_of(position: int) -> float:
+    return price_between(position) if position > 0 else 0.0
+
+
+def _whole_demand(utility: Utility, price_N: FloatArray) -> FloatArray:
+    """Return the best whole cap at a price, tokens: demand rounded to the better side, or the floor."""
+    tokens = utility.demand(price_N)
+    if not utility.is_smooth:
+        return tokens
+    best, floor = np.floor(tokens), utility.min_tokens_N
+    surplus = utility.utility(best) - price_N * utility.spend(best)
+    for other in (np.minimum(best + (tokens > floor), utility.max_tokens_N), floor):
+        value = utility.utility(other) - price_N * utility.spend(other)
+        best, surplus = np.where(value > surplus, other, best), np.maximum(value, surplus)
+    return best
+
+
+def _tie_classes(utility: Utility, tie_break_N: ArrayLike | None, classes: int) -> IntArray:
+    """Return the tie class of each query: from its key, or from its curve if there is none, never from its place."""
+    if classes == 1:
+        return np.zeros(len(utility), dtype=np.int64)
+    if tie_break_N is None:
+        columns = utility.tie_columns(np.arange(len(utility)))
+    else:
+        columns = [checked_tie_break(tie_break_N, queries=len(utility))]
+    mixed = np.zeros(len(utility), dtype=np.uint64)
+    for column in columns:
+        mixed = _mix(mixed ^ np.ascontiguousarray(column + 0.0).view(np.uint64))
+    return (mixed % np.uint64(classes)).astype(np.int64)
+
+
+def _mix(bits_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return 64 bits well mixed: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    bits_N = bits_N + np.uint64(0x9E3779B97F4A7C15)
+    bits_N = (bits_N ^ (bits_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits_N = (bits_N ^ (bits_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits_N ^ (bits_N >> np.uint64(31))
