@@ -268,10 +268,17 @@ class RunConfig(Settings):
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
             more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-            shown = "" if first["type"] == "missing" else repr(first["input"])
+            shown = "" if first["type"] == "missing" else _shown(first["input"])
             raise ConfigError(
                 f"{first['msg']}{more}", f"{where}: {key}", shown, "See the comments in jobs/configs."
             ) from error
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
+        return "a number too long to write"
 
 
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMBG]?)\s*(?:tokens?)?\s*")
@@ -284,12 +291,15 @@ def parse_budget(value: int | str) -> int:
     Raises:
         ValueError: It is not a positive whole number of tokens, or above `MOST_BUDGET_TOKENS`.
     """
-    matched = None if isinstance(value, bool) or not isinstance(value, int | str) else _BUDGET.fullmatch(str(value))
-    if not matched:
+    matched = _BUDGET.fullmatch(value) if isinstance(value, str) else None
+    if matched:
+        tokens = Decimal(matched[1]) * _SCALE[matched[2]]  # as a float, '1.001M' would not be whole
+    elif isinstance(value, int) and not isinstance(value, bool):
+        tokens = Decimal(value)
+    else:
         raise ValueError(
             "a budget is a positive whole number of tokens, such as 200000, '200k tokens' or '1.5M tokens'"
         )
-    tokens = Decimal(matched[1]) * _SCALE[matched[2]]  # as a float, '1.001M' would not be whole
     if not 0 < tokens <= MOST_BUDGET_TOKENS or tokens != int(tokens):
         raise ValueError(f"a budget is a positive whole number of tokens, at most {MOST_BUDGET_TOKENS:,}")
     return int(tokens)

@@ -79,7 +79,7 @@ class SlotRunner:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._device: torch.device = model.device
-        self._hidden_below: torch.Tensor = torch.tensor(torch.finfo(model.dtype).min, device=self._device)
+        self._hidden_below = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self._device)
 
     def prefill(
         self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int
@@ -124,7 +124,7 @@ class SlotRunner:
     ) -> Any:
         cache.aim(first, position_NL, visible)
         is_later_NLT = torch.arange(visible, device=self._device) > position_NL[:, :, None]
-        mask_N1LT = torch.where(is_later_NLT, self._hidden_below, 0.0)[:, None].to(self._hidden_below.dtype)
+        mask_N1LT = (self._hidden_below * is_later_NLT)[:, None]
         return module(
             input_ids=ids_NL,
             position_ids=position_NL,

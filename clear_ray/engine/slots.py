@@ -126,7 +126,7 @@ class SlotBatch:
             if ids_per_row[-1]:
                 chunk = max(1, self._prefill_tokens // len(group))
                 self._runner.prefill(self._cache, len(self._running), ids_per_row, chunk)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             if len(group) == 1:
                 return [group[0].end("cancelled", f"the prompt could not be read: {error}")]
             # One answer's failure is its own: the others are tried by themselves.

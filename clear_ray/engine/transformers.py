@@ -84,6 +84,7 @@ class TransformersEngine:
         self._model = load_model(model, device=place, dtype=dtype)
         self._prefill_tokens = _PREFILL_TOKENS.get(place.type, _PREFILL_TOKENS["cuda"])
         self._card = _card(str(model), model_folder(model), self._model.config, max_context_tokens)
+        self._vocabulary: int = self._model.get_input_embeddings().num_embeddings
         self._runner = SlotRunner(self._model)
         check_slots_fit(self._model)
         options = {
@@ -190,6 +191,9 @@ class TransformersEngine:
         answer = Answer(grant, [*input_ids, *grant.prefix_token_ids], on_end)
         if grant.max_tokens < 1:
             return answer.end("cancelled", f"a grant must allow at least 1 token, not {grant.max_tokens}")
+        if any(not 0 <= token_id < self._vocabulary for token_id in grant.prefix_token_ids):
+            # On CUDA an unknown token would end the process, not the query.
+            return answer.end("cancelled", f"the prefix has tokens outside the vocabulary of {self._vocabulary}")
         needed = len(answer.input_ids) + grant.max_tokens
         if needed > self._card.context_tokens:
             return answer.end(

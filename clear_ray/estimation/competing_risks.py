@@ -6,37 +6,57 @@ Shapes: N queries, K grid points, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.engine.base import Features
+from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.hazards import Hazards, Incidence, fit_hazards, log_likelihood
 from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
+from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts, count, take_features
 from clear_ray.estimation.projection import Projection, fit_projection
 
-RIDGES = (3.0, 10.0, 30.0, 100.0, 300.0)
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+RIDGES = (1.0, 0.4, 0.2, 0.1, 0.05)
+SHARES = (0.0, 0.3, 0.6, 0.8, 0.9, 1.0)
 _INNER_FOLDS = 4
 
 
-class CompetingRisksHead:
-    """Hazards that are linear in a short vector, mixed with the pooled curve.
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Features to incidences: projection, landmarks, hazards, and a share of the pooled curve.
 
-    Args:
-        card: Where the head comes from.
+    Attributes:
         projection: From features to short vectors.
+        landmarks: From short vectors to the coordinates that hazards are linear in.
         hazards: The fitted hazards.
         share: Weight of the fitted incidences against the pooled ones, 0 to 1.
     """
 
-    def __init__(self, card: HeadCard, *, projection: Projection, hazards: Hazards, share: float) -> None:
-        self._card, self._projection, self._hazards, self._share = card, projection, hazards, share
-        self._tokens_K = np.array(card.tokens_K, np.int64)
+    projection: Projection
+    landmarks: Landmarks
+    hazards: Hazards
+    share: float
+
+    def incidence(self, features: Features, prompts: Sequence[Prompt], *, tokens_K: NDArray[np.int64]) -> Incidence:
+        """Return the incidences of the queries, in order."""
+        x_NP = self.landmarks(self.projection(features, prompts))
+        return mix(self.hazards, x_NP, tokens_K=tokens_K, share=self.share)
+
+
+class CompetingRisksHead:
+    """Hazards over the token grid that vary smoothly with the features, shrunk to the pooled curve.
+
+    Args:
+        card: Where the head comes from.
+        predictor: The fitted parts.
+    """
+
+    def __init__(self, card: HeadCard, *, predictor: Predictor) -> None:
+        self._card, self._predictor = card, predictor
 
     @property
     def card(self) -> HeadCard:
@@ -47,34 +67,39 @@ class CompetingRisksHead:
         """Raise ConfigError unless the head is for the model of this fingerprint."""
         check_fingerprint(self._card, fingerprint)
 
-    def curves(self, features: Features, prompts: Sequence[str], query_ids: Sequence[str]) -> Curves:
+    def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate one curve for each query.
 
         Raises:
             ConfigError: The hidden states have another width than the head was fitted on.
         """
-        z_NF = self._projection(features, prompts)
-        mixed = _mix(self._hazards, z_NF, tokens_K=self._tokens_K, share=self._share)
-        return curves_from_incidence(mixed.right_NK, survival_NK=mixed.survival_NK, tokens_K=self._tokens_K)
+        tokens_K = np.array(self._card.tokens_K, np.int64)
+        incidence = self._predictor.incidence(features, prompts, tokens_K=tokens_K)
+        return curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=tokens_K)
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""
-        return {
-            **{f"projection.{name}": array for name, array in self._projection.arrays().items()},
-            "hazards.pooled_2J": self._hazards.pooled_2J.astype(np.float32),
-            "hazards.deviation_2FM": self._hazards.deviation_2FM.astype(np.float32),
-        }
+        parts = {name: getattr(self._predictor, name).arrays() for name in ("projection", "landmarks", "hazards")}
+        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
     def settings(self) -> dict[str, Any]:
         """Return the share."""
-        return {"share": self._share}
+        return {"share": self._predictor.share}
 
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-        stored = {n.removeprefix("projection."): a for n, a in arrays.items() if n.startswith("projection.")}
-        hazards = Hazards(*(arrays[f"hazards.{n}"].astype(np.float64) for n in ("pooled_2J", "deviation_2FM")))
-        return cls(card, projection=Projection.restore(stored), hazards=hazards, share=float(settings["share"]))
+
+        def of(part: str) -> Arrays:
+            return {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
+
+        predictor = Predictor(
+            projection=Projection.restore(of("projection")),
+            landmarks=Landmarks.restore(of("landmarks")),
+            hazards=Hazards.restore(of("hazards")),
+            share=float(settings["share"]),
+        )
+        return cls(card, predictor=predictor)
 
 
 def fit_competing_risks(card: HeadCard, rollouts: Rollouts, features: Features, *, seed: int) -> CompetingRisksHead:
@@ -84,39 +109,50 @@ def fit_competing_risks(card: HeadCard, rollouts: Rollouts, features: Features, 
         card: Its grid is used; kind and the rest are kept.
         rollouts: Of the training queries.
         features: Of the same queries, in the same order.
-        seed: Of the inner folds.
+        seed: Of the inner folds and the landmarks.
     """
     tokens_K = np.array(card.tokens_K, np.int64)
-    counts = count(rollouts, tokens_K=tokens_K)
-    fold_N = np.random.default_rng(seed).permutation(np.arange(len(rollouts)) % _INNER_FOLDS)
-    score = np.zeros((len(RIDGES), len(SHARES)))
-    for fold in range(min(_INNER_FOLDS, len(rollouts))):
-        train, held = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
-        if len(train) < 2:
-            continue
-        inner = rollouts.take(train)
-        projection = fit_projection(take_features(features, train), inner.prompts)
-        z_train, z_held = (projection(take_features(features, r), rollouts.take(r).prompts) for r in (train, held))
-        for i, ridge in enumerate(RIDGES):
-            hazards = fit_hazards(z_train, counts.take(train), tokens_K=tokens_K, ridge=ridge)
-            for j, share in enumerate(SHARES):
-                mixed = _mix(hazards, z_held, tokens_K=tokens_K, share=share)
-                score[i, j] += log_likelihood(mixed, counts.take(held))
+    score = _inner_scores(rollouts, features, tokens_K=tokens_K, seed=seed)
     best, chosen = np.unravel_index(int(score.argmax()), score.shape)
     projection = fit_projection(features, rollouts.prompts)
     z_NF = projection(features, rollouts.prompts)
-    hazards = fit_hazards(z_NF, counts, tokens_K=tokens_K, ridge=RIDGES[best])
-    diagnostics = {**card.diagnostics, "ridge": RIDGES[best], "share": SHARES[chosen]}
-    return CompetingRisksHead(
-        replace(card, diagnostics=diagnostics), projection=projection, hazards=hazards, share=SHARES[chosen]
-    )
+    landmarks = fit_landmarks(z_NF, seed=seed)
+    hazards = fit_hazards(landmarks(z_NF), count(rollouts, tokens_K=tokens_K), tokens_K=tokens_K, ridge=RIDGES[best])
+    predictor = Predictor(projection=projection, landmarks=landmarks, hazards=hazards, share=SHARES[chosen])
+    figures = {**card.diagnostics, "ridge": RIDGES[best], "share": SHARES[chosen]}
+    return CompetingRisksHead(replace(card, diagnostics=figures), predictor=predictor)
 
 
-def _mix(hazards: Hazards, z_NF: NDArray[np.float64], *, tokens_K: NDArray[np.int64], share: float) -> Incidence:
-    own, pooled = (hazards.incidence(z, tokens_K=tokens_K) for z in (z_NF, np.zeros_like(z_NF)))
+def mix(hazards: Hazards, x_NP: NDArray[np.float64], *, tokens_K: NDArray[np.int64], share: float) -> Incidence:
+    """Return `share` of the fitted incidences and the rest of the pooled ones."""
+    own = hazards.incidence(x_NP, tokens_K=tokens_K)
+    pooled = hazards.incidence(np.zeros((1, x_NP.shape[1])), tokens_K=tokens_K)
     return Incidence(
-        *(
-            share * getattr(own, name) + (1 - share) * getattr(pooled, name)
-            for name in ("right_NK", "wrong_NK", "survival_NK")
-        )
+        right_NK=share * own.right_NK + (1 - share) * pooled.right_NK,
+        wrong_NK=share * own.wrong_NK + (1 - share) * pooled.wrong_NK,
+        survival_NK=share * own.survival_NK + (1 - share) * pooled.survival_NK,
     )
+
+
+def _inner_scores(
+    rollouts: Rollouts, features: Features, *, tokens_K: NDArray[np.int64], seed: int
+) -> NDArray[np.float64]:
+    """Return the held-out log-likelihood of every ridge and share, summed over inner folds."""
+    counts = count(rollouts, tokens_K=tokens_K)
+    fold_N = np.random.default_rng(seed).permutation(np.arange(len(rollouts)) % _INNER_FOLDS)
+    score = np.zeros((len(RIDGES), len(SHARES)))
+    for fold in range(_INNER_FOLDS):
+        train, held = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
+        inner, outer = rollouts.take(train).prompts, rollouts.take(held).prompts
+        projection = fit_projection(take_features(features, train), inner)
+        z_train, z_held = (
+            projection(take_features(features, train), inner),
+            projection(take_features(features, held), outer),
+        )
+        landmarks = fit_landmarks(z_train, seed=seed)
+        x_train, x_held, hazards = landmarks(z_train), landmarks(z_held), None
+        for i, ridge in enumerate(RIDGES):
+            hazards = fit_hazards(x_train, counts.take(train), tokens_K=tokens_K, ridge=ridge, start=hazards)
+            for j, share in enumerate(SHARES):
+                score[i, j] += log_likelihood(mix(hazards, x_held, tokens_K=tokens_K, share=share), counts.take(held))
+    return score

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from clear_ray.engine.base import Features
+from clear_ray.engine.base import Features, Prompt
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.head import Arrays, Head, HeadCard, card_from_json, check_fingerprint, head_class
@@ -44,7 +44,7 @@ class CrossFittedHead:
         """Raise ConfigError unless the heads are for the model of this fingerprint."""
         check_fingerprint(self._card, fingerprint)
 
-    def curves(self, features: Features, prompts: Sequence[str], query_ids: Sequence[str]) -> Curves:
+    def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate each query with the head that was not fitted on it."""
         fold_N = np.array([self._folds.get(query_id, UNKNOWN) for query_id in query_ids], np.int64)
         parts: list[Curves] = []

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from clear_ray.estimation.head import Arrays
 from clear_ray.estimation.observations import Counts
 
 Array = NDArray[np.float64]
@@ -37,6 +38,15 @@ class Hazards:
 
     pooled_2J: Array
     deviation_2FM: Array
+
+    def arrays(self) -> Arrays:
+        """Return the arrays to store."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def restore(cls, arrays: Arrays) -> Hazards:
+        """Make the hazards again."""
+        return cls(**{name: arrays[name] for name in cls.__slots__})
 
     def incidence(self, z_NF: Array, *, tokens_K: NDArray[np.int64]) -> Incidence:
         """Return the cumulative incidences of queries with short vectors `z_NF`."""
@@ -68,7 +78,13 @@ def incidence_from_hazards(right_NK: Array, wrong_NK: Array) -> Incidence:
 
 
 def fit_hazards(
-    z_NF: Array, counts: Counts, *, tokens_K: NDArray[np.int64], ridge: float, iterations: int = 150
+    z_NF: Array,
+    counts: Counts,
+    *,
+    tokens_K: NDArray[np.int64],
+    ridge: float,
+    start: Hazards | None = None,
+    iterations: int = 80,
 ) -> Hazards:
     """Maximise the penalised likelihood of the counts.
 
@@ -77,6 +93,7 @@ def fit_hazards(
         counts: Rollouts on the grid.
         tokens_K: The grid.
         ridge: Strength of the shrinkage of the deviations to the pooled curve, in rollouts.
+        start: Where to begin: the fit of another ridge; None: a flat curve.
         iterations: Most steps of the optimiser.
     """
     pooled_KJ, deviation_KM = hat_basis(tokens_K, _POOLED_KNOTS), hat_basis(tokens_K, _DEVIATION_KNOTS)
@@ -99,8 +116,9 @@ def fit_hazards(
         )
         return value, slope
 
-    start = np.concatenate([np.full(2 * J, _START), np.zeros(2 * features * M)])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 20})
+    begin = start or Hazards(np.full((2, J), _START), np.zeros((2, features, M)))
+    flat = np.concatenate([begin.pooled_2J.ravel(), begin.deviation_2FM.ravel()])
+    found = minimize(loss, flat, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 20})
     return Hazards(found.x[: 2 * J].reshape(2, J), found.x[2 * J :].reshape(2, features, M))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from clear_ray.engine.base import Features
+from clear_ray.engine.base import Features, Prompt
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves
 
@@ -70,7 +70,7 @@ class Head(Protocol):
     def card(self) -> HeadCard:
         """Where this head comes from."""
 
-    def curves(self, features: Features, prompts: Sequence[str], query_ids: Sequence[str]) -> Curves:
+    def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate one curve for each query, in order.
 
         Raises:

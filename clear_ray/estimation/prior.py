@@ -2,14 +2,16 @@
 
 Nothing is known here but the prompt's length and how sure the model is of its first token. What the prior says:
 
-- Lengths are log-logistic with shape 1: survival after t tokens is m / (m + t). Its hazard falls with t, so success is
-  concave in spend and equal queries get equal ceilings: with no information the policy is uniform.
-- A longer prompt means a longer answer, weakly: m grows with the fourth root of the prompt's length.
-- A sharper first token means a likelier right answer, weakly: solvability falls with entropy by a bounded factor.
+- Lengths follow a Weibull law of shape 1/2: survival after t tokens is exp(-sqrt(t / m)). Its hazard falls with t, so
+  success is concave in spend and equal queries get equal ceilings: with no information the policy is uniform.
+- At price p a query's ceiling solves s * hazard(t) = p, hence `t = s^2 / (4 m p^2)`: the ceilings of two queries are in
+  the ratio of their s^2 / m at every price. So the effects below bound how far from uniform the policy can go.
+- A sharper first token means a likelier right answer: solvability s falls with entropy by at most 10 % either way.
+- A longer prompt means a longer answer: m grows with the tenth root of the prompt's length, by at most 32 % either way.
 
-Both effects are bounded, so that no query is ever written off on a guess.
+All ceilings therefore lie within a factor of about two of the uniform one, and no query is written off on a guess.
 
-Source: ours; no paper. The shape is chosen for the property in the first point, not fitted.
+Source: ours; no paper. The law is chosen for the property in the first two points, not fitted.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from clear_ray.engine.base import Features
+from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.head import ANY_MODEL, Arrays, HeadCard, check_fingerprint
 
 _TYPICAL_PROMPT_TOKENS = 100.0
-_MEDIAN_TOKENS = 150.0
-_LENGTH_POWER = 0.25
+_SCALE_TOKENS = 150.0
+_LENGTH_POWER = 0.1
 _SOLVABILITY = 0.5
-_ENTROPY_EFFECT = 0.25
+_ENTROPY_EFFECT = 0.1
 _TYPICAL_ENTROPY_NATS = 0.5
 
 
@@ -58,16 +60,16 @@ class PriorHead:
         """Return: the prior fits any model."""
         check_fingerprint(self._card, fingerprint)
 
-    def curves(self, features: Features, prompts: Sequence[str], query_ids: Sequence[str]) -> Curves:
+    def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate curves from prompt length and next-token entropy; see the module for the formulas."""
         prompt_tokens_N = np.maximum(features.prompt_tokens_N.astype(np.float64), 1.0)
         ratio_N = np.clip(prompt_tokens_N / _TYPICAL_PROMPT_TOKENS, 1 / 16, 16.0)
-        median_N = _MEDIAN_TOKENS * ratio_N**_LENGTH_POWER
+        scale_N = _SCALE_TOKENS * ratio_N**_LENGTH_POWER
         entropy_N = np.nan_to_num(features.entropy_N.astype(np.float64), nan=_TYPICAL_ENTROPY_NATS)
         # tanh keeps the factor within 1 +- _ENTROPY_EFFECT, whatever the entropy.
         solvability_N = _SOLVABILITY * (1 - _ENTROPY_EFFECT * np.tanh(entropy_N - _TYPICAL_ENTROPY_NATS))
         tokens_K = np.array(self._card.tokens_K, np.int64)
-        survival_NK = median_N[:, None] / (median_N[:, None] + tokens_K)
+        survival_NK = np.exp(-np.sqrt(tokens_K / scale_N[:, None]))
         return curves_from_incidence(
             solvability_N[:, None] * (1 - survival_NK), survival_NK=survival_NK, tokens_K=tokens_K
         )

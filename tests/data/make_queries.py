@@ -1,6 +1,6 @@
 """Write queries.parquet beside recorded rollouts: one row a query, so that `clear-ray run` can replay them.
 
-    python tests/data/make_queries.py tests/data/rollouts
+python tests/data/make_queries.py tests/data/rollouts
 """
 
 from __future__ import annotations

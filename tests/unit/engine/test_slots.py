@@ -1,0 +1,186 @@
+"""SlotBatch against the plain decode loop, on a tiny model in float64, where equality is exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clear_ray.engine import Grant
+from clear_ray.engine.decode_loop import decode
+from clear_ray.engine.loading import check_slots_fit
+from clear_ray.errors import ConfigError
+from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
+
+prompts = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)
+temperatures = st.sampled_from([(0.0, 1.0), (0.7, 1.0), (1.5, 0.8)])
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    asked=st.lists(st.tuples(prompts, st.integers(1, 30)), min_size=1, max_size=8),
+    max_batch=st.integers(1, 5),
+    cache_tokens=st.integers(60, 400),
+    prefill_tokens=st.integers(1, 40),
+    sampling=temperatures,
+)
+def test_any_batch_gives_each_query_what_it_gets_alone(
+    model: Any,
+    asked: list[tuple[list[int], int]],
+    max_batch: int,
+    cache_tokens: int,
+    prefill_tokens: int,
+    sampling: tuple[float, float],
+) -> None:
+    temperature, top_p = sampling
+    grants = [Grant(f"q{i}", "", max_tokens, seed=5) for i, (_, max_tokens) in enumerate(asked)]
+    batch = slot_batch(
+        model,
+        max_batch=max_batch,
+        cache_tokens=cache_tokens,
+        prefill_tokens=prefill_tokens,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    answers = [answer_for(grant, ids) for grant, (ids, _) in zip(grants, asked, strict=True)]
+    ended = run_batch(batch, answers)
+    assert sorted(id(answer) for answer in ended) == sorted(id(answer) for answer in answers)
+    expected = decode(model, grants, [ids for ids, _ in asked], end_token_ids=END, temperature=temperature, top_p=top_p)
+    for answer, tokens in zip(answers, expected, strict=True):
+        assert answer.error == ""
+        assert tuple(answer.generated) == tokens
+        assert len(tokens) <= answer.grant.max_tokens
+        assert answer.finish_reason == ("stop" if tokens[-1] in END else "length")
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    ids=prompts,
+    cuts=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    sampling=temperatures,
+    seed=st.integers(0, 2**63),
+    sample=st.integers(0, 3),
+)
+def test_a_continued_answer_goes_on_as_the_uninterrupted_one(
+    model: Any, ids: list[int], cuts: list[int], sampling: tuple[float, float], seed: int, sample: int
+) -> None:
+    temperature, top_p = sampling
+    batch = slot_batch(model, temperature=temperature, top_p=top_p)
+    whole = answer_for(Grant("q", "", sum(cuts), seed=seed, sample=sample), ids)
+    run_batch(batch, [whole])
+    pieces: tuple[int, ...] = ()
+    for cut in cuts:
+        grant = Grant("q", "", cut, seed=seed, sample=sample, prefix_token_ids=pieces)
+        piece = answer_for(grant, ids)
+        # Beside others, which must make no difference.
+        run_batch(batch, [answer_for(Grant("other", "", 7, seed=1), [4, 5, 6]), piece])
+        pieces += tuple(piece.generated)
+        if piece.finish_reason == "stop":
+            break
+    assert pieces == tuple(whole.generated)
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_answers_may_come_and_be_cancelled_at_any_step(model: Any, data: st.DataObject) -> None:
+    asked = data.draw(st.lists(st.tuples(prompts, st.integers(1, 25)), min_size=1, max_size=7))
+    answers = [answer_for(Grant(f"q{i}", "", limit), ids) for i, (ids, limit) in enumerate(asked)]
+    arrival = [data.draw(st.integers(0, 10)) for _ in answers]
+    cancelled_at = [data.draw(st.none() | st.integers(0, 20)) for _ in answers]
+    batch = slot_batch(model, max_batch=2)
+    ended = []
+    for step in range(400):
+        for answer, arrives, cancels in zip(answers, arrival, cancelled_at, strict=True):
+            if step == arrives:
+                batch.add(answer)
+            answer.is_cancelled = cancels is not None and step >= cancels
+        ended += batch.step()
+        if batch.is_idle and step >= max(arrival):
+            break
+    assert batch.is_idle
+    assert sorted(id(answer) for answer in ended) == sorted(id(answer) for answer in answers)
+    expected = decode(model, [answer.grant for answer in answers], [ids for ids, _ in asked], end_token_ids=END)
+    for answer, tokens in zip(answers, expected, strict=True):
+        assert tuple(answer.generated) == tokens[: len(answer.generated)]
+        assert (answer.finish_reason == "cancelled") == (len(answer.generated) < len(tokens))
+
+
+def test_a_free_slot_is_taken_before_the_longest_answer_ends(model: Any) -> None:
+    batch = slot_batch(model, max_batch=2, end_token_ids=frozenset())
+    answers = [answer_for(Grant(str(limit), "", limit), [5, 6]) for limit in (20, 3, 4, 5)]
+    ended = run_batch(batch, answers)
+    assert [answer.grant.max_tokens for answer in ended] == [3, 4, 5, 20]
+
+
+def test_an_answer_that_memory_cannot_hold_fails_alone(model: Any) -> None:
+    batch = slot_batch(model, cache_tokens=40)
+    answers = [answer_for(Grant(str(limit), "", limit), [5] * 10) for limit in (8, 200, 9)]
+    run_batch(batch, answers)
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert "memory for 40" in answers[1].error
+    assert answers[1].generated == []
+
+
+def test_a_prompt_that_breaks_the_model_fails_alone(model: Any) -> None:
+    batch = slot_batch(model, max_batch=4, prefill_tokens=100)
+    # A token that the embedding does not have: what torch raises is a real failure of one prompt.
+    answers = [answer_for(Grant(str(i), "", 4), ids) for i, ids in enumerate([[5, 6], [5, VOCABULARY, 6], [7, 8, 9]])]
+    with_bad = run_batch(batch, answers)
+    assert len(with_bad) == 3
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+
+
+@pytest.mark.parametrize("prompt_length", [1, 2, 15, 16, 17, 40])
+def test_prompts_of_any_length_are_read_in_chunks(model: Any, prompt_length: int) -> None:
+    ids = [(3 * i + 5) % VOCABULARY for i in range(prompt_length)]
+    grant = Grant("q", "", 12)
+    answer = answer_for(grant, ids)
+    run_batch(slot_batch(model, prefill_tokens=16), [answer])
+    assert tuple(answer.generated) == decode(model, [grant], [ids], end_token_ids=END)[0]
+
+
+def test_the_oracle_agrees_with_transformers_generate(model: Any) -> None:
+    prompt_ids = [[5, 9, 11, 30], [8, 44]]
+    ours = decode(model, [Grant("a", "", 15), Grant("b", "", 9)], prompt_ids, end_token_ids=END)
+    for ids, limit, tokens in zip(prompt_ids, [15, 9], ours, strict=True):
+        inputs = torch.tensor([ids])
+        theirs = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=sorted(END),
+            pad_token_id=0,
+        )
+        assert tuple(theirs[0, len(ids) :].tolist()) == tokens
+
+
+def test_an_architecture_with_other_attention_is_refused() -> None:
+    from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
+
+    torch.manual_seed(0)
+    narrow = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=3,
+        initializer_range=0.4,
+    )
+    biased = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
+    for config in (narrow, biased):
+        with pytest.raises(ConfigError, match="cannot be batched"):
+            check_slots_fit(AutoModelForCausalLM.from_config(config).eval())
+    check_slots_fit(tiny_model())
+    check_slots_fit(tiny_model(dtype=torch.float32))
+    check_slots_fit(tiny_model(dtype=torch.bfloat16))

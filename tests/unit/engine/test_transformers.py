@@ -1,0 +1,234 @@
+"""TransformersEngine with the real embedded model, against the plain decode loop.
+
+One engine for the whole module: loading it is most of the cost. Everything is greedy in float32 unless it says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clear_ray.engine import Generation, Grant, TransformersEngine
+from clear_ray.engine.decode_loop import decode
+from clear_ray.engine.paged import PagedBatch
+from clear_ray.engine.smollm2 import EMBEDDED_MODEL
+from clear_ray.errors import SchemaError
+from tests.unit.engine.conftest import run_grants
+from tests.unit.engine.tiny import answer_for, run_batch, slot_batch
+
+END = frozenset({2})
+CONTEXT = 300
+ASKED = [
+    ("What is the capital of France?", 24),
+    ("Say hi.", 3),
+    ("Name three primes.", 17),
+    (" ".join(["Long prompts are read in one pass or in several."] * 9) + " Summarise.", 8),
+    ("2 + 2 =", 1),
+    ((("system", "You answer in one word."), ("user", "What colour is the sky?")), 12),
+    ("Answer with the word yes.", 40),
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(
+        EMBEDDED_MODEL, device="cpu", max_batch=4, max_context_tokens=CONTEXT, cache_tokens=2000
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def grants() -> list[Grant]:
+    return [Grant(f"q{i}", prompt, max_tokens) for i, (prompt, max_tokens) in enumerate(ASKED)]
+
+
+@pytest.fixture(scope="module")
+def expected(engine: TransformersEngine, grants: list[Grant]) -> list[tuple[int, ...]]:
+    return decode(model_of(engine), grants, inputs_of(engine, grants), end_token_ids=END)
+
+
+def model_of(engine: TransformersEngine) -> Any:
+    return engine._model
+
+
+def inputs_of(engine: TransformersEngine, grants: list[Grant]) -> list[list[int]]:
+    return engine._rendering.token_ids([grant.prompt for grant in grants])
+
+
+def test_the_card_describes_the_model(engine: TransformersEngine) -> None:
+    assert engine.card.name == EMBEDDED_MODEL
+    assert (engine.card.context_tokens, engine.card.hidden_width) == (CONTEXT, 576)
+    assert len(engine.card.fingerprint) == 64
+
+
+def test_every_answer_is_that_of_the_plain_loop(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    answers = run_grants(engine, grants)
+    assert len(answers) == len(grants)
+    for grant, tokens in zip(grants, expected, strict=True):
+        answer = answers[grant.query_id, 0]
+        assert (answer.error, answer.token_ids) == ("", tokens)
+        assert answer.finish_reason == ("stop" if tokens[-1] in END else "length")
+        assert len(answer.token_ids) <= grant.max_tokens
+    assert "Paris" in answers["q0", 0].text
+    # Both ends occur, so both branches above were looked at; a stopped answer's text has no end token.
+    assert {answer.finish_reason for answer in answers.values()} == {"stop", "length"}
+    assert not any("<|" in answer.text for answer in answers.values())
+
+
+def test_the_paged_batch_gives_the_same_answers(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    batch = PagedBatch(
+        model_of(engine),
+        max_batch=4,
+        cache_tokens=1200,
+        prefill_tokens=256,
+        end_token_ids=END,
+        temperature=0.0,
+        top_p=1.0,
+    )
+    too_long = answer_for(Grant("long", "", 1200), [5])
+    gone = answer_for(Grant("gone", "", 900), [5, 6, 7])
+    gone.is_cancelled = True
+    answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs_of(engine, grants), strict=True)]
+    try:
+        ended = run_batch(batch, [*answers, too_long, gone])
+    finally:
+        batch.close()
+    assert len(ended) == len(answers) + 2
+    assert [tuple(answer.generated) for answer in answers] == expected
+    assert [answer.finish_reason for answer in answers] == [
+        "stop" if tokens[-1] in END else "length" for tokens in expected
+    ]
+    assert "memory for 1200" in too_long.error
+    assert gone.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("cut", [1, 7, 23])
+def test_a_continuation_goes_on_exactly(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]], cut: int
+) -> None:
+    first = Grant("q0", ASKED[0][0], cut)
+    head = run_grants(engine, [first, grants[2]])["q0", 0]
+    rest = Grant("q0", ASKED[0][0], len(expected[0]) - cut, prefix_token_ids=head.token_ids)
+    tail = run_grants(engine, [grants[4], rest])["q0", 0]
+    assert head.token_ids + tail.token_ids == expected[0]
+    assert tail.text.startswith(head.text)
+    assert "Paris" in tail.text
+
+
+def test_a_sampled_continuation_draws_as_the_uninterrupted_answer(engine: TransformersEngine) -> None:
+    prompt_ids = inputs_of(engine, [Grant("", "Tell me a story.", 1)])[0]
+    sampled = {"temperature": 1.0, "top_p": 0.95, "end_token_ids": END}
+    whole = answer_for(Grant("s", "", 16, seed=11), prompt_ids)
+    other = answer_for(Grant("s", "", 16, seed=11, sample=1), prompt_ids)
+    run_batch(slot_batch(model_of(engine), **sampled), [whole, other])
+    head = tuple(whole.generated[:6])
+    tail = answer_for(Grant("s", "", 10, seed=11, prefix_token_ids=head), prompt_ids)
+    run_batch(slot_batch(model_of(engine), **sampled), [tail])
+    assert head + tuple(tail.generated) == tuple(whole.generated)
+    assert whole.generated != other.generated
+
+
+def test_features_are_those_of_a_plain_pass(engine: TransformersEngine, grants: list[Grant]) -> None:
+    prompts = [grant.prompt for grant in grants]
+    features = engine.prefill([grant.query_id for grant in grants], prompts)
+    assert features.prompt_tokens_N.tolist() == engine.prompt_tokens(prompts)
+    model = model_of(engine)
+    for row, ids in enumerate(inputs_of(engine, grants)):
+        with torch.inference_mode():
+            states = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state
+            log_p = torch.log_softmax(model.lm_head(states[0, -1]).double(), dim=-1)
+        np.testing.assert_allclose(features.hidden_last_ND[row], states[0, -1].numpy(), atol=1e-3)
+        np.testing.assert_allclose(features.hidden_mean_ND[row], states[0].mean(dim=0).numpy(), atol=1e-3)
+        assert features.entropy_N[row] == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-3)
+
+
+def test_what_does_not_fit_the_context_fails_alone(engine: TransformersEngine, grants: list[Grant]) -> None:
+    long_prompt = "word " * 400
+    asked = [
+        Grant("prompt", long_prompt, 5),
+        Grant("grant", "Hi", CONTEXT),
+        Grant("prefix", "Hi", 10, prefix_token_ids=(5,) * CONTEXT),
+        Grant("unknown token", "Hi", 3, prefix_token_ids=(10**6,)),
+        Grant("nothing", "Hi", 0),
+        Grant("no tokens", "Hi", 3, prefix_token_ids=(-1,)),
+        grants[1],
+    ]
+    answers = run_grants(engine, asked)
+    assert len(answers) == len(asked)
+    for query_id in ("prompt", "grant", "prefix"):
+        assert f"the context is {CONTEXT}" in answers[query_id, 0].error
+        assert answers[query_id, 0].token_ids == ()
+    assert "vocabulary" in answers["unknown token", 0].error
+    assert "at least 1" in answers["nothing", 0].error
+    assert answers["q1", 0].error == ""
+    with pytest.raises(SchemaError, match="query b"):
+        engine.prefill(["a", "b"], ["Hi", long_prompt])
+
+
+def test_concurrent_calls_share_the_batch(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    ended: list[str] = []
+
+    async def call(asked: list[Grant]) -> list[Generation]:
+        answers = []
+        async for answer in engine.generate(asked):
+            ended.append(answer.query_id)
+            answers.append(answer)
+        return answers
+
+    async def both() -> list[list[Generation]]:
+        long_first = [Grant("long", ASKED[2][0], 40), grants[0]]
+        return list(await asyncio.gather(call(long_first), call([grants[1], grants[4]])))
+
+    first, second = asyncio.run(both())
+    by_id = {answer.query_id: answer.token_ids for answer in [*first, *second]}
+    assert (by_id["q0"], by_id["q1"]) == (expected[0], expected[1])
+    assert by_id["q4"] == expected[4]
+    assert by_id["long"][:17] == expected[2][:17]
+    # The second call's short queries end while the first call's long ones still run.
+    assert ended.index("q1") < ended.index("q0")
+    assert ended.index("q4") < ended.index("q0")
+
+
+def test_cancelled_answers_are_yielded_with_what_they_spent(engine: TransformersEngine) -> None:
+    async def run() -> dict[str, Generation]:
+        answers = {}
+        asked = [Grant("gone", "Count to a thousand.", 200), Grant("short", "Say hi.", 4), Grant("kept", "Say hi.", 9)]
+        async for answer in engine.generate(asked):
+            if answer.query_id == "short":
+                engine.cancel(["gone", "never asked"])
+            answers[answer.query_id] = answer
+        return answers
+
+    answers = asyncio.run(run())
+    assert {name: answer.finish_reason for name, answer in answers.items()} == {
+        "gone": "cancelled",
+        "short": "length",
+        "kept": "length",
+    }
+    assert 4 <= len(answers["gone"].token_ids) < 200
+    assert answers["gone"].text
+
+
+def test_a_caller_that_goes_away_frees_its_slots(engine: TransformersEngine, grants: list[Grant]) -> None:
+    async def leave() -> None:
+        stream = engine.generate([grants[4], *(Grant(f"left{i}", "Count to a thousand.", 200) for i in range(4))])
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(leave())
+    # All four slots would be taken for 200 steps otherwise, and the next call would have to wait for them.
+    assert run_grants(engine, [grants[4]])["q4", 0].error == ""
+    assert engine._thread._batch.is_idle

@@ -1,0 +1,65 @@
+"""A tiny model with random weights, and batches of answers on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from clear_ray.engine import Grant
+from clear_ray.engine.batch import Answer, Batch
+from clear_ray.engine.slots import SlotBatch
+
+VOCABULARY = 60
+END = frozenset({1, 2, 3})
+
+
+def tiny_config(**changes: Any) -> LlamaConfig:
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        # Wide weights: decided distributions, and answers that really depend on what came before.
+        "initializer_range": 0.4,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**{**settings, **changes})
+
+
+def tiny_model(*, dtype: torch.dtype = torch.float64, device: str = "cpu", **changes: Any) -> Any:
+    """Return a random model; float64, where batches of different shape never tip a token."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(**changes), attn_implementation="sdpa")
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def slot_batch(model: Any, **changes: Any) -> SlotBatch:
+    settings: dict[str, Any] = {
+        "max_batch": 3,
+        "cache_tokens": 10_000,
+        "prefill_tokens": 16,
+        "end_token_ids": END,
+        "temperature": 0.0,
+        "top_p": 1.0,
+    }
+    return SlotBatch(model, **{**settings, **changes})
+
+
+def answer_for(grant: Grant, prompt_ids: Sequence[int]) -> Answer:
+    return Answer(grant, [*prompt_ids, *grant.prefix_token_ids], on_end=lambda _: None)
+
+
+def run_batch(batch: Batch, answers: Sequence[Answer]) -> list[Answer]:
+    """Add the answers and step until the batch is idle; return them in the order of their ends."""
+    for answer in answers:
+        batch.add(answer)
+    ended: list[Answer] = []
+    while not batch.is_idle:
+        ended += batch.step()
+    return ended

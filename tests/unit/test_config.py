@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from clear_ray import config as module
+from clear_ray.config import (
+    MOST_BUDGET_TOKENS,
+    ReplayConfig,
+    RunConfig,
+    Settings,
+    TransformersConfig,
+    WorkersConfig,
+    parse_budget,
+)
+from clear_ray.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST: dict[str, Any] = {"run_dir": "runs/x", "budget": 100}
+PARTS = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
+
+
+def refused(changes: dict[str, Any]) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse(LEAST | changes, where="job.yaml")
+    return caught.value
+
+
+def test_every_setting_is_documented_where_it_stands() -> None:
+    assert RunConfig in PARTS
+    assert len(PARTS) >= 12
+    bare = [
+        f"{part.__name__}.{name}"
+        for part in PARTS
+        for name, field in part.model_fields.items()
+        if not field.description
+    ]
+    assert bare == []
+    stubs = [
+        f"{part.__name__}.{name}"
+        for part in PARTS
+        for name, field in part.model_fields.items()
+        if not (field.description or "").rstrip().endswith((".", "`"))
+    ]
+    assert stubs == []
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_part_is_frozen_and_refuses_unknown_keys(part: type[BaseModel]) -> None:
+    assert part.model_config.get("frozen") is True
+    assert part.model_config.get("extra") == "forbid"
+
+
+def test_defaults_make_a_whole_configuration() -> None:
+    config = RunConfig.parse(LEAST)
+    assert config.budget_tokens == 100
+    assert isinstance(config.engine, TransformersConfig)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_what_is_written_in_the_manifest_reads_back_the_same() -> None:
+    replay = {"kind": "replay", "rollouts": "r.parquet", "features": "f.parquet"}
+    tasks = [{"task": "chain_sum", "count": 3, "params": {"min_terms": 2}}]
+    config = RunConfig.parse(LEAST | {"engine": replay, "input": {"tasks": tasks}, "budget": "2k tokens"})
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert isinstance(config.engine, ReplayConfig)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"bugdet": 100}, "bugdet"),
+        ({"input": {"pth": "x"}}, "input.pth"),
+        ({"input": {"columns": {"promt": "x"}}}, "input.columns.promt"),
+        ({"engine": {"kind": "transformers", "gpu": 1}}, "engine.transformers.gpu"),
+        ({"allocation": {"polcy": "uniform"}}, "allocation.polcy"),
+        ({"dispatch": {"caller": 2}}, "dispatch.caller"),
+    ],
+)
+def test_unknown_keys_are_refused_by_name(changes: dict[str, Any], key: str) -> None:
+    error = refused(changes)
+    assert error.where == f"job.yaml: {key}"
+    assert "not permitted" in error.what
+    assert error.remedy
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"allocation": {"max_tokens": 0}},
+        {"allocation": {"max_rounds": 101}},
+        {"allocation": {"policy": "greedy"}},
+        {"dispatch": {"batch_rows": 0}},
+        {"dispatch": {"batch_rows": 1.5}},
+        {"engine": {"kind": "vllm"}},
+        {"engine": {"kind": "replay"}},
+        {"engine": {"kind": "transformers", "temperature": -0.1}},
+        {"engine": {"kind": "transformers", "top_p": 0}},
+        {"estimate": {"batch_rows": "many"}},
+        {"input": {"path": "x", "tasks": [{"task": "chain_sum", "count": 1}]}},
+        {"input": {"tasks": [{"task": "chain_sum", "count": 0}]}},
+        {"sample": -1},
+        {"run_dir": None},
+        {"seed": "lucky"},
+        {1: 2},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    error = refused(changes)
+    assert error.where.startswith("job.yaml: ")
+
+
+def test_a_missing_setting_is_named_and_the_others_are_counted() -> None:
+    with pytest.raises(ConfigError, match="and 1 more") as caught:
+        RunConfig.parse({})
+    assert caught.value.where == "config: run_dir"
+    assert caught.value.value == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [
+        (1, 1),
+        (200_000, 200_000),
+        ("200k tokens", 200_000),
+        ("200K", 200_000),
+        (" 2M ", 2_000_000),
+        ("1.5M tokens", 1_500_000),
+        ("1.001M", 1_001_000),
+        ("1.005k", 1_005),
+        ("3 B tokens", 3_000_000_000),
+        ("1 token", 1),
+        ("9007199254740", 9_007_199_254_740),
+        (MOST_BUDGET_TOKENS, MOST_BUDGET_TOKENS),
+    ],
+)
+def test_budgets_are_read(written: int | str, tokens: int) -> None:
+    config = RunConfig.parse(LEAST | {"budget": written})
+    assert config.budget_tokens == tokens
+    assert config.budget == written
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        0,
+        -1,
+        1.5,
+        200.0,
+        True,
+        False,
+        None,
+        [1],
+        {"tokens": 1},
+        float("nan"),
+        float("inf"),
+        MOST_BUDGET_TOKENS + 1,
+        10**400,
+        10**5_000,
+        "9" * 400,
+        "0",
+        "0.0k",
+        "1.5",
+        "0.0005k",
+        "-200k",
+        "",
+        "tokens",
+        "1e5",
+        "200 kilo",
+        "200k tokens please",
+        "1,000",
+        "1_000",
+        "0x10",
+        "²",
+    ],
+    ids=lambda value: repr(value)[:20] if not isinstance(value, int) or abs(value) < 10**30 else "huge",
+)
+def test_what_is_no_positive_whole_number_of_tokens_is_refused(written: object) -> None:
+    error = refused({"budget": written})
+    assert error.where == "job.yaml: budget"
+    assert "positive whole number" in error.what
+
+
+@settings(derandomize=True)
+@given(st.integers(1, 10**9), st.sampled_from([("", 1), ("k", 10**3), ("M", 10**6)]))
+def test_a_budget_in_decimals_is_exact(tokens: int, unit: tuple[str, int]) -> None:
+    letter, scale = unit
+    whole, rest = divmod(tokens, scale)
+    digits = len(str(scale)) - 1
+    written = f"{whole}.{rest:0{digits}d}{letter}" if digits else f"{whole}"
+    assert parse_budget(written) == tokens
+
+
+def yaml_file(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_overrides_reach_into_groups(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "run_dir: runs/a\nbudget: 100\nallocation: {max_tokens: 64}\n")
+    overrides = (
+        "budget=2k",
+        "allocation.max_rounds=3",
+        "engine.kind=transformers",
+        "engine.system_prompt=a=b",
+        "seed=7",
+    )
+    config = RunConfig.load(path, overrides)
+    assert (config.budget_tokens, config.seed) == (2_000, 7)
+    assert (config.allocation.max_tokens, config.allocation.max_rounds) == (64, 3)
+    assert isinstance(config.engine, TransformersConfig)
+    assert config.engine.system_prompt == "a=b"
+
+
+def test_of_two_overrides_the_last_holds(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "run_dir: runs/a\nbudget: 100\n")
+    assert RunConfig.load(path, ("seed=1", "seed=2")).seed == 2
+    assert RunConfig.load(path, ("engine.system_prompt=null", "engine.kind=transformers")).engine.workers == 1
+
+
+@pytest.mark.parametrize(
+    "override", ["seed", "=3", "", "seed.deep=1", "budget=0", "budgt=1", "engine.threads=[", "run_dir=2026-99-99"]
+)
+def test_overrides_that_make_no_sense_are_refused(tmp_path: Path, override: str) -> None:
+    path = yaml_file(tmp_path, "run_dir: runs/a\nbudget: 100\nseed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(path, (override,))
+    assert caught.value.where
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a\n- b\n",
+        "just words",
+        "a: [1",
+        "run_dir: 2026-99-99\n",
+        b"\xff\xfe\x00",
+        "a: b: c",
+        "\tx: 1",
+        "? {a: 1}\n: 2",
+    ],
+    ids=repr,
+)
+def test_files_that_hold_no_mapping_are_refused(tmp_path: Path, text: str | bytes) -> None:
+    path = yaml_file(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(path)
+    assert str(path) in caught.value.where
+
+
+@pytest.mark.parametrize("path", ["nowhere.yaml", ".", "nul\0byte.yaml"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.load(path)
+
+
+def run_configs() -> list[Path]:
+    files = itertools.chain((ROOT / "jobs" / "configs").glob("*.yaml"), (ROOT / "jobs" / "configs").glob("*.yml"))
+    loaded = [(path, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in sorted(files)]
+    return [path for path, content in loaded if isinstance(content, dict) and "run_dir" in content]
+
+
+@pytest.mark.parametrize("path", run_configs(), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    config = RunConfig.load(path)
+    assert config.budget_tokens > 0
+    assert bool(config.input.path) != bool(config.input.tasks)
+
+
+def test_there_is_a_demo_to_load() -> None:
+    assert "demo.yaml" in [path.name for path in run_configs()]
+
+
+def test_engines_share_what_they_have_in_common() -> None:
+    engines = get_args(get_args(module.EngineConfig)[0])
+    assert set(engines) == {TransformersConfig, ReplayConfig}
+    assert all(issubclass(engine, WorkersConfig) for engine in engines)

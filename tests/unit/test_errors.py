@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from clear_ray import errors
+from clear_ray.errors import (
+    BudgetError,
+    ClearRayError,
+    ConfigError,
+    EngineError,
+    PriceError,
+    ResumeError,
+    SchemaError,
+    UtilityError,
+)
+
+STDLIB = {
+    ConfigError: ValueError,
+    SchemaError: ValueError,
+    UtilityError: ValueError,
+    BudgetError: RuntimeError,
+    PriceError: RuntimeError,
+    EngineError: RuntimeError,
+    ResumeError: RuntimeError,
+}
+EVERY = pytest.mark.parametrize("kind", [ClearRayError, *STDLIB], ids=lambda kind: kind.__name__)
+
+
+def test_every_error_of_the_module_is_listed_here_and_in_its_docstring() -> None:
+    found = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ClearRayError)}
+    assert found == {ClearRayError, *STDLIB}
+    assert errors.__doc__ is not None
+    assert all(kind.__name__ in errors.__doc__ for kind in found)
+
+
+def test_the_docstring_draws_the_stdlib_parents_as_they_are() -> None:
+    assert errors.__doc__ is not None
+    drawn = {line.split()[1]: line.split()[2].strip("()") for line in errors.__doc__.splitlines() if "──" in line}
+    assert drawn == {kind.__name__: parent.__name__ for kind, parent in STDLIB.items()}
+
+
+@pytest.mark.parametrize(("kind", "parent"), STDLIB.items(), ids=lambda kind: kind.__name__)
+def test_each_is_also_a_stdlib_error(kind: type[ClearRayError], parent: type[Exception]) -> None:
+    assert issubclass(kind, parent)
+    assert issubclass(kind, ClearRayError)
+    with pytest.raises(parent):
+        raise kind("something")
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("what",),
+        ("what", "where"),
+        ("what", "where", "value"),
+        ("what", "where", "value", "Do this."),
+        ("", "", "", ""),
+    ],
+)
+def test_each_survives_pickling_and_copying(kind: type[ClearRayError], arguments: tuple[str, ...]) -> None:
+    error = kind(*arguments)
+    for again in (
+        pickle.loads(pickle.dumps(error)),  # noqa: S301
+        copy.copy(error),
+        copy.deepcopy(error),
+    ):
+        assert type(again) is kind
+        assert (again.what, again.where, again.value, again.remedy) == (
+            error.what,
+            error.where,
+            error.value,
+            error.remedy,
+        )
+        assert str(again) == str(error)
+        assert again.args == error.args
+
+
+@EVERY
+def test_the_text_says_what_where_value_and_remedy(kind: type[ClearRayError]) -> None:
+    assert (
+        str(kind("is too long", "a.jsonl:3", "'x'", "Shorten it.")) == "a.jsonl:3: is too long (got 'x'). Shorten it."
+    )
+    assert str(kind("is too long", value="'x'")) == "is too long (got 'x')."
+    assert str(kind("is too long", "a.jsonl:3")) == "a.jsonl:3: is too long."
+    assert str(kind("is too long")) == "is too long."
+    assert str(kind("is too long", remedy="Shorten it.")) == "is too long. Shorten it."
+
+
+@EVERY
+def test_a_long_value_is_shortened_in_the_text_and_kept_in_the_error(kind: type[ClearRayError]) -> None:
+    error = kind("is too long", "here", "x" * 5_000)
+    assert len(str(error)) < 200
+    assert "…" in str(error)
+    assert error.value == "x" * 5_000
+    assert "…" not in str(kind("is too long", "here", "x" * 120))

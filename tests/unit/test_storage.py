@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clear_ray.errors import ConfigError
+from clear_ray.storage import Folder, open_folder, open_location
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    places = {"local": f"{tmp_path}/run", "file": f"file://{tmp_path}/run", "memory": f"memory://st-{tmp_path.name}"}
+    opened = open_folder(places[request.param])
+    yield opened
+    if opened.exists():
+        opened.filesystem.delete_dir(opened.path)
+
+
+def test_files_go_round(folder: Folder) -> None:
+    assert not folder.exists()
+    assert folder.files() == []
+    folder.write("b.json", b"2")
+    folder.child("deep").child("er").write("a.parquet", b"\0\xff")
+    assert folder.exists()
+    assert folder.exists("b.json")
+    assert folder.exists("deep")
+    assert not folder.exists("c.json")
+    assert [path.removeprefix(folder.path) for path in folder.files()] == ["/b.json", "/deep/er/a.parquet"]
+    assert [path.removeprefix(folder.path) for path in folder.files(".parquet")] == ["/deep/er/a.parquet"]
+    assert folder.child("deep").child("er").read("a.parquet") == b"\0\xff"
+    folder.write("b.json", b"3")
+    assert folder.read("b.json") == b"3"
+
+
+def test_folders_are_moved_and_removed(folder: Folder) -> None:
+    folder.child("new.partial").write("a", b"1")
+    folder.rename("new.partial", "new")
+    assert folder.child("new").read("a") == b"1"
+    assert not folder.exists("new.partial")
+    folder.delete("new")
+    folder.delete("new")
+    assert not folder.exists("new")
+    assert folder.files() == []
+
+
+def test_a_file_is_replaced_as_one_step(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("summary.json", b"old")
+    held = open(tmp_path / "summary.json", "rb")  # noqa: SIM115  a reader that came before
+    folder.write("summary.json", b"new and longer")
+    assert held.read() == b"old"
+    held.close()
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    folder.write("summary.json", b"old")
+    with pytest.raises(TypeError):
+        folder.write("summary.json", "text is not bytes")  # type: ignore[arg-type]
+    assert folder.read("summary.json") == b"old"
+
+
+def test_only_local_places_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_folder("runs/one/").path == f"{tmp_path}/runs/one"
+    assert open_folder("runs/one").is_local
+    assert open_folder(f"file://{tmp_path}").is_local
+    assert not open_folder("memory://runs").is_local
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_folder("~/run").path == f"{tmp_path}/run"
+
+
+@pytest.mark.parametrize(
+    "location", ["http://example.org/run", "https://example.org/run", "ftp://host/x", "://x", "python://os", "data://x"]
+)
+def test_unknown_schemes_are_refused_with_those_that_are_known(location: str) -> None:
+    with pytest.raises(ConfigError, match="unknown scheme") as refused:
+        open_location(location)
+    assert refused.value.where == location
+    assert "s3" in refused.value.remedy
+    assert "memory" in refused.value.remedy
+
+
+@pytest.mark.parametrize("location", ["file://", "s3://", "file://host/too/many", "sftp://nohost.invalid:notaport/x"])
+def test_a_location_that_cannot_be_opened_is_a_setting_to_mend(location: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_location(location)
+    assert refused.value.where == location
