@@ -6,7 +6,8 @@ from clear_ray.allocation.erlang import ShiftedErlang
 from clear_ray.allocation.frontier import DemandCurve, RequiredBudget, budget_for, demand_curve
 from clear_ray.allocation.groups import GroupAllocation, allocate_groups
 from clear_ray.allocation.price import ShadowPrice, solve_shadow_price
-from clear_ray.allocation.sketch import DemandSketch, SketchPrice
+from clear_ray.allocation.sketch import DemandSketch
+from clear_ray.allocation.sketch_price import SketchPrice
 from clear_ray.allocation.surge import ShiftedSurge
 from clear_ray.allocation.tabulated import Tabulated
 from clear_ray.allocation.utility import Utility

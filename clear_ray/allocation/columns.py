@@ -13,7 +13,7 @@ from clear_ray.errors import UtilityError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-ROWS_AT_ONCE = 1 << 13  # a dozen float64 columns of this many rows stay in the processor's cache
+ROWS_AT_ONCE = 1 << 14  # a dozen float64 columns of this many rows stay in the processor's cache
 PerQuery = float | FloatArray | IntArray  # one number for all queries, or N
 
 

@@ -132,30 +132,30 @@ def budget_for(utility: Utility, *, target_utility: float) -> RequiredBudget:
     low, high, allocation = _bracketed(utility, target_utility, start=bound, price=price)
     while high - low > max(_finest(utility, high), _CLOSE_ENOUGH * high):
         middle = _rounded_up(utility, 0.5 * (low + high))
-        tried = allocate(utility, budget_tokens=middle, spread_unspent=False) if middle < high else None
-        if tried is None or tried.utility < target_utility:
-            low = middle if tried is not None else high
+        tried = allocate(utility, budget_tokens=middle, spread_unspent=False)
+        if tried.utility < target_utility:
+            low = middle
         else:
             high, allocation = middle, tried
-    budget = high
     return RequiredBudget(
-        budget_tokens=budget,
-        lower_bound_tokens=min(bound, budget),
+        budget_tokens=high,
+        lower_bound_tokens=min(bound, high),
         shadow_price=allocation.shadow_price,
         utility=allocation.utility,
     )
 
 
 def _bracketed(utility: Utility, target: float, *, start: float, price: float) -> tuple[float, float, Allocation]:
-    """Return a budget that is too small, one that is enough, and the allocation of that one."""
-    low, high, raise_by = 0.0, _rounded_up(utility, start), _finest(utility, start)
+    """Return a budget that is too small (or the same, if the first is enough), one that is enough, and its allocation."""
+    low = high = _rounded_up(utility, start)
+    raise_by = _finest(utility, start)
     allocation = allocate(utility, budget_tokens=high, spread_unspent=False)
     while allocation.utility < target:
         # What is short costs about this much; a leap costs more, so each raise is at least twice the last.
         raise_by = max(2.0 * raise_by, (target - allocation.utility) / max(allocation.shadow_price, price))
         low, high = high, _rounded_up(utility, high + raise_by)
         allocation = allocate(utility, budget_tokens=high, spread_unspent=False)
-    return (low if low > 0.0 else high), high, allocation
+    return low, high, allocation
 
 
 def _finest(utility: Utility, budget: float) -> float:

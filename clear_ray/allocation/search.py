@@ -6,6 +6,7 @@ answer is one definite number: `excess(index) <= 0` and `excess(index - 1) > 0`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -71,21 +72,25 @@ class Bracket:
                     break
                 reach *= 8
 
-    def crossing(self, *, is_smooth: bool) -> int:
+    def crossing(self, *, leaps: int) -> int:
         """Return a position near which the excess crosses zero, a little toward the far end.
 
-        Without that shift one end would creep and the other never move. A straight line through the ends is bent by
-        the end that was left behind (inverse quadratic interpolation) where the excess is smooth. Falls back to the
-        middle while an end has no value yet, and when tries do not halve the bracket.
+        Without that shift one end would creep and the other never move. Among leaps the crossing is known to about
+        the root of their number, which is the shift. Where the excess is smooth, the straight line through the ends is
+        bent by the end that was left behind (inverse quadratic interpolation). Falls back to the middle while an end
+        has no value yet, and when tries do not halve the bracket.
+
+        Args:
+            leaps: How many breakpoints the bracket holds; 0 where the excess is smooth.
         """
         middle = self.low + self.width // 2
         if self._low_value is None or self._high_value is None or self._slow_tries >= _TRIES_BEFORE_HALVING:
             return middle
         line = self.low + self.width * self._low_value // (self._low_value - self._high_value)
-        bent = self._bent() if is_smooth else None
+        bent = None if leaps else self._bent()
         crossing = line if bent is None or not self.low < bent < self.high else bent
-        shift = max(abs(crossing - line) // 4, self.width >> 20, 1) if is_smooth else self.width >> 4
-        moved = min(crossing + shift, middle) if crossing < middle else max(crossing - shift, middle)
+        shift = self.width // (2 * math.isqrt(leaps) + 2) if leaps else max(abs(crossing - line) // 4, self.width >> 20)
+        moved = min(crossing + shift + 1, middle) if crossing < middle else max(crossing - shift - 1, middle)
         return min(max(moved, self.low + 1), self.high - 1)
 
     def _bent(self) -> int | None:
@@ -117,13 +122,13 @@ def first_fitting_index(bracket: Bracket, breakpoints: IntArray, *, stop_width: 
     while bracket.width > stop_width:
         inside = inside[(inside >= bracket.low) & (inside < bracket.high - 1)]
         if inside.size > _LISTED_BREAKPOINTS:
-            bracket.try_at(bracket.crossing(is_smooth=False))
+            bracket.try_at(bracket.crossing(leaps=inside.size))
         elif inside.size > 0:
             inside = np.unique(inside)
-            nearest = int(np.searchsorted(inside, bracket.crossing(is_smooth=False)))
+            nearest = int(np.searchsorted(inside, bracket.crossing(leaps=inside.size)))
             bracket.try_at(int(inside[min(nearest, inside.size - 1)]) + 1)
         elif not bracket.is_top_tried:
             bracket.try_at(bracket.high - 1)
         else:
-            bracket.try_at(bracket.crossing(is_smooth=True))
+            bracket.try_at(bracket.crossing(leaps=0))
     return bracket.high

@@ -10,6 +10,8 @@ after the other. What then remains is offered as a part of a step to the query t
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from clear_ray.allocation.columns import FloatArray, IntArray
@@ -76,14 +78,14 @@ def _cleared_again(
         left = unspent(part, tokens[rows], part_budget)
         a_token_each = part.spend((tokens[rows] > part.min_tokens_N).astype(np.float64))
         # Up to a token for each of the funded is headroom already: rounding to whole tokens hands it out.
-        if price == 0.0 or left <= float(a_token_each.sum()):
+        if price == 0.0 or left <= math.fsum(a_token_each):
             break
         entry_price = part.next_step_price(tokens[rows])
         entry_spend = part.demanded_spend(entry_price) - part.spend(tokens[rows])
         is_aside = (entry_price > 0.0) & (entry_spend > left)
         if not is_aside.any():
             break
-        part_budget -= float(part.spend(tokens[rows])[is_aside].sum())
+        part_budget -= math.fsum(part.spend(tokens[rows])[is_aside])
         rows, part = rows[~is_aside], part.take(~is_aside)
         price = price_at(clear(part, part_budget, near=int(price_index(price)[0]), reach=_SLACK_REACH).index)
         tokens[rows] = _demand_with_ties(part, price, part_budget, tie_break_N[rows])

@@ -21,11 +21,9 @@ from clear_ray.allocation.columns import (
     token_limits,
 )
 from clear_ray.allocation.envelope import Steps, best_points, concave_steps, limited_points
-from clear_ray.allocation.grid import cells_of, entry_at
+from clear_ray.allocation.grid import cells_of, checked_grid, checked_table, entry_at, tokens_within
 from clear_ray.allocation.utility import Demanded
 from clear_ray.errors import UtilityError
-
-_TOLERANCE = 1e-6  # heads compute in float32
 
 
 class Tabulated:
@@ -78,19 +76,9 @@ class Tabulated:
         cost_per_token_N: ArrayLike | None = None,
         survival_NK: ArrayLike | None = None,
     ) -> None:
-        grid = _checked_grid(tokens_K)
-        success = _checked_table(success_NK, name="success_NK", grid_points=grid.shape[0], high=1.0)
+        grid = checked_grid(tokens_K)
+        success = checked_table(success_NK, name="success_NK", grid_points=grid.shape[0], high=1.0)
         queries = success.shape[0]
-        spend = np.broadcast_to(grid.astype(np.float64), success.shape)
-        if spend_NK is not None:
-            spend = _checked_table(spend_NK, name="spend_NK", grid_points=grid.shape[0])
-            if spend.shape != success.shape:
-                raise UtilityError("spend_NK must have the shape of success_NK", "spend_NK", str(spend.shape))
-            refuse_first((spend <= 0.0) & (success > 0.0), spend, name="spend_NK", rule="positive where success is")
-        survival = None
-        if survival_NK is not None:
-            falling = _checked_table(1.0 - np.asarray(survival_NK), name="1 - survival_NK", grid_points=grid.shape[0])
-            survival = 1.0 - falling
         ceiling, floor = token_limits(max_tokens_N, min_tokens_N, queries=queries)
         ceiling = np.minimum(ceiling, grid[-1])
         refuse_first(floor > ceiling, floor, name="min_tokens_N", rule="at most the last grid point")
@@ -99,8 +87,8 @@ class Tabulated:
         self.__dict__.update(
             tokens_NK=np.broadcast_to(grid, success.shape),
             success_NK=success,
-            spend_NK=spend,
-            survival_NK=survival,
+            spend_NK=_checked_spend(spend_NK, grid, success),
+            survival_NK=_checked_survival(survival_NK, success),
             weight_N=query_column(weight, name="weight_N", queries=queries),
             max_tokens_N=ceiling,
             min_tokens_N=floor,
@@ -191,12 +179,7 @@ class Tabulated:
     def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
         """Return the largest whole cap within the ceiling whose expected spend is at most `spend_N`."""
         target = np.broadcast_to(np.asarray(spend_N, dtype=np.float64) / self.cost_per_token_N, (len(self),))
-        passed = (self.spend_NK <= target[:, None]).sum(axis=1)
-        left, right = passed - 1, np.minimum(passed, self.tokens_NK.shape[1] - 1)
-        spend_left, token_left = entry_at(self.spend_NK, left), entry_at(self.tokens_NK, left)
-        run = entry_at(self.spend_NK, right) - spend_left
-        share = np.where(run > 0.0, (target - spend_left) / np.where(run > 0.0, run, 1.0), 0.0)
-        tokens = np.floor(token_left + np.clip(share, 0.0, 1.0) * (entry_at(self.tokens_NK, right) - token_left))
+        tokens = np.floor(tokens_within(self.tokens_NK, self.spend_NK, target))
         tokens = np.minimum(tokens, self.max_tokens_N)
         tokens -= (self.spend(tokens) > spend_N) & (tokens > 0.0)  # the division may have rounded up
         return tokens.astype(np.int64)
@@ -275,30 +258,23 @@ class Tabulated:
         )
 
 
-def _checked_grid(tokens_K: ArrayLike) -> IntArray:
-    """Return the grid as int64, or raise."""
-    given = np.asarray(tokens_K, dtype=np.float64)
-    if given.ndim != 1 or given.shape[0] == 0:
-        raise UtilityError("tokens_K must be one row of grid points", "tokens_K", f"shape {given.shape}")
-    is_bad = ~np.isfinite(given) | (np.floor(given) != given) | (given < 1.0) | (np.diff(given, prepend=0.0) <= 0.0)
-    if is_bad.any():
-        first = int(np.argmax(is_bad))
-        raise UtilityError(
-            "tokens_K must be whole, positive and strictly increasing", f"grid point {first}", repr(float(given[first]))
-        )
-    return given.astype(np.int64)
+def _checked_spend(spend_NK: ArrayLike | None, grid: IntArray, success: FloatArray) -> FloatArray:
+    """Return the spend of each grid point, the cap itself where there is no column, or raise."""
+    if spend_NK is None:
+        return np.broadcast_to(grid.astype(np.float64), success.shape)
+    spend = checked_table(spend_NK, name="spend_NK", grid_points=grid.shape[0])
+    if spend.shape != success.shape:
+        raise UtilityError("spend_NK must have the shape of success_NK", "spend_NK", str(spend.shape))
+    refuse_first((spend <= 0.0) & (success > 0.0), spend, name="spend_NK", rule="positive where success is")
+    return spend
 
 
-def _checked_table(values: ArrayLike, *, name: str, grid_points: int, high: float = np.inf) -> FloatArray:
-    """Return a table of shape (N, K) as float64, read-only, or raise naming the first bad query."""
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] != grid_points:
-        raise UtilityError(f"{name} must have shape (N, {grid_points})", name, f"shape {table.shape}")
-    is_bad = ~np.isfinite(table) | (table < -_TOLERANCE) | (table > high + _TOLERANCE)
-    refuse_first(is_bad, table, name=name, rule=f"finite and between 0 and {high:g}")
-    fall = np.diff(table, axis=1)
-    refuse_first(fall < -_TOLERANCE, table[:, 1:], name=name, rule="non-decreasing along the grid")
-    is_exact = not (fall < 0.0).any() and not (table < 0.0).any() and not (table > high).any()
-    table = table.view() if is_exact else np.clip(np.maximum.accumulate(table, axis=1), 0.0, high)
-    table.flags.writeable = False
-    return table
+def _checked_survival(survival_NK: ArrayLike | None, success: FloatArray) -> FloatArray | None:
+    """Return the survival at each grid point, or raise; None where there is no column."""
+    if survival_NK is None:
+        return None
+    ended = 1.0 - np.asarray(survival_NK, dtype=np.float64)
+    ended = checked_table(ended, name="1 - survival_NK", grid_points=success.shape[1], high=1.0)
+    if ended.shape != success.shape:
+        raise UtilityError("survival_NK must have the shape of success_NK", "survival_NK", str(ended.shape))
+    return np.asarray(1.0 - ended)

@@ -12,7 +12,7 @@ import numpy as np
 
 from clear_ray.allocation.columns import ROWS_AT_ONCE, FloatArray, IntArray
 
-_BITS = 46  # of a limit; a block of 2**13 amounts, each cut off at 2**48 units, still adds up in 64 bits
+_BITS = 46  # of a limit; a block of 2**14 amounts, each cut off at 2**48 units, still adds up in 64 bits
 
 _SMALLEST_LIMIT = -400  # 2**-400: smaller limits are nothing
 

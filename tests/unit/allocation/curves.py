@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, Utility
 
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=100)
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
 GRID = [1, 3, 10, 40]
 
 

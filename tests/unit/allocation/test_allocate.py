@@ -148,3 +148,43 @@ def test_small_instances_against_exhaustive_search() -> None:
         assert allocation.utility <= best + 1e-12
         assert best <= allocation.dual_bound + 1e-12
         assert best - allocation.utility <= allocation.gap + 1e-12
+
+
+@pytest.mark.parametrize(
+    "utility", [ShiftedSurge(np.zeros(0)), ShiftedErlang(np.zeros(0), 0.5, 0.1), Tabulated([4], np.zeros((0, 1)))]
+)
+def test_no_queries_are_allocated_nothing(utility: Utility) -> None:
+    allocation = allocate(utility, budget_tokens=100)
+    assert allocation.tokens_N.shape == (0,)
+    assert allocation.shadow_price == 0.0
+    assert allocation.slack_tokens == 100.0
+
+
+WORTH = {"weight_N": [1, 1, 0, 1, 1], "max_tokens_N": [9, 9, 9, 30, 9]}
+THRESHOLDS = [0.0, 5.0, 5.0, 50.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "utility",
+    [
+        ShiftedSurge(THRESHOLDS, [1.0, 0.0, 1.0, 1.0, 1.0], **WORTH),
+        ShiftedErlang(THRESHOLDS, [1, 0, 1, 1, 1], 0.9, **WORTH),
+        Tabulated([2, 9, 40], [[0.5, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 1], [0, 1, 1]], **WORTH),
+    ],
+)
+def test_degenerate_queries_buy_nothing(utility: Utility) -> None:
+    """Threshold 0; nothing to gain; worth nothing; ceiling before the threshold (or before the only step); ordinary."""
+    buys = [True, False, False, isinstance(utility, Tabulated), True]
+    assert (utility.reservation_price > 0.0).tolist() == buys
+    allocation = allocate(utility, budget_tokens=1000, spread_unspent=False)
+    assert allocation.is_funded_N.tolist() == buys
+    everyone = allocate(utility, budget_tokens=1000)
+    np.testing.assert_array_equal(everyone.tokens_N, utility.max_tokens_N)
+
+
+def test_floors_are_paid_first() -> None:
+    utility = ShiftedSurge([100.0, 0.0, 30.0], min_tokens_N=[20, 0, 60])
+    allocation = allocate(utility, budget_tokens=80)
+    assert allocation.tokens_N.tolist() == [20, 0, 60]
+    more = allocate(utility, budget_tokens=100)
+    assert more.tokens_N.tolist() == [20, 20, 60]

@@ -99,3 +99,15 @@ def test_success_that_costs_nothing_after_the_start_joins_the_step_before() -> N
     utility = Tabulated([10, 20], [[0.2, 0.3]], [[8.0, 8.0]])
     assert utility.demand(utility.reservation_price)[0] == 20
     assert utility.reservation_price[0] == pytest.approx(0.3 / 8.0)
+
+
+def test_rounding_of_float32_is_levelled() -> None:
+    success = np.array([[0.3, np.nextafter(np.float32(0.3), 0, dtype=np.float32), 1.0000001]], dtype=np.float32)
+    utility = Tabulated([1, 2, 3], success)
+    assert np.all(np.diff(utility.success_NK) >= 0.0)
+    assert utility.success_NK.max() <= 1.0
+
+
+def test_a_survival_of_another_shape_is_refused() -> None:
+    with pytest.raises(UtilityError, match="shape"):
+        Tabulated([1, 2], [[0.1, 0.2]] * 2, survival_NK=[[1.0, 0.5]])
