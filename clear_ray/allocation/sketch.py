@@ -12,6 +12,9 @@ exactly.
 Ties of any size, and what six percent leave of the budget, are divided by *tie classes*: a hash splits the queries into
 H classes, and as many classes as the budget allows buy at the lower price, the others at the upper. So of ten thousand
 equal queries, with tokens for seven thousand, some 6,950 are funded; the rest of the budget is slack for the next round.
+
+Where the first pass finds that nothing binds, the second is about the unspent budget instead: its positions are levels,
+to which the caps of all queries are raised as far as the budget goes, so that nobody is abandoned.
 """
 
 from __future__ import annotations
@@ -32,12 +35,13 @@ from clear_ray.allocation.utility import Utility
 from clear_ray.errors import PriceError, UtilityError
 
 _OCTAVES = range(-48, 25)  # prices of the first pass are powers of two; an answer beyond them is bracketed, too
+_LEVELS = np.unique(np.exp2(np.arange(0.0, 25.0, 0.5)).astype(np.int64))[::-1]  # of the second pass at price 0
 _SECOND_PASS_POSITIONS = 17
 _TIE_CLASSES = 128
 _UTILITY_EXPONENT = -24
 _SPEND_EXPONENT = -16
 _SPEND, _UTILITY, _FUNDED = range(3)
-_HEADER = struct.Struct("<4sIIiq")
+_HEADER = struct.Struct("<4sIIi?q")
 _MAGIC = b"cds1"
 
 
@@ -46,7 +50,8 @@ class DemandSketch:
     """What queries demand at some prices, in sums that add up the same in every order. Immutable.
 
     Attributes:
-        positions_E: Where demand is known: halfway above these positions of the price grid, rising; 0 is price 0.
+        positions_E: Where demand is known: halfway above these positions of the price grid, rising; 0 is price 0. Or,
+            at price 0, levels in tokens, falling.
         sums_QEH: Spend, utility and number funded in whole units, by position and tie class; int64.
         queries: How many were added.
         spend_exponent: Spend is counted in units of 2**spend_exponent.
@@ -56,6 +61,7 @@ class DemandSketch:
     sums_QEH: IntArray
     queries: int
     spend_exponent: int
+    is_of_levels: bool = False
 
     @classmethod
     def first_pass(cls, *, spend_exponent: int = _SPEND_EXPONENT) -> Self:
@@ -68,13 +74,20 @@ class DemandSketch:
         octaves = price_index(np.exp2(np.asarray(_OCTAVES, dtype=np.float64)))
         return cls._empty(np.concatenate([[0], octaves, [HIGHEST_INDEX]]), 1, spend_exponent)
 
-    def second_pass(self, *, budget_tokens: float) -> Self:
+    def second_pass(self, *, budget_tokens: float, spread_unspent: bool = True) -> Self:
         """Return an empty sketch of the interval in which this one finds the price of a budget.
+
+        Args:
+            budget_tokens: The budget.
+            spread_unspent: As for `allocate`: whether a budget that does not bind raises the lowest caps.
 
         Raises:
             PriceError: as for `price`.
         """
         upper = self._lowest_that_fits(budget_tokens)
+        if upper == 0 and spread_unspent:
+            levels = np.append(_LEVELS, 0)
+            return replace(self._empty(levels, _TIE_CLASSES // 4, self.spend_exponent), is_of_levels=True)
         low, high = int(self.positions_E[max(upper - 1, 0)]), int(self.positions_E[upper])
         count = min(_SECOND_PASS_POSITIONS, high - low + 1)
         return self._empty(np.linspace(low, high, count).astype(np.int64), _TIE_CLASSES, self.spend_exponent)
@@ -103,8 +116,11 @@ class DemandSketch:
         Raises:
             UtilityError: the sketches belong to different passes.
         """
-        is_same = np.array_equal(self.positions_E, other.positions_E) and self.spend_exponent == other.spend_exponent
-        if not is_same or self.sums_QEH.shape != other.sums_QEH.shape:
+        is_same = self.is_of_levels == other.is_of_levels and self.spend_exponent == other.spend_exponent
+        if (
+            not (is_same and np.array_equal(self.positions_E, other.positions_E))
+            or self.sums_QEH.shape != other.sums_QEH.shape
+        ):
             raise UtilityError("only sketches of one pass can be merged", "DemandSketch", repr(other.positions_E[:2]))
         return replace(self, sums_QEH=self.sums_QEH + other.sums_QEH, queries=self.queries + other.queries)
 
@@ -120,14 +136,16 @@ class DemandSketch:
         left = Unit(self.spend_exponent).limit(budget_tokens) - int(at_upper[_SPEND].sum())
         classes = int(np.searchsorted(np.cumsum((at_lower - at_upper)[_SPEND]), left, side="right"))
         chosen = at_lower[:, :classes].sum(axis=1) + at_upper[:, classes:].sum(axis=1)
-        price = _price_of(int(self.positions_E[upper]))
+        price, lower_price = (_price_of(self._price_position(e)) for e in (upper, lower))
         spend, utility = self._amounts(chosen)
         # Each query's spend was rounded up by less than a unit; the bound must not gain from that.
         upper_spend, upper_utility = self._amounts(at_upper.sum(axis=1) - [self.queries, 0, 0])
         bound = upper_utility + price * (budget_tokens - upper_spend)
         return SketchPrice(
             shadow_price=price,
-            lower_price=_price_of(int(self.positions_E[lower])),
+            lower_price=lower_price,
+            level_tokens=int(self.positions_E[upper]) if self.is_of_levels else 0,
+            lower_level_tokens=int(self.positions_E[lower]) if self.is_of_levels else 0,
             lower_classes=classes,
             tie_classes=self.sums_QEH.shape[2],
             spend=spend,
@@ -142,7 +160,7 @@ class DemandSketch:
     def to_bytes(self) -> bytes:
         """Return the sketch as bytes: a header, the positions and the sums, little-endian. No pickle."""
         _, positions, classes = self.sums_QEH.shape
-        header = _HEADER.pack(_MAGIC, positions, classes, self.spend_exponent, self.queries)
+        header = _HEADER.pack(_MAGIC, positions, classes, self.spend_exponent, self.is_of_levels, self.queries)
         return header + self.positions_E.astype("<i8").tobytes() + self.sums_QEH.astype("<i8").tobytes()
 
     @classmethod
@@ -154,11 +172,12 @@ class DemandSketch:
         """
         if len(data) < _HEADER.size or data[:4] != _MAGIC:
             raise UtilityError("these bytes are not a demand sketch", "DemandSketch", repr(data[:8]))
-        _, positions, classes, exponent, queries = _HEADER.unpack_from(data)
+        _, positions, classes, exponent, is_of_levels, queries = _HEADER.unpack_from(data)
         if len(data) != _HEADER.size + 8 * positions * (1 + 3 * classes):
             raise UtilityError("a demand sketch was cut off", "DemandSketch", f"{len(data)} bytes")
         numbers = np.frombuffer(data, dtype="<i8", offset=_HEADER.size).astype(np.int64)
-        return cls(numbers[:positions], numbers[positions:].reshape(3, positions, classes), queries, exponent)
+        sums = numbers[positions:].reshape(3, positions, classes)
+        return cls(numbers[:positions], sums, queries, exponent, is_of_levels)
 
     @classmethod
     def _empty(cls, positions_E: IntArray, classes: int, spend_exponent: int) -> Self:
@@ -177,6 +196,9 @@ class DemandSketch:
         """Return spend and utility that whole units stand for."""
         spend, utility = Unit(self.spend_exponent), Unit(_UTILITY_EXPONENT)
         return spend.amount(int(units_Q[_SPEND])), utility.amount(int(units_Q[_UTILITY]))
+
+    def _price_position(self, position: int) -> int:
+        return 0 if self.is_of_levels else int(self.positions_E[position])
 
     def _add_block(self, sums: IntArray, block: Utility, class_N: IntArray) -> None:
         """Add the demand of a block to `sums`, asking each query only at prices around its own steps."""
@@ -201,9 +223,11 @@ class DemandSketch:
 
     def _ask(self, block: Utility, position: int) -> IntArray:
         """Return spend, utility and whether funded of each query at a position, in units, shape (Q, N)."""
-        price = _price_of(int(self.positions_E[position]))
-        if block.is_smooth:
+        price = _price_of(self._price_position(position))
+        if block.is_smooth or self.is_of_levels:
             tokens = whole_demand(block, np.full(len(block), price))
+            if self.is_of_levels:
+                tokens = np.maximum(tokens, np.minimum(self.positions_E[position], block.max_tokens_N))
             spend, utility = block.spend(tokens), block.utility(tokens)
         else:
             demanded = block.demanded_off_grid(price)

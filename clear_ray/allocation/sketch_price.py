@@ -22,7 +22,9 @@ class SketchPrice:
     Attributes:
         shadow_price: Price of most tie classes; the lowest of the sketch whose demand fits. 0 if nothing binds.
         lower_price: Price of the tie classes below `lower_classes`.
-        lower_classes: How many tie classes buy at the lower price.
+        lower_classes: How many tie classes buy at the lower price, or are raised to the higher level.
+        level_tokens: Where nothing binds, the level that the lowest caps are raised to; otherwise 0.
+        lower_level_tokens: The level of the tie classes below `lower_classes`: the next one up.
         tie_classes: H.
         spend: Expected spend of all whole caps at these prices; at most the budget.
         slack_tokens: Budget less `spend`.
@@ -36,6 +38,8 @@ class SketchPrice:
     shadow_price: float
     lower_price: float
     lower_classes: int
+    level_tokens: int
+    lower_level_tokens: int
     tie_classes: int
     spend: float
     slack_tokens: float
@@ -53,8 +57,10 @@ class SketchPrice:
             tie_break_N: The keys with which the block was added.
         """
         classes = tie_classes_of(utility, tie_break_N, self.tie_classes)
-        price_N = np.where(classes < self.lower_classes, self.lower_price, self.shadow_price)
-        return whole_demand(utility, price_N).astype(np.int64)
+        is_lower = classes < self.lower_classes
+        tokens = whole_demand(utility, np.where(is_lower, self.lower_price, self.shadow_price))
+        level = np.where(is_lower, self.lower_level_tokens, self.level_tokens)
+        return np.maximum(tokens, np.minimum(level, utility.max_tokens_N)).astype(np.int64)
 
 
 def whole_demand(utility: Utility, price_N: FloatArray) -> FloatArray:

@@ -113,7 +113,23 @@ def test_budget_that_does_not_bind_has_price_zero() -> None:
     cleared = priced(ShiftedSurge([100.0, 200.0]), 5000.0, np.zeros(2))
     assert cleared.shadow_price == 0.0
     assert cleared.funded == 2
-    assert cleared.spend == 700.0
+    assert 4000.0 < cleared.spend <= 5000.0  # unspent tokens raise both caps to one level
+    first = DemandSketch.first_pass().add(ShiftedSurge([100.0, 200.0]))
+    second = first.second_pass(budget_tokens=5000.0, spread_unspent=False).add(ShiftedSurge([100.0, 200.0]))
+    assert second.price(budget_tokens=5000.0).spend == 700.0
+
+
+def test_unspent_budget_abandons_nobody() -> None:
+    """A third of the queries are said to be hopeless; with tokens to spare they get some, too."""
+    count = 3000
+    utility = ShiftedErlang(np.full(count, 10.0), np.arange(count) % 3 / 2.0, 0.5, max_tokens_N=400)
+    cleared = priced(utility, 100.0 * count, keys_of(utility))
+    tokens = cleared.tokens(utility, tie_break_N=keys_of(utility))
+    assert cleared.funded == count
+    assert 0.95 * 100 * count <= tokens.sum() <= 100 * count
+    assert np.ptp(tokens) <= 0.5 * tokens.max()
+    everyone = priced(utility, 500.0 * count, keys_of(utility))
+    assert everyone.tokens(utility, tie_break_N=keys_of(utility)).tolist() == [400] * count
 
 
 def test_money_is_counted_finely_enough() -> None:
