@@ -1,18 +1,20 @@
 """One round of the market, as a pure function: who is open, what is left -> whom to grant how much, in which order.
 
 A round (method.md sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that was
-cut off counts as what it is: a curve of further tokens, given that it has not ended yet. The price is solved on expected
-spend, because an early finisher returns tokens; the ledger still reserves every ceiling in full before it is dispatched.
+cut off counts as what it is: a curve of further tokens, given that it has not ended yet.
 
-The order of dispatch reconciles the two. Grants whose ceilings fit together are dispatched first, longest first, so that
-no long answer is left running alone at the end; the others follow by expected answers per token and wait for refunds. What
-the refunds never reach is not granted in this round and is priced again in the next.
+What is priced is the ceiling, because the ledger reserves it in full: all grants of a round fit together, none waits for
+another's refund, and no estimate of lengths can promise more than the budget pays for. What early finishers return is
+priced in the next round, so in the end tokens really generated are what a run pays with. Pricing expected spend instead
+counts the refunds in advance: one pass in place of some rounds, and as good where lengths are well estimated; grants that
+do not fit at once then follow by expected answers per token, and what refunds never reach is priced again.
 
 Shapes: N queries of the batch, M of them granted, K grid points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,11 @@ from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
 from clear_ray.estimation.curves import Curves
 
 Policy = Literal["clear_ray", "uniform"]
+Basis = Literal["ceilings", "expected_spend"]
+Solve = Callable[..., Allocation]
+"""Anything with the signature of `allocate`."""
+
+SOLVERS: Mapping[Policy, Solve] = {"clear_ray": allocate, "uniform": uniform}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +58,9 @@ class Clearing:
         tokens_M: Further tokens granted to each.
         expected_tokens_M: What each is expected to spend.
         expected_utility_M: Correct answers each grant is expected to add, weighted.
-        surplus_N: Utility minus price times tokens of every query at the price, shape (N,); 0 for queries not open.
-        shadow_price: The price.
-        dual_bound: No allocation of these tokens can be expected to add more.
+        surplus_N: Utility minus price times the tokens priced of every query, shape (N,); 0 for queries not open.
+        shadow_price: The price, expected answers per token priced.
+        dual_bound: No allocation of these tokens, counted as they were priced, can be expected to add more.
         gap: dual_bound minus the expected utility of the grants; at least 0.
     """
 
@@ -73,7 +80,8 @@ def clear(
     generated_tokens_N: NDArray[np.int64],
     is_open_N: NDArray[np.bool_],
     available_tokens: int,
-    policy: Policy = "clear_ray",
+    policy: Policy | Solve = "clear_ray",
+    basis: Basis = "ceilings",
 ) -> Clearing:
     """Price `available_tokens` over the open queries and grant them.
 
@@ -82,7 +90,8 @@ def clear(
         generated_tokens_N: Tokens that each query's answer holds so far.
         is_open_N: Queries that have neither ended by themselves nor failed.
         available_tokens: What may be granted.
-        policy: `clear_ray` by the price, or `uniform` equal ceilings.
+        policy: `clear_ray` by the price, `uniform` equal ceilings, or a rule of your own.
+        basis: What a grant is priced at: `ceilings` at its whole ceiling, `expected_spend` at what it is expected to spend.
 
     Returns:
         The clearing; without grants if nothing is open or nothing is left.
@@ -95,23 +104,26 @@ def clear(
     if not len(index) or available_tokens < 1:
         nothing = np.zeros(0)
         return Clearing(index[:0], index[:0], nothing, nothing, surplus_N, 0.0, 0.0, 0.0)
+    curves = batch.curves.take(index)
     utility = Tabulated(
-        batch.curves.tokens_K,
-        batch.curves.success_NK[index],
-        batch.curves.spend_NK[index],
-        survival_NK=batch.curves.survival_NK[index],
+        curves.tokens_K,
+        curves.success_NK,
+        curves.spend_NK if basis == "expected_spend" else None,
+        survival_NK=curves.survival_NK,
         weight_N=batch.weight_N[index],
         # A ceiling above what is left could never be reserved.
         max_tokens_N=generated_tokens_N[index] + np.minimum(room_N[index], available_tokens),
     ).continued(generated_tokens_N[index])
-    solve = uniform if policy == "uniform" else allocate
+    solve = policy if callable(policy) else SOLVERS[policy]
     allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
     surplus_N[index] = allocation.surplus_N
     rows = _dispatch_order(allocation, available_tokens)
     return Clearing(
         index_M=index[rows],
         tokens_M=allocation.tokens_N[rows],
-        expected_tokens_M=allocation.spend_N[rows],
+        expected_tokens_M=_expected_spend(
+            curves.take(rows), generated_tokens_N[index[rows]], allocation.tokens_N[rows]
+        ),
         expected_utility_M=allocation.utility_N[rows],
         surplus_N=surplus_N,
         shadow_price=float(allocation.shadow_price),
@@ -128,6 +140,14 @@ def _dispatch_order(allocation: Allocation, available_tokens: int) -> NDArray[np
     fits = np.cumsum(allocation.tokens_N[by_value]) <= available_tokens
     at_once = by_value[fits]
     return np.concatenate([at_once[np.argsort(-allocation.tokens_N[at_once], kind="stable")], by_value[~fits]])
+
+
+def _expected_spend(
+    curves: Curves, generated_tokens_M: NDArray[np.int64], tokens_M: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return what grants of further tokens are expected to spend, whatever they were priced at."""
+    spend = Tabulated(curves.tokens_K, curves.success_NK, curves.spend_NK, survival_NK=curves.survival_NK)
+    return np.minimum(spend.continued(generated_tokens_M).spend(tokens_M), tokens_M)
 
 
 def uniform_ceiling(curves: Curves, weight_N: NDArray[np.float64], spend_tokens: float) -> tuple[int, float]:
