@@ -100,10 +100,8 @@ def clear(
     """
     room_N = batch.max_tokens_N - generated_tokens_N
     index = np.flatnonzero(is_open_N & (room_N > 0))
-    surplus_N = np.zeros(len(room_N))
     if not len(index) or available_tokens < 1:
-        nothing = np.zeros(0)
-        return Clearing(index[:0], index[:0], nothing, nothing, surplus_N, 0.0, 0.0, 0.0)
+        return nothing_to_grant(len(room_N))
     curves = batch.curves.take(index)
     utility = Tabulated(
         curves.tokens_K,
@@ -116,14 +114,40 @@ def clear(
     ).continued(generated_tokens_N[index])
     solve = policy if callable(policy) else SOLVERS[policy]
     allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
-    surplus_N[index] = allocation.surplus_N
+    spend = _expected_spend(curves, generated_tokens_N[index], allocation.tokens_N)
+    return grants_of(allocation, index, queries=len(room_N), available_tokens=available_tokens, expected_tokens=spend)
+
+
+def nothing_to_grant(queries: int) -> Clearing:
+    """Return the clearing of N queries without a grant."""
+    none = np.zeros(0, np.int64)
+    return Clearing(none, none, np.zeros(0), np.zeros(0), np.zeros(queries), 0.0, 0.0, 0.0)
+
+
+def grants_of(
+    allocation: Allocation,
+    index: NDArray[np.int64],
+    *,
+    queries: int,
+    available_tokens: int,
+    expected_tokens: NDArray[np.float64] | None = None,
+) -> Clearing:
+    """Put the grants of an allocation into the order of dispatch.
+
+    Args:
+        allocation: Over the open queries.
+        index: Which queries those are.
+        queries: N.
+        available_tokens: What may be reserved.
+        expected_tokens: What each grant is expected to spend; by the allocation if not given.
+    """
     rows = _dispatch_order(allocation, available_tokens)
+    surplus_N = np.zeros(queries)
+    surplus_N[index] = allocation.surplus_N
     return Clearing(
         index_M=index[rows],
         tokens_M=allocation.tokens_N[rows],
-        expected_tokens_M=_expected_spend(
-            curves.take(rows), generated_tokens_N[index[rows]], allocation.tokens_N[rows]
-        ),
+        expected_tokens_M=(allocation.spend_N if expected_tokens is None else expected_tokens)[rows],
         expected_utility_M=allocation.utility_N[rows],
         surplus_N=surplus_N,
         shadow_price=float(allocation.shadow_price),

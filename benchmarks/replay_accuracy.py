@@ -1,0 +1,112 @@
+"""How many recorded answers does one budget buy, against the uniform caps that spend the same tokens?
+
+Whole runs in one process: `clear`, the ledger, the line of the market and the recorded rollouts are those of
+`clear-ray run`; only Ray is not there. Every query's curve comes from a head that was fitted on the other folds.
+
+    python benchmarks/replay_accuracy.py                 all samples at 16, 32, 48, 96 and 192 tokens a query
+    python benchmarks/replay_accuracy.py --on-ray 32     the same at one budget by `clear_ray.run`, to compare with
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from clear_ray.calibrate import fit_recorded
+from clear_ray.config import RunConfig
+from clear_ray.estimation.head import load_head
+from clear_ray.estimation.prior import PriorHead
+from clear_ray.pipeline import run
+from clear_ray.sweep.policies import Contest, priced
+from clear_ray.sweep.recording import Recording, read_recording
+from clear_ray.sweep.rows import Judge, Row, table
+
+DATA = Path(__file__).parents[1] / "tests" / "data" / "rollouts"
+BUDGETS = (16, 32, 48, 96, 192)
+PLAYED = ("clear_ray", "uniform", "uniform_refunds", "proportional", "smallest_threshold", "oracle")
+
+
+def cross_fitted_head(folder: Path) -> str:
+    head_dir = folder / "head"
+    fit_recorded(
+        str(DATA / "rollouts.parquet"),
+        str(DATA / "features.parquet"),
+        head_dir=str(head_dir),
+        folds_path=str(DATA / "split.json"),
+    )
+    return str(head_dir)
+
+
+def contest(recording: Recording, head_dir: str) -> Contest:
+    known = recording.features, recording.rollouts.prompts, recording.rollouts.query_ids
+    prior = PriorHead(cap_tokens=recording.cap_tokens).curves(*known)
+    return Contest(recording, {"competing_risks": load_head(head_dir).curves(*known), "prior": prior})
+
+
+def in_process(recording: Recording, head_dir: str) -> list[Row]:
+    held, judge = contest(recording, head_dir), Judge(recording)
+    rows = []
+    for budget in BUDGETS:
+        outcomes = {policy: held.play(policy, budget) for policy in PLAYED}
+        outcomes["clear_ray, prior"] = held.run(
+            lambda key: priced(held.batch("prior", key)), budget_tokens=budget * len(recording)
+        )
+        rows += [judge.row(policy, budget, outcome) for policy, outcome in outcomes.items()]
+    return rows
+
+
+def on_ray(recording: Recording, head_dir: str, budget: int, folder: Path, samples: int) -> dict[str, object]:
+    """Run the first samples for real, and the same in this process."""
+    real = []
+    for sample in range(samples):
+        settings = {
+            "run_dir": str(folder / f"run-{sample}"),
+            "input": {"path": str(DATA / "queries.parquet")},
+            "budget": budget * len(recording),
+            "sample": sample,
+            "engine": {
+                "kind": "replay",
+                "rollouts": str(DATA / "rollouts.parquet"),
+                "features": str(DATA / "features.parquet"),
+                "max_batch": 64,
+            },
+            "estimate": {"head": head_dir},
+            "allocation": {"max_tokens": recording.cap_tokens},
+            "scoring": {"scorer": "clear_ray.tasks.recorded:score_recorded"},
+        }
+        report = run(None, RunConfig.parse(settings)).report
+        real.append({"correct": report.correct, "spent": report.spent_tokens, "rounds": len(report.rounds)})
+    held = contest(recording, head_dir)
+    simulated = []
+    for sample in range(samples):
+        outcome = held.run(
+            lambda key: priced(held.batch("competing_risks", key)),
+            budget_tokens=budget * len(recording),
+            samples=np.array([sample]),
+        )
+        simulated.append(
+            {"correct": outcome.right_N.sum(), "spent": outcome.spent_tokens_N.sum(), "rounds": outcome.rounds}
+        )
+    return {"figure": "replay_on_ray", "average_budget": budget, "on_ray": real, "in_process": simulated}
+
+
+def main(arguments: list[str]) -> None:
+    recording = read_recording(str(DATA / "rollouts.parquet"), str(DATA / "features.parquet"))
+    with tempfile.TemporaryDirectory(prefix="clear_ray_") as name:
+        head_dir = cross_fitted_head(Path(name))
+        if arguments[:1] == ["--on-ray"]:
+            samples = int(arguments[2]) if len(arguments) > 2 else 1
+            print(json.dumps(on_ray(recording, head_dir, int(arguments[1]), Path(name), samples)))
+            return
+        rows = in_process(recording, head_dir)
+    print(json.dumps({"figure": "replay_accuracy", "queries": len(recording), "rows": [asdict(row) for row in rows]}))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,237 @@
+"""Every policy of method.md section 6 on recorded rollouts: who gets how many tokens, and what came of it.
+
+Two kinds. Policies that could run are run: round by round through `clear` and the ledger (`replayed`), once for each
+recorded sample. Yardsticks that know the recording are read off it: `uniform`, the equal ceiling that spends exactly the
+budget on these very rollouts (the best that uniform caps can do, with nothing left over), and `oracle`, which prices each
+query's own empirical curve.
+
+Shapes: N queries, S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, allocate, proportional, smallest_threshold
+from clear_ray.allocation.utility import Utility
+from clear_ray.clearing import Basis, Batch, Clearing, Policy, Solve, clear, grants_of, nothing_to_grant
+from clear_ray.estimation.curves import Curves
+from clear_ray.sweep.recording import Recording
+from clear_ray.sweep.replayed import Clear, Dispatched, replay_run
+
+RUN_POLICIES = (
+    "clear_ray", "paper", "uniform_refunds", "proportional", "smallest_threshold", "task_prior", "uncertainty",
+    "split_half_oracle",
+)  # fmt: skip
+YARDSTICKS = ("uniform", "oracle")
+POLICIES = (*RUN_POLICIES, *YARDSTICKS)
+_PER_NAT = 1_000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one policy did with one budget.
+
+    Attributes:
+        right_N: Chance of a right answer of each query, over samples and seeds.
+        spent_tokens_N: Tokens generated for it, likewise.
+        rounds: Mean number of clearings; 1 for what is read off the recording.
+    """
+
+    right_N: NDArray[np.float64]
+    spent_tokens_N: NDArray[np.float64]
+    rounds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """A recording, and the estimates that policies may use; none of them has seen the query it is about.
+
+    Attributes:
+        recording: The rollouts to replay.
+        curves: Estimates by name: `competing_risks`, `regressed_threshold`, `task_prior`.
+        seeds: How many orders of breaking ties to average over.
+        dispatched: How grants travel.
+    """
+
+    recording: Recording
+    curves: Mapping[str, Curves]
+    seeds: int = 1
+    dispatched: Dispatched = field(default_factory=Dispatched)
+
+    def play(self, policy: str, average_tokens: float) -> Outcome:
+        """Return what a policy does with a budget of `average_tokens` a query."""
+        budget_tokens = int(average_tokens * len(self.recording))
+        if policy == "uniform":
+            return equal_ceilings(self.recording, average_tokens)
+        if policy == "oracle":
+            return _in_sample_oracle(self.recording, self.curves["competing_risks"].tokens_K, budget_tokens)
+        if policy == "split_half_oracle":
+            return self._split_half(budget_tokens)
+        rules: dict[str, Callable[[NDArray[np.uint64]], Clear]] = {
+            "clear_ray": lambda key: priced(self.batch("competing_risks", key)),
+            "task_prior": lambda key: priced(self.batch("task_prior", key)),
+            "uniform_refunds": lambda key: priced(self.batch("competing_risks", key), policy="uniform"),
+            "paper": lambda key: by_rule(allocate, self._surge, self.recording.cap_tokens, key),
+            "smallest_threshold": lambda key: by_rule(smallest_threshold, self._erlang, self.recording.cap_tokens, key),
+            "proportional": lambda key: by_rule(proportional, self._lengths, self.recording.cap_tokens, key),
+            "uncertainty": lambda key: by_rule(proportional, self._entropies, self.recording.cap_tokens, key),
+        }
+        return self.run(rules[policy], budget_tokens)
+
+    def run(
+        self,
+        policy: Callable[[NDArray[np.uint64]], Clear],
+        budget_tokens: int,
+        samples: NDArray[np.int64] | None = None,
+        dispatched: Dispatched | None = None,
+    ) -> Outcome:
+        """Return the mean over samples and seeds of whole runs.
+
+        Args:
+            policy: Makes the rule from the order in which ties are broken.
+            budget_tokens: Of each run.
+            samples: Which samples to replay; all if not given.
+            dispatched: How grants travel, if otherwise than in this contest.
+        """
+        recording = self.recording
+        keys = [np.random.default_rng(seed).permutation(len(recording)).astype(np.uint64) for seed in range(self.seeds)]
+        played = [
+            replay_run(
+                rule,
+                length_N=recording.length_NS[:, sample],
+                is_stopped_N=recording.is_stopped_NS[:, sample],
+                is_right_N=recording.is_right_NS[:, sample],
+                budget_tokens=budget_tokens,
+                dispatched=dispatched or self.dispatched,
+            )
+            for rule in map(policy, keys)
+            for sample in (range(recording.samples) if samples is None else samples)
+        ]
+        return Outcome(
+            right_N=np.mean([run.is_right_N for run in played], axis=0),
+            spent_tokens_N=np.mean([run.spent_tokens_N for run in played], axis=0),
+            rounds=float(np.mean([run.rounds for run in played])),
+        )
+
+    def batch(self, name: str, tie_break_N: NDArray[np.uint64]) -> Batch:
+        """Return the batch that a run with these estimates would clear."""
+        queries = len(self.recording)
+        return Batch(self.curves[name], np.ones(queries), np.full(queries, self.recording.cap_tokens), tie_break_N)
+
+    def _split_half(self, budget_tokens: int) -> Outcome:
+        """Run one half of the samples on the empirical curves of the other, both ways."""
+        samples = np.arange(self.recording.samples)
+        tokens_K = self.curves["competing_risks"].tokens_K
+        halves = []
+        for known, judged in ((samples[::2], samples[1::2]), (samples[1::2], samples[::2])):
+            curves = self.recording.empirical_curves(tokens_K, known)
+            contest = Contest(self.recording, {"known": curves}, self.seeds, self.dispatched)
+            halves.append(contest.run(lambda key, c=contest: priced(c.batch("known", key)), budget_tokens, judged))  # type: ignore[misc]
+        return Outcome(
+            right_N=np.mean([half.right_N for half in halves], axis=0),
+            spent_tokens_N=np.mean([half.spent_tokens_N for half in halves], axis=0),
+            rounds=float(np.mean([half.rounds for half in halves])),
+        )
+
+    def _surge(
+        self, generated_tokens_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]
+    ) -> Utility:
+        """Return the paper's curves of what is left to generate: threshold predicted, alpha and beta shared."""
+        curves = self.curves["regressed_threshold"].take(index)
+        beta = curves.beta_N.astype(np.float64)
+        return ShiftedSurge(
+            np.maximum(curves.threshold_tokens_N - generated_tokens_M, 0.0),
+            alpha=curves.solvability_N * beta * np.e,
+            beta=beta,
+            max_tokens_N=room_M,
+        )
+
+    def _erlang(
+        self, generated_tokens_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]
+    ) -> Utility:
+        curves = self.curves["competing_risks"].take(index)
+        threshold_M = np.maximum(curves.threshold_tokens_N - generated_tokens_M, 0.0)
+        return ShiftedErlang(threshold_M, curves.solvability_N, curves.beta_N, max_tokens_N=room_M)
+
+    def _lengths(
+        self, generated_tokens_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]
+    ) -> Utility:
+        return ShiftedErlang(self.curves["competing_risks"].threshold_tokens_N[index], 0.5, 1.0, max_tokens_N=room_M)
+
+    def _entropies(
+        self, generated_tokens_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]
+    ) -> Utility:
+        """Return curves whose thresholds are the uncertainty of the first token, so that `proportional` follows it."""
+        entropy_N = np.nan_to_num(self.recording.features.entropy_N.astype(np.float64), nan=0.0)
+        return ShiftedErlang(_PER_NAT * np.maximum(entropy_N[index], 0.0), 0.5, 1.0, max_tokens_N=room_M)
+
+
+def priced(batch: Batch, *, policy: Policy | Solve = "clear_ray", basis: Basis = "ceilings") -> Clear:
+    """Return the rule that clears a batch as a run does."""
+    return lambda generated_tokens_N, is_open_N, available_tokens: clear(
+        batch,
+        generated_tokens_N=generated_tokens_N,
+        is_open_N=is_open_N,
+        available_tokens=available_tokens,
+        policy=policy,
+        basis=basis,
+    )
+
+
+def by_rule(
+    solve: Solve,
+    utility_of: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Utility],
+    cap_tokens: int,
+    tie_break_N: NDArray[np.uint64],
+) -> Clear:
+    """Return the rule that shares tokens by curves in closed form.
+
+    Args:
+        solve: Anything with the signature of `allocate`.
+        utility_of: From tokens generated, index and tokens left under the ceiling of the open queries to their curves.
+        cap_tokens: Ceiling of every query.
+        tie_break_N: Order in which ties are broken.
+    """
+
+    def rule(generated_tokens_N: NDArray[np.int64], is_open_N: NDArray[np.bool_], available_tokens: int) -> Clearing:
+        index = np.flatnonzero(is_open_N & (generated_tokens_N < cap_tokens))
+        if not len(index):
+            return nothing_to_grant(len(is_open_N))
+        room_M = np.minimum(cap_tokens - generated_tokens_N[index], available_tokens)
+        utility = utility_of(generated_tokens_N[index], index, room_M)
+        allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=tie_break_N[index])
+        return grants_of(allocation, index, queries=len(is_open_N), available_tokens=available_tokens)
+
+    return rule
+
+
+def equal_ceilings(recording: Recording, average_tokens: float) -> Outcome:
+    """Return what equal ceilings bring that spend exactly `average_tokens`: two neighbouring ones, mixed."""
+    ceilings_T = np.arange(recording.cap_tokens + 1)
+    spent_NT = recording.spend_NST(ceilings_T).mean(axis=1)
+    right_NT = recording.right_NST(ceilings_T).mean(axis=1)
+    spent_T = spent_NT.mean(axis=0)
+    high = min(int(np.searchsorted(spent_T, average_tokens)), recording.cap_tokens)
+    low = max(high - 1, 0)
+    step = spent_T[high] - spent_T[low]
+    share = float(np.clip((average_tokens - spent_T[low]) / step, 0.0, 1.0)) if step > 0 else 1.0
+    return Outcome(
+        right_N=(1 - share) * right_NT[:, low] + share * right_NT[:, high],
+        spent_tokens_N=(1 - share) * spent_NT[:, low] + share * spent_NT[:, high],
+        rounds=1.0,
+    )
+
+
+def _in_sample_oracle(recording: Recording, tokens_K: NDArray[np.int64], budget_tokens: int) -> Outcome:
+    """Return what the price does that knows every query's empirical curve, spend counted as it will really be."""
+    curves = recording.empirical_curves(tokens_K, np.arange(recording.samples))
+    utility = Tabulated(tokens_K, curves.success_NK, recording.spend_NST(tokens_K).mean(axis=1))
+    tokens_N = allocate(utility, budget_tokens=budget_tokens).tokens_N
+    spent_NS = np.minimum(recording.length_NS, tokens_N[:, None])
+    right_NS = recording.is_right_NS & (recording.length_NS <= tokens_N[:, None])
+    return Outcome(right_NS.mean(axis=1), spent_NS.mean(axis=1), 1.0)
