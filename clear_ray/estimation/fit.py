@@ -22,8 +22,13 @@ from clear_ray.estimation.observations import (
     rollouts_from_table,
     take_features,
 )
+from clear_ray.estimation.parametric import fit_regressed_threshold, fit_shifted_erlang
 
-FITS: Mapping[str, Callable[..., Head]] = {"competing_risks": fit_competing_risks}
+FITS: Mapping[str, Callable[..., Head]] = {
+    "competing_risks": fit_competing_risks,
+    "regressed_threshold": fit_regressed_threshold,
+    "shifted_erlang": fit_shifted_erlang,
+}
 _MIN_QUERIES = 10
 
 

@@ -31,6 +31,8 @@ ANY_MODEL = ""
 _KINDS = {
     "prior": ("clear_ray.estimation.prior", "PriorHead"),
     "competing_risks": ("clear_ray.estimation.competing_risks", "CompetingRisksHead"),
+    "regressed_threshold": ("clear_ray.estimation.parametric", "RegressedThresholdHead"),
+    "shifted_erlang": ("clear_ray.estimation.parametric", "ShiftedErlangHead"),
     "cross_fitted": ("clear_ray.estimation.cross_fitted", "CrossFittedHead"),
 }
 

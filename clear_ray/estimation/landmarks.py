@@ -73,7 +73,9 @@ def fit_landmarks(z_NF: Array, *, seed: int, width: float = 1.0) -> Landmarks:
     values, vectors = np.linalg.eigh(near - mean_L - mean_L[:, None] + mean_L.mean())
     kept = values > _SMALLEST * max(values[-1], _SMALLEST)
     size = np.sqrt(max(values[kept].sum() / len(landmark_LF), _SMALLEST))
-    return Landmarks(landmark_LF, np.array([bandwidth]), mean_L, vectors[:, kept] / np.sqrt(values[kept]) / size)
+    # In the order of memory that a reader of the file gets: products of matrices differ in the last bit otherwise.
+    map_LP = np.ascontiguousarray(vectors[:, kept] / np.sqrt(values[kept]) / size)
+    return Landmarks(landmark_LF, np.array([bandwidth]), mean_L, map_LP)
 
 
 def _nearness(z_NF: Array, landmark_LF: Array, bandwidth: float) -> Array:
