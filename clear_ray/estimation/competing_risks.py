@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
-from clear_ray.estimation.hazards import Hazards, Incidence, fit_hazards, log_likelihood
+from clear_ray.estimation.hazards import Hazards, Incidence, fit_hazards, log_likelihood_N
 from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts, count, take_features
@@ -112,8 +112,7 @@ def fit_competing_risks(card: HeadCard, rollouts: Rollouts, features: Features, 
         seed: Of the inner folds and the landmarks.
     """
     tokens_K = np.array(card.tokens_K, np.int64)
-    score = _inner_scores(rollouts, features, tokens_K=tokens_K, seed=seed)
-    best, chosen = np.unravel_index(int(score.argmax()), score.shape)
+    best, chosen = _most_credible(_inner_scores(rollouts, features, tokens_K=tokens_K, seed=seed))
     projection = fit_projection(features, rollouts.prompts)
     z_NF = projection(features, rollouts.prompts)
     landmarks = fit_landmarks(z_NF, seed=seed)
@@ -134,13 +133,25 @@ def mix(hazards: Hazards, x_NP: NDArray[np.float64], *, tokens_K: NDArray[np.int
     )
 
 
+def _most_credible(score: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the places of the best ridge and of the smallest share that is not clearly worse than the best.
+
+    Not clearly: by at most one standard error over queries. Where features carry no information the difference between
+    shares is noise, and the rule ends at the pooled curve; where they carry some, the shares below are clearly worse.
+    """
+    best, chosen = np.unravel_index(int(score.sum(axis=2).argmax()), score.shape[:2])
+    loss = score[best, chosen] - score[best]
+    error = loss.std(axis=1, ddof=1) * np.sqrt(score.shape[2])
+    return int(best), int(np.flatnonzero(loss.sum(axis=1) <= error)[0])
+
+
 def _inner_scores(
     rollouts: Rollouts, features: Features, *, tokens_K: NDArray[np.int64], seed: int
 ) -> NDArray[np.float64]:
-    """Return the held-out log-likelihood of every ridge and share, summed over inner folds."""
+    """Return each query's held-out log-likelihood under every ridge and share, shape (ridges, shares, N)."""
     counts = count(rollouts, tokens_K=tokens_K)
     fold_N = np.random.default_rng(seed).permutation(np.arange(len(rollouts)) % _INNER_FOLDS)
-    score = np.zeros((len(RIDGES), len(SHARES)))
+    score = np.zeros((len(RIDGES), len(SHARES), len(rollouts)))
     for fold in range(_INNER_FOLDS):
         train, held = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
         inner, outer = rollouts.take(train).prompts, rollouts.take(held).prompts
@@ -154,5 +165,6 @@ def _inner_scores(
         for i, ridge in enumerate(RIDGES):
             hazards = fit_hazards(x_train, counts.take(train), tokens_K=tokens_K, ridge=ridge, start=hazards)
             for j, share in enumerate(SHARES):
-                score[i, j] += log_likelihood(mix(hazards, x_held, tokens_K=tokens_K, share=share), counts.take(held))
+                incidence = mix(hazards, x_held, tokens_K=tokens_K, share=share)
+                score[i, j, held] = log_likelihood_N(incidence, counts.take(held))
     return score

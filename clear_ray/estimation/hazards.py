@@ -124,14 +124,20 @@ def fit_hazards(
 
 def log_likelihood(incidence: Incidence, counts: Counts) -> float:
     """Return the log-likelihood of the counts, nats, under predicted incidences."""
+    return float(log_likelihood_N(incidence, counts).sum())
+
+
+def log_likelihood_N(incidence: Incidence, counts: Counts) -> Array:
+    """Return the log-likelihood of each query's counts, nats, under predicted incidences."""
     before = np.concatenate([np.ones((len(incidence.survival_NK), 1)), incidence.survival_NK[:, :-1]], axis=1)
-    total = 0.0
+    total_N = np.zeros(len(before))
     on_NK = counts.at_risk_NK - counts.right_NK - counts.wrong_NK
     for cumulative, seen_NK in ((incidence.right_NK, counts.right_NK), (incidence.wrong_NK, counts.wrong_NK)):
         chance = np.diff(cumulative, prepend=0.0, axis=1) / np.maximum(before, 1e-12)
-        total += float((seen_NK * np.log(np.clip(chance, 1e-6, 1.0))).sum())
+        total_N += (seen_NK * np.log(np.clip(chance, 1e-6, 1.0))).sum(axis=1)
     on = np.clip(incidence.survival_NK / np.maximum(before, 1e-12), 1e-6, 1.0)
-    return total + float((on_NK * np.log(on)).sum())
+    total_N += (on_NK * np.log(on)).sum(axis=1)
+    return total_N
 
 
 def hat_basis(tokens_K: NDArray[np.int64], knots: int) -> Array:
