@@ -10,7 +10,7 @@ Shapes: N queries, S samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,9 @@ RUN_POLICIES = (
 )  # fmt: skip
 YARDSTICKS = ("uniform", "oracle")
 POLICIES = (*RUN_POLICIES, *YARDSTICKS)
+NEEDED: Mapping[str, tuple[str, ...]] = {"paper": ("regressed_threshold",), "task_prior": ("task_prior",)}
+"""Estimates that a policy reads, beside the default head's, whose token grid all share."""
+
 _PER_NAT = 1_000.0
 
 
@@ -53,14 +56,14 @@ class Contest:
 
     Attributes:
         recording: The rollouts to replay.
-        curves: Estimates by name: `competing_risks`, `regressed_threshold`, `task_prior`.
-        seeds: How many orders of breaking ties to average over.
+        curves: Estimates by name; see `NEEDED`.
+        seed: Of the order in which ties are broken.
         dispatched: How grants travel.
     """
 
     recording: Recording
     curves: Mapping[str, Curves]
-    seeds: int = 1
+    seed: int = 0
     dispatched: Dispatched = field(default_factory=Dispatched)
 
     def play(self, policy: str, average_tokens: float) -> Outcome:
@@ -90,7 +93,7 @@ class Contest:
         samples: NDArray[np.int64] | None = None,
         dispatched: Dispatched | None = None,
     ) -> Outcome:
-        """Return the mean over samples and seeds of whole runs.
+        """Return the mean over samples of whole runs.
 
         Args:
             policy: Makes the rule from the order in which ties are broken.
@@ -99,7 +102,7 @@ class Contest:
             dispatched: How grants travel, if otherwise than in this contest.
         """
         recording = self.recording
-        keys = [np.random.default_rng(seed).permutation(len(recording)).astype(np.uint64) for seed in range(self.seeds)]
+        rule = policy(np.random.default_rng(self.seed).permutation(len(recording)).astype(np.uint64))
         played = [
             replay_run(
                 rule,
@@ -109,7 +112,6 @@ class Contest:
                 budget_tokens=budget_tokens,
                 dispatched=dispatched or self.dispatched,
             )
-            for rule in map(policy, keys)
             for sample in (range(recording.samples) if samples is None else samples)
         ]
         return Outcome(
@@ -130,13 +132,9 @@ class Contest:
         halves = []
         for known, judged in ((samples[::2], samples[1::2]), (samples[1::2], samples[::2])):
             curves = self.recording.empirical_curves(tokens_K, known)
-            contest = Contest(self.recording, {"known": curves}, self.seeds, self.dispatched)
+            contest = Contest(self.recording, {"known": curves}, self.seed, self.dispatched)
             halves.append(contest.run(lambda key, c=contest: priced(c.batch("known", key)), budget_tokens, judged))  # type: ignore[misc]
-        return Outcome(
-            right_N=np.mean([half.right_N for half in halves], axis=0),
-            spent_tokens_N=np.mean([half.spent_tokens_N for half in halves], axis=0),
-            rounds=float(np.mean([half.rounds for half in halves])),
-        )
+        return mean_outcome(halves)
 
     def _surge(
         self, generated_tokens_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]
@@ -169,6 +167,15 @@ class Contest:
         """Return curves whose thresholds are the uncertainty of the first token, so that `proportional` follows it."""
         entropy_N = np.nan_to_num(self.recording.features.entropy_N.astype(np.float64), nan=0.0)
         return ShiftedErlang(_PER_NAT * np.maximum(entropy_N[index], 0.0), 0.5, 1.0, max_tokens_N=room_M)
+
+
+def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the mean of several outcomes on the same queries."""
+    return Outcome(
+        right_N=np.mean([outcome.right_N for outcome in outcomes], axis=0),
+        spent_tokens_N=np.mean([outcome.spent_tokens_N for outcome in outcomes], axis=0),
+        rounds=float(np.mean([outcome.rounds for outcome in outcomes])),
+    )
 
 
 def priced(batch: Batch, *, policy: Policy | Solve = "clear_ray", basis: Basis = "ceilings") -> Clear:

@@ -77,7 +77,7 @@ def read_recording(rollouts_path: str, features_path: str) -> Recording:
     Raises:
         SchemaError: A file cannot be read, a column is missing, or queries differ in their number of samples.
     """
-    table = _read(rollouts_path)
+    table = read_table(rollouts_path)
     order = [("query_id", "ascending")] + ([("sample", "ascending")] if "sample" in table.column_names else [])
     table = table.sort_by(order)
     rollouts = rollouts_from_table(table)
@@ -95,7 +95,7 @@ def read_recording(rollouts_path: str, features_path: str) -> Recording:
     tasks = table["task"].to_pylist()[::samples] if has("task") else [""] * len(rollouts)
     return Recording(
         rollouts=rollouts,
-        features=features_from_table(_read(features_path), query_ids=rollouts.query_ids, rollouts=table),
+        features=features_from_table(read_table(features_path), query_ids=rollouts.query_ids, rollouts=table),
         length_NS=rollouts.tokens_R.reshape(shape),
         is_stopped_NS=rollouts.is_ended_R.reshape(shape),
         is_right_NS=rollouts.is_right_R.reshape(shape),
@@ -104,7 +104,12 @@ def read_recording(rollouts_path: str, features_path: str) -> Recording:
     )
 
 
-def _read(path: str) -> pa.Table:
+def read_table(path: str) -> pa.Table:
+    """Read a Parquet file.
+
+    Raises:
+        SchemaError: It cannot be read.
+    """
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:

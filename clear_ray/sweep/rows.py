@@ -8,6 +8,7 @@ Shapes: N queries, B bootstrap draws, T ceilings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +121,7 @@ def share_of_way(accuracy: float, *, uniform: float, oracle: float) -> float:
     return (accuracy - uniform) / way if way > 0 else 1.0
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Return rows as aligned text."""
     lines = [
         f"{'policy':<24}{'budget':>7}{'tokens':>8}{'right':>8}  {'95 % interval':<16}"

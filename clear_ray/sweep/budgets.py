@@ -1,0 +1,134 @@
+"""A sweep: every policy at every budget on the same recorded rollouts, as rows, a summary and a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clear_ray.errors import ConfigError
+from clear_ray.sweep.estimates import Training, estimate, training_apart, training_by_folds
+from clear_ray.sweep.figure import write_figure
+from clear_ray.sweep.policies import NEEDED, POLICIES, Contest, mean_outcome
+from clear_ray.sweep.recording import Recording, read_recording
+from clear_ray.sweep.rows import DRAWS, Judge, Row, share_of_way, table
+
+BUDGETS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320)
+SWEEP, TABLE, FIGURES = "sweep.json", "sweep.txt", ("sweep.png", "sweep.svg")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The rows of a sweep, and what they come to.
+
+    Attributes:
+        rows: One a policy and budget.
+        summary: Share of the way from uniform to the in-sample oracle by policy and budget, and how many times the tokens
+            an equal ceiling needs for the same accuracy.
+        facts: Which rollouts, which training, how many queries, samples, seeds and bootstrap draws.
+    """
+
+    rows: tuple[Row, ...]
+    summary: dict[str, Any]
+    facts: dict[str, Any]
+
+    def write(self, output: str) -> None:
+        """Write `sweep.json`, `sweep.txt` and the figure; the JSON last, so that it stands for all."""
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        title = f"{self.facts['queries']} queries, {self.facts['samples']} samples each"
+        for name in FIGURES:
+            write_figure(self.rows, folder / name, title=title)
+        (folder / TABLE).write_text(table(self.rows) + "\n", encoding="utf-8")
+        document = {"rows": [asdict(row) for row in self.rows], "summary": self.summary, **self.facts}
+        (folder / SWEEP).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def sweep(
+    rollouts_path: str,
+    features_path: str,
+    *,
+    train: str | None = None,
+    folds_path: str | None = None,
+    budgets: Sequence[float] = BUDGETS,
+    policies: Sequence[str] = POLICIES,
+    seeds: int = 1,
+) -> Sweep:
+    """Replay recorded rollouts under every policy and budget, through the policy and ledger code of real runs.
+
+    Args:
+        rollouts_path: Parquet of the rollouts to judge on; all queries with the same number of samples.
+        features_path: Parquet of their probe features.
+        train: Folder with `rollouts.parquet` and `features.parquet` of other queries to fit heads on.
+        folds_path: Or JSON of folds for cross-fitting on the same queries; exactly one of the two.
+        budgets: Average tokens a query.
+        policies: Names out of `POLICIES`.
+        seeds: How many fits and orders of breaking ties to average over.
+
+    Raises:
+        SchemaError: A file cannot be read, or training and evaluation overlap.
+        ConfigError: Unknown policy, no budget, or not exactly one way of training.
+    """
+    _check(budgets, policies, seeds, train, folds_path)
+    recording = read_recording(rollouts_path, features_path)
+    if train is not None:
+        training = training_apart(recording, train=train)
+    else:
+        training = training_by_folds(
+            recording, rollouts_path=rollouts_path, features_path=features_path, folds_path=folds_path or ""
+        )
+    contests = [_contest(recording, training, policies, seed) for seed in range(seeds)]
+    judge = Judge(recording)
+    rows = tuple(
+        judge.row(policy, budget, mean_outcome([contest.play(policy, budget) for contest in contests]))
+        for budget in budgets
+        for policy in policies
+    )
+    facts = {
+        "rollouts": rollouts_path,
+        "train": train,
+        "folds": folds_path,
+        "queries": len(recording),
+        "samples": recording.samples,
+        "seeds": seeds,
+        "bootstrap_draws": DRAWS,
+    }
+    return Sweep(rows, _summary(rows, judge, recording), facts)
+
+
+def _contest(recording: Recording, training: Training, policies: Sequence[str], seed: int) -> Contest:
+    kinds = dict.fromkeys(["competing_risks", *(kind for policy in policies for kind in NEEDED.get(policy, ()))])
+    return Contest(recording, estimate(recording, training, kinds=kinds, seed=seed), seed)
+
+
+def _summary(rows: Sequence[Row], judge: Judge, recording: Recording) -> dict[str, Any]:
+    oracle = {row.average_budget: row.accuracy for row in rows if row.policy == "oracle"}
+    most = float(recording.length_NS.mean())
+    share: dict[str, dict[str, float]] = {}
+    multiple: dict[str, dict[str, float | None]] = {}
+    for row in rows:
+        # The figure is at the budget: a policy that leaves tokens unspent is not forgiven them.
+        even = judge.uniform_accuracy(min(row.average_budget, most))
+        key = f"{row.average_budget:g}"
+        if row.average_budget in oracle:
+            way = share_of_way(row.accuracy, uniform=even, oracle=oracle[row.average_budget])
+            share.setdefault(row.policy, {})[key] = way
+        tokens = judge.uniform_tokens(row.accuracy)
+        multiple.setdefault(row.policy, {})[key] = None if tokens == float("inf") else tokens / row.tokens_per_query
+    return {"share_of_way_to_oracle": share, "uniform_tokens_for_same_accuracy": multiple}
+
+
+def _check(
+    budgets: Sequence[float], policies: Sequence[str], seeds: int, train: str | None, folds_path: str | None
+) -> None:
+    if (train is None) == (folds_path is None):
+        raise ConfigError("give either other rollouts to train on, or folds for cross-fitting", "sweep: train, folds")
+    for policy in policies:
+        if policy not in POLICIES:
+            raise ConfigError("no such policy", "sweep: policies", policy, f"Use some of {', '.join(POLICIES)}.")
+    if not policies or not budgets or min(budgets) <= 0:
+        raise ConfigError("a sweep needs policies, and budgets above 0", "sweep: budgets", str(list(budgets)))
+    if seeds < 1:
+        raise ConfigError("a sweep needs at least one seed", "sweep: seeds", str(seeds))

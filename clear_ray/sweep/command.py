@@ -1,0 +1,65 @@
+"""`clear-ray sweep` as a typer command."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from clear_ray.errors import ConfigError
+
+_DEFAULT_BUDGETS = "8,12,16,24,32,48,64,96,128,192,256,320"
+
+
+def sweep(
+    rollouts: Annotated[str, typer.Option("--rollouts", help="Parquet of the recorded rollouts to judge on.")],
+    features: Annotated[str, typer.Option("--features", help="Parquet of their probe features.")],
+    output: Annotated[str, typer.Option("--output", help="Folder for sweep.json, sweep.txt and the figure.")],
+    train: Annotated[str | None, typer.Option("--train", help="Folder of other rollouts to fit heads on.")] = None,
+    folds: Annotated[str | None, typer.Option("--folds", help="Or JSON of folds, for cross-fitting.")] = None,
+    budgets: Annotated[str, typer.Option("--budgets", help="Average tokens a query, with commas.")] = _DEFAULT_BUDGETS,
+    policies: Annotated[str, typer.Option("--policies", help="Names with commas, or `all`.")] = "all",
+    seeds: Annotated[int, typer.Option("--seeds", help="Fits and orders of breaking ties to average over.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
+) -> None:
+    """Replay recorded rollouts under every policy over a range of budgets; nothing is generated."""
+    from clear_ray.sweep.budgets import SWEEP
+    from clear_ray.sweep.budgets import sweep as sweep_budgets
+    from clear_ray.sweep.policies import POLICIES
+    from clear_ray.sweep.rows import table
+
+    found = sweep_budgets(
+        rollouts,
+        features,
+        train=train,
+        folds_path=folds,
+        budgets=_numbers(budgets),
+        policies=POLICIES if policies == "all" else _words(policies),
+        seeds=seeds,
+    )
+    found.write(output)
+    if as_json:
+        print(json.dumps({"output": f"{output}/{SWEEP}", "summary": found.summary}))
+        return
+    print(table(found.rows))
+    for name, figures in found.summary.items():
+        print(f"\n{name.replace('_', ' ')}")
+        for policy, by_budget in figures.items():
+            print(f"  {policy:<22}" + "".join(_cell(budget, value) for budget, value in by_budget.items()))
+    print(f"\nWritten to {output}.")
+
+
+def _cell(budget: str, value: float | None) -> str:
+    return f"{budget:>6}: " + (f"{value:5.2f}" if value is not None else "    -")
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.replace(",", " ").split() if word]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError as error:
+        raise ConfigError("budgets are numbers with commas between them", "--budgets", text) from error

@@ -1,0 +1,135 @@
+"""Estimates for a recording from heads that have not seen the queries they are asked about.
+
+Either the heads are fitted on other rollouts (`train`), or each query is estimated by a head fitted on the other folds.
+That training and evaluation never overlap, by query or by prompt, is checked here.
+
+Shapes: N queries, K grid points.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clear_ray.errors import ConfigError, SchemaError
+from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
+from clear_ray.estimation.diagnostics import prior_incidence
+from clear_ray.estimation.fit import fit_head
+from clear_ray.estimation.observations import Counts, count
+from clear_ray.sweep.recording import Recording, read_recording, read_table
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What heads may be fitted on.
+
+    Attributes:
+        rollouts: Rollouts as a table.
+        features: Probe features as a table.
+        recording: The same rollouts.
+        folds: Query id to fold, if the evaluated queries are among them; None if they are other queries.
+    """
+
+    rollouts: pa.Table
+    features: pa.Table
+    recording: Recording
+    folds: Mapping[str, int] | None
+
+
+def training_apart(recording: Recording, *, train: str) -> Training:
+    """Return other rollouts to train on: a folder with `rollouts.parquet` and `features.parquet`.
+
+    Raises:
+        SchemaError: A query or prompt is in both, or a file cannot be read.
+    """
+    paths = str(Path(train) / "rollouts.parquet"), str(Path(train) / "features.parquet")
+    other = read_recording(*paths)
+    for name in ("query_ids", "prompts"):
+        shared = set(getattr(other.rollouts, name)) & set(getattr(recording.rollouts, name))
+        if shared:
+            raise SchemaError(
+                f"{len(shared)} {name.replace('_', ' ')} are in training and evaluation", train, min(shared)[:80]
+            )
+    return Training(read_table(paths[0]), read_table(paths[1]), other, None)
+
+
+def training_by_folds(recording: Recording, *, rollouts_path: str, features_path: str, folds_path: str) -> Training:
+    """Return the evaluated rollouts themselves, to be fitted fold by fold; the file's `fold` maps query ids to folds.
+
+    Raises:
+        ConfigError: The file cannot be read.
+        SchemaError: A query has no fold, there is only one fold, or a prompt is in two folds.
+    """
+    try:
+        folds: dict[str, int] = json.loads(Path(folds_path).read_text(encoding="utf-8"))["fold"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the folds cannot be read: {error!r}", "folds", folds_path) from error
+    fold_of_prompt: dict[str, int] = {}
+    for query_id, prompt in zip(recording.rollouts.query_ids, recording.rollouts.prompts, strict=True):
+        if query_id not in folds:
+            raise SchemaError("a query has no fold", folds_path, query_id)
+        if fold_of_prompt.setdefault(prompt, folds[query_id]) != folds[query_id]:
+            raise SchemaError("a prompt is in two folds", folds_path, query_id, "Put equal prompts into one fold.")
+    if len(set(fold_of_prompt.values())) < 2:
+        raise SchemaError("cross-fitting needs at least two folds", folds_path)
+    return Training(read_table(rollouts_path), read_table(features_path), recording, folds)
+
+
+def estimate(recording: Recording, training: Training, *, kinds: Iterable[str], seed: int) -> dict[str, Curves]:
+    """Return curves for every query of the recording, by kind of estimate.
+
+    Args:
+        recording: The queries asked about.
+        training: What the heads are fitted on.
+        kinds: Kinds of `estimation.fit`, and `task_prior`: the mean curve of the query's task.
+        seed: Of the fits.
+    """
+    known = recording.features, recording.rollouts.prompts, recording.rollouts.query_ids
+    curves = {}
+    for kind in kinds:
+        if kind == "task_prior":
+            curves[kind] = _task_curves(recording, training)
+            continue
+        head = fit_head(
+            training.rollouts,
+            training.features,
+            kind=kind,
+            seed=seed,
+            folds=training.folds,
+            cap_tokens=recording.cap_tokens,
+            diagnostic_folds=0,
+        )
+        curves[kind] = head.curves(*known)
+    return curves
+
+
+def _task_curves(recording: Recording, training: Training) -> Curves:
+    """Return each query's mean curve of its task over training queries."""
+    tokens_K = token_grid(recording.cap_tokens)
+    counts = count(recording.rollouts, tokens_K=tokens_K)
+    task_N, evaluated = recording.task_N, slice(None)
+    if training.folds is not None:
+        fold_N = np.array([training.folds[query_id] for query_id in recording.rollouts.query_ids])
+    else:
+        other = training.recording
+        counts = _joined(counts, count(other.rollouts, tokens_K=tokens_K))
+        task_N = np.concatenate([task_N, other.task_N])
+        fold_N = np.repeat([0, 1], [len(recording), len(other)])
+        evaluated = slice(len(recording))
+    found = prior_incidence(counts, fold_N=fold_N, labels=task_N.tolist())
+    return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K).take(
+        np.arange(len(task_N))[evaluated]
+    )
+
+
+def _joined(one: Counts, other: Counts) -> Counts:
+    def both(name: str) -> NDArray[np.float64]:
+        return np.concatenate([getattr(one, name), getattr(other, name)])
+
+    return replace(one, right_NK=both("right_NK"), wrong_NK=both("wrong_NK"), at_risk_NK=both("at_risk_NK"))
