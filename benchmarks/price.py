@@ -173,7 +173,7 @@ def whole_allocation(make: Callable[[int], Utility]) -> dict[str, Any]:
 def sketched(make: Callable[[int], Utility]) -> dict[str, Any]:
     queries, budget = 500_000, AVERAGE_TOKENS * 500_000
     utility, keys = make(queries), np.arange(queries)
-    first, first_cpu, _ = timed(lambda: DemandSketch.first_pass().add(utility, tie_break_N=keys))
+    first, first_cpu, _ = timed(lambda: DemandSketch.first_pass(budget_tokens=budget).add(utility, tie_break_N=keys))
     empty = first.second_pass(budget_tokens=budget)
     second, second_cpu, _ = timed(lambda: empty.add(utility, tie_break_N=keys))
     priced = second.price(budget_tokens=budget)

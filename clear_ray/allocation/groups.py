@@ -5,7 +5,8 @@ Legend: N queries, G groups (tenants, models, GPU pools).
 The dual has one price a budget, and it is small: a group pays the common price p plus what its own budget adds. A group
 whose own budget alone would clear at a price above p is bound by it and clears there; all others clear together at p,
 with what the bound groups leave of the common budget. When a group turns out to be bound, the others get more, p falls,
-and more groups may be bound: so the set of bound groups only grows, and is found after at most G clearings.
+and more groups may be bound: so the set of bound groups only grows, and is found after at most 2 G clearings. A group that
+would clear at p itself is bound if that lets p fall: its own budget, not the common one, is then what its ties wait for.
 """
 
 from __future__ import annotations
@@ -94,13 +95,24 @@ def _common_price(
 ) -> tuple[float, BoolArray]:
     """Return the price of the common budget, and which groups are bound by their own."""
     is_bound_G = np.zeros(own_G.shape[0], dtype=bool)
+    price = _shared_price(utility, groups, own_G, budget, is_bound_G)
     while True:
-        shared = utility.take(~is_bound_G[groups])
-        price = solve_shadow_price(shared, budget_tokens=budget - float(own_G[is_bound_G].sum())).shadow_price
-        newly_bound = (alone_G > price) & ~is_bound_G
-        if not newly_bound.any():
+        newly_bound_G = (alone_G > price) & ~is_bound_G
+        is_tied_G = (alone_G == price) & (price > 0.0) & ~is_bound_G
+        candidates_G = is_bound_G | (newly_bound_G if newly_bound_G.any() else is_tied_G)
+        lower = _shared_price(utility, groups, own_G, budget, candidates_G)
+        if not newly_bound_G.any() and not lower < price:
             return price, is_bound_G
-        is_bound_G |= newly_bound
+        price, is_bound_G = lower, candidates_G
+
+
+def _shared_price(utility: Utility, groups: IntArray, own_G: FloatArray, budget: float, is_bound_G: BoolArray) -> float:
+    """Return the price at which the groups that are not bound share what the bound ones leave; infinity if too little."""
+    shared, left = utility.take(~is_bound_G[groups]), budget - float(own_G[is_bound_G].sum())
+    owed = float(shared.spend(shared.min_tokens_N).sum())
+    if left < owed - 1e-12 * budget:  # not just the rounding of the sum of own budgets
+        return np.inf
+    return solve_shadow_price(shared, budget_tokens=max(left, owed)).shadow_price
 
 
 def _tokens(

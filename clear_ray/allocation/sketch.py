@@ -39,7 +39,7 @@ _LEVELS = np.unique(np.exp2(np.arange(0.0, 25.0, 0.5)).astype(np.int64))[::-1]  
 _SECOND_PASS_POSITIONS = 17
 _TIE_CLASSES = 128
 _UTILITY_EXPONENT = -24
-_SPEND_EXPONENT = -16
+_MOST_UNITS = 1 << 61  # of a whole sketch: sums stop there, and two of them still add up in 64 bits
 _SPEND, _UTILITY, _FUNDED = range(3)
 _HEADER = struct.Struct("<4sIIi?q")
 _MAGIC = b"cds1"
@@ -48,6 +48,9 @@ _MAGIC = b"cds1"
 @dataclass(frozen=True, eq=False)
 class DemandSketch:
     """What queries demand at some prices, in sums that add up the same in every order. Immutable.
+
+    Spend is counted in about 2**-46 of the budget that the sketch was made for, value in 2**-24. Sums that reach the
+    most that a cell can hold stay there: no budget is that large, and order does not matter to such sums either.
 
     Attributes:
         positions_E: Where demand is known: halfway above these positions of the price grid, rising; 0 is price 0. Or,
@@ -64,15 +67,20 @@ class DemandSketch:
     is_of_levels: bool = False
 
     @classmethod
-    def first_pass(cls, *, spend_exponent: int = _SPEND_EXPONENT) -> Self:
+    def first_pass(cls, *, budget_tokens: float) -> Self:
         """Return an empty sketch that covers every price.
 
         Args:
-            spend_exponent: Spend is counted in units of 2**spend_exponent. The default suits tokens; for a budget in
-                money or hours choose a thousandth of what one token costs, or less.
+            budget_tokens: The budget, tokens or the unit of the cost per token. Budgets up to a hundred times larger
+                can be priced from the same sketch, smaller ones less finely.
+
+        Raises:
+            PriceError: the budget is negative or not finite.
         """
+        _check(budget_tokens)
         octaves = price_index(np.exp2(np.asarray(_OCTAVES, dtype=np.float64)))
-        return cls._empty(np.concatenate([[0], octaves, [HIGHEST_INDEX]]), 1, spend_exponent)
+        positions = np.concatenate([[0], octaves, [HIGHEST_INDEX]])
+        return cls._empty(positions, 1, Unit.of_limit(budget_tokens).exponent)
 
     def second_pass(self, *, budget_tokens: float, spread_unspent: bool = True) -> Self:
         """Return an empty sketch of the interval in which this one finds the price of a budget.
@@ -122,7 +130,8 @@ class DemandSketch:
             or self.sums_QEH.shape != other.sums_QEH.shape
         ):
             raise UtilityError("only sketches of one pass can be merged", "DemandSketch", repr(other.positions_E[:2]))
-        return replace(self, sums_QEH=self.sums_QEH + other.sums_QEH, queries=self.queries + other.queries)
+        sums = np.minimum(self.sums_QEH + other.sums_QEH, _MOST_UNITS // self.sums_QEH.shape[2])
+        return replace(self, sums_QEH=sums, queries=self.queries + other.queries)
 
     def price(self, *, budget_tokens: float) -> SketchPrice:
         """Return the price at which everything added fits a budget.
@@ -185,9 +194,16 @@ class DemandSketch:
 
     def _lowest_that_fits(self, budget_tokens: float) -> int:
         """Return the first position whose demand fits a budget."""
-        if not (np.isfinite(budget_tokens) and budget_tokens >= 0.0):
-            raise PriceError("a budget must be finite and not negative", "budget_tokens", repr(budget_tokens))
-        fits = self.sums_QEH[_SPEND].sum(axis=1) <= Unit(self.spend_exponent).limit(budget_tokens)
+        _check(budget_tokens)
+        limit = Unit(self.spend_exponent).limit(budget_tokens)
+        if limit >= _MOST_UNITS // self.sums_QEH.shape[2]:
+            raise PriceError(
+                "this sketch was made for a far smaller budget",
+                "budget_tokens",
+                f"{budget_tokens:g}",
+                "Pass the largest budget to first_pass.",
+            )
+        fits = self.sums_QEH[_SPEND].sum(axis=1) <= limit
         if not fits[-1]:
             raise PriceError("no price exists: the floors exceed the budget", "budget_tokens", f"{budget_tokens:g}")
         return int(np.argmax(fits))
@@ -241,7 +257,13 @@ def _add(sums: IntArray, first: int, end: int, units_QN: IntArray, class_N: IntA
     if first < end and class_N.size:
         by_class = np.zeros((sums.shape[2], 3), dtype=np.int64)
         np.add.at(by_class, class_N, units_QN.T)
-        sums[:, first:end] += by_class.T[:, None]
+        cells = sums[:, first:end]
+        np.minimum(cells + by_class.T[:, None], _MOST_UNITS // sums.shape[2], out=cells)
+
+
+def _check(budget_tokens: float) -> None:
+    if not (np.isfinite(budget_tokens) and budget_tokens >= 0.0):
+        raise PriceError("a budget must be finite and not negative", "budget_tokens", repr(budget_tokens))
 
 
 def _price_of(position: int) -> float:

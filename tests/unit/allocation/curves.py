@@ -74,3 +74,10 @@ def tables(draw: st.DrawFn, *, has_floors: bool = False, has_costs: bool = False
 def curves(*, has_floors: bool = False, has_costs: bool = False) -> st.SearchStrategy[Utility]:
     kinds = (surges, erlangs, tables)
     return st.one_of([kind(has_floors=has_floors, has_costs=has_costs) for kind in kinds])
+
+
+def steepest(utility: Utility) -> float:
+    """The most that any token of a smooth curve adds: where a surge begins, or at the inflection of an Erlang curve."""
+    beta_N = getattr(utility, "beta_N", np.inf)
+    places = (utility.threshold_tokens_N, utility.threshold_tokens_N + 1.0 / beta_N)
+    return float(np.max([utility.marginal_utility(place) for place in places], initial=0.0))

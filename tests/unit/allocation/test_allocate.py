@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, Utility, allocate, solve_shadow_price
 from clear_ray.errors import UtilityError
-from tests.unit.allocation.curves import PROPERTY, curves
+from tests.unit.allocation.curves import PROPERTY, curves, steepest
 
 BUDGETS = st.integers(0, 3000)
 ANY_CURVES = curves(has_floors=True, has_costs=True)
@@ -42,9 +42,8 @@ def test_certificate_holds_after_rounding(utility: Utility, budget: int) -> None
     cleared = solve_shadow_price(utility, budget_tokens=budget)
     assert allocation.dual_bound == cleared.dual_bound
     assert allocation.utility <= allocation.dual_bound + 1e-9 * (1 + allocation.dual_bound)
-    # Rounding moves a cap by less than a token from its best, and utility is steepest where a curve begins.
-    steepest = utility.marginal_utility(utility.threshold_tokens_N).max(initial=0.0) + allocation.shadow_price
-    rounding = len(utility) * steepest * (1.0 if utility.is_smooth else 0.0)
+    # Rounding moves a cap by less than a token from its best, which costs no more than the steepest token there is.
+    rounding = len(utility) * (steepest(utility) + allocation.shadow_price) * (1.0 if utility.is_smooth else 0.0)
     assert allocation.gap <= allocation.shadow_price * cleared.slack + rounding + 1e-9 * (1 + allocation.dual_bound)
 
 

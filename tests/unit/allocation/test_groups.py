@@ -85,6 +85,24 @@ def test_a_bound_group_leaves_its_share_to_the_others() -> None:
     assert result.shadow_price_G[0] > result.shadow_price_G[1]
 
 
+def test_a_tie_that_waits_for_its_own_budget_does_not_hold_up_the_common_price() -> None:
+    """The query would clear the common token at its reservation price, but its group may spend nothing at all."""
+    utility = Tabulated([40], [[0.5]])
+    result = allocate_groups(utility, [0], budgets_G=[0], budget_tokens=1)
+    assert result.allocation.shadow_price == 0.0
+    assert result.allocation.dual_bound == pytest.approx(0.0, abs=1e-9)
+    assert result.is_bound_G.tolist() == [True]
+
+
+def test_own_budgets_that_add_up_to_the_common_one_in_decimals() -> None:
+    """Their sum is a little more than 0.3 in float64; that is no missing budget."""
+    assert 0.1 + 0.2 > 0.3
+    utility = ShiftedSurge([1.0, 1.0], max_tokens_N=1000, cost_per_token_N=0.001)
+    result = allocate_groups(utility, [0, 1], budgets_G=[0.1, 0.2], budget_tokens=0.3)
+    assert result.is_bound_G.tolist() == [True, True]
+    np.testing.assert_allclose(result.spend_G, [0.1, 0.2], atol=0.0011)
+
+
 def test_a_query_without_a_group_is_refused() -> None:
     with pytest.raises(UtilityError, match="query 1"):
         allocate_groups(ShiftedSurge([1.0, 2.0]), [0, 2], budgets_G=[1, 1], budget_tokens=1)
