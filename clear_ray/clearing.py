@@ -118,6 +118,17 @@ def clear(
     return grants_of(allocation, index, queries=len(room_N), available_tokens=available_tokens, expected_tokens=spend)
 
 
+def reservation_prices(batch: Batch) -> NDArray[np.float64]:
+    """Return the price above which each query is not worth a first token, priced at ceilings, shape (N,)."""
+    return Tabulated(
+        batch.curves.tokens_K,
+        batch.curves.success_NK,
+        survival_NK=batch.curves.survival_NK,
+        weight_N=batch.weight_N,
+        max_tokens_N=batch.max_tokens_N,
+    ).reservation_price
+
+
 def nothing_to_grant(queries: int) -> Clearing:
     """Return the clearing of N queries without a grant."""
     none = np.zeros(0, np.int64)

@@ -22,7 +22,8 @@ from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.market import MarketActor
 from clear_ray.stages.worker import EngineWorker
 
-_CALLS_IN_FLIGHT = 1_000
+# Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
+_CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 
 

@@ -187,10 +187,10 @@ class DispatchConfig(Settings):
 
     callers: int = Field(default=1, ge=1)
     """Thin actors that keep the engines fed."""
-    batch_rows: int = Field(default=8, ge=1)
+    batch_rows: int = Field(default=4, ge=1)
     """Queries in one call to an engine."""
-    calls_in_flight: int = Field(default=16, ge=1)
-    """Calls that one caller keeps open."""
+    calls_in_flight: int | None = Field(default=None, ge=1)
+    """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
     block_rows: int = Field(default=2_000, ge=1)
     """Queries in one block of the probe stage."""
     rows_per_file: int = Field(default=64, ge=1)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import make_report, plan_report
-from clear_ray.clearing import Clearing, clear
+from clear_ray.clearing import Clearing, clear, reservation_prices
 from clear_ray.cluster import Crew, engine_workers, is_worker_death, joined_cluster, market, quiet_data
 from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
@@ -272,7 +272,6 @@ def _rounds(
                 break
             progress.begin("price", round_number=number)
             clearing = _clear(config, estimates, standing, available_tokens)
-            standing.refuse(clearing)
             if not len(clearing.index_M):
                 break
             write_grants(folder, number, clearing, available_tokens)
@@ -315,6 +314,7 @@ def _generate(
     )
     target = round_folder(folder, number)
     target.make()
+    calls = _calls_in_flight(config)
     granted.map_batches(
         Generate,
         fn_constructor_args=(dispatch,),
@@ -323,10 +323,20 @@ def _generate(
         num_cpus=0.1,
         compute=ActorPoolStrategy(
             size=config.dispatch.callers,
-            max_concurrent_calls_per_actor=config.dispatch.calls_in_flight,
-            max_tasks_in_flight_per_actor=2 * config.dispatch.calls_in_flight,
+            max_concurrent_calls_per_actor=calls,
+            max_tasks_in_flight_per_actor=2 * calls,
         ),
     ).write_parquet(target.path, filesystem=folder.filesystem, min_rows_per_file=config.dispatch.rows_per_file)
+
+
+def _calls_in_flight(config: RunConfig) -> int:
+    """Return how many calls a caller keeps open: no engine idle, and no more reserved than a crash may cost.
+
+    Twice what the engines run at once, since the queries of a call end one by one and the next call comes after the last.
+    """
+    dispatch = config.dispatch
+    at_once = 2 * config.engine.workers * config.engine.max_batch
+    return dispatch.calls_in_flight or max(-(-at_once // (dispatch.callers * dispatch.batch_rows)), 2)
 
 
 def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dataset:
@@ -399,6 +409,8 @@ def _close_run(
         price_N=standing.price_N,
         expected_utility_N=standing.expected_utility_N,
         surplus_N=standing.surplus_N,
+        reservation_price_N=reservation_prices(estimates.batch),
+        prompt_tokens_N=estimates.prompt_tokens_N,
     )
     _write_completions(folder, verdicts)
     report = make_report(

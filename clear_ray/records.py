@@ -63,7 +63,9 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("max_tokens", pa.int64(), nullable=False),
         pa.field("spent_tokens", pa.int64(), nullable=False),
         pa.field("rounds", pa.int32(), nullable=False),
+        pa.field("prompt_tokens", pa.int64(), nullable=False),
         pa.field("price", pa.float64()),
+        pa.field("reservation_price", pa.float64(), nullable=False),
         pa.field("expected_utility", pa.float64(), nullable=False),
         pa.field("surplus", pa.float64(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
@@ -74,7 +76,8 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("correct", pa.float64()),
     ]
 )
-"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what the ledger charged."""
+"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what the ledger charged,
+`reservation_price` the price above which nothing would have been bought for it."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:

@@ -95,7 +95,12 @@ class Estimates:
 
     batch: Batch
     task_N: NDArray[np.object_]
-    prefill_tokens: int
+    prompt_tokens_N: NDArray[np.int64]
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens that the probe read in all."""
+        return int(self.prompt_tokens_N.sum())
 
 
 def read_estimates(folder: Folder, tokens_K: NDArray[np.int64], seed: int) -> Estimates:
@@ -122,7 +127,7 @@ def read_estimates(folder: Folder, tokens_K: NDArray[np.int64], seed: int) -> Es
         tie_break_N=np.random.default_rng(seed).permutation(len(table)).astype(np.uint64),
     )
     tasks = np.asarray(table["task"].to_pylist(), dtype=object)
-    return Estimates(batch, tasks, int(table["prompt_tokens"].to_numpy().sum()))
+    return Estimates(batch, tasks, table["prompt_tokens"].to_numpy().astype(np.int64))
 
 
 def write_grants(folder: Folder, number: int, clearing: Clearing, available_tokens: int) -> None:

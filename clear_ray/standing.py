@@ -40,12 +40,6 @@ class Standing:
         self.price_N[never] = clearing.shadow_price
         self.was_granted_N[clearing.index_M] = True
 
-    def refuse(self, clearing: Clearing) -> None:
-        """Note what the price refused: their surplus, for the reasons that users read."""
-        if len(clearing.surplus_N):
-            never = self.rounds_N == 0
-            self.surplus_N[never] = clearing.surplus_N[never]
-
     def take(
         self, number: int, clearing: Clearing, attempts: pa.Table, *, seconds: float, available_tokens: int
     ) -> RoundReport:

@@ -94,6 +94,8 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     try:
         if scheme in _ARROW_SCHEMES:
             filesystem, path = pafs.FileSystem.from_uri(location)
+            if not path.strip("/"):
+                raise ValueError("it names no folder")
             return filesystem, path, isinstance(filesystem, pafs.LocalFileSystem)
         if scheme in _FSSPEC_SCHEMES:
             import fsspec
@@ -101,9 +103,20 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
             inner, path = fsspec.url_to_fs(location)
             return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), path.rstrip("/"), False
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
-        raise ConfigError("this location cannot be opened", location, str(error)) from error
+        shown = without_secrets(location)
+        # The library's own error may hold the location whole, so it does not travel on.
+        raise ConfigError("this location cannot be opened", shown, str(error).replace(location, shown)) from None
     known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
-    raise ConfigError("unknown scheme", location, scheme, f"Use a local path or one of: {known}.")
+    raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
+
+
+def without_secrets(location: str) -> str:
+    """Return a URI without user, password and query, which may hold keys; what messages may show."""
+    scheme, separator, rest = location.partition("://")
+    if not separator:
+        return location
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def open_folder(location: str) -> Folder:

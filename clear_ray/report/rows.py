@@ -22,7 +22,7 @@ class Gathered:
     Attributes:
         rows: All rows that were read.
         first: The first of them, in their order.
-        nearest: Abandoned rows, those first that came nearest to being funded.
+        nearest: Abandoned rows, those first for which most would have been paid.
         abandoned: How many abandoned rows there are.
         failed_first: The first failed rows.
         failed: How many failed rows there are.
@@ -60,7 +60,7 @@ def gather(completions: Iterable[Mapping[str, Any]], *, most_rows: int) -> Gathe
             first.append(row)
         if row["status"] == "abandoned":
             abandoned += 1
-            _keep(nearest, (_surplus(row), -number, row))
+            _keep(nearest, (_reservation_price(row), -number, row))
             continue
         funded += 1
         _sample(points, _point(row), funded, draw)
@@ -83,9 +83,9 @@ def outcome(row: Mapping[str, Any]) -> str:
     return "ended" if row["correct"] is None else "wrong"
 
 
-def _surplus(row: Mapping[str, Any]) -> float:
-    surplus = float(row["surplus"])
-    return surplus if surplus == surplus else float("-inf")  # a NaN has no place in an order
+def _reservation_price(row: Mapping[str, Any]) -> float:
+    price = float(row["reservation_price"])
+    return price if price == price else float("-inf")  # a NaN has no place in an order
 
 
 def _point(row: Mapping[str, Any]) -> QueryPoint:

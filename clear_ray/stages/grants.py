@@ -76,7 +76,9 @@ class Verdicts:
         spent_tokens_N: Tokens charged for it.
         price_N: Price it was last granted at, or was last refused at.
         expected_utility_N: Correct answers its grants were expected to add, weighted.
-        surplus_N: That less price times expected tokens; below 0 for a query that the price refused.
+        surplus_N: That less price times expected tokens; 0 for a query that was never run.
+        reservation_price_N: Price above which a query is not worth a token.
+        prompt_tokens_N: Length of its prompt.
     """
 
     last_round_N: NDArray[np.int32]
@@ -86,6 +88,8 @@ class Verdicts:
     price_N: NDArray[np.float64]
     expected_utility_N: NDArray[np.float64]
     surplus_N: NDArray[np.float64]
+    reservation_price_N: NDArray[np.float64]
+    prompt_tokens_N: NDArray[np.int64]
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
@@ -96,6 +100,8 @@ class Verdicts:
             "price": self.price_N[index],
             "expected_utility": self.expected_utility_N[index],
             "surplus": self.surplus_N[index],
+            "reservation_price": self.reservation_price_N[index],
+            "prompt_tokens": self.prompt_tokens_N[index],
         }
 
 
@@ -154,8 +160,8 @@ class Abandon:
             finish_reason=pa.nulls(len(batch), pa.string()),
             text=pa.nulls(len(batch), pa.string()),
             reason=[
-                _reason_failed(lost) if flag else _reason_abandoned(float(price), float(surplus))
-                for flag, price, surplus in zip(is_lost, numbers["price"], numbers["surplus"], strict=True)
+                _reason_failed(lost) if flag else _reason_abandoned(float(price), float(highest))
+                for flag, price, highest in zip(is_lost, numbers["price"], numbers["reservation_price"], strict=True)
             ],
             error=[lost if flag else None for flag in is_lost],
             correct=correct,
@@ -188,7 +194,7 @@ def _reason_failed(error: str) -> str:
     return f"Failed: {error.splitlines()[0][:200]}."
 
 
-def _reason_abandoned(price: float, surplus: float) -> str:
-    if surplus < 0:
-        return f"Not worth the price of {_per_thousand(price)}: even its best grant would lose {-surplus:.3g}."
+def _reason_abandoned(price: float, reservation_price: float) -> str:
+    if reservation_price <= price:
+        return f"Not worth the price of {_per_thousand(price)}: it would be worth {1000 * reservation_price:.3g} at most."
     return f"Nothing was left when its turn came at {_per_thousand(price)}."

@@ -323,7 +323,6 @@ class Simulation:
                     break
                 generated, is_open = tuple(standing.answer_tokens_N.tolist()), tuple(standing.is_open_N.tolist())
                 clearing = cleared(self.world.number, generated, is_open, available_tokens)
-                standing.refuse(clearing)
                 if not len(clearing.index_M):
                     break
                 self.grants[number] = clearing, available_tokens

@@ -85,6 +85,14 @@ def test_unknown_schemes_are_refused_with_those_that_are_known(location: str) ->
     assert "memory" in refused.value.remedy
 
 
+@pytest.mark.parametrize("scheme", ["s3", "sftp", "https"])
+def test_messages_hold_no_keys(scheme: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_location(f"{scheme}://user:hidden@host:notaport/run?secret_key=hidden")
+    assert "hidden" not in str(refused.value)
+    assert refused.value.where == f"{scheme}://host:notaport/run"
+
+
 @pytest.mark.parametrize("location", ["file://", "s3://", "file://host/too/many", "sftp://nohost.invalid:notaport/x"])
 def test_a_location_that_cannot_be_opened_is_a_setting_to_mend(location: str) -> None:
     with pytest.raises(ConfigError) as refused:

@@ -125,6 +125,8 @@ def completions(queries: int = 199) -> Iterator[dict[str, Any]]:
             "price": 0.0031,
             "expected_utility": 0.42,
             "surplus": 0.18,
+            "reservation_price": 0.02,
+            "prompt_tokens": 40,
             "reason": f"Funded: {granted} tokens are worth more than they cost.",
             "error": None,
             "weight": 1.0,
@@ -134,7 +136,8 @@ def completions(queries: int = 199) -> Iterator[dict[str, Any]]:
         }
         if index % 9 < 4:
             row |= {"status": "abandoned", "finish_reason": None, "text": None, "max_tokens": 0, "spent_tokens": 0}
-            row |= {"rounds": 0, "price": None, "expected_utility": 0.0, "surplus": -draw.random() / 5, "correct": None}
+            row |= {"rounds": 0, "price": None, "expected_utility": 0.0, "surplus": 0.0, "correct": None}
+            row |= {"reservation_price": (1 - draw.random()) / 500}
             row |= {"reason": "Abandoned: its reservation price of 0.0021 is below the price of 0.0031."}
         elif index % 100 == 97:
             row |= {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import isnan
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,11 +35,13 @@ def test_the_sample_of_marks_is_even_and_the_same_each_time() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=120))
-def test_the_nearest_abandoned_rows_are_those_that_sorting_would_give(surpluses: list[float]) -> None:
+def test_the_nearest_abandoned_rows_are_those_that_sorting_would_give(prices: list[float]) -> None:
     base = next(row for row in completions() if row["status"] == "abandoned")
-    rows = [base | {"index": index, "surplus": surplus} for index, surplus in enumerate(surpluses)]
+    rows = [base | {"index": index, "reservation_price": price} for index, price in enumerate(prices)]
     # A NaN counts as the lowest; ties stay in the order of the rows, because sorting is stable.
-    ranked = sorted(rows, key=lambda row: -row["surplus"] if row["surplus"] == row["surplus"] else float("inf"))
+    ranked = sorted(
+        rows, key=lambda row: float("inf") if isnan(row["reservation_price"]) else -row["reservation_price"]
+    )
     assert [row["index"] for row in gather(rows, most_rows=0).nearest] == [row["index"] for row in ranked[:50]]
 
 
