@@ -150,7 +150,8 @@ def check_generation(grant: Grant, generation: Generation) -> Generation:
     if generation.query_id != grant.query_id:
         raise EngineError("the engine answered another query", f"query {grant.query_id}", generation.query_id)
     spent_tokens = len(generation.token_ids)
-    if spent_tokens > grant.max_tokens:
+    # A refused grant may ask for less than nothing; it has spent nothing.
+    if spent_tokens > max(0, grant.max_tokens):
         raise EngineError(
             f"the engine generated {spent_tokens} tokens on a grant of {grant.max_tokens}",
             f"query {grant.query_id}",

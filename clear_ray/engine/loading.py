@@ -90,13 +90,35 @@ def cache_capacity_tokens(model: Any) -> int:
 
 def _available_bytes() -> int:
     """Return the memory that can be had without swapping, what files are cached in included."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    rooms = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(pages, int(line.split()[1]) * 1024)
-    return pages
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+        rooms += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return max(0, min(rooms + container_rooms(Path("/sys/fs/cgroup"))))
+
+
+def container_rooms(root: Path) -> list[int]:
+    """Return how many bytes the container's limits leave, as far as there are any: /proc/meminfo knows only the machine.
+
+    Args:
+        root: Where the control groups are mounted; version 2 has its files there, version 1 under `memory`.
+    """
+    rooms = []
+    for folder, limit_name, used_name, cached_name in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit, used = ((folder / name).read_text(encoding="ascii") for name in (limit_name, used_name))
+            statistics = (folder / "memory.stat").read_text(encoding="ascii").split()
+        except OSError:
+            continue
+        if limit.strip() != "max":
+            # Cached files are given up before anybody runs out of memory.
+            cached = dict(zip(statistics[::2], statistics[1::2], strict=True)).get(cached_name, "0")
+            rooms.append(int(limit) - int(used) + int(cached))
+    return rooms
 
 
 @torch.inference_mode()

@@ -10,8 +10,8 @@ Shapes: N queries, D hidden width.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
-from clear_ray.engine.batch import Answer, Batch, BatchThread
+from clear_ray.engine.batch import Answer, Batch, BatchThread, Turns
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
@@ -95,8 +95,8 @@ class TransformersEngine:
             "temperature": temperature,
             "top_p": top_p,
         }
-        self._model_lock = threading.Lock()
-        self._thread = BatchThread(self._make_batch(batching, options), model_lock=self._model_lock)
+        self._model_turns = Turns()
+        self._thread = BatchThread(self._make_batch(batching, options), model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)
 
@@ -130,11 +130,17 @@ class TransformersEngine:
                     f"{len(ids)} tokens",
                     "Shorten the prompt.",
                 )
+            if not self._is_known(ids):
+                raise SchemaError(
+                    f"the prompt has tokens outside the vocabulary of {self._vocabulary}",
+                    f"query {query_id}",
+                    remedy="Use the tokenizer that the model was made with.",
+                )
         features = _empty_features(len(ids_N), self._card.hidden_width)
         features.prompt_tokens_N[:] = [len(ids) for ids in ids_N]
         try:
             for rows in _groups_of_like_length(ids_N, self._prefill_tokens):
-                with self._model_lock:
+                with self._model_turns:
                     self._prefill_rows(features, rows, ids_N)
         except RuntimeError as error:
             raise EngineError("the language model failed", "prefill", str(error)) from error
@@ -171,9 +177,10 @@ class TransformersEngine:
         self._thread.cancel(query_ids)
 
     def close(self) -> None:
-        """Stop the batch and release the model."""
-        self._close()
-        del self._model, self._runner
+        """Stop the batch and release the model. Calling it again does nothing."""
+        if self._close.alive:
+            self._close()
+            del self._model, self._runner
 
     def _make_batch(self, batching: str, options: dict[str, Any]) -> Batch:
         if batching == "slots":
@@ -191,9 +198,9 @@ class TransformersEngine:
         answer = Answer(grant, [*input_ids, *grant.prefix_token_ids], on_end)
         if grant.max_tokens < 1:
             return answer.end("cancelled", f"a grant must allow at least 1 token, not {grant.max_tokens}")
-        if any(not 0 <= token_id < self._vocabulary for token_id in grant.prefix_token_ids):
+        if not self._is_known(answer.input_ids):
             # On CUDA an unknown token would end the process, not the query.
-            return answer.end("cancelled", f"the prefix has tokens outside the vocabulary of {self._vocabulary}")
+            return answer.end("cancelled", f"prompt or prefix has tokens outside the vocabulary of {self._vocabulary}")
         needed = len(answer.input_ids) + grant.max_tokens
         if needed > self._card.context_tokens:
             return answer.end(
@@ -204,15 +211,20 @@ class TransformersEngine:
 
     def _generation(self, answer: Answer) -> Generation:
         grant = answer.grant
+        token_ids = [*grant.prefix_token_ids, *answer.generated]
         generation = Generation(
             query_id=grant.query_id,
             token_ids=tuple(answer.generated),
-            text=self._rendering.text([*grant.prefix_token_ids, *answer.generated]),
+            # What is outside the vocabulary was refused, and has no text.
+            text=self._rendering.text(token_ids) if self._is_known(token_ids) else "",
             finish_reason=answer.finish_reason or "cancelled",
             error=answer.error,
             sample=grant.sample,
         )
         return check_generation(grant, generation)
+
+    def _is_known(self, token_ids: Sequence[int]) -> bool:
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)
 
     @torch.inference_mode()
     def _prefill_rows(self, features: Features, rows: list[int], ids_N: list[list[int]]) -> None:
@@ -283,7 +295,7 @@ def _deliver_to(
 ) -> Callable[[Answer | EngineError], None]:
     def deliver(item: Answer | EngineError) -> None:
         # A loop that was closed has nobody left who waits.
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(ended.put_nowait, item)
 
     return deliver

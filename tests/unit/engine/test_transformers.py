@@ -1,4 +1,4 @@
-"""TransformersEngine with the real embedded model, against the plain decode loop.
+"""TransformersEngine with the real embedded model, against transformers' own `generate` of one query at a time.
 
 One engine for the whole module: loading it is most of the cost. Everything is greedy in float32 unless it says so.
 """
@@ -30,14 +30,14 @@ ASKED = [
     (" ".join(["Long prompts are read in one pass or in several."] * 9) + " Summarise.", 8),
     ("2 + 2 =", 1),
     ((("system", "You answer in one word."), ("user", "What colour is the sky?")), 12),
-    ("Answer with the word yes.", 40),
+    ("Answer with the word yes.", 20),
 ]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
     engine = TransformersEngine(
-        EMBEDDED_MODEL, device="cpu", max_batch=4, max_context_tokens=CONTEXT, cache_tokens=2000
+        EMBEDDED_MODEL, device="cpu", max_batch=4, max_context_tokens=CONTEXT, cache_tokens=2000, threads=1
     )
     yield engine
     engine.close()
@@ -50,7 +50,14 @@ def grants() -> list[Grant]:
 
 @pytest.fixture(scope="module")
 def expected(engine: TransformersEngine, grants: list[Grant]) -> list[tuple[int, ...]]:
-    return decode(model_of(engine), grants, inputs_of(engine, grants), end_token_ids=END)
+    answers = []
+    for grant, ids in zip(grants, inputs_of(engine, grants), strict=True):
+        inputs = torch.tensor([ids])
+        whole = model_of(engine).generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=grant.max_tokens, do_sample=False
+        )
+        answers.append(tuple(whole[0, len(ids) :].tolist()))
+    return answers
 
 
 def model_of(engine: TransformersEngine) -> Any:
@@ -67,9 +74,10 @@ def test_the_card_describes_the_model(engine: TransformersEngine) -> None:
     assert len(engine.card.fingerprint) == 64
 
 
-def test_every_answer_is_that_of_the_plain_loop(
+def test_every_answer_is_that_of_generate_alone(
     engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
 ) -> None:
+    # Seven answers in four slots: three of them start beside answers that are under way.
     answers = run_grants(engine, grants)
     assert len(answers) == len(grants)
     for grant, tokens in zip(grants, expected, strict=True):
@@ -81,6 +89,34 @@ def test_every_answer_is_that_of_the_plain_loop(
     # Both ends occur, so both branches above were looked at; a stopped answer's text has no end token.
     assert {answer.finish_reason for answer in answers.values()} == {"stop", "length"}
     assert not any("<|" in answer.text for answer in answers.values())
+
+
+def test_other_neighbours_change_no_answer(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    strangers = [Grant(f"stranger{i}", f"Count from {i} to {3 * i}.", 3 + 4 * i) for i in range(3)]
+    answers = run_grants(engine, [strangers[2], *grants[::-1], *strangers[:2]])
+    assert [answers[grant.query_id, 0].token_ids for grant in grants] == expected
+
+
+def test_the_plain_loop_agrees_with_generate(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    short = [0, 1, 5]
+    asked = [grants[i] for i in short]
+    assert decode(model_of(engine), asked, inputs_of(engine, asked), end_token_ids=END) == [expected[i] for i in short]
+
+
+def test_an_answer_may_fill_the_context_to_its_last_token(engine: TransformersEngine) -> None:
+    # An answer that repeats itself goes on repeating, and does not stop by itself.
+    prefix = (28,) * (CONTEXT - 3 - engine.prompt_tokens(["Hi"])[0])
+    asked = [
+        Grant(name, "Hi", limit, prefix_token_ids=prefix) for name, limit in (("fits", 3), ("last", 1), ("not", 4))
+    ]
+    answers = run_grants(engine, asked)
+    assert len(answers["fits", 0].token_ids) == 3
+    assert answers["last", 0].token_ids == answers["fits", 0].token_ids[:1]
+    assert f"{CONTEXT + 1} tokens, the context is {CONTEXT}" in answers["not", 0].error
 
 
 def test_the_paged_batch_gives_the_same_answers(
@@ -112,10 +148,12 @@ def test_the_paged_batch_gives_the_same_answers(
     assert gone.finish_reason == "cancelled"
 
 
-@pytest.mark.parametrize("cut", [1, 7, 23])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_continuation_goes_on_exactly(
-    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]], cut: int
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]], share: float
 ) -> None:
+    # Within the answer, whatever its length: after the first token, in the middle, before the last.
+    cut = 1 + round(share * (len(expected[0]) - 2))
     first = Grant("q0", ASKED[0][0], cut)
     head = run_grants(engine, [first, grants[2]])["q0", 0]
     rest = Grant("q0", ASKED[0][0], len(expected[0]) - cut, prefix_token_ids=head.token_ids)
@@ -133,7 +171,8 @@ def test_a_sampled_continuation_draws_as_the_uninterrupted_answer(engine: Transf
     run_batch(slot_batch(model_of(engine), **sampled), [whole, other])
     head = tuple(whole.generated[:6])
     tail = answer_for(Grant("s", "", 10, seed=11, prefix_token_ids=head), prompt_ids)
-    run_batch(slot_batch(model_of(engine), **sampled), [tail])
+    strangers = [answer_for(Grant(f"stranger{i}", "", 5 + i, seed=11), prompt_ids[: 9 + i]) for i in range(3)]
+    run_batch(slot_batch(model_of(engine), **sampled), [strangers[0], tail, *strangers[1:]])
     assert head + tuple(tail.generated) == tuple(whole.generated)
     assert whole.generated != other.generated
 
@@ -160,7 +199,8 @@ def test_what_does_not_fit_the_context_fails_alone(engine: TransformersEngine, g
         Grant("prefix", "Hi", 10, prefix_token_ids=(5,) * CONTEXT),
         Grant("unknown token", "Hi", 3, prefix_token_ids=(10**6,)),
         Grant("nothing", "Hi", 0),
-        Grant("no tokens", "Hi", 3, prefix_token_ids=(-1,)),
+        Grant("less than nothing", "Hi", -3),
+        Grant("no token", "Hi", 3, prefix_token_ids=(5, -1)),
         grants[1],
     ]
     answers = run_grants(engine, asked)
@@ -168,8 +208,11 @@ def test_what_does_not_fit_the_context_fails_alone(engine: TransformersEngine, g
     for query_id in ("prompt", "grant", "prefix"):
         assert f"the context is {CONTEXT}" in answers[query_id, 0].error
         assert answers[query_id, 0].token_ids == ()
-    assert "vocabulary" in answers["unknown token", 0].error
-    assert "at least 1" in answers["nothing", 0].error
+    for query_id in ("unknown token", "no token"):
+        assert "vocabulary" in answers[query_id, 0].error
+        assert (answers[query_id, 0].text, answers[query_id, 0].token_ids) == ("", ())
+    assert "at least 1 token, not 0" in answers["nothing", 0].error
+    assert "at least 1 token, not -3" in answers["less than nothing", 0].error
     assert answers["q1", 0].error == ""
     with pytest.raises(SchemaError, match="query b"):
         engine.prefill(["a", "b"], ["Hi", long_prompt])
