@@ -15,7 +15,7 @@ from clear_ray.allocation.columns import FloatArray, IntArray
 
 _DROPPED_BITS = 12
 HIGHEST_INDEX = int(np.float64(1e300).view(np.int64)) >> _DROPPED_BITS
-SMALLEST_PRICE = float(np.int64(1 << _DROPPED_BITS).view(np.float64))
+SMALLEST_PRICE = 2.0**-960  # reservation prices below are 0: in the subnormal numbers further down nothing divides well
 
 
 def price_index(price: ArrayLike) -> IntArray:
@@ -29,8 +29,9 @@ def price_at(index: int) -> float:
 
 
 def round_price_down(price: FloatArray) -> FloatArray:
-    """Return prices on the grid, none above what was given."""
-    return (np.ascontiguousarray(price).view(np.int64) & np.int64(-(1 << _DROPPED_BITS))).view(np.float64)
+    """Return prices on the grid, none above what was given; 0 where they are below the smallest."""
+    rounded = (np.ascontiguousarray(price).view(np.int64) & np.int64(-(1 << _DROPPED_BITS))).view(np.float64)
+    return np.where(rounded >= SMALLEST_PRICE, rounded, 0.0)
 
 
 def next_price(price: float) -> float:

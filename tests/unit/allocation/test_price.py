@@ -72,6 +72,13 @@ def test_price_is_zero_when_the_budget_does_not_bind() -> None:
     assert cleared.gap == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("utility", [ShiftedErlang([0.0], 2e-309, 0.005), Tabulated([40], [[2e-309]])])
+def test_what_is_worth_next_to_nothing_is_worth_nothing(utility: Utility) -> None:
+    """Prices among the subnormal numbers have too few digits to divide by."""
+    assert utility.reservation_price[0] == 0.0
+    assert solve_shadow_price(utility, budget_tokens=30).demanded == 0.0
+
+
 @pytest.mark.parametrize("count", [0, 70_000])
 def test_size_does_not_matter(count: int) -> None:
     """None at all, and enough to price a sample first: the price is the lowest that fits either way."""
