@@ -5,19 +5,16 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from clear_ray.budget import budget_in_tokens, check_budget_text
 from clear_ray.errors import ConfigError
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
-MOST_BUDGET_TOKENS = 10**15
-"""Whole numbers above 2**53 are not exact in the arithmetic of the price."""
 
 
 class Settings(BaseModel):
@@ -205,7 +202,9 @@ class RunConfig(Settings):
     input: InputConfig = InputConfig()
     """Where the queries come from."""
     budget: int | str
-    """Tokens that the run may generate: a whole number, or text such as `200k tokens`."""
+    """What the run may generate: tokens (a whole number, or text such as `200k tokens`), money (`$5`) or `3 gpu-hours`."""
+    budget_rate: str | None = Field(default=None, validate_default=True)
+    """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
     engine: EngineConfig = TransformersConfig()
     """The language model and its workers."""
     estimate: EstimateConfig = EstimateConfig()
@@ -223,14 +222,21 @@ class RunConfig(Settings):
 
     @field_validator("budget", mode="before")  # before: pydantic would take `true` for 1
     @classmethod
-    def _budget_is_tokens(cls, value: Any) -> Any:
-        parse_budget(value)
+    def _budget_can_be_read(cls, value: Any) -> Any:
+        check_budget_text(value)
+        return value
+
+    @field_validator("budget_rate")
+    @classmethod
+    def _rate_fits_the_budget(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "budget" in info.data:  # otherwise the budget was refused already
+            budget_in_tokens(info.data["budget"], value)
         return value
 
     @property
     def budget_tokens(self) -> int:
         """The budget in generated tokens."""
-        return parse_budget(self.budget)
+        return budget_in_tokens(self.budget, self.budget_rate)
 
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -279,30 +285,6 @@ def _shown(value: Any) -> str:
         return repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
         return "a number too long to write"
-
-
-_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMBG]?)\s*(?:tokens?)?\s*")
-_SCALE = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000, "G": 1_000_000_000}
-
-
-def parse_budget(value: int | str) -> int:
-    """Return a budget in whole tokens from a number or text such as `1.5M tokens`.
-
-    Raises:
-        ValueError: It is not a positive whole number of tokens, or above `MOST_BUDGET_TOKENS`.
-    """
-    matched = _BUDGET.fullmatch(value) if isinstance(value, str) else None
-    if matched:
-        tokens = Decimal(matched[1]) * _SCALE[matched[2]]  # as a float, '1.001M' would not be whole
-    elif isinstance(value, int) and not isinstance(value, bool):
-        tokens = Decimal(value)
-    else:
-        raise ValueError(
-            "a budget is a positive whole number of tokens, such as 200000, '200k tokens' or '1.5M tokens'"
-        )
-    if not 0 < tokens <= MOST_BUDGET_TOKENS or tokens != int(tokens):
-        raise ValueError(f"a budget is a positive whole number of tokens, at most {MOST_BUDGET_TOKENS:,}")
-    return int(tokens)
 
 
 def _override(settings: dict[str, Any], override: str) -> None:

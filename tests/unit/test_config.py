@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,14 +12,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from clear_ray import config as module
+from clear_ray.budget import MOST_BUDGET_TOKENS, budget_in_tokens
 from clear_ray.config import (
-    MOST_BUDGET_TOKENS,
     ReplayConfig,
     RunConfig,
     Settings,
     TransformersConfig,
     WorkersConfig,
-    parse_budget,
 )
 from clear_ray.errors import ConfigError
 
@@ -190,6 +190,59 @@ def test_what_is_no_positive_whole_number_of_tokens_is_refused(written: object) 
     assert "positive whole number" in error.what
 
 
+@pytest.mark.parametrize(
+    ("budget", "rate", "tokens"),
+    [
+        ("$5", "$0.60 per 1M tokens", 8_333_333),
+        ("$5", "$0.60/M tokens", 8_333_333),
+        ("$5", "$0.60 / million tokens", 8_333_333),
+        ("$0.1", "$0.30 per 1M tokens", 333_333),
+        ("$1k", "$10 per 1B tokens", 100_000_000_000),
+        ("€ 2.50", "€2.5 per 1000 tokens", 1_000),
+        ("3 gpu-hours", "2500 tokens per gpu-second", 27_000_000),
+        ("3 GPU-hours", "4M tokens per gpu-hour", 12_000_000),
+        ("1 gpu hour", "0.5k tokens/gpu-minute", 30_000),
+        ("90 gpu-seconds", "1M tokens per gpu-hour", 25_000),
+    ],
+)
+def test_money_and_gpu_time_become_tokens(budget: str, rate: str, tokens: int) -> None:
+    config = RunConfig.parse(LEAST | {"budget": budget, "budget_rate": rate})
+    assert config.budget_tokens == tokens
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate", "said"),
+    [
+        ("$5", None, r"\$0.60 per 1M tokens"),
+        ("3 gpu-hours", None, "4M tokens per gpu-hour"),
+        ("$5", "4M tokens per gpu-hour", "needs a rate"),
+        ("3 gpu-hours", "$1 per 1M tokens", "needs a rate"),
+        ("$5", "€1 per 1M tokens", "needs a rate"),
+        ("$5", "$0 per 1M tokens", "above 0"),
+        ("$5", "$1 per 0 tokens", "positive whole"),
+        ("$5", "$1 per 1M answers", "needs a rate"),
+        ("$0", "$1 per 1M tokens", "positive whole"),
+        ("$1", "$10 per 1 token", "positive whole"),
+        ("$9B", "$1 per 1M tokens", "positive whole"),
+        ("200k tokens", "$1 per 1M tokens", "in tokens"),
+        (1000, "4M tokens per gpu-hour", "in tokens"),
+    ],
+)
+def test_a_rate_that_does_not_fit_the_budget_is_refused(budget: int | str, rate: str | None, said: str) -> None:
+    error = refused({"budget": budget, "budget_rate": rate})
+    assert error.where == "job.yaml: budget_rate"
+    assert re.search(said, error.what)
+
+
+@settings(derandomize=True)
+@given(st.integers(1, 10**6), st.integers(1, 10**4))
+def test_money_is_never_exceeded_by_reading_it(cents: int, cents_per_million: int) -> None:
+    written, rate = f"${cents / 100:.2f}", f"${cents_per_million / 100:.2f} per 1M tokens"
+    tokens = budget_in_tokens(written, rate)
+    assert tokens * cents_per_million <= cents * 10**6 < (tokens + 1) * cents_per_million
+
+
 @settings(derandomize=True)
 @given(st.integers(1, 10**9), st.sampled_from([("", 1), ("k", 10**3), ("M", 10**6)]))
 def test_a_budget_in_decimals_is_exact(tokens: int, unit: tuple[str, int]) -> None:
@@ -197,7 +250,7 @@ def test_a_budget_in_decimals_is_exact(tokens: int, unit: tuple[str, int]) -> No
     whole, rest = divmod(tokens, scale)
     digits = len(str(scale)) - 1
     written = f"{whole}.{rest:0{digits}d}{letter}" if digits else f"{whole}"
-    assert parse_budget(written) == tokens
+    assert budget_in_tokens(written) == tokens
 
 
 def yaml_file(tmp_path: Path, text: str | bytes) -> Path:
