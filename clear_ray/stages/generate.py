@@ -2,8 +2,9 @@
 
 Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; writes `records.ATTEMPT_SCHEMA`. A query
 that the market refuses yields no row: nothing was generated for it, and the next round prices it again. One query's
-failure is a row with its error. A dead engine is not the query's fault: its reservation is charged in full, since nobody
-can say what it generated, and the query is tried again while the budget and `most_attempts` allow.
+failure is a row with its error. A dead engine's reservations are charged in full, since nobody can say what it generated,
+and its queries are tried again while the budget allows: first one by one, then, if an engine died with it once more, with
+no other query on the engine. A query that kills its engine even so is a failed row; the rest of the batch goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from clear_ray.errors import EngineError
 from clear_ray.ledger import REFUSED, WAIT, Settlement
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.probe import prompts_of
+from clear_ray.stages.roster import Roster
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -37,7 +39,10 @@ class Dispatch:
         is_worker_death: Tells a dead or unreachable engine from an error of its own.
         seed: Of the run.
         sample: Which of several answers to the same query.
-        most_attempts: Reservations that one query may use up in one call before it fails.
+        most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
+            to itself.
+        most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
+            held to be broken.
     """
 
     workers: Sequence[Any]
@@ -47,6 +52,7 @@ class Dispatch:
     seed: int
     sample: int
     most_attempts: int = 3
+    most_quarantined: int = 8
 
 
 class Generate:
@@ -55,7 +61,8 @@ class Generate:
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self._scorer = dispatch.scorer() if dispatch.scorer else None
-        self._calls = 0
+        self._roster = Roster(dispatch.workers, dispatch.is_worker_death)
+        self._quarantined = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
@@ -95,16 +102,17 @@ class Generate:
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
-        worker = self._dispatch.workers[self._calls % len(self._dispatch.workers)]
-        self._calls += 1
         running = {row["query_id"]: row for row in rows}
         started = time.monotonic()
         try:
-            async for reference in worker.generate.remote([self._grant(row) for row in rows]):
-                generations: list[Generation] = await reference
-                ended = [(running.pop(generation.query_id), generation) for generation in generations]
-                for row in await self._settle(ended, time.monotonic() - started):
-                    await finished.put(row)
+            async with self._roster.worker() as worker:
+                grants = [self._grant(row) for row in rows]
+                async for reference in worker.generate.remote(grants, tries == self._dispatch.most_attempts):
+                    generations: list[Generation] = await reference
+                    self._quarantined = 0
+                    ended = [(running.pop(generation.query_id), generation) for generation in generations]
+                    for row in await self._settle(ended, time.monotonic() - started):
+                        await finished.put(row)
         except Exception as error:
             if not self._dispatch.is_worker_death(error):
                 raise
@@ -114,19 +122,31 @@ class Generate:
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
     ) -> None:
         await self._dispatch.market.forfeit.remote([(row["index"], row["attempt"]) for row in rows])
-        if tries >= self._dispatch.most_attempts:
-            raise EngineError(
-                f"engine workers died {tries} times while generating the same queries",
-                ", ".join(row["query_id"] for row in rows[:5]),
-                repr(error),
-                "Look for the cause in the logs of the workers; then run the same command again.",
-            ) from error
-        for row in rows:  # one by one, so that a query that kills its engine takes no other with it
+        for (
+            row
+        ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
+            if tries >= self._dispatch.most_attempts:
+                await finished.put(self._quarantine(row, error))
+                continue
             (answer,) = await self._dispatch.market.reserve.remote(
                 row["round"], [(row["index"], row["granted_tokens"])]
             )
             if answer != REFUSED:
                 await self._run([row | {"attempt": answer}], finished, tries=tries + 1)
+
+    def _quarantine(self, row: Row, error: Exception) -> Row:
+        """Return the failed attempt of a query that killed the engine it had to itself."""
+        self._quarantined += 1
+        if self._quarantined > self._dispatch.most_quarantined:
+            raise EngineError(
+                f"engines died with each of {self._quarantined} queries in a row, though each had one to itself",
+                row["query_id"],
+                repr(error),
+                "Look for the cause in the logs of the workers; then run the same command again.",
+            ) from error
+        said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
+        lost = Generation(row["query_id"], (), "", "cancelled", error=said)
+        return self._attempt(row, lost, 0.0)
 
     def _grant(self, row: Row) -> Grant:
         return Grant(

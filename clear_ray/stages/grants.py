@@ -196,5 +196,7 @@ def _reason_failed(error: str) -> str:
 
 def _reason_abandoned(price: float, reservation_price: float) -> str:
     if reservation_price <= price:
-        return f"Not worth the price of {_per_thousand(price)}: it would be worth {1000 * reservation_price:.3g} at most."
+        return (
+            f"Not worth the price of {_per_thousand(price)}: it would be worth {1000 * reservation_price:.3g} at most."
+        )
     return f"Nothing was left when its turn came at {_per_thousand(price)}."

@@ -18,6 +18,7 @@ from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.build import build_engine
 from clear_ray.errors import EngineError
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.stages.door import Door
 
 
 class EngineWorker:
@@ -35,6 +36,7 @@ class EngineWorker:
     def __init__(self, config: EngineConfig, head: Head) -> None:
         self._engine = build_engine(config)
         self._head = head
+        self._door = Door()
         head.check_model(self._engine.card.fingerprint)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
@@ -63,14 +65,23 @@ class EngineWorker:
         """Return the raw features, hidden states included; only calibration asks for them."""
         return await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
 
-    async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[list[Generation]]:
+    async def generate(self, grants: Sequence[Grant], is_alone: bool = False) -> AsyncIterator[list[Generation]]:
         """Run grants in the engine's continuous batch; yield generations as they end, checked against their grants.
 
         What ends while an earlier list is on its way travels together in the next one.
 
+        Args:
+            grants: What to run.
+            is_alone: Wait until nothing else runs here, and let nothing else begin: for a query that may kill the engine.
+
         Raises:
             EngineError: The engine failed, broke a grant or lost one.
         """
+        async with self._door.alone() if is_alone else self._door.together():
+            async for generations in self._generate(grants):
+                yield generations
+
+    async def _generate(self, grants: Sequence[Grant]) -> AsyncIterator[list[Generation]]:
         ended: asyncio.Queue[Generation | None] = asyncio.Queue()
         feeder = asyncio.ensure_future(self._feed(grants, ended))
         try:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA
+from clear_ray.stages.door import Door
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.standing import Standing
 from clear_ray.storage import open_folder
@@ -166,17 +167,26 @@ class Worker:
         self._simulation = simulation
         self._open: list[asyncio.Queue[list[Generation] | WorkerDiedError | None]] = []
         self._decoding: list[asyncio.Task[None]] = []
+        self._door = Door()
 
     @property
     def generate(self) -> Method:
         return Method(self._references)
 
-    async def _references(self, grants: Sequence[Grant]) -> AsyncIterator[Awaitable[list[Generation]]]:
+    @property
+    def cards(self) -> Method:
+        return Method(self._answer)
+
+    async def _answer(self) -> None:
+        """A dead engine is started again at once."""
+
+    async def _references(self, grants: Sequence[Grant], is_alone: bool) -> AsyncIterator[Awaitable[list[Generation]]]:
         ended: asyncio.Queue[list[Generation] | WorkerDiedError | None] = asyncio.Queue()
-        self._open.append(ended)
-        self._decoding.append(asyncio.ensure_future(self._decode(list(grants), ended)))
-        while (item := await ended.get()) is not None:
-            yield _outcome(item)
+        async with self._door.alone() if is_alone else self._door.together():
+            self._open.append(ended)
+            self._decoding.append(asyncio.ensure_future(self._decode(list(grants), ended)))
+            while (item := await ended.get()) is not None:
+                yield _outcome(item)
 
     async def _decode(
         self, grants: list[Grant], ended: asyncio.Queue[list[Generation] | WorkerDiedError | None]
@@ -190,6 +200,8 @@ class Worker:
             index, new = int(grant.query_id), tokens[grant.query_id]
             length = simulation.world.length_N[index]
             for _ in range(rng.randint(1, 6)):
+                if index == simulation.poison:
+                    self.crash()
                 new.append(len(grant.prefix_token_ids) + len(new))
                 simulation.generated_N[index] += 1
                 has_stopped = len(grant.prefix_token_ids) + len(new) >= length
@@ -201,6 +213,7 @@ class Worker:
         await ended.put(None)
 
     def crash(self) -> None:
+        self._door = Door()
         for decoding in self._decoding:
             decoding.cancel()
         for ended in self._open:
@@ -223,6 +236,7 @@ class Simulation:
         seed: All there is to know about it.
         run_dir: An empty folder.
         faults: What dies, at which tick.
+        poison: The query that kills whatever engine decodes it.
         rows: What reached the disk: attempts by round.
         generated_N: Tokens that engines really generated for each query.
         told: What happened, in order.
@@ -233,6 +247,7 @@ class Simulation:
     run_dir: Path
     rng: random.Random = field(init=False)
     faults: list[tuple[int, str]] = field(init=False)
+    poison: int | None = field(init=False)
     rows: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     grants: dict[int, tuple[Clearing, int]] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
@@ -245,6 +260,9 @@ class Simulation:
         self.world = world(self.seed % BATCHES)
         self.queries = len(self.world.length_N)
         self.generated_N = [0] * self.queries
+        self.poison = self.seed % 7 if self.seed % 5 == 0 else None
+        if self.poison is not None:  # what it costs must not end the schedule before its last attempt
+            self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
         self.standing = Standing(self.queries)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
         count = self.rng.choice((0, 1, 1, 2, 2, 3, 5))
@@ -273,7 +291,7 @@ class Simulation:
         runs = 0
         while True:
             runs += 1
-            self.desk, self.workers = Desk(self), [Worker(self) for _ in range(2)]
+            self.desk, self.workers = Desk(self), [Worker(self) for _ in range(2 if self.poison is None else 1)]
             driver = asyncio.ensure_future(self._drive())
             while not driver.done():
                 await asyncio.sleep(0)
@@ -372,7 +390,7 @@ class Simulation:
             seed=0,
             sample=0,
         )
-        in_flight = asyncio.Semaphore(self.rng.randint(1, 3))
+        in_flight = asyncio.Semaphore(self.rng.randint(1, 3) if self.poison is None else 8)
         async with asyncio.TaskGroup() as calls:
             for block in blocks:
                 calls.create_task(self._call(number, block, dispatch, in_flight))
@@ -444,7 +462,11 @@ class Simulation:
                 assert len(row["token_ids"]) == answer_N[row["index"]] + row["attempt_tokens"]
                 answer_N[row["index"]] = len(row["token_ids"])
         np.testing.assert_array_equal(self.standing.answer_tokens_N, answer_N)
-        if not any(kind in "\n".join(self.told) for kind in FAULTS):
+        failed = {row["index"] for rows in self.rows.values() for row in rows if row["error"]}
+        assert self.poison not in set(np.flatnonzero(answer_N)), "an answer of a query that kills its engine"
+        if "worker dies" not in "\n".join(self.told):
+            assert failed <= {self.poison}, "failed, though no engine died under it alone"
+        if self.poison is None and not any(kind in "\n".join(self.told) for kind in FAULTS):
             assert ledger.wasted_tokens == 0
             assert ledger.spent_tokens == sum(self.generated_N)
 
