@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from clear_ray.engine.grouping import common_prefix_tokens, shared_tokens
+
 
 class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
     """Keys and values of every layer, (slots, heads, T, head width), written and read at given rows and positions."""
@@ -47,6 +49,11 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
         """Copy the first `length` positions of one slot over another."""
         for tensor in (*self._keys, *self._values):
             tensor[target, :, :length] = tensor[source, :, :length]
+
+    def copy_prefix(self, source: int, targets: range, length: int) -> None:
+        """Copy the first `length` positions of one slot over those of a run of others."""
+        for tensor in (*self._keys, *self._values):
+            tensor[targets.start : targets.stop, :, :length] = tensor[source, :, :length]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -84,18 +91,48 @@ class SlotRunner:
     def prefill(
         self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int
     ) -> torch.Tensor | None:
-        """Read whole rows from position 0 on, `chunk` positions at a time.
+        """Read whole rows from position 0 on, `chunk` positions at a time; what all begin with, once.
 
         Returns:
             The sum of final-norm hidden states over each row's own tokens, float32 (N, D); None for rows of length 0.
         """
+        shared = shared_tokens(ids_per_row) if len(ids_per_row) > 1 else 0
+        shared_1D: torch.Tensor | None = None
+        if shared:
+            shared_1D = self._read(cache, first, [ids_per_row[0][:shared]], 0, chunk * len(ids_per_row))
+            cache.copy_prefix(first, range(first + 1, first + len(ids_per_row)), shared)
+        own_ND = self._read(cache, first, ids_per_row, shared, chunk)
+        if shared_1D is None or own_ND is None:
+            return own_ND if shared_1D is None else shared_1D.expand(len(ids_per_row), -1)
+        return own_ND + shared_1D
+
+    def continue_from(
+        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int, slots: Sequence[list[int]]
+    ) -> None:
+        """Read whole rows as `prefill` does, but copy their beginning from a slot that already has it, if one has.
+
+        `slots` are the tokens that each of the first slots holds.
+        """
+        opening = ids_per_row[0][: shared_tokens(ids_per_row)]
+        known = [common_prefix_tokens(opening, ids) for ids in slots]
+        if max(known, default=0) == 0:
+            self.prefill(cache, first, ids_per_row, chunk)
+            return
+        length = max(known)
+        cache.copy_prefix(known.index(length), range(first, first + len(ids_per_row)), length)
+        self._read(cache, first, ids_per_row, length, chunk)
+
+    def _read(
+        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], begin: int, chunk: int
+    ) -> torch.Tensor | None:
+        """Read rows from position `begin` on; return the sum of the hidden states of what was read, None if nothing."""
         longest = max(map(len, ids_per_row))
         length_N1 = torch.tensor([[len(ids)] for ids in ids_per_row], device=self._device)
         # Rows shorter than the longest are filled up on the right: those positions are written again by the tokens that
         # belong there before any token can see them.
         padded_NL = torch.tensor([ids + [0] * (longest - len(ids)) for ids in ids_per_row], device=self._device)
         total_ND: torch.Tensor | None = None
-        for start in range(0, longest, chunk):
+        for start in range(begin, longest, chunk):
             end = min(start + chunk, longest)
             position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
             output = self._forward(self._model.base_model, cache, first, padded_NL[:, start:end], position_NL, end)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.grouping import reading_groups
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 
@@ -98,9 +99,9 @@ class SlotBatch:
             starting.append(self._waiting.popleft())
         if starting:
             self._make_room(len(self._running) + len(starting), positions)
-            starting.sort(key=lambda answer: len(answer.input_ids))
-            for group in self._prefill_groups(starting):
-                ended += self._prefill(group)
+            heads = [answer.input_ids[:-1] for answer in starting]
+            for group in reading_groups(heads, pass_tokens=self._prefill_tokens):
+                ended += self._prefill([starting[row] for row in group])
         return ended
 
     def _make_room(self, rows: int, positions: int) -> None:
@@ -110,22 +111,15 @@ class SlotBatch:
         slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
         self._cache.reserve(slots, positions, kept_rows=len(self._running))
 
-    def _prefill_groups(self, starting: list[Answer]) -> list[list[Answer]]:
-        """Split answers, shortest input first, into groups whose padded size is at most one pass."""
-        groups: list[list[Answer]] = [[]]
-        for answer in starting:
-            if groups[-1] and (len(groups[-1]) + 1) * len(answer.input_ids) > self._prefill_tokens:
-                groups.append([])
-            groups[-1].append(answer)
-        return groups
-
     def _prefill(self, group: list[Answer]) -> list[Answer]:
         """Read the group's inputs into the next slots; return those that failed."""
         ids_per_row = [answer.input_ids[:-1] for answer in group]
         try:
-            if ids_per_row[-1]:
+            if any(ids_per_row):
                 chunk = max(1, self._prefill_tokens // len(group))
-                self._runner.prefill(self._cache, len(self._running), ids_per_row, chunk)
+                # The newest token of a running answer is not in the cache yet: decode reads it first.
+                slots = [[*answer.input_ids, *answer.generated][:-1] for answer in self._running]
+                self._runner.continue_from(self._cache, len(self._running), ids_per_row, chunk, slots)
         except (RuntimeError, IndexError) as error:
             if len(group) == 1:
                 return [group[0].end("cancelled", f"the prompt could not be read: {error}")]

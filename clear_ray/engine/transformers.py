@@ -23,6 +23,7 @@ import torch
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer, Batch, BatchThread, Turns
 from clear_ray.engine.fingerprint import model_fingerprint
+from clear_ray.engine.grouping import reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
@@ -139,7 +140,7 @@ class TransformersEngine:
         features = _empty_features(len(ids_N), self._card.hidden_width)
         features.prompt_tokens_N[:] = [len(ids) for ids in ids_N]
         try:
-            for rows in _groups_of_like_length(ids_N, self._prefill_tokens):
+            for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens):
                 with self._model_turns:
                     self._prefill_rows(features, rows, ids_N)
         except RuntimeError as error:
@@ -299,16 +300,6 @@ def _deliver_to(
             loop.call_soon_threadsafe(ended.put_nowait, item)
 
     return deliver
-
-
-def _groups_of_like_length(ids_N: list[list[int]], group_tokens: int) -> list[list[int]]:
-    """Split row numbers into groups of similar length whose padded size is at most `group_tokens`."""
-    groups: list[list[int]] = []
-    for row in sorted(range(len(ids_N)), key=lambda row: len(ids_N[row])):
-        if not groups or (len(groups[-1]) + 1) * len(ids_N[row]) > group_tokens:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
 
 
 def _empty_features(queries: int, width: int) -> Features:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +12,17 @@ from hypothesis import strategies as st
 
 from clear_ray.engine import Grant
 from clear_ray.engine.decode_loop import decode
+from clear_ray.engine.grouping import reading_groups, shared_tokens
 from clear_ray.engine.loading import check_slots_fit
 from clear_ray.errors import ConfigError
 from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
 
-prompts = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)
+OPENINGS = [[], [7, 8, 9, 10] * 3, [7, 8, 9, 10] * 3 + [11] * 9]
+prompts = st.builds(
+    lambda opening, own: [*opening, *own],
+    st.sampled_from(OPENINGS),
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20),
+)
 temperatures = st.sampled_from([(0.0, 1.0), (0.7, 1.0), (1.5, 0.8)])
 
 
@@ -28,7 +35,7 @@ def model() -> Any:
 @given(
     asked=st.lists(st.tuples(prompts, st.integers(1, 30)), min_size=1, max_size=8),
     max_batch=st.integers(1, 5),
-    cache_tokens=st.integers(60, 400),
+    cache_tokens=st.integers(80, 400),
     prefill_tokens=st.integers(1, 40),
     sampling=temperatures,
 )
@@ -145,6 +152,44 @@ def test_prompts_of_any_length_are_read_in_chunks(model: Any, prompt_length: int
     answer = answer_for(grant, ids)
     run_batch(slot_batch(model, prefill_tokens=16), [answer])
     assert tuple(answer.generated) == decode(model, [grant], [ids], end_token_ids=END)[0]
+
+
+def tokens_read(model: Any, action: Callable[[], object]) -> int:
+    """Count the positions that pass through the model while `action` runs."""
+    read = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    try:
+        action()
+    finally:
+        hook.remove()
+    return sum(read)
+
+
+def test_what_prompts_begin_with_is_read_once(model: Any) -> None:
+    opening = [(5 * i + 4) % VOCABULARY for i in range(30)]
+    grants = [Grant(f"q{i}", "", 1 + 2 * i) for i in range(4)]
+    inputs = [[*opening, 20 + i, 40 + i] for i in range(4)]
+    answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs, strict=True)]
+    # Three slots: the fourth starts beside others that have read the opening.
+    batch = slot_batch(model, end_token_ids=frozenset(), prefill_tokens=64)
+    read = tokens_read(model, lambda: run_batch(batch, answers))
+    # One token of each prompt beside the opening; its last one is read by the pass that gives the first token.
+    assert read == len(opening) + 4 + sum(len(answer.generated) for answer in answers)
+    expected = decode(model, grants, inputs, end_token_ids=frozenset())
+    assert [tuple(answer.generated) for answer in answers] == expected
+
+
+@settings(deadline=None)
+@given(ids_N=st.lists(prompts, min_size=1, max_size=12), pass_tokens=st.integers(1, 80))
+def test_prompts_are_read_once_each_in_groups_of_one_pass(ids_N: list[list[int]], pass_tokens: int) -> None:
+    groups = reading_groups(ids_N, pass_tokens=pass_tokens)
+    assert sorted(row for group in groups for row in group) == list(range(len(ids_N)))
+    for group in groups:
+        rows = [ids_N[row] for row in group]
+        shared = shared_tokens(rows)
+        assert all(ids[:shared] == rows[0][:shared] for ids in rows)
+        assert len({tuple(ids[: shared + 1]) for ids in rows}) > 1 or shared == min(map(len, rows))
+        assert len(group) == 1 or len(group) * (max(map(len, rows)) - shared) <= pass_tokens
 
 
 def test_the_oracle_agrees_with_transformers_generate(model: Any) -> None:
