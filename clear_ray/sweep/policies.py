@@ -126,12 +126,15 @@ class Contest:
         return Batch(self.curves[name], np.ones(queries), np.full(queries, self.recording.cap_tokens), tie_break_N)
 
     def _split_half(self, budget_tokens: int) -> Outcome:
-        """Run one half of the samples on the empirical curves of the other, both ways."""
+        """Run one half of the samples on the empirical curves of the other, both ways.
+
+        The mean curve counts as one further sample: a few samples that all ended early do not prove that all will.
+        """
         samples = np.arange(self.recording.samples)
         tokens_K = self.curves["competing_risks"].tokens_K
         halves = []
         for known, judged in ((samples[::2], samples[1::2]), (samples[1::2], samples[::2])):
-            curves = self.recording.empirical_curves(tokens_K, known)
+            curves = self.recording.empirical_curves(tokens_K, known, pseudo_samples=1.0)
             contest = Contest(self.recording, {"known": curves}, self.seed, self.dispatched)
             halves.append(contest.run(lambda key, c=contest: priced(c.batch("known", key)), budget_tokens, judged))  # type: ignore[misc]
         return mean_outcome(halves)

@@ -28,7 +28,7 @@ class Recording:
         length_NS: Tokens of each rollout, end token included.
         is_stopped_NS: It ended by itself.
         is_right_NS: It ended by itself and was correct.
-        task_N: Task label, empty where there is none.
+        task_N: Task and level, as far as they are told; empty where they are not.
         cap_tokens: The ceiling under which the rollouts were sampled.
     """
 
@@ -57,13 +57,25 @@ class Recording:
         """Return whether each rollout is right under each ceiling."""
         return self.is_right_NS[:, :, None] & (self.length_NS[:, :, None] <= ceilings_T)
 
-    def empirical_curves(self, tokens_K: NDArray[np.int64], samples: NDArray[np.int64]) -> Curves:
-        """Return the curves that some of the samples themselves draw, on a token grid."""
+    def empirical_curves(
+        self, tokens_K: NDArray[np.int64], samples: NDArray[np.int64], *, pseudo_samples: float = 0.0
+    ) -> Curves:
+        """Return the curves that some of the samples themselves draw, on a token grid.
+
+        Args:
+            tokens_K: The grid.
+            samples: Which samples.
+            pseudo_samples: How many samples the mean curve of all queries counts for, against false certainty.
+        """
         length_NS, is_right_NS = self.length_NS[:, samples, None], self.is_right_NS[:, samples, None]
         success_NK = (is_right_NS & (length_NS <= tokens_K)).mean(axis=1)
         # One that was cut at the recording's cap is still running there.
         is_ended_NS = self.is_stopped_NS[:, samples, None] & (length_NS <= tokens_K)
-        return curves_from_incidence(success_NK, survival_NK=1.0 - is_ended_NS.mean(axis=1), tokens_K=tokens_K)
+        survival_NK = 1.0 - is_ended_NS.mean(axis=1)
+        share = pseudo_samples / (len(samples) + pseudo_samples)
+        success_NK = (1 - share) * success_NK + share * success_NK.mean(axis=0)
+        survival_NK = (1 - share) * survival_NK + share * survival_NK.mean(axis=0)
+        return curves_from_incidence(success_NK, survival_NK=survival_NK, tokens_K=tokens_K)
 
 
 def read_recording(rollouts_path: str, features_path: str) -> Recording:
@@ -92,14 +104,16 @@ def read_recording(rollouts_path: str, features_path: str) -> Recording:
         )
     shape = (len(rollouts), samples)
     has = table.column_names.__contains__
-    tasks = table["task"].to_pylist()[::samples] if has("task") else [""] * len(rollouts)
+    labels = [table[name].to_pylist()[::samples] for name in ("task", "level") if has(name)]
     return Recording(
         rollouts=rollouts,
         features=features_from_table(read_table(features_path), query_ids=rollouts.query_ids, rollouts=table),
         length_NS=rollouts.tokens_R.reshape(shape),
         is_stopped_NS=rollouts.is_ended_R.reshape(shape),
         is_right_NS=rollouts.is_right_R.reshape(shape),
-        task_N=np.array([task or "" for task in tasks], np.str_),
+        task_N=np.array([" ".join(str(label) for label in row) for row in zip(*labels, strict=True)], np.str_)
+        if labels
+        else np.full(len(rollouts), "", np.str_),
         cap_tokens=int(max(table["max_tokens"].to_pylist()) if has("max_tokens") else rollouts.tokens_R.max()),
     )
 
