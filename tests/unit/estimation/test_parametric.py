@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -64,6 +64,7 @@ def test_heads_stand_queries_that_were_never_right() -> None:
         assert curves.success_NK.max() < 0.01  # type: ignore[attr-defined]
 
 
+@settings(deadline=None)
 @given(st.floats(0, 200), st.floats(1e-3, 2.0), st.floats(0, 800))
 def test_the_cumulative_law_is_the_integral_of_its_density(threshold: float, beta: float, tokens: float) -> None:
     def density(at: float) -> float:
@@ -97,6 +98,7 @@ def test_a_cut_length_says_only_that_the_answer_was_longer() -> None:
     assert early[1] < -1.0
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1_000))
 def test_held_out_predictions_do_not_see_their_own_value(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -87,7 +87,7 @@ def replayed(
 
 @pytest.mark.parametrize("basis", BASES)
 @given(drawn=batches(), budget=st.integers(1, 400), slots=st.integers(1, 4))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_run_keeps_its_budget_and_leaves_nobody_waiting_while_tokens_are_left(
     basis: str, drawn: tuple[Batch, np.ndarray, np.ndarray], budget: int, slots: int
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_run_keeps_its_budget_and_leaves_nobody_waiting_while_tokens_are_left(
 
 
 @given(drawn=batches(), budget=st.integers(1, 400))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_priced_by_ceilings_no_outcome_depends_on_who_ends_first(
     drawn: tuple[Batch, np.ndarray, np.ndarray], budget: int
 ) -> None:
@@ -120,7 +120,7 @@ def test_outcomes_follow_the_definition(recording: Recording) -> None:
 
 
 @given(average=st.floats(0.5, 139.0))
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_equal_ceilings_spend_what_they_are_given(recording: Recording, average: float) -> None:
     assert equal_ceilings(recording, average).spent_tokens_N.mean() == pytest.approx(average)
 
