@@ -79,7 +79,7 @@ class Contest:
             "clear_ray": lambda key: priced(self.batch("competing_risks", key)),
             "task_prior": lambda key: priced(self.batch("task_prior", key)),
             "uniform_refunds": lambda key: priced(self.batch("competing_risks", key), policy="uniform"),
-            "paper": lambda key: by_rule(allocate, self._surge, self.recording.cap_tokens, key),
+            "paper": lambda key: by_rule(allocate, self.surge, self.recording.cap_tokens, key),
             "smallest_threshold": lambda key: by_rule(smallest_threshold, self._erlang, self.recording.cap_tokens, key),
             "proportional": lambda key: by_rule(proportional, self._lengths, self.recording.cap_tokens, key),
             "uncertainty": lambda key: by_rule(proportional, self._entropies, self.recording.cap_tokens, key),
@@ -139,7 +139,7 @@ class Contest:
             halves.append(contest.run(lambda key, c=contest: priced(c.batch("known", key)), budget_tokens, judged))  # type: ignore[misc]
         return mean_outcome(halves)
 
-    def _surge(
+    def surge(
         self, generated_tokens_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]
     ) -> Utility:
         """Return the paper's curves of what is left to generate: threshold predicted, alpha and beta shared."""
