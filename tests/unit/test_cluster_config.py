@@ -286,3 +286,22 @@ def test_serve_accepts_the_service() -> None:
     )
     (application,) = schema.applications
     assert application.import_path == "clear_ray.serve:build_app"
+
+
+def test_the_guide_names_commands_options_and_files_that_exist() -> None:
+    from ray.scripts.scripts import cli
+
+    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = [line.partition("#")[0].partition(" -- ")[0].split() for line in blocks.splitlines()]
+    checked = []
+    for _, *words in (words for words in commands if words[:1] == ["ray"]):
+        command: Any = cli
+        while words and hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, command.name
+        checked.append(command.name)
+    assert {"up", "down", "dashboard", "submit", "stop"} <= set(checked)
+    named = re.findall(r"(?:deploy|jobs/configs|tests/unit|clear_ray)/[\w./-]+\.\w+|configs/\w+\.yaml", text)
+    assert not [name for name in named if not ((ROOT / name).exists() or (ROOT / "jobs" / name).exists())]
