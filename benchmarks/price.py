@@ -4,18 +4,24 @@ Prints one JSON line a figure. Every ratio compares two things measured in the s
 figure runs in a process of its own, so that its peak memory is its own. CPU seconds are the figure of merit, because
 the machine may be shared; wall seconds stand beside them.
 
-    python benchmarks/price.py                 all figures, some four minutes on two cores
+    python benchmarks/price.py                 all figures, some five minutes on two cores, kept in benchmarks/results/
     python benchmarks/price.py surge_1e6       one of them
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import platform
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,6 +193,45 @@ def sketched(make: Callable[[int], Utility]) -> dict[str, Any]:
     }
 
 
+def sketched_over_ray() -> dict[str, Any]:
+    """Ten million queries over Ray Data on this machine: what the driver holds, and what the two passes take."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+    import ray.data
+
+    from clear_ray.sketching import price_rows
+
+    queries, budget = 10**7, AVERAGE_TOKENS * 10**7
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400_000_000)
+    price_rows(ray.data.range(1000), surge_rows, budget_tokens=1000)  # Ray Data's own imports and threads
+    before = peak_bytes()
+    rows = ray.data.range(queries, override_num_blocks=40)
+    priced, cpu, wall = timed(lambda: price_rows(rows, surge_rows, budget_tokens=budget))
+    assert priced.queries == queries
+    grown = peak_bytes() - before
+    ray.shutdown()
+    return {
+        "driver_cpu_seconds": cpu,
+        "wall_seconds": wall,
+        "driver_peak_bytes_before": before,
+        "driver_growth_bytes": grown,
+        "slack_of_budget": priced.slack_tokens / budget,
+        "gap_of_value": priced.gap / priced.utility,
+        "wanted": "driver_growth_bytes <= 200e6",
+        "is_met": grown <= 200e6,
+    }
+
+
+def surge_rows(block: Any) -> Any:
+    """Curves that depend on the number of the query alone, so that rows need not be stored."""
+    from clear_ray.sketching import BlockCurves
+
+    index = block["id"].to_numpy()
+    uniform = [np.modf(index * step)[0] for step in (0.6180339887498949, 0.7548776662466927, 0.5698402909980532)]
+    columns = 500 * uniform[0], 0.5 + 1.5 * uniform[1], 0.002 + 0.008 * uniform[2]
+    return BlockCurves(index, ShiftedSurge(*columns), tie_break_N=index)
+
+
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -203,6 +248,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "allocate_tabulated_1e6": lambda: whole_allocation(tabulated),
     "sketch_surge": lambda: sketched(surge),
     "sketch_tabulated": lambda: sketched(tabulated),
+    "sketch_over_ray_1e7": sketched_over_ray,
 }
 
 
@@ -210,8 +256,33 @@ def main(names: list[str]) -> None:
     if len(names) == 1:
         print(json.dumps({"figure": names[0], **FIGURES[names[0]]()}), flush=True)
         return
-    for name in names or FIGURES:
-        subprocess.run([sys.executable, __file__, name], check=True)  # this file, by names from its own table
+    lines = []
+    for name in names or FIGURES:  # this file, by names from its own table
+        ran = subprocess.run([sys.executable, __file__, name], check=True, stdout=subprocess.PIPE, text=True)
+        lines.append(ran.stdout.splitlines()[-1])
+        print(lines[-1], flush=True)
+    now = datetime.now(UTC)
+    kept = Path(__file__).parent / "results" / f"price-{now:%Y-%m-%d}.json"
+    kept.parent.mkdir(exist_ok=True)
+    about = {
+        "command": " ".join(["python benchmarks/price.py", *names]),
+        "ended": now.isoformat(),
+        "machine": machine(),
+    }
+    kept.write_text(json.dumps({**about, "figures": [json.loads(line) for line in lines]}, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "processor": model[1] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("numpy", "scipy", "ray")},
+    }
 
 
 if __name__ == "__main__":

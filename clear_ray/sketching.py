@@ -3,7 +3,8 @@
     rows --each block--> sketch, kilobytes --merged on the way--> driver: price --> each block reads its caps off the price
 
 The driver sees one sketch a pass and never a query. Two passes over the rows find the price, a third grants; sums are
-whole numbers, so any number of blocks, in any order, gives the same bytes (method.md section 3).
+whole numbers, so any number of blocks, in any order, gives the same bytes (method.md section 3). Only `allocate_rows`
+brings the grants to the driver, some forty bytes a query; `grant_rows` leaves them where they are.
 
 Legend: N queries of a block.
 """
@@ -16,17 +17,22 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
 from ray.data.aggregate import AggregateFnV2
 from ray.data.block import BlockAccessor
 
-from clear_ray.allocation import DemandSketch, SketchPrice, Utility
+from clear_ray.allocation import Allocation, DemandSketch, SketchPrice, Utility
 from clear_ray.errors import PriceError
 
 SKETCH_ABOVE_QUERIES = 2_000_000
 """Larger batches are priced from sketches: below, one process prices all curves in seconds and loses no slack."""
 _SKETCH = "sketch"
+_GRANTS = pa.schema(
+    [("index", pa.int64()), ("tokens", pa.int64())]
+    + [(name, pa.float64()) for name in ("spend", "utility", "surplus", "reservation_price")]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,19 @@ class BlockCurves:
     tie_break_N: NDArray[np.float64] | NDArray[np.int64] | NDArray[np.uint64]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowAllocation:
+    """Grants of a dataset's rows, brought to the driver.
+
+    Attributes:
+        index_N: Number of each query in the batch, rising.
+        allocation: Their grants, in that order, as from `allocate`; the price and the bound are those of the sketch.
+    """
+
+    index_N: NDArray[np.int64]
+    allocation: Allocation
+
+
 CurvesOf = Callable[[pa.Table], BlockCurves]
 """Makes curves of a block of rows; it may leave rows out. Called three times a block, with the same answer each time."""
 
@@ -51,6 +70,32 @@ CurvesOf = Callable[[pa.Table], BlockCurves]
 def is_sketched(queries: int, setting: bool | None = None) -> bool:
     """Return whether a batch is priced from sketches: as the setting says, or by its size if it says nothing."""
     return queries > SKETCH_ABOVE_QUERIES if setting is None else setting
+
+
+def allocate_rows(
+    rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spread_unspent: bool = True
+) -> RowAllocation:
+    """Divide a budget among the rows of a dataset, with the arguments of `price_rows`: what `allocate` is to curves."""
+    price = price_rows(rows, curves_of, budget_tokens=budget_tokens, spread_unspent=spread_unspent)
+    blocks: list[pa.Table] = ray.get(grant_rows(rows, curves_of, price).to_arrow_refs())
+    granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
+    tokens_N, spend_N, utility_N = (granted[name].to_numpy() for name in ("tokens", "spend", "utility"))
+    worth = float(utility_N.sum())
+    allocation = Allocation(
+        tokens_N=tokens_N,
+        spend_N=spend_N,
+        utility_N=utility_N,
+        surplus_N=granted["surplus"].to_numpy(),
+        reservation_price_N=granted["reservation_price"].to_numpy(),
+        is_funded_N=tokens_N > 0,
+        budget_tokens=budget_tokens,
+        slack_tokens=max(budget_tokens - float(spend_N.sum()), 0.0),
+        shadow_price=price.shadow_price,
+        utility=worth,
+        dual_bound=price.dual_bound,
+        gap=max(price.dual_bound - worth, 0.0),
+    )
+    return RowAllocation(index_N=granted["index"].to_numpy(), allocation=allocation)
 
 
 def price_rows(rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spread_unspent: bool = True) -> SketchPrice:
@@ -97,7 +142,8 @@ def grant_rows(rows: Dataset, curves_of: CurvesOf, price: SketchPrice) -> Datase
         price: Their price.
 
     Returns:
-        Columns `index`, `tokens` (whole caps; 0 means abandoned), `spend`, `utility` and `surplus`, as in `Allocation`.
+        Columns `index`, `tokens` (whole caps; 0 means abandoned), `spend`, `utility`, `surplus` and
+        `reservation_price`, as in `Allocation`.
     """
     return rows.map_batches(partial(_granted, curves_of, price), batch_size=None, batch_format="pyarrow")
 
@@ -134,12 +180,6 @@ def _granted(curves_of: CurvesOf, price: SketchPrice, block: pa.Table) -> pa.Tab
     curves = curves_of(block)
     tokens_N = price.tokens(curves.utility, tie_break_N=curves.tie_break_N)
     spend_N, utility_N = curves.utility.spend(tokens_N), curves.utility.utility(tokens_N)
-    return pa.table(
-        {
-            "index": curves.index_N,
-            "tokens": tokens_N,
-            "spend": spend_N,
-            "utility": utility_N,
-            "surplus": utility_N - price.shadow_price * spend_N,
-        }
-    )
+    surplus_N = utility_N - price.shadow_price * spend_N
+    columns = (curves.index_N, tokens_N, spend_N, utility_N, surplus_N, curves.utility.reservation_price)
+    return pa.table([pa.array(column) for column in columns], schema=_GRANTS)

@@ -1,4 +1,16 @@
-"""Utility curves, the shadow price and the allocation: pure NumPy and SciPy."""
+"""Utility curves, the shadow price and the allocation: pure NumPy and SciPy.
+
+To be read in this order:
+
+    utility                           what a family of curves can answer
+    threshold_curve, surge, erlang    curves with a formula; lambert inverts their slopes
+    tabulated, envelope, grid         curves as points; columns checks what all are made of
+    price_grid, units                 prices and sums as whole numbers: why every order gives the same bits
+    demand, search, price             total demand, where it meets the budget, the certificate
+    allocate, ties, slack, spread     whole tokens for every query
+    frontier, groups, baselines       other budgets, several budgets, what an allocation must beat
+    sketch, sketch_price              the same price for a batch that no machine holds
+"""
 
 from clear_ray.allocation.allocate import Allocation, allocate
 from clear_ray.allocation.baselines import proportional, smallest_threshold, uniform

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import ray.data
 from ray.data import Dataset
 
 from clear_ray.allocation import DemandSketch, Tabulated, allocate
 from clear_ray.errors import PriceError
-from clear_ray.sketching import SKETCH_ABOVE_QUERIES, BlockCurves, grant_rows, is_sketched, price_rows, sketch_rows
+from clear_ray.sketching import SKETCH_ABOVE_QUERIES, BlockCurves, allocate_rows, is_sketched, price_rows, sketch_rows
 
 QUERIES, GRID = 5_000, [8, 32, 64, 128]
 BUDGET = 40 * QUERIES
@@ -50,30 +49,31 @@ def test_any_blocks_make_the_same_bytes(blocks: int) -> None:
     second = added.second_pass(budget_tokens=BUDGET)
     expected = second.add(WHOLE.utility, tie_break_N=WHOLE.tie_break_N)
     assert sketch_rows(rows, curves_of, second).to_bytes() == expected.to_bytes()
-    if blocks == 7:
-        assert price_rows(rows, curves_of, budget_tokens=BUDGET) == expected.price(budget_tokens=BUDGET)
 
 
 def test_blocks_read_their_caps_off_the_price() -> None:
     rows = dataset(5)
-    price = price_rows(rows, curves_of, budget_tokens=BUDGET)
-    blocks = ray.get(grant_rows(rows, curves_of, price).to_arrow_refs())
-    granted = pa.concat_tables([block for block in blocks if block.num_rows]).sort_by("index")
-    assert granted["index"].to_pylist() == list(range(QUERIES))
-    tokens_N = granted["tokens"].to_numpy()
+    found = allocate_rows(rows, curves_of, budget_tokens=BUDGET)
+    np.testing.assert_array_equal(found.index_N, np.arange(QUERIES))
+    first = DemandSketch.first_pass(budget_tokens=BUDGET).add(WHOLE.utility, tie_break_N=WHOLE.tie_break_N)
+    second = first.second_pass(budget_tokens=BUDGET).add(WHOLE.utility, tie_break_N=WHOLE.tie_break_N)
+    price = second.price(budget_tokens=BUDGET)
+    tokens_N = price.tokens(WHOLE.utility, tie_break_N=WHOLE.tie_break_N)
+    np.testing.assert_array_equal(found.allocation.tokens_N, tokens_N)
     assert 0.99 * BUDGET < tokens_N.sum() <= BUDGET
-    assert granted["spend"].to_numpy().sum() == pytest.approx(price.spend)
-    assert granted["utility"].to_numpy().sum() == pytest.approx(price.utility, rel=1e-4)
+    assert tokens_N.sum() == price.spend
+    assert found.allocation.shadow_price == price.shadow_price
     best = allocate(WHOLE.utility, budget_tokens=BUDGET)
     assert price.lower_price <= best.shadow_price <= price.shadow_price
-    assert granted["utility"].to_numpy().sum() >= 0.99 * best.utility
-    assert np.all(granted["surplus"].to_numpy() >= -1e-2 * price.shadow_price * BUDGET)
+    assert 0.999 * best.utility <= found.allocation.utility <= best.dual_bound
+    np.testing.assert_array_equal(found.allocation.reservation_price_N, best.reservation_price_N)
+    assert found.allocation.gap == pytest.approx(price.dual_bound - found.allocation.utility)
 
 
 def test_no_rows_have_price_zero() -> None:
     empty = ray.data.from_arrow([table_of(np.zeros(0, np.int64))])
-    price = price_rows(empty, curves_of, budget_tokens=10)
-    assert (price.queries, price.shadow_price, price.spend) == (0, 0.0, 0.0)
+    found = allocate_rows(empty, curves_of, budget_tokens=10)
+    assert (len(found.index_N), found.allocation.shadow_price, found.allocation.slack_tokens) == (0, 0.0, 10.0)
 
 
 def test_rows_that_change_between_passes_are_refused(tmp_path: object) -> None:

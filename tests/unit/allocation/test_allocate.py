@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, Utility, allocate, solve_shadow_price
+from clear_ray.allocation.ties import take_while_it_fits
 from clear_ray.errors import UtilityError
 from tests.unit.allocation.curves import PROPERTY, curves, steepest
 
@@ -126,6 +127,13 @@ def test_unspent_budget_is_spread_at_expected_spend() -> None:
     allocation = allocate(utility, budget_tokens=85)
     assert allocation.tokens_N.tolist() == [200, 200]
     assert allocation.slack_tokens == pytest.approx(0.0)
+
+
+def test_what_does_not_fit_is_passed_over() -> None:
+    """Tokens left by rounding differ in cost; one too dear for what remains does not stop those after it."""
+    cost = np.array([5.0, 9.0, 1.0, 4.0, 3.0])
+    assert take_while_it_fits(cost, available=9.0).tolist() == [True, False, True, False, True]
+    assert take_while_it_fits(cost, available=0.5).tolist() == [False] * 5
 
 
 def test_tie_break_must_have_one_entry_a_query() -> None:

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clear_ray.allocation import ShiftedSurge, Utility, allocate, proportional, smallest_threshold, uniform
+from clear_ray.allocation import (
+    ShiftedSurge,
+    Utility,
+    allocate,
+    proportional,
+    smallest_threshold,
+    solve_shadow_price,
+    uniform,
+)
 from tests.unit.allocation.curves import PROPERTY, curves
 
 
@@ -53,6 +61,21 @@ def test_shared_parameters_are_the_papers_own_policy() -> None:
     assert headroom.mean() <= indifferent(marginal) + (marginal + indifferent(marginal)) / funded.sum() + 1.0
     assert rule.utility == pytest.approx(best.utility, rel=0.02)
     assert rule.utility <= best.utility + 1e-9
+
+
+@pytest.mark.parametrize("marginal", [0, 7, 35])
+def test_the_margin_of_the_papers_policy(marginal: int) -> None:
+    """At the price where one query is indifferent, all before it have its headroom D: beta * D * (t + D) = t."""
+    threshold, beta = np.linspace(50.0, 400.0, 36), 0.005
+    utility = ShiftedSurge(threshold, 1.5, beta)
+    price = utility.reservation_price[marginal]
+    budget = float(utility.demand(price).sum()) - 1.0  # one token short of its entry
+    assert solve_shadow_price(utility, budget_tokens=budget).shadow_price == price
+    demand = utility.demand(price)
+    headroom = demand[: marginal + 1] - threshold[: marginal + 1]
+    np.testing.assert_allclose(headroom, headroom[marginal], rtol=1e-9)
+    assert beta * headroom[0] * (threshold[marginal] + headroom[0]) == pytest.approx(threshold[marginal], rel=1e-9)
+    assert np.all(demand[marginal + 1 :] == 0.0)
 
 
 def test_smallest_threshold_beats_uniform_when_scarce() -> None:
