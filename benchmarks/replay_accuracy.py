@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from clear_ray.calibrate import fit_recorded
-from clear_ray.config import RunConfig
 from clear_ray.estimation.head import load_head
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.pipeline import run
+from clear_ray.sweep.on_ray import RealRuns
 from clear_ray.sweep.policies import Contest, priced
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.rows import Judge, Row, table
@@ -60,39 +59,24 @@ def in_process(recording: Recording, head_dir: str) -> list[Row]:
     return rows
 
 
-def on_ray(recording: Recording, head_dir: str, budget: int, folder: Path, samples: int) -> dict[str, object]:
+def on_ray(recording: Recording, head_dir: str, budget: int, folder: Path, samples: int) -> list[Row]:
     """Run the first samples for real, and the same in this process."""
-    real = []
-    for sample in range(samples):
-        settings = {
-            "run_dir": str(folder / f"run-{sample}"),
-            "input": {"path": str(DATA / "queries.parquet")},
-            "budget": budget * len(recording),
-            "sample": sample,
-            "engine": {
-                "kind": "replay",
-                "rollouts": str(DATA / "rollouts.parquet"),
-                "features": str(DATA / "features.parquet"),
-                "max_batch": 64,
-            },
-            "estimate": {"head": head_dir},
-            "allocation": {"max_tokens": recording.cap_tokens},
-            "scoring": {"scorer": "clear_ray.tasks.recorded:score_recorded"},
-        }
-        report = run(None, RunConfig.parse(settings)).report
-        real.append({"correct": report.correct, "spent": report.spent_tokens, "rounds": len(report.rounds)})
-    held = contest(recording, head_dir)
-    simulated = []
-    for sample in range(samples):
-        outcome = held.run(
-            lambda key: priced(held.batch("competing_risks", key)),
-            budget_tokens=budget * len(recording),
-            samples=np.array([sample]),
-        )
-        simulated.append(
-            {"correct": outcome.right_N.sum(), "spent": outcome.spent_tokens_N.sum(), "rounds": outcome.rounds}
-        )
-    return {"figure": "replay_on_ray", "average_budget": budget, "on_ray": real, "in_process": simulated}
+    chosen = np.arange(samples)
+    real = RealRuns(
+        recording,
+        rollouts_path=str(DATA / "rollouts.parquet"),
+        features_path=str(DATA / "features.parquet"),
+        head=head_dir,
+        folder=str(folder / "runs"),
+    )
+    held, judge = contest(recording, head_dir), Judge(recording)
+    simulated = held.run(
+        lambda key: priced(held.batch("competing_risks", key)), budget * len(recording), samples=chosen
+    )
+    return [
+        judge.row("clear_ray, on Ray", budget, real.play("clear_ray", budget, samples=chosen.tolist())),
+        judge.row("clear_ray, in process", budget, simulated),
+    ]
 
 
 def main(arguments: list[str]) -> None:
@@ -101,9 +85,9 @@ def main(arguments: list[str]) -> None:
         head_dir = cross_fitted_head(Path(name))
         if arguments[:1] == ["--on-ray"]:
             samples = int(arguments[2]) if len(arguments) > 2 else 1
-            print(json.dumps(on_ray(recording, head_dir, int(arguments[1]), Path(name), samples)))
-            return
-        rows = in_process(recording, head_dir)
+            rows = on_ray(recording, head_dir, int(arguments[1]), Path(name), samples)
+        else:
+            rows = in_process(recording, head_dir)
     print(json.dumps({"figure": "replay_accuracy", "queries": len(recording), "rows": [asdict(row) for row in rows]}))
     print(table(rows))
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from clear_ray.errors import ConfigError
-from clear_ray.sweep.estimates import Training, estimate, training_apart, training_by_folds
+from clear_ray.estimation.head import save_head
+from clear_ray.sweep.estimates import Training, estimate, fit_for, training_apart, training_by_folds
 from clear_ray.sweep.figure import write_figure
+from clear_ray.sweep.on_ray import REAL_POLICIES, RealRuns
 from clear_ray.sweep.policies import NEEDED, POLICIES, Contest, mean_outcome
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.rows import DRAWS, Judge, Row, share_of_way, table
@@ -55,6 +57,7 @@ def sweep(
     budgets: Sequence[float] = BUDGETS,
     policies: Sequence[str] = POLICIES,
     seeds: int = 1,
+    on_ray: str | None = None,
 ) -> Sweep:
     """Replay recorded rollouts under every policy and budget, through the policy and ledger code of real runs.
 
@@ -66,6 +69,7 @@ def sweep(
         budgets: Average tokens a query.
         policies: Names out of `POLICIES`.
         seeds: How many fits and orders of breaking ties to average over.
+        on_ray: Folder for run folders: also run `clear_ray` and `uniform_refunds` on Ray, on as many samples as seeds.
 
     Raises:
         SchemaError: A file cannot be read, or training and evaluation overlap.
@@ -86,6 +90,8 @@ def sweep(
         for budget in budgets
         for policy in policies
     )
+    if on_ray is not None:
+        rows += _real_rows(recording, training, judge, rollouts_path, features_path, budgets, policies, seeds, on_ray)
     facts = {
         "rollouts": rollouts_path,
         "train": train,
@@ -101,6 +107,28 @@ def sweep(
 def _contest(recording: Recording, training: Training, policies: Sequence[str], seed: int) -> Contest:
     kinds = dict.fromkeys(["competing_risks", *(kind for policy in policies for kind in NEEDED.get(policy, ()))])
     return Contest(recording, estimate(recording, training, kinds=kinds, seed=seed), seed)
+
+
+def _real_rows(
+    recording: Recording,
+    training: Training,
+    judge: Judge,
+    rollouts_path: str,
+    features_path: str,
+    budgets: Sequence[float],
+    policies: Sequence[str],
+    seeds: int,
+    folder: str,
+) -> tuple[Row, ...]:
+    head_dir = str(Path(folder) / "head")
+    save_head(fit_for(recording, training, kind="competing_risks", seed=0), head_dir)
+    real = RealRuns(recording, rollouts_path=rollouts_path, features_path=features_path, head=head_dir, folder=folder)
+    return tuple(
+        judge.row(f"{policy}_on_ray", budget, real.play(policy, budget, samples=range(seeds)))
+        for budget in budgets
+        for policy in policies
+        if policy in REAL_POLICIES
+    )
 
 
 def _summary(rows: Sequence[Row], judge: Judge, recording: Recording) -> dict[str, Any]:

@@ -21,6 +21,9 @@ def sweep(
     budgets: Annotated[str, typer.Option("--budgets", help="Average tokens a query, with commas.")] = _DEFAULT_BUDGETS,
     policies: Annotated[str, typer.Option("--policies", help="Names with commas, or `all`.")] = "all",
     seeds: Annotated[int, typer.Option("--seeds", help="Fits and orders of breaking ties to average over.")] = 1,
+    on_ray: Annotated[
+        bool, typer.Option("--on-ray", help="Also run clear_ray and uniform_refunds on Ray, one run a seed: slow.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
 ) -> None:
     """Replay recorded rollouts under every policy over a range of budgets; nothing is generated."""
@@ -37,6 +40,7 @@ def sweep(
         budgets=_numbers(budgets),
         policies=POLICIES if policies == "all" else _words(policies),
         seeds=seeds,
+        on_ray=f"{output}/runs" if on_ray else None,
     )
     found.write(output)
     if as_json:

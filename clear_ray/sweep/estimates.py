@@ -21,6 +21,7 @@ from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.diagnostics import prior_incidence
 from clear_ray.estimation.fit import fit_head
+from clear_ray.estimation.head import Head
 from clear_ray.estimation.observations import Counts, count
 from clear_ray.sweep.recording import Recording, read_recording, read_table
 
@@ -96,17 +97,21 @@ def estimate(recording: Recording, training: Training, *, kinds: Iterable[str], 
         if kind == "task_prior":
             curves[kind] = _task_curves(recording, training)
             continue
-        head = fit_head(
-            training.rollouts,
-            training.features,
-            kind=kind,
-            seed=seed,
-            folds=training.folds,
-            cap_tokens=recording.cap_tokens,
-            diagnostic_folds=0,
-        )
-        curves[kind] = head.curves(*known)
+        curves[kind] = fit_for(recording, training, kind=kind, seed=seed).curves(*known)
     return curves
+
+
+def fit_for(recording: Recording, training: Training, *, kind: str, seed: int) -> Head:
+    """Return a head that has seen none of the queries it will be asked about; cross-fitted if it was trained by folds."""
+    return fit_head(
+        training.rollouts,
+        training.features,
+        kind=kind,
+        seed=seed,
+        folds=training.folds,
+        cap_tokens=recording.cap_tokens,
+        diagnostic_folds=0,
+    )
 
 
 def _task_curves(recording: Recording, training: Training) -> Curves:
