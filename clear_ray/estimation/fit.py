@@ -14,6 +14,7 @@ from clear_ray.estimation.competing_risks import fit_competing_risks
 from clear_ray.estimation.cross_fitted import CrossFittedHead
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.diagnostics import diagnose
+from clear_ray.estimation.encoder import encoded_features, with_encoder
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.estimation.observations import (
     Rollouts,
@@ -44,6 +45,7 @@ def fit_head(
     cap_tokens: int | None = None,
     created_by: str = "",
     diagnostic_folds: int = 5,
+    encoder: str | None = None,
 ) -> Head:
     """Fit a head on rollouts of queries with known answers.
 
@@ -60,6 +62,7 @@ def fit_head(
         cap_tokens: Last point of the token grid; None: the largest `max_tokens`, or else the longest rollout.
         created_by: Command to name in the card.
         diagnostic_folds: Folds of the held-out diagnostics in the card of a plain head; 0: none.
+        encoder: Local folder of an encoder whose states to fit on, in place of the hidden states in `features`.
 
     Raises:
         SchemaError: A column or a query's features are missing.
@@ -86,6 +89,21 @@ def fit_head(
         tokens_K=tuple(token_grid(cap_tokens).tolist()),
         created_by=created_by,
     )
+    if encoder is not None:
+        features = encoded_features(features, observed.prompts, encoder=encoder)
+    head = _fit_and_diagnose(card, observed, features, folds=folds, seed=seed, diagnostic_folds=diagnostic_folds)
+    return head if encoder is None else with_encoder(head, encoder=encoder)
+
+
+def _fit_and_diagnose(
+    card: HeadCard,
+    observed: Rollouts,
+    features: Features,
+    *,
+    folds: Mapping[str, int] | None,
+    seed: int,
+    diagnostic_folds: int,
+) -> Head:
     if folds is not None:
         return _cross_fit(card, observed, features, folds=folds, seed=seed)
     head = _fit(card, observed, features, seed=seed)

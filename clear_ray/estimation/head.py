@@ -33,6 +33,7 @@ _KINDS = {
     "competing_risks": ("clear_ray.estimation.competing_risks", "CompetingRisksHead"),
     "regressed_threshold": ("clear_ray.estimation.parametric", "RegressedThresholdHead"),
     "shifted_erlang": ("clear_ray.estimation.parametric", "ShiftedErlangHead"),
+    "encoded": ("clear_ray.estimation.encoder", "EncodedHead"),
     "cross_fitted": ("clear_ray.estimation.cross_fitted", "CrossFittedHead"),
 }
 
