@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.records import estimate_schema
+from clear_ray.stages.roster import Roster
 
 _MOST_TRIES = 3
 CARRIED = ("index", "query_id", "task", "weight", "max_tokens")
 
 
 class Probe:
-    """Callable for `map_batches`: one call, one prefill on one of the workers in turn.
+    """Callable for `map_batches`: one call, one prefill on the least busy worker.
 
     Args:
         workers: Handles of `EngineWorker` actors.
@@ -27,18 +28,16 @@ class Probe:
     """
 
     def __init__(self, workers: Sequence[Any], is_worker_death: Callable[[BaseException], bool]) -> None:
-        self._workers = workers
+        self._roster = Roster(workers, is_worker_death)
         self._is_worker_death = is_worker_death
-        self._calls = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Yield the estimates of one batch of queries."""
         query_ids, prompts = batch["query_id"].to_pylist(), prompts_of(batch)
         for tries in range(1, _MOST_TRIES + 1):
-            worker = self._workers[self._calls % len(self._workers)]
-            self._calls += 1
             try:
-                columns = await worker.probe.remote(query_ids, prompts)
+                async with self._roster.worker() as worker:
+                    columns = await worker.probe.remote(query_ids, prompts)
                 break
             except Exception as error:
                 if tries == _MOST_TRIES or not self._is_worker_death(error):

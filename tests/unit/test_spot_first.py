@@ -3,8 +3,6 @@
 from typing import Any
 
 import pytest
-
-pytest.importorskip("boto3")  # of the `aws` extra
 from botocore.stub import Stubber
 from ray.autoscaler._private.providers import _NODE_PROVIDERS
 from ray.autoscaler.node_launch_exception import NodeLaunchException

@@ -1,0 +1,139 @@
+"""A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
+
+A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME) or `node` (the node that
+holds an engine is lost, and another joins). Prints the report as JSON when the run survives it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from clear_ray import pipeline
+from clear_ray.config import RunConfig
+from clear_ray.pipeline import run
+
+POINTS = (
+    "after probe",
+    "after price",
+    "after reserve",
+    "after settle before commit",
+    "mid-generation",
+    "while writing output",
+    "before the summary",
+)
+_PATIENCE_SECONDS = 240
+
+
+def die() -> None:
+    """End this driver and everything that it started, as a lost machine would."""
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def wait_until(is_so: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if is_so():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def die_at(point: str, run_dir: Path) -> None:
+    """Arrange for the driver to die at a point of the run."""
+    if point == "after probe":
+        die_after("_probe")
+    elif point == "after price":
+        die_after("write_grants")
+    elif point == "before the summary":
+        die_after("write_page")
+    else:
+        met: dict[str, Callable[[], bool]] = {
+            "after reserve": lambda: count(run_dir, b'"reserve"') >= 1,
+            "after settle before commit": lambda: count(run_dir, b'"settle"') >= 1 and not written(run_dir),
+            "mid-generation": lambda: written(run_dir) >= 3,
+            "while writing output": lambda: (run_dir / "completions.partial").exists(),
+        }
+        threading.Thread(target=lambda: wait_until(met[point]) and die(), daemon=True).start()
+
+
+def die_after(name: str) -> None:
+    step = getattr(pipeline, name)
+
+    def last_step(*arguments: Any, **settings: Any) -> None:
+        step(*arguments, **settings)
+        die()
+
+    setattr(pipeline, name, last_step)
+
+
+def count(run_dir: Path, what: bytes) -> int:
+    journal = run_dir / "journal.jsonl"
+    return journal.read_bytes().count(what) if journal.exists() else 0
+
+
+def written(run_dir: Path) -> int:
+    return len(list((run_dir / "rounds").rglob("*.parquet")))
+
+
+def kill_actor(name: str, run_dir: Path) -> None:
+    """Kill, among the processes that this one started, the actor whose title holds `name`, once answers are coming."""
+    wait_until(lambda: count(run_dir, b'"settle"') >= 5)
+
+    def victim() -> psutil.Process | None:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()):
+                    return process
+            except psutil.Error:
+                continue
+        return None
+
+    wait_until(lambda: victim() is not None)
+    if found := victim():
+        found.kill()
+        print(json.dumps({"killed": name, "pid": found.pid}), file=sys.stderr, flush=True)
+
+
+def lose_node(cluster: Any, node: Any, run_dir: Path) -> None:
+    wait_until(lambda: count(run_dir, b'"settle"') >= 5)
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    print(json.dumps({"killed": "node"}), file=sys.stderr, flush=True)
+
+
+def main(config_path: str, *faults: str) -> None:
+    config = RunConfig.load(config_path)
+    run_dir = Path(config.run_dir)
+    if "node" in faults:
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+        nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        threading.Thread(target=lose_node, args=(cluster, nodes[0], run_dir), daemon=True).start()
+    for fault in faults:
+        kind, _, what = fault.partition(":")
+        if kind == "driver":
+            die_at(what, run_dir)
+        elif kind == "kill":
+            threading.Thread(target=kill_actor, args=(what, run_dir), daemon=True).start()
+    report = run(None, config).report
+    print(report.model_dump_json())
+    ray.shutdown()
+    if "node" in faults:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

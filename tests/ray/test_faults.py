@@ -1,0 +1,97 @@
+"""Whatever dies and whenever: no overspending, no lost row, no double charge (docs/reliability.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clear_ray.pipeline import RunResult
+from clear_ray.report.summary import RunReport
+from tests.ray.faulty_run import POINTS
+from tests.ray.test_run import check_account
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
+
+
+@pytest.fixture
+def config(replay_settings: dict[str, Any], tmp_path: Path) -> Path:
+    settings = replay_settings | {"budget": 48 * 199, "dispatch": {"rows_per_file": 1}}
+    settings["engine"] = settings["engine"] | {"tokens_per_second": 100.0, "max_batch": 8}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(config: Path, *faults: str) -> subprocess.CompletedProcess[str]:
+    """Run with faults in a process group of its own, and leave nothing of it behind."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.ray.faulty_run", str(config), *faults],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | {"RAY_AUTH_MODE": "disabled"},
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=500)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def checked(ended: subprocess.CompletedProcess[str], config: Path) -> RunReport:
+    assert ended.returncode == 0, ended.stderr[-3_000:]
+    report = RunReport.model_validate_json(ended.stdout.splitlines()[-1])
+    check_account(RunResult(report, yaml.safe_load(config.read_text())["run_dir"]))
+    print(json.dumps({"spent": report.spent_tokens, "wasted": report.wasted_tokens, "seconds": report.seconds}))
+    return report
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_driver_may_die_anywhere(config: Path, point: str) -> None:
+    assert start(config, f"driver:{point}").returncode == -signal.SIGKILL, "it was to die"
+    run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
+    prices = {path.name: path.read_bytes() for path in run_dir.glob("grants/*.parquet")}
+    report = checked(start(config), config)
+    assert all((run_dir / "grants" / name).read_bytes() == grants for name, grants in prices.items())
+    if point in ("after probe", "after price", "while writing output", "before the summary"):
+        assert report.wasted_tokens == 0, "nothing was running"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ("kill:EngineWorker",),
+        ("kill:Generate",),
+        ("kill:MarketActor",),
+        ("kill:EngineWorker", "kill:Generate"),
+        ("kill:MarketActor", "kill:EngineWorker"),
+    ],
+    ids="+".join,
+)
+def test_an_actor_may_be_killed(config: Path, faults: tuple[str, ...]) -> None:
+    ended = start(config, *faults)
+    report = checked(ended, config)
+    assert ended.stderr.count('"killed"') == len(faults)
+    assert report.failed == 0
+
+
+def test_a_node_may_be_lost(config: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["engine"] |= {"workers": 2, "num_gpus": 1}
+    config.write_text(yaml.safe_dump(settings))
+    ended = start(config, "node")
+    report = checked(ended, config)
+    assert '"killed"' in ended.stderr
+    assert report.wasted_tokens > 0
+    assert report.failed == 0
