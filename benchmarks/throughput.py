@@ -1,0 +1,224 @@
+"""What does continuous batching buy over padded `generate`, and what does the probe cost beside the generation?
+
+Prints one JSON line. Every ratio compares two things measured in the same process, one after the other, on the embedded
+model or on `--model`, with the demo's kinds of prompts. CPU seconds are the figure of merit on a machine that may be
+shared; wall seconds stand beside them, and are the ones that mean something on a GPU.
+
+    python benchmarks/throughput.py                   about 5 minutes on one of two shared cores
+    python benchmarks/throughput.py --device cuda --dtype bfloat16 --queries 1024 --batch 128 --padded-batches 4
+
+What is in the line:
+    slots       the engine's own continuous batch on heavy-tailed grants (mean 96, most 512), longest first; no answer
+                stops by itself, so that all ways do the same useful work
+    padded      transformers' `generate` on the first batches in order of arrival, each until its longest grant is used up
+    steps       how many passes each way needs for all grants: counted, not measured
+    over_padded seconds that padded takes for all grants over those of slots: the measured seconds of a step times all
+                steps; also with the grants sorted beforehand
+    probe       a prefill of every prompt, over the generation under `slots`; also for prompts that share nothing but the
+                chat template, at the same grants
+    idle        share of all steps that come after the queue is empty, for longest grants first and for order of arrival,
+                over many queries; counted, not measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from clear_ray.config import RunConfig
+from clear_ray.engine import Grant, Prompt, TransformersEngine
+from clear_ray.engine.base import read_prompt
+from clear_ray.engine.batch import Answer
+from clear_ray.engine.slots import SlotBatch
+from clear_ray.engine.smollm2 import EMBEDDED_MODEL
+from clear_ray.tasks import generate_queries
+
+WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]
+WAYS = ("padded", "padded_sorted")
+MEAN_TOKENS, MOST_TOKENS = 96, 512
+PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
+DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
+
+
+class Seconds(NamedTuple):
+    """Of the processor and of the clock on the wall."""
+
+    cpu: float
+    wall: float
+
+
+def heavy_tailed_grants(queries: int) -> list[int]:
+    """Return log-normal lengths, cut at the most and scaled to the mean, with the most among them."""
+    drawn = np.random.default_rng(7).lognormal(0.0, 1.1, queries)
+    scale = 1.0
+    for _ in range(200):
+        lengths = np.clip(drawn * scale, 1, MOST_TOKENS)
+        scale *= MEAN_TOKENS / lengths.mean()
+    whole = np.maximum(1, np.round(lengths)).astype(int)
+    whole[int(np.argmax(whole))] = MOST_TOKENS
+    return [int(tokens) for tokens in whole]
+
+
+def timed(model: Any, action: Callable[[], Any]) -> tuple[Any, Seconds]:
+    """Return the result of an action and the seconds it took."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = action()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def run_slots(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], batch_size: int) -> tuple[int, int]:
+    """Run the grants through a slot batch; return the tokens generated and the steps taken."""
+    kind = model.device.type
+    batch = SlotBatch(
+        model,
+        max_batch=batch_size,
+        cache_tokens=batch_size * (max(map(len, inputs)) + MOST_TOKENS),
+        prefill_tokens=PREFILL_TOKENS[kind],
+        end_token_ids=frozenset(),
+        temperature=0.0,
+        top_p=1.0,
+    )
+    for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
+        batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
+    generated = steps = 0
+    while not batch.is_idle:
+        ended = batch.step()
+        generated += sum(len(answer.generated) for answer in ended)
+        steps += 1
+    return generated, steps
+
+
+@torch.inference_mode()
+def run_padded(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], batch_size: int) -> int:
+    """Run padded `generate` a batch at a time, each to its longest grant; return the useful tokens."""
+    for start in range(0, len(inputs), batch_size):
+        rows = inputs[start : start + batch_size]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+        most = max(grants[start : start + batch_size])
+        model.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    return sum(grants)
+
+
+def plain_prompts(queries: int) -> list[str]:
+    """Return prompts that share nothing but what the chat template puts around them."""
+    rng = np.random.default_rng(3)
+    return [" ".join(rng.choice(WORDS, size=int(rng.integers(8, 40)))) + "?" for _ in range(queries)]
+
+
+def demo_prompts(queries: int) -> list[Prompt]:
+    """Return prompts of the demo's kinds, one kind after the other in turn."""
+    sources = RunConfig.load(DEMO).input.tasks
+    each = -(-queries // len(sources))
+    rows = list(generate_queries([source.model_copy(update={"count": each}) for source in sources]))
+    mixed = [rows[kind * each + k] for k in range(each) for kind in range(len(sources))]
+    return [read_prompt(row["prompt"] or row["messages"], is_conversation=not row["prompt"]) for row in mixed][:queries]
+
+
+def schedule_steps(grants: Sequence[int], slots: int) -> tuple[int, int]:
+    """Return how many steps the grants take in this order, and how many of them after the queue is empty."""
+    ends = [0] * slots
+    heapq.heapify(ends)
+    for tokens in grants:
+        heapq.heappush(ends, heapq.heappop(ends) + tokens)
+    return max(ends), max(ends) - min(ends)
+
+
+def idle(queries: int, slots: int) -> dict[str, Any]:
+    grants = heavy_tailed_grants(queries)
+    orders = {"longest_first": sorted(grants, reverse=True), "arrival": grants}
+    steps = {name: schedule_steps(ordered, slots) for name, ordered in orders.items()}
+    return {"queries": queries, **{name: round(tail / whole, 4) for name, (whole, tail) in steps.items()}}
+
+
+def padded_steps(grants: Sequence[int], rows: int) -> int:
+    return sum(max(grants[start : start + rows]) for start in range(0, len(grants), rows))
+
+
+def per_second(tokens: int, seconds: Seconds) -> dict[str, float]:
+    return {"cpu": round(tokens / seconds.cpu, 1), "wall": round(tokens / seconds.wall, 1)}
+
+
+def ratios(slots: Seconds, padded: Seconds, times: float) -> dict[str, float]:
+    return {"cpu": round(times * padded.cpu / slots.cpu, 2), "wall": round(times * padded.wall / slots.wall, 2)}
+
+
+def measure(engine: TransformersEngine, options: argparse.Namespace) -> dict[str, Any]:
+    model, grants, rows = engine._model, heavy_tailed_grants(options.queries), options.batch
+    prompts, plain = demo_prompts(options.queries), plain_prompts(options.queries // 4)
+    inputs = engine._rendering.token_ids(prompts)
+    longest_first = sorted(range(len(grants)), key=lambda i: -grants[i])
+    ordered = [grants[i] for i in longest_first]
+    engine.prefill(["warm"], ["up"])
+    (useful, slot_steps), slots = timed(
+        model, lambda: run_slots(model, [inputs[i] for i in longest_first], ordered, rows)
+    )
+    few = rows * options.padded_batches
+    padded_useful, padded = timed(model, lambda: run_padded(model, inputs[:few], grants[:few], rows))
+    _, probe = timed(model, lambda: engine.prefill([str(i) for i in range(len(prompts))], prompts))
+    _, plain_probe = timed(model, lambda: engine.prefill([str(i) for i in range(len(plain))], plain))
+    steps = {
+        "slots": slot_steps,
+        "padded": padded_steps(grants, rows),
+        "padded_sorted": padded_steps(ordered, rows),
+        "padded_measured": padded_steps(grants[:few], rows),
+    }
+    scale = len(prompts) / len(plain)
+    return {
+        "useful_tokens": useful,
+        "tokens_per_second": {"slots": per_second(useful, slots), "padded": per_second(padded_useful, padded)},
+        "steps": steps,
+        **{f"over_{way}": ratios(slots, padded, steps[way] / steps["padded_measured"]) for way in WAYS},
+        "probe_over_generation": {
+            "demo_prompts": round(probe.cpu / slots.cpu, 4),
+            "plain_prompts": round(scale * plain_probe.cpu / slots.cpu, 4),
+        },
+        "mean_prompt_tokens": {
+            "demo_prompts": round(sum(map(len, inputs)) / len(inputs), 1),
+            "plain_prompts": round(sum(engine.prompt_tokens(plain)) / len(plain), 1),
+        },
+        "idle": idle(max(2000, options.queries), rows),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--queries", type=int, default=96)
+    parser.add_argument("--padded-batches", type=int, default=1)
+    options = parser.parse_args()
+    engine = TransformersEngine(options.model, device=options.device, dtype=options.dtype, threads=options.threads)
+    is_cuda = engine._model.device.type == "cuda"
+    machine = {
+        "device": torch.cuda.get_device_name() if is_cuda else platform.machine(),
+        "dtype": str(engine._model.dtype).removeprefix("torch."),
+        **{name: getattr(options, name) for name in ("threads", "batch", "queries")},
+        "load": round(os.getloadavg()[0], 1),
+    }
+    try:
+        print(json.dumps({**machine, **measure(engine, options)}))
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()
