@@ -58,6 +58,7 @@ def calibrate(
     samples: int = 4,
     kind: str = "competing_risks",
     created_by: str = "",
+    encoder: str | None = None,
     display: Display | None = None,
 ) -> Calibration:
     """Sample rollouts of a model, fit a head on them and save it.
@@ -68,6 +69,7 @@ def calibrate(
         samples: Answers to each query; 1 is enough for greedy decoding, which would repeat itself.
         kind: Which model of curves; see `estimation.fit`.
         created_by: Command to name in the head's card.
+        encoder: Local folder of an encoder to read the questions with, in place of the model's hidden states.
         display: Told of the progress of each sample's run.
 
     Raises:
@@ -92,6 +94,7 @@ def calibrate(
         model_fingerprint=model.fingerprint,
         cap_tokens=config.allocation.max_tokens,
         created_by=created_by,
+        encoder=encoder,
     )
     save_head(head, head_dir)
     return Calibration(
@@ -113,6 +116,7 @@ def fit_recorded(
     seed: int = 0,
     model_fingerprint: str = "",
     created_by: str = "",
+    encoder: str | None = None,
 ) -> Calibration:
     """Fit a head on rollouts that exist already, and save it; needs no cluster.
 
@@ -126,6 +130,7 @@ def fit_recorded(
         seed: Of the fit.
         model_fingerprint: Of the model that the rollouts come from; empty fits any.
         created_by: Command to name in the head's card.
+        encoder: Local folder of an encoder to read the questions with, in place of the recorded hidden states.
 
     Raises:
         SchemaError: A column or a query's features are missing.
@@ -146,6 +151,7 @@ def fit_recorded(
         model_name=", ".join(sorted(names)),
         model_fingerprint=model_fingerprint,
         created_by=created_by,
+        encoder=encoder,
     )
     save_head(head, head_dir)
     return Calibration(
