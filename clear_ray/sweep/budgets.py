@@ -96,6 +96,7 @@ def sweep(
         "rollouts": rollouts_path,
         "train": train,
         "folds": folds_path,
+        "queries_adjusted": training.adjusted,
         "queries": len(recording),
         "samples": recording.samples,
         "seeds": seeds,

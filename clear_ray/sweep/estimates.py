@@ -35,51 +35,62 @@ class Training:
         features: Probe features as a table.
         recording: The same rollouts.
         folds: Query id to fold, if the evaluated queries are among them; None if they are other queries.
+        adjusted: Queries left out of training, or moved to another fold, because their prompt is evaluated too.
     """
 
     rollouts: pa.Table
     features: pa.Table
     recording: Recording
     folds: Mapping[str, int] | None
+    adjusted: int = 0
 
 
 def training_apart(recording: Recording, *, train: str) -> Training:
     """Return other rollouts to train on: a folder with `rollouts.parquet` and `features.parquet`.
 
+    Small tasks repeat themselves under other seeds: a training query with a prompt that is evaluated is left out.
+
     Raises:
-        SchemaError: A query or prompt is in both, or a file cannot be read.
+        SchemaError: A query is in both, nothing is left to train on, or a file cannot be read.
     """
     paths = str(Path(train) / "rollouts.parquet"), str(Path(train) / "features.parquet")
     other = read_recording(*paths)
-    for name in ("query_ids", "prompts"):
-        shared = set(getattr(other.rollouts, name)) & set(getattr(recording.rollouts, name))
-        if shared:
-            raise SchemaError(
-                f"{len(shared)} {name.replace('_', ' ')} are in training and evaluation", train, min(shared)[:80]
-            )
-    return Training(read_table(paths[0]), read_table(paths[1]), other, None)
+    shared = set(other.rollouts.query_ids) & set(recording.rollouts.query_ids)
+    if shared:
+        raise SchemaError(f"{len(shared)} queries are in training and evaluation", train, min(shared))
+    evaluated = set(recording.rollouts.prompts)
+    is_apart_N = np.array([prompt not in evaluated for prompt in other.rollouts.prompts])
+    if not is_apart_N.any():
+        raise SchemaError("every prompt of the training rollouts is evaluated", train)
+    rollouts = read_table(paths[0])
+    kept = set(np.asarray(other.rollouts.query_ids)[is_apart_N].tolist())
+    rollouts = rollouts.filter(pa.array([query_id in kept for query_id in rollouts["query_id"].to_pylist()]))
+    return Training(rollouts, read_table(paths[1]), other.take(is_apart_N), None, int((~is_apart_N).sum()))
 
 
 def training_by_folds(recording: Recording, *, rollouts_path: str, features_path: str, folds_path: str) -> Training:
     """Return the evaluated rollouts themselves, to be fitted fold by fold; the file's `fold` maps query ids to folds.
 
+    Queries with the same prompt all go into the fold of the first of them.
+
     Raises:
         ConfigError: The file cannot be read.
-        SchemaError: A query has no fold, there is only one fold, or a prompt is in two folds.
+        SchemaError: A query has no fold, or there is only one fold.
     """
     try:
-        folds: dict[str, int] = json.loads(Path(folds_path).read_text(encoding="utf-8"))["fold"]
+        given: dict[str, int] = json.loads(Path(folds_path).read_text(encoding="utf-8"))["fold"]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the folds cannot be read: {error!r}", "folds", folds_path) from error
     fold_of_prompt: dict[str, int] = {}
+    folds: dict[str, int] = {}
     for query_id, prompt in zip(recording.rollouts.query_ids, recording.rollouts.prompts, strict=True):
-        if query_id not in folds:
+        if query_id not in given:
             raise SchemaError("a query has no fold", folds_path, query_id)
-        if fold_of_prompt.setdefault(prompt, folds[query_id]) != folds[query_id]:
-            raise SchemaError("a prompt is in two folds", folds_path, query_id, "Put equal prompts into one fold.")
+        folds[query_id] = fold_of_prompt.setdefault(prompt, given[query_id])
     if len(set(fold_of_prompt.values())) < 2:
         raise SchemaError("cross-fitting needs at least two folds", folds_path)
-    return Training(read_table(rollouts_path), read_table(features_path), recording, folds)
+    moved = sum(fold != given[query_id] for query_id, fold in folds.items())
+    return Training(read_table(rollouts_path), read_table(features_path), recording, folds, moved)
 
 
 def estimate(recording: Recording, training: Training, *, kinds: Iterable[str], seed: int) -> dict[str, Curves]:

@@ -5,7 +5,7 @@ Shapes: N queries, S samples of each, T ceilings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from clear_ray.engine.base import Features
 from clear_ray.errors import SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
-from clear_ray.estimation.observations import Rollouts, features_from_table, rollouts_from_table
+from clear_ray.estimation.observations import Rollouts, features_from_table, rollouts_from_table, take_features
+
+_COLUMNS = ("length_NS", "is_stopped_NS", "is_right_NS", "task_N")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,12 @@ class Recording:
     def samples(self) -> int:
         """Return S."""
         return int(self.length_NS.shape[1])
+
+    def take(self, is_wanted_N: NDArray[np.bool_]) -> Recording:
+        """Return the recording of some queries."""
+        columns = {name: getattr(self, name)[is_wanted_N] for name in _COLUMNS}
+        features, rollouts = take_features(self.features, is_wanted_N), self.rollouts.take(is_wanted_N)
+        return replace(self, rollouts=rollouts, features=features, **columns)
 
     def spend_NST(self, ceilings_T: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what each rollout spends under each ceiling."""

@@ -16,7 +16,7 @@ from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.sweep.budgets import sweep
-from clear_ray.sweep.estimates import estimate, training_by_folds
+from clear_ray.sweep.estimates import estimate, training_apart, training_by_folds
 from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings, priced
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Dispatched, Replayed, replay_run
@@ -186,32 +186,48 @@ def test_heads_may_be_fitted_on_other_rollouts(drawn: Path, tmp_path: Path) -> N
     assert all(row.accuracy > 0 for row in found.rows)
 
 
+def renamed(folder: Path, *, keep: int) -> Path:
+    """Give every query another name, and all but the first `keep` prompts another prompt."""
+    for name in ("rollouts", "features"):
+        rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
+        for row in rows:
+            if "prompt" in row and int(row["query_id"][1:]) >= keep:
+                row["prompt"] = "new " + row["prompt"]
+            row["query_id"] = "new " + row["query_id"]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return folder
+
+
 def test_training_and_evaluation_never_overlap(drawn: Path, tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match="24 query ids are in training and evaluation"):
+    with pytest.raises(SchemaError, match="24 queries are in training and evaluation"):
         sweep(*paths(drawn), train=str(drawn), budgets=(20,))
-    same_prompts = write(tmp_path / "same", prefix="")
-    table = pq.read_table(same_prompts / "rollouts.parquet")
-    renamed = pa.array([f"new {name}" for name in table["query_id"].to_pylist()])
-    pq.write_table(table.set_column(0, "query_id", renamed), same_prompts / "rollouts.parquet")
-    features = pq.read_table(same_prompts / "features.parquet")
-    renamed = pa.array([f"new {name}" for name in features["query_id"].to_pylist()])
-    pq.write_table(features.set_column(0, "query_id", renamed), same_prompts / "features.parquet")
-    with pytest.raises(SchemaError, match="prompts are in training and evaluation"):
-        sweep(*paths(drawn), train=str(same_prompts), budgets=(20,))
+    evaluated = read_recording(*paths(drawn))
+    partly = training_apart(evaluated, train=str(renamed(write(tmp_path / "partly"), keep=5)))
+    assert partly.adjusted == 5
+    assert not set(partly.rollouts["prompt"].to_pylist()) & set(evaluated.rollouts.prompts)
+    assert set(partly.recording.rollouts.query_ids) == set(partly.rollouts["query_id"].to_pylist())
+    with pytest.raises(SchemaError, match="every prompt of the training rollouts is evaluated"):
+        training_apart(evaluated, train=str(renamed(write(tmp_path / "all"), keep=24)))
     for folds, message in (({"q0": 0}, "has no fold"), ({f"q{n}": 0 for n in range(24)}, "at least two folds")):
         (tmp_path / "folds.json").write_text(json.dumps({"fold": folds}))
         with pytest.raises(SchemaError, match=message):
             sweep(*paths(drawn), folds_path=str(tmp_path / "folds.json"), budgets=(20,))
 
 
-def test_a_prompt_must_not_be_in_two_folds(tmp_path: Path) -> None:
+def test_equal_prompts_share_a_fold(tmp_path: Path) -> None:
     folder = write(tmp_path / "twins")
     rows = pq.read_table(folder / "rollouts.parquet").to_pylist()
     for row in rows:
         row["prompt"] = "What is it?" if row["query_id"] in ("q0", "q1") else row["prompt"]
     pq.write_table(pa.Table.from_pylist(rows), folder / "rollouts.parquet")
-    with pytest.raises(SchemaError, match="a prompt is in two folds"):
-        sweep(*paths(folder), folds_path=str(folder / "split.json"), budgets=(20,))
+    rollouts_path, features_path = paths(folder)
+    recording = read_recording(rollouts_path, features_path)
+    training = training_by_folds(
+        recording, rollouts_path=rollouts_path, features_path=features_path, folds_path=str(folder / "split.json")
+    )
+    assert training.folds is not None
+    assert training.folds["q0"] == training.folds["q1"]
+    assert training.adjusted == 1
 
 
 def test_bad_sweeps_are_refused(drawn: Path, tmp_path: Path) -> None:
