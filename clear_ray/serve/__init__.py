@@ -1,0 +1,1 @@
+"""clear_ray behind HTTP: an OpenAI-compatible Ray Serve application that sells a token budget per second at a price."""
