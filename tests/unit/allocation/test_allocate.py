@@ -100,6 +100,13 @@ def test_slack_becomes_headroom_of_the_funded() -> None:
     assert allocation.shadow_price < utility.reservation_price[0]
 
 
+def test_slack_is_shared_by_the_funded() -> None:
+    """At the price of the large query the three want 814 of 840 tokens; the rest is headroom of all, not of one."""
+    utility = ShiftedSurge(np.array([100.0, 100.0, 100.0, 1000.0]))
+    assert 20 < solve_shadow_price(utility, budget_tokens=840).slack < 40
+    assert allocate(utility, budget_tokens=840).tokens_N.tolist() == [280, 280, 280, 0]
+
+
 def test_slack_goes_to_further_queries_that_fit() -> None:
     """The second query is too large for what the first leaves; the third is worse but fits."""
     utility = Tabulated([10, 90, 100], [[0.5, 0.5, 0.5], [0.0, 0.0, 0.9], [0.05, 0.05, 0.05]])

@@ -96,7 +96,8 @@ def test_reservation_price_is_where_the_query_leaves(utility: Utility) -> None:
     above = np.nextafter(price, np.inf)
     np.testing.assert_array_equal(utility.demand(above), utility.min_tokens_N)
     floor_worth = utility.utility(utility.min_tokens_N) - price * utility.spend(utility.min_tokens_N)
-    gain = utility.surplus(price) - floor_worth
+    bought = utility.demand(price)
+    gain = utility.utility(bought) - price * utility.spend(bought) - floor_worth
     np.testing.assert_allclose(
         gain[buys], 0.0, atol=1e-9 * (1.0 + utility.utility(utility.demand(0.0))[buys].max(initial=0))
     )
