@@ -36,7 +36,7 @@ def run_all(engine: TransformersEngine, grants: list[Grant]) -> dict[str, Genera
 
 
 def closing_ids(engine: TransformersEngine) -> tuple[int, ...]:
-    return tuple(engine._rendering._encode([CLOSING], add_special_tokens=False)[0])
+    return tuple(engine._rendering.plain_token_ids(CLOSING))
 
 
 def forced_grants(

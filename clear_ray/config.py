@@ -132,6 +132,10 @@ class TransformersConfig(WorkersConfig):
     """Prompt and answer together; the model's own limit if not given."""
     threads: int | None = Field(default=None, gt=0)
     """Threads of one engine on CPU; derived from the machine if not given."""
+    answer_reserve_tokens: int | None = Field(default=None, ge=2)
+    """Tokens at the end of each grant in which an unfinished answer is made to give its result; off if not given."""
+    closing_text: str = Field(default="\nAnswer:", min_length=1)
+    """What closes such an answer."""
 
 
 class ReplayConfig(WorkersConfig):
@@ -170,6 +174,8 @@ class AllocationConfig(Settings):
     """Most clearings of the price."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
+    sketched: bool | None = None
+    """Price from demand sketches made where the estimates are; if not given, above two million queries."""
 
 
 class ScoringConfig(Settings):

@@ -27,6 +27,7 @@ class Answer:
         on_end: Called in the batch's thread with the answer when it has ended, or with the failure of the whole engine.
         generated: Tokens generated under the grant so far, end token included.
         is_cancelled: Set from any thread, looked at once a step.
+        is_closing: Whether its last tokens are forced; see `Closing`.
         finish_reason: Set when the answer has ended.
         error: Why this answer alone failed.
     """
@@ -36,6 +37,7 @@ class Answer:
     on_end: Callable[[Answer | EngineError], None]
     generated: list[int] = field(default_factory=list)
     is_cancelled: bool = False
+    is_closing: bool = False
     finish_reason: FinishReason | None = None
     error: str = ""
 

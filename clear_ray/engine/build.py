@@ -39,6 +39,8 @@ def build_engine(config: EngineConfig) -> Engine:
         temperature=config.temperature,
         top_p=config.top_p,
         threads=config.threads,
+        answer_reserve_tokens=config.answer_reserve_tokens,
+        closing_text=config.closing_text,
     )
 
 

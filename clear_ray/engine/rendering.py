@@ -66,6 +66,10 @@ class Rendering:
             raise SchemaError("a prompt has no tokens", "prompt", remedy="Remove the empty prompt.")
         return whole
 
+    def plain_token_ids(self, text: str) -> list[int]:
+        """Return the tokens of a text as it stands: no template, no special tokens."""
+        return self._encode([text], add_special_tokens=False)[0]
+
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens dropped."""
         text: str = self._tokenizer.decode(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.closing import Closing
 from clear_ray.engine.grouping import reading_groups
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
@@ -32,6 +33,7 @@ class SlotBatch:
         end_token_ids: Tokens that end an answer.
         temperature: As for `choose_tokens`.
         top_p: As for `choose_tokens`.
+        closing: How answers are forced at the end of their grants, if they are.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class SlotBatch:
         end_token_ids: frozenset[int],
         temperature: float,
         top_p: float,
+        closing: Closing | None = None,
     ) -> None:
         self._runner, self._cache = SlotRunner(model), SlotCache()
         self._max_batch, self._cache_tokens, self._prefill_tokens = max_batch, cache_tokens, prefill_tokens
         self._end_token_ids, self._temperature, self._top_p = end_token_ids, temperature, top_p
+        self._closing = closing
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
 
@@ -135,7 +139,11 @@ class SlotBatch:
         logits_NV = self._runner.decode(self._cache, ids_N, positions_N).logits[:, -1]
         uniform_N = [_draw(answer) for answer in self._running] if self._temperature > 0 else []
         chosen_N = choose_tokens(logits_NV, temperature=self._temperature, top_p=self._top_p, uniform_N=uniform_N)
-        for answer, token_id in zip(self._running, chosen_N, strict=True):
+        for answer, chosen in zip(self._running, chosen_N, strict=True):
+            token_id = chosen
+            if self._closing is not None:
+                is_end = token_id in self._end_token_ids
+                token_id = self._closing.next_token(answer, token_id, is_end=is_end)
             answer.generated.append(token_id)
         ended: list[Answer] = []
         for row in reversed(range(len(self._running))):

@@ -22,6 +22,7 @@ import torch
 
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer, Batch, BatchThread, Turns
+from clear_ray.engine.closing import CLOSING_TEXT, Closing
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.grouping import reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
@@ -55,6 +56,9 @@ class TransformersEngine:
         threads: Threads of torch on CPU, for the whole process; None takes all cores the process may use.
         batching: `slots` or `paged`.
         cache_tokens: Positions of the key-value cache over all answers; None derives it from the free memory.
+        answer_reserve_tokens: Tokens at the end of each grant in which an unfinished answer is closed with `closing_text`
+            and made to give its answer; None closes nothing. Only with `slots`.
+        closing_text: What closes an answer.
 
     Raises:
         ConfigError: A setting is out of range, or the model cannot be used.
@@ -76,9 +80,12 @@ class TransformersEngine:
         threads: int | None = None,
         batching: Literal["slots", "paged"] = "slots",
         cache_tokens: int | None = None,
+        answer_reserve_tokens: int | None = None,
+        closing_text: str = CLOSING_TEXT,
     ) -> None:
         _check_settings(max_batch=max_batch, temperature=temperature, top_p=top_p, batching=batching)
         self._rendering = Rendering(model, chat_template=chat_template, system_prompt=system_prompt)
+        closing = _closing(self._rendering, answer_reserve_tokens, closing_text, batching)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if place.type == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
@@ -97,7 +104,7 @@ class TransformersEngine:
             "top_p": top_p,
         }
         self._model_turns = Turns()
-        self._thread = BatchThread(self._make_batch(batching, options), model_turns=self._model_turns)
+        self._thread = BatchThread(self._make_batch(batching, options, closing), model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)
 
@@ -183,9 +190,9 @@ class TransformersEngine:
             self._close()
             del self._model, self._runner
 
-    def _make_batch(self, batching: str, options: dict[str, Any]) -> Batch:
+    def _make_batch(self, batching: str, options: dict[str, Any], closing: Closing | None) -> Batch:
         if batching == "slots":
-            return SlotBatch(self._model, **options)
+            return SlotBatch(self._model, closing=closing, **options)
         from clear_ray.engine.paged import PagedBatch
 
         return PagedBatch(self._model, **options)
@@ -262,6 +269,14 @@ def _check_settings(*, max_batch: int, temperature: float, top_p: float, batchin
     for setting, (is_fine, value, remedy) in checks.items():
         if not is_fine:
             raise ConfigError("the setting is out of range", setting, str(value), remedy)
+
+
+def _closing(rendering: Rendering, reserve_tokens: int | None, text: str, batching: str) -> Closing | None:
+    if reserve_tokens is None:
+        return None
+    if batching != "slots":
+        raise ConfigError("only slots can close answers", "answer_reserve_tokens", remedy="Set batching to slots.")
+    return Closing(reserve_tokens, tuple(rendering.plain_token_ids(text)), rendering.text, text.strip())
 
 
 def _card(name: str, folder: Path, config: Any, max_context_tokens: int | None) -> ModelCard:

@@ -54,7 +54,8 @@ def test_tokens_are_drawn_in_proportion_to_their_probability(row: np.ndarray, te
 def test_nothing_outside_the_nucleus_is_drawn(row: np.ndarray, top_p: float, number: float) -> None:
     token = choose_tokens(torch.tensor(row)[None], temperature=1.0, top_p=top_p, uniform_N=[number])[0]
     probability = torch.softmax(torch.tensor(row, dtype=torch.float64), dim=-1).numpy()
-    more_likely = probability[probability > probability[token]].sum()
+    # Probabilities that float32 cannot tell apart are ties, and either may be kept.
+    more_likely = probability[probability > probability[token] * (1 + 1e-5)].sum()
     assert probability[token] > 0
     assert more_likely < top_p + 1e-5
 

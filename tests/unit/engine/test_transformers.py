@@ -17,7 +17,8 @@ from clear_ray.engine import Generation, Grant, TransformersEngine
 from clear_ray.engine.decode_loop import decode
 from clear_ray.engine.paged import PagedBatch
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
-from clear_ray.errors import SchemaError
+from clear_ray.engine.transformers import _closing
+from clear_ray.errors import ConfigError, SchemaError
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.tiny import answer_for, run_batch, slot_batch
 
@@ -175,6 +176,22 @@ def test_a_sampled_continuation_draws_as_the_uninterrupted_answer(engine: Transf
     run_batch(slot_batch(model_of(engine), **sampled), [strangers[0], tail, *strangers[1:]])
     assert head + tuple(tail.generated) == tuple(whole.generated)
     assert whole.generated != other.generated
+
+
+def test_a_reserve_makes_an_unfinished_answer_give_its_result(engine: TransformersEngine) -> None:
+    closing = _closing(engine._rendering, 8, "\nAnswer:", "slots")
+    grants = [Grant("long", "Explain at length how rain is made.", 20), Grant("short", "Say hi.", 8)]
+    answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs_of(engine, grants), strict=True)]
+    run_batch(slot_batch(model_of(engine), closing=closing, end_token_ids=END), answers)
+    texts = [engine._rendering.text(answer.generated) for answer in answers]
+    assert engine._rendering.text(answers[0].generated[12:]).startswith("\nAnswer:")
+    assert (texts[0].count("Answer:"), texts[1].count("Answer:")) == (1, 0)
+    assert len(answers[0].generated) <= 20
+
+
+def test_only_slots_can_close_answers() -> None:
+    with pytest.raises(ConfigError, match="slots"):
+        TransformersEngine(EMBEDDED_MODEL, device="cpu", batching="paged", answer_reserve_tokens=8)
 
 
 def test_features_are_those_of_a_plain_pass(engine: TransformersEngine, grants: list[Grant]) -> None:
