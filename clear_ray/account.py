@@ -17,7 +17,8 @@ from clear_ray.run_folder import Estimates
 from clear_ray.standing import Standing
 
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-_CURVE_QUERIES = 20_000
+SAMPLE_QUERIES = 20_000
+"""Most queries whose curves a report is drawn from."""
 
 
 def make_report(
@@ -52,7 +53,8 @@ def make_report(
     has_failed_N = standing.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
     correct_N = np.nan_to_num(standing.correct_N)
-    ceiling, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, config.budget_tokens)
+    scale = estimates.queries / len(batch.weight_N)
+    ceiling, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, config.budget_tokens / scale)
     stopped = int((standing.has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
     return RunReport(
@@ -75,10 +77,10 @@ def make_report(
         correct=float(correct_N.sum()) if is_scored else None,
         expected_utility=rounds[0].expected_utility if rounds else 0.0,
         uniform_max_tokens=ceiling,
-        uniform_expected_utility=uniform_utility,
+        uniform_expected_utility=uniform_utility * scale,
         rounds=rounds,
         tasks=_by_task(estimates, standing, spent_tokens_N, correct_N if is_scored else None),
-        budget_curve=budget_curve(batch, config.budget_tokens),
+        budget_curve=budget_curve(batch, config.budget_tokens, queries=estimates.queries),
         seconds=seconds,
         stopped_early=_stopped_early(config, standing, balance),
     )
@@ -87,30 +89,31 @@ def make_report(
 def plan_report(estimates: Estimates, clearing: Clearing, budget_tokens: int) -> PlanReport:
     """Say what a batch would come to, from its first clearing."""
     batch = estimates.batch
-    queries = len(batch.weight_N)
-    _, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, budget_tokens)
+    queries = estimates.queries
+    scale = queries / len(batch.weight_N)
+    _, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, budget_tokens / scale)
     expected_tokens = float(clearing.expected_tokens_M.sum())
     return PlanReport(
         queries=queries,
         budget_tokens=budget_tokens,
-        low_tokens=max(expected_tokens - 2 * _spend_deviation(batch, clearing), 0.0),
+        low_tokens=max(expected_tokens - 2 * _spend_deviation(estimates, clearing), 0.0),
         expected_tokens=expected_tokens,
         worst_tokens=min(int(clearing.tokens_M.sum()), budget_tokens),
         funded=len(clearing.index_M),
         abandoned=queries - len(clearing.index_M),
         shadow_price=clearing.shadow_price,
         expected_utility=float(clearing.expected_utility_M.sum()),
-        uniform_expected_utility=uniform_utility,
-        budget_curve=budget_curve(batch, budget_tokens),
+        uniform_expected_utility=uniform_utility * scale,
+        budget_curve=budget_curve(batch, budget_tokens, queries=queries),
         prefill_tokens=estimates.prefill_tokens,
         is_probed=True,
     )
 
 
-def budget_curve(batch: Batch, budget_tokens: int) -> tuple[BudgetPoint, ...]:
-    """Return what budgets around this one are expected to buy; over a sample of queries where there are very many."""
-    queries = len(batch.weight_N)
-    chosen = np.unique(np.linspace(0, queries - 1, min(queries, _CURVE_QUERIES)).astype(np.int64))
+def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[BudgetPoint, ...]:
+    """Return what budgets around this one are expected to buy; over a sample where there are very many queries."""
+    known = len(batch.weight_N)
+    chosen = np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64))
     scale = queries / len(chosen)
     curves = batch.curves.take(chosen)
     utility = Tabulated(
@@ -137,17 +140,21 @@ def budget_curve(batch: Batch, budget_tokens: int) -> tuple[BudgetPoint, ...]:
     return tuple(points)
 
 
-def _spend_deviation(batch: Batch, clearing: Clearing) -> float:
+def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
     """Return the standard deviation of what independent answers under these ceilings spend in all, tokens."""
-    curves = batch.curves.take(clearing.index_M)
+    _, known, granted = np.intersect1d(estimates.sample, clearing.index_M, return_indices=True)
+    if not len(known):
+        return 0.0
+    curves, clearing_tokens = estimates.batch.curves.take(known), clearing.tokens_M[granted]
     tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
     survival_MK = np.concatenate([np.ones((len(curves), 1)), curves.survival_NK.astype(np.float64)], axis=1)
     # E[min(L, b)^2] = integral of 2 t S(t) up to b, by the trapezoid rule on the grid
     integrand_MK = 2 * tokens_K * survival_MK
     steps_MK = np.diff(tokens_K) * (integrand_MK[:, 1:] + integrand_MK[:, :-1]) / 2
-    is_within_MK = tokens_K[None, 1:] <= clearing.tokens_M[:, None]
+    is_within_MK = tokens_K[None, 1:] <= clearing_tokens[:, None]
     second_moment_M = (steps_MK * is_within_MK).sum(axis=1)
-    return float(np.sqrt(np.maximum(second_moment_M - clearing.expected_tokens_M**2, 0).sum()))
+    variance = np.maximum(second_moment_M - clearing.expected_tokens_M[granted] ** 2, 0).sum()
+    return float(np.sqrt(variance * len(clearing.index_M) / len(known)))
 
 
 def _by_task(

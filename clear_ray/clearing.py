@@ -102,20 +102,35 @@ def clear(
     index = np.flatnonzero(is_open_N & (room_N > 0))
     if not len(index) or available_tokens < 1:
         return nothing_to_grant(len(room_N))
+    utility = further_utility(
+        batch, index, generated_tokens_N=generated_tokens_N, available_tokens=available_tokens, basis=basis
+    )
+    solve = policy if callable(policy) else SOLVERS[policy]
+    allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
+    spend = expected_spend(batch.curves.take(index), generated_tokens_N[index], allocation.tokens_N)
+    return grants_of(allocation, index, queries=len(room_N), available_tokens=available_tokens, expected_tokens=spend)
+
+
+def further_utility(
+    batch: Batch,
+    index: NDArray[np.int64],
+    *,
+    generated_tokens_N: NDArray[np.int64],
+    available_tokens: int,
+    basis: Basis = "ceilings",
+) -> Tabulated:
+    """Return the curves of further tokens of the queries at `index`, given that their answers have not ended yet."""
     curves = batch.curves.take(index)
-    utility = Tabulated(
+    room = batch.max_tokens_N[index] - generated_tokens_N[index]
+    return Tabulated(
         curves.tokens_K,
         curves.success_NK,
         curves.spend_NK if basis == "expected_spend" else None,
         survival_NK=curves.survival_NK,
         weight_N=batch.weight_N[index],
         # A ceiling above what is left could never be reserved.
-        max_tokens_N=generated_tokens_N[index] + np.minimum(room_N[index], available_tokens),
+        max_tokens_N=generated_tokens_N[index] + np.minimum(room, available_tokens),
     ).continued(generated_tokens_N[index])
-    solve = policy if callable(policy) else SOLVERS[policy]
-    allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
-    spend = _expected_spend(curves, generated_tokens_N[index], allocation.tokens_N)
-    return grants_of(allocation, index, queries=len(room_N), available_tokens=available_tokens, expected_tokens=spend)
 
 
 def reservation_prices(batch: Batch) -> NDArray[np.float64]:
@@ -152,7 +167,7 @@ def grants_of(
         available_tokens: What may be reserved.
         expected_tokens: What each grant is expected to spend; by the allocation if not given.
     """
-    rows = _dispatch_order(allocation, available_tokens)
+    rows = dispatch_order(allocation.tokens_N, allocation.utility_N, available_tokens=available_tokens)
     surplus_N = np.zeros(queries)
     surplus_N[index] = allocation.surplus_N
     return Clearing(
@@ -167,17 +182,22 @@ def grants_of(
     )
 
 
-def _dispatch_order(allocation: Allocation, available_tokens: int) -> NDArray[np.int64]:
-    """Return the rows that were granted tokens: those that can all be reserved at once longest first, then the rest."""
-    rows = np.flatnonzero(allocation.tokens_N > 0)
-    value_M = allocation.utility_N[rows] / np.maximum(allocation.spend_N[rows], 1e-9)
-    by_value = rows[np.argsort(-value_M, kind="stable")]
-    fits = np.cumsum(allocation.tokens_N[by_value]) <= available_tokens
+def dispatch_order(
+    tokens_M: NDArray[np.int64], utility_M: NDArray[np.float64], *, available_tokens: int
+) -> NDArray[np.int64]:
+    """Return the places of the grants above 0: those that can all be reserved at once longest first, then the rest.
+
+    The rest follow by expected answers per token granted.
+    """
+    rows = np.flatnonzero(tokens_M > 0)
+    value = utility_M[rows] / tokens_M[rows]
+    by_value = rows[np.argsort(-value, kind="stable")]
+    fits = np.cumsum(tokens_M[by_value]) <= available_tokens
     at_once = by_value[fits]
-    return np.concatenate([at_once[np.argsort(-allocation.tokens_N[at_once], kind="stable")], by_value[~fits]])
+    return np.concatenate([at_once[np.argsort(-tokens_M[at_once], kind="stable")], by_value[~fits]])
 
 
-def _expected_spend(
+def expected_spend(
     curves: Curves, generated_tokens_M: NDArray[np.int64], tokens_M: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return what grants of further tokens are expected to spend, whatever they were priced at."""

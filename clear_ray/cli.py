@@ -15,6 +15,7 @@ import typer
 
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
+from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 _ON_INTERRUPT = "Interrupted. What was settled is kept: run the same command again to go on."
@@ -151,6 +152,9 @@ def calibrate(
         f"Head in {made.head_dir}: {made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens."
     )
     print("\n".join(diagnostics_lines(made.head.card.diagnostics)))
+
+
+app.command()(sweep)
 
 
 def main(arguments: list[str] | None = None) -> None:

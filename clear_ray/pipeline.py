@@ -25,8 +25,9 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from clear_ray.account import make_report, plan_report
+from clear_ray.account import SAMPLE_QUERIES, make_report, plan_report
 from clear_ray.clearing import Clearing, clear, reservation_prices
+from clear_ray.clearing_rows import clear_rows, reservation_prices_of_rows
 from clear_ray.cluster import Crew, engine_workers, is_worker_death, joined_cluster, market, quiet_data
 from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
@@ -39,6 +40,7 @@ from clear_ray.report.page import write_page
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
 from clear_ray.run_folder import (
+    CURVE_COLUMNS,
     MANIFEST,
     SUMMARY,
     Estimates,
@@ -52,6 +54,7 @@ from clear_ray.run_folder import (
     round_folder,
     write_grants,
 )
+from clear_ray.sketching import is_sketched
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.grants import Abandon, Complete, GrantTable, SelectGranted, Verdicts
 from clear_ray.stages.probe import Probe
@@ -142,9 +145,9 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
             progress.begin("probe", queries=digest.rows)
             with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
-        progress.begin("price")
-        clearing = _clear(config, estimates, Standing(digest.rows), config.budget_tokens)
-        return plan_report(estimates, clearing, config.budget_tokens)
+            progress.begin("price")
+            clearing = _clear(folder, config, estimates, Standing(digest.rows), config.budget_tokens)
+            return plan_report(estimates, clearing, config.budget_tokens)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -239,13 +242,28 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
             .write_parquet(partial_folder.path, filesystem=folder.filesystem)
         )
         folder.rename("estimates.partial", "estimates")
-    estimates = read_estimates(folder, tokens_K, config.seed)
-    if len(estimates.batch.weight_N) != rows:
-        raise BudgetError(f"{rows} queries came in and {len(estimates.batch.weight_N)} estimates came out", folder.path)
+    most_curves = SAMPLE_QUERIES if _is_sketched(config, rows) else None
+    estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves)
+    if estimates.queries != rows:
+        raise BudgetError(f"{rows} queries came in and {estimates.queries} estimates came out", folder.path)
     return estimates
 
 
-def _clear(config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int) -> Clearing:
+def _is_sketched(config: RunConfig, queries: int) -> bool:
+    return config.allocation.policy == "clear_ray" and is_sketched(queries, config.allocation.sketched)
+
+
+def _clear(
+    folder: Folder, config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int
+) -> Clearing:
+    if _is_sketched(config, estimates.queries):
+        return clear_rows(
+            _estimate_rows(folder),
+            estimates.batch.curves.tokens_K,
+            standing,
+            tie_break_N=estimates.tie_break_N,
+            available_tokens=available_tokens,
+        )
     return clear(
         estimates.batch,
         generated_tokens_N=standing.answer_tokens_N,
@@ -255,11 +273,22 @@ def _clear(config: RunConfig, estimates: Estimates, standing: Standing, availabl
     )
 
 
+def _estimate_rows(folder: Folder) -> Dataset:
+    paths = folder.child("estimates").files(".parquet")
+    return ray.data.read_parquet(paths, filesystem=folder.filesystem).select_columns(CURVE_COLUMNS)
+
+
+def _reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.float64]:
+    if not estimates.is_sample:
+        return reservation_prices(estimates.batch)
+    return reservation_prices_of_rows(_estimate_rows(folder), estimates.batch.curves.tokens_K, estimates.queries)
+
+
 def _rounds(
     folder: Folder, config: RunConfig, crew: Crew, desk: Any, estimates: Estimates, progress: Progress
 ) -> tuple[Standing, list[RoundReport]]:
     """Clear, generate and settle until nothing useful is left to buy."""
-    standing = Standing(len(estimates.batch.weight_N))
+    standing = Standing(estimates.queries)
     rounds: list[RoundReport] = []
     ray.get(desk.close_open_reservations.remote())
     for number in range(1, config.allocation.max_rounds + 1):
@@ -271,7 +300,7 @@ def _rounds(
             if available_tokens < config.allocation.smallest_grant_tokens:
                 break
             progress.begin("price", round_number=number)
-            clearing = _clear(config, estimates, standing, available_tokens)
+            clearing = _clear(folder, config, estimates, standing, available_tokens)
             if not len(clearing.index_M):
                 break
             write_grants(folder, number, clearing, available_tokens)
@@ -409,7 +438,7 @@ def _close_run(
         price_N=standing.price_N,
         expected_utility_N=standing.expected_utility_N,
         surplus_N=standing.surplus_N,
-        reservation_price_N=reservation_prices(estimates.batch),
+        reservation_price_N=_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
     )
     _write_completions(folder, verdicts)

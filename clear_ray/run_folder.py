@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -32,6 +34,18 @@ from clear_ray.storage import Folder
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
+CURVE_COLUMNS = [
+    "index",
+    "weight",
+    "max_tokens",
+    "success_K",
+    "spend_K",
+    "survival_K",
+    "threshold_tokens",
+    "solvability",
+    "beta",
+]
+"""What a round is cleared over, of `records.estimate_schema`."""
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
 _SLIM_ATTEMPT = ["index", "round", "granted_tokens", "attempt_tokens", "token_ids", "finish_reason", "correct", "error"]
 
@@ -91,11 +105,31 @@ def read_summary(folder: Folder) -> RunReport | None:
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """The slim side of `estimates/`, in order of `index`."""
+    """The slim side of `estimates/`.
+
+    Attributes:
+        batch: All queries in order of `index`; of a batch that is priced from sketches an even sample of them.
+        sample: Which queries are in `batch`, rising.
+        task_N: Task of every query, None where it has none.
+        prompt_tokens_N: Length of every prompt, tokens.
+        tie_break_N: See `Batch`; of every query.
+    """
 
     batch: Batch
+    sample: NDArray[np.int64]
     task_N: NDArray[np.object_]
     prompt_tokens_N: NDArray[np.int64]
+    tie_break_N: NDArray[np.uint64]
+
+    @property
+    def queries(self) -> int:
+        """N."""
+        return len(self.task_N)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the curves in `batch` are only some of them."""
+        return len(self.sample) < self.queries
 
     @property
     def prefill_tokens(self) -> int:
@@ -103,31 +137,51 @@ class Estimates:
         return int(self.prompt_tokens_N.sum())
 
 
-def read_estimates(folder: Folder, tokens_K: NDArray[np.int64], seed: int) -> Estimates:
-    """Read the numbers of every query's estimate; no prompts."""
-    table = pq.read_table(folder.child("estimates").path, filesystem=folder.filesystem)
+def read_estimates(
+    folder: Folder, tokens_K: NDArray[np.int64], seed: int, *, most_curves: int | None = None
+) -> Estimates:
+    """Read the numbers of every query's estimate; no prompts.
+
+    Args:
+        folder: The run folder.
+        tokens_K: Token grid of the curves.
+        seed: Of the run.
+        most_curves: Read the curves of so many queries only, evenly drawn.
+    """
+    source = ds.dataset(folder.child("estimates").files(".parquet"), filesystem=folder.filesystem, format="parquet")
+    slim = source.to_table(columns=["index", "task", "prompt_tokens"])
+    slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
+    queries = len(slim)
+    tie_break_N = np.random.default_rng(seed).permutation(queries).astype(np.uint64)
+    sample, wanted = np.arange(queries), None
+    if most_curves is not None and most_curves < queries:
+        sample = np.unique(np.linspace(0, queries - 1, most_curves).astype(np.int64))
+        wanted = ds.field("index").isin(pa.array(sample))
+    table = source.to_table(columns=CURVE_COLUMNS, filter=wanted)
     table = table.take(pa.array(np.argsort(table["index"].to_numpy())))
+    return Estimates(
+        batch=read_batch(table, tokens_K, tie_break_N[sample]),
+        sample=sample,
+        task_N=np.asarray(slim["task"].to_pylist(), dtype=object),
+        prompt_tokens_N=slim["prompt_tokens"].to_numpy().astype(np.int64),
+        tie_break_N=tie_break_N,
+    )
+
+
+def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArray[np.uint64]) -> Batch:
+    """Return rows of `estimates/` as what a round is cleared over, in their order."""
 
     def grid(name: str) -> NDArray[np.float32]:
-        column = table[name].combine_chunks()
-        flat: NDArray[np.float32] = column.flatten().to_numpy()
-        return flat.reshape(len(table), -1)
+        flat: NDArray[np.float32] = pc.list_flatten(table[name]).to_numpy()
+        return flat.reshape(len(table), len(tokens_K))
 
-    curves = Curves(
-        tokens_K,
-        grid("success_K"),
-        grid("spend_K"),
-        grid("survival_K"),
-        *(table[name].to_numpy() for name in ("threshold_tokens", "solvability", "beta")),
-    )
-    batch = Batch(
-        curves,
+    numbers = (table[name].to_numpy() for name in ("threshold_tokens", "solvability", "beta"))
+    return Batch(
+        Curves(tokens_K, grid("success_K"), grid("spend_K"), grid("survival_K"), *numbers),
         weight_N=table["weight"].to_numpy(),
         max_tokens_N=table["max_tokens"].to_numpy(),
-        tie_break_N=np.random.default_rng(seed).permutation(len(table)).astype(np.uint64),
+        tie_break_N=tie_break_N,
     )
-    tasks = np.asarray(table["task"].to_pylist(), dtype=object)
-    return Estimates(batch, tasks, table["prompt_tokens"].to_numpy().astype(np.int64))
 
 
 def write_grants(folder: Folder, number: int, clearing: Clearing, available_tokens: int) -> None:

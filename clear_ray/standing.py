@@ -73,9 +73,7 @@ class Standing:
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += clearing.expected_utility_M[place]
         self.expected_tokens_N[index] += clearing.expected_tokens_M[place]
-        self.surplus_N[index] = (
-            clearing.expected_utility_M[place] - clearing.shadow_price * clearing.expected_tokens_M[place]
-        )
+        self.surplus_N[index] = clearing.expected_utility_M[place] - clearing.shadow_price * clearing.tokens_M[place]
         self.correct_N[index] = correct
         self.has_stopped_N[index] = has_stopped
         self.has_failed_N[index] = has_failed

@@ -76,7 +76,7 @@ class Verdicts:
         spent_tokens_N: Tokens charged for it.
         price_N: Price it was last granted at, or was last refused at.
         expected_utility_N: Correct answers its grants were expected to add, weighted.
-        surplus_N: That less price times expected tokens; 0 for a query that was never run.
+        surplus_N: That less price times tokens granted; 0 for a query that was never run.
         reservation_price_N: Price above which a query is not worth a token.
         prompt_tokens_N: Length of its prompt.
     """

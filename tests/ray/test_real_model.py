@@ -47,4 +47,4 @@ def test_the_embedded_model_answers_under_a_budget(settings: dict[str, Any]) -> 
     for path in open_folder(result.run_dir).child("rounds").files(".parquet"):
         for row in pq.read_table(path).to_pylist():
             assert 0 < row["attempt_tokens"] <= row["granted_tokens"]
-            assert row["answer_tokens"] == len(row["token_ids"])
+            assert row["attempt_tokens"] <= len(row["token_ids"]) <= 24

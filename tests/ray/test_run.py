@@ -61,7 +61,7 @@ def test_a_run_answers_every_query_once_and_keeps_its_budget(replay_settings: di
     check_account(result)
     report = result.report
     assert report.completed > 0
-    assert report.abandoned > 0
+    assert report.abandoned == 0, "an estimate that knows nothing gives nobody up"
     assert report.wasted_tokens == 0
     assert report.correct == sum(row["correct"] for row in completions_of(result))
     assert report.rounds[0].expected_utility <= report.rounds[0].dual_bound + 1e-9
@@ -89,6 +89,21 @@ def test_what_comes_back_is_priced_again_and_truncated_queries_go_on(replay_sett
     assert any(row["rounds"] > 1 for row in stopped)
     for row in stopped:
         assert row["text"] == recorded[(row["query_id"], 0)]["text"], "a continued answer is the uninterrupted one"
+
+
+def test_a_batch_can_be_priced_where_its_estimates_are(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    allocation = replay_settings["allocation"] | {"max_rounds": 2}
+    whole = run(None, RunConfig.parse(replay_settings | {"allocation": allocation}))
+    settings = replay_settings | {"allocation": allocation | {"sketched": True}, "run_dir": str(tmp_path / "sketched")}
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    first, expected = result.report.rounds[0], whole.report.rounds[0]
+    assert first.granted_tokens <= result.report.budget_tokens
+    assert first.expected_utility == pytest.approx(expected.expected_utility, rel=0.01)
+    assert first.shadow_price == pytest.approx(expected.shadow_price, rel=0.1)
+    assert first.expected_tokens == pytest.approx(expected.expected_tokens, rel=0.05)
+    prices = [[row["reservation_price"] for row in completions_of(ended)] for ended in (result, whole)]
+    assert prices[0] == pytest.approx(prices[1], rel=1e-6)
 
 
 def test_a_killed_engine_is_replaced_and_its_reservations_are_charged(replay_settings: dict[str, Any]) -> None:

@@ -1,0 +1,132 @@
+"""`clearing.clear` for a batch whose curves stay in their files: the driver sees sketches, then whole numbers of tokens.
+
+Blocks of `estimates/` are priced where they are read, through demand sketches (method.md section 3, Scale). What comes to the
+driver is a few numbers for each query that is granted tokens; what goes out is where every query stands.
+
+Shapes: N queries of the batch, M of them granted, B rows of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data import Dataset
+
+from clear_ray.allocation import SketchPrice
+from clear_ray.clearing import (
+    Clearing,
+    dispatch_order,
+    expected_spend,
+    further_utility,
+    nothing_to_grant,
+    reservation_prices,
+)
+from clear_ray.run_folder import read_batch
+from clear_ray.sketching import BlockCurves, price_rows
+from clear_ray.standing import Standing
+
+_GRANTS = pa.schema(
+    [("index", pa.int64()), ("tokens", pa.int64())] + [(name, pa.float64()) for name in ("expected_tokens", "utility")]
+)
+
+
+def clear_rows(
+    rows: Dataset,
+    tokens_K: NDArray[np.int64],
+    standing: Standing,
+    *,
+    tie_break_N: NDArray[np.uint64],
+    available_tokens: int,
+) -> Clearing:
+    """Price `available_tokens` over the open queries and grant them, in three passes over the rows.
+
+    Args:
+        rows: Rows of `records.estimate_schema`, from files.
+        tokens_K: Token grid of their curves.
+        standing: Where every query stands.
+        tie_break_N: A number of each query.
+        available_tokens: What may be granted.
+
+    Returns:
+        The clearing, as from `clearing.clear` with ceilings as the cost; the price is the sketch's.
+    """
+    queries = len(tie_break_N)
+    if available_tokens < 1 or not standing.is_open_N.any():
+        return nothing_to_grant(queries)
+    stands = ray.put((standing.answer_tokens_N, standing.is_open_N, tie_break_N))
+    curves_of = _OpenCurves(tokens_K, stands, available_tokens)
+    price = price_rows(rows, curves_of, budget_tokens=available_tokens)
+    blocks: list[pa.Table] = ray.get(
+        rows.map_batches(_Grant(curves_of, price), batch_size=None, batch_format="pyarrow").to_arrow_refs()
+    )
+    granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
+    index_M, tokens_M, expected_M, utility_M = (granted[name].to_numpy() for name in _GRANTS.names)
+    order = dispatch_order(tokens_M, utility_M, available_tokens=available_tokens)
+    worth = float(utility_M.sum())
+    return Clearing(
+        index_M=index_M[order],
+        tokens_M=tokens_M[order],
+        expected_tokens_M=expected_M[order],
+        expected_utility_M=utility_M[order],
+        surplus_N=np.zeros(0),
+        shadow_price=float(price.shadow_price),
+        dual_bound=float(price.dual_bound),
+        gap=max(float(price.dual_bound) - worth, 0.0),
+    )
+
+
+def reservation_prices_of_rows(rows: Dataset, tokens_K: NDArray[np.int64], queries: int) -> NDArray[np.float64]:
+    """Return `clearing.reservation_prices` of rows that stay in their files, shape (N,)."""
+
+    def prices(block: pa.Table) -> pa.Table:
+        batch = read_batch(block, tokens_K, np.zeros(len(block), np.uint64))
+        return pa.table({"index": block["index"], "price": reservation_prices(batch)})
+
+    found_N = np.zeros(queries)
+    for block in ray.get(rows.map_batches(prices, batch_size=None, batch_format="pyarrow").to_arrow_refs()):
+        if len(block):
+            found_N[block["index"].to_numpy()] = block["price"].to_numpy()
+    return found_N
+
+
+@dataclass(frozen=True)
+class _OpenCurves:
+    """Makes a block's curves of further tokens; the queries that are done are left out."""
+
+    tokens_K: NDArray[np.int64]
+    stands: Any
+    available_tokens: int
+
+    def __call__(self, block: pa.Table) -> BlockCurves:
+        return self.read(block)[0]
+
+    def read(self, block: pa.Table) -> tuple[BlockCurves, Any, NDArray[np.int64], NDArray[np.int64]]:
+        """Return the block's curves, its batch, what its queries have generated, and which of its rows are open."""
+        answer_tokens_N, is_open_N, tie_break_N = ray.get(self.stands)
+        index_B = block["index"].to_numpy()
+        batch = read_batch(block, self.tokens_K, tie_break_N[index_B])
+        generated_B = answer_tokens_N[index_B]
+        rows = np.flatnonzero(is_open_N[index_B] & (batch.max_tokens_N > generated_B))
+        utility = further_utility(batch, rows, generated_tokens_N=generated_B, available_tokens=self.available_tokens)
+        return BlockCurves(index_B[rows], utility, batch.tie_break_N[rows]), batch, generated_B, rows
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """Reads a block's grants off the price; a row for each query that is granted tokens."""
+
+    curves_of: _OpenCurves
+    price: SketchPrice
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        curves, batch, generated_B, rows = self.curves_of.read(block)
+        tokens = self.price.tokens(curves.utility, tie_break_N=curves.tie_break_N)
+        expected = expected_spend(batch.curves.take(rows), generated_B[rows], tokens)
+        columns = (curves.index_N, tokens, expected, curves.utility.utility(tokens))
+        is_funded = tokens > 0
+        return pa.table([pa.array(column[is_funded]) for column in columns], schema=_GRANTS)
