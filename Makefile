@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo demo-short test test-slow test-gpu lint clean
+.PHONY: demo demo-short serve-demo test test-slow test-gpu lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ demo: $(INSTALLED)  ## answer about 100 reasoning queries with the embedded mode
 
 demo-short: $(INSTALLED)
 	$(BIN)/clear-ray run --config jobs/configs/demo.yaml --set run_dir=runs/demo-short --set budget=1200 --set allocation.max_rounds=2
+
+serve-demo: $(INSTALLED)  ## answer OpenAI clients on port 8000 with the embedded model, under a budget of tokens per second
+	$(BIN)/clear-ray serve --config jobs/serve/demo.yaml
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -157,6 +157,17 @@ def calibrate(
 app.command()(sweep)
 
 
+@app.command()
+def serve(
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
+) -> None:
+    """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
+    from clear_ray.serve.command import serve_until_interrupted
+    from clear_ray.serve.settings import ServeConfig
+
+    serve_until_interrupted(ServeConfig.load(config))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of ours becomes one line and an exit code."""
     raise SystemExit(guarded(lambda: app(args=arguments)))

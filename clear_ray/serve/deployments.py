@@ -1,0 +1,147 @@
+"""The two deployments behind the ingress: the engine that reads and writes, and the price that says how much.
+
+What a query's text made fail comes back as a value with a message of ours: an exception would put the prompt into a
+replica's log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clear_ray.config import EngineConfig, EstimateConfig
+from clear_ray.engine.base import FinishReason, Grant, ModelCard, Prompt
+from clear_ray.errors import SchemaError
+from clear_ray.estimation.resolve import resolve_head
+from clear_ray.serve.cutting import cut_at_stop, showable
+from clear_ray.serve.price import Account, Ask, Curve, Hold
+from clear_ray.serve.seller import Sale, Seller, settings_of
+from clear_ray.stages.worker import EngineWorker
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What the probe found about one query, or why the query cannot be read.
+
+    Attributes:
+        prompt_tokens: Length of the rendered prompt.
+        context_tokens: Prompt and answer together may not be longer.
+        curve: The estimate; None if the query cannot be read.
+        error: Empty, or why not; no prompt text.
+    """
+
+    prompt_tokens: int
+    context_tokens: int
+    curve: Curve | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer.
+
+    Attributes:
+        text: What is new.
+        tokens: Generated for it, those of text that is held back or cut away included.
+        finish_reason: None while the answer goes on.
+        error: Empty, or why this query could not be generated.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+    error: str = ""
+
+
+class EngineReplica:
+    """One loaded model behind Serve: the batch's own `EngineWorker`.
+
+    Args:
+        config: Which engine.
+        estimate: Which head.
+        cap_tokens: Largest ceiling of an answer.
+    """
+
+    def __init__(self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int) -> None:
+        self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens))
+        self._model: ModelCard | None = None
+
+    async def read(self, query_id: str, prompt: Prompt) -> Reading:
+        """Read a prompt once and estimate its curve."""
+        model, head = await self._worker.cards()
+        try:
+            columns = await self._worker.probe([query_id], [prompt])
+        except SchemaError as error:
+            return Reading(0, model.context_tokens, None, error.what)
+        return Reading(
+            prompt_tokens=int(columns["prompt_tokens"][0]),
+            context_tokens=model.context_tokens,
+            curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
+        )
+
+    async def write(self, grant: Grant, stops: Sequence[str], slice_tokens: int) -> AsyncIterator[Piece]:
+        """Answer a query, in pieces; all of them together never hold more tokens than the grant.
+
+        The engine hands an answer out when a grant ends, so a long grant is spent in slices, each going on where the last one
+        ended: that is what streams, and where stop strings are looked for. Tokens after a stop string in the same slice
+        are charged, for they were generated.
+
+        Args:
+            grant: Permission to generate.
+            stops: Strings that end the answer.
+            slice_tokens: Length of a slice; the whole grant if 0.
+        """
+        shown, left, prefix = "", grant.max_tokens, grant.prefix_token_ids
+        while True:
+            size = min(left, slice_tokens or left)
+            (generation,) = [
+                generation
+                async for generations in self._worker.generate(
+                    [replace(grant, max_tokens=size, prefix_token_ids=prefix)]
+                )
+                for generation in generations
+            ]
+            spent = len(generation.token_ids)
+            left, prefix = left - spent, prefix + generation.token_ids
+            if generation.error:
+                yield Piece("", spent, "cancelled", error="the engine could not generate this query")
+                return
+            stopped = cut_at_stop(generation.text, stops)
+            is_over = stopped is not None or generation.finish_reason != "length" or spent < size or not left
+            text = stopped if stopped is not None else generation.text if is_over else showable(generation.text, stops)
+            reason = "stop" if stopped is not None else generation.finish_reason
+            # A text that is shorter than what was shown already can only come from a tokenizer that changed its mind.
+            yield Piece(text[len(shown) :], spent, reason if is_over else None)
+            if is_over:
+                return
+            shown = max(shown, text, key=len)
+
+
+class PriceReplica:
+    """The one seller of a server. New settings arrive through Serve's `user_config`, without a restart."""
+
+    def __init__(self, user_config: dict[str, Any]) -> None:
+        self._seller = Seller(settings_of(user_config))
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Go on under other settings; called by Serve."""
+        self._seller.change(settings_of(user_config))
+
+    async def buy(self, ask: Ask) -> Sale:
+        """Sell tokens to a query, at once or when its turn in the queue has come."""
+        return await self._seller.buy(ask)
+
+    async def settle(self, hold: Hold, spent_tokens: int) -> None:
+        """Charge what was generated."""
+        self._seller.settle(hold, spent_tokens)
+
+    async def account(self) -> tuple[Account, int]:
+        """Return the account, and how many queries wait."""
+        return self._seller.account(), self._seller.waiting
+
+
+def _grid(tokens_K: Sequence[int]) -> Any:
+    import numpy as np
+
+    return np.asarray(tokens_K, np.int64)

@@ -1,0 +1,172 @@
+"""OpenAI's chat completions as far as they are spoken here: what comes in, and errors in OpenAI's form.
+
+A parameter that would change the answer and cannot be honoured is refused by name, never ignored. Messages of errors hold
+no prompt text.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from clear_ray.serve.settings import LimitSettings
+
+# Sent by ordinary clients and without effect on the answer's text here.
+_HARMLESS = frozenset({"user", "store", "metadata", "parallel_tool_calls", "service_tier", "safety_identifier"})
+
+
+class ApiError(Exception):
+    """An error that a client sees.
+
+    Args:
+        status: HTTP status.
+        message: What went wrong and what to do; no prompt text.
+        param: Name of the offending parameter, if there is one.
+        code: Word for machines.
+        retry_after_seconds: When to try again, for statuses 429 and 503.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(status, message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error in OpenAI's form."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
+        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: str = Field(min_length=1, max_length=32)
+    content: str
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_parts_are_text(cls, value: Any) -> Any:
+        is_text_parts = isinstance(value, list) and all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            for part in value
+        )
+        return "".join(part["text"] for part in value) if is_text_parts else value
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """A query as it comes in; unknown parameters are kept, so that they can be refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    model: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: str | tuple[str, ...] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = None
+    n: int = Field(default=1, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    metadata: dict[str, str] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+
+    @property
+    def upper_limit_tokens(self) -> int | None:
+        """The client's own ceiling, tokens."""
+        limits = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
+        return min(limits) if limits else None
+
+
+def read_request(
+    body: bytes, *, limits: LimitSettings, model_name: str, temperature: float, top_p: float
+) -> ChatRequest:
+    """Read a query and refuse what cannot be honoured.
+
+    Args:
+        body: JSON.
+        limits: What one query may ask for.
+        model_name: The model that is served.
+        temperature: The engine's; there is one for all queries.
+        top_p: The engine's.
+
+    Raises:
+        ApiError: 400 for what cannot be read or honoured, 404 for another model.
+    """
+    try:
+        request = ChatRequest.model_validate(json.loads(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ApiError(400, f"{name}: {first['msg']}.", param=name, code="invalid_value") from None
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
+    if request.model != model_name:
+        raise ApiError(404, f"The only model here is {model_name}.", param="model", code="model_not_found")
+    _refuse_what_is_not_done(request, temperature=temperature, top_p=top_p)
+    _refuse_what_is_too_much(request, limits)
+    return request
+
+
+def _refuse_what_is_not_done(request: ChatRequest, *, temperature: float, top_p: float) -> None:
+    for name, asked, fixed in (("temperature", request.temperature, temperature), ("top_p", request.top_p, top_p)):
+        if asked is not None and asked != fixed:
+            raise ApiError(
+                400,
+                f"{name} is set for the whole engine, to {fixed:g}; leave it out or send that.",
+                param=name,
+                code="unsupported_value",
+            )
+    if request.response_format not in (None, {"type": "text"}):
+        raise ApiError(400, "response_format: only text.", param="response_format", code="unsupported_value")
+    for name, value in (request.model_extra or {}).items():
+        if name not in _HARMLESS and value not in (None, False, 0, [], {}):
+            raise ApiError(400, f"{name} is not supported here.", param=name, code="unsupported_parameter")
+
+
+def _refuse_what_is_too_much(request: ChatRequest, limits: LimitSettings) -> None:
+    characters = sum(len(message.content) for message in request.messages)
+    found: tuple[tuple[Literal["messages", "n", "stop"], int, int, str], ...] = (
+        ("messages", characters, limits.prompt_characters, "characters"),
+        ("n", request.n, limits.choices, "choices"),
+        ("stop", len(request.stops), limits.stop_strings, "strings"),
+        ("stop", max(map(len, request.stops), default=0), limits.stop_characters, "characters in one string"),
+    )
+    for name, value, most, unit in found:
+        if value > most:
+            raise ApiError(400, f"{name}: {value} {unit}, at most {most} are allowed.", param=name, code="too_large")
+    if "" in request.stops:
+        raise ApiError(400, "stop: an empty string stops nothing.", param="stop", code="invalid_value")

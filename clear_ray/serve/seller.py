@@ -1,0 +1,163 @@
+"""The queue before the online price, on a real clock: who is sold tokens now, who waits, and who is told to come back.
+
+Among waiting queries that have surplus the first come is served first: a later one, however small, does not pass it. Those
+without surplus stand aside until the price has fallen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clear_ray.serve.price import Account, Ask, Hold, OnlinePrice
+from clear_ray.serve.settings import PriceSettings
+
+Outcome = Literal["granted", "direct", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """What became of one query at the till.
+
+    Attributes:
+        outcome: `granted` at the price, `direct` for a short answer outside it, or `refused`.
+        tokens: Ceiling of each choice; 0 if refused.
+        price: Shadow price at that moment, expected answers per token.
+        hold: What to settle; None if refused.
+        reason: Why it was refused: `no_surplus`, `no_tokens`, `queue_full` or `deadline`.
+        retry_after_seconds: When another try may fare better, if refused.
+        waited_seconds: Time in the queue.
+    """
+
+    outcome: Outcome
+    tokens: int
+    price: float
+    hold: Hold | None
+    reason: str = ""
+    retry_after_seconds: int = 0
+    waited_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    ask: Ask
+    sold: asyncio.Future[tuple[int, Hold]]
+
+
+class Seller:
+    """Sell tokens to queries as they come; one for a whole server.
+
+    Args:
+        settings: What is sold.
+        clock: Seconds that never run backwards.
+    """
+
+    def __init__(self, settings: PriceSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._clock = settings, clock
+        self._price = OnlinePrice(settings.law(), now_seconds=clock())
+        self._waiting: dict[_Waiting, None] = {}
+        self._ticker: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Queries in the queue."""
+        return len(self._waiting)
+
+    def account(self) -> Account:
+        """Return what is held and has been done, as of now."""
+        self._price.advance(self._clock())
+        return self._price.account
+
+    def change(self, settings: PriceSettings) -> None:
+        """Go on under other settings; the queue, the holds and the price are kept."""
+        self._price.change(settings.law(), now_seconds=self._clock())
+        self._settings = settings
+        self.serve_queue()
+
+    async def buy(self, ask: Ask) -> Sale:
+        """Sell tokens to a query, at once or when its turn in the queue has come."""
+        now = self._clock()
+        tokens = self._price.ask(ask, now_seconds=now)
+        if tokens and not self._is_anyone_next() and (hold := self._take(tokens * ask.choices)):
+            return Sale("granted", tokens, self._price.price, hold)
+        policy = self._settings.without_surplus
+        if not tokens and policy == "answer":
+            direct = min(self._settings.direct_answer_tokens, ask.max_tokens)
+            hold = self._price.take(direct * ask.choices, now_seconds=now, is_priced=False)
+            return Sale("direct", direct, self._price.price, hold) if hold else self._refusal("no_tokens", direct)
+        if policy == "reject":
+            return self._refusal("no_tokens" if tokens else "no_surplus", tokens * ask.choices)
+        if len(self._waiting) >= self._settings.max_waiting:
+            return self._refusal("queue_full", tokens * ask.choices)
+        return await self._wait(ask, now)
+
+    def settle(self, hold: Hold, spent_tokens: int) -> None:
+        """Charge what was generated and sell what comes back."""
+        self._price.settle(hold, spent_tokens, now_seconds=self._clock())
+        self.serve_queue()
+
+    async def _wait(self, ask: Ask, since: float) -> Sale:
+        waiting = _Waiting(ask, asyncio.get_running_loop().create_future())
+        self._waiting[waiting] = None
+        if self._ticker is None or self._ticker.done():
+            self._ticker = asyncio.create_task(self._tick())
+        try:
+            tokens, hold = await asyncio.wait_for(waiting.sold, self._settings.deadline_seconds)
+        except TimeoutError:
+            return self._refusal("deadline", 0)
+        except asyncio.CancelledError:
+            # The client may have gone in the very moment in which its turn came.
+            if waiting.sold.done() and not waiting.sold.cancelled():
+                self.settle(waiting.sold.result()[1], 0)
+            raise
+        finally:
+            self._waiting.pop(waiting, None)
+        return Sale("granted", tokens, self._price.price, hold, waited_seconds=self._clock() - since)
+
+    async def _tick(self) -> None:
+        """Serve the queue at every clearing, and when the first in it can pay, until nobody waits."""
+        while self._waiting:
+            now = self._clock()
+            until_paid = self._price.seconds_until(self._next_demand())
+            seconds = min(self._price.next_clearing_seconds() - now, until_paid or math.inf)
+            await asyncio.sleep(max(0.005, seconds))
+            self.serve_queue()
+
+    def serve_queue(self) -> None:
+        """Sell to those who wait what the price and the account now allow."""
+        self._price.advance(self._clock())
+        for waiting in list(self._waiting):
+            tokens = self._price.offer(waiting.ask)
+            if not tokens or waiting.sold.done():
+                continue
+            hold = self._take(tokens * waiting.ask.choices)
+            if hold is None:
+                return
+            waiting.sold.set_result((tokens, hold))
+            del self._waiting[waiting]
+
+    def _is_anyone_next(self) -> bool:
+        return any(self._price.offer(waiting.ask) for waiting in self._waiting)
+
+    def _next_demand(self) -> int:
+        """Return the tokens that the first query with surplus waits for; 0 if there is none."""
+        for waiting in self._waiting:
+            if tokens := self._price.offer(waiting.ask):
+                return tokens * waiting.ask.choices
+        return 0
+
+    def _take(self, tokens: int) -> Hold | None:
+        return self._price.take(tokens, now_seconds=self._clock())
+
+    def _refusal(self, reason: str, tokens: int) -> Sale:
+        seconds = max(self._price.next_clearing_seconds() - self._clock(), self._price.seconds_until(tokens))
+        return Sale("refused", 0, self._price.price, None, reason, max(1, math.ceil(seconds)))
+
+
+def settings_of(user_config: dict[str, Any]) -> PriceSettings:
+    """Return the settings that a Serve `user_config` holds."""
+    return PriceSettings.model_validate(user_config)

@@ -1,0 +1,141 @@
+"""Settings of a server: one YAML file, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from clear_ray.config import EngineConfig, EstimateConfig, Settings, TransformersConfig
+from clear_ray.errors import ConfigError
+from clear_ray.serve.price import PriceLaw
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class PriceSettings(Settings):
+    """What is sold, and what becomes of a query without surplus. Changes while the server runs, through `user_config`."""
+
+    budget_tokens_per_second: int = Field(default=100, ge=1)
+    """Tokens that may be generated each second."""
+    carry_over_tokens: int = Field(default=2_000, ge=1)
+    """Unsold tokens that are kept, at most; also the most that one query can be granted."""
+    window_seconds: float = Field(default=20.0, gt=0)
+    """How far back demand is remembered."""
+    clearing_seconds: float = Field(default=2.0, gt=0)
+    """Time between two clearings of the price."""
+    step_octaves: float = Field(default=2.0, gt=0)
+    """Most doublings or halvings of the price in one clearing."""
+    without_surplus: Literal["answer", "queue", "reject"] = "queue"
+    """A query without surplus gets a short direct answer, a place in the queue, or status 429."""
+    direct_answer_tokens: int = Field(default=16, ge=1)
+    """Length of a short direct answer, tokens."""
+    max_waiting: int = Field(default=256, ge=0)
+    """Places in the queue; further queries get status 429."""
+    deadline_seconds: float = Field(default=30.0, gt=0)
+    """Longest wait in the queue; then status 429."""
+
+    def law(self) -> PriceLaw:
+        """Return the update law of these settings.
+
+        Raises:
+            ConfigError: Two of them contradict each other.
+        """
+        return PriceLaw(
+            budget_tokens_per_second=self.budget_tokens_per_second,
+            carry_over_tokens=self.carry_over_tokens,
+            window_seconds=self.window_seconds,
+            clearing_seconds=self.clearing_seconds,
+            step_octaves=self.step_octaves,
+        )
+
+    @model_validator(mode="after")
+    def _law_holds(self) -> PriceSettings:
+        self.law()
+        return self
+
+
+class LimitSettings(Settings):
+    """What one query may ask for."""
+
+    body_bytes: int = Field(default=1_000_000, ge=1)
+    """Largest request body."""
+    prompt_characters: int = Field(default=200_000, ge=1)
+    """Longest conversation, all contents together; the model's context is checked besides."""
+    choices: int = Field(default=4, ge=1)
+    """Largest `n`."""
+    stop_strings: int = Field(default=4, ge=0)
+    """Longest `stop` list."""
+    stop_characters: int = Field(default=64, ge=1)
+    """Longest string in the `stop` list."""
+    concurrent_per_key: int = Field(default=64, ge=1)
+    """Queries of one API key under way at the same time in one ingress replica."""
+
+
+class ServeConfig(Settings):
+    """One server: which model, what it may generate, and who may ask."""
+
+    engine: EngineConfig = TransformersConfig()
+    """The language model; `workers` is the number of engine replicas."""
+    estimate: EstimateConfig = EstimateConfig()
+    """How probe features become curves."""
+    price: PriceSettings = PriceSettings()
+    """What is sold each second."""
+    limits: LimitSettings = LimitSettings()
+    """What one query may ask for."""
+    model_name: str = Field(default="clear_ray", min_length=1)
+    """Name of the model in the API."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Ceiling of one answer, for queries that ask for more or do not say."""
+    stream_tokens: int = Field(default=16, ge=1)
+    """Tokens in one event of a stream, and between two looks for a stop string."""
+    host: str = "127.0.0.1"
+    """Address to listen on, for `clear-ray serve`; other than loopback only with API keys."""
+    port: int = Field(default=8000, ge=1, le=65_535)
+    """Port to listen on, for `clear-ray serve`."""
+    api_key_sha256: tuple[str, ...] = ()
+    """SHA-256 of each API key, 64 hexadecimal digits; without any, only clients on this machine are served."""
+    drain_seconds: float = Field(default=60.0, gt=0)
+    """How long queries under way may go on when a replica is stopped."""
+    max_queued: int = Field(default=1_024, ge=0)
+    """Queries that may wait for an engine replica; further ones get status 503."""
+
+    @model_validator(mode="after")
+    def _keys_are_digests(self) -> ServeConfig:
+        for digest in self.api_key_sha256:
+            if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+                raise ValueError("an entry of api_key_sha256 is not 64 lowercase hexadecimal digits")
+        if self.host not in LOOPBACK and not self.api_key_sha256:
+            raise ValueError("without API keys a server may listen on loopback alone")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> ServeConfig:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
+        """
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError("the configuration cannot be read", str(path), str(error)) from error
+        return cls.parse(loaded, where=str(path))
+
+    @classmethod
+    def parse(cls, settings: Any, *, where: str = "config") -> ServeConfig:
+        """Check settings that are already in memory.
+
+        Raises:
+            ConfigError: A setting is unknown, missing or out of range; the first one is named.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            # The whole configuration, and anything near a key, is better not shown.
+            shown = "" if not key or "key" in key else repr(first["input"])
+            raise ConfigError(first["msg"], f"{where}: {key}", shown, "See jobs/serve/demo.yaml.") from error

@@ -1,0 +1,259 @@
+"""The server on real Ray Serve: recorded rollouts behind it, OpenAI's own client before it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray import serve
+
+from clear_ray.serve.app import application
+from clear_ray.serve.ingress import OPEN_PATHS, api
+from clear_ray.serve.settings import ServeConfig
+from tests.conftest import ROLLOUTS
+
+KEY = "sk-a-key-of-the-tests"
+PRICE = {"budget_tokens_per_second": 100_000, "carry_over_tokens": 100_000, "clearing_seconds": 0.25}
+PRICE |= {"window_seconds": 2.0}
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": free})
+    yield free
+    serve.shutdown()
+
+
+def settings(**changes: Any) -> ServeConfig:
+    engine = {
+        "kind": "replay",
+        "rollouts": str(ROLLOUTS / "rollouts.parquet"),
+        "features": str(ROLLOUTS / "features.parquet"),
+        "max_batch": 64,
+    }
+    base = {"engine": engine, "model_name": "replay", "max_tokens": 400, "price": PRICE, "drain_seconds": 5.0}
+    base |= {"api_key_sha256": [hashlib.sha256(KEY.encode()).hexdigest()], "limits": {"body_bytes": 20_000}}
+    return ServeConfig.parse(base | changes)
+
+
+@pytest.fixture(scope="module")
+def client(port: int) -> openai.OpenAI:
+    serve.run(application(settings()), name="open", route_prefix="/open")
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/open/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Any]:
+    """One recorded query with its first rollout, that ended by itself."""
+    rows = pq.read_table(ROLLOUTS / "rollouts.parquet").to_pylist()
+    return next(row for row in rows if row["sample"] == 0 and row["finish_reason"] == "stop" and "\n" in row["text"])
+
+
+def ask(client: openai.OpenAI, row: dict[str, Any], **changes: Any) -> Any:
+    messages = [{"role": "user", "content": row["question"]}]
+    arguments = {"model": "replay", "messages": messages, "metadata": {"query_id": row["query_id"]}}
+    return client.chat.completions.create(**arguments | changes)
+
+
+def test_an_answer_comes_whole_with_its_account(client: openai.OpenAI, recorded: dict[str, Any]) -> None:
+    answer = ask(client, recorded)
+    assert answer.choices[0].message.content == recorded["text"]
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens == recorded["output_tokens"]
+    assert answer.usage.prompt_tokens == recorded["prompt_tokens"]
+    account = answer.usage.model_extra["clear_ray"]
+    assert account["spent_tokens"] == recorded["output_tokens"] <= account["budget_tokens"] <= 400
+    assert account["outcome"] == "granted"
+
+
+def test_headers_say_what_the_usage_block_says(client: openai.OpenAI, recorded: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "?"}]
+    raw = client.chat.completions.with_raw_response.create(
+        model="replay",
+        messages=messages,  # type: ignore[arg-type]
+        metadata={"query_id": recorded["query_id"]},
+        max_tokens=7,
+    )
+    answer = raw.parse()
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 7
+    assert raw.headers["x-clear-ray-budget-tokens"] == raw.headers["x-clear-ray-spent-tokens"] == "7"
+    account = answer.usage.model_extra["clear_ray"]  # type: ignore[index]
+    assert float(raw.headers["x-clear-ray-shadow-price"]) == pytest.approx(account["shadow_price"])
+
+
+def test_a_stream_says_the_same_piece_by_piece(client: openai.OpenAI, recorded: dict[str, Any]) -> None:
+    chunks = list(ask(client, recorded, stream=True, stream_options={"include_usage": True}))
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(texts) == recorded["text"]
+    assert len([text for text in texts if text]) >= recorded["output_tokens"] // 16
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
+    assert chunks[-1].usage.completion_tokens == recorded["output_tokens"]
+    assert chunks[-1].usage.model_extra["clear_ray"]["spent_tokens"] == recorded["output_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI, recorded: dict[str, Any], stream: bool) -> None:
+    answer = ask(client, recorded, stop=["\n"], stream=stream)
+    before = recorded["text"].split("\n")[0]
+    if stream:
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices) == before
+    else:
+        assert answer.choices[0].message.content == before
+        assert answer.usage.completion_tokens < recorded["output_tokens"]
+
+
+def test_choices_are_independent_answers(client: openai.OpenAI, recorded: dict[str, Any]) -> None:
+    answer = ask(client, recorded, n=3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in answer.choices}) > 1
+    streamed = ["", "", ""]
+    for chunk in ask(client, recorded, n=3, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == [choice.message.content for choice in answer.choices]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"temperature": 0.7}, "temperature"),
+        ({"top_p": 0.5}, "top_p"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"n": 5}, "n"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": "x" * 65}, "stop"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"metadata": {"query_id": "nobody asked this"}}, "messages"),
+        ({"metadata": {}}, "metadata"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    client: openai.OpenAI, recorded: dict[str, Any], changes: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, recorded, **changes)
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_limits_hold_at_their_boundary(client: openai.OpenAI, recorded: dict[str, Any]) -> None:
+    assert ask(client, recorded, n=4, max_tokens=1).usage.completion_tokens == 4
+    assert ask(client, recorded, stop=["\x01", "\x02", "\x03", "x" * 64], max_tokens=1).choices
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, recorded, messages=[{"role": "user", "content": "x" * 20_000}])
+    assert caught.value.status_code == 413
+    with pytest.raises(openai.NotFoundError):
+        ask(client, recorded, model="another")
+
+
+def test_every_route_is_guarded(client: openai.OpenAI, port: int) -> None:
+    table = [route for part in api.routes for route in getattr(part, "original_router", api).routes]
+    routes = {(route.path, next(iter(route.methods))) for route in table}
+    assert {path for path, _ in routes} == {"/healthz", "/metrics", "/v1/models", "/v1/chat/completions"}
+    for path, method in routes:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/open{path}", method=method, data=None)
+        status = _status(request)
+        assert status == (200 if path in OPEN_PATHS else 401), path
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="sk-wrong").models.list()
+    assert [model.id for model in client.models.list()] == ["replay"]
+
+
+def test_metrics_count_queries_and_tokens(client: openai.OpenAI, recorded: dict[str, Any], port: int) -> None:
+    ask(client, recorded, max_tokens=3)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/open/metrics", headers=headers)
+    text = urllib.request.urlopen(request, timeout=30).read().decode()  # noqa: S310
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(found['clear_ray_queries_total{outcome="granted"}']) >= 1
+    assert float(found["clear_ray_price_spent_tokens"]) >= 3
+    assert recorded["question"] not in text
+
+
+def test_without_surplus_by_configuration(port: int, recorded: dict[str, Any]) -> None:
+    """Sixty queries at once want far more than ten tokens a second pay for."""
+    scarce = PRICE | {"budget_tokens_per_second": 10, "carry_over_tokens": 60, "deadline_seconds": 1.0}
+    refusals: dict[str, set[str]] = {}
+    for policy in ("reject", "queue", "answer"):
+        price = scarce | {"without_surplus": policy, "direct_answer_tokens": 2}
+        serve.run(application(settings(price=price)), name="scarce", route_prefix="/scarce")
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/scarce/v1", api_key=KEY, max_retries=0)
+        started = time.monotonic()
+        with ThreadPoolExecutor(12) as threads:
+            answers = list(threads.map(lambda _, c=client: _outcome(c, recorded), range(24)))  # type: ignore[misc]
+        seconds = time.monotonic() - started
+        spent = sum(answer for answer in answers if isinstance(answer, int))
+        assert spent <= 60 + 10 * (seconds + 30)  # the account has run since the replica started
+        refusals[policy] = {answer for answer in answers if isinstance(answer, str)}
+    assert refusals["reject"] & {"no_surplus", "no_tokens"}
+    assert refusals["queue"] <= {"deadline", "queue_full"}
+    assert refusals["queue"]
+    serve.delete("scarce")
+
+
+def _outcome(client: openai.OpenAI, row: dict[str, Any]) -> int | str:
+    """Return the tokens of an answer, or the code with which it was refused."""
+    try:
+        return int(ask(client, row).usage.completion_tokens)
+    except openai.RateLimitError as error:
+        refusal = error
+    assert int(refusal.response.headers["retry-after"]) >= 1
+    assert refusal.type == "rate_limit_error"
+    return str(refusal.code)
+
+
+def _status(request: urllib.request.Request) -> int:
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        refusal = error
+    assert set(json.loads(refusal.read())["error"]) == {"message", "type", "param", "code"}
+    return int(refusal.code)
+
+
+def test_no_prompt_reaches_a_log(client: openai.OpenAI, recorded: dict[str, Any]) -> None:
+    mark = "a-prompt-that-must-not-be-logged"
+    ask(client, recorded, messages=[{"role": "user", "content": mark}], max_tokens=2)
+    for changes in ({"temperature": 1.5}, {"metadata": {"query_id": "unknown"}}, {"n": 77}):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, recorded, messages=[{"role": "user", "content": mark}], **changes)
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    files = [path for path in (logs / "serve").glob("*.log") if path.stat().st_size]
+    assert any("POST /open/v1/chat/completions" in path.read_text() for path in files)
+    assert [path.name for path in logs.rglob("*") if path.is_file() and mark.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_the_embedded_model_answers_over_http(port: int) -> None:
+    model = {"kind": "transformers", "model": "smollm2-135m-instruct", "max_batch": 4}
+    price = PRICE | {"budget_tokens_per_second": 200, "carry_over_tokens": 400}
+    config = settings(engine=model, estimate={"head": "demo"}, model_name="smollm2", max_tokens=32, price=price)
+    serve.run(application(config), name="real", route_prefix="/real")
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/real/v1", api_key=KEY, max_retries=0)
+    messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = client.chat.completions.create(model="smollm2", messages=messages)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    chunks = list(client.chat.completions.create(model="smollm2", messages=messages, stream=True))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == answer.choices[0].message.content
+    assert len(chunks) > 3
+    serve.delete("real")

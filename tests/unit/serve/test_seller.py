@@ -1,0 +1,132 @@
+"""The queue before the price, on the real event loop and a clock that the tests turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from clear_ray.serve.price import Ask, Curve
+from clear_ray.serve.seller import Sale, Seller
+from clear_ray.serve.settings import PriceSettings
+
+GRID_K = np.array([10, 20, 40], np.int64)
+SURE = Curve(GRID_K, np.array([0.0, 0.9, 0.9], np.float32), np.array([1.0, 0.0, 0.0], np.float32))
+HOPELESS = Curve(GRID_K, np.zeros(3, np.float32), np.ones(3, np.float32))
+
+
+class Clock:
+    """Seconds that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def seller(clock: Clock, **changes: object) -> Seller:
+    base: dict[str, object] = {"budget_tokens_per_second": 10, "carry_over_tokens": 40, "clearing_seconds": 1.0}
+    return Seller(PriceSettings.model_validate(base | {"window_seconds": 5.0} | changes), clock=clock)
+
+
+async def later(desk: Seller, clock: Clock, *buyers: asyncio.Task[Sale]) -> list[Sale]:
+    """Let seconds pass until everyone has bought."""
+    for _ in range(120):
+        clock.now += 1.0
+        desk.serve_queue()
+        await started(*buyers)
+        if all(buyer.done() for buyer in buyers):
+            break
+    return [buyer.result() for buyer in buyers]
+
+
+async def started(*coroutines: asyncio.Task[Sale]) -> None:
+    del coroutines
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
+    clock = Clock()
+    desk = seller(clock)
+    first = asyncio.create_task(desk.buy(Ask(SURE, 40)))  # price 0: it wants its whole ceiling
+    await started(first)
+    small = asyncio.create_task(desk.buy(Ask(SURE, 10)))
+    await started(small)
+    assert desk.waiting == 2
+    clock.now += 1.0  # ten tokens: enough for the small one, but it is not its turn
+    desk.serve_queue()
+    await started(small)
+    assert not small.done()
+    sales = await later(desk, clock, first, small)
+    assert all(sale.outcome == "granted" and sale.hold for sale in sales)
+    assert 0.0 < sales[0].waited_seconds <= sales[1].waited_seconds
+
+
+async def test_the_deadline_ends_the_wait() -> None:
+    desk = seller(Clock(), deadline_seconds=0.02)
+    sale = await desk.buy(Ask(SURE, 40))
+    assert (sale.outcome, sale.reason, sale.hold) == ("refused", "deadline", None)
+    assert sale.retry_after_seconds >= 1
+    assert desk.waiting == 0
+
+
+async def test_a_full_queue_refuses() -> None:
+    desk = seller(Clock(), max_waiting=0)
+    assert (await desk.buy(Ask(SURE, 40))).reason == "queue_full"
+
+
+async def test_who_leaves_the_queue_is_sold_nothing() -> None:
+    clock = Clock()
+    desk = seller(clock)
+    waiting = asyncio.create_task(desk.buy(Ask(SURE, 40)))
+    await started(waiting)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    clock.now += 30.0
+    assert desk.waiting == 0
+    assert desk.account().reserved_tokens == 0
+
+
+async def scarce(policy: str) -> tuple[Seller, Clock]:
+    """Return a seller whose price is above what a hopeless query would pay, with tokens at hand."""
+    clock = Clock()
+    desk = seller(clock, without_surplus=policy, direct_answer_tokens=3, carry_over_tokens=4_000)
+    buyers = [asyncio.create_task(desk.buy(Ask(SURE, 40, number))) for number in range(60)]
+    for _ in range(4):
+        await started(*buyers)
+        clock.now += 1.0
+        desk.account()
+    for buyer in buyers:
+        buyer.cancel()
+    await asyncio.gather(*buyers, return_exceptions=True)
+    assert desk.account().price > 0
+    return desk, clock
+
+
+async def test_a_query_without_surplus_gets_what_is_configured() -> None:
+    desk, _ = await scarce("reject")
+    assert (await desk.buy(Ask(HOPELESS, 40))).reason == "no_surplus"
+    desk, _ = await scarce("answer")
+    sale = await desk.buy(Ask(HOPELESS, 40))
+    assert (sale.outcome, sale.tokens) == ("direct", 3)
+    assert (await desk.buy(Ask(HOPELESS, 2))).tokens == 2
+    desk, clock = await scarce("queue")
+    waiting = asyncio.create_task(desk.buy(Ask(HOPELESS, 40)))
+    await started(waiting)
+    assert desk.waiting == 1
+    (sale,) = await later(desk, clock, waiting)  # nobody else comes, so the price falls to 0
+    assert sale.outcome == "granted"
+    assert sale.price == 0.0
+
+
+async def test_new_settings_serve_those_who_wait() -> None:
+    clock = Clock()
+    desk = seller(clock, budget_tokens_per_second=1)
+    waiting = asyncio.create_task(desk.buy(Ask(SURE, 40)))
+    await started(waiting)
+    desk.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
+    clock.now += 0.5
+    desk.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
+    assert (await asyncio.wait_for(waiting, 5)).outcome == "granted"
