@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from typing import Any
 
 from ray import serve
 
@@ -35,4 +36,5 @@ def serve_until_interrupted(settings: ServeConfig) -> None:
             print("Draining.", file=sys.stderr)
         finally:
             serve.delete(_NAME)  # waits for replicas, and they for their queries, up to drain_seconds
-            serve.shutdown()
+            shut_down: Any = serve.shutdown
+            shut_down()
