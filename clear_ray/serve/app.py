@@ -54,8 +54,9 @@ def application(settings: ServeConfig) -> serve.Application:
     app: serve.Application = ingress.options(
         name="ingress", max_ongoing_requests=_WAITING, ray_actor_options={"num_cpus": 0}, **shared
     ).bind(
-        settings.model_dump(mode="json"),
+        # Without the price: what is in no constructor can change without a new replica.
+        settings.model_dump(mode="json", exclude={"price"}),
         engine_deployment.bind(engine, settings.estimate, settings.max_tokens),
-        price_deployment.bind(price),
+        price_deployment.bind(),
     )
     return app

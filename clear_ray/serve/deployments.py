@@ -121,12 +121,15 @@ class EngineReplica:
 class PriceReplica:
     """The one seller of a server. New settings arrive through Serve's `user_config`, without a restart."""
 
-    def __init__(self, user_config: dict[str, Any]) -> None:
-        self._seller = Seller(settings_of(user_config))
+    _seller: Seller
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Go on under other settings; called by Serve."""
-        self._seller.change(settings_of(user_config))
+        """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
+        settings = settings_of(user_config)
+        if hasattr(self, "_seller"):
+            self._seller.change(settings)
+        else:
+            self._seller = Seller(settings)
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""

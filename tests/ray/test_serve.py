@@ -17,13 +17,18 @@ import openai
 import pyarrow.parquet as pq
 import pytest
 import ray
+import yaml
 from ray import serve
+from ray.util import list_named_actors
 
+from clear_ray.errors import ConfigError
+from clear_ray.serve import build_app
 from clear_ray.serve.app import application
 from clear_ray.serve.ingress import OPEN_PATHS, api
-from clear_ray.serve.settings import ServeConfig
+from clear_ray.serve.settings import PriceSettings, ServeConfig
 from tests.conftest import ROLLOUTS
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-a-key-of-the-tests"
 PRICE = {"budget_tokens_per_second": 100_000, "carry_over_tokens": 100_000, "clearing_seconds": 0.25}
 PRICE |= {"window_seconds": 2.0}
@@ -242,11 +247,47 @@ def test_no_prompt_reaches_a_log(client: openai.OpenAI, recorded: dict[str, Any]
     assert [path.name for path in logs.rglob("*") if path.is_file() and mark.encode() in path.read_bytes()] == []
 
 
+def test_a_dead_replica_costs_no_query_and_a_stop_drains(port: int, recorded: dict[str, Any]) -> None:
+    seconds = 4.0
+    engine = settings().engine.model_dump() | {"tokens_per_second": recorded["output_tokens"] / seconds, "workers": 2}
+    serve.run(application(settings(engine=engine, drain_seconds=20.0)), name="slow", route_prefix="/slow")
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/slow/v1", api_key=KEY, max_retries=0)
+    with ThreadPoolExecutor(8) as threads:
+        answers = [threads.submit(ask, client, recorded) for _ in range(6)]
+        time.sleep(seconds / 2)
+        engines = [actor for actor in list_named_actors(all_namespaces=True) if "slow#engine#" in actor["name"]]
+        assert len(engines) == 2
+        ray.kill(ray.get_actor(engines[0]["name"], namespace=engines[0]["namespace"]), no_restart=False)
+        assert [answer.result().choices[0].message.content for answer in answers] == [recorded["text"]] * 6
+        assert all(answer.result().usage.completion_tokens == recorded["output_tokens"] for answer in answers)
+        last = threads.submit(ask, client, recorded)
+        time.sleep(seconds / 4)
+        serve.delete("slow")
+        assert last.result().choices[0].message.content == recorded["text"]
+        with pytest.raises(openai.APIStatusError):
+            ask(client, recorded)
+
+
+def test_the_deploy_file_and_the_builder_agree() -> None:
+    deploy = yaml.safe_load((ROOT / "jobs/serve/deploy.yaml").read_text())
+    (app,) = deploy["applications"]
+    assert app["import_path"] == "clear_ray.serve:build_app"
+    config = ServeConfig.load(ROOT / app["args"]["config"])
+    (price,) = app["deployments"]
+    assert PriceSettings.model_validate(price["user_config"]) == config.price
+    built = build_app({"config": str(ROOT / app["args"]["config"])})
+    assert built is not None
+    with pytest.raises(ConfigError, match="cannot be read"):
+        build_app({"config": str(ROOT / "jobs/serve/absent.yaml")})
+
+
 @pytest.mark.slow
 def test_the_embedded_model_answers_over_http(port: int) -> None:
     model = {"kind": "transformers", "model": "smollm2-135m-instruct", "max_batch": 4}
     price = PRICE | {"budget_tokens_per_second": 200, "carry_over_tokens": 400}
-    config = settings(engine=model, estimate={"head": "demo"}, model_name="smollm2", max_tokens=32, price=price)
+    config = settings(
+        engine=model, estimate={"head": "demo"}, model_name="smollm2", max_tokens=32, price=price, stream_tokens=2
+    )
     serve.run(application(config), name="real", route_prefix="/real")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/real/v1", api_key=KEY, max_retries=0)
     messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
