@@ -4,7 +4,7 @@ One run, two applications on the same Ray Serve with the same replayed engine: `
 same server with a budget that never binds and every query asking for the one ceiling that spends the budget at the mean
 load. Arrivals are open-loop (Poisson) with a step up and a step down. Prints one JSON line.
 
-    python benchmarks/serving.py --head-dir HEAD [--seconds 20] [--tokens-per-second 600]
+    python benchmarks/serving.py --head-dir HEAD [--seconds 60] [--tokens-per-second 600] [--uniform-max-tokens 175]
 """
 
 from __future__ import annotations
@@ -120,10 +120,11 @@ def main() -> None:
     parser.add_argument("--head-dir")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--tokens-per-second", type=int, default=600)
+    parser.add_argument("--uniform-max-tokens", type=int, help="ceiling of `uniform`; set it so that both spend alike")
     arguments = parser.parse_args()
     rows = [row for row in pq.read_table(ROLLOUTS / "rollouts.parquet").to_pylist() if row["sample"] == 0]
     budget = arguments.tokens_per_second
-    ceiling = int(budget / (sum(LOADS) / len(LOADS)))
+    ceiling = arguments.uniform_max_tokens or int(budget / (sum(LOADS) / len(LOADS)))
     base = {"clearing_seconds": 1.0, "window_seconds": 10.0, "deadline_seconds": 10.0}
     scarce = base | {"budget_tokens_per_second": budget, "carry_over_tokens": 5 * budget}
     ample = base | {"budget_tokens_per_second": 10**6, "carry_over_tokens": 10**6}
