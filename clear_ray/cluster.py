@@ -40,7 +40,8 @@ def joined_cluster() -> Iterator[None]:
         warnings.simplefilter("ignore")
         address = os.environ.get("RAY_ADDRESS")
         local: dict[str, Any] = {} if address else {"include_dashboard": False}
-        if not address:  # stages follow each other within seconds, and starting a worker process takes a second of a core
+        if not address:
+            # Stages follow each other within seconds, and starting a worker process takes a second of a core.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
