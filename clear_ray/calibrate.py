@@ -212,7 +212,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
                 ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
                 .map_batches(
                     ReadFeatures,
-                    fn_constructor_args=(crew.workers,),
+                    fn_constructor_args=(crew.workers.handles,),
                     batch_size=config.estimate.batch_rows,
                     batch_format="pyarrow",
                     num_cpus=0.1,

@@ -20,6 +20,7 @@ from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.market import MarketActor
+from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
@@ -74,7 +75,7 @@ def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
 class Crew:
     """The actors of a run, with what they said of themselves."""
 
-    workers: tuple[Any, ...]
+    workers: Workers
     model: ModelCard
     head: HeadCard
 
@@ -104,7 +105,7 @@ def engine_workers(config: EngineConfig, head: Head, *, run_dir: str) -> Iterato
             cards = ray.get([worker.cards.remote() for worker in workers], timeout=_LOAD_TIMEOUT_SECONDS)
         except Exception as error:
             raise _cause(error) from error
-        yield Crew(workers, *cards[0])
+        yield Crew(Workers(workers, is_worker_death, _restart, config.stall_seconds), *cards[0])
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -135,6 +136,11 @@ def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
 def is_worker_death(error: BaseException) -> bool:
     """Tell an engine that died or cannot be reached from one that raised an error of its own."""
     return isinstance(error, ActorDiedError | ActorUnavailableError | WorkerCrashedError | NodeDiedError)
+
+
+def _restart(worker: Any) -> None:
+    """Kill a worker's process and have Ray start it again."""
+    ray.kill(worker, no_restart=False)
 
 
 def _cause(error: BaseException) -> ClearRayError:

@@ -107,6 +107,8 @@ class WorkersConfig(Settings):
     """GPUs of one engine actor; 0 on machines without."""
     max_batch: int = Field(default=32, ge=1)
     """Queries that one engine runs at the same time."""
+    stall_seconds: float = Field(default=900.0, gt=0)
+    """An engine that has work and brings nothing forward for this long is killed and started again."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)

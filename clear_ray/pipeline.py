@@ -28,7 +28,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from clear_ray.account import SAMPLE_QUERIES, make_report, plan_report
 from clear_ray.clearing import Clearing, clear, reservation_prices
 from clear_ray.clearing_rows import clear_rows, reservation_prices_of_rows
-from clear_ray.cluster import Crew, engine_workers, is_worker_death, joined_cluster, market, quiet_data
+from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
 from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.errors import BudgetError, ConfigError
@@ -146,7 +146,9 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
             with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
-            clearing = _clear(folder, config, estimates, Standing(digest.rows), config.budget_tokens)
+            clearing = _clear(
+                folder, config, estimates, Standing(digest.rows, failed=estimates.error_of_index), config.budget_tokens
+            )
             return plan_report(estimates, clearing, config.budget_tokens)
     finally:
         if folder.exists():
@@ -233,11 +235,11 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
             .repartition(target_num_rows_per_block=config.dispatch.block_rows)
             .map_batches(
                 Probe,
-                fn_constructor_args=(crew.workers, is_worker_death),
+                fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K)),
                 batch_size=config.estimate.batch_rows,
                 batch_format="pyarrow",
                 num_cpus=0.1,
-                compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(crew.workers)),
+                compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * config.engine.workers),
             )
             .write_parquet(partial_folder.path, filesystem=folder.filesystem)
         )
@@ -288,7 +290,7 @@ def _rounds(
     folder: Folder, config: RunConfig, crew: Crew, desk: Any, estimates: Estimates, progress: Progress
 ) -> tuple[Standing, list[RoundReport]]:
     """Clear, generate and settle until nothing useful is left to buy."""
-    standing = Standing(estimates.queries)
+    standing = Standing(estimates.queries, failed=estimates.error_of_index)
     rounds: list[RoundReport] = []
     ray.get(desk.close_open_reservations.remote())
     for number in range(1, config.allocation.max_rounds + 1):
@@ -337,7 +339,6 @@ def _generate(
         workers=crew.workers,
         market=desk,
         scorer=load_scorer_of(config),
-        is_worker_death=is_worker_death,
         seed=config.seed,
         sample=config.sample,
     )
@@ -440,6 +441,7 @@ def _close_run(
         surplus_N=standing.surplus_N,
         reservation_price_N=_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
+        error_of_index=estimates.error_of_index,
     )
     _write_completions(folder, verdicts)
     report = make_report(

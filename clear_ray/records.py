@@ -81,7 +81,10 @@ COMPLETION_SCHEMA = pa.schema(
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:
-    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (method.md section 2)."""
+    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (method.md section 2).
+
+    `error` is empty, or says why the prompt could not be read; such a query is worth nothing and fails.
+    """
     curve = pa.list_(pa.float32(), grid_points)
     return pa.schema(
         [
@@ -98,5 +101,6 @@ def estimate_schema(grid_points: int) -> pa.Schema:
             pa.field("success_K", curve, nullable=False),
             pa.field("spend_K", curve, nullable=False),
             pa.field("survival_K", curve, nullable=False),
+            pa.field("error", pa.string(), nullable=False),
         ]
     )

@@ -113,6 +113,7 @@ class Estimates:
         task_N: Task of every query, None where it has none.
         prompt_tokens_N: Length of every prompt, tokens.
         tie_break_N: See `Batch`; of every query.
+        error_of_index: Why a query could not be read, of those few.
     """
 
     batch: Batch
@@ -120,6 +121,7 @@ class Estimates:
     task_N: NDArray[np.object_]
     prompt_tokens_N: NDArray[np.int64]
     tie_break_N: NDArray[np.uint64]
+    error_of_index: dict[int, str]
 
     @property
     def queries(self) -> int:
@@ -150,6 +152,7 @@ def read_estimates(
     """
     source = ds.dataset(folder.child("estimates").files(".parquet"), filesystem=folder.filesystem, format="parquet")
     slim = source.to_table(columns=["index", "task", "prompt_tokens"])
+    failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
     queries = len(slim)
     tie_break_N = np.random.default_rng(seed).permutation(queries).astype(np.uint64)
@@ -165,6 +168,7 @@ def read_estimates(
         task_N=np.asarray(slim["task"].to_pylist(), dtype=object),
         prompt_tokens_N=slim["prompt_tokens"].to_numpy().astype(np.int64),
         tie_break_N=tie_break_N,
+        error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
     )
 
 

@@ -5,6 +5,8 @@ Shapes: N queries of the batch, M granted in a round.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pyarrow as pa
 
@@ -17,9 +19,10 @@ class Standing:
 
     Args:
         queries: N.
+        failed: Queries that failed before the first round.
     """
 
-    def __init__(self, queries: int) -> None:
+    def __init__(self, queries: int, *, failed: Collection[int] = ()) -> None:
         self.is_open_N = np.ones(queries, bool)
         self.has_stopped_N = np.zeros(queries, bool)
         self.has_failed_N = np.zeros(queries, bool)
@@ -33,6 +36,8 @@ class Standing:
         self.expected_tokens_N = np.zeros(queries)
         self.surplus_N = np.zeros(queries)
         self.correct_N = np.full(queries, np.nan)
+        for index in failed:
+            self.is_open_N[index], self.has_failed_N[index] = False, True
 
     def grant(self, clearing: Clearing) -> None:
         """Note a clearing before its grants are run."""

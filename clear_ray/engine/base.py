@@ -112,6 +112,10 @@ class Engine(Protocol):
     def card(self) -> ModelCard:
         """Identity and limits of the model."""
 
+    @property
+    def progress(self) -> int:
+        """A number that changes whenever the engine has brought something forward: a pass of the model, a token."""
+
     def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Count the tokens of each rendered prompt, without running the model."""
 

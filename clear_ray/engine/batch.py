@@ -54,6 +54,10 @@ class Batch(Protocol):
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
 
+    @property
+    def progress(self) -> int:
+        """A number that changes with every pass of the model, or every token; may be read from any thread."""
+
     def add(self, answer: Answer) -> None:
         """Queue an answer; it starts in the order of adding."""
 
@@ -94,6 +98,9 @@ class BatchThread:
     Args:
         batch: The batch; belongs to the thread from now on.
         model_turns: Had while the batch steps, so that a prefill does not compete with it for the same cores and memory.
+
+    Attributes:
+        progress: The batch's, after its last step.
     """
 
     def __init__(self, batch: Batch, *, model_turns: Turns) -> None:
@@ -102,6 +109,7 @@ class BatchThread:
         self._open: set[Answer] = set()
         self._state_lock = threading.Lock()
         self._failure: EngineError | None = None
+        self.progress = batch.progress
         self._thread = threading.Thread(target=self._run, name="clear_ray-batch", daemon=True)
         self._thread.start()
 
@@ -142,6 +150,7 @@ class BatchThread:
             while self._take():
                 with self._model_turns:
                     ended = self._batch.step()
+                self.progress = self._batch.progress
                 for answer in ended:
                     self._hand_back(answer)
         # Whatever ends the thread has to reach those who wait for it: nobody else will tell them.

@@ -62,7 +62,7 @@ class PagedBatch:
         self._cache_tokens = None if model.device.type == "cuda" else cache_tokens
         self._open: dict[str, Answer] = {}
         self._refused: list[Answer] = []
-        self._added = 0
+        self._added = self.progress = 0
 
     @property
     def is_idle(self) -> bool:
@@ -113,6 +113,7 @@ class PagedBatch:
         answer = self._open.get(result.request_id)
         if answer is None:
             return []
+        self.progress += 1
         answer.generated = list(result.generated_tokens)
         if result.error is not None:
             # A failure of the whole batch fails each answer first and ends the manager's thread right after.

@@ -83,6 +83,11 @@ class ReplayEngine:
         """Identity and limits: the fingerprint digests the recorded `model` names, the context is what was recorded."""
         return self._card
 
+    @property
+    def progress(self) -> int:
+        """The clock, nanoseconds: nothing in a replay can come to a stop while its process runs."""
+        return time.monotonic_ns()
+
     def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Count tokens: exactly for a recorded prompt, else from its characters at the recordings' mean rate."""
         self._refuse_if_closed()

@@ -86,6 +86,7 @@ class SlotRunner:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._device: torch.device = model.device
+        self.passes = 0
         self._hidden_below = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self._device)
 
     def prefill(
@@ -159,6 +160,7 @@ class SlotRunner:
         visible: int,
         **options: Any,
     ) -> Any:
+        self.passes += 1
         cache.aim(first, position_NL, visible)
         is_later_NLT = torch.arange(visible, device=self._device) > position_NL[:, :, None]
         mask_N1LT = (self._hidden_below * is_later_NLT)[:, None]

@@ -60,6 +60,11 @@ class SlotBatch:
         """Whether there is nothing to do."""
         return not self._waiting and not self._running
 
+    @property
+    def progress(self) -> int:
+        """Passes of the model so far."""
+        return self._runner.passes
+
     def add(self, answer: Answer) -> None:
         """Queue an answer; it starts in the order of adding."""
         self._waiting.append(answer)

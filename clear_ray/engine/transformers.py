@@ -113,6 +113,11 @@ class TransformersEngine:
         """Identity and limits of the model."""
         return self._card
 
+    @property
+    def progress(self) -> int:
+        """Passes of the model so far; with `paged`, passes of prefill and tokens."""
+        return self._runner.passes + self._thread.progress
+
     def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Count the tokens of each rendered prompt, without running the model.
 

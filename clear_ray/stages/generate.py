@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from clear_ray.errors import EngineError
 from clear_ray.ledger import REFUSED, WAIT, Settlement
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.probe import prompts_of
-from clear_ray.stages.roster import Roster
+from clear_ray.stages.roster import Roster, Workers
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -33,10 +33,9 @@ class Dispatch:
     """What every call of the stage needs to know.
 
     Attributes:
-        workers: Handles of `EngineWorker` actors.
+        workers: The engine workers.
         market: Handle of the `MarketActor`.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
-        is_worker_death: Tells a dead or unreachable engine from an error of its own.
         seed: Of the run.
         sample: Which of several answers to the same query.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
@@ -45,10 +44,9 @@ class Dispatch:
             held to be broken.
     """
 
-    workers: Sequence[Any]
+    workers: Workers
     market: Any
     scorer: Callable[[], Scorer] | None
-    is_worker_death: Callable[[BaseException], bool]
     seed: int
     sample: int
     most_attempts: int = 3
@@ -61,7 +59,7 @@ class Generate:
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self._scorer = dispatch.scorer() if dispatch.scorer else None
-        self._roster = Roster(dispatch.workers, dispatch.is_worker_death)
+        self._roster = Roster(dispatch.workers)
         self._quarantined = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
@@ -114,7 +112,7 @@ class Generate:
                     for row in await self._settle(ended, time.monotonic() - started):
                         await finished.put(row)
         except Exception as error:
-            if not self._dispatch.is_worker_death(error):
+            if not self._dispatch.workers.is_death(error):
                 raise
             await self._try_again(list(running.values()), finished, error, tries=tries)
 

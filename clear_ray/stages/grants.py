@@ -6,6 +6,7 @@ shuffled: a row knows its `index`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
 
+_LOST = "its workers died and the budget does not pay for another try"
 GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
 
 
@@ -79,6 +81,7 @@ class Verdicts:
         surplus_N: That less price times tokens granted; 0 for a query that was never run.
         reservation_price_N: Price above which a query is not worth a token.
         prompt_tokens_N: Length of its prompt.
+        error_of_index: Why a query could not be read, of those few.
     """
 
     last_round_N: NDArray[np.int32]
@@ -90,6 +93,7 @@ class Verdicts:
     surplus_N: NDArray[np.float64]
     reservation_price_N: NDArray[np.float64]
     prompt_tokens_N: NDArray[np.int64]
+    error_of_index: Mapping[int, str]
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
@@ -144,26 +148,28 @@ class Abandon:
         self._verdicts = verdicts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return rows of `COMPLETION_SCHEMA`, abandoned, or failed where tokens were spent and the answer was lost."""
+        """Return rows of `COMPLETION_SCHEMA`: abandoned, or failed where the prompt or the answer was lost."""
         index = batch["index"].to_numpy()
         batch = batch.filter(pa.array(self._verdicts.last_round_N[index] == 0))
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
-        is_lost = self._verdicts.spent_tokens_N[index] > 0
-        lost = "its workers died and the budget does not pay for another try"
+        errors = [
+            self._verdicts.error_of_index.get(int(i)) or (_LOST if spent else None)
+            for i, spent in zip(index, numbers["spent_tokens"], strict=True)
+        ]
         # A query without gold answer has no score; one with, that was given up, has not been answered correctly.
         correct = pc.if_else(pc.is_valid(batch["gold"]), pa.scalar(0.0), pa.scalar(None, pa.float64()))
         return _completions(
             batch,
             numbers,
-            status=["failed" if flag else "abandoned" for flag in is_lost],
+            status=["failed" if error else "abandoned" for error in errors],
             finish_reason=pa.nulls(len(batch), pa.string()),
             text=pa.nulls(len(batch), pa.string()),
             reason=[
-                _reason_failed(lost) if flag else _reason_abandoned(float(price), float(highest))
-                for flag, price, highest in zip(is_lost, numbers["price"], numbers["reservation_price"], strict=True)
+                _reason_failed(error) if error else _reason_abandoned(float(price), float(highest))
+                for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
             ],
-            error=[lost if flag else None for flag in is_lost],
+            error=errors,
             correct=correct,
         )
 

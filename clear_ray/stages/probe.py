@@ -1,21 +1,24 @@
 """Stage 1: a thin caller that has prompts read by the engine workers and hands on curve parameters.
 
-Reads the columns of `records.QUERY_SCHEMA`; writes those of `records.estimate_schema`. Every row comes out exactly once.
+Reads the columns of `records.QUERY_SCHEMA`; writes those of `records.estimate_schema`. Every row comes out exactly once. When
+an engine dies, or cannot read one of the prompts, the prompts of that call are read one by one, and one that an engine
+dies of again with no other query on it. A prompt that fails even so is a row with its error; the rest goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from clear_ray.engine.base import Prompt, read_prompt
+from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import estimate_schema
-from clear_ray.stages.roster import Roster
+from clear_ray.stages.roster import Roster, Workers
 
-_MOST_TRIES = 3
+_MOST_QUARANTINED = 8
 CARRIED = ("index", "query_id", "task", "weight", "max_tokens")
 
 
@@ -23,26 +26,70 @@ class Probe:
     """Callable for `map_batches`: one call, one prefill on the least busy worker.
 
     Args:
-        workers: Handles of `EngineWorker` actors.
-        is_worker_death: Tells a dead or unreachable engine, which is tried again, from an error of its own.
+        workers: The engine workers.
+        tokens_K: Token grid of their head.
     """
 
-    def __init__(self, workers: Sequence[Any], is_worker_death: Callable[[BaseException], bool]) -> None:
-        self._roster = Roster(workers, is_worker_death)
-        self._is_worker_death = is_worker_death
+    def __init__(self, workers: Workers, tokens_K: tuple[int, ...]) -> None:
+        self._roster, self._is_death = Roster(workers), workers.is_death
+        self._tokens_K = tokens_K
+        self._quarantined = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Yield the estimates of one batch of queries."""
-        query_ids, prompts = batch["query_id"].to_pylist(), prompts_of(batch)
-        for tries in range(1, _MOST_TRIES + 1):
-            try:
-                async with self._roster.worker() as worker:
-                    columns = await worker.probe.remote(query_ids, prompts)
-                break
-            except Exception as error:
-                if tries == _MOST_TRIES or not self._is_worker_death(error):
-                    raise
-        yield estimate_table(batch, columns)
+        """Yield the estimates of one batch of queries.
+
+        Raises:
+            EngineError: Engines die of whatever they read.
+        """
+        columns = await self._read(batch, is_alone=False)
+        if not isinstance(columns, Exception):
+            yield estimate_table(batch, columns)
+            return
+        for row in range(len(batch)):
+            query = batch.slice(row, 1)
+            columns = await self._read(query, is_alone=False)
+            if isinstance(columns, Exception) and self._is_death(columns):
+                columns = await self._read(query, is_alone=True)
+            self._quarantined = self._quarantined + 1 if isinstance(columns, Exception) else 0
+            if isinstance(columns, Exception):
+                columns = self._unread(query, columns)
+            yield estimate_table(query, columns)
+
+    async def _read(self, batch: pa.Table, *, is_alone: bool) -> dict[str, Any] | Exception:
+        """Return the estimates, or what one of these prompts may have been the cause of."""
+        try:
+            async with self._roster.worker() as worker:
+                columns: dict[str, Any] = await worker.probe.remote(
+                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone
+                )
+                return columns
+        except Exception as error:
+            if self._is_death(error) or isinstance(error, SchemaError):
+                return error
+            raise
+
+    def _unread(self, query: pa.Table, error: Exception) -> dict[str, Any]:
+        """Return an estimate that is worth nothing, with the reason."""
+        query_id = query["query_id"][0].as_py()
+        reason = f"its prompt cannot be read: {error.what}" if isinstance(error, SchemaError) else ""
+        if self._is_death(error):
+            reason = "its engine died three times while it read the prompt, the last time with no other query on it"
+            if self._quarantined > _MOST_QUARANTINED:
+                raise EngineError(
+                    f"engines died of each of {self._quarantined} prompts in a row, though each had one to itself",
+                    f"query {query_id}",
+                    repr(error),
+                    "Look for the cause in the logs of the workers; then run the same command again.",
+                ) from error
+        points = len(self._tokens_K)
+        return {
+            **{name: np.zeros(1) for name in ("prompt_tokens", "entropy", "threshold_tokens", "solvability")},
+            "beta": np.ones(1),
+            "success_K": np.zeros((1, points)),
+            "spend_K": np.asarray([self._tokens_K], float),
+            "survival_K": np.ones((1, points)),
+            "error": np.asarray([reason]),
+        }
 
 
 def prompts_of(batch: pa.Table) -> list[Prompt]:
@@ -66,6 +113,8 @@ def estimate_table(batch: pa.Table, columns: dict[str, Any]) -> pa.Table:
         elif pa.types.is_fixed_size_list(field.type):
             flat = np.ascontiguousarray(columns[field.name], np.float32).ravel()
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), grid_points))
+        elif field.name == "error" and "error" not in columns:
+            arrays.append(pa.array([""] * len(batch)))
         else:
             arrays.append(pa.array(columns[field.name]).cast(field.type))
     return pa.table(arrays, schema=schema)

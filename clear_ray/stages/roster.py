@@ -1,4 +1,4 @@
-"""Which engine workers a caller may call: the least busy of those that are up."""
+"""Which engine workers a caller may call: the least busy of those that are up, and what to do about one that hangs."""
 
 from __future__ import annotations
 
@@ -6,38 +6,52 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from clear_ray.errors import EngineError
 
 _PAUSE_SECONDS = 0.5
+_LOOKS_PER_STALL = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The engine workers of a run, and how their handles behave.
+
+    Attributes:
+        handles: Of `EngineWorker` actors.
+        is_death: Tells a dead or unreachable worker from an error of its own.
+        restart: Kills a worker and has it started again; its open calls end as a death does.
+        stall_seconds: How long a worker that has work may bring nothing forward.
+    """
+
+    handles: Sequence[Any]
+    is_death: Callable[[BaseException], bool]
+    restart: Callable[[Any], None]
+    stall_seconds: float
 
 
 class Roster:
     """The workers of a run as one caller sees them.
 
     A worker that died is called again only once it has answered: what is sent to one that is still loading its model
-    fails, and what was reserved for it would be charged for nothing.
+    fails, and what was reserved for it would be charged for nothing. One that hangs, or whose process no longer answers,
+    is made to die.
 
     Args:
-        workers: Handles of `EngineWorker` actors.
-        is_worker_death: Tells a dead or unreachable worker from an error of its own.
+        workers: The workers.
         patience_seconds: How long a worker may take to come back.
     """
 
-    def __init__(
-        self,
-        workers: Sequence[Any],
-        is_worker_death: Callable[[BaseException], bool],
-        *,
-        patience_seconds: float = 1_800.0,
-    ) -> None:
-        self._workers, self._is_worker_death, self._patience_seconds = workers, is_worker_death, patience_seconds
-        self._calls = [0] * len(workers)
-        self._is_up = [True] * len(workers)
+    def __init__(self, workers: Workers, *, patience_seconds: float = 1_800.0) -> None:
+        self._all, self._workers, self._patience_seconds = workers, workers.handles, patience_seconds
+        self._calls = [0] * len(self._workers)
+        self._is_up = [True] * len(self._workers)
         self._turn = 0
         self._changed = asyncio.Condition()
         self._returning: dict[int, asyncio.Task[None]] = {}
+        self._watching: dict[int, asyncio.Task[None]] = {}
         self._lost: EngineError | None = None
 
     @asynccontextmanager
@@ -53,14 +67,18 @@ class Roster:
             raise self._lost
         number = self._least_busy()
         self._calls[number] += 1
+        if number not in self._watching:
+            self._watching[number] = asyncio.ensure_future(self._watch(number))
         try:
             yield self._workers[number]
         except Exception as error:
-            if self._is_worker_death(error):
+            if self._all.is_death(error):
                 self._mark_down(number)
             raise
         finally:
             self._calls[number] -= 1
+            if not self._calls[number]:
+                self._watching.pop(number).cancel()
 
     def _least_busy(self) -> int:
         """Return the number of a worker that is up; equals take turns."""
@@ -73,6 +91,27 @@ class Roster:
         if self._is_up[number]:
             self._is_up[number] = False
             self._returning[number] = asyncio.ensure_future(self._await_return(number))
+
+    async def _watch(self, number: int) -> None:
+        """Look at a worker while calls are open; restart it if it has work and nothing moves."""
+        worker, look_seconds = self._workers[number], self._all.stall_seconds / _LOOKS_PER_STALL
+        last, moved = None, time.monotonic()
+        while self._is_up[number]:
+            await asyncio.sleep(look_seconds)
+            try:
+                async with asyncio.timeout(look_seconds):
+                    pulse = await worker.pulse.remote()
+            except TimeoutError:
+                pulse = last or 0  # a process that does not answer has work: its calls are open
+            except Exception as error:
+                if self._all.is_death(error):
+                    return  # its calls say so too
+                raise
+            if pulse is None or pulse != last:
+                last, moved = pulse, time.monotonic()
+            elif time.monotonic() - moved >= self._all.stall_seconds:
+                self._all.restart(worker)
+                self._mark_down(number)
 
     async def _await_return(self, number: int) -> None:
         deadline = time.monotonic() + self._patience_seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,23 @@ class EngineWorker:
         self._engine = build_engine(config)
         self._head = head
         self._door = Door()
+        self._running = 0
         head.check_model(self._engine.card.fingerprint)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
         """Return who the model and the head are."""
         return self._engine.card, self._head.card
 
-    async def probe(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, NDArray[Any]]:
-        """Return the columns of `records.estimate_schema` that the probe adds, row for row."""
-        features = await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
+    async def pulse(self) -> int | None:
+        """Return the engine's progress, or None if it has nothing to do."""
+        return self._engine.progress if self._running else None
+
+    async def probe(
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """Return the columns of `records.estimate_schema` that the probe adds, row for row; `is_alone` as for `generate`."""
+        async with self._turn(is_alone):
+            features = await self.features(query_ids, prompts)
         texts = [
             prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt) for prompt in prompts
         ]
@@ -62,7 +71,7 @@ class EngineWorker:
         }
 
     async def features(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return the raw features, hidden states included; only calibration asks for them."""
+        """Return the raw features, hidden states included."""
         return await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
 
     async def generate(self, grants: Sequence[Grant], is_alone: bool = False) -> AsyncIterator[list[Generation]]:
@@ -77,9 +86,18 @@ class EngineWorker:
         Raises:
             EngineError: The engine failed, broke a grant or lost one.
         """
-        async with self._door.alone() if is_alone else self._door.together():
+        async with self._turn(is_alone):
             async for generations in self._generate(grants):
                 yield generations
+
+    @asynccontextmanager
+    async def _turn(self, is_alone: bool) -> AsyncIterator[None]:
+        async with self._door.alone() if is_alone else self._door.together():
+            self._running += 1
+            try:
+                yield
+            finally:
+                self._running -= 1
 
     async def _generate(self, grants: Sequence[Grant]) -> AsyncIterator[list[Generation]]:
         ended: asyncio.Queue[Generation | None] = asyncio.Queue()

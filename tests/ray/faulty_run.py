@@ -1,7 +1,9 @@
 """A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
 
-A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME) or `node` (the node that
-holds an engine is lost, and another joins). Prints the report as JSON when the run survives it.
+A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
+lives and does nothing) or `node` (the node that holds an engine is lost, and another joins).
+
+Prints the report as JSON when the run survives it.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ def written(run_dir: Path) -> int:
     return len(list((run_dir / "rounds").rglob("*.parquet")))
 
 
-def kill_actor(name: str, run_dir: Path) -> None:
-    """Kill, among the processes that this one started, the actor whose title holds `name`, once answers are coming."""
+def kill_actor(name: str, run_dir: Path, *, by: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to the actor whose title holds `name`, among what this process started, once answers come."""
     wait_until(lambda: count(run_dir, b'"settle"') >= 5)
 
     def victim() -> psutil.Process | None:
@@ -101,7 +103,7 @@ def kill_actor(name: str, run_dir: Path) -> None:
 
     wait_until(lambda: victim() is not None)
     if found := victim():
-        found.kill()
+        found.send_signal(by)
         print(json.dumps({"killed": name, "pid": found.pid}), file=sys.stderr, flush=True)
 
 
@@ -126,8 +128,9 @@ def main(config_path: str, *faults: str) -> None:
         kind, _, what = fault.partition(":")
         if kind == "driver":
             die_at(what, run_dir)
-        elif kind == "kill":
-            threading.Thread(target=kill_actor, args=(what, run_dir), daemon=True).start()
+        elif kind in ("kill", "freeze"):
+            by = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
+            threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()
     report = run(None, config).report
     print(report.model_dump_json())
     ray.shutdown()

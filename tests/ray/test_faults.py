@@ -86,6 +86,17 @@ def test_an_actor_may_be_killed(config: Path, faults: tuple[str, ...]) -> None:
     assert report.failed == 0
 
 
+def test_an_engine_may_hang(config: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["engine"]["stall_seconds"] = 8.0
+    config.write_text(yaml.safe_dump(settings))
+    ended = start(config, "freeze:EngineWorker")
+    report = checked(ended, config)
+    assert '"killed"' in ended.stderr
+    assert report.wasted_tokens > 0
+    assert report.failed == 0
+
+
 def test_a_node_may_be_lost(config: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["engine"] |= {"workers": 2, "num_gpus": 1}

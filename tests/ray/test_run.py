@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -184,3 +185,15 @@ def test_a_plan_prices_the_batch_and_leaves_nothing_behind(replay_settings: dict
     utilities = [point.utility for point in planned.budget_curve]
     assert utilities == sorted(utilities)
     assert not list(Path(replay_settings["run_dir"]).parent.iterdir())
+
+
+def test_a_prompt_that_the_engine_cannot_read_fails_alone(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    queries = pq.read_table(replay_settings["input"]["path"]).slice(0, 20).to_pylist()
+    queries[7]["query_id"] = "never recorded"
+    path = tmp_path / "queries.parquet"
+    pq.write_table(pa.Table.from_pylist(queries), path)
+    result = run(None, RunConfig.parse(replay_settings | {"input": {"path": str(path)}, "budget": 20 * 32}))
+    check_account(result)
+    (failed,) = [row for row in completions_of(result) if row["status"] == "failed"]
+    assert (failed["query_id"], failed["spent_tokens"]) == ("never recorded", 0)
+    assert "cannot be read" in failed["error"]

@@ -34,6 +34,7 @@ from clear_ray.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import Dispatch, Generate
+from clear_ray.stages.roster import Workers
 from clear_ray.standing import Standing
 from clear_ray.storage import open_folder
 from tests.unit.local_actors import Method
@@ -47,6 +48,10 @@ BATCHES = 16
 
 class WorkerDiedError(Exception):
     """What Ray would raise to the caller of an engine that died."""
+
+
+def is_death(error: BaseException) -> bool:
+    return isinstance(error, WorkerDiedError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,10 +388,9 @@ class Simulation:
         size = self.rng.randint(1, 3)
         blocks = [due[at : at + size] for at in range(0, len(due), size)]
         dispatch = Dispatch(
-            workers=self.workers,
+            workers=Workers(self.workers, is_death, restart=Worker.crash, stall_seconds=1e6),
             market=self.desk,
             scorer=None,
-            is_worker_death=lambda error: isinstance(error, WorkerDiedError),
             seed=0,
             sample=0,
         )

@@ -1,0 +1,104 @@
+"""Every query comes out of the probe once, whatever its prompt does to the engine that reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.config import ReplayConfig
+from clear_ray.engine.base import Prompt
+from clear_ray.errors import EngineError
+from clear_ray.estimation.prior import PriorHead
+from clear_ray.records import QUERY_SCHEMA
+from clear_ray.stages.probe import Probe
+from clear_ray.stages.roster import Workers
+from clear_ray.stages.worker import EngineWorker
+from tests.unit.local_actors import LocalActor
+
+
+class DiedError(Exception):
+    """What Ray would raise to the caller of an engine that died."""
+
+
+class Mortal(EngineWorker):
+    """A worker whose process dies of some prompts."""
+
+    def __init__(self, config: ReplayConfig, deadly: frozenset[str]) -> None:
+        super().__init__(config, PriorHead(cap_tokens=320))
+        self._deadly = deadly
+        self.read_alone: list[str] = []
+
+    async def probe(
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False
+    ) -> dict[str, Any]:
+        if is_alone:
+            self.read_alone.extend(query_ids)
+        if self._deadly & set(query_ids):
+            raise DiedError
+        return await super().probe(query_ids, prompts, is_alone)
+
+
+@pytest.fixture
+def recorded(replay_settings: dict[str, Any]) -> ReplayConfig:
+    return ReplayConfig.model_validate(replay_settings["engine"])
+
+
+def batch_of(query_ids: Sequence[str]) -> pa.Table:
+    rows = [
+        {
+            "index": index,
+            "query_id": query_id,
+            "prompt": "What is 1 + 1?",
+            "is_conversation": False,
+            "weight": 1.0,
+            "max_tokens": 320,
+        }
+        for index, query_id in enumerate(query_ids)
+    ]
+    return pa.Table.from_pylist(rows, schema=QUERY_SCHEMA)
+
+
+def probed(worker: Mortal, query_ids: Sequence[str]) -> pa.Table:
+    tokens_K = tuple(int(tokens) for tokens in PriorHead(cap_tokens=320).card.tokens_K)
+
+    async def read() -> pa.Table:
+        workers = Workers([LocalActor(worker)], lambda error: isinstance(error, DiedError), lambda _: None, 900.0)
+        return pa.concat_tables([table async for table in Probe(workers, tokens_K)(batch_of(query_ids))])
+
+    return asyncio.run(read())
+
+
+def known_ids(recorded: ReplayConfig, count: int) -> list[str]:
+    ids = pq.read_table(recorded.rollouts, columns=["query_id"])["query_id"].to_pylist()
+    return sorted(set(ids))[:count]
+
+
+def test_a_prompt_that_kills_engines_fails_alone(recorded: ReplayConfig) -> None:
+    ids = known_ids(recorded, 5)
+    worker = Mortal(recorded, frozenset({ids[2]}))
+    table = probed(worker, ids)
+    assert table["query_id"].to_pylist() == ids
+    errors = table["error"].to_pylist()
+    assert [bool(error) for error in errors] == [False, False, True, False, False]
+    assert "no other query on it" in errors[2]
+    assert worker.read_alone == [ids[2]]
+    assert not np.any(table["success_K"].to_pylist()[2]), "what cannot be read is worth nothing"
+    assert np.any(table["success_K"].to_pylist()[3])
+
+
+def test_a_prompt_that_the_engine_refuses_fails_alone(recorded: ReplayConfig) -> None:
+    ids = [*known_ids(recorded, 2), "never recorded"]
+    table = probed(Mortal(recorded, frozenset()), ids)
+    assert [bool(error) for error in table["error"].to_pylist()] == [False, False, True]
+
+
+def test_engines_that_die_of_everything_end_the_run(recorded: ReplayConfig) -> None:
+    ids = known_ids(recorded, 12)
+    with pytest.raises(EngineError, match="9 prompts in a row"):
+        probed(Mortal(recorded, frozenset(ids)), ids)
