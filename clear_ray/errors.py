@@ -7,7 +7,8 @@
     ├── BudgetError    (RuntimeError)  the ledger was asked for something that would break its invariants
     ├── PriceError     (RuntimeError)  no shadow price exists for what was asked
     ├── EngineError    (RuntimeError)  a language model failed, or returned more than it was granted
-    └── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
+    ├── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
+    └── StorageError   (RuntimeError)  the run folder cannot be written any more: its disk is full, or it is gone
 
 A message says what happened, where, which value was seen and what to do about it. The parts travel unchanged through
 `args`, so that every error survives pickling between Ray processes; the sentence is made in `__str__`.
@@ -66,3 +67,7 @@ class EngineError(ClearRayError, RuntimeError):
 
 class ResumeError(ClearRayError, RuntimeError):
     """The run folder does not belong to this configuration or input."""
+
+
+class StorageError(ClearRayError, RuntimeError):
+    """The run folder cannot be written any more."""

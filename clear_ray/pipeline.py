@@ -59,7 +59,7 @@ from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.grants import Abandon, Complete, GrantTable, SelectGranted, Verdicts
 from clear_ray.stages.probe import Probe
 from clear_ray.standing import Standing
-from clear_ray.storage import Folder, open_folder
+from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks import generate_queries, load_scorer
 
 _BATCH_ROWS = 4_096
@@ -101,12 +101,18 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ConfigError: A setting is refused; nothing was written.
         ResumeError: The run folder belongs to another configuration or input.
         EngineError: An engine failed as a whole; what was settled is kept.
+        StorageError: The run folder's disk is full or broken; what was settled is kept.
     """
     folder = open_folder(config.run_dir)
     manifest = read_manifest(folder)
     load_scorer_of(config)
     head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
-    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
+    with (
+        writing_errors(config.run_dir),
+        joined_cluster(),
+        quiet_data(),
+        Progress(config.budget_tokens, display or QuietDisplay()) as progress,
+    ):
         digest = take_in(queries, config, folder)
         if manifest is not None and (report := read_summary(folder)) is not None:
             check_same_run(manifest, describe(config, digest) | _cards_of(manifest), folder)

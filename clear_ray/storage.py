@@ -6,17 +6,47 @@ Only these schemes are opened; a plain path is always local.
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from clear_ray.errors import ConfigError
+from clear_ray.errors import ClearRayError, ConfigError, StorageError
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "adl", "oss", "ssh", "sftp", "local"}
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+
+
+@contextmanager
+def writing_errors(location: str) -> Iterator[None]:
+    """Raise what the disk of a run folder says, here or in a worker of Ray, as a StorageError.
+
+    Raises:
+        StorageError: The disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except ClearRayError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _DISK_ERRORS):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise StorageError(
+            "the run folder cannot be written",
+            without_secrets(location),
+            os.strerror(cause.errno or 0),
+            "Mend that, then run the same command again: what was settled is kept.",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,24 @@ def test_an_engine_may_hang(config: Path) -> None:
     assert report.failed == 0
 
 
+def test_a_full_disk_ends_the_run_and_keeps_what_was_settled(config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        settings = yaml.safe_load(config.read_text()) | {"run_dir": str(disk / "run")}
+        config.write_text(yaml.safe_dump(settings))
+        ended = start(config)
+        assert ended.returncode == 1
+        assert "StorageError" in ended.stderr
+        assert "No space left on device" in ended.stderr
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        checked(start(config), config)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_a_node_may_be_lost(config: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["engine"] |= {"workers": 2, "num_gpus": 1}

@@ -14,6 +14,7 @@ from clear_ray.errors import (
     PriceError,
     ResumeError,
     SchemaError,
+    StorageError,
     UtilityError,
 )
 
@@ -25,6 +26,7 @@ STDLIB = {
     PriceError: RuntimeError,
     EngineError: RuntimeError,
     ResumeError: RuntimeError,
+    StorageError: RuntimeError,
 }
 EVERY = pytest.mark.parametrize("kind", [ClearRayError, *STDLIB], ids=lambda kind: kind.__name__)
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clear_ray.errors import ConfigError
-from clear_ray.storage import Folder, open_folder, open_location
+from clear_ray.errors import ConfigError, StorageError
+from clear_ray.storage import Folder, open_folder, open_location, writing_errors
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -98,3 +99,18 @@ def test_a_location_that_cannot_be_opened_is_a_setting_to_mend(location: str) ->
     with pytest.raises(ConfigError) as refused:
         open_location(location)
     assert refused.value.where == location
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_told_wherever_it_was_met(code: int) -> None:
+    failure = RuntimeError("a worker of Ray failed")
+    failure.__cause__ = OSError(code, "as the system says it")
+    with pytest.raises(StorageError, match=r"runs/mine.*run the same command again"), writing_errors("runs/mine"):
+        raise failure
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "no such file"), ConfigError("wrong"), ValueError("wrong")])
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, writing_errors("runs/mine"):
+        raise error
+    assert raised.value is error
