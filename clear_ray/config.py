@@ -122,6 +122,8 @@ class TransformersConfig(WorkersConfig):
     """Chooses this engine."""
     model: str = "smollm2-135m-instruct"
     """A local folder of safetensors weights, a hub name, or `smollm2-135m-instruct` for the embedded model."""
+    fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Refuse any other model: SHA-256 over architecture, weights and tokenizer, as `manifest.json` names it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations."""
     device: str | None = None

@@ -55,9 +55,14 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
 
     Raises:
         ConfigError: The folder holds something else.
+        ResumeError: The manifest is damaged.
     """
     if folder.exists(MANIFEST):
-        loaded: dict[str, Any] = json.loads(folder.read(MANIFEST))
+        try:
+            loaded: dict[str, Any] = json.loads(folder.read(MANIFEST))
+            loaded["config"], loaded["input"]["rows"], loaded["budget_tokens"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder, MANIFEST, error) from error
         return loaded
     names = (path.removeprefix(f"{folder.path}/") for path in folder.files())
     strangers = [name for name in names if not name.startswith("queries") and not name.endswith(".partial")]
@@ -99,8 +104,17 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
 
 
 def read_summary(folder: Folder) -> RunReport | None:
-    """Return the report of a run that is done, or None."""
-    return RunReport.model_validate_json(folder.read(SUMMARY)) if folder.exists(SUMMARY) else None
+    """Return the report of a run that is done, or None.
+
+    Raises:
+        ResumeError: The summary is damaged.
+    """
+    if not folder.exists(SUMMARY):
+        return None
+    try:
+        return RunReport.model_validate_json(folder.read(SUMMARY))
+    except ValueError as error:
+        raise _damaged(folder, SUMMARY, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +266,15 @@ def read_attempts(folder: Folder, number: int) -> pa.Table:
     found = pa.concat_tables(tables)
     _, first = np.unique(found["index"].to_numpy(), return_index=True)
     return found.take(pa.array(first))
+
+
+def _damaged(folder: Folder, name: str, error: Exception) -> ResumeError:
+    return ResumeError(
+        "the file is damaged",
+        f"{folder.path}/{name}",
+        " ".join(str(error).split()),
+        "Restore it from a copy, or name a new run_dir.",
+    )
 
 
 def _version(library: str) -> str:

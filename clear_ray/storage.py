@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import pyarrow.fs as pafs
 from clear_ray.errors import ClearRayError, ConfigError, StorageError
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
-_FSSPEC_SCHEMES = {"memory", "az", "adl", "oss", "ssh", "sftp", "local"}
+_FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
+_MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
 
@@ -120,8 +122,14 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     """
     scheme, separator, _ = location.partition("://")
     if not separator:
+        if _MISTYPED_SCHEME.match(location):
+            raise ConfigError(
+                "this is neither a path nor a URI", location, remedy="Write scheme://…, or ./… for a local file."
+            )
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
     try:
+        if "#" in location:
+            raise ValueError("a part after # would be left out")
         if scheme in _ARROW_SCHEMES:
             filesystem, path = pafs.FileSystem.from_uri(location)
             if not path.strip("/"):

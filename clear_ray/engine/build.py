@@ -7,6 +7,7 @@ from functools import partial
 
 from clear_ray.config import EngineConfig, ReplayConfig, TransformersConfig
 from clear_ray.engine.base import Engine, read_prompt
+from clear_ray.errors import ConfigError
 from clear_ray.ingest import PromptLimit
 
 _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation of ordinary length
@@ -17,7 +18,7 @@ def build_engine(config: EngineConfig) -> Engine:
     """Load the engine that `config` describes.
 
     Raises:
-        ConfigError: The model or the recordings are not there.
+        ConfigError: The model or the recordings are not there, or it is not the model that was pinned.
         EngineError: The model cannot be loaded.
     """
     if isinstance(config, ReplayConfig):
@@ -26,6 +27,8 @@ def build_engine(config: EngineConfig) -> Engine:
         return ReplayEngine(
             config.rollouts, config.features, tokens_per_second=config.tokens_per_second, max_batch=config.max_batch
         )
+    if config.fingerprint is not None:
+        _check_pin(config.model, config.fingerprint)
     from clear_ray.engine.transformers import TransformersEngine
 
     return TransformersEngine(
@@ -42,6 +45,20 @@ def build_engine(config: EngineConfig) -> Engine:
         answer_reserve_tokens=config.answer_reserve_tokens,
         closing_text=config.closing_text,
     )
+
+
+def _check_pin(model: str, pinned: str) -> None:
+    from clear_ray.engine.fingerprint import model_fingerprint
+    from clear_ray.engine.loading import model_folder
+
+    seen = model_fingerprint(model_folder(model))
+    if seen != pinned:
+        raise ConfigError(
+            f"the model is not the one that was pinned, whose fingerprint is {pinned}",
+            f"engine.fingerprint of {model}",
+            seen,
+            "Look where its files come from before you pin this one.",
+        )
 
 
 def prompt_limit(config: EngineConfig) -> PromptLimit | None:

@@ -114,3 +114,15 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, writing_errors("runs/mine"):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "location", ["s3:/bucket/run", "http:/x", "file:/tmp/x", "data:text/plain,abc", "file:///tmp/a#b"]
+)
+def test_what_is_mistyped_does_not_become_a_local_folder(location: str) -> None:
+    with pytest.raises(ConfigError):
+        open_location(location)
+
+
+def test_a_colon_in_a_local_name_can_be_said() -> None:
+    assert open_location("./a run: the first")[2]
