@@ -201,7 +201,7 @@ class DispatchConfig(Settings):
     block_rows: int = Field(default=2_000, ge=1)
     """Queries in one block of the probe stage."""
     rows_per_file: int = Field(default=64, ge=1)
-    """Answers written to one file; those not written yet are generated again after a crash."""
+    """Most answers in one file; after a second it is written with fewer. A crash loses those not written yet."""
 
 
 class RunConfig(Settings):

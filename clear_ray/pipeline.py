@@ -55,7 +55,8 @@ from clear_ray.run_folder import (
     write_grants,
 )
 from clear_ray.sketching import is_sketched
-from clear_ray.stages.generate import Dispatch, Generate
+from clear_ray.stages.attempt_files import GenerateToFiles
+from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.grants import Abandon, Complete, GrantTable, SelectGranted, Verdicts
 from clear_ray.stages.probe import Probe
 from clear_ray.standing import Standing
@@ -352,8 +353,8 @@ def _generate(
     target.make()
     calls = _calls_in_flight(config)
     granted.map_batches(
-        Generate,
-        fn_constructor_args=(dispatch,),
+        GenerateToFiles,
+        fn_constructor_args=(dispatch, target, config.dispatch.rows_per_file),
         batch_size=rows,
         batch_format="pyarrow",
         num_cpus=0.1,
@@ -362,7 +363,7 @@ def _generate(
             max_concurrent_calls_per_actor=calls,
             max_tasks_in_flight_per_actor=2 * calls,
         ),
-    ).write_parquet(target.path, filesystem=folder.filesystem, min_rows_per_file=config.dispatch.rows_per_file)
+    ).materialize()
 
 
 def _calls_in_flight(config: RunConfig) -> int:

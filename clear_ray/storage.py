@@ -98,11 +98,15 @@ class Folder:
                 stream.write(content)
             return
         partial = f"{target}.partial"
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except OSError:
+            Path(partial).unlink(missing_ok=True)
+            raise
 
     def delete(self, name: str) -> None:
         """Remove the folder `name` inside this one with everything in it, if it is there."""

@@ -59,6 +59,9 @@ def checked(ended: subprocess.CompletedProcess[str], config: Path) -> RunReport:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_driver_may_die_anywhere(config: Path, point: str) -> None:
+    if point == "after settle before commit":  # a file of its own for every answer would leave it no time to die
+        settings = yaml.safe_load(config.read_text())
+        config.write_text(yaml.safe_dump(settings | {"dispatch": {"rows_per_file": 64}}))
     assert start(config, f"driver:{point}").returncode == -signal.SIGKILL, "it was to die"
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
     prices = {path.name: path.read_bytes() for path in run_dir.glob("grants/*.parquet")}

@@ -1,0 +1,155 @@
+"""Answers reach the disk before their call ends, as one step a file, and none is generated twice."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.config import ReplayConfig
+from clear_ray.estimation.prior import PriorHead
+from clear_ray.ledger import Balance
+from clear_ray.market import MarketActor
+from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles
+from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.roster import Workers
+from clear_ray.stages.worker import EngineWorker
+from clear_ray.storage import Folder, open_folder
+from tests.unit.local_actors import LocalActor, LocalWorker
+from tests.unit.simulation import GRANTED_SCHEMA, query_row
+from tests.unit.stages.test_probe import known_ids
+
+
+@dataclass(frozen=True)
+class FullDisk(Folder):
+    """A folder on a disk that has no room left."""
+
+    def write(self, name: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name)
+
+
+@dataclass(frozen=True)
+class ClosedGate(Folder):
+    """A folder on a disk that writes nothing before its gate opens."""
+
+    gate: threading.Event
+
+    def write(self, name: str, content: bytes) -> None:
+        assert self.gate.wait(60)
+        super().write(name, content)
+
+
+@pytest.fixture
+def recorded(replay_settings: dict[str, Any]) -> ReplayConfig:
+    return ReplayConfig.model_validate(replay_settings["engine"])
+
+
+def row(index: int) -> pa.Table:
+    return pa.table({"index": [index]})
+
+
+def rows_in(folder: Folder) -> list[list[int]]:
+    return [pq.read_table(path)["index"].to_pylist() for path in folder.files(".parquet")]
+
+
+def granted(query_ids: list[str]) -> pa.Table:
+    rows = [
+        query_row(index) | {"query_id": query_id, "token_ids": [], "round": 1, "granted_tokens": 40}
+        for index, query_id in enumerate(query_ids)
+    ]
+    return pa.Table.from_pylist(rows, schema=GRANTED_SCHEMA)
+
+
+def generated(recorded: ReplayConfig, run_dir: Path, target: Folder, batch: pa.Table) -> tuple[list[int], Balance]:
+    """Have a caller of its own generate a batch; return which queries it says are written, and the account."""
+
+    async def call() -> tuple[list[int], Balance]:
+        market = MarketActor(str(run_dir), 10_000, len(batch))
+        worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
+        workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
+        dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0)
+        caller = GenerateToFiles(dispatch, target, rows_per_file=64)
+        try:
+            said = [index async for table in caller(batch) for index in table["index"].to_pylist()]
+            return said, await market.balance()
+        finally:
+            market._journal.close()
+
+    return asyncio.run(call())
+
+
+def test_a_file_is_written_when_it_is_full(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+
+    async def add_five() -> None:
+        files = AttemptFiles(folder, rows_per_file=2, linger_seconds=1e6)
+        writes = [files.add(row(index)) for index in range(5)]
+        await asyncio.gather(*writes[:4])
+        assert not writes[4].done()
+        files.flush()
+        await writes[4]
+
+    asyncio.run(add_five())
+    assert sorted(rows_in(folder)) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_row_that_has_waited_long_is_written_without_company(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+
+    async def add_one() -> None:
+        await AttemptFiles(folder, rows_per_file=64, linger_seconds=0.01).add(row(7))
+
+    asyncio.run(asyncio.wait_for(add_one(), 60))
+    assert rows_in(folder) == [[7]]
+
+
+def test_a_call_ends_when_its_answers_are_on_disk_and_not_before(recorded: ReplayConfig, tmp_path: Path) -> None:
+    batch = granted(known_ids(recorded, 4))
+    gate = threading.Event()
+    inner = open_folder(str(tmp_path / "attempts"))
+    target = ClosedGate(inner.filesystem, inner.path, inner.is_local, gate)
+    at_the_gate: list[list[list[int]]] = []
+
+    def open_later() -> None:
+        at_the_gate.append(rows_in(target))
+        gate.set()
+
+    timer = threading.Timer(2.0, open_later)
+    timer.start()
+    said, balance = generated(recorded, tmp_path, target, batch)
+    assert gate.is_set()
+    assert at_the_gate == [[]]
+    assert sorted(said) == sorted(index for file in rows_in(target) for index in file) == [0, 1, 2, 3]
+    assert balance.wasted_tokens == 0
+
+
+def test_a_caller_that_takes_over_generates_nothing_that_is_on_disk(recorded: ReplayConfig, tmp_path: Path) -> None:
+    batch = granted(known_ids(recorded, 6))
+    target = open_folder(str(tmp_path / "attempts"))
+    _, before = generated(recorded, tmp_path, target, batch.slice(0, 4))
+    said, after = generated(recorded, tmp_path, target, batch)
+    assert sorted(said) == [4, 5]
+    assert sorted(index for file in rows_in(target) for index in file) == [0, 1, 2, 3, 4, 5]
+    assert after.wasted_tokens == 0
+    assert after.spent_tokens > before.spent_tokens
+
+
+def test_a_full_disk_is_raised_by_the_call_that_fills_it(recorded: ReplayConfig, tmp_path: Path) -> None:
+    batch = granted(known_ids(recorded, 2))
+    inner = open_folder(str(tmp_path / "attempts"))
+    with pytest.raises(OSError, match="No space left"):
+        generated(recorded, tmp_path, FullDisk(inner.filesystem, inner.path, inner.is_local), batch)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken.parquet").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        open_folder(str(tmp_path)).write("taken.parquet", b"rows")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.parquet"]
