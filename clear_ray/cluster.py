@@ -118,7 +118,11 @@ def worker_name(run_dir: str, number: int) -> str:
 
 @contextmanager
 def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
-    """Start the market on this node, where a local run folder is, and end it afterwards."""
+    """Start the market on this node, where a local run folder is, and end it afterwards.
+
+    Raises:
+        ResumeError: The run's journal is damaged, or another run is writing it.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = (
         ray.remote(MarketActor)
@@ -128,6 +132,10 @@ def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
         .remote(run_dir, budget_tokens, queries)
     )
     try:
+        try:
+            ray.get(actor.balance.remote())
+        except Exception as error:
+            raise _cause(error) from error
         yield actor
     finally:
         ray.kill(actor)

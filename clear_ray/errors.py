@@ -66,7 +66,7 @@ class EngineError(ClearRayError, RuntimeError):
 
 
 class ResumeError(ClearRayError, RuntimeError):
-    """The run folder does not belong to this configuration or input."""
+    """The run folder does not belong to this configuration or input, is damaged, or is another run's at the moment."""
 
 
 class StorageError(ClearRayError, RuntimeError):

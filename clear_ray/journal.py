@@ -9,8 +9,10 @@ append is an object of its own, `journal/000000000000.jsonl` and so on; group co
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +22,9 @@ from clear_ray.storage import Folder
 
 Record = dict[str, Any]
 _FILE = "journal.jsonl"
+_PATIENCE_SECONDS = 10.0
+"""How long the actors of a driver that was killed may outlive it."""
+_POLL_SECONDS = 0.1
 
 
 class Journal:
@@ -29,7 +34,7 @@ class Journal:
         folder: The run folder. An existing journal is continued; a torn last record is cut off first.
 
     Raises:
-        ResumeError: A record before the last one is damaged.
+        ResumeError: A record before the last one is damaged, or another process goes on writing the journal.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -41,15 +46,27 @@ class Journal:
         if folder.is_local:
             folder.make()
             self._descriptor = os.open(f"{folder.path}/{_FILE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.ftruncate(self._descriptor, len(_whole(folder, _FILE, is_last=True)))
+            try:
+                _lock(self._descriptor, folder)
+                os.ftruncate(self._descriptor, len(_whole(folder, _FILE, is_last=True)))
+            except BaseException:
+                self.close()
+                raise
         elif names:
             self._segments.write(names[-1], _whole(self._segments, names[-1], is_last=True))
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write records and wait until they would survive a crash of this machine."""
+        """Write records and wait until they would survive a crash of this machine.
+
+        Raises:
+            ResumeError: Another process has written to the journal (behind a URI).
+        """
         content = b"".join(_encode(record) for record in records)
         if self._descriptor is None:
-            self._segments.write(f"{self._next_segment:012d}.jsonl", content)
+            name = f"{self._next_segment:012d}.jsonl"
+            if self._segments.exists(name):
+                raise _in_use(self._folder)
+            self._segments.write(name, content)
             self._next_segment += 1
             return
         before = os.fstat(self._descriptor).st_size
@@ -69,6 +86,20 @@ class Journal:
             self._descriptor = None
 
 
+def wait_until_unused(folder: Folder) -> None:
+    """Return once nobody writes the journal of a local run folder; at once where there is none.
+
+    Raises:
+        ResumeError: Another process goes on writing it.
+    """
+    if folder.is_local and folder.exists(_FILE):
+        descriptor = os.open(f"{folder.path}/{_FILE}", os.O_WRONLY)
+        try:
+            _lock(descriptor, folder)
+        finally:
+            os.close(descriptor)
+
+
 def read_journal(folder: Folder) -> Iterator[Record]:
     """Yield the whole records of a run folder's journal, oldest first; nothing if there is none.
 
@@ -83,6 +114,26 @@ def read_journal(folder: Folder) -> Iterator[Record]:
     for name in names:
         for line in _whole(folder, name, is_last=name == names[-1]).splitlines():
             yield json.loads(line[9:])
+
+
+def _lock(descriptor: int, folder: Folder) -> None:
+    """Take the lock of a journal's file, which is let go when the file is closed or its process ends."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise _in_use(folder) from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _in_use(folder: Folder) -> ResumeError:
+    return ResumeError(
+        "another run is writing to this run folder",
+        folder.path,
+        remedy="Wait until it has ended (`clear-ray status` shows it), or give this run a folder of its own.",
+    )
 
 
 def _segment_names(segments: Folder) -> list[str]:

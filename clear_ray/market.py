@@ -36,7 +36,7 @@ class MarketActor:
         queries: N.
 
     Raises:
-        ResumeError: The journal is damaged.
+        ResumeError: The journal is damaged, or another run is writing it.
         BudgetError: The journal does not fit the budget.
     """
 
@@ -47,10 +47,10 @@ class MarketActor:
         self._settled_tokens_N = np.zeros(queries, np.int64)
         self._asked_N = np.zeros(queries, np.int64)
         self._round = 0
+        self._journal = Journal(folder)  # from here on nobody else writes what is read next
         for record in read_journal(folder):
             self._replay(record)
         self._ledger.check()
-        self._journal = Journal(folder)
         self._line = asyncio.Lock()
         self._refund = asyncio.Event()
         self._unwritten: list[Record] = []

@@ -34,6 +34,7 @@ from clear_ray.engine.build import prompt_limit
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_input, write_openai_outputs
+from clear_ray.journal import wait_until_unused
 from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.page import write_page
@@ -100,7 +101,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     Raises:
         SchemaError: The input is refused; nothing was written.
         ConfigError: A setting is refused; nothing was written.
-        ResumeError: The run folder belongs to another configuration or input.
+        ResumeError: The run folder belongs to another configuration or input, or another run is writing to it.
         EngineError: An engine failed as a whole; what was settled is kept.
         StorageError: The run folder's disk is full or broken; what was settled is kept.
     """
@@ -108,6 +109,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     manifest = read_manifest(folder)
     load_scorer_of(config)
     head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
+    wait_until_unused(folder)
     with (
         writing_errors(config.run_dir),
         joined_cluster(),
@@ -120,8 +122,8 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
             return RunResult(report, config.run_dir)
         progress.begin("probe", queries=digest.rows)
         with (
+            market(config.run_dir, config.budget_tokens, digest.rows) as desk,  # first: it makes sure that we are alone
             engine_workers(config.engine, head, run_dir=config.run_dir) as crew,
-            market(config.run_dir, config.budget_tokens, digest.rows) as desk,
             progress.watching(desk),
         ):
             _open_run(folder, manifest, config, digest, crew)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clear_ray import journal as journal_module
 from clear_ray.errors import ResumeError
-from clear_ray.journal import Journal, Record, read_journal
+from clear_ray.journal import Journal, Record, read_journal, wait_until_unused
 from clear_ray.storage import Folder, open_folder
 
 RECORDS: list[Record] = [
@@ -165,5 +169,50 @@ def test_the_end_of_the_last_object_may_be_torn(tmp_path: Path) -> None:
     segments.write("000000000001.jsonl", segments.read("000000000001.jsonl")[:-3])
     assert list(read_journal(folder)) == RECORDS[:2]
     write(folder, RECORDS[2:])
+    assert list(read_journal(folder)) == RECORDS
+    folder.filesystem.delete_dir(folder.path)
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_PATIENCE_SECONDS", 0.2)
+    folder = open_folder(str(tmp_path))
+    wait_until_unused(folder)  # there is none yet
+    journal = Journal(folder)
+    journal.append(RECORDS[:1])
+    for use in (lambda: Journal(folder), lambda: wait_until_unused(folder)):
+        with pytest.raises(ResumeError, match="another run") as refused:
+            use()
+        assert refused.value.where == str(tmp_path)
+    assert list(read_journal(folder)) == RECORDS[:1]  # whoever only reads may
+    journal.append(RECORDS[1:])
+    journal.close()
+    wait_until_unused(folder)
+    write(folder, [{"round": 2}])
+    assert list(read_journal(folder)) == [*RECORDS, {"round": 2}]
+
+
+def test_a_writer_gets_the_journal_as_soon_as_the_other_has_died(tmp_path: Path) -> None:
+    code = "import sys; from clear_ray.journal import Journal; from clear_ray.storage import open_folder;"
+    code += "journal = Journal(open_folder(sys.argv[1])); journal.append([{'round': 1}]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        timer = threading.Timer(0.3, other.kill)
+        timer.start()
+        write(open_folder(str(tmp_path)), [{"round": 2}])  # waits
+        timer.cancel()
+        assert other.wait() == -signal.SIGKILL
+    assert list(read_journal(open_folder(str(tmp_path)))) == [{"round": 1}, {"round": 2}]
+
+
+def test_behind_a_uri_a_writer_that_is_not_alone_stops(tmp_path: Path) -> None:
+    folder = open_folder(f"memory://alone-{tmp_path.name}")
+    first, second = Journal(folder), Journal(folder)
+    second.append(RECORDS[:1])
+    with pytest.raises(ResumeError, match="another run"):
+        first.append(RECORDS[1:])
+    second.append(RECORDS[1:])
     assert list(read_journal(folder)) == RECORDS
     folder.filesystem.delete_dir(folder.path)

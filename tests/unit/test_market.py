@@ -43,6 +43,11 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0.001)
 
 
+def die(market: MarketActor) -> None:
+    """Let go of the journal, as the end of the market's process does."""
+    market._journal.close()
+
+
 def account(balance: Balance) -> tuple[int, int, int, int]:
     return balance.budget_tokens, balance.spent_tokens, balance.reserved_tokens, balance.wasted_tokens
 
@@ -223,6 +228,7 @@ async def test_a_restarted_market_has_the_same_balances(tmp_path: Path, seed: in
                 await soon(market.settle([settled(index, attempt, rng.randint(0, tokens))]))
             elif attempt > 0 and fate < 0.8:
                 await soon(market.forfeit([(index, attempt)]))
+        die(market)
         restarted = MarketActor(str(tmp_path), 500, 6)
         assert account(await restarted.balance()) == account(await market.balance())
         for old, new in zip(await market.charges(), await restarted.charges(), strict=True):
@@ -241,6 +247,7 @@ async def test_lost_rows_are_recognised_across_a_restart(tmp_path: Path) -> None
     await market.open_round(3, {})
     await soon(market.reserve(3, [(0, 30), (1, 30)]))
     await soon(market.settle([settled(0, 1, 12)]))
+    die(market)
     market = MarketActor(str(tmp_path), 100, 2)
     assert await soon(market.reserve(3, [(0, 30), (1, 20)])) == [2, 2]
     assert account(await market.balance()) == (100, 42, 50, 42)
@@ -263,6 +270,7 @@ async def test_a_loss_that_was_marked_is_not_marked_again_when_the_query_is_run_
     await market.open_round(1, {})
     await soon(market.reserve(1, [(0, 30)]))
     await soon(market.settle([settled(0, 1, 12)]))
+    die(market)
     market = MarketActor(str(tmp_path), 100, 1)
     await soon(market.mark_wasted({0: 12}))
     assert await soon(market.reserve(1, [(0, 30)])) == [2]
@@ -293,11 +301,14 @@ async def test_a_full_disk_loses_no_record(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     await soon(market.settle([settled(0, 1, 7)]))  # there is room again: what was not written comes first
     assert operations(tmp_path) == [("reserve", 0, 1, 30), ("reserve", 1, 1, 20), ("settle", 0, 1, 7)]
+    die(market)
     assert account(await MarketActor(str(tmp_path), 100, 2).balance()) == account(await market.balance())
 
 
 async def test_a_journal_of_another_budget_is_refused(tmp_path: Path) -> None:
-    await soon(MarketActor(str(tmp_path), 100, 1).reserve(1, [(0, 90)]))
+    market = MarketActor(str(tmp_path), 100, 1)
+    await soon(market.reserve(1, [(0, 90)]))
+    die(market)
     with pytest.raises(BudgetError, match="80 tokens are available"):
         MarketActor(str(tmp_path), 80, 1)
 
@@ -308,6 +319,7 @@ async def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     await soon(market.reserve(1, [(1, 10)]))
     file = tmp_path / "journal.jsonl"
     file.write_bytes(file.read_bytes().replace(b'"t":10', b'"t":19', 1))
+    die(market)
     with pytest.raises(ResumeError, match="damaged"):
         MarketActor(str(tmp_path), 100, 2)
 
