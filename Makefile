@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo demo-short serve-demo test test-slow test-gpu lint clean
+.PHONY: demo demo-short serve-demo test test-slow test-gpu lint audit clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,5 +37,10 @@ test-slow: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
+audit:  ## look every pinned library up in the public advisories; needs the network, so it is not part of `make test`
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf .venv .venv-audit .mypy_cache .ruff_cache .pytest_cache runs

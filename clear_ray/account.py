@@ -86,7 +86,7 @@ def make_report(
     )
 
 
-def plan_report(estimates: Estimates, clearing: Clearing, budget_tokens: int) -> PlanReport:
+def plan_report(estimates: Estimates, clearing: Clearing, budget_tokens: int, head: HeadCard) -> PlanReport:
     """Say what a batch would come to, from its first clearing."""
     batch = estimates.batch
     queries = estimates.queries
@@ -94,6 +94,7 @@ def plan_report(estimates: Estimates, clearing: Clearing, budget_tokens: int) ->
     _, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, budget_tokens / scale)
     expected_tokens = float(clearing.expected_tokens_M.sum())
     return PlanReport(
+        head=head.kind,
         queries=queries,
         budget_tokens=budget_tokens,
         low_tokens=max(expected_tokens - 2 * _spend_deviation(estimates, clearing), 0.0),

@@ -264,7 +264,12 @@ class RunConfig(Settings):
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
-            raise ConfigError("the configuration cannot be read", str(path), str(error)) from error
+            raise ConfigError(
+                "the configuration cannot be read",
+                str(path),
+                str(error),
+                "Name a YAML file; jobs/configs has examples.",
+            ) from error
         if not isinstance(loaded, dict):
             raise ConfigError("the configuration is not a mapping", str(path), type(loaded).__name__)
         for override in overrides:
@@ -285,8 +290,12 @@ class RunConfig(Settings):
             key = ".".join(str(part) for part in first["loc"])
             more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
             shown = "" if first["type"] == "missing" else _shown(first["input"])
+            what = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
             raise ConfigError(
-                f"{first['msg']}{more}", f"{where}: {key}", shown, "See the comments in jobs/configs."
+                f"{what.removeprefix('Value error, ')}{more}",
+                f"{where}: {key}",
+                shown,
+                "See the comments in jobs/configs.",
             ) from error
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -100,12 +101,13 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
 
     Raises:
         SchemaError: The input is refused; nothing was written.
-        ConfigError: A setting is refused; nothing was written.
+        ConfigError: A setting is refused, or the run folder holds something else or a link; nothing was written.
         ResumeError: The run folder belongs to another configuration or input, or another run is writing to it.
         EngineError: An engine failed as a whole; what was settled is kept.
         StorageError: The run folder's disk is full or broken; what was settled is kept.
     """
     folder = open_folder(config.run_dir)
+    folder.refuse_links()
     manifest = read_manifest(folder)
     load_scorer_of(config)
     head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
@@ -146,7 +148,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         ConfigError: A setting is refused.
         EngineError: The model cannot be loaded.
     """
-    folder = open_folder(f"{config.run_dir.rstrip('/')}.plan")
+    folder = open_folder(f"{config.run_dir.rstrip('/')}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
@@ -158,7 +160,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
             clearing = _clear(
                 folder, config, estimates, Standing(digest.rows, failed=estimates.error_of_index), config.budget_tokens
             )
-            return plan_report(estimates, clearing, config.budget_tokens)
+            return plan_report(estimates, clearing, config.budget_tokens, crew.head)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -308,7 +310,7 @@ def _rounds(
         is_last_kept = kept is not None and read_grants(folder, number + 1) is None and not folder.exists("closing")
         if kept is None:
             available_tokens = ray.get(desk.balance.remote()).available_tokens
-            if available_tokens < config.allocation.smallest_grant_tokens:
+            if number > 1 and available_tokens < config.allocation.smallest_grant_tokens:
                 break
             progress.begin("price", round_number=number)
             clearing = _clear(folder, config, estimates, standing, available_tokens)

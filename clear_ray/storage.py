@@ -117,6 +117,20 @@ class Folder:
         """Move the folder `old` inside this one to `new`."""
         self.filesystem.move(f"{self.path}/{old}", f"{self.path}/{new}")
 
+    def refuse_links(self) -> None:
+        """Make sure that what is written into this folder stays in it: a local folder may be a link, but hold none.
+
+        Raises:
+            ConfigError: There is a symbolic link in it.
+        """
+        if not self.is_local:
+            return
+        for parent, folders, files in os.walk(self.path):
+            for path in (Path(parent, name) for name in (*folders, *files)):
+                if path.is_symlink():
+                    remedy = "Remove it, or name a new run_dir: what a run writes stays in its folder."
+                    raise ConfigError("the run folder holds a link", str(path), os.readlink(path), remedy)
+
 
 def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     """Return the file system of a path or URI, the path within it, and whether it is local.
@@ -124,16 +138,20 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     Raises:
         ConfigError: The scheme is unknown or its library is not installed.
     """
-    scheme, separator, _ = location.partition("://")
+    scheme, separator, rest = location.partition("://")
     if not separator:
         if _MISTYPED_SCHEME.match(location):
             raise ConfigError(
                 "this is neither a path nor a URI", location, remedy="Write scheme://…, or ./… for a local file."
             )
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+    scheme = scheme.lower()
+    location = f"{scheme}://{rest}"
     try:
         if "#" in location:
             raise ValueError("a part after # would be left out")
+        if ".." in rest.partition("?")[0].split("/"):
+            raise ValueError("a URI is not a path in which .. leads upwards")
         if scheme in _ARROW_SCHEMES:
             filesystem, path = pafs.FileSystem.from_uri(location)
             if not path.strip("/"):

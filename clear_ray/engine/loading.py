@@ -22,12 +22,28 @@ _TRIAL_TOKENS = 7
 
 
 def model_folder(model: str | Path) -> Path:
-    """Return the local folder of a model, for a hub name that of its downloaded snapshot."""
+    """Return the local folder of a model, for a hub name that of its downloaded snapshot.
+
+    Raises:
+        ConfigError: There is no such model, here or on the hub, or the hub cannot be reached.
+    """
     source = resolve_model(str(model))
     if isinstance(source, Path):
         return source
-    found = cached_file(source, "config.json")
+    try:
+        found = cached_file(source, "config.json")
+    except OSError as error:
+        raise ConfigError(
+            "the model is not on this machine and cannot be had from the hub",
+            "model",
+            source,
+            f"Download it first and name its folder. {_first_line(error)}",
+        ) from error
     return Path(str(found)).parent
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), repr(error))
 
 
 def load_model(model: str | Path, *, device: torch.device, dtype: str | None) -> Any:

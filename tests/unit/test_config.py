@@ -88,7 +88,7 @@ def test_what_is_written_in_the_manifest_reads_back_the_same() -> None:
 def test_unknown_keys_are_refused_by_name(changes: dict[str, Any], key: str) -> None:
     error = refused(changes)
     assert error.where == f"job.yaml: {key}"
-    assert "not permitted" in error.what
+    assert "no such setting" in error.what
     assert error.remedy
 
 

@@ -117,6 +117,36 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
+    "location",
+    ["memory://a/../../b", "s3://bucket/../other/run", "file:///tmp/../etc"],
+)
+def test_a_uri_does_not_climb(location: str) -> None:
+    with pytest.raises(ConfigError, match=r"\.\. leads upwards") as refused:
+        open_location(location)
+    assert refused.value.where == location
+
+
+def test_a_scheme_may_be_written_in_capitals(tmp_path: Path) -> None:
+    assert open_folder(f"FILE://{tmp_path}/run").path == f"{tmp_path}/run"
+    assert open_folder("Memory://run").path == open_folder("memory://run").path
+
+
+def test_a_folder_may_be_a_link_but_hold_none(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    folder = open_folder(str(tmp_path / "run"))
+    folder.child("rounds").write("kept", b"1")
+    folder.refuse_links()
+    for name, target in (("completions", tmp_path), ("rounds/r01", tmp_path), ("journal.jsonl", tmp_path / "nowhere")):
+        link = tmp_path / "run" / name
+        link.symlink_to(target)
+        with pytest.raises(ConfigError, match=f"holds a link.*{target}") as refused:
+            folder.refuse_links()
+        assert refused.value.where == f"{folder.path}/{name}"
+        link.unlink()
+
+
+@pytest.mark.parametrize(
     "location", ["s3:/bucket/run", "http:/x", "file:/tmp/x", "data:text/plain,abc", "file:///tmp/a#b"]
 )
 def test_what_is_mistyped_does_not_become_a_local_folder(location: str) -> None:

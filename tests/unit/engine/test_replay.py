@@ -222,3 +222,22 @@ def test_a_closed_engine_refuses(tmp_path: Path) -> None:
         run_grants(engine, [Grant("q", "", 1)])
     with pytest.raises(EngineError, match="closed"):
         engine.prefill(["q"], [""])
+
+
+def test_a_copy_plays_the_recording_it_is_a_copy_of(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query_id": "a", "sample": 0, "token_ids": [1, 2, 3]},
+        {"query_id": "a#1", "sample": 0, "token_ids": [9]},
+    ]
+    rollouts = write_rollouts(tmp_path / "r.parquet", rows)
+    hidden = {"query_id": ["a", "a#1"], "hidden_last": [[1.0], [2.0]], "hidden_mean": [[3.0], [4.0]]}
+    pq.write_table(pa.table(hidden), tmp_path / "f.parquet")
+    engine = ReplayEngine(rollouts, tmp_path / "f.parquet")
+    ids = ["a", "a#1", "a#2", "b#1", "#1"]
+    answers = run_grants(engine, [Grant(query_id, "", 50) for query_id in ids])
+    assert [answers[query_id, 0].token_ids for query_id in ids[:3]] == [(1, 2, 3), (9,), (1, 2, 3)]
+    assert all("no recording" in answers[query_id, 0].error for query_id in ids[3:])
+    assert engine.prefill(ids[:3], [""] * 3).hidden_last_ND[:, 0].tolist() == [1.0, 2.0, 1.0]
+    for unknown in ids[3:]:
+        with pytest.raises(SchemaError):
+            engine.prefill([unknown], [""])

@@ -24,7 +24,7 @@ def refused(path: str | Path, run: Path, **settings: Any) -> str:
 
 
 def test_the_corpus_is_large() -> None:
-    assert len(BAD_VALUES) + len(BAD_LINES) + len(BAD_FILES) + len(BAD_REQUESTS) >= 150
+    assert len(BAD_VALUES) + len(BAD_LINES) + len(BAD_FILES) + len(BAD_REQUESTS) >= 200
 
 
 @pytest.mark.parametrize(("column", "value", "words"), BAD_VALUES, ids=lambda text: str(text)[:40])
@@ -198,6 +198,16 @@ def test_mixed_formats(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.jsonl").write_text(json.dumps(GOOD))
     (tmp_path / "in" / "b.jsonl").write_text(json.dumps(request()))
     assert "mixes formats" in refused(tmp_path / "in", tmp_path / "run")
+
+
+def test_names_in_the_input_never_become_paths(tmp_path: Path) -> None:
+    evil = "../../../evil"
+    rows = [GOOD | {"query_id": name, "task": name, "gold": name} for name in (evil, f"/{evil}", f"{tmp_path}/evil")]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    take(tmp_path / "q.jsonl", tmp_path / "deep" / "run")
+    assert {path.name for path in tmp_path.iterdir()} == {"q.jsonl", "deep"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"run"}
+    assert all("evil" not in path.name for path in (tmp_path / "deep").rglob("*"))
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:

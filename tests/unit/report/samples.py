@@ -180,6 +180,7 @@ def plan_report(**changes: Any) -> PlanReport:
     """Return the plan of the same batch."""
     report = run_report()
     fields: dict[str, Any] = {
+        "head": "competing_risks",
         "queries": 199,
         "budget_tokens": 6_368,
         "low_tokens": 4_010.0,

@@ -45,6 +45,17 @@ def test_what_did_not_happen_is_not_mentioned() -> None:
     assert "does not bind" in text
 
 
+def test_an_estimate_that_was_never_fitted_is_told() -> None:
+    for is_told, text in (
+        (True, summary_text(run_report(head="prior"))),
+        (False, summary_text(run_report(head="prior", policy="uniform"))),
+        (False, summary_text(run_report(head="competing_risks"))),
+        (True, plan_text(plan_report(head="prior"))),
+        (False, plan_text(plan_report())),
+    ):
+        assert ("clear-ray calibrate" in text) is is_told
+
+
 def test_the_rounds_left_out_are_summed_up() -> None:
     rounds = tuple(round_report(number) for number in range(1, 11))
     text = summary_text(run_report(rounds=rounds))

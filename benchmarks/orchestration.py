@@ -1,0 +1,175 @@
+"""What does orchestration cost a query, and does memory stay flat in the number of queries?
+
+Prints one JSON line. Runs `clear-ray run` with ReplayEngine, which generates in no time, over copies of the recorded
+queries, each size in a process of its own with a Ray of its own, and beside it bare `map_batches` that do nothing over the
+same rows in the same two stages with the same batches and actors.
+
+    python benchmarks/orchestration.py                         1e4 and 1e5 queries: about 10 minutes on 2 cores
+    python benchmarks/orchestration.py --queries 10000 100000 1000000
+
+What is in the line, for each number of queries:
+    us_per_query        wall time of the run from its first probe to its summary, over its queries
+    bare_us_per_query   the same of the bare stages
+    over_bare           their ratio
+    driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller of
+                        each stage, and of any other process of Ray Data, MB
+
+and of the largest over the smallest number: `growth` of time a query and of each memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+ROLLOUTS = Path(__file__).resolve().parents[1] / "tests" / "data" / "rollouts"
+TOKENS_A_QUERY = 32
+KINDS = {
+    "EngineWorker": "engine_mb",
+    "MarketActor": "market_mb",
+    "MapBatches(Probe)": "probe_caller_mb",
+    "MapBatches(GenerateToFiles)": "generate_caller_mb",
+    "ray::": "other_worker_mb",
+}
+_LOOK_SECONDS = 0.5
+
+
+def write_queries(path: Path, queries: int) -> None:
+    """Write so many queries as copies of the recorded ones."""
+    recorded = pq.read_table(ROLLOUTS / "queries.parquet")
+    with pq.ParquetWriter(path, recorded.schema) as writer:
+        for copy in range(-(-queries // len(recorded))):
+            ids = pa.array([f"{name}#{copy}" for name in recorded["query_id"].to_pylist()])
+            rows = recorded.set_column(recorded.schema.get_field_index("query_id"), "query_id", ids)
+            writer.write_table(rows.slice(0, min(len(rows), queries - copy * len(rows))))
+
+
+def settings(folder: Path, queries: int) -> dict[str, Any]:
+    return {
+        "run_dir": str(folder / "run"),
+        "input": {"path": str(folder / "queries.parquet")},
+        "budget": TOKENS_A_QUERY * queries,
+        "engine": {
+            "kind": "replay",
+            "rollouts": str(ROLLOUTS / "rollouts.parquet"),
+            "features": str(ROLLOUTS / "features.parquet"),
+            "max_batch": 256,
+        },
+        "allocation": {"max_tokens": 400, "max_rounds": 1},
+        "scoring": {"scorer": "clear_ray.tasks.recorded:score_recorded"},
+        "dispatch": {"batch_rows": 16},
+    }
+
+
+def measured(command: list[str]) -> tuple[str, dict[str, float]]:
+    """Run a command; return what it printed and the most memory of each kind of process below it, MB."""
+    most: dict[str, float] = {}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_AUTH_MODE": "disabled"}
+    ) as root:
+        process = psutil.Process(root.pid)
+        while root.poll() is None:
+            seen = {"driver_mb": own_mb(process)}
+            for child in process.children(recursive=True):
+                try:
+                    title = " ".join(child.cmdline())
+                except psutil.Error:
+                    continue
+                if kind := next((kind for part, kind in KINDS.items() if part in title), None):
+                    seen[kind] = max(seen.get(kind, 0.0), own_mb(child))
+            most = {kind: max(most.get(kind, 0.0), seen.get(kind, 0.0)) for kind in most | seen}
+            time.sleep(_LOOK_SECONDS)
+        assert root.stdout is not None
+        out = root.stdout.read()
+    if root.returncode:
+        raise SystemExit(f"{command} ended with {root.returncode}")
+    return out, {kind: round(value, 1) for kind, value in most.items()}
+
+
+def own_mb(process: psutil.Process) -> float:
+    try:
+        return float(process.memory_full_info().uss) / 1e6
+    except psutil.Error:
+        return 0.0
+
+
+def bare(config_path: str) -> None:
+    """Do nothing to every row in the same two stages, and print the seconds."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    from clear_ray.cluster import joined_cluster, quiet_data
+    from clear_ray.config import RunConfig
+
+    config = RunConfig.load(config_path)
+    source = config.input.path
+    assert source is not None
+
+    class Nothing:
+        async def __call__(self, batch: pa.Table) -> Any:
+            yield batch
+
+    with joined_cluster(), quiet_data():
+        started = time.perf_counter()
+        for rows in (config.estimate.batch_rows, config.dispatch.batch_rows):
+            stage = ray.data.read_parquet(source).repartition(target_num_rows_per_block=config.dispatch.block_rows)
+            calls = 2 * config.engine.max_batch // config.dispatch.batch_rows
+            pool = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls)
+            stage = stage.map_batches(Nothing, batch_size=rows, batch_format="pyarrow", num_cpus=0.1, compute=pool)
+            stage.write_parquet(f"{config.run_dir}-bare")
+        print(time.perf_counter() - started)
+
+
+def at_size(queries: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        write_queries(folder / "queries.parquet", queries)
+        config = folder / "run.yaml"
+        config.write_text(yaml.safe_dump(settings(folder, queries)))
+        nothing, _ = measured([sys.executable, __file__, "--bare", str(config)])
+        run = [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"]
+        _, memory = measured(run)
+        summary = json.loads((folder / "run" / "summary.json").read_text())
+        journal = (folder / "run" / "journal.jsonl").stat().st_size
+    assert summary["completed"] + summary["abandoned"] == queries
+    micros, bare_micros = 1e6 * summary["seconds"] / queries, 1e6 * float(nothing) / queries
+    return {
+        "us_per_query": round(micros, 1),
+        "bare_us_per_query": round(bare_micros, 1),
+        "over_bare": round(micros / bare_micros, 2),
+        "seconds": round(summary["seconds"], 1),
+        "journal_bytes_per_query": round(journal / queries, 1),
+        **memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--bare", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.bare:
+        return bare(chosen.bare)
+    sizes = {queries: at_size(queries) for queries in sorted(chosen.queries)}
+    first, last = sizes[min(sizes)], sizes[max(sizes)]
+    growth = {name: round(last[name] / first[name], 2) for name in first if first[name] and name in last}
+    machine = {"python": platform.python_version(), "cores": os.cpu_count()}
+    print(json.dumps({"benchmark": "orchestration", "sizes": sizes, "growth": growth, "machine": machine}))
+    return None
+
+
+if __name__ == "__main__":
+    main()

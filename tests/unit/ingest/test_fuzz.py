@@ -1,0 +1,99 @@
+"""Whatever happens to the bytes of a good file: a refusal with place and remedy and nothing written, or a whole read.
+
+Slow: `pytest -m slow tests/unit/ingest/test_fuzz.py`. A failing example is printed with its seed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.errors import ClearRayError
+from tests.unit.ingest.corpus import BAD_FILES, BAD_LINES, BAD_VALUES, ODD_FILES, request
+from tests.unit.ingest.taking import take, taken
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
+
+EXAMPLES = 4_000
+
+
+def _parquet(**settings: object) -> bytes:
+    table = pa.table(
+        {
+            "query_id": [f"q{k}" for k in range(50)],
+            "prompt": [f"prompt number {k} " * (k % 7 + 1) for k in range(50)],
+            "gold": [None if k % 3 else str(k) for k in range(50)],
+            "weight": [k / 7 for k in range(50)],
+            "messages": [None if k % 2 else [{"role": "user", "content": f"hello {k}"}] for k in range(50)],
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **settings)
+    return sink.getvalue()
+
+
+def _lines() -> bytes:
+    return b"\n".join(
+        json.dumps({"query_id": f"q{k}", "prompt": "a" * k + "b", "weight": k}).encode() for k in range(20)
+    )
+
+
+SEEDS = {
+    "jsonl": _lines(),
+    "openai": b"\n".join(json.dumps(request() | {"custom_id": f"c{k}"}).encode() for k in range(8)),
+    "parquet plain": _parquet(compression="none", use_dictionary=False),
+    "parquet zstd": _parquet(compression="zstd"),
+    "parquet snappy pages": _parquet(compression="snappy", data_page_version="2.0"),
+    **{f"odd {name}": content for name, (_, content, _) in ODD_FILES.items() if len(content) < 100_000},
+}
+_TOKENS = [
+    *(value.encode() for _, value, _ in BAD_VALUES if len(value) < 200),
+    *(line for line, _ in BAD_LINES.values() if len(line) < 200),
+    *(content[:64] for _, content, _ in BAD_FILES.values()),
+    *(b"{", b"}", b"[", b'"', b",", b"\\u0000", b"\n", b"\r\n", b"\xff", b"\0", b"PAR1"),
+]
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Return the content with one to six bytes flipped, pieces cut, doubled, swapped or put in."""
+    changed = bytearray(content)
+    for _ in range(draw.randint(1, 6)):
+        at = draw.randrange(len(changed) + 1)
+        to = min(len(changed), at + draw.choice((1, 2, 8, 64)))
+        match draw.randrange(6):
+            case 0 if at < len(changed):
+                changed[at] ^= 1 << draw.randrange(8)
+            case 1:
+                del changed[at:to]
+            case 2:
+                changed[at:at] = changed[at:to]
+            case 3:
+                changed[at:to] = draw.randbytes(to - at)
+            case 4:
+                del changed[at:]
+            case _:
+                changed[at:at] = draw.choice(_TOKENS)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_damaged_file_is_refused_or_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "q.jsonl"
+    for seed in range(EXAMPLES if name in ("jsonl", "openai") or name.startswith("parquet") else EXAMPLES // 10):
+        path.write_bytes(mutated(SEEDS[name], random.Random(f"{name} {seed}")))
+        run = tmp_path / f"run{seed}"
+        try:
+            digest = take(path, run)
+        except ClearRayError as error:
+            assert str(path) in str(error), seed  # noqa: PT017 - both outcomes are right, each with its own promise
+            assert not run.exists(), seed
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
+        else:
+            assert digest.rows == len(taken(run)) > 0, seed
