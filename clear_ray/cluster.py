@@ -17,11 +17,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import ClearRayError, EngineError
+from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.journal import read_journal
 from clear_ray.market import MarketActor
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
+from clear_ray.storage import open_folder
 
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
 _CALLS_IN_FLIGHT = 100_000
@@ -55,10 +57,11 @@ def joined_cluster() -> Iterator[None]:
 def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
     """Set Ray Data up for a run: our own progress instead of its bars, stalls as errors, exact errors."""
     context = ray.data.DataContext.get_current()
-    names = ("enable_progress_bars", "print_on_execution_start", "execution_no_progress_timeout_s")
+    names = ("enable_progress_bars", "print_on_execution_start", "raise_original_map_exception")
     before = {name: getattr(context, name) for name in names if hasattr(context, name)}
     context.enable_progress_bars = not is_quiet
     context.print_on_execution_start = not is_quiet
+    context.raise_original_map_exception = True  # in its wrapping the original is lost on the way to the driver
     logger = logging.getLogger("ray.data")
     level = logger.level
     if is_quiet:
@@ -135,6 +138,10 @@ def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
         try:
             ray.get(actor.balance.remote())
         except Exception as error:
+            for _ in read_journal(
+                open_folder(run_dir)
+            ):  # a constructor's own error does not come back; damage is told here
+                pass
             raise _cause(error) from error
         yield actor
     finally:
@@ -153,13 +160,8 @@ def _restart(worker: Any) -> None:
 
 def _cause(error: BaseException) -> ClearRayError:
     """Return the error of ours that an actor raised, or an EngineError that says what Ray said."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ClearRayError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return EngineError(
-        "an engine worker could not be started",
+    return own_error(error) or EngineError(
+        "an actor could not be started",
         value=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error),
-        remedy="Check the engine section of the configuration and the worker's log.",
+        remedy="Check the engine section of the configuration and the actor's log.",
     )

@@ -71,3 +71,16 @@ class ResumeError(ClearRayError, RuntimeError):
 
 class StorageError(ClearRayError, RuntimeError):
     """The run folder cannot be written any more."""
+
+
+def own_error(error: BaseException) -> ClearRayError | None:
+    """Return the error of ours that an exception stands for, as it was raised, or None if there is none behind it.
+
+    Ray hands on a copy, of a class made for the purpose, that says a whole traceback; the original is its `cause`.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ClearRayError) and not hasattr(cause, "cause"):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from clear_ray.errors import ClearRayError, ConfigError, StorageError
+from clear_ray.errors import ConfigError, StorageError, own_error
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
@@ -28,16 +28,19 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE
 
 @contextmanager
 def writing_errors(location: str) -> Iterator[None]:
-    """Raise what the disk of a run folder says, here or in a worker of Ray, as a StorageError.
+    """Raise what was raised in a worker of Ray as if it had been raised here, and what the disk says as a StorageError.
 
     Raises:
-        StorageError: The disk is full, read-only or broken.
+        ClearRayError: As it was raised.
+        StorageError: The disk of the run folder is full, read-only or broken.
     """
     try:
         yield
-    except ClearRayError:
-        raise
     except Exception as error:
+        if (ours := own_error(error)) is not None:
+            if ours is error:
+                raise
+            raise ours from error
         cause: BaseException | None = error
         while cause is not None and not (isinstance(cause, OSError) and cause.errno in _DISK_ERRORS):
             cause = getattr(cause, "cause", None) or cause.__cause__

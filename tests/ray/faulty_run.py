@@ -1,7 +1,8 @@
 """A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
 
 A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
-lives and does nothing) or `node` (the node that holds an engine is lost, and another joins).
+lives and does nothing), `slow:NAME` (it is stopped nine tenths of the time, until it ends), `node` (one
+of three nodes that hold two engines is lost) or `pressure` (nine tenths of a small object store are taken by others).
 
 Prints the report as JSON when the run survives it.
 """
@@ -15,9 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 
@@ -35,6 +38,7 @@ POINTS = (
     "before the summary",
 )
 _PATIENCE_SECONDS = 240
+_STORE_BYTES = 80_000_000
 
 
 def die() -> None:
@@ -88,29 +92,43 @@ def written(run_dir: Path) -> int:
     return len(list((run_dir / "rounds").rglob("*.parquet")))
 
 
+def victim_of(name: str) -> psutil.Process | None:
+    """Return the first process below this one whose title holds `name`."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
 def kill_actor(name: str, run_dir: Path, *, by: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to the actor whose title holds `name`, among what this process started, once answers come."""
     wait_until(lambda: count(run_dir, b'"settle"') >= 5)
-
-    def victim() -> psutil.Process | None:
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if name in " ".join(process.cmdline()):
-                    return process
-            except psutil.Error:
-                continue
-        return None
-
-    wait_until(lambda: victim() is not None)
-    if found := victim():
+    wait_until(lambda: victim_of(name) is not None)
+    if found := victim_of(name):
         found.send_signal(by)
         print(json.dumps({"killed": name, "pid": found.pid}), file=sys.stderr, flush=True)
+
+
+def slow_down(name: str) -> None:
+    """Stop an actor's process again and again, as an overloaded node would."""
+    with suppress(psutil.Error):
+        wait_until(lambda: victim_of(name) is not None)
+        process = victim_of(name)
+        assert process is not None
+        print(json.dumps({"slowed": name, "pid": process.pid}), file=sys.stderr, flush=True)
+        while process.is_running():
+            process.suspend()
+            time.sleep(0.45)
+            process.resume()
+            time.sleep(0.05)
 
 
 def lose_node(cluster: Any, node: Any, run_dir: Path) -> None:
     wait_until(lambda: count(run_dir, b'"settle"') >= 5)
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=2, num_gpus=1)
     print(json.dumps({"killed": "node"}), file=sys.stderr, flush=True)
 
 
@@ -121,9 +139,12 @@ def main(config_path: str, *faults: str) -> None:
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
-        nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+        nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(3)]  # one more than there are workers
         ray.init(address=cluster.address, log_to_driver=False)
         threading.Thread(target=lose_node, args=(cluster, nodes[0], run_dir), daemon=True).start()
+    if "pressure" in faults:
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=_STORE_BYTES)
+        held = [ray.put(np.zeros(_STORE_BYTES // 10, np.uint8)) for _ in range(9)]
     for fault in faults:
         kind, _, what = fault.partition(":")
         if kind == "driver":
@@ -131,7 +152,11 @@ def main(config_path: str, *faults: str) -> None:
         elif kind in ("kill", "freeze"):
             by = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
             threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()
+        elif kind == "slow":
+            threading.Thread(target=slow_down, args=(what,), daemon=True).start()
     report = run(None, config).report
+    if "pressure" in faults:
+        assert len(ray.get(held)) == 9, "what others hold was to stay"
     print(report.model_dump_json())
     ray.shutdown()
     if "node" in faults:

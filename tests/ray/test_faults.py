@@ -100,6 +100,21 @@ def test_an_engine_may_hang(config: Path) -> None:
     assert report.failed == 0
 
 
+def test_a_slow_worker_holds_up_no_other_and_loses_nothing(config: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["engine"] |= {"workers": 2}
+    config.write_text(yaml.safe_dump(settings))
+    ended = start(config, "slow:EngineWorker")
+    report = checked(ended, config)
+    assert '"slowed"' in ended.stderr
+    assert (report.wasted_tokens, report.failed) == (0, 0)
+
+
+def test_a_crowded_object_store_loses_nothing(config: Path) -> None:
+    report = checked(start(config, "pressure"), config)
+    assert (report.wasted_tokens, report.failed) == (0, 0)
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_was_settled(config: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

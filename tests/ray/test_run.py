@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from clear_ray.cluster import worker_name
+from clear_ray.cluster import quiet_data, worker_name
 from clear_ray.config import RunConfig
-from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.errors import ConfigError, EngineError, ResumeError
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
-from clear_ray.storage import open_folder
+from clear_ray.storage import open_folder, writing_errors
 
 
 def completions_of(result: RunResult) -> list[dict[str, Any]]:
@@ -197,3 +198,30 @@ def test_a_prompt_that_the_engine_cannot_read_fails_alone(replay_settings: dict[
     (failed,) = [row for row in completions_of(result) if row["status"] == "failed"]
     assert (failed["query_id"], failed["spent_tokens"]) == ("never recorded", 0)
     assert "cannot be read" in failed["error"]
+
+
+def test_an_error_of_ours_comes_back_from_a_stage_as_it_was_raised() -> None:
+    class Broken:
+        async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+            if len(batch):
+                raise EngineError("it broke", "here", "what", "Mend it.")
+            yield batch
+
+    with quiet_data():
+        rows = ray.data.from_arrow(pa.table({"a": [1]}))  # a dataset goes by the settings it was made under
+        stage = rows.map_batches(Broken, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1))
+        with pytest.raises(EngineError) as raised, writing_errors("run"):
+            stage.materialize()
+    assert str(raised.value) == "here: it broke (got what). Mend it."
+
+
+def test_a_damaged_journal_is_named(replay_settings: dict[str, Any]) -> None:
+    folder = Path(replay_settings["run_dir"])
+    run(None, RunConfig.parse(replay_settings))
+    (folder / "summary.json").unlink()
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join([lines[0], b"00000000 {}\n", *lines[1:]]))
+    with pytest.raises(
+        ResumeError, match=r"a record of the journal is damaged.*journal.jsonl:2|journal.jsonl:2.*damaged"
+    ):
+        run(None, RunConfig.parse(replay_settings))

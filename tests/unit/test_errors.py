@@ -16,6 +16,7 @@ from clear_ray.errors import (
     SchemaError,
     StorageError,
     UtilityError,
+    own_error,
 )
 
 STDLIB = {
@@ -99,3 +100,21 @@ def test_a_long_value_is_shortened_in_the_text_and_kept_in_the_error(kind: type[
     assert "…" in str(error)
     assert error.value == "x" * 5_000
     assert "…" not in str(kind("is too long", "here", "x" * 120))
+
+
+class CarriedByRayError(EngineError):
+    """As `RayTaskError.as_instanceof_cause` makes them: also of the kind of its cause, with a traceback for a text."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__("a traceback of many lines")
+        self.cause = cause
+
+
+def test_the_error_behind_what_ray_hands_on_is_found() -> None:
+    ours = EngineError("it broke", "here")
+    wrapped = RuntimeError("an operator failed")
+    wrapped.__cause__ = CarriedByRayError(ours)
+    assert own_error(ours) is ours
+    assert own_error(CarriedByRayError(ours)) is ours
+    assert own_error(wrapped) is ours
+    assert own_error(ValueError("somebody else's")) is None
