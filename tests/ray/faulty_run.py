@@ -112,10 +112,10 @@ def kill_actor(name: str, run_dir: Path, *, by: signal.Signals = signal.SIGKILL)
         print(json.dumps({"killed": name, "pid": found.pid}), file=sys.stderr, flush=True)
 
 
-def slow_down(name: str) -> None:
+def slow_down(name: str, run_dir: Path) -> None:
     """Stop an actor's process again and again, as an overloaded node would."""
+    wait_until(lambda: count(run_dir, b'"settle"') >= 5)
     with suppress(psutil.Error):
-        wait_until(lambda: victim_of(name) is not None)
         process = victim_of(name)
         assert process is not None
         print(json.dumps({"slowed": name, "pid": process.pid}), file=sys.stderr, flush=True)
@@ -153,7 +153,7 @@ def main(config_path: str, *faults: str) -> None:
             by = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
             threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()
         elif kind == "slow":
-            threading.Thread(target=slow_down, args=(what,), daemon=True).start()
+            threading.Thread(target=slow_down, args=(what, run_dir), daemon=True).start()
     report = run(None, config).report
     if "pressure" in faults:
         assert len(ray.get(held)) == 9, "what others hold was to stay"

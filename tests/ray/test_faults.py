@@ -51,7 +51,8 @@ def start(config: Path, *faults: str) -> subprocess.CompletedProcess[str]:
 
 def checked(ended: subprocess.CompletedProcess[str], config: Path) -> RunReport:
     assert ended.returncode == 0, ended.stderr[-3_000:]
-    report = RunReport.model_validate_json(ended.stdout.splitlines()[-1])
+    said = [line for line in ended.stdout.splitlines() if line.startswith("{")]  # raylets talk on the same stream
+    report = RunReport.model_validate_json(said[-1])
     check_account(RunResult(report, yaml.safe_load(config.read_text())["run_dir"]))
     print(json.dumps({"spent": report.spent_tokens, "wasted": report.wasted_tokens, "seconds": report.seconds}))
     return report
