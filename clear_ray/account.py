@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated, allocate
+from clear_ray.allocation import Tabulated, demand_curve
 from clear_ray.clearing import Batch, Clearing, uniform_ceiling
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import ModelCard
@@ -43,7 +45,7 @@ def make_report(
         estimates: Of the batch.
         standing: Where every query ended.
         balance: The market's last.
-        spent_tokens_N: Tokens charged to each query, shape (N,).
+        spent_tokens_N: Tokens of each query that were charged, shape (N,).
         rounds: What each clearing bought.
         has_gold_N: Whether a query can be scored, shape (N,).
         seconds: Wall time of the run.
@@ -54,7 +56,7 @@ def make_report(
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
     correct_N = np.nan_to_num(standing.correct_N)
     scale = estimates.queries / len(batch.weight_N)
-    ceiling, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, config.budget_tokens / scale)
+    ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
     stopped = int((standing.has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
     return RunReport(
@@ -64,6 +66,7 @@ def make_report(
         policy=config.allocation.policy,
         budget_tokens=config.budget_tokens,
         spent_tokens=balance.spent_tokens,
+        generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
         shadow_price=rounds[0].shadow_price if rounds else 0.0,
@@ -86,20 +89,23 @@ def make_report(
     )
 
 
-def plan_report(estimates: Estimates, clearing: Clearing, budget_tokens: int, head: HeadCard) -> PlanReport:
-    """Say what a batch would come to, from its first clearing."""
+def plan_report(
+    estimates: Estimates, standing: Standing, clearing: Clearing, budget_tokens: int, head: HeadCard
+) -> PlanReport:
+    """Say what a batch would come to, from its first clearing; in tokens of cost 1."""
     batch = estimates.batch
     queries = estimates.queries
     scale = queries / len(batch.weight_N)
-    _, uniform_utility = uniform_ceiling(batch.curves, batch.weight_N, budget_tokens / scale)
-    expected_tokens = float(clearing.expected_tokens_M.sum())
+    _, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
+    cost_M = standing.cost_N[clearing.index_M]
+    expected_tokens = float(clearing.expected_tokens_M @ cost_M)
     return PlanReport(
         head=head.kind,
         queries=queries,
         budget_tokens=budget_tokens,
         low_tokens=max(expected_tokens - 2 * _spend_deviation(estimates, clearing), 0.0),
         expected_tokens=expected_tokens,
-        worst_tokens=min(int(clearing.tokens_M.sum()), budget_tokens),
+        worst_tokens=min(math.ceil(clearing.tokens_M @ cost_M), budget_tokens),
         funded=len(clearing.index_M),
         abandoned=queries - len(clearing.index_M),
         shadow_price=clearing.shadow_price,
@@ -116,29 +122,30 @@ def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[Bud
     known = len(batch.weight_N)
     chosen = np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64))
     scale = queries / len(chosen)
-    curves = batch.curves.take(chosen)
+    part = batch.take(chosen)
     utility = Tabulated(
-        curves.tokens_K,
-        curves.success_NK,
-        curves.spend_NK,
-        survival_NK=curves.survival_NK,
-        weight_N=batch.weight_N[chosen],
-        max_tokens_N=batch.max_tokens_N[chosen],
+        part.curves.tokens_K,
+        part.curves.success_NK,
+        part.curves.spend_NK,
+        survival_NK=part.curves.survival_NK,
+        weight_N=part.weight_N,
+        max_tokens_N=part.max_tokens_N,
+        cost_per_token_N=part.cost_N,
     )
-    points = []
-    for share in _CURVE_SHARES:
-        tokens = max(int(share * budget_tokens), 1)
-        allocation = allocate(utility, budget_tokens=max(int(tokens / scale), 1), tie_break_N=batch.tie_break_N[chosen])
-        points.append(
-            BudgetPoint(
-                budget_tokens=tokens,
-                shadow_price=float(allocation.shadow_price),
-                utility=float(allocation.utility) * scale,
-                uniform_utility=uniform_ceiling(curves, batch.weight_N[chosen], tokens / scale)[1] * scale,
-                funded=round(int(allocation.is_funded_N.sum()) * scale),
-            )
+    budgets = [max(int(share * budget_tokens), 1) for share in _CURVE_SHARES]
+    curve = demand_curve(utility, budgets=[max(int(tokens / scale), 1) for tokens in budgets])
+    # At price 0 tokens are left over, and those abandoned so far get a share of them.
+    funded_M = np.where(curve.shadow_price_M > 0, curve.funded_M, len(chosen))
+    return tuple(
+        BudgetPoint(
+            budget_tokens=tokens,
+            shadow_price=float(price),
+            utility=float(worth) * scale,
+            uniform_utility=uniform_ceiling(part, tokens / scale)[1] * scale,
+            funded=round(int(funded) * scale),
         )
-    return tuple(points)
+        for tokens, price, worth, funded in zip(budgets, curve.shadow_price_M, curve.utility_M, funded_M, strict=True)
+    )
 
 
 def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
@@ -146,7 +153,8 @@ def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
     _, known, granted = np.intersect1d(estimates.sample, clearing.index_M, return_indices=True)
     if not len(known):
         return 0.0
-    curves, clearing_tokens = estimates.batch.curves.take(known), clearing.tokens_M[granted]
+    batch, clearing_tokens = estimates.batch.take(known), clearing.tokens_M[granted]
+    curves = batch.curves
     tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
     survival_MK = np.concatenate([np.ones((len(curves), 1)), curves.survival_NK.astype(np.float64)], axis=1)
     # E[min(L, b)^2] = integral of 2 t S(t) up to b, by the trapezoid rule on the grid
@@ -154,8 +162,8 @@ def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
     steps_MK = np.diff(tokens_K) * (integrand_MK[:, 1:] + integrand_MK[:, :-1]) / 2
     is_within_MK = tokens_K[None, 1:] <= clearing_tokens[:, None]
     second_moment_M = (steps_MK * is_within_MK).sum(axis=1)
-    variance = np.maximum(second_moment_M - clearing.expected_tokens_M[granted] ** 2, 0).sum()
-    return float(np.sqrt(variance * len(clearing.index_M) / len(known)))
+    variance_M = np.maximum(second_moment_M - clearing.expected_tokens_M[granted] ** 2, 0)
+    return float(np.sqrt(batch.cost_N**2 @ variance_M * len(clearing.index_M) / len(known)))
 
 
 def _by_task(

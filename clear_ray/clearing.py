@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
 from clear_ray.estimation.curves import Curves
@@ -41,12 +41,24 @@ class Batch:
         weight_N: Value of a correct answer.
         max_tokens_N: Ceiling of each query over all its grants, tokens.
         tie_break_N: A number that belongs to the query and not to its place in the input.
+        cost_N: What a token of each query takes from the budget.
     """
 
     curves: Curves
     weight_N: NDArray[np.float64]
     max_tokens_N: NDArray[np.int64]
     tie_break_N: NDArray[np.uint64]
+    cost_N: NDArray[np.float64]
+
+    def take(self, index: NDArray[np.int64]) -> Batch:
+        """Return some of the queries."""
+        return Batch(
+            self.curves.take(index),
+            self.weight_N[index],
+            self.max_tokens_N[index],
+            self.tie_break_N[index],
+            self.cost_N[index],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +101,7 @@ def clear(
         batch: Curves, weights and ceilings.
         generated_tokens_N: Tokens that each query's answer holds so far.
         is_open_N: Queries that have neither ended by themselves nor failed.
-        available_tokens: What may be granted.
+        available_tokens: What may be granted, in tokens of cost 1.
         policy: `clear_ray` by the price, `uniform` equal ceilings, or a rule of your own.
         basis: What a grant is priced at: `ceilings` at its whole ceiling, `expected_spend` at what it is expected to spend.
 
@@ -108,7 +120,14 @@ def clear(
     solve = policy if callable(policy) else SOLVERS[policy]
     allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
     spend = expected_spend(batch.curves.take(index), generated_tokens_N[index], allocation.tokens_N)
-    return grants_of(allocation, index, queries=len(room_N), available_tokens=available_tokens, expected_tokens=spend)
+    return grants_of(
+        allocation,
+        index,
+        queries=len(room_N),
+        available_tokens=available_tokens,
+        expected_tokens=spend,
+        cost_N=batch.cost_N[index],
+    )
 
 
 def further_utility(
@@ -120,7 +139,7 @@ def further_utility(
     basis: Basis = "ceilings",
 ) -> Tabulated:
     """Return the curves of further tokens of the queries at `index`, given that their answers have not ended yet."""
-    curves = batch.curves.take(index)
+    curves, cost = batch.curves.take(index), batch.cost_N[index]
     room = batch.max_tokens_N[index] - generated_tokens_N[index]
     return Tabulated(
         curves.tokens_K,
@@ -129,7 +148,8 @@ def further_utility(
         survival_NK=curves.survival_NK,
         weight_N=batch.weight_N[index],
         # A ceiling above what is left could never be reserved.
-        max_tokens_N=generated_tokens_N[index] + np.minimum(room, available_tokens),
+        max_tokens_N=generated_tokens_N[index] + np.minimum(room, available_tokens // cost),
+        cost_per_token_N=cost,
     ).continued(generated_tokens_N[index])
 
 
@@ -141,6 +161,7 @@ def reservation_prices(batch: Batch) -> NDArray[np.float64]:
         survival_NK=batch.curves.survival_NK,
         weight_N=batch.weight_N,
         max_tokens_N=batch.max_tokens_N,
+        cost_per_token_N=batch.cost_N,
     ).reservation_price
 
 
@@ -157,6 +178,7 @@ def grants_of(
     queries: int,
     available_tokens: int,
     expected_tokens: NDArray[np.float64] | None = None,
+    cost_N: ArrayLike = 1.0,
 ) -> Clearing:
     """Put the grants of an allocation into the order of dispatch.
 
@@ -166,8 +188,10 @@ def grants_of(
         queries: N.
         available_tokens: What may be reserved.
         expected_tokens: What each grant is expected to spend; by the allocation if not given.
+        cost_N: What a token of each open query takes from what is available.
     """
-    rows = dispatch_order(allocation.tokens_N, allocation.utility_N, available_tokens=available_tokens)
+    taken = allocation.tokens_N * np.asarray(cost_N)
+    rows = dispatch_order(allocation.tokens_N, taken, allocation.utility_N, available_tokens=available_tokens)
     surplus_N = np.zeros(queries)
     surplus_N[index] = allocation.surplus_N
     return Clearing(
@@ -183,16 +207,16 @@ def grants_of(
 
 
 def dispatch_order(
-    tokens_M: NDArray[np.int64], utility_M: NDArray[np.float64], *, available_tokens: int
+    tokens_M: NDArray[np.int64], taken_M: NDArray[np.float64], utility_M: NDArray[np.float64], *, available_tokens: int
 ) -> NDArray[np.int64]:
     """Return the places of the grants above 0: those that can all be reserved at once longest first, then the rest.
 
-    The rest follow by expected answers per token granted.
+    The rest follow by expected answers per token that they take from what is available.
     """
     rows = np.flatnonzero(tokens_M > 0)
-    value = utility_M[rows] / tokens_M[rows]
+    value = utility_M[rows] / taken_M[rows]
     by_value = rows[np.argsort(-value, kind="stable")]
-    fits = np.cumsum(tokens_M[by_value]) <= available_tokens
+    fits = np.cumsum(taken_M[by_value]) <= available_tokens
     at_once = by_value[fits]
     return np.concatenate([at_once[np.argsort(-tokens_M[at_once], kind="stable")], by_value[~fits]])
 
@@ -205,10 +229,11 @@ def expected_spend(
     return np.minimum(spend.continued(generated_tokens_M).spend(tokens_M), tokens_M)
 
 
-def uniform_ceiling(curves: Curves, weight_N: NDArray[np.float64], spend_tokens: float) -> tuple[int, float]:
+def uniform_ceiling(batch: Batch, spend_tokens: float) -> tuple[int, float]:
     """Return the equal ceiling that is expected to spend `spend_tokens` in all, and the utility expected from it."""
+    curves = batch.curves
     tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
-    spend_K = np.concatenate([[0.0], curves.spend_NK.sum(axis=0, dtype=np.float64)])
-    utility_K = np.concatenate([[0.0], weight_N @ curves.success_NK.astype(np.float64)])
+    spend_K = np.concatenate([[0.0], batch.cost_N @ curves.spend_NK.astype(np.float64)])
+    utility_K = np.concatenate([[0.0], batch.weight_N @ curves.success_NK.astype(np.float64)])
     ceiling = int(np.interp(spend_tokens, spend_K, tokens_K))
     return ceiling, float(np.interp(ceiling, tokens_K, utility_K))

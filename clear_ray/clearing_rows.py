@@ -66,7 +66,8 @@ def clear_rows(
     )
     granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
     index_M, tokens_M, expected_M, utility_M = (granted[name].to_numpy() for name in _GRANTS.names)
-    order = dispatch_order(tokens_M, utility_M, available_tokens=available_tokens)
+    taken_M = tokens_M * standing.cost_N[index_M]
+    order = dispatch_order(tokens_M, taken_M, utility_M, available_tokens=available_tokens)
     worth = float(utility_M.sum())
     return Clearing(
         index_M=index_M[order],

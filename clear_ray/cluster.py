@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
+from numpy.typing import NDArray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -120,8 +122,13 @@ def worker_name(run_dir: str, number: int) -> str:
 
 
 @contextmanager
-def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
+def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[Any]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
+
+    Args:
+        run_dir: The run folder.
+        budget_tokens: What the run may generate, in tokens of cost 1.
+        cost_N: What a token of each query takes from the budget, shape (N,).
 
     Raises:
         ResumeError: The run's journal is damaged, or another run is writing it.
@@ -132,7 +139,7 @@ def market(run_dir: str, budget_tokens: int, queries: int) -> Iterator[Any]:
         .options(
             num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_CALLS_IN_FLIGHT, scheduling_strategy=here
         )
-        .remote(run_dir, budget_tokens, queries)
+        .remote(run_dir, budget_tokens, len(cost_N), cost_N)
     )
     try:
         try:

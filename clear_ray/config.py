@@ -69,6 +69,8 @@ class ColumnsConfig(Settings):
     """Conversation as a list of {role, content}; used where present instead of `prompt`."""
     weight: str = "weight"
     """Value of a correct answer; optional column, 1 if missing."""
+    cost: str = "cost"
+    """What a token of this query takes from the budget; optional column, 1 if missing, rounded up to a thousandth."""
     max_tokens: str = "max_tokens"
     """This query's own ceiling; optional column."""
     gold: str = "gold"

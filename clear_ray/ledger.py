@@ -9,6 +9,11 @@ Conservation law, checked after every change (method.md section 4):
 
     available + reserved + spent = budget,  each of them >= 0,  wasted <= spent
 
+A token of query i takes `cost_N[i]` from the budget, and the law holds for what was taken; entries are in the query's own
+tokens. Costs are whole thousandths and the sums are whole numbers, so the account is exact. The totals that can be asked for
+are in tokens of cost 1, what is taken rounded up and what is available rounded down: where every cost is 1, as it is
+unless the input says otherwise, they are the tokens themselves.
+
 Every query has at most one open reservation. Its attempts are numbered from 1, so a settlement that is told twice, or
 that comes after the query was reserved again, is recognised and changes nothing. The ledger keeps a few integers for each
 query and does no I/O; `clear_ray.journal` writes its entries down before anyone acts on them, and a ledger to which the
@@ -21,9 +26,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clear_ray.errors import BudgetError
+from clear_ray.records import COST_PARTS
 
 Operation = Literal["reserve", "settle", "forfeit", "waste"]
 
@@ -41,7 +47,7 @@ class Entry:
         operation: What happened.
         index: The query's number.
         attempt: Which of the query's reservations, from 1.
-        tokens: Tokens reserved; spent, for `settle` and `forfeit`; already spent but lost, for `waste`.
+        tokens: Tokens of the query reserved; spent, for `settle` and `forfeit`; already spent but lost, for `waste`.
     """
 
     operation: Operation
@@ -73,12 +79,13 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The account at one moment, in tokens."""
+    """The account at one moment, in tokens of cost 1; `generated_tokens` are tokens as they are."""
 
     budget_tokens: int
     spent_tokens: int
     reserved_tokens: int
     wasted_tokens: int
+    generated_tokens: int
     ended: int
     scored: int
     correct: float
@@ -95,38 +102,70 @@ class Ledger:
     """Account of one budget over N queries.
 
     Args:
-        budget_tokens: What the run may generate in all.
+        budget_tokens: What the run may generate in all, in tokens of cost 1.
         queries: N.
+        cost_N: What a token of each query takes from the budget, shape (N,), in whole thousandths; 1 if not given.
 
     Raises:
-        BudgetError: The budget is negative.
+        BudgetError: The budget is negative, or a cost is not positive.
     """
 
-    def __init__(self, budget_tokens: int, queries: int) -> None:
+    def __init__(self, budget_tokens: int, queries: int, *, cost_N: ArrayLike = 1.0) -> None:
         if budget_tokens < 0:
             raise BudgetError("a budget cannot be negative", "ledger", str(budget_tokens))
         self.budget_tokens = int(budget_tokens)
-        self.reserved_tokens = 0
-        self.spent_tokens = 0
-        self.wasted_tokens = 0
+        parts = np.rint(np.asarray(cost_N, np.float64) * COST_PARTS).astype(np.int64)
+        self._parts_N = np.broadcast_to(parts, (queries,))
+        if (self._parts_N < 1).any():
+            raise BudgetError("a cost is a positive number of thousandths", "ledger", str(np.min(cost_N)))
+        self._reserved_parts = 0
+        self._spent_parts = 0
+        self._wasted_parts = 0
         self._attempt_N = np.zeros(queries, np.int32)
         self._reserved_N = np.zeros(queries, np.int64)
         self._spent_N = np.zeros(queries, np.int64)
         self._wasted_N = np.zeros(queries, np.int64)
 
     @property
+    def reserved_tokens(self) -> int:
+        """What is held for queries that are running."""
+        return _rounded_up(self._reserved_parts)
+
+    @property
+    def spent_tokens(self) -> int:
+        """What was charged, wasted tokens included."""
+        return _rounded_up(self._spent_parts)
+
+    @property
+    def wasted_tokens(self) -> int:
+        """What was charged for work that was lost."""
+        return _rounded_up(self._wasted_parts)
+
+    @property
     def available_tokens(self) -> int:
-        """Tokens that can be reserved now."""
-        return self.budget_tokens - self.reserved_tokens - self.spent_tokens
+        """What can be reserved now."""
+        return self._available_parts // COST_PARTS
+
+    @property
+    def _available_parts(self) -> int:
+        return self.budget_tokens * COST_PARTS - self._reserved_parts - self._spent_parts
+
+    def fits(self, index: int, tokens: int) -> bool:
+        """Return whether so many tokens of a query can be reserved now. Changes nothing."""
+        return tokens * int(self._parts_N[index]) <= self._available_parts
+
+    def could_fit(self, index: int, tokens: int) -> bool:
+        """Return whether they could be if everything that is reserved came back unused. Changes nothing."""
+        return tokens * int(self._parts_N[index]) <= self._available_parts + self._reserved_parts
 
     @property
     def spent_tokens_N(self) -> NDArray[np.int64]:
-        """Tokens charged to each query, shape (N,), wasted ones included; a copy."""
+        """Tokens of each query that were charged, shape (N,), wasted ones included; a copy."""
         return self._spent_N.copy()
 
     @property
     def wasted_tokens_N(self) -> NDArray[np.int64]:
-        """Tokens charged to each query for work that was lost, shape (N,); a copy."""
+        """Tokens of each query that were charged for work that was lost, shape (N,); a copy."""
         return self._wasted_N.copy()
 
     def open_attempt(self, index: int) -> int:
@@ -193,13 +232,13 @@ class Ledger:
             BudgetError: The change would break an invariant; nothing has moved then.
         """
         i, tokens = entry.index, entry.tokens
-        held = int(self._reserved_N[i])
+        held, parts = int(self._reserved_N[i]), int(self._parts_N[i])
         if entry.operation == "reserve":
             self._require(entry, entry.attempt == self._attempt_N[i] + 1 and not held, "the query already holds tokens")
-            self._require(entry, 0 < tokens <= self.available_tokens, f"{self.available_tokens} tokens are available")
+            self._require(entry, tokens > 0 and self.fits(i, tokens), f"{self.available_tokens} tokens are available")
             self._attempt_N[i] = entry.attempt
             self._reserved_N[i] = tokens
-            self.reserved_tokens += tokens
+            self._reserved_parts += tokens * parts
             return
         self._require(entry, entry.attempt == self._attempt_N[i], "it names another attempt")
         if entry.operation == "waste":
@@ -208,11 +247,11 @@ class Ledger:
             self._require(entry, bool(held) and 0 <= tokens <= held, f"{held} tokens are reserved")
             self._reserved_N[i] = 0
             self._spent_N[i] += tokens
-            self.reserved_tokens -= held
-            self.spent_tokens += tokens
+            self._reserved_parts -= held * parts
+            self._spent_parts += tokens * parts
         if entry.operation != "settle":
             self._wasted_N[i] += tokens
-            self.wasted_tokens += tokens
+            self._wasted_parts += tokens * parts
 
     @staticmethod
     def _require(entry: Entry, holds: bool, because: str) -> None:
@@ -228,12 +267,16 @@ class Ledger:
         Raises:
             BudgetError: They differ; a defect of clear_ray.
         """
-        totals = (self.reserved_tokens, self.spent_tokens, self.wasted_tokens)
-        sums = (int(self._reserved_N.sum()), int(self._spent_N.sum()), int(self._wasted_N.sum()))
-        if totals != sums or min(self.available_tokens, *totals) < 0 or self.wasted_tokens > self.spent_tokens:
+        totals = (self._reserved_parts, self._spent_parts, self._wasted_parts)
+        sums = tuple(int(self._parts_N @ tokens_N) for tokens_N in (self._reserved_N, self._spent_N, self._wasted_N))
+        if totals != sums or min(self._available_parts, *totals) < 0 or self._wasted_parts > self._spent_parts:
             raise BudgetError(
                 "the conservation law is broken",
                 "ledger",
-                f"budget {self.budget_tokens}; reserved, spent, wasted {totals} against {sums}",
+                f"budget {self.budget_tokens}; reserved, spent, wasted {totals} against {sums} thousandths",
                 "This is a defect of clear_ray: keep the run folder and report it.",
             )
+
+
+def _rounded_up(parts: int) -> int:
+    return -(-parts // COST_PARTS)

@@ -19,6 +19,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clear_ray.journal import Journal, Record, read_journal
 from clear_ray.ledger import REFUSED, WAIT, Balance, Entry, Ledger, Settlement
@@ -34,15 +35,16 @@ class MarketActor:
         run_dir: The run folder; an existing journal is replayed first.
         budget_tokens: What the run may generate.
         queries: N.
+        cost_N: What a token of each query takes from the budget, shape (N,); 1 if not given.
 
     Raises:
         ResumeError: The journal is damaged, or another run is writing it.
         BudgetError: The journal does not fit the budget.
     """
 
-    def __init__(self, run_dir: str, budget_tokens: int, queries: int) -> None:
+    def __init__(self, run_dir: str, budget_tokens: int, queries: int, cost_N: ArrayLike = 1.0) -> None:
         folder = open_folder(run_dir)
-        self._ledger = Ledger(budget_tokens, queries)
+        self._ledger = Ledger(budget_tokens, queries, cost_N=cost_N)
         self._round_N = np.zeros(queries, np.int32)
         self._settled_tokens_N = np.zeros(queries, np.int64)
         self._asked_N = np.zeros(queries, np.int64)
@@ -135,6 +137,7 @@ class MarketActor:
             spent_tokens=ledger.spent_tokens,
             reserved_tokens=ledger.reserved_tokens,
             wasted_tokens=ledger.wasted_tokens,
+            generated_tokens=int(ledger.spent_tokens_N.sum()),
             ended=int(self._ended_N.sum()),
             scored=len(scores),
             correct=float(scores.sum()),
@@ -151,9 +154,9 @@ class MarketActor:
         answers: list[int] = []
         for (index, tokens), times in zip(requests, asked, strict=True):
             is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
-            if is_replaced or tokens > self._ledger.budget_tokens - self._ledger.spent_tokens:
+            if is_replaced or not self._ledger.could_fit(index, tokens):
                 answers.append(REFUSED)
-            elif tokens <= self._ledger.available_tokens:
+            elif self._ledger.fits(index, tokens):
                 entry = self._ledger.reserve(index, tokens)
                 self._round_N[index] = round_number
                 self._note(entry)

@@ -49,6 +49,7 @@ from clear_ray.run_folder import (
     check_same_run,
     describe,
     read_attempts,
+    read_costs,
     read_estimates,
     read_grants,
     read_manifest,
@@ -123,14 +124,16 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
             check_same_run(manifest, describe(config, digest) | _cards_of(manifest), folder)
             return RunResult(report, config.run_dir)
         progress.begin("probe", queries=digest.rows)
+        cost_N = read_costs(folder, digest.rows)
         with (
-            market(config.run_dir, config.budget_tokens, digest.rows) as desk,  # first: it makes sure that we are alone
+            market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
             engine_workers(config.engine, head, run_dir=config.run_dir) as crew,
             progress.watching(desk),
         ):
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
-            standing, rounds = _rounds(folder, config, crew, desk, estimates, progress)
+            standing = Standing(cost_N, failed=estimates.error_of_index)
+            rounds = _rounds(folder, config, crew, desk, estimates, standing, progress)
             report = _close_run(folder, config, crew, desk, estimates, standing, rounds, progress, digest)
     return RunResult(report, config.run_dir)
 
@@ -157,10 +160,9 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
             with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
-            clearing = _clear(
-                folder, config, estimates, Standing(digest.rows, failed=estimates.error_of_index), config.budget_tokens
-            )
-            return plan_report(estimates, clearing, config.budget_tokens, crew.head)
+            standing = Standing(read_costs(folder, digest.rows), failed=estimates.error_of_index)
+            clearing = _clear(folder, config, estimates, standing, config.budget_tokens)
+            return plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -298,10 +300,15 @@ def _reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.floa
 
 
 def _rounds(
-    folder: Folder, config: RunConfig, crew: Crew, desk: Any, estimates: Estimates, progress: Progress
-) -> tuple[Standing, list[RoundReport]]:
-    """Clear, generate and settle until nothing useful is left to buy."""
-    standing = Standing(estimates.queries, failed=estimates.error_of_index)
+    folder: Folder,
+    config: RunConfig,
+    crew: Crew,
+    desk: Any,
+    estimates: Estimates,
+    standing: Standing,
+    progress: Progress,
+) -> list[RoundReport]:
+    """Clear, generate and settle until nothing useful is left to buy; `standing` changes."""
     rounds: list[RoundReport] = []
     ray.get(desk.close_open_reservations.remote())
     for number in range(1, config.allocation.max_rounds + 1):
@@ -329,7 +336,7 @@ def _rounds(
         rounds.append(standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens))
         if not len(attempts):
             break
-    return standing, rounds
+    return rounds
 
 
 def _generate(

@@ -17,6 +17,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+COST_PARTS = 1_000
+"""A cost is a whole number of thousandths, so that the account of a run is exact."""
+
 Status = Literal["completed", "abandoned", "failed"]
 """How a query ended: exactly one of these."""
 
@@ -27,6 +30,7 @@ QUERY_SCHEMA = pa.schema(
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("is_conversation", pa.bool_(), nullable=False),
         pa.field("weight", pa.float64(), nullable=False),
+        pa.field("cost", pa.float64(), nullable=False),
         pa.field("max_tokens", pa.int64(), nullable=False),
         pa.field("gold", pa.string()),
         pa.field("task", pa.string()),
@@ -34,7 +38,8 @@ QUERY_SCHEMA = pa.schema(
     ]
 )
 """A validated query. `prompt` is text, or a JSON list of {role, content} where `is_conversation`; `weight` is the value
-of a correct answer; `max_tokens` is this query's ceiling, at most the run's."""
+of a correct answer; `cost` is what one of its tokens takes from the budget, 1 unless the input says otherwise; `max_tokens`
+is this query's ceiling, at most the run's."""
 
 ATTEMPT_SCHEMA = pa.schema(
     [
@@ -71,13 +76,14 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("weight", pa.float64(), nullable=False),
+        pa.field("cost", pa.float64(), nullable=False),
         pa.field("task", pa.string()),
         pa.field("gold", pa.string()),
         pa.field("correct", pa.float64()),
     ]
 )
-"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what the ledger charged,
-`reservation_price` the price above which nothing would have been bought for it."""
+"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (charged at
+`cost` each), `reservation_price` the price above which nothing would have been bought for it."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:
@@ -92,6 +98,7 @@ def estimate_schema(grid_points: int) -> pa.Schema:
             pa.field("query_id", pa.string(), nullable=False),
             pa.field("task", pa.string()),
             pa.field("weight", pa.float64(), nullable=False),
+            pa.field("cost", pa.float64(), nullable=False),
             pa.field("max_tokens", pa.int64(), nullable=False),
             pa.field("prompt_tokens", pa.int64(), nullable=False),
             pa.field("entropy", pa.float32(), nullable=False),

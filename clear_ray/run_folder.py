@@ -37,6 +37,7 @@ SUMMARY = "summary.json"
 CURVE_COLUMNS = [
     "index",
     "weight",
+    "cost",
     "max_tokens",
     "success_K",
     "spend_K",
@@ -199,6 +200,7 @@ def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArra
         weight_N=table["weight"].to_numpy(),
         max_tokens_N=table["max_tokens"].to_numpy(),
         tie_break_N=tie_break_N,
+        cost_N=table["cost"].to_numpy(),
     )
 
 
@@ -242,6 +244,15 @@ def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
         gap=float(facts["gap"]),
     )
     return clearing, int(facts["available_tokens"])
+
+
+def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
+    """Return what a token of each query takes from the budget, shape (N,)."""
+    cost_N = np.ones(queries)
+    for path in folder.child("queries").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "cost"])
+        cost_N[table["index"].to_numpy()] = table["cost"].to_numpy()
+    return cost_N
 
 
 def round_folder(folder: Folder, number: int) -> Folder:
@@ -300,7 +311,7 @@ def read_progress(folder: Folder) -> dict[str, Any]:
     if manifest is None:
         raise ConfigError("there is no run in this folder", folder.path, remedy="Name the run_dir of a run.")
     rows = int(manifest["input"]["rows"])
-    ledger = Ledger(int(manifest["budget_tokens"]), rows)
+    ledger = Ledger(int(manifest["budget_tokens"]), rows, cost_N=read_costs(folder, rows))
     rounds = 0
     for record in read_journal(folder):
         if "op" in record:

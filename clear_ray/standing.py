@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clear_ray.clearing import Clearing
 from clear_ray.report.summary import RoundReport
@@ -18,11 +19,13 @@ class Standing:
     """Sums over the rounds so far; every attribute has shape (N,).
 
     Args:
-        queries: N.
+        cost_N: What a token of each query takes from the budget, shape (N,).
         failed: Queries that failed before the first round.
     """
 
-    def __init__(self, queries: int, *, failed: Collection[int] = ()) -> None:
+    def __init__(self, cost_N: NDArray[np.float64], *, failed: Collection[int] = ()) -> None:
+        queries = len(cost_N)
+        self.cost_N = cost_N
         self.is_open_N = np.ones(queries, bool)
         self.has_stopped_N = np.zeros(queries, bool)
         self.has_failed_N = np.zeros(queries, bool)
@@ -78,7 +81,8 @@ class Standing:
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += clearing.expected_utility_M[place]
         self.expected_tokens_N[index] += clearing.expected_tokens_M[place]
-        self.surplus_N[index] = clearing.expected_utility_M[place] - clearing.shadow_price * clearing.tokens_M[place]
+        taken = clearing.tokens_M[place] * self.cost_N[index]
+        self.surplus_N[index] = clearing.expected_utility_M[place] - clearing.shadow_price * taken
         self.correct_N[index] = correct
         self.has_stopped_N[index] = has_stopped
         self.has_failed_N[index] = has_failed

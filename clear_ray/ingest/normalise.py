@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.source import shown
+from clear_ray.records import COST_PARTS
 
 MAX_ID_CHARACTERS = 512
+MOST_COST = 1_000_000
 _INT64_MAX = 2**63 - 1
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # `developer` is OpenAI's newer word for `system`; chat templates know only the older one.
@@ -33,6 +35,7 @@ class NormalRow(NamedTuple):
     prompt: str
     is_conversation: bool
     weight: float
+    cost: float
     max_tokens: int
     gold: str | None
     task: str | None
@@ -58,6 +61,7 @@ def normalise(row: Mapping[str, Any], *, columns: ColumnsConfig, max_tokens: int
     else:
         prompt, is_conversation = _prompt(get(columns.prompt), row, columns), False
     weight = get(columns.weight)
+    cost = get(columns.cost)
     ceiling = get(columns.max_tokens)
     gold = get(columns.gold)
     task = get(columns.task)
@@ -67,6 +71,7 @@ def normalise(row: Mapping[str, Any], *, columns: ColumnsConfig, max_tokens: int
         prompt,
         is_conversation,
         1.0 if weight is None else _weight(weight, columns.weight),
+        1.0 if cost is None else _cost(cost, columns.cost),
         max_tokens if ceiling is None else min(_ceiling(ceiling, columns.max_tokens), max_tokens),
         None if gold is None else _gold(gold, columns.gold),
         None if task is None else _text(task, columns.task),
@@ -144,15 +149,28 @@ def _part(value: Any, column: str) -> str:
 
 
 def _weight(value: Any, column: str) -> float:
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal))):
-        raise SchemaError("a weight is a number", column, shown(value), "Write it without quotes.")
-    try:
-        weight = float(value)
-    except OverflowError:
-        weight = math.inf
+    weight = _real(value, column, "a weight")
     if not 0 <= weight < math.inf:
         raise SchemaError("a weight is finite and not negative", column, shown(value), "Use 0 for a worthless answer.")
     return weight + 0.0  # -0.0 and 0.0 are the same weight and must give the same digest
+
+
+def _cost(value: Any, column: str) -> float:
+    """Return a cost in whole thousandths, rounded up: the ledger keeps its account in whole numbers."""
+    cost = _real(value, column, "a cost")
+    if not 0 < cost <= MOST_COST:
+        remedy = "Give it relative to the tokens that the budget counts: 2 for tokens that cost twice as much."
+        raise SchemaError(f"a cost is above 0 and at most {MOST_COST:,}", column, shown(value), remedy)
+    return math.ceil(round(cost * COST_PARTS, 6)) / COST_PARTS
+
+
+def _real(value: Any, column: str, name: str) -> float:
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal))):
+        raise SchemaError(f"{name} is a number", column, shown(value), "Write it without quotes.")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _ceiling(value: Any, column: str) -> int:

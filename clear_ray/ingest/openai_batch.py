@@ -54,7 +54,7 @@ def request_columns(columns: ColumnsConfig) -> ColumnsConfig:
 def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> dict[str, Any]:
     """Return a request as a row with the columns that `request_columns` names.
 
-    `weight`, `gold`, `task` and `metadata` may stand beside `body`, under the names that the configuration gives them.
+    `weight`, `cost`, `gold`, `task` and `metadata` may stand beside `body`, under their configured names.
 
     Args:
         row: One line: custom_id, method, url, body.
@@ -87,6 +87,7 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> dict[str,
         f"body.{prompt_field}": prompt,
         "body.max_tokens": _ceiling(body),
         columns.weight: row.get(columns.weight),
+        columns.cost: row.get(columns.cost),
         columns.gold: row.get(columns.gold),
         columns.task: row.get(columns.task),
         columns.metadata: row.get(columns.metadata, body.get("metadata")),

@@ -88,9 +88,11 @@ class RunReport(Part):
     policy: str
     """`clear_ray` or `uniform`."""
     budget_tokens: int
-    """What the run was allowed to generate."""
+    """What the run was allowed to generate, in tokens of cost 1."""
     spent_tokens: int
-    """What it generated, wasted tokens included; never above the budget."""
+    """What was charged for what it generated, wasted tokens included; never above the budget."""
+    generated_tokens: int
+    """Tokens that were charged, whatever each cost; the same as `spent_tokens` where every cost is 1."""
     wasted_tokens: int
     """Part of it whose work was lost: workers that died, answers never written."""
     prefill_tokens: int

@@ -78,6 +78,8 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     """Return label and value of every line about the whole run."""
     share = percent(report.spent_tokens / report.budget_tokens) if report.budget_tokens else percent(None)
     spent = f"spent {count(report.spent_tokens)} ({share}), slack {count(report.slack_tokens)}"
+    if report.generated_tokens != report.spent_tokens:
+        spent += f"; {count(report.generated_tokens)} generated, at the costs of the input"
     ends = f"abandoned {count(report.abandoned)}, failed {count(report.failed)}"
     answered = f"{count(report.stopped)} ended by themselves, {count(report.truncated)} cut off"
     gain = times(report.expected_utility, report.uniform_expected_utility)

@@ -75,7 +75,7 @@ class Verdicts:
         last_round_N: Round of the last attempt; 0 if the query was never run.
         rounds_N: How many grants were run.
         max_tokens_N: Sum of its grants.
-        spent_tokens_N: Tokens charged for it.
+        spent_tokens_N: Tokens generated for it, those of lost work included.
         price_N: Price it was last granted at, or was last refused at.
         expected_utility_N: Correct answers its grants were expected to add, weighted.
         surplus_N: That less price times tokens granted; 0 for a query that was never run.
@@ -175,7 +175,7 @@ class Abandon:
 
 
 def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
-    carried = {name: batch[name] for name in ("index", "query_id", "weight", "task", "gold")}
+    carried = {name: batch[name] for name in ("index", "query_id", "weight", "cost", "task", "gold")}
     found = {**carried, **numbers, **columns}
     arrays = []
     for field in COMPLETION_SCHEMA:

@@ -19,7 +19,7 @@ from clear_ray.records import estimate_schema
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
-CARRIED = ("index", "query_id", "task", "weight", "max_tokens")
+CARRIED = ("index", "query_id", "task", "weight", "cost", "max_tokens")
 
 
 class Probe:

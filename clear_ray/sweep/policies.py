@@ -123,7 +123,8 @@ class Contest:
     def batch(self, name: str, tie_break_N: NDArray[np.uint64]) -> Batch:
         """Return the batch that a run with these estimates would clear."""
         queries = len(self.recording)
-        return Batch(self.curves[name], np.ones(queries), np.full(queries, self.recording.cap_tokens), tie_break_N)
+        cap_N = np.full(queries, self.recording.cap_tokens)
+        return Batch(self.curves[name], np.ones(queries), cap_N, tie_break_N, cost_N=np.ones(queries))
 
     def _split_half(self, budget_tokens: int) -> Outcome:
         """Run one half of the samples on the empirical curves of the other, both ways.

@@ -111,9 +111,9 @@ def _dispatch(
     while line or waiting or running:
         while line and len(waiting) + len(running) < how.rows_in_flight:
             index, tokens = line[0]
-            if tokens > ledger.budget_tokens - ledger.spent_tokens:
+            if not ledger.could_fit(index, tokens):
                 line.popleft()
-            elif tokens <= ledger.available_tokens:
+            elif ledger.fits(index, tokens):
                 line.popleft()
                 spend = min(tokens, int(length_N[index] - answer_N[index]))
                 waiting.append((index, ledger.reserve(index, tokens).attempt, spend))

@@ -30,7 +30,8 @@ def completions_of(result: RunResult) -> list[dict[str, Any]]:
 
 def replayed_ledger(result: RunResult) -> Ledger:
     """Return the ledger as the journal alone tells it; `apply` refuses any entry that would break an invariant."""
-    ledger = Ledger(result.report.budget_tokens, result.report.queries)
+    cost_N = [row["cost"] for row in completions_of(result)]
+    ledger = Ledger(result.report.budget_tokens, result.report.queries, cost_N=cost_N)
     for record in read_journal(open_folder(result.run_dir)):
         if "op" in record:
             ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
@@ -48,7 +49,9 @@ def check_account(result: RunResult) -> None:
     assert statuses["abandoned"] == report.abandoned
     assert statuses["failed"] == report.failed
     assert report.completed + report.abandoned + report.failed == report.queries
-    assert sum(row["spent_tokens"] for row in rows) == report.spent_tokens <= report.budget_tokens
+    assert sum(row["spent_tokens"] for row in rows) == report.generated_tokens
+    taken = sum(round(1_000 * row["cost"]) * row["spent_tokens"] for row in rows)
+    assert -(-taken // 1_000) == report.spent_tokens <= report.budget_tokens
     ledger = replayed_ledger(result)
     assert ledger.reserved_tokens == 0
     assert (ledger.spent_tokens, ledger.wasted_tokens) == (report.spent_tokens, report.wasted_tokens)
@@ -106,6 +109,25 @@ def test_a_batch_can_be_priced_where_its_estimates_are(replay_settings: dict[str
     assert first.expected_tokens == pytest.approx(expected.expected_tokens, rel=0.05)
     prices = [[row["reservation_price"] for row in completions_of(ended)] for ended in (result, whole)]
     assert prices[0] == pytest.approx(prices[1], rel=1e-6)
+
+
+def test_tokens_may_differ_in_cost(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    queries = pq.read_table(replay_settings["input"]["path"])
+    cost = pa.array([0.25 if index % 2 else 2.5 for index in range(len(queries))])
+    pq.write_table(queries.append_column("dear", cost), tmp_path / "queries.parquet")
+    columns = {**replay_settings["input"].get("columns", {}), "cost": "dear"}
+    given = {"path": str(tmp_path / "queries.parquet"), "columns": columns}
+    settings = replay_settings | {"input": given, "allocation": replay_settings["allocation"] | {"max_rounds": 2}}
+    planned = plan(None, RunConfig.parse(settings))
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    assert result.report.generated_tokens > result.report.spent_tokens, "cheap tokens buy more"
+    assert planned.worst_tokens <= result.report.budget_tokens
+    assert planned.shadow_price == result.report.rounds[0].shadow_price
+    granted = {
+        cost: sum(row["max_tokens"] for row in completions_of(result) if row["cost"] == cost) for cost in (0.25, 2.5)
+    }
+    assert granted[0.25] > granted[2.5]
 
 
 def test_a_killed_engine_is_replaced_and_its_reservations_are_charged(replay_settings: dict[str, Any]) -> None:

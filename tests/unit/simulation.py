@@ -44,6 +44,7 @@ MOST_ROUNDS = 3
 MOST_TICKS = 30_000
 SMALLEST_GRANT_TOKENS = 2
 BATCHES = 16
+COSTS = (0.125, 0.5, 1.0, 2.5, 7.333)
 
 
 class WorkerDiedError(Exception):
@@ -77,6 +78,7 @@ def world(number: int) -> World:
         weight_N=np.ones(queries),
         max_tokens_N=np.full(queries, 32),
         tie_break_N=rng.permutation(queries).astype(np.uint64),
+        cost_N=np.random.default_rng([number, 1]).choice(COSTS if number % 2 else [1.0], queries),
     )
     length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
     return World(number, batch, length_N, int(queries * rng.choice([3, 8, 16, 40])))
@@ -268,7 +270,7 @@ class Simulation:
         self.poison = self.seed % 7 if self.seed % 5 == 0 else None
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
-        self.standing = Standing(self.queries)
+        self.standing = Standing(self.world.batch.cost_N)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
         count = self.rng.choice((0, 1, 1, 2, 2, 3, 5))
         self.faults = sorted((int(self.rng.expovariate(1 / 40)), self.rng.choice(kinds)) for _ in range(count))
@@ -289,7 +291,7 @@ class Simulation:
         self.check_the_end()
 
     def start_market(self) -> MarketActor:
-        return MarketActor(str(self.run_dir), self.world.budget_tokens, self.queries)
+        return MarketActor(str(self.run_dir), self.world.budget_tokens, self.queries, self.world.batch.cost_N)
 
     async def _play(self) -> None:
         faults = list(self.faults)
@@ -335,7 +337,7 @@ class Simulation:
 
     async def _drive(self) -> None:
         """The page of `pipeline._rounds`."""
-        desk, standing = self.desk, Standing(self.queries)
+        desk, standing = self.desk, Standing(self.world.batch.cost_N)
         self.standing = standing
         await desk.close_open_reservations.remote()
         for number in range(1, MOST_ROUNDS + 1):
@@ -434,10 +436,10 @@ class Simulation:
             reserved_N[entry.index] = entry.tokens
         covered_N = ledger.spent_tokens_N + reserved_N
         assert (covered_N >= self.generated_N).all(), f"tokens nobody knows of: {covered_N} {self.generated_N}"
-        assert ledger.spent_tokens + ledger.reserved_tokens <= self.world.budget_tokens
+        assert covered_N @ self.world.batch.cost_N <= self.world.budget_tokens
 
     def read_ledger(self) -> Ledger:
-        ledger = Ledger(self.world.budget_tokens, self.queries)
+        ledger = Ledger(self.world.budget_tokens, self.queries, cost_N=self.world.batch.cost_N)
         for record in read_journal(open_folder(str(self.run_dir))):
             if "op" in record:
                 ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
@@ -450,7 +452,7 @@ class Simulation:
         spent_N, wasted_N = ledger.spent_tokens_N, ledger.wasted_tokens_N
         self.wasted_tokens = ledger.wasted_tokens
         assert ledger.reserved_tokens == 0
-        assert sum(self.generated_N) <= ledger.spent_tokens <= self.world.budget_tokens
+        assert self.generated_N @ self.world.batch.cost_N <= ledger.spent_tokens <= self.world.budget_tokens
         np.testing.assert_array_equal(spent_N - wasted_N, self.written_N)
         keys = [(row["round"], row["index"]) for rows in self.rows.values() for row in rows]
         assert len(keys) == len(set(keys)), "a row was written twice"
@@ -473,7 +475,7 @@ class Simulation:
             assert failed <= {self.poison}, "failed, though no engine died under it alone"
         if self.poison is None and not any(kind in "\n".join(self.told) for kind in FAULTS):
             assert ledger.wasted_tokens == 0
-            assert ledger.spent_tokens == sum(self.generated_N)
+            np.testing.assert_array_equal(spent_N, self.generated_N)
 
 
 GRANTED_SCHEMA = pa.schema(
@@ -489,8 +491,8 @@ _SLIM = ("index", "granted_tokens", "attempt_tokens", "finish_reason", "correct"
 
 def query_row(index: int) -> dict[str, Any]:
     """Return a row of `QUERY_SCHEMA`; its id is its index."""
-    fields = {"index": index, "query_id": str(index), "prompt": "?", "is_conversation": False, "weight": 1.0}
-    return fields | {"max_tokens": 32, "gold": None, "task": None, "metadata": None}
+    fields = {"index": index, "query_id": str(index), "prompt": "?", "is_conversation": False}
+    return fields | {"weight": 1.0, "cost": 1.0, "max_tokens": 32, "gold": None, "task": None, "metadata": None}
 
 
 def attempts_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,7 @@ from clear_ray.errors import BudgetError
 from clear_ray.ledger import Balance, Entry, Ledger
 
 QUERIES = 4
+COSTS = st.sampled_from([Fraction(1), Fraction(1, 1000), Fraction(3, 8), Fraction(5, 2), Fraction(7_333, 1_000)])
 INDICES = st.integers(0, QUERIES - 1)
 
 
@@ -45,23 +48,33 @@ def account(ledger: Ledger) -> Account:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Callers that reserve, settle, die and lose work; the model keeps one number for each attempt."""
+    """Callers that reserve, settle, die and lose work; the model keeps one number for each attempt and exact costs."""
 
     closed: Bundle[tuple[int, int, int]] = Bundle("closed")
 
-    @initialize(budget=st.integers(0, 200))
-    def open(self, budget: int) -> None:
-        self.budget = budget
-        self.ledger = Ledger(budget, QUERIES)
+    @initialize(budget=st.integers(0, 200), costs=st.just([1] * QUERIES) | st.lists(COSTS, min_size=4, max_size=4))
+    def open(self, budget: int, costs: list[Fraction]) -> None:
+        self.budget, self.costs = budget, [Fraction(cost) for cost in costs]
+        self.ledger = self.new_ledger()
         self.entries: list[Entry] = []
         self.held: dict[int, tuple[int, int]] = {}  # query -> attempt, tokens
         self.attempts = [0] * QUERIES
         self.spent = [0] * QUERIES
         self.wasted = [0] * QUERIES
 
+    def new_ledger(self) -> Ledger:
+        return Ledger(self.budget, QUERIES, cost_N=[float(cost) for cost in self.costs])
+
+    def taken(self, tokens_of: list[int]) -> Fraction:
+        return sum((cost * tokens for cost, tokens in zip(self.costs, tokens_of, strict=True)), Fraction(0))
+
     @property
-    def available(self) -> int:
-        return self.budget - sum(self.spent) - sum(tokens for _, tokens in self.held.values())
+    def reserved(self) -> Fraction:
+        return self.taken([self.held[index][1] if index in self.held else 0 for index in range(QUERIES)])
+
+    @property
+    def available(self) -> Fraction:
+        return self.budget - self.taken(self.spent) - self.reserved
 
     def refused(self, call: Callable[[], object]) -> None:
         before = account(self.ledger)
@@ -71,7 +84,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(index=INDICES, tokens=st.integers(-2, 120))
     def reserve(self, index: int, tokens: int) -> None:
-        if index in self.held or not 0 < tokens <= self.available:
+        is_affordable = self.costs[index] * tokens <= self.available
+        assert self.ledger.fits(index, tokens) == is_affordable
+        assert self.ledger.could_fit(index, tokens) == (self.costs[index] * tokens <= self.available + self.reserved)
+        if index in self.held or tokens < 1 or not is_affordable:
             self.refused(lambda: self.ledger.reserve(index, tokens))
             return
         self.attempts[index] += 1
@@ -136,7 +152,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def read_the_journal_again(self) -> None:
-        replayed = Ledger(self.budget, QUERIES)
+        replayed = self.new_ledger()
         for entry in self.entries:
             replayed.apply(entry)
         assert account(replayed) == account(self.ledger)
@@ -165,10 +181,11 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self.ledger.check()
         seen = account(self.ledger)
-        assert seen.available + seen.reserved + seen.spent == self.budget
+        assert (seen.reserved, seen.spent) == (ceil(self.reserved), ceil(self.taken(self.spent)))
+        assert seen.wasted == ceil(self.taken(self.wasted))
         assert min(seen.available, seen.reserved, seen.spent, seen.wasted, self.budget - seen.spent) >= 0
         assert seen.wasted <= seen.spent
-        assert seen.available == self.available
+        assert seen.available == floor(self.available)
         assert seen.spent_of == tuple(self.spent)
         assert seen.wasted_of == tuple(self.wasted)
         assert {i: a for i, a in enumerate(seen.open_attempts) if a} == {i: a for i, (a, _) in self.held.items()}
@@ -200,7 +217,7 @@ def test_check_finds_a_total_that_its_queries_do_not_add_up_to() -> None:
     ledger = Ledger(100, 2)
     ledger.reserve(0, 10)
     ledger.check()
-    ledger.spent_tokens += 1
+    ledger._spent_N[1] += 1
     with pytest.raises(BudgetError, match="conservation law"):
         ledger.check()
 
@@ -208,6 +225,12 @@ def test_check_finds_a_total_that_its_queries_do_not_add_up_to() -> None:
 def test_a_budget_cannot_be_negative() -> None:
     with pytest.raises(BudgetError, match="negative"):
         Ledger(-1, 3)
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, 0.0001])
+def test_a_token_that_costs_nothing_is_refused(cost: float) -> None:
+    with pytest.raises(BudgetError, match="positive number of thousandths"):
+        Ledger(10, 2, cost_N=[1.0, cost])
 
 
 def test_copies_handed_out_cannot_change_the_ledger() -> None:
@@ -220,5 +243,5 @@ def test_copies_handed_out_cannot_change_the_ledger() -> None:
 
 
 def test_a_balance_adds_up() -> None:
-    balance = Balance(100, 30, 20, 5, 1, 1, 1.0, (), 0.0)
+    balance = Balance(100, 30, 20, 5, 30, 1, 1, 1.0, (), 0.0)
     assert balance.available_tokens == 50

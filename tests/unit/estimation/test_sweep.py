@@ -68,7 +68,8 @@ def batches(draw: st.DrawFn) -> tuple[Batch, np.ndarray, np.ndarray]:
     before = np.concatenate([np.ones((queries, 1)), survival[:, :-1]], axis=1)
     curves = curves_from_incidence(np.cumsum(before * right, axis=1), survival_NK=survival, tokens_K=tokens_K)
     length_N = rng.integers(1, 33, queries)
-    batch = Batch(curves, np.ones(queries), np.full(queries, 32), rng.permutation(queries).astype(np.uint64))
+    order = rng.permutation(queries).astype(np.uint64)
+    batch = Batch(curves, np.ones(queries), np.full(queries, 32), order, cost_N=np.ones(queries))
     return batch, length_N, length_N < 32
 
 

@@ -37,6 +37,7 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
         "query_id": 12,
         "prompt": "ask",
         "weight": 2,
+        "cost": 0.33334,
         "max_tokens": 7.0,
         "gold": 3.5,
         "task": "sum",
@@ -45,7 +46,7 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
     }
     take(write_lines(tmp_path / "q.jsonl", [GOOD, full]), tmp_path / "run")
     first, second = taken(tmp_path / "run")
-    empty = {"weight": 1.0, "max_tokens": 100, "gold": None, "task": None, "metadata": None}
+    empty = {"weight": 1.0, "cost": 1.0, "max_tokens": 100, "gold": None, "task": None, "metadata": None}
     assert first == {"index": 0, **GOOD, "is_conversation": False, **empty}
     assert second == {
         "index": 1,
@@ -53,6 +54,7 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
         "prompt": "ask",
         "is_conversation": False,
         "weight": 2.0,
+        "cost": 0.334,
         "max_tokens": 7,
         "gold": "3.5",
         "task": "sum",

@@ -36,6 +36,7 @@ _rows: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
             "prompt": _written,
             "messages": st.none() | _messages,
             "weight": st.none() | st.floats(0, 1e300),
+            "cost": st.none() | st.integers(1, 10**9).map(lambda parts: parts / 1_000),
             "max_tokens": st.none() | st.integers(1, 2**63 - 1),
             "gold": st.none() | _text,
             "task": st.none() | _text,
@@ -55,6 +56,7 @@ def _as_table(rows: list[dict[str, Any]]) -> pa.Table:
             "prompt": pa.dictionary(pa.int32(), pa.string()),
             "messages": pa.string(),
             "weight": pa.float64(),
+            "cost": pa.float64(),
             "max_tokens": pa.int64(),
             "gold": pa.string(),
             "task": pa.large_string(),
@@ -92,6 +94,7 @@ def test_jsonl_and_parquet_give_the_same(
         if not query["is_conversation"]:
             assert query["prompt"] == row["prompt"]
         assert query["weight"] == (1.0 if row["weight"] is None else row["weight"])
+        assert query["cost"] == (1.0 if row["cost"] is None else row["cost"])
         assert {key: query[key] for key in ("query_id", "gold", "task", "metadata")} == {
             key: row[key] for key in ("query_id", "gold", "task", "metadata")
         }
@@ -133,7 +136,7 @@ _value = st.recursive(
     ),
     max_leaves=6,
 )
-_columns = ["query_id", "prompt", "messages", "weight", "max_tokens", "gold", "task", "metadata"]
+_columns = ["query_id", "prompt", "messages", "weight", "cost", "max_tokens", "gold", "task", "metadata"]
 
 
 @settings(max_examples=150, deadline=None)

@@ -57,6 +57,7 @@ def batch_of(query_ids: Sequence[str]) -> pa.Table:
             "prompt": "What is 1 + 1?",
             "is_conversation": False,
             "weight": 1.0,
+            "cost": 1.0,
             "max_tokens": 320,
         }
         for index, query_id in enumerate(query_ids)
