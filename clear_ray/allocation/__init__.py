@@ -1,13 +1,21 @@
 """Utility curves, the shadow price and the allocation: pure NumPy and SciPy.
 
-To be read in this order:
+The method in twenty minutes, in this order:
 
     utility                           what a family of curves can answer
-    threshold_curve, surge, erlang    curves with a formula; lambert inverts their slopes
-    tabulated, envelope, grid         curves as points; columns checks what all are made of
+    surge, erlang, threshold_curve    curves with a formula: the paper's, ours, and what both share
+    tabulated                         curves as points, from competing risks
+    price                             the lowest price at which demand fits, and its certificate
+    allocate, ties, slack, spread     whole tokens for every query: ties, slack, an unspent budget
+
+What those files rest on, to be read when a number is in doubt:
+
     price_grid, units                 prices and sums as whole numbers: why every order gives the same bits
-    demand, search, price             total demand, where it meets the budget, the certificate
-    allocate, ties, slack, spread     whole tokens for every query
+    demand, search                    total demand, and where it meets the budget
+    envelope, grid, lambert, columns  envelopes of many rows, tables, inverse slopes, checked columns
+
+What is built on them:
+
     frontier, groups, baselines       other budgets, several budgets, what an allocation must beat
     sketch, sketch_price              the same price for a batch that no machine holds
 """

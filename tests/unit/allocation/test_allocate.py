@@ -143,6 +143,38 @@ def test_what_does_not_fit_is_passed_over() -> None:
     assert take_while_it_fits(cost, available=0.5).tolist() == [False] * 5
 
 
+@PROPERTY
+@given(st.integers(0, 10_000), st.integers(2, 7))
+def test_whole_tokens_go_to_the_largest_remainders(seed: int, queries: int) -> None:
+    """Where demand meets the budget exactly: down to whole tokens, and the rest one by one to those cut most."""
+    rng = np.random.default_rng(seed)
+    utility = ShiftedSurge(rng.uniform(20, 60, queries), alpha=1.5, beta=rng.uniform(0.004, 0.02, queries))
+    # A budget at which everybody is funded and nobody is at the peak: the price is below the lowest reservation price.
+    demand = utility.demand(0.5 * float(utility.reservation_price.min()))
+    budget = int(demand.sum())
+    exact = utility.demand(solve_shadow_price(utility, budget_tokens=budget).shadow_price)
+    assert exact.sum() == pytest.approx(budget, abs=1e-6)
+    expected = np.floor(exact)
+    expected[np.argsort(expected - exact)[: budget - int(expected.sum())]] += 1
+    allocation = allocate(utility, budget_tokens=budget)
+    assert allocation.tokens_N.tolist() == expected.tolist()
+    assert allocation.slack_tokens == 0
+
+
+def test_a_remainder_too_dear_for_what_is_left_is_passed_over() -> None:
+    """Cut by .9 and .6 of a token, with 1 left of the budget: the first token costs 2, the second fits."""
+    utility = ShiftedSurge([10.0, 10.0], beta=0.02, cost_per_token_N=[2.0, 1.0])
+    for budget in range(150, 170):
+        exact = utility.demand(solve_shadow_price(utility, budget_tokens=budget).shadow_price)
+        whole, left = np.floor(exact), budget - utility.spend(np.floor(exact)).sum()
+        allocation = allocate(utility, budget_tokens=budget)
+        assert allocation.spend_N.sum() <= budget
+        if exact[0] - whole[0] > exact[1] - whole[1] and 1 <= left < 2:
+            assert allocation.tokens_N.tolist() == [whole[0], whole[1] + 1]
+            return
+    pytest.fail("no budget shows the case")
+
+
 def test_tie_break_must_have_one_entry_a_query() -> None:
     with pytest.raises(UtilityError, match="tie_break_N"):
         allocate(ShiftedSurge([1.0, 2.0]), budget_tokens=5, tie_break_N=[1.0, 2.0, 3.0])
