@@ -18,6 +18,7 @@ from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaErro
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+_ONE_OF_BOTH = "Write `RUN_DIR` or `--config FILE`."
 _ON_INTERRUPT = "Interrupted. What was settled is kept: run the same command again to go on."
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def resume(
     from clear_ray.storage import open_folder
 
     if (run_dir is None) == (config is None):
-        raise ConfigError("name either the run folder or its configuration", "resume")
+        raise ConfigError("name either the run folder or its configuration", "resume", remedy=_ONE_OF_BOTH)
     found = RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or ""
     manifest = read_manifest(open_folder(found))
     if manifest is None:
@@ -103,7 +104,7 @@ def status(
     from clear_ray.storage import open_folder
 
     if (run_dir is None) == (config is None):
-        raise ConfigError("name either the run folder or its configuration", "status")
+        raise ConfigError("name either the run folder or its configuration", "status", remedy=_ONE_OF_BOTH)
     folder = open_folder(RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or "")
     report = read_summary(folder)
     if report is not None:
@@ -147,7 +148,9 @@ def calibrate(
         command = f"clear-ray calibrate --rollouts {rollouts} --features {features} --kind {kind}"
         made = fit_recorded(rollouts, features, head_dir=head_dir, folds_path=folds, kind=kind, created_by=command)
     else:
-        raise ConfigError("give either --config, or --rollouts with --features", "calibrate")
+        raise ConfigError(
+            "give either --config, or --rollouts with --features", "calibrate", remedy="See calibrate --help."
+        )
     print(
         f"Head in {made.head_dir}: {made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens."
     )

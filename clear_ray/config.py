@@ -181,7 +181,7 @@ class AllocationConfig(Settings):
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
-    """Price from demand sketches made where the estimates are; if not given, above two million queries."""
+    """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
 
 
 class ScoringConfig(Settings):
@@ -273,7 +273,9 @@ class RunConfig(Settings):
                 "Name a YAML file; jobs/configs has examples.",
             ) from error
         if not isinstance(loaded, dict):
-            raise ConfigError("the configuration is not a mapping", str(path), type(loaded).__name__)
+            raise ConfigError(
+                "the configuration is not a mapping", str(path), type(loaded).__name__, "Write `setting: value` lines."
+            )
         for override in overrides:
             _override(loaded, override)
         return cls.parse(loaded, where=str(path))
@@ -311,13 +313,15 @@ def _shown(value: Any) -> str:
 def _override(settings: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError("an override reads key=value", "--set", override)
+        raise ConfigError("an override reads key=value", "--set", override, "Write it so, as in `--set budget=200k`.")
     *parents, last = key.split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
-            raise ConfigError("this key holds a value, not a group", f"--set {override}", parent)
+            raise ConfigError(
+                "this key holds a value, not a group", f"--set {override}", parent, "See docs/configuration.md."
+            )
     try:
         settings[last] = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError("the value is not YAML", f"--set {override}", text) from error
+        raise ConfigError("the value is not YAML", f"--set {override}", text, "Put it into quotes.") from error

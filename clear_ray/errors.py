@@ -35,6 +35,7 @@ class ClearRayError(Exception):
 
     def __str__(self) -> str:
         shown = self.value if len(self.value) <= _SHOWN_CHARACTERS else self.value[:_SHOWN_CHARACTERS] + "…"
+        shown = " ".join(shown.splitlines())
         sentence = f"{self.where}: {self.what}" if self.where else self.what
         if shown:
             sentence += f" (got {shown})"

@@ -26,8 +26,8 @@ from ray.data.block import BlockAccessor
 from clear_ray.allocation import Allocation, DemandSketch, SketchPrice, Utility
 from clear_ray.errors import PriceError
 
-SKETCH_ABOVE_QUERIES = 2_000_000
-"""Larger batches are priced from sketches: below, one process prices all curves in seconds and loses no slack."""
+SKETCH_ABOVE_QUERIES = 100_000
+"""Larger batches are priced from sketches: all curves in one process cost five kilobytes a query, and lose no slack."""
 _SKETCH = "sketch"
 _GRANTS = pa.schema(
     [("index", pa.int64()), ("tokens", pa.int64())]

@@ -21,9 +21,10 @@ from clear_ray.errors import ConfigError, StorageError, own_error
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
+_GCS_RETRY_SECONDS = 120
 _MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def writing_errors(location: str) -> Iterator[None]:
                 raise
             raise ours from error
         cause: BaseException | None = error
-        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _DISK_ERRORS):
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in DISK_ERRORS):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise
@@ -156,6 +157,8 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         if ".." in rest.partition("?")[0].split("/"):
             raise ValueError("a URI is not a path in which .. leads upwards")
         if scheme in _ARROW_SCHEMES:
+            if scheme in ("gs", "gcs") and "retry_limit_seconds=" not in location:  # left alone it tries for 15 minutes
+                location += f"{'&' if '?' in location else '?'}retry_limit_seconds={_GCS_RETRY_SECONDS}"
             filesystem, path = pafs.FileSystem.from_uri(location)
             if not path.strip("/"):
                 raise ValueError("it names no folder")
@@ -168,7 +171,12 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         shown = without_secrets(location)
         # The library's own error may hold the location whole, so it does not travel on.
-        raise ConfigError("this location cannot be opened", shown, str(error).replace(location, shown)) from None
+        raise ConfigError(
+            "this location cannot be opened",
+            shown,
+            str(error).replace(location, shown),
+            "Check its spelling, and that its library is installed.",
+        ) from None
     known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
     raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
 
@@ -186,7 +194,13 @@ def open_folder(location: str) -> Folder:
     """Return the folder at a path or URI; it need not exist.
 
     Raises:
-        ConfigError: The scheme is unknown or its library is not installed.
+        ConfigError: The scheme is unknown or its library is not installed, or there is something else than a folder.
     """
     filesystem, path, is_local = open_location(location)
-    return Folder(filesystem, path.rstrip("/"), is_local)
+    path = path.rstrip("/")
+    remedy = "Name a folder, which need not exist."
+    if not path:
+        raise ConfigError("the root of a file system is no folder of its own", without_secrets(location), remedy=remedy)
+    if is_local and Path(path).exists() and not Path(path).is_dir():
+        raise ConfigError("a file stands where a folder should be", path, remedy=remedy)
+    return Folder(filesystem, path, is_local)

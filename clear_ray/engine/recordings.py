@@ -155,7 +155,12 @@ class RecordedFeatures:
         rows = [self._row_of.get(query_id, self._row_of.get(original(query_id), -1)) for query_id in query_ids]
         if -1 in rows:
             unknown = query_ids[rows.index(-1)]
-            raise SchemaError("there are no recorded features of this query", "query_id", unknown)
+            raise SchemaError(
+                "there are no recorded features of this query",
+                "query_id",
+                unknown,
+                "Replay only queries that were recorded.",
+            )
         return self._last_QD[rows].astype(np.float32), self._mean_QD[rows].astype(np.float32)
 
 
@@ -165,7 +170,12 @@ def _read(path: str | Path, columns: Sequence[str]) -> pa.Table:
         with pq.ParquetFile(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
-                raise SchemaError("columns are missing", str(path), ", ".join(missing), "See shared/data/README.md.")
+                raise SchemaError(
+                    "columns are missing",
+                    str(path),
+                    ", ".join(missing),
+                    "Record rollouts with these columns; docs/estimates.md.",
+                )
             return file.read(columns=list(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise SchemaError("the recording cannot be read as Parquet", str(path), str(error)) from error

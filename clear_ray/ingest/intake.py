@@ -46,6 +46,7 @@ def ingest(
     max_tokens: int,
     prompt_limit: PromptLimit | None = None,
     most_errors: int = 20,
+    accept: Callable[[InputDigest], None] | None = None,
 ) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
 
@@ -55,6 +56,7 @@ def ingest(
         max_tokens: The run's ceiling of one query; a row's own can only lower it.
         prompt_limit: How long a prompt may be; not checked if not given.
         most_errors: Problems to collect before giving up; the error lists them, a line each.
+        accept: Asked before the queries take their place; what it raises refuses the input.
 
     Returns:
         What was taken in.
@@ -62,13 +64,14 @@ def ingest(
     Raises:
         SchemaError: A row cannot be read as a query, an id is given twice, or there is no row at all.
         ConfigError: The folder cannot be written.
+        StorageError: Its disk is full or broken.
     """
     files = QueryFiles(queries)
     intake = _Intake(files, max_tokens, prompt_limit, most_errors)
     try:
         for batch in batches:
             intake.take(batch)
-        return intake.finish()
+        return intake.finish(accept)
     except BaseException:
         files.discard()
         raise
@@ -114,7 +117,7 @@ class _Intake:
         if self._limit and long_rows:
             self._check_lengths(long_rows, self._limit)
 
-    def finish(self) -> InputDigest:
+    def finish(self, accept: Callable[[InputDigest], None] | None) -> InputDigest:
         """Run the checks that need all rows, and publish."""
         self._files.flush()
         if not self._files.rows and not self._problems:
@@ -132,6 +135,8 @@ class _Intake:
             raise self._refusal()
         url = self._format[0] if self._format else None
         digest = InputDigest(self._files.rows, self._files.sha256, len(self._origins), url, self._longest)
+        if accept is not None:
+            accept(digest)
         self._files.publish(digest)
         return digest
 

@@ -44,8 +44,11 @@ def read_jsonl(
         try:
             lines = next(blocks, None)
         except (OSError, pa.ArrowException) as error:  # a truncated archive, a lost connection
-            where = f"{origin}, after line {first_number - 1}"
-            yield SourceBatch.unreadable(SchemaError("the file cannot be read", where, str(error)), origin=origin)
+            where = origin if first_number == 1 else f"{origin}, after line {first_number - 1}"
+            remedy = "Make the file again, or copy it again: its end or its compression is damaged."
+            yield SourceBatch.unreadable(
+                SchemaError("the file cannot be read", where, str(error), remedy), origin=origin
+            )
             return
         if lines is None:
             return

@@ -17,11 +17,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clear_ray.errors import ConfigError
+from clear_ray.errors import ConfigError, StorageError
 from clear_ray.ingest.digest import DIGEST_FILE, InputDigest
 from clear_ray.ingest.normalise import NormalRow
 from clear_ray.records import QUERY_SCHEMA
-from clear_ray.storage import Folder
+from clear_ray.storage import DISK_ERRORS, Folder
 
 _FILE_ROWS = 50_000
 _FILE_CHARACTERS = 16_000_000  # long prompts make shorter files, so that memory stays flat
@@ -36,6 +36,7 @@ class QueryFiles:
 
     Raises:
         ConfigError: The folder cannot be written; so for every method below.
+        StorageError: Its disk is full or broken; likewise.
     """
 
     def __init__(self, queries: Folder) -> None:
@@ -109,5 +110,7 @@ def _writing(queries: Folder) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        is_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        refusal = StorageError if is_disk else ConfigError
         what = "the queries cannot be written"
-        raise ConfigError(what, queries.path, str(error), "Check space and permissions.") from error
+        raise refusal(what, queries.path, str(error), "Check space and permissions.") from error

@@ -102,6 +102,12 @@ def test_a_long_value_is_shortened_in_the_text_and_kept_in_the_error(kind: type[
     assert "…" not in str(kind("is too long", "here", "x" * 120))
 
 
+def test_a_value_of_many_lines_is_told_in_one() -> None:
+    assert (
+        str(EngineError("it failed", "here", "first\nsecond\r\nthird")) == "here: it failed (got first second third)."
+    )
+
+
 class CarriedByRayError(EngineError):
     """As `RayTaskError.as_instanceof_cause` makes them: also of the kind of its cause, with a traceback for a text."""
 

@@ -156,3 +156,16 @@ def test_what_is_mistyped_does_not_become_a_local_folder(location: str) -> None:
 
 def test_a_colon_in_a_local_name_can_be_said() -> None:
     assert open_location("./a run: the first")[2]
+
+
+@pytest.mark.parametrize("location", ["/", "///", "file:///", "memory://"])
+def test_the_root_of_a_file_system_is_no_run_folder(location: str) -> None:
+    with pytest.raises(ConfigError, match=r"root|names no folder"):
+        open_folder(location)
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    for location in (str(tmp_path / "run"), f"file://{tmp_path}/run"):
+        with pytest.raises(ConfigError, match="a file stands where a folder should be"):
+            open_folder(location)

@@ -1,5 +1,6 @@
 """What is read, however it is stored."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,12 @@ def test_only_prompts_that_could_be_too_long_are_counted(tmp_path: Path) -> None
     asked.clear()
     take(write_lines(tmp_path / "q.jsonl", rows[:2]), tmp_path / "run3", limit=template)
     assert asked == [("x" * 39, False)]
+
+
+def test_a_line_of_50_megabytes_is_read(tmp_path: Path) -> None:
+    prompt = "z" * 50_000_000
+    (tmp_path / "q.jsonl.gz").write_bytes(gzip.compress(json.dumps({"query_id": "a", "prompt": prompt}).encode(), 1))
+    assert take(tmp_path / "q.jsonl.gz", tmp_path / "run").longest_prompt_characters == len(prompt)
 
 
 def test_long_input_spreads_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

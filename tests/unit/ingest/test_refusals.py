@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.errors import ClearRayError, ConfigError, SchemaError
+from clear_ray.errors import ClearRayError, ConfigError, SchemaError, StorageError
 from clear_ray.ingest import jsonl
 from tests.unit.ingest.corpus import BAD_FILES, BAD_LINES, BAD_REQUESTS, BAD_VALUES, GOOD, request
 from tests.unit.ingest.taking import take
@@ -20,6 +22,7 @@ def refused(path: str | Path, run: Path, **settings: Any) -> str:
         take(path, run, **settings)
     assert not run.exists(), "something was left behind"
     assert len(str(caught.value)) < 2_000
+    assert caught.value.remedy or "problems:" in caught.value.what, "no remedy"
     return str(caught.value)
 
 
@@ -123,6 +126,11 @@ def test_nothing_there(tmp_path: Path, location: str, words: str) -> None:
     assert words in refused(f"{tmp_path}/{location}", tmp_path / "run")
 
 
+@pytest.mark.parametrize("location", ["file:///nowhere/q.jsonl", "memory://nowhere/q.jsonl"])
+def test_a_uri_that_cannot_be_read(tmp_path: Path, location: str) -> None:
+    assert refused(location, tmp_path / "run") == f"{location}: there is no such file. Check input.path."
+
+
 def test_places_that_are_never_opened(tmp_path: Path) -> None:
     for location in ("http://example.org/q.jsonl", "ftp://example.org/q.jsonl", "javascript://x"):
         with pytest.raises(ConfigError, match="unknown scheme"):
@@ -208,6 +216,19 @@ def test_names_in_the_input_never_become_paths(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"q.jsonl", "deep"}
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"run"}
     assert all("evil" not in path.name for path in (tmp_path / "deep").rglob("*"))
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD))
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # a disk that takes the beginning of a file
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            take(tmp_path / "q.jsonl", tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "run").exists()
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
