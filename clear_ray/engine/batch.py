@@ -92,6 +92,53 @@ class Turns:
             self._condition.notify_all()
 
 
+class OpenAnswers:
+    """The answers that somebody waits for: each is handed back exactly once, whichever thread does it."""
+
+    def __init__(self) -> None:
+        self._open: set[Answer] = set()
+        self._lock = threading.Lock()
+        self._failure: EngineError | None = None
+
+    def add(self, answers: Sequence[Answer], start: Callable[[Answer], object]) -> None:
+        """Keep answers until they are handed back, and start each, in order, before anything can fail them.
+
+        Raises:
+            EngineError: The engine has failed or is closed.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise EngineError(*self._failure.args)
+            self._open.update(answers)
+            for answer in answers:
+                start(answer)
+
+    def cancel(self, query_ids: Iterable[str]) -> list[Answer]:
+        """Mark the open answers of these queries as cancelled, and return them."""
+        cancelled = frozenset(query_ids)
+        with self._lock:
+            found = [answer for answer in self._open if answer.grant.query_id in cancelled]
+            for answer in found:
+                answer.is_cancelled = True
+        return found
+
+    def hand_back(self, answer: Answer) -> None:
+        """Give an answer that has ended to whoever waits for it, unless it was failed meanwhile."""
+        with self._lock:
+            if answer not in self._open:
+                return
+            self._open.discard(answer)
+        answer.on_end(answer)
+
+    def fail(self, failure: EngineError) -> None:
+        """Fail what is open and whatever is added from now on; the first failure stays."""
+        with self._lock:
+            self._failure = self._failure or failure
+            waiting, self._open = self._open, set()
+        for answer in waiting:
+            answer.on_end(failure)
+
+
 class BatchThread:
     """Runs a batch in a thread of its own.
 
@@ -106,9 +153,7 @@ class BatchThread:
     def __init__(self, batch: Batch, *, model_turns: Turns) -> None:
         self._batch, self._model_turns = batch, model_turns
         self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
-        self._open: set[Answer] = set()
-        self._state_lock = threading.Lock()
-        self._failure: EngineError | None = None
+        self._open = OpenAnswers()
         self.progress = batch.progress
         self._thread = threading.Thread(target=self._run, name="clear_ray-batch", daemon=True)
         self._thread.start()
@@ -119,19 +164,11 @@ class BatchThread:
         Raises:
             EngineError: The batch has failed or is closed.
         """
-        with self._state_lock:
-            if self._failure is not None:
-                raise EngineError(*self._failure.args)
-            self._open.update(answers)
-            for answer in answers:
-                self._inbox.put(answer)
+        self._open.add(answers, self._inbox.put)
 
     def cancel(self, query_ids: Iterable[str]) -> None:
         """Let the open answers of these queries end at the next step."""
-        cancelled = frozenset(query_ids)
-        with self._state_lock:
-            for answer in self._open:
-                answer.is_cancelled = answer.is_cancelled or answer.grant.query_id in cancelled
+        self._open.cancel(query_ids)
 
     def abandon(self, answers: Iterable[Answer]) -> None:
         """Let these answers end at the next step: nobody waits for them any more."""
@@ -140,7 +177,7 @@ class BatchThread:
 
     def close(self) -> None:
         """Stop after the current step; what is open fails. Calling it again does nothing."""
-        self._fail(EngineError("the engine is closed", remedy="Make a new one."))
+        self._open.fail(EngineError("the engine is closed", remedy="Make a new one."))
         self._inbox.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -152,10 +189,10 @@ class BatchThread:
                     ended = self._batch.step()
                 self.progress = self._batch.progress
                 for answer in ended:
-                    self._hand_back(answer)
+                    self._open.hand_back(answer)
         # Whatever ends the thread has to reach those who wait for it: nobody else will tell them.
         except BaseException as error:
-            self._fail(EngineError("the language model failed", "generate", f"{type(error).__name__}: {error}"))
+            self._open.fail(EngineError("the language model failed", "generate", f"{type(error).__name__}: {error}"))
         finally:
             with contextlib.suppress(Exception):
                 self._batch.close()
@@ -174,17 +211,3 @@ class BatchThread:
                 return False
             self._batch.add(answer)
             must_wait = False
-
-    def _hand_back(self, answer: Answer) -> None:
-        with self._state_lock:
-            if answer not in self._open:
-                return
-            self._open.discard(answer)
-        answer.on_end(answer)
-
-    def _fail(self, failure: EngineError) -> None:
-        with self._state_lock:
-            self._failure = self._failure or failure
-            waiting, self._open = self._open, set()
-        for answer in waiting:
-            answer.on_end(failure)

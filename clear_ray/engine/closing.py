@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError
 
 CLOSING_TEXT = "\nAnswer:"
@@ -49,6 +50,10 @@ class Closing:
                 "Keep back more tokens than the closing text has, and close with a text that is not empty.",
             )
 
+    def is_wanted(self, answer: Answer) -> bool:
+        """Return whether the answer so far, with what earlier grants gave, lacks the closing text."""
+        return self.mark not in self.text_of([*answer.grant.prefix_token_ids, *answer.generated])
+
     def next_token(self, answer: Answer, token_id: int, *, is_end: bool) -> int:
         """Return the token that the answer goes on with: the model's own, or the next one of the closing text.
 
@@ -59,7 +64,18 @@ class Closing:
         """
         after_cut = len(answer.generated) - (answer.grant.max_tokens - self.reserve_tokens)
         if after_cut == 0 and answer.generated and not is_end:
-            answer.is_closing = self.mark not in self.text_of([*answer.grant.prefix_token_ids, *answer.generated])
+            answer.is_closing = self.is_wanted(answer)
         if answer.is_closing and after_cut < len(self.token_ids):
             return self.token_ids[after_cut]
         return token_id
+
+
+def make_closing(rendering: Rendering, reserve_tokens: int | None, text: str) -> Closing | None:
+    """Return how answers are closed; None if `reserve_tokens` is.
+
+    Raises:
+        ConfigError: The reserve has no room for the closing text and a token after it.
+    """
+    if reserve_tokens is None:
+        return None
+    return Closing(reserve_tokens, tuple(rendering.plain_token_ids(text)), rendering.text, text.strip())

@@ -9,27 +9,24 @@ Shapes: N queries, D hidden width.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
-from clear_ray.engine.batch import Answer, Batch, BatchThread, Turns
-from clear_ray.engine.closing import CLOSING_TEXT, Closing
-from clear_ray.engine.fingerprint import model_fingerprint
+from clear_ray.engine.admission import Admission, check_sampling, empty_features, end_token_ids, model_card
+from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
+from clear_ray.engine.batch import Batch, BatchThread, Turns
+from clear_ray.engine.closing import CLOSING_TEXT, Closing, make_closing
 from clear_ray.engine.grouping import reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch
-from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.errors import ConfigError, EngineError
 
 _PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 
@@ -83,7 +80,9 @@ class TransformersEngine:
         answer_reserve_tokens: int | None = None,
         closing_text: str = CLOSING_TEXT,
     ) -> None:
-        _check_settings(max_batch=max_batch, temperature=temperature, top_p=top_p, batching=batching)
+        check_sampling(max_batch=max_batch, temperature=temperature, top_p=top_p)
+        if batching not in ("slots", "paged"):
+            raise ConfigError("the setting is out of range", "batching", str(batching), "Give slots or paged.")
         self._rendering = Rendering(model, chat_template=chat_template, system_prompt=system_prompt)
         closing = _closing(self._rendering, answer_reserve_tokens, closing_text, batching)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -91,15 +90,19 @@ class TransformersEngine:
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self._model = load_model(model, device=place, dtype=dtype)
         self._prefill_tokens = _PREFILL_TOKENS.get(place.type, _PREFILL_TOKENS["cuda"])
-        self._card = _card(str(model), model_folder(model), self._model.config, max_context_tokens)
-        self._vocabulary: int = self._model.get_input_embeddings().num_embeddings
+        self._card = model_card(str(model), model_folder(model), self._model.config, max_context_tokens)
+        self._admission = Admission(
+            self._rendering,
+            vocabulary=self._model.get_input_embeddings().num_embeddings,
+            context_tokens=self._card.context_tokens,
+        )
         self._runner = SlotRunner(self._model)
         check_slots_fit(self._model)
         options = {
             "max_batch": max_batch,
             "cache_tokens": cache_tokens or cache_capacity_tokens(self._model),
             "prefill_tokens": self._prefill_tokens,
-            "end_token_ids": _end_token_ids(self._model, self._rendering),
+            "end_token_ids": end_token_ids(self._model.config, self._model.generation_config, self._rendering),
             "temperature": temperature,
             "top_p": top_p,
         }
@@ -134,22 +137,8 @@ class TransformersEngine:
             EngineError: The model failed, or the engine is closed.
         """
         self._refuse_if_closed()
-        ids_N = self._rendering.token_ids(prompts)
-        for query_id, ids in zip(query_ids, ids_N, strict=True):
-            if len(ids) >= self._card.context_tokens:
-                raise SchemaError(
-                    f"the prompt leaves no room for an answer in a context of {self._card.context_tokens} tokens",
-                    f"query {query_id}",
-                    f"{len(ids)} tokens",
-                    "Shorten the prompt.",
-                )
-            if not self._is_known(ids):
-                raise SchemaError(
-                    f"the prompt has tokens outside the vocabulary of {self._vocabulary}",
-                    f"query {query_id}",
-                    remedy="Use the tokenizer that the model was made with.",
-                )
-        features = _empty_features(len(ids_N), self._card.hidden_width)
+        ids_N = self._admission.readable(query_ids, prompts)
+        features = empty_features(len(ids_N), self._card.hidden_width)
         features.prompt_tokens_N[:] = [len(ids) for ids in ids_N]
         try:
             for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens):
@@ -159,31 +148,14 @@ class TransformersEngine:
             raise EngineError("the language model failed", "prefill", str(error)) from error
         return features
 
-    async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
+    def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
         """Run the grants in the continuous batch; yield each generation as soon as it ends.
 
         Raises:
             EngineError: The model failed, or the engine is closed.
         """
         self._refuse_if_closed()
-        ended: asyncio.Queue[Answer | EngineError] = asyncio.Queue()
-        on_end = _deliver_to(ended, asyncio.get_running_loop())
-        answers = [self._admit(grant, on_end) for grant in grants]
-        waiting = {answer for answer in answers if answer.finish_reason is None}
-        self._thread.submit([answer for answer in answers if answer in waiting])
-        try:
-            for answer in answers:
-                if answer not in waiting:
-                    yield self._generation(answer)
-            while waiting:
-                answer_or_failure = await ended.get()
-                if isinstance(answer_or_failure, EngineError):
-                    raise EngineError(*answer_or_failure.args)
-                waiting.discard(answer_or_failure)
-                yield self._generation(answer_or_failure)
-        finally:
-            # Nobody asks for what a caller that went away would have got.
-            self._thread.abandon(waiting)
+        return self._admission.run(grants, self._thread)
 
     def cancel(self, query_ids: Iterable[str]) -> None:
         """End these queries' running generations at the next step; safe from any thread."""
@@ -201,43 +173,6 @@ class TransformersEngine:
         from clear_ray.engine.paged import PagedBatch
 
         return PagedBatch(self._model, **options)
-
-    def _admit(self, grant: Grant, on_end: Callable[[Answer | EngineError], None]) -> Answer:
-        """Return the grant as an answer to be generated, or as one that has already failed."""
-        try:
-            input_ids = self._rendering.token_ids([grant.prompt])[0]
-        except SchemaError as error:
-            return Answer(grant, [], on_end).end("cancelled", str(error))
-        answer = Answer(grant, [*input_ids, *grant.prefix_token_ids], on_end)
-        if grant.max_tokens < 1:
-            return answer.end("cancelled", f"a grant must allow at least 1 token, not {grant.max_tokens}")
-        if not self._is_known(answer.input_ids):
-            # On CUDA an unknown token would end the process, not the query.
-            return answer.end("cancelled", f"prompt or prefix has tokens outside the vocabulary of {self._vocabulary}")
-        needed = len(answer.input_ids) + grant.max_tokens
-        if needed > self._card.context_tokens:
-            return answer.end(
-                "cancelled",
-                f"prompt, prefix and grant are {needed} tokens, the context is {self._card.context_tokens}",
-            )
-        return answer
-
-    def _generation(self, answer: Answer) -> Generation:
-        grant = answer.grant
-        token_ids = [*grant.prefix_token_ids, *answer.generated]
-        generation = Generation(
-            query_id=grant.query_id,
-            token_ids=tuple(answer.generated),
-            # What is outside the vocabulary was refused, and has no text.
-            text=self._rendering.text(token_ids) if self._is_known(token_ids) else "",
-            finish_reason=answer.finish_reason or "cancelled",
-            error=answer.error,
-            sample=grant.sample,
-        )
-        return check_generation(grant, generation)
-
-    def _is_known(self, token_ids: Sequence[int]) -> bool:
-        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)
 
     @torch.inference_mode()
     def _prefill_rows(self, features: Features, rows: list[int], ids_N: list[list[int]]) -> None:
@@ -264,68 +199,7 @@ class TransformersEngine:
             raise EngineError("the engine is closed", remedy="Make a new one.")
 
 
-def _check_settings(*, max_batch: int, temperature: float, top_p: float, batching: str) -> None:
-    checks = {
-        "max_batch": (max_batch >= 1, max_batch, "Give at least 1."),
-        "temperature": (temperature >= 0, temperature, "Give 0 for greedy, or a positive number."),
-        "top_p": (0 < top_p <= 1, top_p, "Give a number above 0, at most 1."),
-        "batching": (batching in ("slots", "paged"), batching, "Give slots or paged."),
-    }
-    for setting, (is_fine, value, remedy) in checks.items():
-        if not is_fine:
-            raise ConfigError("the setting is out of range", setting, str(value), remedy)
-
-
 def _closing(rendering: Rendering, reserve_tokens: int | None, text: str, batching: str) -> Closing | None:
-    if reserve_tokens is None:
-        return None
-    if batching != "slots":
+    if reserve_tokens is not None and batching != "slots":
         raise ConfigError("only slots can close answers", "answer_reserve_tokens", remedy="Set batching to slots.")
-    return Closing(reserve_tokens, tuple(rendering.plain_token_ids(text)), rendering.text, text.strip())
-
-
-def _card(name: str, folder: Path, config: Any, max_context_tokens: int | None) -> ModelCard:
-    text_config = config.get_text_config()
-    limit = int(getattr(text_config, "max_position_embeddings", 0)) or max_context_tokens
-    if limit is None:
-        raise ConfigError("the model states no longest context", "max_context_tokens", remedy="Set max_context_tokens.")
-    if max_context_tokens is not None and not 1 < max_context_tokens <= limit:
-        raise ConfigError(
-            f"the model's context is {limit} tokens", "max_context_tokens", str(max_context_tokens), "Give less."
-        )
-    return ModelCard(
-        name=name,
-        fingerprint=model_fingerprint(folder),
-        context_tokens=max_context_tokens or limit,
-        hidden_width=int(text_config.hidden_size),
-    )
-
-
-def _end_token_ids(model: Any, rendering: Rendering) -> frozenset[int]:
-    """Return all tokens that end an answer, by any of the model's files."""
-    named: set[int] = set()
-    for source in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
-        named.update([source] if isinstance(source, int) else source or ())
-    if rendering.end_token_id is not None:
-        named.add(rendering.end_token_id)
-    return frozenset(named)
-
-
-def _deliver_to(
-    ended: asyncio.Queue[Answer | EngineError], loop: asyncio.AbstractEventLoop
-) -> Callable[[Answer | EngineError], None]:
-    def deliver(item: Answer | EngineError) -> None:
-        # A loop that was closed has nobody left who waits.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(ended.put_nowait, item)
-
-    return deliver
-
-
-def _empty_features(queries: int, width: int) -> Features:
-    return Features(
-        prompt_tokens_N=np.zeros(queries, dtype=np.int64),
-        entropy_N=np.zeros(queries, dtype=np.float32),
-        hidden_last_ND=np.zeros((queries, width), dtype=np.float32),
-        hidden_mean_ND=np.zeros((queries, width), dtype=np.float32),
-    )
+    return make_closing(rendering, reserve_tokens, text)

@@ -1,0 +1,215 @@
+"""What engines with a model of their own do around their batch: refuse what cannot run, and hand out what has ended.
+
+Shapes: N queries, D hidden width.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
+from clear_ray.engine.batch import Answer
+from clear_ray.engine.fingerprint import model_fingerprint
+from clear_ray.engine.rendering import Rendering
+from clear_ray.errors import ConfigError, EngineError, SchemaError
+
+
+class Runner(Protocol):
+    """Whatever keeps a batch going: `BatchThread`, or vLLM's engine in a thread."""
+
+    def submit(self, answers: Sequence[Answer]) -> None:
+        """Hand answers to the batch; each one's `on_end` will be called."""
+
+    def abandon(self, answers: Iterable[Answer]) -> None:
+        """Let these answers end soon: nobody waits for them any more."""
+
+
+class Admission:
+    """Turns grants into answers to be generated, and answers that have ended into generations.
+
+    Args:
+        rendering: Of the model.
+        vocabulary: Tokens that the model knows.
+        context_tokens: Prompt and answer together may not be longer.
+    """
+
+    def __init__(self, rendering: Rendering, *, vocabulary: int, context_tokens: int) -> None:
+        self._rendering, self._vocabulary, self._context_tokens = rendering, vocabulary, context_tokens
+
+    def readable(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the token ids of prompts that are to be read.
+
+        Raises:
+            SchemaError: A prompt cannot be rendered, does not fit the context, or has tokens that the model does not know.
+        """
+        ids_N = self._rendering.token_ids(prompts)
+        for query_id, ids in zip(query_ids, ids_N, strict=True):
+            if len(ids) >= self._context_tokens:
+                raise SchemaError(
+                    f"the prompt leaves no room for an answer in a context of {self._context_tokens} tokens",
+                    f"query {query_id}",
+                    f"{len(ids)} tokens",
+                    "Shorten the prompt.",
+                )
+            if not self._is_known(ids):
+                raise SchemaError(
+                    f"the prompt has tokens outside the vocabulary of {self._vocabulary}",
+                    f"query {query_id}",
+                    remedy="Use the tokenizer that the model was made with.",
+                )
+        return ids_N
+
+    def admit(self, grant: Grant, on_end: Callable[[Answer | EngineError], None]) -> Answer:
+        """Return the grant as an answer to be generated, or as one that has already failed."""
+        try:
+            input_ids = self._rendering.token_ids([grant.prompt])[0]
+        except SchemaError as error:
+            return Answer(grant, [], on_end).end("cancelled", str(error))
+        answer = Answer(grant, [*input_ids, *grant.prefix_token_ids], on_end)
+        if grant.max_tokens < 1:
+            return answer.end("cancelled", f"a grant must allow at least 1 token, not {grant.max_tokens}")
+        if not self._is_known(answer.input_ids):
+            # On CUDA an unknown token would end the process, not the query.
+            return answer.end("cancelled", f"prompt or prefix has tokens outside the vocabulary of {self._vocabulary}")
+        needed = len(answer.input_ids) + grant.max_tokens
+        if needed > self._context_tokens:
+            return answer.end(
+                "cancelled",
+                f"prompt, prefix and grant are {needed} tokens, the context is {self._context_tokens}",
+            )
+        return answer
+
+    def generation(self, answer: Answer) -> Generation:
+        """Return what came of an answer that has ended.
+
+        Raises:
+            EngineError: It is longer than its grant.
+        """
+        grant = answer.grant
+        token_ids = [*grant.prefix_token_ids, *answer.generated]
+        generation = Generation(
+            query_id=grant.query_id,
+            token_ids=tuple(answer.generated),
+            # What is outside the vocabulary was refused, and has no text.
+            text=self._rendering.text(token_ids) if self._is_known(token_ids) else "",
+            finish_reason=answer.finish_reason or "cancelled",
+            error=answer.error,
+            sample=grant.sample,
+        )
+        return check_generation(grant, generation)
+
+    async def run(self, grants: Sequence[Grant], runner: Runner) -> AsyncIterator[Generation]:
+        """Have the grants run; yield each generation as soon as it ends.
+
+        Raises:
+            EngineError: The engine failed, or a generation is longer than its grant.
+        """
+        ended: asyncio.Queue[Answer | EngineError] = asyncio.Queue()
+        on_end = _deliver_to(ended, asyncio.get_running_loop())
+        answers = [self.admit(grant, on_end) for grant in grants]
+        waiting = {answer for answer in answers if answer.finish_reason is None}
+        runner.submit([answer for answer in answers if answer in waiting])
+        try:
+            for answer in answers:
+                if answer not in waiting:
+                    yield self.generation(answer)
+            while waiting:
+                answer_or_failure = await ended.get()
+                if isinstance(answer_or_failure, EngineError):
+                    raise EngineError(*answer_or_failure.args)
+                waiting.discard(answer_or_failure)
+                yield self.generation(answer_or_failure)
+        finally:
+            # Nobody asks for what a caller that went away would have got.
+            runner.abandon(waiting)
+
+    def _is_known(self, token_ids: Sequence[int]) -> bool:
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)
+
+
+def model_card(name: str, folder: Path, config: Any, max_context_tokens: int | None) -> ModelCard:
+    """Return the card of a saved model, hidden states included.
+
+    Args:
+        name: Human-readable name.
+        folder: Where the model is saved.
+        config: Its configuration, as transformers reads it.
+        max_context_tokens: Prompt and answer together; None takes the model's own limit.
+
+    Raises:
+        ConfigError: The model's context is shorter, or unknown and not given.
+    """
+    text_config = config.get_text_config()
+    limit = int(getattr(text_config, "max_position_embeddings", 0)) or max_context_tokens
+    if limit is None:
+        raise ConfigError("the model states no longest context", "max_context_tokens", remedy="Set max_context_tokens.")
+    if max_context_tokens is not None and not 1 < max_context_tokens <= limit:
+        raise ConfigError(
+            f"the model's context is {limit} tokens", "max_context_tokens", str(max_context_tokens), "Give less."
+        )
+    return ModelCard(
+        name=name,
+        fingerprint=model_fingerprint(folder),
+        context_tokens=max_context_tokens or limit,
+        hidden_width=int(text_config.hidden_size),
+    )
+
+
+def end_token_ids(config: Any, generation_config: Any, rendering: Rendering) -> frozenset[int]:
+    """Return all tokens that end an answer, by any of the model's files.
+
+    Args:
+        config: The model's configuration, as transformers reads it.
+        generation_config: Its generation configuration; None if it has none.
+        rendering: Its tokenizer.
+    """
+    named: set[int] = set()
+    for source in (getattr(generation_config, "eos_token_id", None), config.get_text_config().eos_token_id):
+        named.update([source] if isinstance(source, int) else source or ())
+    if rendering.end_token_id is not None:
+        named.add(rendering.end_token_id)
+    return frozenset(named)
+
+
+def empty_features(queries: int, width: int) -> Features:
+    """Return features to be filled in.
+
+    Args:
+        queries: N.
+        width: D.
+    """
+    return Features(
+        prompt_tokens_N=np.zeros(queries, dtype=np.int64),
+        entropy_N=np.zeros(queries, dtype=np.float32),
+        hidden_last_ND=np.zeros((queries, width), dtype=np.float32),
+        hidden_mean_ND=np.zeros((queries, width), dtype=np.float32),
+    )
+
+
+def check_sampling(*, max_batch: int, temperature: float, top_p: float) -> None:
+    """Raise ConfigError if a setting that all engines have is out of range."""
+    checks = {
+        "max_batch": (max_batch >= 1, max_batch, "Give at least 1."),
+        "temperature": (temperature >= 0, temperature, "Give 0 for greedy, or a positive number."),
+        "top_p": (0 < top_p <= 1, top_p, "Give a number above 0, at most 1."),
+    }
+    for setting, (is_fine, value, remedy) in checks.items():
+        if not is_fine:
+            raise ConfigError("the setting is out of range", setting, str(value), remedy)
+
+
+def _deliver_to(
+    ended: asyncio.Queue[Answer | EngineError], loop: asyncio.AbstractEventLoop
+) -> Callable[[Answer | EngineError], None]:
+    def deliver(item: Answer | EngineError) -> None:
+        # A loop that was closed has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.put_nowait, item)
+
+    return deliver
