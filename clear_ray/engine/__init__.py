@@ -1,4 +1,4 @@
-"""Language models behind one protocol. Importing this package loads neither torch nor transformers."""
+"""Language models behind one protocol. Importing this package loads neither torch, transformers nor vLLM."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from clear_ray.engine.smollm2 import resolve_model
 if TYPE_CHECKING:
     from clear_ray.engine.replay import ReplayEngine
     from clear_ray.engine.transformers import TransformersEngine
+    from clear_ray.engine.vllm import VllmEngine
 
 __all__ = [
     "Engine",
@@ -31,11 +32,16 @@ __all__ = [
     "Prompt",
     "ReplayEngine",
     "TransformersEngine",
+    "VllmEngine",
     "check_generation",
     "resolve_model",
 ]
 
-_HOME_OF = {"ReplayEngine": "clear_ray.engine.replay", "TransformersEngine": "clear_ray.engine.transformers"}
+_HOME_OF = {
+    "ReplayEngine": "clear_ray.engine.replay",
+    "TransformersEngine": "clear_ray.engine.transformers",
+    "VllmEngine": "clear_ray.engine.vllm",
+}
 
 
 def __getattr__(name: str) -> Any:

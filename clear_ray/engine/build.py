@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
-from clear_ray.config import EngineConfig, ReplayConfig, TransformersConfig
+from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
 from clear_ray.engine.base import Engine, read_prompt
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import PromptLimit
@@ -18,7 +18,7 @@ def build_engine(config: EngineConfig) -> Engine:
     """Load the engine that `config` describes.
 
     Raises:
-        ConfigError: The model or the recordings are not there, or it is not the model that was pinned.
+        ConfigError: The model, the recordings or vLLM are not there, or it is not the model that was pinned.
         EngineError: The model cannot be loaded.
     """
     if isinstance(config, ReplayConfig):
@@ -29,6 +29,8 @@ def build_engine(config: EngineConfig) -> Engine:
         )
     if config.fingerprint is not None:
         _check_pin(config.model, config.fingerprint)
+    if isinstance(config, VllmConfig):
+        return _build_vllm(config)
     from clear_ray.engine.transformers import TransformersEngine
 
     return TransformersEngine(
@@ -44,6 +46,30 @@ def build_engine(config: EngineConfig) -> Engine:
         threads=config.threads,
         answer_reserve_tokens=config.answer_reserve_tokens,
         closing_text=config.closing_text,
+    )
+
+
+def _build_vllm(config: VllmConfig) -> Engine:
+    from clear_ray.engine.vllm import VllmEngine
+
+    return VllmEngine(
+        config.model,
+        dtype=None if config.dtype == "auto" else config.dtype,
+        max_batch=config.max_batch,
+        max_context_tokens=config.max_context_tokens,
+        chat_template=config.chat_template,
+        system_prompt=config.system_prompt,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel=config.tensor_parallel,
+        enforce_eager=config.enforce_eager,
+        cpu_cache_gib=config.cpu_cache_gib,
+        answer_reserve_tokens=config.answer_reserve_tokens,
+        closing_text=config.closing_text,
+        thinking_tokens=config.thinking_tokens,
+        thinking_start=config.thinking_start,
+        thinking_end=config.thinking_end,
     )
 
 
@@ -78,7 +104,7 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     return PromptLimit(context_tokens, partial(_count_tokens, config), template_tokens=added)
 
 
-def _count_tokens(config: TransformersConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
+def _count_tokens(config: ModelConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
     from clear_ray.engine.rendering import Rendering
 
     rendering = Rendering(config.model, chat_template=config.chat_template, system_prompt=config.system_prompt)

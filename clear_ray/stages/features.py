@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clear_ray.stages.probe import prompts_of
 
@@ -33,6 +34,13 @@ class ReadFeatures:
             "entropy": pa.array(features.entropy_N),
         }
         for name, values in (("hidden_last", features.hidden_last_ND), ("hidden_mean", features.hidden_mean_ND)):
-            flat = pa.array(np.ascontiguousarray(values, np.float16).ravel())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+            columns[name] = state_column(values)
         yield pa.table(columns)
+
+
+def state_column(states_ND: NDArray[np.float32]) -> pa.Array:
+    """Return hidden states as a column of float16 lists; of empty ones where the engine shows no states."""
+    queries, width = states_ND.shape
+    if width == 0:  # Arrow has no lists of the fixed size 0
+        return pa.array([[]] * queries, pa.list_(pa.float16()))
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(states_ND, np.float16).ravel()), width)

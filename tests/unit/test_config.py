@@ -18,6 +18,7 @@ from clear_ray.config import (
     RunConfig,
     Settings,
     TransformersConfig,
+    VllmConfig,
     WorkersConfig,
 )
 from clear_ray.errors import ConfigError
@@ -100,7 +101,10 @@ def test_unknown_keys_are_refused_by_name(changes: dict[str, Any], key: str) -> 
         {"allocation": {"policy": "greedy"}},
         {"dispatch": {"batch_rows": 0}},
         {"dispatch": {"batch_rows": 1.5}},
-        {"engine": {"kind": "vllm"}},
+        {"engine": {"kind": "llama"}},
+        {"engine": {"kind": "vllm", "gpu_memory_utilization": 1.1}},
+        {"engine": {"kind": "vllm", "tensor_parallel": 2, "num_gpus": 1}},
+        {"engine": {"kind": "vllm", "trust_remote_code": True}},
         {"engine": {"kind": "replay"}},
         {"engine": {"kind": "transformers", "temperature": -0.1}},
         {"engine": {"kind": "transformers", "top_p": 0}},
@@ -339,5 +343,5 @@ def test_there_is_a_demo_to_load() -> None:
 
 def test_engines_share_what_they_have_in_common() -> None:
     engines = get_args(get_args(module.EngineConfig)[0])
-    assert set(engines) == {TransformersConfig, ReplayConfig}
+    assert set(engines) == {TransformersConfig, VllmConfig, ReplayConfig}
     assert all(issubclass(engine, WorkersConfig) for engine in engines)

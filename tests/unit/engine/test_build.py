@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config import TransformersConfig, VllmConfig
 from clear_ray.engine.build import build_engine, prompt_limit
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.loading import load_model, model_folder
@@ -68,3 +69,9 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(monkeypatch: pytes
     ):
         with pytest.raises(ConfigError, match=r"cannot be had from the hub.*nobody/nothing.*name its folder"):
             look()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_vllm_that_is_not_installed_is_told_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"vLLM cannot be imported.*clear_ray\[vllm\]"):
+        build_engine(VllmConfig(kind="vllm"))

@@ -14,6 +14,7 @@ from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head, load_head, save_head
 from clear_ray.estimation.observations import features_from_table, rollouts_from_table, take_features
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.stages.features import state_column
 from tests.unit.estimation.conftest import drawn_tables
 
 Tables = tuple[pa.Table, pa.Table]
@@ -65,6 +66,16 @@ def test_a_head_refuses_features_of_another_width(fitted: Head, tables: Tables) 
     )
     with pytest.raises(ConfigError, match="width 3"):
         fitted.curves(narrow, prompts, query_ids)
+
+
+def test_a_head_can_be_fitted_where_the_engine_shows_no_states(fitted: Head, tables: Tables, tmp_path: Path) -> None:
+    none = state_column(np.zeros((tables[1].num_rows, 0), np.float32))
+    bare = tables[1].set_column(2, "hidden_last", none).set_column(3, "hidden_mean", none)
+    save_head(fit_head(tables[0], bare, model_name="drawn", model_fingerprint="a" * 64), tmp_path / "head")
+    curves = load_head(tmp_path / "head").curves(*inputs((tables[0], bare)))
+    assert np.isfinite(curves.success_NK).all()
+    with pytest.raises(ConfigError, match=r"width 0, the head was fitted on 6.*calibrate"):
+        fitted.curves(*inputs((tables[0], bare)))
 
 
 def test_the_head_finds_what_the_hidden_states_say(fitted: Head) -> None:
