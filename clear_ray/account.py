@@ -98,16 +98,17 @@ def plan_report(
     scale = queries / len(batch.weight_N)
     _, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
     cost_M = standing.cost_N[clearing.index_M]
-    expected_tokens = float(clearing.expected_tokens_M @ cost_M)
+    expected_tokens = float(clearing.expected_tokens_M @ cost_M) + clearing.kept_tokens
     return PlanReport(
         head=head.kind,
         queries=queries,
         budget_tokens=budget_tokens,
         low_tokens=max(expected_tokens - 2 * _spend_deviation(estimates, clearing), 0.0),
         expected_tokens=expected_tokens,
-        worst_tokens=min(math.ceil(clearing.tokens_M @ cost_M), budget_tokens),
+        worst_tokens=min(math.ceil(clearing.tokens_M @ cost_M) + clearing.kept_tokens, budget_tokens),
         funded=len(clearing.index_M),
         abandoned=queries - len(clearing.index_M),
+        kept_tokens=clearing.kept_tokens,
         shadow_price=clearing.shadow_price,
         expected_utility=float(clearing.expected_utility_M.sum()),
         uniform_expected_utility=uniform_utility * scale,
@@ -177,7 +178,7 @@ def _by_task(
             TaskReport(
                 task=str(name),
                 queries=int(rows.sum()),
-                funded=int((standing.rounds_N[rows] > 0).sum()),
+                funded=int(((standing.rounds_N > 0) & ~standing.is_served_N)[rows].sum()),
                 spent_tokens=int(spent_tokens_N[rows].sum()),
                 expected_utility=float(standing.expected_utility_N[rows].sum()),
                 correct=None if correct_N is None else float(correct_N[rows].sum()),

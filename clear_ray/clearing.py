@@ -9,13 +9,17 @@ priced in the next round, so in the end tokens really generated are what a run p
 counts the refunds in advance: one pass in place of some rounds, and as good where lengths are well estimated; grants that
 do not fit at once then follow by expected answers per token, and what refunds never reach is priced again.
 
+A minimum service is a floor under every query that was never granted anything. Floors are paid before anything is priced;
+the floors of queries that are not worth the price are kept back, and the last round pays them out for direct answers.
+
 Shapes: N queries of the batch, M of them granted, K grid points.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
 from clear_ray.estimation.curves import Curves
+from clear_ray.records import COST_PARTS
 
 Policy = Literal["clear_ray", "uniform"]
 Basis = Literal["ceilings", "expected_spend"]
@@ -74,6 +79,8 @@ class Clearing:
         shadow_price: The price, expected answers per token priced.
         dual_bound: No allocation of these tokens, counted as they were priced, can be expected to add more.
         gap: dual_bound minus the expected utility of the grants; at least 0.
+        kept_tokens: In tokens of cost 1, held back for the minimum service of queries that are not worth the price.
+        is_service: Whether these grants are that minimum service.
     """
 
     index_M: NDArray[np.int64]
@@ -84,6 +91,8 @@ class Clearing:
     shadow_price: float
     dual_bound: float
     gap: float
+    kept_tokens: int = 0
+    is_service: bool = False
 
 
 def clear(
@@ -94,6 +103,7 @@ def clear(
     available_tokens: int,
     policy: Policy | Solve = "clear_ray",
     basis: Basis = "ceilings",
+    minimum_service_tokens: int = 0,
 ) -> Clearing:
     """Price `available_tokens` over the open queries and grant them.
 
@@ -104,23 +114,37 @@ def clear(
         available_tokens: What may be granted, in tokens of cost 1.
         policy: `clear_ray` by the price, `uniform` equal ceilings, or a rule of your own.
         basis: What a grant is priced at: `ceilings` at its whole ceiling, `expected_spend` at what it is expected to spend.
+        minimum_service_tokens: Floor of every query that has generated nothing yet; see `minimum_service`.
 
     Returns:
-        The clearing; without grants if nothing is open or nothing is left.
+        The clearing; without grants if nothing is open, nothing is left, or what is left is owed as minimum service.
 
     Source: method.md sections 3 and 4.4.
     """
     room_N = batch.max_tokens_N - generated_tokens_N
     index = np.flatnonzero(is_open_N & (room_N > 0))
-    if not len(index) or available_tokens < 1:
+    floor = np.where(generated_tokens_N[index] == 0, np.minimum(room_N[index], minimum_service_tokens), 0)
+    if not len(index) or available_tokens < 1 or floor @ batch.cost_N[index] > available_tokens:
         return nothing_to_grant(len(room_N))
-    utility = further_utility(
-        batch, index, generated_tokens_N=generated_tokens_N, available_tokens=available_tokens, basis=basis
-    )
+
+    def utility_above(floor_tokens: NDArray[np.int64]) -> Tabulated:
+        return further_utility(
+            batch,
+            index,
+            generated_tokens_N=generated_tokens_N,
+            available_tokens=available_tokens,
+            basis=basis,
+            floor_tokens=floor_tokens,
+        )
+
     solve = policy if callable(policy) else SOLVERS[policy]
-    allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
+    allocation = solve(utility_above(floor), budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
+    kept_tokens = 0
+    if floor.any():
+        allocation, is_kept = _without_kept(allocation, floor, utility_above(np.zeros_like(floor)))
+        kept_tokens = math.ceil(floor[is_kept] @ batch.cost_N[index[is_kept]])
     spend = expected_spend(batch.curves.take(index), generated_tokens_N[index], allocation.tokens_N)
-    return grants_of(
+    granted = grants_of(
         allocation,
         index,
         queries=len(room_N),
@@ -128,6 +152,69 @@ def clear(
         expected_tokens=spend,
         cost_N=batch.cost_N[index],
     )
+    return replace(granted, kept_tokens=kept_tokens)
+
+
+def minimum_service(
+    batch: Batch,
+    *,
+    generated_tokens_N: NDArray[np.int64],
+    is_open_N: NDArray[np.bool_],
+    available_tokens: int,
+    minimum_service_tokens: int,
+    shadow_price: float,
+) -> Clearing:
+    """Grant the floors of the queries that no round has funded, for a short direct answer each.
+
+    Args:
+        batch: Curves, weights and ceilings.
+        generated_tokens_N: Tokens that each query's answer holds so far.
+        is_open_N: Queries that have neither ended by themselves nor failed.
+        available_tokens: What may be granted. Less than all floors only if workers died and took tokens along; then they
+            are granted in the order in which ties are broken, as far as they fit.
+        minimum_service_tokens: The floor.
+        shadow_price: The price that these queries were not worth.
+    """
+    queries = len(is_open_N)
+    index = np.flatnonzero(is_open_N & (generated_tokens_N == 0) & (batch.max_tokens_N > 0))
+    index = index[np.argsort(batch.tie_break_N[index], kind="stable")]
+    tokens = np.minimum(batch.max_tokens_N[index], minimum_service_tokens).astype(np.int64)
+    is_paid = (np.cumsum(tokens * batch.cost_N[index]) <= available_tokens) & (tokens > 0)
+    index, tokens = index[is_paid], tokens[is_paid]
+    curves = batch.curves.take(index)
+    utility = Tabulated(curves.tokens_K, curves.success_NK, weight_N=batch.weight_N[index]).utility(tokens)
+    worth = float(utility.sum())
+    return Clearing(
+        index_M=index,
+        tokens_M=tokens,
+        expected_tokens_M=expected_spend(curves, np.zeros_like(tokens), tokens),
+        expected_utility_M=utility,
+        surplus_N=np.zeros(queries),
+        shadow_price=shadow_price,
+        dual_bound=worth,
+        gap=0.0,
+        is_service=True,
+    )
+
+
+def _without_kept(
+    allocation: Allocation, floor_M: NDArray[np.int64], unfloored: Tabulated
+) -> tuple[Allocation, NDArray[np.bool_]]:
+    """Return the grants without the floors of queries that would not buy a token at the price, and which those are.
+
+    A query that would buy, but less than its floor, is granted its floor in the usual way: it is owed to it anyhow.
+    """
+    is_worth_M = unfloored.reservation_price > allocation.shadow_price
+    is_kept_M = (floor_M > 0) & (allocation.tokens_N <= floor_M) & ~is_worth_M
+    kept_utility = float(allocation.utility_N[is_kept_M].sum())
+    granted = replace(
+        allocation,
+        tokens_N=np.where(is_kept_M, 0, allocation.tokens_N),
+        utility_N=np.where(is_kept_M, 0.0, allocation.utility_N),
+        surplus_N=np.where(is_kept_M, 0.0, allocation.surplus_N),
+        dual_bound=allocation.dual_bound - kept_utility,
+    )
+    return granted, is_kept_M
 
 
 def further_utility(
@@ -137,8 +224,18 @@ def further_utility(
     generated_tokens_N: NDArray[np.int64],
     available_tokens: int,
     basis: Basis = "ceilings",
+    floor_tokens: NDArray[np.int64] | None = None,
 ) -> Tabulated:
-    """Return the curves of further tokens of the queries at `index`, given that their answers have not ended yet."""
+    """Return the curves of further tokens of the queries at `index`, given that their answers have not ended yet.
+
+    Args:
+        batch: Curves, weights and ceilings.
+        index: Which queries.
+        generated_tokens_N: Tokens that each query's answer holds so far.
+        available_tokens: What may be granted.
+        basis: What a grant is priced at.
+        floor_tokens: Further tokens owed to each query at `index` whatever the price; none if not given.
+    """
     curves, cost = batch.curves.take(index), batch.cost_N[index]
     room = batch.max_tokens_N[index] - generated_tokens_N[index]
     return Tabulated(
@@ -148,9 +245,18 @@ def further_utility(
         survival_NK=curves.survival_NK,
         weight_N=batch.weight_N[index],
         # A ceiling above what is left could never be reserved.
-        max_tokens_N=generated_tokens_N[index] + np.minimum(room, available_tokens // cost),
+        max_tokens_N=generated_tokens_N[index] + np.minimum(room, affordable_tokens(available_tokens, cost)),
+        min_tokens_N=None
+        if floor_tokens is None
+        else np.where(floor_tokens > 0, generated_tokens_N[index] + floor_tokens, 0),
         cost_per_token_N=cost,
     ).continued(generated_tokens_N[index])
+
+
+def affordable_tokens(available_tokens: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many whole tokens of each query could be paid for, were they all that is bought."""
+    parts_N = np.rint(cost_N * COST_PARTS).astype(np.int64)
+    return np.asarray(available_tokens * COST_PARTS // parts_N)
 
 
 def reservation_prices(batch: Batch) -> NDArray[np.float64]:

@@ -214,6 +214,10 @@ class AllocationConfig(Settings):
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
     """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
+    minimum_service_tokens: int | None = Field(default=None, ge=1)
+    """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
+    minimum_service_text: str | None = Field(default=None, min_length=1)
+    """What asks for the direct answer, put after the prompt; words to that effect in English if not given."""
 
 
 class ScoringConfig(Settings):

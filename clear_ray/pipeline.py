@@ -10,6 +10,7 @@ disk before the round begins, so running the same configuration again goes on wh
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, make_report, plan_report
-from clear_ray.clearing import Clearing, clear, reservation_prices
+from clear_ray.clearing import Clearing, clear, minimum_service, nothing_to_grant, reservation_prices
 from clear_ray.clearing_rows import clear_rows, reservation_prices_of_rows
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
 from clear_ray.config import InputConfig, RunConfig
@@ -66,6 +67,8 @@ from clear_ray.standing import Standing
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks import generate_queries, load_scorer
 
+DIRECT_TEXT = "Answer at once, with the result alone."
+"""What asks for the direct answer of the minimum service, put after the prompt."""
 _BATCH_ROWS = 4_096
 
 
@@ -123,8 +126,9 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         if manifest is not None and (report := read_summary(folder)) is not None:
             check_same_run(manifest, describe(config, digest) | _cards_of(manifest), folder)
             return RunResult(report, config.run_dir)
-        progress.begin("probe", queries=digest.rows)
         cost_N = read_costs(folder, digest.rows)
+        _check_minimum_service(config, cost_N, folder)
+        progress.begin("probe", queries=digest.rows)
         with (
             market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
             engine_workers(config.engine, head, run_dir=config.run_dir) as crew,
@@ -156,11 +160,13 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
             digest = take_in(queries, config, folder)
+            cost_N = read_costs(folder, digest.rows)
+            _check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
             with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
-            standing = Standing(read_costs(folder, digest.rows), failed=estimates.error_of_index)
+            standing = Standing(cost_N, failed=estimates.error_of_index)
             clearing = _clear(folder, config, estimates, standing, config.budget_tokens)
             return plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
     finally:
@@ -285,7 +291,42 @@ def _clear(
         is_open_N=standing.is_open_N,
         available_tokens=available_tokens,
         policy=config.allocation.policy,
+        minimum_service_tokens=config.allocation.minimum_service_tokens or 0,
     )
+
+
+def _serve_the_rest(config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int) -> Clearing:
+    """Return the minimum service of the queries that no round has funded; no grants if there is none."""
+    if config.allocation.minimum_service_tokens is None:
+        return nothing_to_grant(estimates.queries)
+    return minimum_service(
+        estimates.batch,
+        generated_tokens_N=standing.answer_tokens_N,
+        is_open_N=standing.is_open_N & (standing.rounds_N == 0),
+        available_tokens=available_tokens,
+        minimum_service_tokens=config.allocation.minimum_service_tokens,
+        shadow_price=float(standing.price_N[standing.rounds_N == 0].max(initial=0.0)),
+    )
+
+
+def _check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder: Folder) -> None:
+    """Refuse a minimum service that the budget does not pay for, or whose floors no process holds; leave nothing behind.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    tokens = config.allocation.minimum_service_tokens
+    if tokens is None:
+        return
+    queries = len(cost_N)
+    owed, remedy = math.ceil(tokens * cost_N.sum()), "Raise the budget or serve less."
+    if owed <= config.budget_tokens and not _is_sketched(config, queries):
+        return
+    said = f"the minimum service of {queries:,} queries takes {owed:,} tokens of a budget of {config.budget_tokens:,}"
+    if owed <= config.budget_tokens:
+        said, remedy = "a batch that is priced from sketches has no minimum service", "Leave one of them out."
+    folder.delete("queries")
+    raise ConfigError(said, "allocation.minimum_service_tokens", str(tokens), remedy)
 
 
 def _estimate_rows(folder: Folder) -> Dataset:
@@ -310,17 +351,20 @@ def _rounds(
 ) -> list[RoundReport]:
     """Clear, generate and settle until nothing useful is left to buy; `standing` changes."""
     rounds: list[RoundReport] = []
+    is_priced = True
     ray.get(desk.close_open_reservations.remote())
-    for number in range(1, config.allocation.max_rounds + 1):
+    for number in range(1, config.allocation.max_rounds + 2):
         started = time.monotonic()
         kept = read_grants(folder, number)
         is_last_kept = kept is not None and read_grants(folder, number + 1) is None and not folder.exists("closing")
         if kept is None:
             available_tokens = ray.get(desk.balance.remote()).available_tokens
-            if number > 1 and available_tokens < config.allocation.smallest_grant_tokens:
-                break
-            progress.begin("price", round_number=number)
-            clearing = _clear(folder, config, estimates, standing, available_tokens)
+            clearing = nothing_to_grant(estimates.queries)
+            if is_priced and _is_worth_a_round(config, standing, number, available_tokens):
+                progress.begin("price", round_number=number)
+                clearing = _clear(folder, config, estimates, standing, available_tokens)
+            if not len(clearing.index_M):
+                clearing = _serve_the_rest(config, estimates, standing, available_tokens)
             if not len(clearing.index_M):
                 break
             write_grants(folder, number, clearing, available_tokens)
@@ -334,9 +378,18 @@ def _rounds(
         attempts = read_attempts(folder, number)
         seconds = time.monotonic() - started
         rounds.append(standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens))
-        if not len(attempts):
+        if clearing.is_service:
             break
+        is_priced = len(attempts) > 0
     return rounds
+
+
+def _is_worth_a_round(config: RunConfig, standing: Standing, number: int, available_tokens: int) -> bool:
+    """Return whether there may be another clearing, and enough for it beside what is owed as minimum service."""
+    is_owed_N = standing.is_open_N & (standing.rounds_N == 0)
+    owed_tokens = (config.allocation.minimum_service_tokens or 0) * float(standing.cost_N[is_owed_N].sum())
+    is_enough = number == 1 or available_tokens - owed_tokens >= config.allocation.smallest_grant_tokens
+    return number <= config.allocation.max_rounds and is_enough
 
 
 def _generate(
@@ -359,6 +412,7 @@ def _generate(
         scorer=load_scorer_of(config),
         seed=config.seed,
         sample=config.sample,
+        direct_text=(config.allocation.minimum_service_text or DIRECT_TEXT) if clearing.is_service else "",
     )
     target = round_folder(folder, number)
     target.make()
@@ -453,6 +507,7 @@ def _close_run(
         last_round_N=standing.last_round_N,
         rounds_N=standing.rounds_N,
         max_tokens_N=standing.granted_tokens_N,
+        is_served_N=standing.is_served_N,
         spent_tokens_N=spent_N,
         price_N=standing.price_N,
         expected_utility_N=standing.expected_utility_N,

@@ -219,6 +219,7 @@ def write_grants(folder: Folder, number: int, clearing: Clearing, available_toke
             "dual_bound": repr(clearing.dual_bound),
             "gap": repr(clearing.gap),
             "available_tokens": str(available_tokens),
+            "is_service": "yes" if clearing.is_service else "",
         }
     )
     sink = BytesIO()
@@ -242,6 +243,7 @@ def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
         shadow_price=float(facts["shadow_price"]),
         dual_bound=float(facts["dual_bound"]),
         gap=float(facts["gap"]),
+        is_service=bool(facts.get("is_service")),
     )
     return clearing, int(facts["available_tokens"])
 

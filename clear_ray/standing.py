@@ -30,6 +30,7 @@ class Standing:
         self.has_stopped_N = np.zeros(queries, bool)
         self.has_failed_N = np.zeros(queries, bool)
         self.was_granted_N = np.zeros(queries, bool)
+        self.is_served_N = np.zeros(queries, bool)
         self.answer_tokens_N = np.zeros(queries, np.int64)
         self.granted_tokens_N = np.zeros(queries, np.int64)
         self.last_round_N = np.zeros(queries, np.int32)
@@ -87,6 +88,7 @@ class Standing:
         self.has_stopped_N[index] = has_stopped
         self.has_failed_N[index] = has_failed
         self.is_open_N[index] = ~(has_stopped | has_failed)
+        self.is_served_N[index] = clearing.is_service
         scored = correct[~np.isnan(correct)]
         return RoundReport(
             number=number,
@@ -103,4 +105,5 @@ class Standing:
             finished=int(has_stopped.sum()),
             correct=float(scored.sum()) if len(scored) else None,
             seconds=seconds,
+            is_service=clearing.is_service,
         )

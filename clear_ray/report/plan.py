@@ -26,6 +26,8 @@ class PlanReport(Part):
     """Queries that would be granted tokens at the first clearing."""
     abandoned: int = Field(ge=0)
     """Queries that would be granted nothing at the first clearing."""
+    kept_tokens: int = Field(default=0, ge=0)
+    """Tokens set aside for the minimum service of the abandoned; counted in what would be spent."""
     shadow_price: float = Field(ge=0)
     """Expected correct answers per further token; 0 if the budget does not bind."""
     expected_utility: float

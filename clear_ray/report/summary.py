@@ -42,6 +42,8 @@ class RoundReport(Part):
     """Correct answers among them; None without gold answers."""
     seconds: float
     """Wall time of the round."""
+    is_service: bool = False
+    """Whether this was the minimum service: direct answers to queries that no clearing had funded."""
 
 
 class TaskReport(Part):
@@ -139,8 +141,13 @@ class RunReport(Part):
 
     @property
     def funded(self) -> int:
-        """Queries that were granted tokens."""
-        return self.queries - self.abandoned
+        """Queries that were granted tokens by a price."""
+        return self.queries - self.abandoned - self.served
+
+    @property
+    def served(self) -> int:
+        """Queries that were not worth the price and got the minimum service."""
+        return sum(row.fresh for row in self.rounds if row.is_service)
 
     @property
     def accuracy(self) -> float | None:

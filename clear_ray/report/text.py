@@ -42,7 +42,7 @@ def plan_text(plan: PlanReport) -> str:
         ("budget", f"{count(plan.budget_tokens)} tokens"),
         ("spend", f"{spend} tokens"),
         ("price", _price(plan.shadow_price)),
-        ("funded", f"{count(plan.funded)} of {count(plan.queries)}, abandoned {count(plan.abandoned)}"),
+        ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
         ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
     ]
@@ -52,6 +52,12 @@ def plan_text(plan: PlanReport) -> str:
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
+
+
+def _unfunded(plan: PlanReport) -> str:
+    if plan.kept_tokens:
+        return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
+    return f"abandoned {count(plan.abandoned)}"
 
 
 def _labelled(label: str, value: str) -> str:
@@ -81,6 +87,8 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     if report.generated_tokens != report.spent_tokens:
         spent += f"; {count(report.generated_tokens)} generated, at the costs of the input"
     ends = f"abandoned {count(report.abandoned)}, failed {count(report.failed)}"
+    if report.served:
+        ends = f"minimum service for {count(report.served)}, {ends}"
     answered = f"{count(report.stopped)} ended by themselves, {count(report.truncated)} cut off"
     gain = times(report.expected_utility, report.uniform_expected_utility)
     uniform = _against(report.uniform_expected_utility, report.uniform_max_tokens)
@@ -112,7 +120,7 @@ def _round_table(rounds: Sequence[RoundReport]) -> list[str]:
     heading = ("round", "price/1,000", "new", "continued", "granted", "spent", "ended", "correct", "expected", "time")
     table = [
         (
-            str(row.number),
+            "service" if row.is_service else str(row.number),
             per_thousand(row.shadow_price),
             count(row.fresh),
             count(row.continued),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant
+from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import EngineError
 from clear_ray.ledger import REFUSED, WAIT, Settlement
 from clear_ray.records import ATTEMPT_SCHEMA
@@ -38,6 +38,7 @@ class Dispatch:
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Of the run.
         sample: Which of several answers to the same query.
+        direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
         most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
@@ -49,6 +50,7 @@ class Dispatch:
     scorer: Callable[[], Scorer] | None
     seed: int
     sample: int
+    direct_text: str = ""
     most_attempts: int = 3
     most_quarantined: int = 8
 
@@ -149,7 +151,7 @@ class Generate:
     def _grant(self, row: Row) -> Grant:
         return Grant(
             query_id=row["query_id"],
-            prompt=row["conversation"],
+            prompt=asked_directly(row["conversation"], self._dispatch.direct_text),
             max_tokens=row["granted_tokens"],
             seed=self._dispatch.seed + row["index"],
             prefix_token_ids=tuple(row["token_ids"]),
@@ -192,6 +194,16 @@ class Generate:
             "error": error,
             "seconds": seconds,
         }
+
+
+def asked_directly(prompt: Prompt, text: str) -> Prompt:
+    """Return a prompt with a text after it: at the end of the last turn of a conversation."""
+    if not text:
+        return prompt
+    if isinstance(prompt, str):
+        return f"{prompt}\n\n{text}"
+    *turns, (role, content) = prompt
+    return (*turns, (role, f"{content}\n\n{text}"))
 
 
 def _label(row: Row) -> str:

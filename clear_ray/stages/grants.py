@@ -75,6 +75,7 @@ class Verdicts:
         last_round_N: Round of the last attempt; 0 if the query was never run.
         rounds_N: How many grants were run.
         max_tokens_N: Sum of its grants.
+        is_served_N: Whether its only grant was the minimum service.
         spent_tokens_N: Tokens generated for it, those of lost work included.
         price_N: Price it was last granted at, or was last refused at.
         expected_utility_N: Correct answers its grants were expected to add, weighted.
@@ -87,6 +88,7 @@ class Verdicts:
     last_round_N: NDArray[np.int32]
     rounds_N: NDArray[np.int32]
     max_tokens_N: NDArray[np.int64]
+    is_served_N: NDArray[np.bool_]
     spent_tokens_N: NDArray[np.int64]
     price_N: NDArray[np.float64]
     expected_utility_N: NDArray[np.float64]
@@ -123,10 +125,13 @@ class Complete:
         numbers = self._verdicts.columns(index)
         errors = batch["error"].to_pylist()
         finish = batch["finish_reason"].to_pylist()
+        is_served = self._verdicts.is_served_N[index]
         reasons = [
-            _reason_failed(error) if error else _reason_completed(reason, int(spent), int(ceiling), float(price))
-            for error, reason, spent, ceiling, price in zip(
-                errors, finish, numbers["spent_tokens"], numbers["max_tokens"], numbers["price"], strict=True
+            _reason_failed(error)
+            if error
+            else (_reason_served if served else _reason_completed)(reason, int(spent), int(ceiling), float(price))
+            for error, served, reason, spent, ceiling, price in zip(
+                errors, is_served, finish, numbers["spent_tokens"], numbers["max_tokens"], numbers["price"], strict=True
             )
         ]
         return _completions(
@@ -194,6 +199,14 @@ def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, pr
     if finish_reason == "stop":
         return f"Answered with {spent_tokens} of the {max_tokens} tokens granted; the price was {_per_thousand(price)}."
     return f"Cut off at its last grant of {max_tokens} tokens in all; more was not worth {_per_thousand(price)}."
+
+
+def _reason_served(finish_reason: str, spent_tokens: int, max_tokens: int, price: float) -> str:
+    answer = "answered" if finish_reason == "stop" else "cut off"
+    return (
+        f"Not worth the price of {_per_thousand(price)}: asked for a direct answer, and {answer} with {spent_tokens} of the "
+        f"{max_tokens} tokens of the minimum service."
+    )
 
 
 def _reason_failed(error: str) -> str:

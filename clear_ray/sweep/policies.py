@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, allocate, proportional, smallest_threshold
 from clear_ray.allocation.utility import Utility
-from clear_ray.clearing import Basis, Batch, Clearing, Policy, Solve, clear, grants_of, nothing_to_grant
+from clear_ray.clearing import (
+    Basis,
+    Batch,
+    Clearing,
+    Policy,
+    Solve,
+    clear,
+    grants_of,
+    minimum_service,
+    nothing_to_grant,
+)
 from clear_ray.estimation.curves import Curves
 from clear_ray.sweep.recording import Recording
 from clear_ray.sweep.replayed import Clear, Dispatched, replay_run
@@ -92,6 +102,7 @@ class Contest:
         budget_tokens: int,
         samples: NDArray[np.int64] | None = None,
         dispatched: Dispatched | None = None,
+        serve_rest: Callable[[NDArray[np.uint64]], Clear] | None = None,
     ) -> Outcome:
         """Return the mean over samples of whole runs.
 
@@ -100,9 +111,11 @@ class Contest:
             budget_tokens: Of each run.
             samples: Which samples to replay; all if not given.
             dispatched: How grants travel, if otherwise than in this contest.
+            serve_rest: Makes the minimum service likewise.
         """
         recording = self.recording
-        rule = policy(np.random.default_rng(self.seed).permutation(len(recording)).astype(np.uint64))
+        tie_break_N = np.random.default_rng(self.seed).permutation(len(recording)).astype(np.uint64)
+        rule, rest = policy(tie_break_N), serve_rest and serve_rest(tie_break_N)
         played = [
             replay_run(
                 rule,
@@ -111,6 +124,7 @@ class Contest:
                 is_right_N=recording.is_right_NS[:, sample],
                 budget_tokens=budget_tokens,
                 dispatched=dispatched or self.dispatched,
+                serve_rest=rest,
             )
             for sample in (range(recording.samples) if samples is None else samples)
         ]
@@ -182,7 +196,13 @@ def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def priced(batch: Batch, *, policy: Policy | Solve = "clear_ray", basis: Basis = "ceilings") -> Clear:
+def priced(
+    batch: Batch,
+    *,
+    policy: Policy | Solve = "clear_ray",
+    basis: Basis = "ceilings",
+    minimum_service_tokens: int = 0,
+) -> Clear:
     """Return the rule that clears a batch as a run does."""
     return lambda generated_tokens_N, is_open_N, available_tokens: clear(
         batch,
@@ -191,6 +211,19 @@ def priced(batch: Batch, *, policy: Policy | Solve = "clear_ray", basis: Basis =
         available_tokens=available_tokens,
         policy=policy,
         basis=basis,
+        minimum_service_tokens=minimum_service_tokens,
+    )
+
+
+def served(batch: Batch, *, minimum_service_tokens: int) -> Clear:
+    """Return the rule that grants the minimum service at the end of a run."""
+    return lambda generated_tokens_N, is_open_N, available_tokens: minimum_service(
+        batch,
+        generated_tokens_N=generated_tokens_N,
+        is_open_N=is_open_N,
+        available_tokens=available_tokens,
+        minimum_service_tokens=minimum_service_tokens,
+        shadow_price=0.0,
     )
 
 

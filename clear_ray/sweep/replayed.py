@@ -34,12 +34,14 @@ class Dispatched:
         rows_in_flight: Grants that callers hold at the same time, reserved and waiting for a slot.
         smallest_grant_tokens: Rounds end when less than this is left.
         max_rounds: Most clearings.
+        minimum_service_tokens: Set aside for every query; the rule that is replayed has to heed it.
     """
 
     max_batch: int = 64
     rows_in_flight: int = 128
     smallest_grant_tokens: int = 4
     max_rounds: int = 8
+    minimum_service_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ def replay_run(
     is_right_N: NDArray[np.bool_],
     budget_tokens: int,
     dispatched: Dispatched | None = None,
+    serve_rest: Clear | None = None,
 ) -> Replayed:
     """Run rounds until nothing useful is left to buy, as `pipeline.run` does.
 
@@ -77,13 +80,15 @@ def replay_run(
         is_right_N: Whether it is correct.
         budget_tokens: What the run may generate.
         dispatched: How grants travel.
+        serve_rest: The minimum service at the end, if there is one.
     """
     how = dispatched or Dispatched()
     queries = len(length_N)
     ledger, answer_N, is_open_N = Ledger(budget_tokens, queries), np.zeros(queries, np.int64), np.ones(queries, bool)
     rounds, price = 0, 0.0
     for number in range(how.max_rounds):
-        if ledger.available_tokens < how.smallest_grant_tokens:
+        owed_tokens = how.minimum_service_tokens * int((is_open_N & (answer_N == 0)).sum())
+        if ledger.available_tokens - owed_tokens < how.smallest_grant_tokens:
             break
         clearing = clear_round(answer_N, is_open_N, ledger.available_tokens)
         if not len(clearing.index_M):
@@ -96,6 +101,8 @@ def replay_run(
         rounds += 1
         if not served or ledger.spent_tokens == before:
             break
+    if serve_rest is not None:
+        _dispatch(ledger, serve_rest(answer_N, is_open_N, ledger.available_tokens), length_N, answer_N, how)
     ledger.check()
     return Replayed(is_right_N & is_stopped_N & (answer_N >= length_N), ledger.spent_tokens_N, rounds, price)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,10 +18,15 @@ import ray
 from clear_ray.cluster import quiet_data, worker_name
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, EngineError, ResumeError
+from clear_ray.estimation.resolve import resolve_head
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
+from clear_ray.run_folder import read_estimates
 from clear_ray.storage import open_folder, writing_errors
+from clear_ray.sweep.policies import priced, served
+from clear_ray.sweep.recording import read_recording
+from clear_ray.sweep.replayed import Dispatched, replay_run
 
 
 def completions_of(result: RunResult) -> list[dict[str, Any]]:
@@ -128,6 +134,50 @@ def test_tokens_may_differ_in_cost(replay_settings: dict[str, Any], tmp_path: Pa
         cost: sum(row["max_tokens"] for row in completions_of(result) if row["cost"] == cost) for cost in (0.25, 2.5)
     }
     assert granted[0.25] > granted[2.5]
+
+
+def test_a_minimum_service_answers_what_is_not_worth_the_price(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    queries = pq.read_table(replay_settings["input"]["path"])
+    is_worthless = np.arange(len(queries)) % 2 == 0
+    pq.write_table(queries.append_column("weight", pa.array(1.0 - is_worthless)), tmp_path / "queries.parquet")
+    allocation = replay_settings["allocation"] | {"minimum_service_tokens": 6}
+    settings = replay_settings | {
+        "input": {"path": str(tmp_path / "queries.parquet")},
+        "budget": 16 * len(queries),
+        "allocation": allocation,
+    }
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    report, rows = result.report, completions_of(result)
+    assert report.abandoned == 0
+    assert report.served == is_worthless.sum()
+    assert report.funded == (~is_worthless).sum()
+    assert [stage.is_service for stage in report.rounds] == [False] * (len(report.rounds) - 1) + [True]
+    for row, is_served in zip(rows, is_worthless, strict=True):
+        assert ("minimum service" in row["reason"]) == is_served
+        assert row["max_tokens"] == 6 if is_served else row["max_tokens"] >= 6
+
+    recording = read_recording(settings["engine"]["rollouts"], settings["engine"]["features"])
+    place = [recording.rollouts.query_ids.index(row["query_id"]) for row in rows]
+    head = resolve_head(None, cap_tokens=400)
+    batch = read_estimates(open_folder(result.run_dir), np.array(head.card.tokens_K), seed=0).batch
+    replayed = replay_run(
+        priced(batch, minimum_service_tokens=6),
+        length_N=recording.length_NS[place, 0],
+        is_stopped_N=recording.is_stopped_NS[place, 0],
+        is_right_N=recording.is_right_NS[place, 0],
+        budget_tokens=report.budget_tokens,
+        dispatched=Dispatched(max_rounds=3, minimum_service_tokens=6),
+        serve_rest=served(batch, minimum_service_tokens=6),
+    )
+    assert [row["spent_tokens"] for row in rows] == replayed.spent_tokens_N.tolist(), "as in one process"
+
+    again = run(None, RunConfig.parse(settings))
+    assert again.report == report
+    refused = settings | {"run_dir": str(tmp_path / "refused"), "budget": 5 * len(queries)}
+    with pytest.raises(ConfigError, match=r"199 queries takes 1,194 tokens of a budget of 995"):
+        run(None, RunConfig.parse(refused))
+    assert not [path for path in (tmp_path / "refused").rglob("*") if path.is_file()]
 
 
 def test_a_killed_engine_is_replaced_and_its_reservations_are_charged(replay_settings: dict[str, Any]) -> None:

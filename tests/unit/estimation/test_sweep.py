@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clear_ray.clearing import Batch
+from clear_ray.clearing import Batch, clear, minimum_service, reservation_prices
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.sweep.budgets import sweep
 from clear_ray.sweep.estimates import estimate, training_apart, training_by_folds
-from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings, priced
+from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings, priced, served
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Dispatched, Replayed, replay_run
 from clear_ray.sweep.rows import Judge, Row, share_of_way
@@ -109,6 +109,58 @@ def test_priced_by_ceilings_no_outcome_depends_on_who_ends_first(
     one, many = (replayed(*drawn, budget, max_batch=slots, rows_in_flight=slots) for slots in (1, 64))
     assert np.array_equal(one.spent_tokens_N, many.spent_tokens_N)
     assert one.rounds == many.rounds
+
+
+@given(drawn=batches(), budget=st.integers(1, 400), floor=st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_a_minimum_service_reaches_every_query_within_the_budget(
+    drawn: tuple[Batch, np.ndarray, np.ndarray], budget: int, floor: int
+) -> None:
+    batch, length_N, is_stopped_N = drawn
+    budget = max(budget, floor * len(length_N))
+    run = replay_run(
+        priced(batch, minimum_service_tokens=floor),
+        length_N=length_N,
+        is_stopped_N=is_stopped_N,
+        is_right_N=is_stopped_N,
+        budget_tokens=budget,
+        dispatched=Dispatched(minimum_service_tokens=floor),
+        serve_rest=served(batch, minimum_service_tokens=floor),
+    )
+    assert run.spent_tokens_N.sum() <= budget
+    assert (run.spent_tokens_N >= np.minimum(floor, length_N)).all()
+
+
+@given(drawn=batches(), budget=st.integers(1, 400), floor=st.integers(0, 8), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_floors_are_kept_back_for_queries_that_are_not_worth_the_price(
+    drawn: tuple[Batch, np.ndarray, np.ndarray], budget: int, floor: int, seed: int
+) -> None:
+    batch, length_N, _ = drawn
+    rng = np.random.default_rng(seed)
+    generated_N = np.where(rng.random(len(length_N)) < 0.5, 0, rng.integers(1, 32, len(length_N)))
+    is_open_N = rng.random(len(length_N)) < 0.8
+    how = {"generated_tokens_N": generated_N, "is_open_N": is_open_N, "available_tokens": budget}
+    cleared = clear(batch, **how, minimum_service_tokens=floor)
+    is_owed_N = is_open_N & (generated_N == 0)
+    if floor * is_owed_N.sum() > budget:
+        assert not len(cleared.index_M), "what is owed is not sold"
+        return
+    is_granted_N = np.isin(np.arange(len(length_N)), cleared.index_M)
+    assert cleared.tokens_M.sum() + cleared.kept_tokens <= budget
+    assert cleared.kept_tokens == floor * (is_owed_N & ~is_granted_N).sum() or not floor
+    assert (cleared.tokens_M[is_owed_N[cleared.index_M]] >= floor).all()
+    assert (reservation_prices(batch)[is_owed_N & ~is_granted_N] <= cleared.shadow_price + 1e-12).all() or not floor
+    assert cleared.expected_utility_M.sum() <= cleared.dual_bound + 1e-9
+    rest = minimum_service(batch, **how, minimum_service_tokens=floor, shadow_price=0.5)
+    assert rest.is_service
+    assert rest.tokens_M.sum() <= budget
+    assert (rest.tokens_M > 0).all()
+    assert is_owed_N[rest.index_M].all()
+    if not floor:
+        plain = clear(batch, **how)
+        assert np.array_equal(plain.tokens_M, cleared.tokens_M)
+        assert np.array_equal(plain.index_M, cleared.index_M)
 
 
 def test_outcomes_follow_the_definition(recording: Recording) -> None:

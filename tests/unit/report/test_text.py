@@ -95,3 +95,12 @@ def test_a_long_budget_curve_is_thinned_and_keeps_its_own_budget_and_both_ends()
     assert len(text.split("\n")) <= 25
     for budget in ("1,000", "1,203*", "1,399"):
         assert budget in text
+
+
+def test_a_minimum_service_is_told_apart_from_what_was_funded() -> None:
+    rounds = (round_report(1), round_report(2, is_service=True, fresh=20, continued=0))
+    text = summary_text(run_report(rounds=rounds, abandoned=87, completed=110, truncated=31))
+    assert "92 of 199, minimum service for 20, abandoned 87, failed 2" in text
+    assert "\n  service" in text
+    assert "minimum service of 160 tokens for" in plan_text(plan_report(kept_tokens=160))
+    assert "service" not in summary_text(run_report()) + plan_text(plan_report())
