@@ -124,7 +124,8 @@ def _announce(state: _State, scheduler_output: Any) -> None:
         reading = state.readings.get(state.number_of.get(name, -1))
         if reading is not None:
             tokens = min(scheduler_output.num_scheduled_tokens[name], len(reading.token_ids) - start)
-            state.in_pass.append((reading, start, tokens))
+            if tokens > 0:
+                state.in_pass.append((reading, start, tokens))
 
 
 @torch.inference_mode()
@@ -141,7 +142,7 @@ def _read_pass(state: _State, args: tuple[Any, ...], kwargs: dict[str, Any], out
     positions_T = (positions if positions.dim() == 1 else positions[0])[: state.pass_tokens].cpu().numpy()
     whole: list[_Reading] = []
     for reading, start, tokens in in_pass:
-        row = _first_row(ids_T, positions_T, reading.token_ids[start : start + tokens], start)
+        row = _row_of(ids_T, positions_T, reading.token_ids[start : start + tokens], start)
         # One that is read again after it had to make room begins anew.
         if row is None or start not in (0, reading.seen):
             reading.seen = -1
@@ -156,22 +157,21 @@ def _read_pass(state: _State, args: tuple[Any, ...], kwargs: dict[str, Any], out
         _add_entropy(state.model, whole)
 
 
-def _first_row(
+def _row_of(
     ids_T: NDArray[np.int64], positions_T: NDArray[np.int64], wanted: NDArray[np.int64], start: int
 ) -> int | None:
-    """Return the first row from which the wanted tokens stand at the positions from `start` on.
+    """Return the row from which the wanted tokens stand at the positions from `start` on; None if that is not certain.
 
-    Two requests with the same tokens from position 0 on have the same states there, so either will do.
+    Two requests with the same tokens from position 0 on have the same states there, so either will do. The same tokens
+    further on may stand behind others: then nothing is taken, and the prompt is read once more.
     """
-    for row in np.flatnonzero(positions_T == start):
-        end = row + len(wanted)
-        if (
-            end <= len(ids_T)
-            and positions_T[end - 1] == start + len(wanted) - 1
-            and np.array_equal(ids_T[row:end], wanted)
-        ):
-            return int(row)
-    return None
+    rows = [
+        int(row)
+        for row in np.flatnonzero(positions_T == start)
+        if positions_T[row : row + len(wanted)][-1] == start + len(wanted) - 1
+        and np.array_equal(ids_T[row : row + len(wanted)], wanted)
+    ]
+    return rows[0] if len(rows) == 1 or (rows and start == 0) else None
 
 
 def _add_entropy(model: Any, readings: list[_Reading]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clear_ray.engine import Generation, Grant, TransformersEngine, VllmEngine
+from clear_ray.engine.batch import OpenAnswers
 from clear_ray.engine.closing import make_closing
 from clear_ray.errors import ConfigError, EngineError, SchemaError
 from tests.unit.engine.conftest import run_grants
@@ -279,10 +280,9 @@ def test_what_vllm_refuses_fails_its_query_alone(engine: VllmEngine, monkeypatch
 
 
 def test_no_generation_longer_than_its_grant_comes_out(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clear_ray.engine.batch import OpenAnswers
-
     parameters = engine._thread._parameters
     monkeypatch.setattr(engine._thread, "_parameters", lambda answer, tokens: parameters(answer, tokens + 2))
+    monkeypatch.setattr(engine._thread, "_open", OpenAnswers())  # it remembers the failure
     with pytest.raises(EngineError, match=r"where 5 were allowed.*cap"):
         run_grants(engine, [Grant("w", "Write a long story.", 5)])
     closing = make_closing(engine._rendering, 8, "\nAnswer:")
