@@ -8,13 +8,15 @@ same rows in the same two stages with the same batches and actors.
     python benchmarks/orchestration.py --queries 10000 100000 1000000
 
 What is in the line, for each number of queries:
+    cpu_us_per_query    CPU time of the run over its queries: of every process, Ray's own and their start included
+    bare_cpu_us_per_query   the same of the bare stages
     us_per_query        wall time of the run from its first probe to its summary, over its queries
     bare_us_per_query   the same of the bare stages
-    over_bare           their ratio
     driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller of
                         each stage, and of any other process of Ray Data, MB
 
-and of the largest over the smallest number: `growth` of time a query and of each memory.
+and of the largest over the smallest number: `growth` of time a query and of each memory; and between them, where the start
+of Ray and of its processes cancels out, `marginal` CPU time a query and bytes a query that each process grows by.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +77,20 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
     }
 
 
-def measured(command: list[str]) -> tuple[str, dict[str, float]]:
-    """Run a command; return what it printed and the most memory of each kind of process below it, MB."""
+def measured(command: list[str]) -> tuple[str, float, dict[str, float]]:
+    """Run a command; return what it printed, its CPU seconds, and the most memory of each kind of process, MB."""
     most: dict[str, float] = {}
+    cpu: dict[int, float] = {}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_AUTH_MODE": "disabled"}
     ) as root:
         process = psutil.Process(root.pid)
         while root.poll() is None:
             seen = {"driver_mb": own_mb(process)}
-            for child in process.children(recursive=True):
+            for child in (process, *process.children(recursive=True)):
+                cpu[child.pid] = max(cpu_seconds(child), cpu.get(child.pid, 0.0))
+                if child == process:
+                    continue
                 try:
                     title = " ".join(child.cmdline())
                 except psutil.Error:
@@ -96,7 +103,15 @@ def measured(command: list[str]) -> tuple[str, dict[str, float]]:
         out = root.stdout.read()
     if root.returncode:
         raise SystemExit(f"{command} ended with {root.returncode}")
-    return out, {kind: round(value, 1) for kind, value in most.items()}
+    return out, sum(cpu.values()), {kind: round(value, 1) for kind, value in most.items()}
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def own_mb(process: psutil.Process) -> float:
@@ -139,17 +154,18 @@ def at_size(queries: int) -> dict[str, float]:
         write_queries(folder / "queries.parquet", queries)
         config = folder / "run.yaml"
         config.write_text(yaml.safe_dump(settings(folder, queries)))
-        nothing, _ = measured([sys.executable, __file__, "--bare", str(config)])
+        nothing, bare_cpu, _ = measured([sys.executable, __file__, "--bare", str(config)])
         run = [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"]
-        _, memory = measured(run)
+        _, cpu, memory = measured(run)
         summary = json.loads((folder / "run" / "summary.json").read_text())
         journal = (folder / "run" / "journal.jsonl").stat().st_size
     assert summary["completed"] + summary["abandoned"] == queries
     micros, bare_micros = 1e6 * summary["seconds"] / queries, 1e6 * float(nothing) / queries
     return {
+        "cpu_us_per_query": round(1e6 * cpu / queries, 1),
+        "bare_cpu_us_per_query": round(1e6 * bare_cpu / queries, 1),
         "us_per_query": round(micros, 1),
         "bare_us_per_query": round(bare_micros, 1),
-        "over_bare": round(micros / bare_micros, 2),
         "seconds": round(summary["seconds"], 1),
         "journal_bytes_per_query": round(journal / queries, 1),
         **memory,
@@ -166,9 +182,27 @@ def main() -> None:
     sizes = {queries: at_size(queries) for queries in sorted(chosen.queries)}
     first, last = sizes[min(sizes)], sizes[max(sizes)]
     growth = {name: round(last[name] / first[name], 2) for name in first if first[name] and name in last}
-    machine = {"python": platform.python_version(), "cores": os.cpu_count()}
-    print(json.dumps({"benchmark": "orchestration", "sizes": sizes, "growth": growth, "machine": machine}))
+    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    said = {"benchmark": "orchestration", "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": " ".join(sys.argv)}
+    said |= {"sizes": sizes, "growth": growth, "marginal": marginal(sizes), "machine": machine}
+    print(json.dumps(said))
     return None
+
+
+def marginal(sizes: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Return what each further query costs, in CPU microseconds and in bytes, between the least and the most of them."""
+    less, more = min(sizes), max(sizes)
+    if less == more:
+        return {}
+
+    def grown(name: str, unit: float) -> float:
+        return round(unit * (sizes[more][name] - sizes[less][name]) / (more - less), 1)
+
+    micros = {
+        name: round((more * sizes[more][name] - less * sizes[less][name]) / (more - less), 1)
+        for name in ("cpu_us_per_query", "bare_cpu_us_per_query")
+    }
+    return micros | {name.replace("_mb", "_bytes"): grown(name, 1e6) for name in sizes[less] if name.endswith("_mb")}
 
 
 if __name__ == "__main__":

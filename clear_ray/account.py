@@ -170,20 +170,30 @@ def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
 def _by_task(
     estimates: Estimates, standing: Standing, spent_tokens_N: NDArray[np.int64], correct_N: NDArray[np.float64] | None
 ) -> tuple[TaskReport, ...]:
-    names = np.asarray(["all" if task is None else str(task) for task in estimates.task_N])
-    reports = []
-    for name in np.unique(names):
-        rows = names == name
-        reports.append(
-            TaskReport(
-                task=str(name),
-                queries=int(rows.sum()),
-                funded=int(((standing.rounds_N > 0) & ~standing.is_served_N)[rows].sum()),
-                spent_tokens=int(spent_tokens_N[rows].sum()),
-                expected_utility=float(standing.expected_utility_N[rows].sum()),
-                correct=None if correct_N is None else float(correct_N[rows].sum()),
-            )
+    def total_of(values_N: NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_] | None = None) -> list[float]:
+        found: list[float] = np.bincount(estimates.task_N, values_N, len(estimates.task_names)).tolist()
+        return found
+
+    columns = zip(
+        estimates.task_names,
+        total_of(),
+        total_of((standing.rounds_N > 0) & ~standing.is_served_N),
+        total_of(spent_tokens_N),
+        total_of(standing.expected_utility_N),
+        total_of(correct_N),
+        strict=True,
+    )
+    reports = [
+        TaskReport(
+            task=task,
+            queries=int(queries),
+            funded=int(funded),
+            spent_tokens=int(spent),
+            expected_utility=expected,
+            correct=None if correct_N is None else correct,
         )
+        for task, queries, funded, spent, expected, correct in columns
+    ]
     return tuple(sorted(reports, key=lambda report: (-report.queries, report.task)))
 
 

@@ -15,6 +15,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Any
 
 from clear_ray.errors import ResumeError
@@ -48,12 +49,12 @@ class Journal:
             self._descriptor = os.open(f"{folder.path}/{_FILE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 _lock(self._descriptor, folder)
-                os.ftruncate(self._descriptor, len(_whole(folder, _FILE, is_last=True)))
+                os.ftruncate(self._descriptor, sum(map(len, _whole_lines(folder, _FILE, is_last=True))))
             except BaseException:
                 self.close()
                 raise
         elif names:
-            self._segments.write(names[-1], _whole(self._segments, names[-1], is_last=True))
+            self._segments.write(names[-1], b"".join(_whole_lines(self._segments, names[-1], is_last=True)))
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records and wait until they would survive a crash of this machine.
@@ -112,7 +113,7 @@ def read_journal(folder: Folder) -> Iterator[Record]:
         folder = folder.child("journal")
         names = _segment_names(folder)
     for name in names:
-        for line in _whole(folder, name, is_last=name == names[-1]).splitlines():
+        for line in _whole_lines(folder, name, is_last=name == names[-1]):
             yield json.loads(line[9:])
 
 
@@ -145,22 +146,21 @@ def _encode(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _whole(folder: Folder, name: str, *, is_last: bool) -> bytes:
-    """Return the whole records of a file; only the end of the last file may be torn."""
-    content = folder.read(name)
-    good = 0
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        if not (line.endswith(b"\n") and _is_sound(line)):
-            if not is_last or good + len(line) < len(content):
+def _whole_lines(folder: Folder, name: str, *, is_last: bool) -> Iterator[bytes]:
+    """Yield the whole records of a file, one in memory at a time; only the end of the last file may be torn."""
+    with open(f"{folder.path}/{name}", "rb") if folder.is_local else BytesIO(folder.read(name)) as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and _is_sound(line):
+                yield line
+                continue
+            if not is_last or file.read(1):
                 raise ResumeError(
                     "a record of the journal is damaged",
                     f"{folder.path}/{name}:{number}",
                     line[:40].decode(errors="replace"),
                     "Restore the file from a copy; a ledger with a hole in it proves nothing.",
                 )
-            break
-        good += len(line)
-    return content[:good]
+            return
 
 
 def _is_sound(line: bytes) -> bool:

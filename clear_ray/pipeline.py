@@ -49,6 +49,8 @@ from clear_ray.run_folder import (
     Estimates,
     check_same_run,
     describe,
+    describe_config,
+    describe_input,
     read_attempts,
     read_costs,
     read_estimates,
@@ -70,6 +72,9 @@ from clear_ray.tasks import generate_queries, load_scorer
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""
 _BATCH_ROWS = 4_096
+_OPEN_BLOCKS = 2
+"""Blocks that a caller of stage 2 works on: one that runs out, and the next one."""
+_SHARES_A_CALLER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     folder = open_folder(config.run_dir)
     folder.refuse_links()
     manifest = read_manifest(folder)
+    if manifest is not None:
+        check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
     head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
     wait_until_unused(folder)
@@ -122,9 +129,8 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         quiet_data(),
         Progress(config.budget_tokens, display or QuietDisplay()) as progress,
     ):
-        digest = take_in(queries, config, folder)
+        digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
-            check_same_run(manifest, describe(config, digest) | _cards_of(manifest), folder)
             return RunResult(report, config.run_dir)
         cost_N = read_costs(folder, digest.rows)
         _check_minimum_service(config, cost_N, folder)
@@ -174,15 +180,26 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
             folder.filesystem.delete_dir(folder.path)
 
 
-def take_in(queries: Dataset | None, config: RunConfig, folder: Folder) -> InputDigest:
+def take_in(
+    queries: Dataset | None, config: RunConfig, folder: Folder, manifest: dict[str, Any] | None = None
+) -> InputDigest:
     """Check the whole input and write `queries/`; nothing is left behind if it is refused.
+
+    Args:
+        queries: As for `run`.
+        config: As for `run`.
+        folder: Of the run.
+        manifest: Of the run that is there: its input must be the same.
 
     Raises:
         SchemaError: A row cannot be read as a query.
         ConfigError: There is no input, or two.
+        ResumeError: The run that is there had another input.
     """
     if queries is not None and (config.input.path or config.input.tasks):
-        raise ConfigError("queries were passed and the configuration names an input", "input")
+        raise ConfigError(
+            "queries were passed and the configuration names an input", "input", remedy="Remove one of the two."
+        )
     if queries is not None:
         batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
     elif config.input.tasks:
@@ -194,6 +211,7 @@ def take_in(queries: Dataset | None, config: RunConfig, folder: Folder) -> Input
         queries=folder.child("queries"),
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
+        accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
 
 
@@ -236,10 +254,6 @@ def _open_run(
         check_same_run(manifest, wanted, folder)
         return
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
-
-
-def _cards_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {name: manifest[name] for name in ("model", "head") if name in manifest}
 
 
 def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimates:
@@ -372,7 +386,8 @@ def _rounds(
             clearing, available_tokens = kept
         standing.grant(clearing)
         if kept is None or is_last_kept:
-            progress.begin("generate", round_number=number, clearing=clearing)
+            granted = int(standing.was_granted_N.sum())
+            progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
             ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
             _generate(folder, config, crew, desk, standing, clearing, number)
         attempts = read_attempts(folder, number)
@@ -396,16 +411,16 @@ def _generate(
     folder: Folder, config: RunConfig, crew: Crew, desk: Any, standing: Standing, clearing: Clearing, number: int
 ) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
-    done = read_attempts(folder, number)["index"].to_numpy()
-    _mark_lost_answers(folder, desk, standing, number)
-    is_due = ~np.isin(clearing.index_M, done)
+    attempts = read_attempts(folder, number)
+    _mark_lost_answers(folder, desk, standing, attempts)
+    is_due = ~np.isin(clearing.index_M, attempts["index"].to_numpy())
     if not is_due.any():
         return
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
-    rows = config.dispatch.batch_rows
-    # One small block a call: Ray Data runs few batches of a block at a time and holds back those that end early.
+    calls = _calls_in_flight(config)
+    block_rows = _block_rows(config, len(grants.index_M), calls)
     granted = _in_order(_granted_rows(folder, standing, grants), config, len(grants.index_M))
-    granted = granted.repartition(target_num_rows_per_block=rows)
+    granted = granted.repartition(target_num_rows_per_block=block_rows)
     dispatch = Dispatch(
         workers=crew.workers,
         market=desk,
@@ -416,17 +431,21 @@ def _generate(
     )
     target = round_folder(folder, number)
     target.make()
-    calls = _calls_in_flight(config)
     granted.map_batches(
         GenerateToFiles,
-        fn_constructor_args=(dispatch, target, config.dispatch.rows_per_file),
-        batch_size=rows,
+        fn_constructor_args=(dispatch, target),
+        fn_constructor_kwargs={
+            "rows_per_file": config.dispatch.rows_per_file,
+            "call_rows": config.dispatch.batch_rows,
+            "calls_in_flight": calls,
+        },
+        batch_size=block_rows,
         batch_format="pyarrow",
         num_cpus=0.1,
         compute=ActorPoolStrategy(
             size=config.dispatch.callers,
-            max_concurrent_calls_per_actor=calls,
-            max_tasks_in_flight_per_actor=2 * calls,
+            max_concurrent_calls_per_actor=_OPEN_BLOCKS,
+            max_tasks_in_flight_per_actor=_OPEN_BLOCKS + 1,
         ),
     ).materialize()
 
@@ -439,6 +458,17 @@ def _calls_in_flight(config: RunConfig) -> int:
     dispatch = config.dispatch
     at_once = 2 * config.engine.workers * config.engine.max_batch
     return dispatch.calls_in_flight or max(-(-at_once // (dispatch.callers * dispatch.batch_rows)), 2)
+
+
+def _block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
+    """Return how many granted queries travel to a caller at a time: few tasks, but shares for all callers to the end.
+
+    A task of Ray Data costs tens of milliseconds of CPU. A caller needs at least what its calls hold, and no caller may be
+    left with so many that the others wait for it.
+    """
+    dispatch = config.dispatch
+    share = -(-queries // (_SHARES_A_CALLER * dispatch.callers))
+    return max(min(share, dispatch.block_rows), calls_in_flight * dispatch.batch_rows)
 
 
 def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dataset:
@@ -471,12 +501,18 @@ def _union(parts: list[Dataset]) -> Dataset:
     return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
 
-def _mark_lost_answers(folder: Folder, desk: Any, standing: Standing, number: int) -> None:
-    """Mark spending as wasted whose answers are in no file: their writer died after they were settled."""
+def _mark_lost_answers(folder: Folder, desk: Any, standing: Standing, attempts: pa.Table | None = None) -> None:
+    """Mark spending as wasted whose answers are in no file: their writer died after they were settled.
+
+    Args:
+        folder: The run folder.
+        desk: The market.
+        standing: Has taken the rounds before.
+        attempts: What there is of the round that is under way.
+    """
     spent_N, wasted_N = ray.get(desk.charges.remote())
-    written_N = np.zeros_like(spent_N)
-    for earlier in range(1, number + 1):
-        attempts = read_attempts(folder, earlier)
+    written_N = standing.written_tokens_N.copy()
+    if attempts is not None:
         written_N[attempts["index"].to_numpy().astype(np.int64)] += (
             attempts["attempt_tokens"].to_numpy().astype(np.int64)
         )
@@ -501,7 +537,7 @@ def _close_run(
 ) -> RunReport:
     """Write every query's completion and the report; the summary last."""
     progress.begin("write")
-    _mark_lost_answers(folder, desk, standing, len(rounds))
+    _mark_lost_answers(folder, desk, standing)
     spent_N, _ = ray.get(desk.charges.remote())
     verdicts = Verdicts(
         last_round_N=standing.last_round_N,

@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 
-from clear_ray.clearing import Clearing
 from clear_ray.ledger import Balance
 from clear_ray.report.live import Display
 from clear_ray.report.summary import ProgressSnapshot
@@ -34,7 +33,6 @@ class Progress:
         self._price: float | None = None
         self._desk: Any = None
         self._balance: Balance | None = None
-        self._granted_indices: set[int] = set()
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._is_over = threading.Event()
@@ -74,16 +72,15 @@ class Progress:
         *,
         queries: int | None = None,
         round_number: int | None = None,
-        clearing: Clearing | None = None,
+        price: float | None = None,
+        granted: int | None = None,
     ) -> None:
         """Note that a stage begins, and show it."""
         self._stage = stage
         self._queries = self._queries if queries is None else queries
         self._round = self._round if round_number is None else round_number
-        if clearing is not None:
-            self._price = clearing.shadow_price
-            self._granted_indices.update(clearing.index_M.tolist())
-            self._granted = len(self._granted_indices)
+        self._price = self._price if price is None else price
+        self._granted = self._granted if granted is None else granted
         self._tell()
 
     def _keep_telling(self) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -29,6 +31,7 @@ from clear_ray.estimation.curves import Curves
 from clear_ray.ingest import InputDigest
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
+from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
 from clear_ray.storage import Folder
 
@@ -49,6 +52,14 @@ CURVE_COLUMNS = [
 """What a round is cleared over, of `records.estimate_schema`."""
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
 _SLIM_ATTEMPT = ["index", "round", "granted_tokens", "attempt_tokens", "token_ids", "finish_reason", "correct", "error"]
+SLIM_ATTEMPT_SCHEMA = pa.schema(
+    [
+        *(ATTEMPT_SCHEMA.field(name).with_nullable(True) for name in _SLIM_ATTEMPT if name != "token_ids"),
+        pa.field("answer_tokens", pa.int64()),
+    ]
+)
+"""What the driver reads of an attempt: numbers, and why it ended."""
+_READERS = 8
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -74,27 +85,39 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     return None
 
 
+def describe_config(config: RunConfig) -> dict[str, Any]:
+    """Return the part of the manifest that says what was asked for."""
+    return {"config": json.loads(config.model_dump_json())}
+
+
+def describe_input(digest: InputDigest) -> dict[str, Any]:
+    """Return the part of the manifest that says what was taken in."""
+    return {"input": {"rows": digest.rows, "sha256": digest.sha256, "openai_url": digest.openai_url}}
+
+
 def describe(config: RunConfig, digest: InputDigest, **cards: Any) -> dict[str, Any]:
     """Return the manifest of a new run."""
     return {
         "format": 1,
-        "config": json.loads(config.model_dump_json()),
+        **describe_config(config),
         "budget_tokens": config.budget_tokens,
         "seed": config.seed,
-        "input": {"rows": digest.rows, "sha256": digest.sha256, "openai_url": digest.openai_url},
+        **describe_input(digest),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         **cards,
     }
 
 
 def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Folder) -> None:
-    """Refuse to go on with a run under another configuration, input, model or head.
+    """Refuse to go on with a run under another configuration, input, model or head; compares the parts that are given.
 
     Raises:
         ResumeError: They differ; the first difference is named.
     """
     for part in ("config", "input", "model", "head"):
-        old, new = _flat(manifest.get(part, {}), part), _flat(wanted.get(part, {}), part)
+        if part not in wanted:
+            continue
+        old, new = _flat(manifest.get(part, {}), part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key != "config.run_dir":
                 raise ResumeError(
@@ -125,7 +148,8 @@ class Estimates:
     Attributes:
         batch: All queries in order of `index`; of a batch that is priced from sketches an even sample of them.
         sample: Which queries are in `batch`, rising.
-        task_N: Task of every query, None where it has none.
+        task_names: Tasks of the batch; `all` for queries that name none.
+        task_N: Of every query, which of them.
         prompt_tokens_N: Length of every prompt, tokens.
         tie_break_N: See `Batch`; of every query.
         error_of_index: Why a query could not be read, of those few.
@@ -133,7 +157,8 @@ class Estimates:
 
     batch: Batch
     sample: NDArray[np.int64]
-    task_N: NDArray[np.object_]
+    task_names: tuple[str, ...]
+    task_N: NDArray[np.int32]
     prompt_tokens_N: NDArray[np.int64]
     tie_break_N: NDArray[np.uint64]
     error_of_index: dict[int, str]
@@ -170,6 +195,7 @@ def read_estimates(
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
     queries = len(slim)
+    tasks = slim["task"].fill_null("all").combine_chunks().dictionary_encode()
     tie_break_N = np.random.default_rng(seed).permutation(queries).astype(np.uint64)
     sample, wanted = np.arange(queries), None
     if most_curves is not None and most_curves < queries:
@@ -180,7 +206,8 @@ def read_estimates(
     return Estimates(
         batch=read_batch(table, tokens_K, tie_break_N[sample]),
         sample=sample,
-        task_N=np.asarray(slim["task"].to_pylist(), dtype=object),
+        task_names=tuple(tasks.dictionary.to_pylist()),
+        task_N=tasks.indices.to_numpy(),
         prompt_tokens_N=slim["prompt_tokens"].to_numpy().astype(np.int64),
         tie_break_N=tie_break_N,
         error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
@@ -263,22 +290,28 @@ def round_folder(folder: Folder, number: int) -> Folder:
 
 
 def read_attempts(folder: Folder, number: int) -> pa.Table:
-    """Return the slim columns of a round's whole attempts, one row a query; files torn by a crash are removed."""
-    tables = []
+    """Return a round's whole attempts, one row a query, with the columns of `SLIM_ATTEMPT_SCHEMA`.
+
+    Files torn by a crash are removed. Some are read at a time: a store far away takes long to answer for each.
+    """
     attempts = round_folder(folder, number)
-    for path in attempts.files(".parquet"):
-        try:
-            table = pq.read_table(path, filesystem=folder.filesystem, columns=_SLIM_ATTEMPT)
-        except pa.ArrowInvalid:  # no footer: the writer died; its tokens are marked as wasted by the caller
-            folder.filesystem.delete_file(path)
-            continue
-        lengths = table["token_ids"].combine_chunks().value_lengths().cast(pa.int64())
-        tables.append(table.drop_columns("token_ids").append_column("answer_tokens", lengths))
-    if not tables:
-        return pa.table({name: [] for name in (*_SLIM_ATTEMPT, "answer_tokens") if name != "token_ids"})
-    found = pa.concat_tables(tables)
+    with ThreadPoolExecutor(_READERS) as readers:
+        tables = list(readers.map(partial(_read_attempt_file, attempts), attempts.files(".parquet")))
+    found = pa.concat_tables([SLIM_ATTEMPT_SCHEMA.empty_table(), *tables]).combine_chunks()
     _, first = np.unique(found["index"].to_numpy(), return_index=True)
     return found.take(pa.array(first))
+
+
+def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
+    try:
+        with attempts.filesystem.open_input_file(path) as source:
+            table = pq.ParquetFile(source).read(columns=_SLIM_ATTEMPT, use_threads=False)
+    except pa.ArrowInvalid:  # no footer: the writer died; its tokens are marked as wasted by the caller
+        attempts.filesystem.delete_file(path)
+        return SLIM_ATTEMPT_SCHEMA.empty_table()
+    lengths = table["token_ids"].combine_chunks().value_lengths().cast(pa.int64())
+    slim = table.append_column("answer_tokens", lengths).select(SLIM_ATTEMPT_SCHEMA.names)
+    return slim.cast(SLIM_ATTEMPT_SCHEMA)
 
 
 def _damaged(folder: Folder, name: str, error: Exception) -> ResumeError:

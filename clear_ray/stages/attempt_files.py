@@ -1,7 +1,7 @@
 """The answers of a round on their way to disk: written by the caller that settled them, a few at a time.
 
-A call ends only when its answers are on disk. So what is settled and not yet written is never more than the calls in
-flight, however slow the disk is, and a disk that fails ends the calls that would have settled more.
+A call ends, and the next one begins, only when its answers are on disk. So what is settled and not yet written is never
+more than the calls in flight, however slow the disk is, and a disk that fails ends the calls that would have settled more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clear_ray.stages.generate import Dispatch, Generate
+from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.stages.generate import Dispatch, Generate, Row
 from clear_ray.storage import Folder
 
 WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])
@@ -24,34 +25,59 @@ WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])
 class GenerateToFiles:
     """Callable for `map_batches`: `Generate`, whose attempts go to files; only which queries they are of travels on.
 
+    A batch is a long stretch of the order of dispatch, cut into calls here: a task of Ray Data costs as much as hundreds of
+    queries. Batches begin one after the other and end as they may, so with two of them open no slot waits for a batch's end.
+
     Args:
         dispatch: See `Generate`.
         folder: Of the round's attempts; those found there when the caller starts are not generated again.
         rows_per_file: See `AttemptFiles`.
+        call_rows: Queries in one call to an engine.
+        calls_in_flight: Calls that are open at the same time, over all batches.
     """
 
-    def __init__(self, dispatch: Dispatch, folder: Folder, rows_per_file: int) -> None:
+    def __init__(
+        self, dispatch: Dispatch, folder: Folder, *, rows_per_file: int, call_rows: int, calls_in_flight: int
+    ) -> None:
         self._generate = Generate(dispatch)
         self._files = AttemptFiles(folder, rows_per_file)
         self._written = pa.array(_indices_in(folder), pa.int64())
+        self._call_rows = call_rows
+        self._slots = asyncio.Semaphore(calls_in_flight)
+        self._turn = asyncio.Lock()
         self._calls = 0
         self._calls_waiting = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Generate for one batch of granted queries; yield rows of `WRITTEN_SCHEMA` once their attempts are on disk."""
         due = batch.filter(pc.invert(pc.is_in(batch["index"], self._written)))
-        self._calls += 1
+        started: list[asyncio.Task[list[int]]] = []
         try:
-            indices, writes = [], []
-            async for attempt in self._generate(due):
-                indices += attempt["index"].to_pylist()
-                writes.append(self._files.add(attempt))
-            await self._wait_for(writes)
-        finally:
-            self._calls -= 1
+            async with asyncio.TaskGroup() as calls, self._turn:
+                for first in range(0, len(due), self._call_rows):
+                    await self._slots.acquire()
+                    call = calls.create_task(self._call(due.slice(first, self._call_rows)))
+                    call.add_done_callback(lambda _: self._slots.release())
+                    started.append(call)
+        except ExceptionGroup as failures:  # the first is the cause
+            raise failures.exceptions[0] from None
+        indices = [index for call in started for index in call.result()]
         yield pa.table([pa.array(indices, pa.int64())], schema=WRITTEN_SCHEMA)
 
-    async def _wait_for(self, writes: list[asyncio.Future[None]]) -> None:
+    async def _call(self, rows: pa.Table) -> list[int]:
+        """Return which of the queries have attempts, once those are on disk."""
+        self._calls += 1
+        try:
+            indices, writes = [], set()
+            async for attempt in self._generate(rows):
+                indices.append(attempt["index"])
+                writes.add(self._files.add(attempt))
+            await self._wait_for(writes)
+            return indices
+        finally:
+            self._calls -= 1
+
+    async def _wait_for(self, writes: set[asyncio.Future[None]]) -> None:
         self._calls_waiting += 1
         try:
             if self._calls_waiting == self._calls:  # no call is left that would fill the file
@@ -73,13 +99,13 @@ class AttemptFiles:
 
     def __init__(self, folder: Folder, rows_per_file: int, linger_seconds: float = 1.0) -> None:
         self._folder, self._rows_per_file, self._linger_seconds = folder, rows_per_file, linger_seconds
-        self._collected: list[pa.Table] = []
+        self._collected: list[Row] = []
         self._write: asyncio.Future[None]
         self._timer: asyncio.TimerHandle
         self._running: set[asyncio.Task[None]] = set()
 
-    def add(self, attempt: pa.Table) -> asyncio.Future[None]:
-        """Take an attempt; the result is done when it is on disk, or holds the error of the disk."""
+    def add(self, attempt: Row) -> asyncio.Future[None]:
+        """Take a row of `records.ATTEMPT_SCHEMA`; the result is done when it is on disk, or holds the error of the disk."""
         if not self._collected:
             loop = asyncio.get_running_loop()
             self._write, self._timer = loop.create_future(), loop.call_later(self._linger_seconds, self.flush)
@@ -93,20 +119,23 @@ class AttemptFiles:
         """Start writing what has been collected, without waiting for more."""
         if self._collected:
             self._timer.cancel()
-            attempts, self._collected = pa.concat_tables(self._collected), []
+            attempts, self._collected = self._collected, []
             task = asyncio.ensure_future(self._write_file(attempts, self._write))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _write_file(self, attempts: pa.Table, write: asyncio.Future[None]) -> None:
-        sink = BytesIO()
-        pq.write_table(attempts, sink)
+    async def _write_file(self, attempts: list[Row], write: asyncio.Future[None]) -> None:
         try:
-            await asyncio.to_thread(self._folder.write, f"{uuid4().hex}.parquet", sink.getvalue())
+            await asyncio.to_thread(self._write_rows, attempts)
         except Exception as error:  # raised by every call that has a row in the file
             write.set_exception(error)
         else:
             write.set_result(None)
+
+    def _write_rows(self, attempts: list[Row]) -> None:
+        sink = BytesIO()
+        pq.write_table(pa.Table.from_pylist(attempts, schema=ATTEMPT_SCHEMA), sink)
+        self._folder.write(f"{uuid4().hex}.parquet", sink.getvalue())
 
 
 def _indices_in(folder: Folder) -> list[int]:

@@ -1,10 +1,11 @@
 """Stage 2: a thin caller that reserves, has the engine generate, settles, and hands each answer on as it ends.
 
-Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; writes `records.ATTEMPT_SCHEMA`. A query
-that the market refuses yields no row: nothing was generated for it, and the next round prices it again. One query's
-failure is a row with its error. A dead engine's reservations are charged in full, since nobody can say what it generated,
-and its queries are tried again while the budget allows: first one by one, then, if an engine died with it once more, with
-no other query on the engine. A query that kills its engine even so is a failed row; the rest of the batch goes on.
+Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; yields rows of `records.ATTEMPT_SCHEMA` as
+dicts, since `attempt_files` makes one table of many. A query that the market refuses yields no row: nothing was generated
+for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
+charged in full, since nobody can say what it generated, and its queries are tried again while the budget allows: first one
+by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
+is a failed row; the rest of the batch goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import pyarrow as pa
 from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import EngineError
 from clear_ray.ledger import REFUSED, WAIT, Settlement
-from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
 
@@ -56,7 +56,7 @@ class Dispatch:
 
 
 class Generate:
-    """Callable for `map_batches`: many calls in flight, one batch of rows each."""
+    """One call: the rows of a batch are reserved, generated and settled; many calls may be in flight."""
 
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
@@ -64,7 +64,7 @@ class Generate:
         self._roster = Roster(dispatch.workers)
         self._quarantined = 0
 
-    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
         """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
         rows = batch.to_pylist()
         for row, prompt in zip(rows, prompts_of(batch), strict=True):
@@ -75,7 +75,7 @@ class Generate:
             while (item := await finished.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                yield pa.Table.from_pylist([item], schema=ATTEMPT_SCHEMA)
+                yield item
         finally:
             feeder.cancel()
 

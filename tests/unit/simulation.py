@@ -32,6 +32,7 @@ from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA
+from clear_ray.run_folder import SLIM_ATTEMPT_SCHEMA
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.roster import Workers
@@ -423,7 +424,7 @@ class Simulation:
         async for attempt in Generate(dispatch)(pa.Table.from_pylist(due, schema=GRANTED_SCHEMA)):
             for _ in range(self.rng.randrange(5)):
                 await asyncio.sleep(0)  # the row is on its way to the disk
-            self.rows[number].extend(attempt.to_pylist())
+            self.rows[number].append(attempt)
 
     def _granted_row(self, number: int, index: int, tokens: int, token_ids: list[int]) -> dict[str, Any]:
         return query_row(index) | {"token_ids": token_ids, "round": number, "granted_tokens": tokens}
@@ -486,7 +487,6 @@ GRANTED_SCHEMA = pa.schema(
         pa.field("granted_tokens", pa.int64()),
     ]
 )
-_SLIM = ("index", "granted_tokens", "attempt_tokens", "finish_reason", "correct", "error")
 
 
 def query_row(index: int) -> dict[str, Any]:
@@ -497,9 +497,8 @@ def query_row(index: int) -> dict[str, Any]:
 
 def attempts_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Return attempts as `run_folder.read_attempts` does."""
-    columns = {name: [row[name] for row in rows] for name in _SLIM}
-    columns["correct"] = pa.array(columns["correct"], pa.float64())
-    return pa.table(columns | {"answer_tokens": [len(row["token_ids"]) for row in rows]})
+    told = [row | {"answer_tokens": len(row["token_ids"])} for row in rows]
+    return pa.Table.from_pylist(told, schema=SLIM_ATTEMPT_SCHEMA)
 
 
 def simulate(seed: int) -> Simulation:

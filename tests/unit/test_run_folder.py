@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
-from clear_ray.pipeline import run
-from clear_ray.run_folder import MANIFEST, SUMMARY, read_manifest, read_summary
+from clear_ray.pipeline import _block_rows, _calls_in_flight, run, take_in
+from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.run_folder import (
+    MANIFEST,
+    SLIM_ATTEMPT_SCHEMA,
+    SUMMARY,
+    describe,
+    read_attempts,
+    read_manifest,
+    read_summary,
+    round_folder,
+)
 from clear_ray.storage import Folder, open_folder
+from tests.unit.simulation import query_row
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"{}", b'{"config": {}, "input": {}}', b"\xff\xfe"])
@@ -26,6 +40,88 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, read: Callable[[Fold
 def test_a_new_folder_has_neither(tmp_path: Path) -> None:
     assert read_manifest(open_folder(str(tmp_path))) is None
     assert read_summary(open_folder(str(tmp_path))) is None
+
+
+def test_attempts_are_read_once_a_query_and_torn_files_are_removed(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    none = read_attempts(folder, 1)
+    assert (len(none), none.schema) == (0, SLIM_ATTEMPT_SCHEMA)
+    target = round_folder(folder, 1)
+    target.make()
+    for name, indices in (("a", [3, 1]), ("b", [2, 3])):
+        rows = [attempt(index, error="x" if index == 2 else "") for index in indices]
+        pq.write_table(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA), f"{target.path}/{name}.parquet")
+    whole = Path(target.path, "a.parquet").read_bytes()
+    Path(target.path, "torn.parquet").write_bytes(whole[:-20])
+    found = read_attempts(folder, 1)
+    assert found.schema == SLIM_ATTEMPT_SCHEMA
+    assert found["index"].to_pylist() == [1, 2, 3]
+    assert found["answer_tokens"].to_pylist() == [1, 2, 3]
+    assert found["error"].to_pylist() == ["", "x", ""]
+    assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
+
+
+def attempt(index: int, *, error: str) -> dict[str, Any]:
+    ended = {
+        "round": 1,
+        "attempt": 1,
+        "granted_tokens": 9,
+        "attempt_tokens": index,
+        "finish_reason": "stop",
+        "text": "x",
+    }
+    tokens = list(range(index))
+    return query_row(index) | ended | {"token_ids": tokens, "correct": None, "error": error, "seconds": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("queries", "callers", "rows"),
+    [
+        (1, 1, 64),  # never less than what the calls hold
+        (199, 1, 64),
+        (10_000, 1, 625),
+        (1_000_000, 1, 2_000),  # never more than a block
+        (199, 8, 8),
+        (10_000, 8, 79),
+    ],
+)
+def test_blocks_are_few_and_leave_a_share_for_every_caller(
+    replay_settings: dict[str, Any], queries: int, callers: int, rows: int
+) -> None:
+    settings = replay_settings | {"dispatch": {"callers": callers}}
+    settings["engine"] = settings["engine"] | {"max_batch": 32}
+    config = RunConfig.parse(settings)
+    assert _block_rows(config, queries, _calls_in_flight(config)) == rows
+
+
+def a_run_of(settings: dict[str, Any]) -> tuple[Folder, dict[str, bytes]]:
+    """Leave a run folder that has taken its input in, and return it with what it holds."""
+    folder, config = open_folder(settings["run_dir"]), RunConfig.parse(settings)
+    digest = take_in(None, config, folder)
+    folder.write(MANIFEST, json.dumps(describe(config, digest)).encode())
+    return folder, contents(folder)
+
+
+def contents(folder: Folder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(folder.path).rglob("*") if path.is_file()}
+
+
+def test_a_changed_input_is_refused_before_anything_is_touched(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"query_id": "a", "prompt": "1 + 1"}\n')
+    settings = replay_settings | {"input": {"path": str(path)}, "scoring": {}}
+    folder, before = a_run_of(settings)
+    path.write_text('{"query_id": "a", "prompt": "1 + 2"}\n')
+    with pytest.raises(ResumeError, match=r"input\.sha256 was"):
+        take_in(None, RunConfig.parse(settings), folder, read_manifest(folder))
+    assert contents(folder) == before
+
+
+def test_a_changed_configuration_is_refused_before_anything_is_read(replay_settings: dict[str, Any]) -> None:
+    folder, before = a_run_of(replay_settings)
+    with pytest.raises(ResumeError, match=r"config\.seed was 0 when the run began and is 7 now"):
+        run(None, RunConfig.parse(replay_settings | {"seed": 7}))
+    assert contents(folder) == before
 
 
 def test_a_run_writes_nothing_through_a_link(replay_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.config import ReplayConfig
+from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger import Balance
 from clear_ray.market import MarketActor
@@ -51,8 +53,9 @@ def recorded(replay_settings: dict[str, Any]) -> ReplayConfig:
     return ReplayConfig.model_validate(replay_settings["engine"])
 
 
-def row(index: int) -> pa.Table:
-    return pa.table({"index": [index]})
+def row(index: int) -> dict[str, Any]:
+    ended = {"round": 1, "attempt": 1, "granted_tokens": 4, "attempt_tokens": 1, "finish_reason": "stop", "text": "x"}
+    return query_row(index) | ended | {"token_ids": [5], "correct": None, "error": "", "seconds": 0.0}
 
 
 def rows_in(folder: Folder) -> list[list[int]]:
@@ -75,7 +78,7 @@ def generated(recorded: ReplayConfig, run_dir: Path, target: Folder, batch: pa.T
         worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
         dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0)
-        caller = GenerateToFiles(dispatch, target, rows_per_file=64)
+        caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=2, calls_in_flight=2)
         try:
             said = [index async for table in caller(batch) for index in table["index"].to_pylist()]
             return said, await market.balance()
@@ -139,6 +142,91 @@ def test_a_caller_that_takes_over_generates_nothing_that_is_on_disk(recorded: Re
     assert sorted(index for file in rows_in(target) for index in file) == [0, 1, 2, 3, 4, 5]
     assert after.wasted_tokens == 0
     assert after.spent_tokens > before.spent_tokens
+
+
+class Counted(EngineWorker):
+    """A worker that tells which queries it has begun, and how many calls it had at most."""
+
+    def __init__(self, config: ReplayConfig) -> None:
+        super().__init__(config, PriorHead(cap_tokens=320))
+        self.begun: list[str] = []
+        self.open = self.most_open = 0
+
+    async def generate(self, grants: Sequence[Grant], is_alone: bool = False) -> AsyncIterator[list[Generation]]:
+        self.begun += [grant.query_id for grant in grants]
+        self.open += 1
+        self.most_open = max(self.open, self.most_open)
+        try:
+            async for generations in super().generate(grants, is_alone):
+                yield generations
+        finally:
+            self.open -= 1
+
+
+def stage(market: MarketActor, worker: EngineWorker, target: Folder) -> GenerateToFiles:
+    """Return a caller with three calls of two queries."""
+    workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
+    dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0)
+    return GenerateToFiles(dispatch, target, rows_per_file=8, call_rows=2, calls_in_flight=3)
+
+
+async def said_of(caller: GenerateToFiles, block: pa.Table) -> list[int]:
+    return [index async for table in caller(block) for index in table["index"].to_pylist()]
+
+
+def test_two_blocks_share_the_calls_and_begin_in_their_order(recorded: ReplayConfig, tmp_path: Path) -> None:
+    query_ids = known_ids(recorded, 40)
+    whole, worker = granted(query_ids), Counted(recorded)
+
+    async def both() -> list[list[int]]:
+        market = MarketActor(str(tmp_path), 10_000, len(whole))
+        caller = stage(market, worker, open_folder(str(tmp_path / "attempts")))
+        try:
+            return await asyncio.gather(said_of(caller, whole.slice(0, 20)), said_of(caller, whole.slice(20)))
+        finally:
+            market._journal.close()
+
+    said = asyncio.run(both())
+    assert said == [list(range(20)), list(range(20, 40))]
+    assert worker.begun == query_ids
+    assert worker.most_open == 3
+
+
+def test_a_store_that_stands_still_holds_back_all_but_the_calls_in_flight(
+    recorded: ReplayConfig, tmp_path: Path
+) -> None:
+    query_ids = known_ids(recorded, 40)
+    whole, worker, gate = granted(query_ids), Counted(recorded), threading.Event()
+    inner = open_folder(str(tmp_path / "attempts"))
+
+    async def held_back() -> tuple[int, Balance, list[int]]:
+        market = MarketActor(str(tmp_path), 10_000, len(whole))
+        caller = stage(market, worker, ClosedGate(inner.filesystem, inner.path, inner.is_local, gate))
+        running = asyncio.ensure_future(said_of(caller, whole))
+        try:
+            while (await market.balance()).spent_tokens == 0 or (await market.balance()).reserved_tokens:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # nothing comes after
+            begun, balance = len(worker.begun), await market.balance()
+            gate.set()
+            return begun, balance, await running
+        finally:
+            gate.set()
+            market._journal.close()
+
+    begun, balance, said = asyncio.run(asyncio.wait_for(held_back(), 100))
+    assert begun == 6, "three calls of two queries"
+    assert balance.spent_tokens <= 6 * 40
+    assert balance.reserved_tokens == 0
+    assert said == list(range(40))
+
+
+def test_a_row_that_cannot_be_written_as_one_ends_its_call(tmp_path: Path) -> None:
+    async def add_one() -> None:
+        await AttemptFiles(open_folder(str(tmp_path)), rows_per_file=1).add(row(1) | {"text": 5})
+
+    with pytest.raises((TypeError, pa.ArrowException)):
+        asyncio.run(asyncio.wait_for(add_one(), 60))
 
 
 def test_a_full_disk_is_raised_by_the_call_that_fills_it(recorded: ReplayConfig, tmp_path: Path) -> None:
