@@ -34,6 +34,8 @@ def make_report(
     rounds: tuple[RoundReport, ...],
     *,
     has_gold_N: NDArray[np.bool_],
+    workers: int,
+    worker_tokens_per_second: float | None,
     seconds: float,
 ) -> RunReport:
     """Put the account of a finished run together.
@@ -48,6 +50,8 @@ def make_report(
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
         rounds: What each clearing bought.
         has_gold_N: Whether a query can be scored, shape (N,).
+        workers: Most engines that were up at once.
+        worker_tokens_per_second: Measured of one of them; None if it was not.
         seconds: Wall time of the run.
     """
     batch = estimates.batch
@@ -84,6 +88,8 @@ def make_report(
         rounds=rounds,
         tasks=_by_task(estimates, standing, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=budget_curve(batch, config.budget_tokens, queries=estimates.queries),
+        workers=workers,
+        worker_tokens_per_second=worker_tokens_per_second,
         seconds=seconds,
         stopped_early=_stopped_early(config, standing, balance),
     )

@@ -7,6 +7,7 @@ because the budget was spent before every funded query was run; 4 some queries f
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -181,8 +182,9 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         result = command()
     except SystemExit as stop:  # typer shows usage errors itself and ends with 2; it turns Ctrl-C into 130
-        if stop.code == INTERRUPTED:
+        if stop.code in (INTERRUPTED, signal.SIGTERM):  # Ray ends a driver so that is told to terminate
             print(_ON_INTERRUPT, file=sys.stderr)
+            return INTERRUPTED
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print(_ON_INTERRUPT, file=sys.stderr)

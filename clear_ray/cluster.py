@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,44 +93,110 @@ def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
             setattr(context, name, value)
 
 
-@dataclass(frozen=True, slots=True)
 class Crew:
-    """The actors of a run, with what they said of themselves."""
+    """The engine workers of a run: `engine.workers` from the start, more and fewer as they are wanted.
 
-    workers: Workers
+    Args:
+        config: Of the engines.
+        head: Their estimate.
+        run_dir: The run folder, which names the actors.
+        ask_for: Told how many GPUs' worth of engines there are to be, before they are.
+        calls_each: See `Workers`; None if their number will not change.
+    """
+
     model: ModelCard
     head: HeadCard
 
+    def __init__(
+        self,
+        config: EngineConfig,
+        head: Head,
+        run_dir: str,
+        ask_for: Callable[[int], None],
+        calls_each: int | None,
+    ) -> None:
+        self._config, self._estimate, self._run_dir, self._ask_for = config, head, run_dir, ask_for
+        self._handles: list[Any] = []
+        self._cards: list[Any] = []
+        self._calls_each = calls_each
+        self.start_seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    @property
+    def workers(self) -> Workers:
+        """What callers need to know: those of the start, and how to find those that were added."""
+        return Workers(
+            tuple(self._handles[: self._config.workers]),
+            is_worker_death,
+            _restart,
+            self._config.stall_seconds,
+            find=None if self._calls_each is None else partial(_find_worker, self._run_dir),
+            calls_each=self._calls_each,
+        )
+
+    def up(self) -> int:
+        """Return how many have loaded their model."""
+        ready, _ = ray.wait(self._cards, num_returns=len(self._cards), timeout=0)
+        return len(ready)
+
+    def resize(self, count: int) -> None:
+        """Start workers, or end the last ones, until there are `count`; returns before they have loaded their models."""
+        # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
+        actor: Any = ray.remote(EngineWorker)
+        options = {
+            "num_gpus": self._config.num_gpus,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": _CALLS_IN_FLIGHT,
+        }
+        while len(self._handles) > count:
+            self._cards.pop()
+            ray.kill(self._handles.pop())
+        self._ask_for(count)
+        while len(self._handles) < count:
+            name = worker_name(self._run_dir, len(self._handles))
+            self._handles.append(actor.options(name=name, **options).remote(self._config, self._estimate))
+            self._cards.append(self._handles[-1].cards.remote())
+
+    def wait(self) -> None:
+        """Wait until every model is loaded, and note who it is and how long that took.
+
+        Raises:
+            EngineError: A worker could not be started; the reason is in it.
+        """
+        started = time.monotonic()
+        try:
+            cards = ray.get(self._cards, timeout=_LOAD_TIMEOUT_SECONDS)
+        except Exception as error:
+            raise _cause(error) from error
+        self.model, self.head = cards[0]
+        self.start_seconds = time.monotonic() - started
+
 
 @contextmanager
-def engine_workers(config: EngineConfig, head: Head, *, run_dir: str) -> Iterator[Crew]:
-    """Start the engine workers, wait until their models are loaded, and end them afterwards.
+def engine_workers(
+    config: EngineConfig,
+    head: Head,
+    *,
+    run_dir: str,
+    ask_for: Callable[[int], None] = lambda _: None,
+    calls_each: int | None = None,
+) -> Iterator[Crew]:
+    """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `Crew`.
 
     Raises:
         EngineError: A worker could not be started; the reason is in it.
     """
-    # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
-    actor: Any = ray.remote(EngineWorker)
-    options = {
-        "num_gpus": config.num_gpus,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": 0,
-        "max_concurrency": _CALLS_IN_FLIGHT,
-    }
-    workers = tuple(
-        actor.options(name=worker_name(run_dir, number), **options).remote(config, head)
-        for number in range(config.workers)
-    )
+    crew = Crew(config, head, run_dir, ask_for, calls_each)
     try:
-        try:
-            cards = ray.get([worker.cards.remote() for worker in workers], timeout=_LOAD_TIMEOUT_SECONDS)
-        except Exception as error:
-            raise _cause(error) from error
-        yield Crew(Workers(workers, is_worker_death, _restart, config.stall_seconds), *cards[0])
+        crew.resize(config.workers)
+        crew.wait()
+        yield crew
     finally:
-        for worker in workers:
-            ray.kill(worker)
+        crew.resize(0)
 
 
 def worker_name(run_dir: str, number: int) -> str:
@@ -174,6 +241,14 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
 def is_worker_death(error: BaseException) -> bool:
     """Tell an engine that died or cannot be reached from one that raised an error of its own."""
     return isinstance(error, ActorDiedError | ActorUnavailableError | WorkerCrashedError | NodeDiedError)
+
+
+def _find_worker(run_dir: str, number: int) -> Any | None:
+    """Return a worker of the run that this process belongs to, or None if none was started under the number."""
+    try:
+        return ray.get_actor(worker_name(run_dir, number))
+    except ValueError:
+        return None
 
 
 def _restart(worker: Any) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from clear_ray.budget import budget_in_tokens, check_budget_text
 from clear_ray.errors import ConfigError
+from clear_ray.scaling import seconds_of
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
 
@@ -242,6 +243,30 @@ class DispatchConfig(Settings):
     """Most answers in one file; after a second it is written with fewer. A crash loses those not written yet."""
 
 
+class ScalingConfig(Settings):
+    """Whether the number of engines follows the work; by default it is `engine.workers` throughout."""
+
+    max_workers: int | None = Field(default=None, ge=1, le=100_000)
+    """Most engines: a run begins with `engine.workers` and adds those its work calls for; no more are added if not given."""
+    deadline: str | None = None
+    """How long after its start a run should be done, such as `90m` or `2h`; a goal. Without one engines need only pay off."""
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """What one busy engine generates, from an earlier run's summary; measured in the first round if not given."""
+
+    @property
+    def deadline_seconds(self) -> float | None:
+        """The deadline in seconds."""
+        return None if self.deadline is None else seconds_of(self.deadline)
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> ScalingConfig:
+        if self.deadline is not None:
+            seconds_of(self.deadline)
+        if self.max_workers is None and (self.deadline is not None or self.tokens_per_second is not None):
+            raise ValueError("deadline and tokens_per_second need max_workers: without it no engine is added")
+        return self
+
+
 class RunConfig(Settings):
     """One batch run: what to ask, what it may cost, and how."""
 
@@ -255,6 +280,8 @@ class RunConfig(Settings):
     """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
     engine: EngineConfig = TransformersConfig()
     """The language model and its workers."""
+    scaling: ScalingConfig = ScalingConfig()
+    """How many workers there are as the work comes and goes."""
     estimate: EstimateConfig = EstimateConfig()
     """How probe features become curves."""
     allocation: AllocationConfig = AllocationConfig()
@@ -285,6 +312,17 @@ class RunConfig(Settings):
     def budget_tokens(self) -> int:
         """The budget in generated tokens."""
         return budget_in_tokens(self.budget, self.budget_rate)
+
+    @property
+    def most_workers(self) -> int:
+        """Most engines that may run at once."""
+        return self.scaling.max_workers or self.engine.workers
+
+    @model_validator(mode="after")
+    def _scales_up(self) -> RunConfig:
+        if self.most_workers < self.engine.workers:
+            raise ValueError("scaling.max_workers is below engine.workers, with which a run begins")
+        return self
 
     @classmethod
     def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:

@@ -35,8 +35,10 @@ from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_input, write_openai_outputs
 from clear_ray.journal import wait_until_unused
+from clear_ray.node_requests import gpus_for
 from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.page import write_page
@@ -137,14 +139,22 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         progress.begin("probe", queries=digest.rows)
         with (
             market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
-            engine_workers(config.engine, head, run_dir=config.run_dir) as crew,
+            gpus_for(desk, config.engine.num_gpus) as ask_for,
+            engine_workers(
+                config.engine,
+                head,
+                run_dir=config.run_dir,
+                ask_for=ask_for,
+                calls_each=_calls_for(config, workers=1) if config.scaling.max_workers else None,
+            ) as crew,
             progress.watching(desk),
         ):
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
+            hiring = Hiring(config, crew, desk, lambda: progress.seconds)
             standing = Standing(cost_N, failed=estimates.error_of_index)
-            rounds = _rounds(folder, config, crew, desk, estimates, standing, progress)
-            report = _close_run(folder, config, crew, desk, estimates, standing, rounds, progress, digest)
+            rounds = _rounds(folder, config, hiring, desk, estimates, standing, progress)
+            report = _close_run(folder, config, hiring, desk, estimates, standing, rounds, progress, digest)
     return RunResult(report, config.run_dir)
 
 
@@ -357,7 +367,7 @@ def _reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.floa
 def _rounds(
     folder: Folder,
     config: RunConfig,
-    crew: Crew,
+    hiring: Hiring,
     desk: Any,
     estimates: Estimates,
     standing: Standing,
@@ -389,7 +399,7 @@ def _rounds(
             granted = int(standing.was_granted_N.sum())
             progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
             ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
-            _generate(folder, config, crew, desk, standing, clearing, number)
+            _generate(folder, config, hiring, desk, standing, clearing, number)
         attempts = read_attempts(folder, number)
         seconds = time.monotonic() - started
         rounds.append(standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens))
@@ -408,7 +418,7 @@ def _is_worth_a_round(config: RunConfig, standing: Standing, number: int, availa
 
 
 def _generate(
-    folder: Folder, config: RunConfig, crew: Crew, desk: Any, standing: Standing, clearing: Clearing, number: int
+    folder: Folder, config: RunConfig, hiring: Hiring, desk: Any, standing: Standing, clearing: Clearing, number: int
 ) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
     attempts = read_attempts(folder, number)
@@ -417,12 +427,12 @@ def _generate(
     if not is_due.any():
         return
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
-    calls = _calls_in_flight(config)
+    calls = config.dispatch.calls_in_flight or _calls_for(config, workers=config.most_workers)
     block_rows = _block_rows(config, len(grants.index_M), calls)
     granted = _in_order(_granted_rows(folder, standing, grants), config, len(grants.index_M))
     granted = granted.repartition(target_num_rows_per_block=block_rows)
     dispatch = Dispatch(
-        workers=crew.workers,
+        workers=hiring.crew.workers,
         market=desk,
         scorer=load_scorer_of(config),
         seed=config.seed,
@@ -431,7 +441,7 @@ def _generate(
     )
     target = round_folder(folder, number)
     target.make()
-    granted.map_batches(
+    generated = granted.map_batches(
         GenerateToFiles,
         fn_constructor_args=(dispatch, target),
         fn_constructor_kwargs={
@@ -447,17 +457,19 @@ def _generate(
             max_concurrent_calls_per_actor=_OPEN_BLOCKS,
             max_tasks_in_flight_per_actor=_OPEN_BLOCKS + 1,
         ),
-    ).materialize()
+    )
+    expected_tokens = float(clearing.expected_tokens_M[is_due] @ standing.cost_N[grants.index_M])
+    with hiring.round(expected_tokens=expected_tokens, queries=int(is_due.sum()), is_scarce=clearing.shadow_price > 0):
+        generated.materialize()
 
 
-def _calls_in_flight(config: RunConfig) -> int:
+def _calls_for(config: RunConfig, *, workers: int) -> int:
     """Return how many calls a caller keeps open: no engine idle, and no more reserved than a crash may cost.
 
     Twice what the engines run at once, since the queries of a call end one by one and the next call comes after the last.
     """
-    dispatch = config.dispatch
-    at_once = 2 * config.engine.workers * config.engine.max_batch
-    return dispatch.calls_in_flight or max(-(-at_once // (dispatch.callers * dispatch.batch_rows)), 2)
+    at_once = 2 * workers * config.engine.max_batch
+    return max(-(-at_once // (config.dispatch.callers * config.dispatch.batch_rows)), 2)
 
 
 def _block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
@@ -527,7 +539,7 @@ def _mark_lost_answers(folder: Folder, desk: Any, standing: Standing, attempts: 
 def _close_run(
     folder: Folder,
     config: RunConfig,
-    crew: Crew,
+    hiring: Hiring,
     desk: Any,
     estimates: Estimates,
     standing: Standing,
@@ -555,18 +567,20 @@ def _close_run(
     _write_completions(folder, verdicts)
     report = make_report(
         config,
-        crew.model,
-        crew.head,
+        hiring.crew.model,
+        hiring.crew.head,
         estimates,
         standing,
         ray.get(desk.balance.remote()),
         spent_N,
         tuple(rounds),
         has_gold_N=_has_gold(folder, len(spent_N)),
+        workers=hiring.most_up,
+        worker_tokens_per_second=hiring.tokens_per_second,
         seconds=progress.seconds,
     )
     if digest.openai_url is not None:
-        write_openai_outputs(_completion_rows(folder), folder, model=crew.model.name, url=digest.openai_url)
+        write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
     write_page(report, completions=_completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report

@@ -119,7 +119,9 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
             continue
         old, new = _flat(manifest.get(part, {}), part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and key != "config.run_dir":
+            # How many engines there may be decides when a run is done, not what comes of it.
+            is_free = key == "config.run_dir" or key.startswith("config.scaling.")
+            if old.get(key) != new.get(key) and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",
                     folder.path,

@@ -129,6 +129,10 @@ class RunReport(Part):
     """By kind of query, most queries first."""
     budget_curve: tuple[BudgetPoint, ...]
     """What other budgets were expected to buy."""
+    workers: int | None = None
+    """Most engines that were up at once."""
+    worker_tokens_per_second: float | None = None
+    """What one of them generated while it was busy; None if the run was too short to tell."""
     seconds: float
     """Wall time of the whole run."""
     stopped_early: str

@@ -83,7 +83,7 @@ class Generate:
         """Reserve in order and start whatever was granted, until every row has been decided and has ended."""
         try:
             # A group, so that a run that fails ends the wait for the tokens that it will never give back.
-            async with asyncio.TaskGroup() as running:
+            async with self._roster.room(), asyncio.TaskGroup() as running:
                 waiting = rows
                 while waiting:
                     requests = [(row["index"], row["granted_tokens"]) for row in waiting]

@@ -1,4 +1,8 @@
-"""Which engine workers a caller may call: the least busy of those that are up, and what to do about one that hangs."""
+"""Which engine workers a caller may call: the least busy of those that are up, and what to do about one that hangs.
+
+Where their number changes, those that are started meanwhile are found and called as soon as they answer, and a call waits
+for room on a worker that is up before it reserves anything: what waits is not bound to those that came first.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from clear_ray.errors import EngineError
 
 _PAUSE_SECONDS = 0.5
 _LOOKS_PER_STALL = 8
+_FIND_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +25,20 @@ class Workers:
     """The engine workers of a run, and how their handles behave.
 
     Attributes:
-        handles: Of `EngineWorker` actors.
+        handles: Of `EngineWorker` actors that are up.
         is_death: Tells a dead or unreachable worker from an error of its own.
         restart: Kills a worker and has it started again; its open calls end as a death does.
         stall_seconds: How long a worker that has work may bring nothing forward.
+        find: Returns the worker of a number, from 0, once it has been started; None if their number is fixed.
+        calls_each: Most calls that a caller keeps open for each worker that is up; None for no such bound.
     """
 
     handles: Sequence[Any]
     is_death: Callable[[BaseException], bool]
     restart: Callable[[Any], None]
     stall_seconds: float
+    find: Callable[[int], Any | None] | None = None
+    calls_each: int | None = None
 
 
 class Roster:
@@ -45,7 +54,7 @@ class Roster:
     """
 
     def __init__(self, workers: Workers, *, patience_seconds: float = 1_800.0) -> None:
-        self._all, self._workers, self._patience_seconds = workers, workers.handles, patience_seconds
+        self._all, self._workers, self._patience_seconds = workers, list(workers.handles), patience_seconds
         self._calls = [0] * len(self._workers)
         self._is_up = [True] * len(self._workers)
         self._turn = 0
@@ -53,6 +62,29 @@ class Roster:
         self._returning: dict[int, asyncio.Task[None]] = {}
         self._watching: dict[int, asyncio.Task[None]] = {}
         self._lost: EngineError | None = None
+        self._open, self._freed = 0, asyncio.Condition()
+        self._finding: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Wait until the workers that are up have room for one more call, and keep it; at once if there is no bound."""
+        if self._all.calls_each is None:
+            yield
+            return
+        if self._all.find is not None and self._finding is None:
+            self._finding = asyncio.ensure_future(self._find(self._all.find))
+        async with self._freed:
+            await self._freed.wait_for(self._has_room)
+            self._open += 1
+        try:
+            yield
+        finally:
+            async with self._freed:
+                self._open -= 1
+                self._freed.notify()
+
+    def _has_room(self) -> bool:
+        return self._lost is not None or self._open < (self._all.calls_each or 1) * sum(self._is_up)
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Any]:
@@ -113,17 +145,35 @@ class Roster:
                 self._all.restart(worker)
                 self._mark_down(number)
 
+    async def _find(self, find: Callable[[int], Any | None]) -> None:
+        """Take in workers that are started while this caller runs; one that never comes up is never called."""
+        while True:
+            number = len(self._workers)
+            worker = await asyncio.to_thread(find, number)
+            if worker is None:
+                await asyncio.sleep(_FIND_SECONDS)
+                continue
+            self._workers.append(worker)
+            self._calls.append(0)
+            self._is_up.append(False)
+            self._returning[number] = asyncio.ensure_future(self._await_return(number))
+
     async def _await_return(self, number: int) -> None:
+        is_needed = number < len(self._all.handles)
         deadline = time.monotonic() + self._patience_seconds
         while True:
             try:
                 await self._workers[number].cards.remote()
                 break
             except Exception as error:  # whatever it is, it is not up; a model that fails to load raises its own error
-                if time.monotonic() > deadline:
+                if is_needed and time.monotonic() > deadline:
                     self._lost = EngineError("an engine worker did not come back", f"worker {number}", repr(error))
                     break
                 await asyncio.sleep(_PAUSE_SECONDS)
+                if not is_needed and self._all.find is not None:  # it may be another by now
+                    self._workers[number] = await asyncio.to_thread(self._all.find, number) or self._workers[number]
         async with self._changed:
             self._is_up[number] = self._lost is None
             self._changed.notify_all()
+        async with self._freed:
+            self._freed.notify_all()

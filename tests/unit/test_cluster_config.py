@@ -137,6 +137,8 @@ def test_versions_are_pinned_to_those_of_the_package(name: str) -> None:
     installs = [command for command in config["head_setup_commands"] if "pip install" in command]
     assert len(installs) == 2
     assert all("--constraint" in command or re.search(r"==\d", command) for command in installs)
+    libraries = dict(found for command in installs for found in re.findall(r"'([\w-]+)==([\d.]+)'", command))
+    assert {name: pinned(name) for name in libraries if name == "boto3"}.items() <= libraries.items()
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -168,7 +170,7 @@ def test_the_engines_of_every_run_fit_the_cluster(cluster: str, run: str) -> Non
     wanted = config.engine.num_gpus
     if wanted:
         places = sum(most * int(gpus // wanted) for most, gpus in gpu_nodes(cluster))
-        assert places >= config.engine.workers
+        assert places >= config.most_workers
         assert "://" in config.run_dir  # a folder of one node is not another node's
 
 

@@ -95,3 +95,75 @@ def test_a_worker_that_moves_or_rests_is_left_alone(beat: Callable[[], int | Non
         return await call(process, seconds=4 * STALL_SECONDS), process.deaths
 
     assert asyncio.run(work()) == ("done", 0)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+class Crowd:
+    """Workers that are started one by one, and that callers find by their number."""
+
+    def __init__(self) -> None:
+        self.started: list[LocalActor] = []
+        self.may_answer = asyncio.Event()
+        self.start(is_up=True)
+
+    def start(self, *, is_up: bool) -> None:
+        process = Process(lambda: None)
+        if not is_up:
+            process.cards = self.may_answer.wait  # type: ignore[method-assign]  # it is loading its model
+        self.started.append(LocalActor(process))
+
+    def find(self, number: int) -> LocalActor | None:
+        return self.started[number] if number < len(self.started) else None
+
+    def roster(self, *, calls_each: int) -> Roster:
+        return Roster(
+            Workers(self.started[:1], lambda _: False, lambda _: None, 60.0, find=self.find, calls_each=calls_each)
+        )
+
+
+def test_a_worker_that_is_started_later_gets_the_calls_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._FIND_SECONDS", 0.01)
+
+    async def play() -> None:
+        crowd, called, may_end = Crowd(), [], asyncio.Event()
+        roster = crowd.roster(calls_each=2)
+
+        async def one_call() -> None:
+            async with roster.room(), roster.worker() as worker:
+                called.append(crowd.started.index(worker))
+                await may_end.wait()
+
+        calls = [asyncio.ensure_future(one_call()) for _ in range(7)]
+        await until(lambda: len(called) == 2)
+        crowd.start(is_up=False)
+        await asyncio.sleep(0.1)
+        assert called == [0, 0], "five calls wait for room, and none is bound to a worker"
+        crowd.may_answer.set()
+        await until(lambda: len(called) == 4)
+        assert called == [0, 0, 1, 1]
+        may_end.set()
+        await asyncio.gather(*calls)
+        assert sorted(called) != [0] * 7
+
+    asyncio.run(play())
+
+
+def test_a_worker_that_never_comes_up_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._FIND_SECONDS", 0.01)
+
+    async def play() -> list[int]:
+        crowd = Crowd()
+        crowd.start(is_up=False)
+        roster, called = crowd.roster(calls_each=1), []
+        for _ in range(3):
+            async with roster.room(), roster.worker() as worker:
+                called.append(crowd.started.index(worker))
+                await asyncio.sleep(0.05)
+        return called
+
+    assert asyncio.run(play()) == [0, 0, 0]

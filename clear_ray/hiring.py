@@ -1,0 +1,109 @@
+"""Keeps the number of a run's engines at what its work calls for (`clear_ray/scaling.py` has the law).
+
+Between rounds engines are added or ended; while one goes on they are added only, since those that are there are at work.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+
+from clear_ray.cluster import Crew
+from clear_ray.config import RunConfig
+from clear_ray.ledger import Balance
+from clear_ray.scaling import RateMeter, Work, planned_work, workers_wanted
+
+_LOOK_SECONDS = 1.0
+
+
+class Hiring:
+    """Of one run.
+
+    Args:
+        config: Of the run.
+        crew: Its engine workers.
+        desk: Handle of its market.
+        seconds: Returns how long the run has been going on, seconds.
+    """
+
+    def __init__(self, config: RunConfig, crew: Crew, desk: Any, seconds: Callable[[], float]) -> None:
+        self.crew = crew
+        self._config, self._desk, self._seconds = config, desk, seconds
+        self._meter = RateMeter(config.scaling.tokens_per_second)
+        self.most_up = len(crew)
+        self._is_over = threading.Event()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """What one engine was measured to generate; None if it was not."""
+        return self._meter.tokens_per_second if self._meter.is_measured else None
+
+    @contextmanager
+    def round(self, *, expected_tokens: float, queries: int, is_scarce: bool) -> Iterator[None]:
+        """Have as many engines as a round's work calls for, while it is done.
+
+        Args:
+            expected_tokens: What its grants are expected to spend.
+            queries: How many they are.
+            is_scarce: Whether the budget binds.
+        """
+        balance: Balance = ray.get(self._desk.balance.remote())
+        work = planned_work(
+            expected_tokens=expected_tokens,
+            queries=queries,
+            slots=self._config.engine.max_batch,
+            available_tokens=balance.available_tokens,
+            is_scarce=is_scarce,
+        )
+        if not self._is_fixed:
+            self.crew.resize(self._wanted(work))
+        self._meter.begin()
+        self._is_over.clear()
+        watch = threading.Thread(target=self._watch, args=(work, _generated(balance)), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            watch.join()
+
+    @property
+    def _is_fixed(self) -> bool:
+        return self._config.scaling.max_workers is None
+
+    def _wanted(self, work: Work) -> int:
+        deadline = self._config.scaling.deadline_seconds
+        return workers_wanted(
+            work,
+            workers=len(self.crew),
+            tokens_per_second=self._meter.tokens_per_second,
+            start_seconds=self.crew.start_seconds,
+            seconds_left=None if deadline is None else deadline - self._seconds(),
+            least=self._config.engine.workers,
+            most=self._config.most_workers,
+        )
+
+    def _watch(self, work: Work, generated_before: int) -> None:
+        while not self._is_over.wait(_LOOK_SECONDS):
+            with suppress(Exception):  # the run itself meets whatever is wrong
+                self._look(work, generated_before)
+
+    def _look(self, work: Work, generated_before: int) -> None:
+        balance: Balance = ray.get(self._desk.balance.remote(), timeout=5)
+        up = self.crew.up()
+        self.most_up = max(self.most_up, up)
+        tokens, left = _generated(balance), work.after(_generated(balance) - generated_before)
+        if left.round_tokens >= work.batch_tokens * up:  # later on not every engine has a full batch
+            self._meter.note(seconds=time.monotonic(), workers=up, tokens=tokens, batch_tokens=work.batch_tokens)
+        if not self._is_fixed and (wanted := self._wanted(left)) > len(self.crew):
+            self.crew.resize(wanted)
+
+
+def _generated(balance: Balance) -> int:
+    """Return the tokens of answers that ended; what died with its engine was charged without having been counted."""
+    return balance.spent_tokens - balance.wasted_tokens
