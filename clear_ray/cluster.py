@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,9 +54,23 @@ def joined_cluster() -> Iterator[None]:
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager
@@ -144,7 +160,7 @@ class Crew:
     def resize(self, count: int) -> None:
         """Start workers, or end the last ones, until there are `count`; returns before they have loaded their models."""
         # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
-        actor: Any = ray.remote(EngineWorker)
+        actor: Any = ray.remote(BatchEngineWorker)
         options = {
             "num_gpus": self._config.num_gpus,
             "num_cpus": 0,
@@ -176,6 +192,29 @@ class Crew:
         self.start_seconds = time.monotonic() - started
 
 
+class BatchEngineWorker(EngineWorker):
+    """An `EngineWorker` whose `cards` raises what its constructor would: of an actor's constructor only a text comes back."""
+
+    def __init__(self, config: EngineConfig, head: Head) -> None:
+        self._refusal: ClearRayError | None = None
+        try:
+            super().__init__(config, head)
+        except ClearRayError as error:
+            self._refusal = error
+
+    async def cards(self) -> tuple[ModelCard, HeadCard]:
+        """Return who the model and the head are.
+
+        Raises:
+            ConfigError: The head was fitted for another model, or a setting does not fit the model.
+            EngineError: The model cannot be loaded.
+            SchemaError: A recording cannot be read.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        return await super().cards()
+
+
 @contextmanager
 def engine_workers(
     config: EngineConfig,
@@ -188,7 +227,8 @@ def engine_workers(
     """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `Crew`.
 
     Raises:
-        EngineError: A worker could not be started; the reason is in it.
+        ClearRayError: A worker could not be started, as it was raised there.
+        EngineError: It could not be started for another reason.
     """
     crew = Crew(config, head, run_dir, ask_for, calls_each)
     try:

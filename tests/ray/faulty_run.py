@@ -1,8 +1,9 @@
 """A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
 
 A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
-lives and does nothing), `slow:NAME` (it is stopped nine tenths of the time, until it ends), `node` (one
-of three nodes that hold two engines is lost) or `pressure` (nine tenths of a small object store are taken by others).
+lives and does nothing), `slow:NAME` (it is stopped nine tenths of the time, until it ends), `full:STEP` (the disk is full
+before that function of the pipeline), `node` (one of three nodes that hold two engines is lost) or `pressure` (nine tenths of
+a small object store are taken by others).
 
 Prints the report as JSON when the run survives it.
 """
@@ -83,6 +84,26 @@ def die_after(name: str) -> None:
     setattr(pipeline, name, last_step)
 
 
+def fill_before(name: str, disk: Path) -> None:
+    """Arrange for the disk to be full from a step of the driver on."""
+    step = getattr(pipeline, name)
+
+    def on_a_full_disk(*arguments: Any, **settings: Any) -> Any:
+        fill(disk)
+        return step(*arguments, **settings)
+
+    setattr(pipeline, name, on_a_full_disk)
+
+
+def fill(disk: Path) -> None:
+    """Leave no room on a small disk."""
+    with suppress(OSError), (disk / "filler").open("ab", buffering=0) as file:
+        for size in (1_000_000, 4_096):
+            with suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+
+
 def count(run_dir: Path, what: bytes) -> int:
     journal = run_dir / "journal.jsonl"
     return journal.read_bytes().count(what) if journal.exists() else 0
@@ -152,6 +173,8 @@ def main(config_path: str, *faults: str) -> None:
         elif kind in ("kill", "freeze"):
             by = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
             threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()
+        elif kind == "full":
+            fill_before(what, run_dir.parent)
         elif kind == "slow":
             threading.Thread(target=slow_down, args=(what, run_dir), daemon=True).start()
     report = run(None, config).report

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,22 +117,40 @@ def test_a_crowded_object_store_loses_nothing(config: Path) -> None:
     assert (report.wasted_tokens, report.failed) == (0, 0)
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_was_settled(config: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", disk], capture_output=True).returncode:
+@pytest.fixture
+def disk(config: Path, tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own for the run folder."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a small disk")
-    try:
-        settings = yaml.safe_load(config.read_text()) | {"run_dir": str(disk / "run")}
-        config.write_text(yaml.safe_dump(settings))
-        ended = start(config)
-        assert ended.returncode == 1
-        assert "StorageError" in ended.stderr
-        assert "No space left on device" in ended.stderr
-        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
-        checked(start(config), config)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"run_dir": str(path / "run")}))
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def ends_for_want_of_room(ended: subprocess.CompletedProcess[str]) -> None:
+    assert ended.returncode == 1
+    assert "StorageError" in ended.stderr
+    assert "No space left on device" in ended.stderr
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_settled(config: Path, disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=220k", disk], check=True)
+    ends_for_want_of_room(start(config))
+    subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+    checked(start(config), config)
+
+
+@pytest.mark.parametrize(
+    "step", ["take_in", "_open_run", "_probe", "write_grants", "_generate", "_write_completions", "write_page"]
+)
+def test_a_disk_may_be_full_at_any_step(config: Path, disk: Path, step: str) -> None:
+    ends_for_want_of_room(start(config, f"full:{step}"))
+    (disk / "filler").unlink()
+    report = checked(start(config), config)
+    if step != "_generate":
+        assert report.wasted_tokens == 0, "nothing was running"
 
 
 def test_a_node_may_be_lost(config: Path) -> None:

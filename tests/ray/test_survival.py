@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from clear_ray.config import RunConfig
 from clear_ray.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
+from clear_ray.run_folder import read_progress
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account
 
@@ -102,6 +104,30 @@ def test_a_run_whose_driver_was_killed_goes_on_and_keeps_its_budget(
     assert report.spent_tokens <= report.budget_tokens
     assert len(kept) >= 3, "answers that were on disk are kept"
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda stop: stop.name
+)
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(
+    replay_settings: dict[str, Any], tmp_path: Path, stop: signal.Signals
+) -> None:
+    settings = replay_settings | {"budget": 60 * 199, "dispatch": {"rows_per_file": 1}}
+    settings["engine"] = settings["engine"] | {"tokens_per_second": 20.0, "max_batch": 8}
+    process = start(write_config(settings, tmp_path))
+    run_dir = Path(settings["run_dir"])
+    wait_for_answers(run_dir, process, at_least=2)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "run the same command again to go on" in err
+    assert "Traceback" not in err
+    assert "SIGTERM received" not in err, "Ray's own account of a signal is a stack of C++"
+    folder = open_folder(str(run_dir))
+    wait_until_unused(folder)
+    facts = read_progress(folder)
+    assert facts["spent_tokens"] + facts["reserved_tokens"] <= settings["budget"]
+    assert not (run_dir / "summary.json").exists()
 
 
 def test_refusals_are_one_line_and_exit_code_2(replay_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""What stands against an engine comes back as it was raised, and SIGTERM is Ctrl-C while a cluster is joined."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import signal
+from typing import Any
+
+import pytest
+
+from clear_ray.cluster import BatchEngineWorker, _terminated_as_interrupted
+from clear_ray.config import ReplayConfig
+from clear_ray.errors import SchemaError
+from clear_ray.estimation.prior import PriorHead
+
+
+def test_cards_raise_what_the_constructor_would(replay_settings: dict[str, Any]) -> None:
+    settings = replay_settings["engine"] | {"rollouts": "/nowhere.parquet"}
+    worker = BatchEngineWorker(ReplayConfig.model_validate(settings), PriorHead(cap_tokens=320))
+    with pytest.raises(SchemaError, match=r"/nowhere\.parquet") as raised:
+        asyncio.run(worker.cards())
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301
+
+
+def test_cards_of_a_good_engine_are_its_own(replay_settings: dict[str, Any]) -> None:
+    head = PriorHead(cap_tokens=320)
+    worker = BatchEngineWorker(ReplayConfig.model_validate(replay_settings["engine"]), head)
+    model, card = asyncio.run(worker.cards())
+    assert model.name.startswith("replay of")
+    assert card == head.card
+
+
+def test_sigterm_is_an_interrupt_and_then_what_it_was_before() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
