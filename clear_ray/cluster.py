@@ -200,6 +200,8 @@ class BatchEngineWorker(EngineWorker):
         try:
             super().__init__(config, head)
         except ClearRayError as error:
+            if ray.get_runtime_context().was_current_actor_reconstructed:
+                raise  # it has worked before: its callers wait for it to come back, and try again
             self._refusal = error
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:

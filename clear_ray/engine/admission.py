@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.streaming import Partial
 from clear_ray.errors import ConfigError, EngineError, SchemaError
+
+_Item = TypeVar("_Item")
 
 
 class Runner(Protocol):
@@ -129,6 +132,34 @@ class Admission:
             # Nobody asks for what a caller that went away would have got.
             runner.abandon(waiting)
 
+    async def stream(self, grant: Grant, every_tokens: int, runner: Runner) -> AsyncIterator[Partial | Generation]:
+        """Have one grant run; yield what there is after every `every_tokens` tokens, then the generation.
+
+        Raises:
+            EngineError: The engine failed, or the generation is longer than its grant.
+        """
+        news: asyncio.Queue[tuple[int, ...] | Answer | EngineError] = asyncio.Queue()
+        tell = _deliver_to(news, asyncio.get_running_loop())
+        answer = self.admit(grant, tell)
+        if answer.finish_reason is not None:
+            yield self.generation(answer)
+            return
+        answer.on_step = _every(every_tokens, tell)
+        runner.submit([answer])
+        try:
+            while True:
+                item = await news.get()
+                while not news.empty():
+                    item = news.get_nowait()  # the newest one says all that the others say
+                if isinstance(item, EngineError):
+                    raise EngineError(*item.args)
+                if isinstance(item, Answer):
+                    yield self.generation(item)
+                    return
+                yield Partial(item, self._rendering.text([*grant.prefix_token_ids, *item]))
+        finally:
+            runner.abandon([answer])
+
     def _is_known(self, token_ids: Sequence[int]) -> bool:
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)
 
@@ -204,12 +235,23 @@ def check_sampling(*, max_batch: int, temperature: float, top_p: float) -> None:
             raise ConfigError("the setting is out of range", setting, str(value), remedy)
 
 
-def _deliver_to(
-    ended: asyncio.Queue[Answer | EngineError], loop: asyncio.AbstractEventLoop
-) -> Callable[[Answer | EngineError], None]:
-    def deliver(item: Answer | EngineError) -> None:
+def _deliver_to(queue: asyncio.Queue[_Item], loop: asyncio.AbstractEventLoop) -> Callable[[_Item], None]:
+    def deliver(item: _Item) -> None:
         # A loop that was closed has nobody left who waits.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(ended.put_nowait, item)
+            loop.call_soon_threadsafe(queue.put_nowait, item)
 
     return deliver
+
+
+def _every(tokens: int, tell: Callable[[tuple[int, ...]], None]) -> Callable[[Answer], None]:
+    """Return a watcher that tells what an answer holds whenever so many more tokens have come."""
+    told = 0
+
+    def watch(answer: Answer) -> None:
+        nonlocal told
+        if len(answer.generated) - told >= tokens:
+            told = len(answer.generated)
+            tell(tuple(answer.generated))
+
+    return watch

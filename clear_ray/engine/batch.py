@@ -27,6 +27,7 @@ class Answer:
         on_end: Called in the batch's thread with the answer when it has ended, or with the failure of the whole engine.
         generated: Tokens generated under the grant so far, end token included.
         is_cancelled: Set from any thread, looked at once a step.
+        on_step: Called in the batch's thread with the answer after each step that leaves it running, if given.
         is_closing: Whether its last tokens are forced; see `Closing`.
         finish_reason: Set when the answer has ended.
         error: Why this answer alone failed.
@@ -37,6 +38,7 @@ class Answer:
     on_end: Callable[[Answer | EngineError], None]
     generated: list[int] = field(default_factory=list)
     is_cancelled: bool = False
+    on_step: Callable[[Answer], None] | None = None
     is_closing: bool = False
     finish_reason: FinishReason | None = None
     error: str = ""
@@ -154,6 +156,7 @@ class BatchThread:
         self._batch, self._model_turns = batch, model_turns
         self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._open = OpenAnswers()
+        self._watched: list[Answer] = []  # of the batch's thread alone
         self.progress = batch.progress
         self._thread = threading.Thread(target=self._run, name="clear_ray-batch", daemon=True)
         self._thread.start()
@@ -190,6 +193,7 @@ class BatchThread:
                 self.progress = self._batch.progress
                 for answer in ended:
                     self._open.hand_back(answer)
+                self._tell_watchers()
         # Whatever ends the thread has to reach those who wait for it: nobody else will tell them.
         except BaseException as error:
             self._open.fail(EngineError("the language model failed", "generate", f"{type(error).__name__}: {error}"))
@@ -210,4 +214,12 @@ class BatchThread:
             if answer is None:
                 return False
             self._batch.add(answer)
+            if answer.on_step is not None:
+                self._watched.append(answer)
             must_wait = False
+
+    def _tell_watchers(self) -> None:
+        self._watched = [answer for answer in self._watched if answer.finish_reason is None]
+        for answer in self._watched:
+            if answer.on_step is not None:
+                answer.on_step(answer)

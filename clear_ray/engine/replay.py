@@ -10,6 +10,7 @@ Shapes: R rollouts, N queries asked, D hidden width.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 
 from clear_ray.engine.base import Features, FinishReason, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.recordings import RecordedFeatures, Rollouts
+from clear_ray.engine.streaming import Partial
 from clear_ray.errors import EngineError
 
 
@@ -136,6 +138,35 @@ class ReplayEngine:
             for play in plays:
                 self._forget(play)
 
+    async def stream(self, grant: Grant, every_tokens: int) -> AsyncIterator[Partial | Generation]:
+        """Play one grant; yield what there is after every `every_tokens` tokens, then the generation.
+
+        Raises:
+            EngineError: The engine is closed.
+        """
+        self._refuse_if_closed()
+        loop, rate = asyncio.get_running_loop(), self._tokens_per_second
+        play = _Play(grant, loop)
+        self._open.setdefault(grant.query_id, set()).add(play)
+        try:
+            async with self._slots_of(loop) if rate else contextlib.nullcontext():
+                started = time.monotonic()
+                whole = self._play(play)
+                tokens, said = len(whole.token_ids), 0
+                for told in [*range(every_tokens, tokens, every_tokens), tokens]:
+                    due = started + told / rate if rate else 0.0
+                    if await _is_set_by(play.cancelled, due):
+                        played = int((time.monotonic() - started) * rate) if rate else said
+                        yield self._play(play, limit_tokens=played)
+                        return
+                    if told < tokens:
+                        part = self._play(play, limit_tokens=told)
+                        yield Partial(part.token_ids, part.text)
+                        said = told
+                yield whole
+        finally:
+            self._forget(play)
+
     def cancel(self, query_ids: Iterable[str]) -> None:
         """End these queries' running generations, those that wait for a slot when they get it; safe from any thread."""
         for query_id in query_ids:
@@ -148,7 +179,7 @@ class ReplayEngine:
 
     async def _in_real_time(self, plays: Sequence[_Play], tokens_per_second: float) -> AsyncIterator[Generation]:
         """Yield the plays in the order in which an engine with `max_batch` slots would end them."""
-        slots = self._slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._max_batch))
+        slots = self._slots_of(asyncio.get_running_loop())
 
         async def run(play: _Play) -> Generation:
             async with slots:
@@ -170,6 +201,9 @@ class ReplayEngine:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _slots_of(self, loop: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
+        return self._slots.setdefault(loop, asyncio.Semaphore(self._max_batch))
 
     def _play(self, play: _Play, *, limit_tokens: int | None = None) -> Generation:
         """Play one grant to its end, or to `limit_tokens` if it was cancelled."""
@@ -207,6 +241,14 @@ class ReplayEngine:
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise EngineError("the engine is closed", remedy="Make a new one.")
+
+
+async def _is_set_by(event: asyncio.Event, due: float) -> bool:
+    """Wait until a time of the steady clock, or until the event is set if that comes first; tell whether it is."""
+    await asyncio.sleep(0)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout=max(0.0, due - time.monotonic()))
+    return event.is_set()
 
 
 def _failed(grant: Grant, error: str) -> Generation:

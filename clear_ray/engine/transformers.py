@@ -26,6 +26,7 @@ from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, loa
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch
+from clear_ray.engine.streaming import Partial
 from clear_ray.errors import ConfigError, EngineError
 
 _PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -156,6 +157,15 @@ class TransformersEngine:
         """
         self._refuse_if_closed()
         return self._admission.run(grants, self._thread)
+
+    def stream(self, grant: Grant, every_tokens: int) -> AsyncIterator[Partial | Generation]:
+        """Run one grant in the continuous batch; yield what there is after every `every_tokens` tokens, then the generation.
+
+        Raises:
+            EngineError: The model failed, or the engine is closed.
+        """
+        self._refuse_if_closed()
+        return self._admission.stream(grant, every_tokens, self._thread)
 
     def cancel(self, query_ids: Iterable[str]) -> None:
         """End these queries' running generations at the next step; safe from any thread."""

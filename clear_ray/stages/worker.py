@@ -7,7 +7,7 @@ returns curve parameters only (method.md section 4.1).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from clear_ray.config import EngineConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.build import build_engine
+from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import EngineError
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.door import Door
@@ -89,6 +90,14 @@ class EngineWorker:
         async with self._turn(is_alone):
             async for generations in self._generate(grants):
                 yield generations
+
+    async def stream(
+        self, grant: Grant, *, every_tokens: int, is_over: Callable[[str], bool]
+    ) -> AsyncIterator[Partial | Generation]:
+        """Run one grant beside whatever else runs; yield what there is meanwhile, as `engine.streaming.stream` does."""
+        async with self._turn(is_alone=False):
+            async for item in stream(self._engine, grant, every_tokens=every_tokens, is_over=is_over):
+                yield item
 
     @asynccontextmanager
     async def _turn(self, is_alone: bool) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from clear_ray.engine import Generation, Grant, TransformersEngine
 from clear_ray.engine.decode_loop import decode
 from clear_ray.engine.paged import PagedBatch
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
+from clear_ray.engine.streaming import Partial, stream
 from clear_ray.engine.transformers import _closing
 from clear_ray.errors import ConfigError, SchemaError
 from tests.unit.engine.conftest import run_grants
@@ -279,6 +280,31 @@ def test_cancelled_answers_are_yielded_with_what_they_spent(engine: Transformers
     }
     assert 4 <= len(answers["gone"].token_ids) < 200
     assert answers["gone"].text
+
+
+def test_a_stream_says_what_has_come_and_ends_where_it_is_told(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    async def run(grant: Grant, wanted: int) -> list[Partial | Generation]:
+        def is_over(text: str) -> bool:
+            return len(text) >= wanted
+
+        return [item async for item in stream(engine, grant, every_tokens=3, is_over=is_over)]
+
+    async def both() -> list[list[Partial | Generation]]:
+        endless = Grant("endless", "Count to a thousand.", 200)
+        return await asyncio.gather(run(grants[0], 10_000), run(endless, 12))
+
+    whole, cut = asyncio.run(both())
+    assert isinstance(whole[-1], Generation)
+    assert whole[-1].token_ids == expected[0]
+    assert len(whole) > 1
+    for item in whole:
+        assert item.token_ids == expected[0][: len(item.token_ids)]
+    assert isinstance(cut[-1], Generation)
+    assert cut[-1].finish_reason == "cancelled"
+    assert 12 <= len(cut[-1].text) < 120
+    assert all(len(item.text) < 12 for item in cut[:-1])
 
 
 def test_a_caller_that_goes_away_frees_its_slots(engine: TransformersEngine, grants: list[Grant]) -> None:
