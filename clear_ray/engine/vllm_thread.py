@@ -193,6 +193,7 @@ class VllmThread:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._llm.shutdown()
+        del self._llm  # it shuts down once more when it is collected, for which the interpreter's exit is too late
 
     def _begin(self, answer: Answer) -> None:
         task = self._loop.create_task(self._run(answer))
