@@ -37,14 +37,17 @@ VARIANTS = {
     "entropy": [1, 3],
     "repetition": [4, 5],
     "answer begun": [6],
-    "all": [0, 1, 2, 3, 4, 5, 6],
+    "all of these": [0, 1, 2, 3, 4, 5, 6],
+    "beginning": [7, 8, 9, 10, 11, 12],
+    "beginning and text": [7, 8, 9, 10, 11, 12, 13, 14, 15, 16],
+    "everything": list(range(17)),
 }
 RIDGE = 1.0
 
 
 def features_JRF(rows: list[dict[str, object]], checkpoints_J: NDArray[np.int64]) -> Array:
     """Return the features of every rollout that is still running at each checkpoint; NaN elsewhere."""
-    found = np.full((len(checkpoints_J), len(rows), 7), np.nan)
+    found = np.full((len(checkpoints_J), len(rows), 17), np.nan)
     for r, row in enumerate(rows):
         ids, logs, entropies = (np.asarray(row[name]) for name in ("token_ids", "tok_logprob", "tok_entropy"))
         text = str(row["text"])
@@ -58,9 +61,20 @@ def features_JRF(rows: list[dict[str, object]], checkpoints_J: NDArray[np.int64]
             found[j, r] = [
                 logs[:t].mean(), entropies[:t].mean(), logs[recent].mean(), entropies[recent].mean(),
                 1 - len(set(early)) / max(len(early), 1), 1 - len(set(late)) / max(len(late), 1),
-                float(any(place < t - 1 for place in marked)),
+                float(any(place < t - 1 for place in marked)), *text_so_far(text[: len(text) * t // len(ids)]),
             ]  # fmt: skip
     return found
+
+
+def text_so_far(text: str) -> list[float]:
+    """Return how an answer began, and what its text is made of."""
+    begun = text.lstrip()
+    started = [float(begun.startswith(words)) for words in ("To ", "Let's", "Step", "Answer", "1.")]
+    size = max(len(text), 1)
+    return [
+        *started, float(begun[:1].isdigit() or begun[:1] in ("-", "(")), float("=" in text), text.count("\n") / 3,
+        sum(letter.isdigit() for letter in text) / size, sum(letter.isalpha() for letter in text) / size,
+    ]  # fmt: skip
 
 
 def log_odds_2NK(curves: Curves) -> Array:
@@ -92,7 +106,7 @@ class Study:
 
     def __init__(self, recording: Recording, curves: Curves, fold_N: NDArray[np.int64]) -> None:
         self.tokens_K = curves.tokens_K
-        self.at_J = np.flatnonzero(self.tokens_K >= 6)[::2]
+        self.at_J = np.flatnonzero(self.tokens_K >= 4)[::2]
         self.at_J = self.at_J[self.at_J + 1 < len(self.tokens_K)]
         self.query_R = recording.rollouts.query_R
         self.length_R, self.right_R = recording.rollouts.tokens_R, recording.rollouts.is_right_R
@@ -159,8 +173,8 @@ class Study:
         found: Array = minimize(loss, np.zeros(2 * size), jac=True, method="L-BFGS-B").x
         return found.reshape(2, size)
 
-    def accuracy(self, prices_JR: Array) -> list[float]:
-        """Return the accuracy at each budget of really generated tokens."""
+    def accuracy_BN(self, prices_JR: Array) -> Array:
+        """Return each query's accuracy at each budget of really generated tokens."""
         known = prices_JR[np.isfinite(prices_JR)]
         levels = np.unique(np.concatenate([[-1.0], np.quantile(known, np.linspace(0, 1, 400))]))
         time_J = np.concatenate([[0], self.tokens_K[self.at_J]])[:, None]
@@ -168,14 +182,15 @@ class Study:
         for level in levels[::-1]:
             stop_R = np.where(prices_JR <= level, time_J, 10**6).min(axis=0)
             spent.append(np.minimum(self.length_R, stop_R).mean())
-            right.append((self.right_R & (self.length_R <= stop_R)).mean())
-        return [float(np.interp(budget, spent, np.maximum.accumulate(right))) for budget in BUDGETS]
+            is_right_R = self.right_R & (self.length_R <= stop_R)
+            right.append(np.bincount(self.query_R, is_right_R) / np.bincount(self.query_R))
+        return np.stack([[np.interp(budget, spent, mine) for mine in np.transpose(right)] for budget in BUDGETS])
 
 
 def main(seeds: int) -> None:
     paths = str(DATA / "rollouts.parquet"), str(DATA / "features.parquet")
     recording = read_recording(*paths)
-    drawn: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
+    drawn: dict[str, list[Array]] = {name: [] for name in VARIANTS}
     for seed in range(seeds):
         training = training_by_folds(
             recording, rollouts_path=paths[0], features_path=paths[1], folds_path=str(DATA / "split.json")
@@ -188,11 +203,16 @@ def main(seeds: int) -> None:
         curves = estimate(recording, training, kinds=["competing_risks"], seed=seed)["competing_risks"]
         study = Study(recording, curves, np.array([folds[name] for name in recording.rollouts.query_ids]))
         for name, columns in VARIANTS.items():
-            drawn[name].append(study.accuracy(study.prices_JR(columns)))
-    rows = [{"variant": name, "accuracy": np.mean(found, axis=0).tolist()} for name, found in drawn.items()]
+            drawn[name].append(study.accuracy_BN(study.prices_JR(columns)))
+    rows = []
+    for name, found in drawn.items():
+        more_N = np.mean([one - static for one, static in zip(found, drawn["static"], strict=True)], axis=(0, 1))
+        facts = {"difference": float(more_N.sum()), "error": float(more_N.std(ddof=1) * np.sqrt(len(more_N)))}
+        rows.append({"variant": name, "accuracy": np.mean(found, axis=(0, 2)).tolist(), **facts})
     print(json.dumps({"figure": "inflight", "budgets": BUDGETS, "seeds": seeds, "rows": rows}))
     for row in rows:
-        print(f"{row['variant']:<18}" + "".join(f"{value:8.4f}" for value in row["accuracy"]))
+        accuracy = "".join(f"{value:8.4f}" for value in row["accuracy"])
+        print(f"{row['variant']:<20}{accuracy}   {row['difference']:+.2f} answers, standard error {row['error']:.2f}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from clear_ray.estimation.hazards import Hazards, Incidence, fit_hazards, log_li
 from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts, count, take_features
+from clear_ray.estimation.prior import uninformed
 from clear_ray.estimation.projection import Projection, fit_projection
 
 RIDGES = (1.0, 0.4, 0.2, 0.1, 0.05)
@@ -27,7 +28,7 @@ _INNER_FOLDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Features to incidences: projection, landmarks, hazards, and a share of the pooled curve.
+    """Features to incidences: projection, landmarks, hazards, a share of the pooled curve, and doubt about strangers.
 
     Attributes:
         projection: From features to short vectors.
@@ -43,8 +44,9 @@ class Predictor:
 
     def incidence(self, features: Features, prompts: Sequence[Prompt], *, tokens_K: NDArray[np.int64]) -> Incidence:
         """Return the incidences of the queries, in order."""
-        x_NP = self.landmarks(self.projection(features, prompts))
-        return mix(self.hazards, x_NP, tokens_K=tokens_K, share=self.share)
+        z_NF = self.projection(features, prompts)
+        fitted = mix(self.hazards, self.landmarks(z_NF), tokens_K=tokens_K, share=self.share)
+        return doubt(fitted, self.landmarks.familiarity(z_NF), tokens_K=tokens_K)
 
 
 class CompetingRisksHead:
@@ -130,6 +132,21 @@ def mix(hazards: Hazards, x_NP: NDArray[np.float64], *, tokens_K: NDArray[np.int
         right_NK=share * own.right_NK + (1 - share) * pooled.right_NK,
         wrong_NK=share * own.wrong_NK + (1 - share) * pooled.wrong_NK,
         survival_NK=share * own.survival_NK + (1 - share) * pooled.survival_NK,
+    )
+
+
+def doubt(fitted: Incidence, familiarity_N: NDArray[np.float64], *, tokens_K: NDArray[np.int64]) -> Incidence:
+    """Return the fitted incidences of queries like those of the training, and the uninformed law of those unlike all.
+
+    A fit says little of a kind of query that it has never seen, and the pooled curve is no better: where other queries
+    were hard it gives a new kind up without a try. Under the uninformed law all queries ask for about equal ceilings.
+    """
+    right_K, survival_K = uninformed(tokens_K)
+    own = familiarity_N[:, None]
+    return Incidence(
+        right_NK=own * fitted.right_NK + (1 - own) * right_K,
+        wrong_NK=own * fitted.wrong_NK + (1 - own) * (1 - right_K - survival_K),
+        survival_NK=own * fitted.survival_NK + (1 - own) * survival_K,
     )
 
 

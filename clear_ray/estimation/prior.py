@@ -20,17 +20,25 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.head import ANY_MODEL, Arrays, HeadCard, check_fingerprint
 
+Curve = NDArray[np.float64]
 _TYPICAL_PROMPT_TOKENS = 100.0
 _SCALE_TOKENS = 150.0
 _LENGTH_POWER = 0.1
 _SOLVABILITY = 0.5
 _ENTROPY_EFFECT = 0.1
 _TYPICAL_ENTROPY_NATS = 0.5
+
+
+def uninformed(tokens_K: NDArray[np.int64], *, solvability: float = _SOLVABILITY) -> tuple[Curve, Curve]:
+    """Return success and survival of a query of which nothing at all is known, each of shape (K,)."""
+    survival_K: Curve = np.exp(-np.sqrt(tokens_K / _SCALE_TOKENS))
+    return solvability * (1 - survival_K), survival_K
 
 
 class PriorHead:

@@ -9,9 +9,13 @@ import pytest
 
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
+from clear_ray.estimation.competing_risks import doubt
 from clear_ray.estimation.cross_fitted import CrossFittedHead
+from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.fit import fit_head
+from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.head import Head, load_head, save_head
+from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import features_from_table, rollouts_from_table, take_features
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.stages.features import state_column
@@ -79,7 +83,7 @@ def test_a_head_can_be_fitted_where_the_engine_shows_no_states(fitted: Head, tab
 
 
 def test_the_head_finds_what_the_hidden_states_say(fitted: Head) -> None:
-    fresh = drawn_tables(200, rollouts=16, seed=9)
+    fresh = drawn_tables(60, rollouts=16, seed=9)  # more would hold larger numbers than any trained on: strangers
     curves = fitted.curves(*inputs(fresh))
     hidden = np.stack([np.asarray(row) for row in fresh[1]["hidden_last"].to_pylist()])
     assert np.corrcoef(curves.solvability_N, hidden[:, 0])[0, 1] > 0.7
@@ -168,3 +172,27 @@ def test_the_prior_stays_near_uniform() -> None:
     slope_NK = np.diff(curves.success_NK, axis=1) / np.diff(curves.spend_NK, axis=1)
     assert (np.diff(slope_NK, axis=1) < 1e-6).all(), "success must be concave in spend"
     assert np.array_equal(curves.success_NK[1], curves.success_NK[2])
+
+
+def test_queries_unlike_all_that_was_trained_on_get_the_uninformed_law() -> None:
+    rng = np.random.default_rng(3)
+    known_NF = rng.normal(size=(60, 4)) * 0.1
+    landmarks = fit_landmarks(known_NF, seed=0)
+    strangers_NF = known_NF[:5] + 50.0
+    assert (landmarks.familiarity(known_NF) == 1.0).all()
+    assert (landmarks.familiarity(strangers_NF) == 0.0).all()
+    assert np.allclose(landmarks(strangers_NF), 0.0), "far from all, a fit has nothing to say"
+
+    tokens_K = token_grid(200)
+    hopeless = Incidence(*(np.tile(curve, (5, 1)) for curve in (0 * tokens_K, 1 - 0.9**tokens_K, 0.9**tokens_K)))
+    doubted = doubt(hopeless, landmarks.familiarity(strangers_NF), tokens_K=tokens_K)
+    assert np.allclose(doubted.right_NK + doubted.wrong_NK + doubted.survival_NK, 1.0)
+    assert (np.diff(doubted.right_NK[0]) / np.diff(tokens_K))[0] > 0.005, "a kind never seen is not given up"
+    assert np.allclose(doubt(hopeless, np.ones(5), tokens_K=tokens_K).right_NK, hopeless.right_NK)
+
+
+def test_landmarks_of_earlier_heads_take_every_query_for_known() -> None:
+    fitted = fit_landmarks(np.random.default_rng(0).normal(size=(20, 3)), seed=0)
+    earlier = Landmarks.restore({name: array for name, array in fitted.arrays().items() if name != "reach"})
+    assert (earlier.familiarity(np.full((2, 3), 1e3)) == 1.0).all()
+    np.testing.assert_array_equal(earlier(np.zeros((1, 3))), fitted(np.zeros((1, 3))))
