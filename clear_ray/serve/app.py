@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
-from clear_ray.serve.settings import ServeConfig
+from clear_ray.serve.routing import TokenRouter
+from clear_ray.serve.scaling import TokenPolicy
+from clear_ray.serve.settings import ScalingSettings, ServeConfig
 
 _WAITING = 100_000  # calls to the price that may wait for their turn at once
+_REPORT_SECONDS = 1.0
+_LOOK_BACK_SECONDS = 3.0
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
@@ -31,11 +36,13 @@ def build_app(args: dict[str, Any]) -> serve.Application:
 def application(settings: ServeConfig) -> serve.Application:
     """Build the application of settings that are already checked."""
     engine, price = settings.engine, settings.price.model_dump(mode="json")
+    router: Any = TokenRouter
     shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
     engine_options: dict[str, Any] = {
         # num_cpus=0: see cluster.py; the engine takes what it was configured to.
         "ray_actor_options": {"num_cpus": 0, "num_gpus": engine.num_gpus},
-        "num_replicas": engine.workers,
+        **_number_of_replicas(engine.workers, settings.scaling),
+        "request_router_config": RequestRouterConfig(request_router_class=router),
         # Twice the batch, so that the next query is there when one ends.
         "max_ongoing_requests": 2 * engine.max_batch,
         "max_queued_requests": settings.max_queued,
@@ -52,11 +59,31 @@ def application(settings: ServeConfig) -> serve.Application:
     )
     ingress: Any = Ingress
     app: serve.Application = ingress.options(
-        name="ingress", max_ongoing_requests=_WAITING, ray_actor_options={"num_cpus": 0}, **shared
+        name="ingress",
+        max_ongoing_requests=_WAITING,
+        ray_actor_options={"num_cpus": 0},
+        user_config={"limits": settings.limits.model_dump(mode="json")},
+        **shared,
     ).bind(
-        # Without the price: what is in no constructor can change without a new replica.
-        settings.model_dump(mode="json", exclude={"price"}),
+        # Without price and limits: what is in no constructor can change without a new replica.
+        settings.model_dump(mode="json", exclude={"price", "limits"}),
         engine_deployment.bind(engine, settings.estimate, settings.max_tokens),
         price_deployment.bind(),
     )
     return app
+
+
+def _number_of_replicas(workers: int, scaling: ScalingSettings | None) -> dict[str, Any]:
+    if scaling is None:
+        return {"num_replicas": workers}
+    policy: Any = {"policy_function": TokenPolicy, "policy_kwargs": {"target_seconds": scaling.target_seconds}}
+    config = AutoscalingConfig(
+        min_replicas=workers,
+        max_replicas=scaling.max_workers,
+        upscale_delay_s=scaling.up_seconds,
+        downscale_delay_s=scaling.down_seconds,
+        metrics_interval_s=_REPORT_SECONDS,
+        look_back_period_s=_LOOK_BACK_SECONDS,
+        policy=policy,
+    )
+    return {"autoscaling_config": config}

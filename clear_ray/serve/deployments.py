@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from clear_ray.config import EngineConfig, EstimateConfig
-from clear_ray.engine.base import FinishReason, Grant, Prompt
+from clear_ray.engine.base import FinishReason, Generation, Grant, Prompt
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.serve.cutting import cut_at_stop, showable
-from clear_ray.serve.price import Account, Ask, Curve, Hold
+from clear_ray.serve.law import Account, Ask, Curve, Hold
+from clear_ray.serve.scaling import Outstanding
 from clear_ray.serve.seller import Sale, Seller, settings_of
 from clear_ray.stages.worker import EngineWorker
 
@@ -44,13 +45,13 @@ class Piece:
 
     Attributes:
         text: What is new.
-        tokens: Generated for it, those of text that is held back or cut away included.
+        token_ids: Generated for it, those of text that is held back or cut away included.
         finish_reason: None while the answer goes on.
         error: Empty, or why this query could not be generated.
     """
 
     text: str
-    tokens: int
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str = ""
 
@@ -91,6 +92,7 @@ class EngineReplica:
     def __init__(self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int) -> None:
         self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens))
         self._health = Health(config.stall_seconds)
+        self._outstanding = Outstanding()
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; a replica that fails it is replaced.
@@ -113,42 +115,52 @@ class EngineReplica:
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
 
-    async def write(self, grant: Grant, stops: Sequence[str], slice_tokens: int) -> AsyncIterator[Piece]:
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what `scaling.TokenPolicy` reads; called by Serve every second or so."""
+        return self._outstanding.report()
+
+    async def write(
+        self, grant: Grant, stops: Sequence[str], every_tokens: int, shown_characters: int = 0
+    ) -> AsyncIterator[Piece]:
         """Answer a query, in pieces; all of them together never hold more tokens than the grant.
 
-        The engine hands an answer out when a grant ends, so a long grant is spent in slices, each going on where the last one
-        ended: that is what streams, and where stop strings are looked for. Tokens after a stop string in the same slice
-        are charged, for they were generated.
+        Tokens that the engine generated after a stop string, before it was told, are charged.
 
         Args:
             grant: Permission to generate.
             stops: Strings that end the answer.
-            slice_tokens: Length of a slice; the whole grant if 0.
+            every_tokens: Tokens of a piece; more where the caller does not keep up.
+            shown_characters: How much of the text of the grant's prefix the client has had already.
         """
-        shown, left, prefix = "", grant.max_tokens, grant.prefix_token_ids
-        while True:
-            size = min(left, slice_tokens or left)
-            (generation,) = [
-                generation
-                async for generations in self._worker.generate(
-                    [replace(grant, max_tokens=size, prefix_token_ids=prefix)]
-                )
-                for generation in generations
-            ]
-            spent = len(generation.token_ids)
-            left, prefix = left - spent, prefix + generation.token_ids
-            if generation.error:
-                yield Piece("", spent, "cancelled", error="the engine could not generate this query")
+        left = grant.max_tokens
+        self._outstanding.open(left)
+        try:
+            async for piece in self._pieces(grant, stops, every_tokens, shown_characters):
+                left -= len(piece.token_ids)
+                self._outstanding.bring(len(piece.token_ids), time.monotonic())
+                yield piece
+        finally:
+            self._outstanding.close(left)
+
+    async def _pieces(self, grant: Grant, stops: Sequence[str], every_tokens: int, shown: int) -> AsyncIterator[Piece]:
+        def is_over(text: str) -> bool:
+            return cut_at_stop(text, stops) is not None
+
+        told = 0
+        async for item in self._worker.stream(grant, every_tokens=every_tokens, is_over=is_over):
+            new, told = item.token_ids[told:], len(item.token_ids)
+            if not isinstance(item, Generation):
+                text = showable(item.text, stops)
+                # A text that is shorter than what was shown can only come from a tokenizer that changed its mind.
+                yield Piece(text[shown:], new)
+                shown = max(shown, len(text))
+                continue
+            stopped = cut_at_stop(item.text, stops)
+            if item.error or (stopped is None and item.finish_reason == "cancelled"):
+                yield Piece("", new, "cancelled", error="the engine could not generate this query")
                 return
-            stopped = cut_at_stop(generation.text, stops)
-            is_over = stopped is not None or generation.finish_reason != "length" or spent < size or not left
-            text = stopped if stopped is not None else generation.text if is_over else showable(generation.text, stops)
-            reason = "stop" if stopped is not None else generation.finish_reason
-            # A text that is shorter than what was shown already can only come from a tokenizer that changed its mind.
-            yield Piece(text[len(shown) :], spent, reason if is_over else None)
-            if is_over:
-                return
-            shown = max(shown, text, key=len)
+            text = item.text if stopped is None else stopped
+            yield Piece(text[shown:], new, item.finish_reason if stopped is None else "stop")
 
 
 class PriceReplica:

@@ -42,6 +42,10 @@ class Guard:
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         return found[0]
 
+    def change(self, *, concurrent_per_key: int) -> None:
+        """Allow another number of queries under way; those that are stay."""
+        self._most = concurrent_per_key
+
     @contextmanager
     def under_way(self, who: str) -> Iterator[None]:
         """Count a query of `who` while it runs.

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clear_ray.serve.price import Account, Ask, Hold, OnlinePrice
+from clear_ray.serve.law import Account, Ask, Hold
+from clear_ray.serve.price import OnlinePrice
 from clear_ray.serve.settings import PriceSettings
 
 Outcome = Literal["granted", "direct", "refused"]
@@ -44,8 +45,11 @@ class Sale:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
+    """A query in the queue; `tokens` is what each of its choices demanded at the last clearing."""
+
     ask: Ask
     sold: asyncio.Future[tuple[int, Hold]]
+    tokens: int
 
 
 class Seller:
@@ -60,6 +64,7 @@ class Seller:
         self._settings, self._clock = settings, clock
         self._price = OnlinePrice(settings.law(), now_seconds=clock())
         self._waiting: dict[_Waiting, None] = {}
+        self._offered_at = 0  # the clearing from which the tokens of those who wait are
         self._ticker: asyncio.Task[None] | None = None
 
     @property
@@ -76,13 +81,14 @@ class Seller:
         """Go on under other settings; the queue, the holds and the price are kept."""
         self._price.change(settings.law(), now_seconds=self._clock())
         self._settings = settings
+        self._offered_at = -1  # the carry-over bounds what is offered
         self.serve_queue()
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""
         now = self._clock()
         tokens = self._price.ask(ask, now_seconds=now)
-        if tokens and not self._is_anyone_next() and (hold := self._take(tokens * ask.choices)):
+        if tokens and not self._next_demand() and (hold := self._take(tokens * ask.choices)):
             return Sale("granted", tokens, self._price.price, hold)
         policy = self._settings.without_surplus
         if not tokens and policy == "answer":
@@ -93,16 +99,16 @@ class Seller:
             return self._refusal("no_tokens" if tokens else "no_surplus", tokens * ask.choices)
         if len(self._waiting) >= self._settings.max_waiting:
             return self._refusal("queue_full", tokens * ask.choices)
-        return await self._wait(ask, now)
+        return await self._wait(ask, tokens, now)
 
     def settle(self, hold: Hold, spent_tokens: int) -> None:
         """Charge what was generated and sell what comes back."""
         self._price.settle(hold, spent_tokens, now_seconds=self._clock())
         self.serve_queue()
 
-    async def _wait(self, ask: Ask, since: float) -> Sale:
-        waiting = _Waiting(ask, asyncio.get_running_loop().create_future())
-        self._waiting[waiting] = None
+    async def _wait(self, ask: Ask, tokens: int, since: float) -> Sale:
+        waiting = _Waiting(ask, asyncio.get_running_loop().create_future(), tokens)
+        self._waiting[waiting] = self._price.waiting[ask] = None
         if self._ticker is None or self._ticker.done():
             self._ticker = asyncio.create_task(self._tick())
         try:
@@ -115,7 +121,7 @@ class Seller:
                 self.settle(waiting.sold.result()[1], 0)
             raise
         finally:
-            self._waiting.pop(waiting, None)
+            self._leave(waiting)
         return Sale("granted", tokens, self._price.price, hold, waited_seconds=self._clock() - since)
 
     async def _tick(self) -> None:
@@ -130,25 +136,33 @@ class Seller:
     def serve_queue(self) -> None:
         """Sell to those who wait what the price and the account now allow."""
         self._price.advance(self._clock())
+        self._offer_again()
         for waiting in list(self._waiting):
-            tokens = self._price.offer(waiting.ask)
-            if not tokens or waiting.sold.done():
+            if not waiting.tokens or waiting.sold.done():
                 continue
-            hold = self._take(tokens * waiting.ask.choices)
+            hold = self._take(waiting.tokens * waiting.ask.choices)
             if hold is None:
-                return
-            waiting.sold.set_result((tokens, hold))
-            del self._waiting[waiting]
+                break
+            waiting.sold.set_result((waiting.tokens, hold))
+            self._leave(waiting)
 
-    def _is_anyone_next(self) -> bool:
-        return any(self._price.offer(waiting.ask) for waiting in self._waiting)
+    def _offer_again(self) -> None:
+        """Ask for those who wait what they demand now, if the price was cleared since; all in one go."""
+        if self._offered_at == self._price.clearings:
+            return
+        self._offered_at = self._price.clearings
+        offers = self._price.offers([waiting.ask for waiting in self._waiting])
+        for waiting, tokens in zip(self._waiting, offers, strict=True):
+            waiting.tokens = tokens
+
+    def _leave(self, waiting: _Waiting) -> None:
+        self._waiting.pop(waiting, None)
+        self._price.waiting.pop(waiting.ask, None)
 
     def _next_demand(self) -> int:
         """Return the tokens that the first query with surplus waits for; 0 if there is none."""
-        for waiting in self._waiting:
-            if tokens := self._price.offer(waiting.ask):
-                return tokens * waiting.ask.choices
-        return 0
+        self._offer_again()
+        return next((waiting.tokens * waiting.ask.choices for waiting in self._waiting if waiting.tokens), 0)
 
     def _take(self, tokens: int) -> Hold | None:
         return self._price.take(tokens, now_seconds=self._clock())

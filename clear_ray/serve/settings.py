@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from clear_ray.config import EngineConfig, EstimateConfig, Settings, TransformersConfig
 from clear_ray.errors import ConfigError
-from clear_ray.serve.price import PriceLaw
+from clear_ray.serve.law import PriceLaw
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -23,7 +23,7 @@ class PriceSettings(Settings):
     carry_over_tokens: int = Field(default=2_000, ge=1)
     """Unsold tokens that are kept, at most; also the most that one query can be granted."""
     window_seconds: float = Field(default=20.0, gt=0)
-    """How far back demand is remembered."""
+    """How far back demand is remembered; half of it is the time constant of the stock of tokens."""
     clearing_seconds: float = Field(default=2.0, gt=0)
     """Time between two clearings of the price."""
     step_octaves: float = Field(default=2.0, gt=0)
@@ -74,6 +74,19 @@ class LimitSettings(Settings):
     """Queries of one API key under way at the same time in one ingress replica."""
 
 
+class ScalingSettings(Settings):
+    """How many engine replicas there are, by the tokens outstanding on them."""
+
+    max_workers: int = Field(ge=1)
+    """Most engine replicas; `engine.workers` is the fewest."""
+    target_seconds: float = Field(default=30.0, gt=0)
+    """Seconds in which what is outstanding is to be generated; better more than one longest answer takes by itself."""
+    up_seconds: float = Field(default=10.0, ge=0)
+    """How long more replicas must be called for before they are started."""
+    down_seconds: float = Field(default=300.0, ge=0)
+    """How long fewer replicas must be enough before some are stopped."""
+
+
 class ServeConfig(Settings):
     """One server: which model, what it may generate, and who may ask."""
 
@@ -84,13 +97,15 @@ class ServeConfig(Settings):
     price: PriceSettings = PriceSettings()
     """What is sold each second."""
     limits: LimitSettings = LimitSettings()
-    """What one query may ask for."""
+    """What one query may ask for. Changes while the server runs, through `user_config`."""
+    scaling: ScalingSettings | None = None
+    """Engine replicas by outstanding tokens; if not given there are always `engine.workers`."""
     model_name: str = Field(default="clear_ray", min_length=1)
     """Name of the model in the API."""
     max_tokens: int = Field(default=512, ge=1)
     """Ceiling of one answer, for queries that ask for more or do not say."""
     stream_tokens: int = Field(default=16, ge=1)
-    """Tokens in one event of a stream, and between two looks for a stop string."""
+    """Tokens between two pieces of an answer: events of a stream, looks for a stop string, and what a death can hide."""
     host: str = "127.0.0.1"
     """Address to listen on, for `clear-ray serve`; other than loopback only with API keys."""
     port: int = Field(default=8000, ge=1, le=65_535)
@@ -109,6 +124,12 @@ class ServeConfig(Settings):
                 raise ValueError("an entry of api_key_sha256 is not 64 lowercase hexadecimal digits")
         if self.host not in LOOPBACK and not self.api_key_sha256:
             raise ValueError("without API keys a server may listen on loopback alone")
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_goes_up(self) -> ServeConfig:
+        if self.scaling is not None and self.scaling.max_workers < self.engine.workers:
+            raise ValueError("scaling.max_workers is below engine.workers")
         return self
 
     @classmethod

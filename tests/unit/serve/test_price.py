@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from clear_ray.allocation import Tabulated, allocate
 from clear_ray.errors import BudgetError, ConfigError
-from clear_ray.serve.price import Ask, Curve, Hold, OnlinePrice, PriceLaw
+from clear_ray.serve.law import Ask, Curve, Hold, PriceLaw
+from clear_ray.serve.price import OnlinePrice
 
 GRID_K = np.unique(np.rint(np.geomspace(4, 400, 12)).astype(np.int64))
 LAW = PriceLaw(budget_tokens_per_second=400, carry_over_tokens=2_000)
@@ -213,6 +214,34 @@ def test_a_start_has_nothing_to_sell_and_waits_as_long_as_it_says() -> None:
     assert price.take(100, now_seconds=101.9) is None
     assert price.take(100, now_seconds=102.0) is not None
     assert price.next_clearing_seconds() == 104.0
+
+
+def test_a_start_sells_while_its_stock_is_still_small() -> None:
+    """Half the income at least is for sale, however empty the account: nobody waits until it is full."""
+    law = PriceLaw(budget_tokens_per_second=400, carry_over_tokens=8_000)
+    trace = simulate([(20.0, 8.0)], law=law)
+    assert trace.sold_per_second(0, 20) > 0.5 * law.budget_tokens_per_second
+    assert trace.sold_per_second(2, 6) > 0
+
+
+def test_those_who_wait_are_promised_no_more_than_a_clearing_sells() -> None:
+    price = OnlinePrice(LAW, now_seconds=0.0)
+    queue = [Ask(certain(100, 0.5), 400, number) for number in range(100)]
+    price.waiting.update(dict.fromkeys(queue))
+    for clearing in range(1, 30):  # nobody else comes, so the demand of arrivals would let the price fall to 0
+        price.advance(2.0 * clearing)
+        promised = sum(price.offers(queue))
+        if clearing > 10:  # the price has risen by then, two octaves at a time
+            assert 0 < promised <= 2 * (LAW.budget_tokens_per_second + LAW.carry_over_tokens / LAW.window_seconds) + 150
+
+
+def test_one_query_that_waits_is_served_though_it_wants_more_than_a_clearing_sells() -> None:
+    price = OnlinePrice(PriceLaw(10, 400, clearing_seconds=2.0), now_seconds=0.0)
+    ask = Ask(certain(400, 0.0), 400)
+    price.waiting[ask] = None
+    price.advance(100.0)
+    assert price.price == 0.0
+    assert price.offers([ask]) == [400]
 
 
 def test_time_does_not_run_backwards() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import hmac
 import json
 from typing import Any
 
@@ -115,6 +117,21 @@ def test_a_key_is_needed_and_found_by_its_digest() -> None:
         assert caught.value.status == 401
 
 
+def test_every_key_takes_as_many_comparisons_of_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard([hashlib.sha256(name).hexdigest() for name in (b"first", b"second", b"third")], concurrent_per_key=1)
+    compared: list[tuple[str, str]] = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    counts = []
+    for key in ("first", "second", "third", "none of them", ""):
+        compared.clear()
+        with contextlib.suppress(ApiError):
+            guard.admit(f"Bearer {key}", "10.0.0.9")
+        counts.append(len(compared))
+        assert all(len(a) == len(b) == 64 for a, b in compared)  # digests, never the keys themselves
+    assert counts == [3] * 5
+
+
 def test_without_keys_only_this_machine_is_served() -> None:
     guard = Guard([], concurrent_per_key=2)
     assert guard.admit(None, "127.0.0.1") == ""
@@ -131,6 +148,10 @@ def test_one_key_has_so_many_queries_under_way_and_no_more() -> None:
         assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
     with guard.under_way("a"):
         pass
+    with guard.under_way("a"):
+        guard.change(concurrent_per_key=1)  # what is under way still counts
+        with pytest.raises(ApiError), guard.under_way("a"):
+            pass
 
 
 def test_the_shipped_configuration_loads() -> None:

@@ -6,9 +6,10 @@ import asyncio
 
 import numpy as np
 
-from clear_ray.serve.price import Ask, Curve
+from clear_ray.serve.law import Ask, Curve
 from clear_ray.serve.seller import Sale, Seller
 from clear_ray.serve.settings import PriceSettings
+from tests.unit.serve.test_price import curve
 
 GRID_K = np.array([10, 20, 40], np.int64)
 SURE = Curve(GRID_K, np.array([0.0, 0.9, 0.9], np.float32), np.array([1.0, 0.0, 0.0], np.float32))
@@ -75,6 +76,47 @@ async def test_the_deadline_ends_the_wait() -> None:
 async def test_a_full_queue_refuses() -> None:
     desk = seller(Clock(), max_waiting=0)
     assert (await desk.buy(Ask(SURE, 40))).reason == "queue_full"
+
+
+async def test_the_queue_has_as_many_places_as_it_says() -> None:
+    desk = seller(Clock(), max_waiting=2)
+    waiting = [asyncio.create_task(desk.buy(Ask(SURE, 40))) for _ in range(2)]
+    await started(*waiting)
+    assert desk.waiting == 2
+    refused = await desk.buy(Ask(SURE, 40))
+    assert (refused.reason, refused.hold) == ("queue_full", None)
+    assert refused.retry_after_seconds >= 1
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    third = asyncio.create_task(desk.buy(Ask(SURE, 40)))
+    await started(third)
+    assert desk.waiting == 2
+    for buyer in (waiting[1], third):
+        buyer.cancel()
+
+
+async def test_who_can_pay_the_price_hardly_waits_for_tokens() -> None:
+    """Eight queries a second want three times the budget and never give up: most wait for a price, few for tokens."""
+    budget, carry_over = 400, 8_000
+    clock, rng = Clock(), np.random.default_rng(0)
+    law = {"budget_tokens_per_second": budget, "carry_over_tokens": carry_over, "deadline_seconds": 10_000}
+    desk = Seller(PriceSettings.model_validate(law | {"max_waiting": 10_000}), clock=clock)
+    begun, buyers, stock = clock.now, list[asyncio.Task[Sale]](), list[int]()
+    while clock.now < begun + 100:
+        clock.now += rng.exponential(1 / 8)
+        desk.serve_queue()
+        buyers.append(asyncio.create_task(desk.buy(Ask(curve(rng), 400, int(rng.integers(1 << 62))))))
+        await started()
+        stock.append(desk.account().available_tokens)
+    sales = [buyer.result() for buyer in buyers if buyer.done()]
+    for buyer in buyers:
+        buyer.cancel()
+    await asyncio.gather(*buyers, return_exceptions=True)
+    waited = np.array([sale.waited_seconds for sale in sales[len(sales) // 3 :]])
+    assert np.median(waited) == 0.0
+    assert np.quantile(waited, 0.9) < 2.0  # one clearing
+    assert np.mean(stock[len(stock) // 3 :]) > carry_over / 8  # what is promised at once never empties the account
+    assert sum(sale.tokens for sale in sales) > 0.8 * budget * 100
 
 
 async def test_who_leaves_the_queue_is_sold_nothing() -> None:

@@ -1,0 +1,124 @@
+"""One query on its way to an answer: what was bought, what has come, and how that looks in OpenAI's form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from clear_ray.engine.base import Grant, Prompt
+from clear_ray.serve.deployments import Piece, Reading
+from clear_ray.serve.protocol import ChatRequest
+from clear_ray.serve.seller import Sale
+
+
+@dataclass(slots=True)
+class Choice:
+    """What has come of one of the answers that a query asked for."""
+
+    token_ids: tuple[int, ...] = ()
+    characters: int = 0
+
+    def take(self, piece: Piece) -> None:
+        """Add a piece."""
+        self.token_ids += piece.token_ids
+        self.characters += len(piece.text)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One query under way.
+
+    Attributes:
+        request: As it came in.
+        query_id: Its name for the engine.
+        reading: What the probe found.
+        sale: What was bought.
+        seed: Of its sampling.
+        choices: What has come of each choice.
+    """
+
+    request: ChatRequest
+    query_id: str
+    reading: Reading
+    sale: Sale
+    seed: int
+    choices: list[Choice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choices = [Choice() for _ in range(self.request.n)]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The conversation, for the engine."""
+        return prompt_of(self.request)
+
+    @property
+    def granted_tokens(self) -> int:
+        """Ceilings of all choices together."""
+        return self.sale.tokens * self.request.n
+
+    @property
+    def spent_tokens(self) -> int:
+        """Tokens generated so far, of all choices."""
+        return sum(len(choice.token_ids) for choice in self.choices)
+
+    def grant(self, number: int) -> Grant:
+        """Return permission to generate what a choice may still have, going on after what has come of it."""
+        token_ids = self.choices[number].token_ids
+        return Grant(
+            # Choices run side by side, and an engine knows a running answer by its name.
+            query_id=f"{self.query_id}.{number}",
+            prompt=self.prompt,
+            max_tokens=self.sale.tokens - len(token_ids),
+            seed=self.seed,
+            prefix_token_ids=token_ids,
+            sample=number,
+        )
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage block, with ours inside."""
+        return {
+            "prompt_tokens": self.reading.prompt_tokens,
+            "completion_tokens": self.spent_tokens,
+            "total_tokens": self.reading.prompt_tokens + self.spent_tokens,
+            "clear_ray": {
+                "budget_tokens": self.granted_tokens,
+                "spent_tokens": self.spent_tokens,
+                "shadow_price": self.sale.price,
+                "outcome": self.sale.outcome,
+                "waited_seconds": round(self.sale.waited_seconds, 3),
+            },
+        }
+
+    def headers(self, *, is_over: bool) -> dict[str, str]:
+        """What the usage block says, as headers; the tokens spent only when that is known."""
+        said = {
+            "x-clear-ray-budget-tokens": str(self.granted_tokens),
+            "x-clear-ray-shadow-price": f"{self.sale.price:.6g}",
+            "x-clear-ray-outcome": self.sale.outcome,
+        }
+        return said | ({"x-clear-ray-spent-tokens": str(self.spent_tokens)} if is_over else {})
+
+    def frame(self, model_name: str, kind: str) -> dict[str, Any]:
+        """Return what every body and event of this answer begins with."""
+        identity = hashlib.sha256(f"{self.query_id}{self.sale.hold}".encode()).hexdigest()[:24]
+        return {"id": f"chatcmpl-{identity}", "object": kind, "created": int(time.time()), "model": model_name}
+
+
+def prompt_of(request: ChatRequest) -> Prompt:
+    """Return the conversation as engines read it."""
+    return tuple((message.role, message.content) for message in request.messages)
+
+
+def delta(choice: int, content: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    """Return one choice of an event."""
+    return {"index": choice, "delta": content, "logprobs": None, "finish_reason": finish_reason}
+
+
+def event(body: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"data: {json.dumps(body)}\n\n"

@@ -1,0 +1,130 @@
+"""What the online price is made of: its settings, what queries ask, and what they hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class PriceLaw:
+    """Settings of the update law; see the module's docstring.
+
+    Attributes:
+        budget_tokens_per_second: r, whole tokens that become available each second.
+        carry_over_tokens: C, the most that is kept; also the largest hold.
+        window_seconds: W, how far back demand is remembered; the stock's time constant is half of it.
+        clearing_seconds: h, time between two clearings.
+        step_octaves: s, the most doublings or halvings of the price in one clearing.
+        lowest_price: A price below this is 0, expected answers per token.
+        highest_price: The price never rises above this.
+        most_remembered: Queries whose demand is kept; bounds memory and the time of a clearing.
+        most_open: Holds open at the same time.
+        lease_seconds: A hold that was not settled for so long is charged in full.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    budget_tokens_per_second: int
+    carry_over_tokens: int
+    window_seconds: float = 20.0
+    clearing_seconds: float = 2.0
+    step_octaves: float = 2.0
+    lowest_price: float = 2.0**-16
+    highest_price: float = 1.0
+    most_remembered: int = 2_048
+    most_open: int = 4_096
+    lease_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        is_fine = {
+            "budget_tokens_per_second": self.budget_tokens_per_second >= 1,
+            "carry_over_tokens": self.carry_over_tokens >= 1,
+            "clearing_seconds": 0 < self.clearing_seconds < math.inf,
+            "window_seconds": self.clearing_seconds <= self.window_seconds < math.inf,
+            "step_octaves": self.step_octaves > 0,
+            "highest_price": 0 < self.lowest_price <= self.highest_price < math.inf,
+            "most_remembered": self.most_remembered >= 1,
+            "most_open": self.most_open >= 1,
+            "lease_seconds": self.lease_seconds > 0,
+        }
+        for name, fine in is_fine.items():
+            if not fine:
+                raise ConfigError("the setting is out of range", f"price law: {name}", str(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """What one query is expected to return; K grid points, as a head estimates them.
+
+    Attributes:
+        tokens_K: Grid of ceilings in tokens.
+        success_K: Chance that a correct answer has ended by each grid point.
+        survival_K: Chance that the answer still runs after each grid point.
+    """
+
+    tokens_K: NDArray[np.int64]
+    success_K: NDArray[np.float32]
+    survival_K: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """One query that wants tokens.
+
+    Attributes:
+        curve: Its estimate.
+        max_tokens: Its own upper limit.
+        tie_break: A number that belongs to the query, such as a hash of its id.
+        choices: How many independent answers it wants; each is granted the same ceiling.
+        weight: Value of a correct answer.
+    """
+
+    curve: Curve
+    max_tokens: int
+    tie_break: int = 0
+    choices: int = 1
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Tokens set aside for one query until it is settled."""
+
+    slot: int
+    attempt: int
+    tokens: int
+    expires_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the machine holds and has done, for metrics and tests. Token counts since the start.
+
+    Attributes:
+        price: Shadow price in force, expected answers per token.
+        cleared_price: What the last clearing found before the step bound.
+        available_tokens: Can be held now.
+        reserved_tokens: Held and not settled.
+        spent_tokens: Settled or forfeited.
+        earned_tokens: Became available, those lost above the carry-over included.
+        lost_tokens: Became available when the carry-over was full.
+        clearings: How often the price was cleared.
+        remembered: Queries in the memory of demand.
+    """
+
+    price: float
+    cleared_price: float
+    available_tokens: int
+    reserved_tokens: int
+    spent_tokens: int
+    earned_tokens: int
+    lost_tokens: int
+    clearings: int
+    remembered: int

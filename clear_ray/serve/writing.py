@@ -1,0 +1,111 @@
+"""From a bought grant to an answer: the engine's pieces, put together or passed on, and tried again where a replica dies.
+
+A query whose replica dies goes on once, on another replica and under the same hold, after the last piece that came; a second
+death fails it with status 503. What the dead replica had generated since its last piece is lost and counted by nobody: at
+most about `stream_tokens` for each choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from clear_ray.serve.answer import Answer, delta, event
+from clear_ray.serve.deployments import Piece
+from clear_ray.serve.protocol import ApiError
+
+_MOST_TRIES = 2
+
+
+def unavailable() -> ApiError:
+    """Return what a client is told when no engine can take its query."""
+    return ApiError(503, "No engine can take this query now.", code="unavailable", retry_after_seconds=2)
+
+
+async def whole_choices(engine: Any, answer: Answer, every_tokens: int) -> list[dict[str, Any]]:
+    """Return all choices of an answer in OpenAI's form.
+
+    Args:
+        engine: Handle of the engine deployment.
+        answer: What to write; what comes is added to it.
+        every_tokens: Tokens of a piece.
+
+    Raises:
+        ApiError: A choice could not be written; the others have ended too.
+    """
+
+    async def whole(choice: int) -> dict[str, Any]:
+        pieces = [piece async for piece in _pieces(engine, answer, choice, every_tokens)]
+        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
+        return {"index": choice, "message": message, "logprobs": None, "finish_reason": pieces[-1].finish_reason}
+
+    try:
+        # A group, so that a choice that fails ends the others: nobody would read them.
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(whole(choice)) for choice in range(answer.request.n)]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def events(engine: Any, answer: Answer, every_tokens: int, model_name: str) -> AsyncGenerator[str, None]:
+    """Yield the events of a stream, all choices as they come; arguments as for `whole_choices`."""
+    frame = answer.frame(model_name, "chat.completion.chunk")
+    merged: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
+
+    async def feed(choice: int) -> None:
+        try:
+            async for piece in _pieces(engine, answer, choice, every_tokens):
+                merged.put_nowait((choice, piece))
+            merged.put_nowait((choice, None))
+        except Exception as error:
+            merged.put_nowait((choice, error))
+
+    feeders = [asyncio.create_task(feed(choice)) for choice in range(answer.request.n)]
+    try:
+        for choice in range(answer.request.n):
+            yield event({**frame, "choices": [delta(choice, {"role": "assistant", "content": ""}, None)]})
+        open_choices = answer.request.n
+        while open_choices:
+            choice, piece = await merged.get()
+            if isinstance(piece, BaseException):
+                yield event((piece if isinstance(piece, ApiError) else unavailable()).body)
+                return
+            if piece is None:
+                open_choices -= 1
+            elif piece.text or piece.finish_reason:
+                content = {"content": piece.text} if piece.text else {}
+                yield event({**frame, "choices": [delta(choice, content, piece.finish_reason)]})
+        if answer.request.stream_options and answer.request.stream_options.include_usage:
+            yield event({**frame, "choices": [], "usage": answer.usage})
+        yield "data: [DONE]\n\n"
+    finally:
+        for feeder in feeders:
+            feeder.cancel()
+
+
+async def _pieces(engine: Any, answer: Answer, choice: int, every_tokens: int) -> AsyncIterator[Piece]:
+    """Yield the pieces of one choice; from another replica, after what has come, if the first one dies."""
+    come, is_over = answer.choices[choice], False
+    for tries in range(1, _MOST_TRIES + 1):
+        written = engine.options(stream=True).write.remote(
+            answer.grant(choice), answer.request.stops, every_tokens, come.characters
+        )
+        try:
+            async for piece in written:
+                come.take(piece)
+                if piece.error:
+                    raise ApiError(500, "The engine could not answer this query.", code="engine_error")
+                yield piece
+                is_over = piece.finish_reason is not None
+        except BackPressureError as error:
+            raise unavailable() from error
+        except RayActorError as error:
+            if not is_over and (tries == _MOST_TRIES or len(come.token_ids) == answer.sale.tokens):
+                raise unavailable() from error
+        if is_over:
+            return
