@@ -33,7 +33,6 @@ from clear_ray.storage import open_folder
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
-_FOOTER_READERS = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
 
 
 @contextmanager
@@ -78,31 +77,27 @@ def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
     """Set Ray Data up for a run: our own progress instead of its bars, stalls as errors, exact errors, few processes.
 
     Ray Data starts nodes for its tasks as soon as half of the cluster's CPUs are busy; on our clusters those are nodes with
-    GPUs, for a little reading. So it is held to the CPUs that are there. And it starts 32 actors to read the footers of
-    Parquet files whenever a file is read; each reads 128 footers at once, so one for each node is enough.
+    GPUs, for a little reading. So it is held to the CPUs that are there. And its new reader starts 32 actors for the footers
+    of Parquet files at every read, which was most of the CPU of a small run; the older reader starts none.
     """
     context = ray.data.DataContext.get_current()
     limits = context.execution_options.resource_limits
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if (cpus := resources.get("CPU", 0.0)) >= 1:
         context.execution_options.resource_limits = limits.copy(cpu=min(limits.cpu, cpus))
-    names = ("enable_progress_bars", "print_on_execution_start", "raise_original_map_exception")
+    names = ("enable_progress_bars", "print_on_execution_start", "raise_original_map_exception", "use_datasource_v2")
     before = {name: getattr(context, name) for name in names if hasattr(context, name)}
     context.enable_progress_bars = not is_quiet
     context.print_on_execution_start = not is_quiet
+    context.use_datasource_v2 = False
     context.raise_original_map_exception = True  # in its wrapping the original is lost on the way to the driver
     logger = logging.getLogger("ray.data")
     level = logger.level
     if is_quiet:
         logger.setLevel(logging.CRITICAL)  # what Ray Data logs as an error it raises too
-    is_ours = _FOOTER_READERS not in os.environ
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    os.environ.setdefault(_FOOTER_READERS, str(min(sum(node["Alive"] for node in nodes), 32)))
     try:
         yield
     finally:
-        if is_ours:
-            del os.environ[_FOOTER_READERS]
         logger.setLevel(level)
         context.execution_options.resource_limits = limits
         for name, value in before.items():

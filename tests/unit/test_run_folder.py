@@ -13,7 +13,7 @@ import pytest
 
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
-from clear_ray.pipeline import _block_rows, _calls_in_flight, run, take_in
+from clear_ray.pipeline import _block_rows, _calls_for, run, take_in
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.run_folder import (
     MANIFEST,
@@ -91,7 +91,7 @@ def test_blocks_are_few_and_leave_a_share_for_every_caller(
     settings = replay_settings | {"dispatch": {"callers": callers}}
     settings["engine"] = settings["engine"] | {"max_batch": 32}
     config = RunConfig.parse(settings)
-    assert _block_rows(config, queries, _calls_in_flight(config)) == rows
+    assert _block_rows(config, queries, _calls_for(config, workers=1)) == rows
 
 
 def a_run_of(settings: dict[str, Any]) -> tuple[Folder, dict[str, bytes]]:
