@@ -80,8 +80,8 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     """Check the configuration and every line of the input; load no model and write nothing."""
     import tempfile
 
-    from clear_ray.pipeline import load_scorer_of, take_in
     from clear_ray.storage import open_folder
+    from clear_ray.taking_in import load_scorer_of, take_in
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     load_scorer_of(settings)

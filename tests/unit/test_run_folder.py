@@ -13,7 +13,8 @@ import pytest
 
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
-from clear_ray.pipeline import _block_rows, _calls_for, run, take_in
+from clear_ray.generating import block_rows, calls_for
+from clear_ray.pipeline import run
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.run_folder import (
     MANIFEST,
@@ -26,6 +27,7 @@ from clear_ray.run_folder import (
     round_folder,
 )
 from clear_ray.storage import Folder, open_folder
+from clear_ray.taking_in import take_in
 from tests.unit.simulation import query_row
 
 
@@ -91,7 +93,7 @@ def test_blocks_are_few_and_leave_a_share_for_every_caller(
     settings = replay_settings | {"dispatch": {"callers": callers}}
     settings["engine"] = settings["engine"] | {"max_batch": 32}
     config = RunConfig.parse(settings)
-    assert _block_rows(config, queries, _calls_for(config, workers=1)) == rows
+    assert block_rows(config, queries, calls_for(config, workers=1)) == rows
 
 
 def a_run_of(settings: dict[str, Any]) -> tuple[Folder, dict[str, bytes]]:

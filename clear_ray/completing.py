@@ -1,0 +1,109 @@
+"""The end of a run: every query's completion, the report and its page; the summary last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from clear_ray.account import make_report
+from clear_ray.config import RunConfig
+from clear_ray.generating import mark_lost_answers, union
+from clear_ray.hiring import Hiring
+from clear_ray.ingest import InputDigest, write_openai_outputs
+from clear_ray.pricing import all_reservation_prices
+from clear_ray.progress import Progress
+from clear_ray.report.page import write_page
+from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.run_folder import SUMMARY, Estimates
+from clear_ray.stages.grants import Abandon, Complete, Verdicts
+from clear_ray.standing import Standing
+from clear_ray.storage import Folder
+
+
+def close_run(
+    folder: Folder,
+    config: RunConfig,
+    hiring: Hiring,
+    desk: Any,
+    estimates: Estimates,
+    standing: Standing,
+    rounds: list[RoundReport],
+    progress: Progress,
+    digest: InputDigest,
+) -> RunReport:
+    """Write every query's completion and the report; the summary last."""
+    progress.begin("write")
+    mark_lost_answers(folder, desk, standing)
+    spent_N, _ = ray.get(desk.charges.remote())
+    verdicts = Verdicts(
+        last_round_N=standing.last_round_N,
+        rounds_N=standing.rounds_N,
+        max_tokens_N=standing.granted_tokens_N,
+        is_served_N=standing.is_served_N,
+        spent_tokens_N=spent_N,
+        price_N=standing.price_N,
+        expected_utility_N=standing.expected_utility_N,
+        surplus_N=standing.surplus_N,
+        reservation_price_N=all_reservation_prices(folder, estimates),
+        prompt_tokens_N=estimates.prompt_tokens_N,
+        error_of_index=estimates.error_of_index,
+    )
+    _write_completions(folder, verdicts)
+    report = make_report(
+        config,
+        hiring.crew.model,
+        hiring.crew.head,
+        estimates,
+        standing,
+        ray.get(desk.balance.remote()),
+        spent_N,
+        tuple(rounds),
+        has_gold_N=_has_gold(folder, len(spent_N)),
+        workers=hiring.most_up,
+        worker_tokens_per_second=hiring.tokens_per_second,
+        seconds=progress.seconds,
+    )
+    if digest.openai_url is not None:
+        write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
+    write_page(report, completions=_completion_rows(folder), folder=folder)
+    folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
+    return report
+
+
+def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
+    folder.delete("completions.partial")
+    folder.delete("completions")
+    sources: list[tuple[Folder, Any]] = [
+        (folder.child("queries"), Abandon(verdicts)),
+        (folder.child("rounds"), Complete(verdicts)),
+    ]
+    parts = [
+        ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(finish, batch_format="pyarrow")
+        for source, finish in sources
+        if (paths := source.files(".parquet"))
+    ]
+    target = folder.child("completions.partial")
+    union(parts).write_parquet(target.path, filesystem=folder.filesystem)
+    folder.rename("completions.partial", "completions")
+
+
+def _has_gold(folder: Folder, queries: int) -> NDArray[np.bool_]:
+    has_gold_N = np.zeros(queries, bool)
+    for path in folder.child("completions").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "gold"])
+        has_gold_N[table["index"].to_numpy()] = table["gold"].is_valid().to_numpy()
+    return has_gold_N
+
+
+def _completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:
+    """Yield completions one by one, with one batch of them in memory."""
+    for path in folder.child("completions").files(".parquet"):
+        with folder.filesystem.open_input_file(path) as source:
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
+                yield from batch.to_pylist()

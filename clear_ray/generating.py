@@ -1,0 +1,149 @@
+"""Stage 2 on Ray Data: one round's grants on their way to the callers, and what became of answers whose writer died."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+
+from clear_ray.clearing import Clearing
+from clear_ray.config import RunConfig
+from clear_ray.errors import BudgetError
+from clear_ray.hiring import Hiring
+from clear_ray.run_folder import read_attempts, round_folder
+from clear_ray.stages.attempt_files import GenerateToFiles
+from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.grants import GrantTable, SelectGranted
+from clear_ray.standing import Standing
+from clear_ray.storage import Folder
+from clear_ray.taking_in import load_scorer_of
+
+DIRECT_TEXT = "Answer at once, with the result alone."
+"""What asks for the direct answer of the minimum service, put after the prompt."""
+_OPEN_BLOCKS = 2
+"""Blocks that a caller of stage 2 works on: one that runs out, and the next one."""
+_SHARES_A_CALLER = 16
+
+
+def generate_round(
+    folder: Folder, config: RunConfig, hiring: Hiring, desk: Any, standing: Standing, clearing: Clearing, number: int
+) -> None:
+    """Stage 2: run one round's grants that have no attempt yet."""
+    attempts = read_attempts(folder, number)
+    mark_lost_answers(folder, desk, standing, attempts)
+    is_due = ~np.isin(clearing.index_M, attempts["index"].to_numpy())
+    if not is_due.any():
+        return
+    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
+    calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
+    rows = block_rows(config, len(grants.index_M), calls)
+    granted = _in_order(_granted_rows(folder, standing, grants), config, len(grants.index_M))
+    granted = granted.repartition(target_num_rows_per_block=rows)
+    dispatch = Dispatch(
+        workers=hiring.crew.workers,
+        market=desk,
+        scorer=load_scorer_of(config),
+        seed=config.seed,
+        sample=config.sample,
+        direct_text=(config.allocation.minimum_service_text or DIRECT_TEXT) if clearing.is_service else "",
+    )
+    target = round_folder(folder, number)
+    target.make()
+    generated = granted.map_batches(
+        GenerateToFiles,
+        fn_constructor_args=(dispatch, target),
+        fn_constructor_kwargs={
+            "rows_per_file": config.dispatch.rows_per_file,
+            "call_rows": config.dispatch.batch_rows,
+            "calls_in_flight": calls,
+        },
+        batch_size=rows,
+        batch_format="pyarrow",
+        num_cpus=0.1,
+        compute=ActorPoolStrategy(
+            size=config.dispatch.callers,
+            max_concurrent_calls_per_actor=_OPEN_BLOCKS,
+            max_tasks_in_flight_per_actor=_OPEN_BLOCKS + 1,
+        ),
+    )
+    expected_tokens = float(clearing.expected_tokens_M[is_due] @ standing.cost_N[grants.index_M])
+    with hiring.round(expected_tokens=expected_tokens, queries=int(is_due.sum()), is_scarce=clearing.shadow_price > 0):
+        generated.materialize()
+
+
+def calls_for(config: RunConfig, *, workers: int) -> int:
+    """Return how many calls a caller keeps open: no engine idle, and no more reserved than a crash may cost.
+
+    Twice what the engines run at once, since the queries of a call end one by one and the next call comes after the last.
+    """
+    at_once = 2 * workers * config.engine.max_batch
+    return max(-(-at_once // (config.dispatch.callers * config.dispatch.batch_rows)), 2)
+
+
+def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
+    """Return how many granted queries travel to a caller at a time: few tasks, but shares for all callers to the end.
+
+    A task of Ray Data costs tens of milliseconds of CPU. A caller needs at least what its calls hold, and no caller may be
+    left with so many that the others wait for it.
+    """
+    dispatch = config.dispatch
+    share = -(-queries // (_SHARES_A_CALLER * dispatch.callers))
+    return max(min(share, dispatch.block_rows), calls_in_flight * dispatch.batch_rows)
+
+
+def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dataset:
+    """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
+    is_fresh_M = standing.rounds_N[grants.index_M] == 0
+    parts = []
+    for name, is_wanted_M, last_round_N in (
+        ("queries", is_fresh_M, None),
+        ("rounds", ~is_fresh_M, standing.last_round_N),
+    ):
+        if is_wanted_M.any():
+            select = SelectGranted(grants, is_wanted_M, last_round_N)
+            rows = ray.data.read_parquet(folder.child(name).files(".parquet"), filesystem=folder.filesystem)
+            parts.append(rows.map_batches(select, batch_format="pyarrow"))
+    return union(parts)
+
+
+def _in_order(granted: Dataset, config: RunConfig, queries: int) -> Dataset:
+    """Return granted rows in order of dispatch; what fits one block is not worth a distributed sort."""
+    if queries > config.dispatch.block_rows:
+        return granted.sort("rank")
+    return granted.repartition(1).map_batches(_sorted_by_rank, batch_size=None, batch_format="pyarrow")
+
+
+def _sorted_by_rank(block: pa.Table) -> pa.Table:
+    return block.sort_by("rank")
+
+
+def union(parts: list[Dataset]) -> Dataset:
+    """Return the rows of several datasets, of at least one."""
+    return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+
+
+def mark_lost_answers(folder: Folder, desk: Any, standing: Standing, attempts: pa.Table | None = None) -> None:
+    """Mark spending as wasted whose answers are in no file: their writer died after they were settled.
+
+    Args:
+        folder: The run folder.
+        desk: The market.
+        standing: Has taken the rounds before.
+        attempts: What there is of the round that is under way.
+    """
+    spent_N, wasted_N = ray.get(desk.charges.remote())
+    written_N = standing.written_tokens_N.copy()
+    if attempts is not None:
+        written_N[attempts["index"].to_numpy().astype(np.int64)] += (
+            attempts["attempt_tokens"].to_numpy().astype(np.int64)
+        )
+    lost_N = spent_N - wasted_N - written_N
+    if (lost_N < 0).any():
+        raise BudgetError("answers hold more tokens than the ledger charged", folder.path, str(int(lost_N.argmin())))
+    if lost_N.any():
+        wasted_of_index = {int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)}
+        ray.get(desk.mark_wasted.remote(wasted_of_index))

@@ -1,0 +1,81 @@
+"""Where a run's queries come from: the caller, files or generated tasks; checked, and written to `queries/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from ray.data import Dataset
+
+from clear_ray.config import InputConfig, RunConfig
+from clear_ray.engine.build import prompt_limit
+from clear_ray.errors import ConfigError
+from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_input
+from clear_ray.run_folder import check_same_run, describe_input
+from clear_ray.storage import Folder
+from clear_ray.tasks import generate_queries, load_scorer
+
+_BATCH_ROWS = 4_096
+
+
+def take_in(
+    queries: Dataset | None, config: RunConfig, folder: Folder, manifest: dict[str, Any] | None = None
+) -> InputDigest:
+    """Check the whole input and write `queries/`; nothing is left behind if it is refused.
+
+    Args:
+        queries: As for `run`.
+        config: As for `run`.
+        folder: Of the run.
+        manifest: Of the run that is there: its input must be the same.
+
+    Raises:
+        SchemaError: A row cannot be read as a query.
+        ConfigError: There is no input, or two.
+        ResumeError: The run that is there had another input.
+    """
+    if queries is not None and (config.input.path or config.input.tasks):
+        raise ConfigError(
+            "queries were passed and the configuration names an input", "input", remedy="Remove one of the two."
+        )
+    if queries is not None:
+        batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
+    elif config.input.tasks:
+        batches = _row_batches(generate_queries(config.input.tasks), "generated query")
+    else:
+        batches = read_input(config.input)
+    return ingest(
+        batches,
+        queries=folder.child("queries"),
+        max_tokens=config.allocation.max_tokens,
+        prompt_limit=prompt_limit(config.engine),
+        accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
+    )
+
+
+def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
+    """Return what makes the scorer of a run, after trying it once here, where a mistake can still be mended.
+
+    Raises:
+        ConfigError: No such scorer.
+    """
+    if config.scoring.scorer is None:
+        return None
+    load_scorer(config.scoring.scorer)
+    return partial(load_scorer, config.scoring.scorer)
+
+
+def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:
+    first_row = 1
+    while chunk := list(islice(rows, _BATCH_ROWS)):
+        yield SourceBatch(chunk, origin, range(first_row, first_row + len(chunk)))
+        first_row += len(chunk)
+
+
+def _dataset_batches(queries: Dataset, config: InputConfig) -> Iterator[SourceBatch]:
+    first_row = 1
+    for table in queries.iter_batches(batch_format="pyarrow", batch_size=_BATCH_ROWS):
+        yield SourceBatch.from_arrow(table, origin="dataset", first_row=first_row, columns=config.columns)
+        first_row += len(table)
