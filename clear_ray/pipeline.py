@@ -227,7 +227,7 @@ def _rounds(
     for number in range(1, config.allocation.max_rounds + 2):
         started = time.monotonic()
         kept = read_grants(folder, number)
-        is_last_kept = kept is not None and read_grants(folder, number + 1) is None and not folder.exists("closing")
+        is_last_kept = kept is not None and read_grants(folder, number + 1) is None
         if kept is None:
             available_tokens = ray.get(desk.balance.remote()).available_tokens
             clearing = nothing_to_grant(estimates.queries)
