@@ -126,7 +126,8 @@ class Crew:
         ask_for: Callable[[int], None],
         calls_each: int | None,
     ) -> None:
-        self._config, self._estimate, self._run_dir, self._ask_for = config, head, run_dir, ask_for
+        # Held here as long as there are workers: one that is started again needs it again.
+        self._config, self._estimate, self._run_dir, self._ask_for = config, ray.put(head), run_dir, ask_for
         self._handles: list[Any] = []
         self._cards: list[Any] = []
         self._calls_each = calls_each
@@ -195,7 +196,7 @@ class BatchEngineWorker(EngineWorker):
         try:
             super().__init__(config, head)
         except ClearRayError as error:
-            if ray.get_runtime_context().was_current_actor_reconstructed:
+            if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
                 raise  # it has worked before: its callers wait for it to come back, and try again
             self._refusal = error
 
