@@ -63,7 +63,7 @@ def actors(head: Head) -> list[ActorState]:
 
 def engines(head: Head) -> Counter[str]:
     """Return node id -> engine workers that run there."""
-    found = (actor for actor in actors(head) if (actor.class_name, actor.state) == ("EngineWorker", "ALIVE"))
+    found = (actor for actor in actors(head) if (actor.class_name, actor.state) == ("BatchEngineWorker", "ALIVE"))
     return Counter(actor.node_id for actor in found if actor.node_id)
 
 
@@ -137,7 +137,10 @@ def test_a_batch_has_the_gpus_that_its_work_calls_for_and_gives_them_back(settin
     assert report.workers == MOST
     assert report.worker_tokens_per_second == pytest.approx(4 * 20, rel=0.5)
     calls = list_tasks(
-        address=head.dashboard, filters=[("func_or_class_name", "=", "EngineWorker.generate")], limit=10_000, timeout=60
+        address=head.dashboard,
+        filters=[("func_or_class_name", "=", "BatchEngineWorker.generate")],
+        limit=10_000,
+        timeout=60,
     )
     answered = Counter(call.node_id for call in calls)
     assert all(answered[node] for node in node_of_engine), (answered, node_of_engine)

@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import psutil
 import ray
 
-from clear_ray import pipeline
+from clear_ray import completing, pipeline
 from clear_ray.config import RunConfig
 from clear_ray.pipeline import run
 
@@ -74,25 +75,32 @@ def die_at(point: str, run_dir: Path) -> None:
         threading.Thread(target=lambda: wait_until(met[point]) and die(), daemon=True).start()
 
 
+def module_of(name: str) -> ModuleType:
+    """Return where a step of the driver is called: in the run itself, or at its end."""
+    return pipeline if hasattr(pipeline, name) else completing
+
+
 def die_after(name: str) -> None:
-    step = getattr(pipeline, name)
+    module = module_of(name)
+    step = getattr(module, name)
 
     def last_step(*arguments: Any, **settings: Any) -> None:
         step(*arguments, **settings)
         die()
 
-    setattr(pipeline, name, last_step)
+    setattr(module, name, last_step)
 
 
 def fill_before(name: str, disk: Path) -> None:
     """Arrange for the disk to be full from a step of the driver on."""
-    step = getattr(pipeline, name)
+    module = module_of(name)
+    step = getattr(module, name)
 
     def on_a_full_disk(*arguments: Any, **settings: Any) -> Any:
         fill(disk)
         return step(*arguments, **settings)
 
-    setattr(pipeline, name, on_a_full_disk)
+    setattr(module, name, on_a_full_disk)
 
 
 def fill(disk: Path) -> None:
