@@ -196,7 +196,7 @@ class BatchEngineWorker(EngineWorker):
         try:
             super().__init__(config, head)
         except ClearRayError as error:
-            if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
+            if _is_started_again():
                 raise  # it has worked before: its callers wait for it to come back, and try again
             self._refusal = error
 
@@ -211,6 +211,12 @@ class BatchEngineWorker(EngineWorker):
         if self._refusal is not None:
             raise self._refusal
         return await super().cards()
+
+
+def _is_started_again() -> bool:
+    """Return whether this is an actor that Ray has restarted."""
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
 
 
 @contextmanager
