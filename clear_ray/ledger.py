@@ -79,13 +79,12 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The account at one moment, in tokens of cost 1; `generated_tokens` are tokens as they are."""
+    """The account at one moment, in tokens of cost 1."""
 
     budget_tokens: int
     spent_tokens: int
     reserved_tokens: int
     wasted_tokens: int
-    generated_tokens: int
     ended: int
     scored: int
     correct: float

@@ -137,7 +137,6 @@ class MarketActor:
             spent_tokens=ledger.spent_tokens,
             reserved_tokens=ledger.reserved_tokens,
             wasted_tokens=ledger.wasted_tokens,
-            generated_tokens=int(ledger.spent_tokens_N.sum()),
             ended=int(self._ended_N.sum()),
             scored=len(scores),
             correct=float(scores.sum()),

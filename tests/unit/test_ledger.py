@@ -243,5 +243,5 @@ def test_copies_handed_out_cannot_change_the_ledger() -> None:
 
 
 def test_a_balance_adds_up() -> None:
-    balance = Balance(100, 30, 20, 5, 30, 1, 1, 1.0, (), 0.0)
+    balance = Balance(100, 30, 20, 5, 1, 1, 1.0, (), 0.0)
     assert balance.available_tokens == 50
