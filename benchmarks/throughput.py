@@ -5,17 +5,21 @@ model or on `--model`, with the demo's kinds of prompts. CPU seconds are the fig
 shared; wall seconds stand beside them, and are the ones that mean something on a GPU.
 
     python benchmarks/throughput.py                   about 5 minutes on one of two shared cores
-    python benchmarks/throughput.py --device cuda --dtype bfloat16 --queries 1024 --batch 128 --padded-batches 4
+    python benchmarks/throughput.py --device cuda --dtype bfloat16 --queries 2048 --batch 128 --random-weights
 
 What is in the line:
     slots       the engine's own continuous batch on heavy-tailed grants (mean 96, most 512), longest first; no answer
-                stops by itself, so that all ways do the same useful work
+                stops by itself, so that all ways do the same useful work. On CUDA with its graphs, their capture included
+    eager       on CUDA, the same without graphs, a free slot filled at once
+    paged       with --paged, transformers' own continuous batch
     padded      transformers' `generate` on the first batches in order of arrival, each until its longest grant is used up
     steps       how many passes each way needs for all grants: counted, not measured
     over_padded seconds that padded takes for all grants over those of slots: the measured seconds of a step times all
                 steps; also with the grants sorted beforehand
     probe       a prefill of every prompt, over the generation under `slots`; also for prompts that share nothing but the
                 chat template, at the same grants
+    decode      on CUDA, one step of a full batch, with and without graphs, beside the time that reading all weights and the
+                cache once takes at the bandwidth of a large copy on the same device (facts/field.md, A3)
     idle        share of all steps that come after the queue is empty, for longest grants first and for order of arrival,
                 over many queries; counted, not measured
 """
@@ -27,6 +31,8 @@ import heapq
 import json
 import os
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,13 +40,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from clear_ray.config import RunConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
 from clear_ray.engine.batch import Answer
-from clear_ray.engine.slots import SlotBatch
-from clear_ray.engine.smollm2 import EMBEDDED_MODEL
+from clear_ray.engine.loading import cache_bytes_per_token
+from clear_ray.engine.paged import PagedBatch
+from clear_ray.engine.slots import SlotBatch, refill_rows
+from clear_ray.engine.smollm2 import EMBEDDED_MODEL, resolve_model
 from clear_ray.tasks import generate_queries
 
 WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]
@@ -80,18 +89,27 @@ def timed(model: Any, action: Callable[[], Any]) -> tuple[Any, Seconds]:
     return result, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def run_slots(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], batch_size: int) -> tuple[int, int]:
-    """Run the grants through a slot batch; return the tokens generated and the steps taken."""
-    kind = model.device.type
-    batch = SlotBatch(
+def slot_batch(model: Any, *, rows: int, positions: int, eager: bool = False) -> SlotBatch:
+    """Return a batch as the engine makes it, but with a cache for that many rows and positions."""
+    is_cuda = model.device.type == "cuda"
+    return SlotBatch(
         model,
-        max_batch=batch_size,
-        cache_tokens=batch_size * (max(map(len, inputs)) + MOST_TOKENS),
-        prefill_tokens=PREFILL_TOKENS[kind],
+        max_batch=rows,
+        cache_tokens=rows * positions,
+        prefill_tokens=PREFILL_TOKENS[model.device.type],
         end_token_ids=frozenset(),
         temperature=0.0,
         top_p=1.0,
+        graphs=is_cuda and not eager,
+        refill_rows=refill_rows(rows, model.device) if not eager else 1,
     )
+
+
+def run_slots(
+    model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int, *, eager: bool = False
+) -> tuple[int, int]:
+    """Run the grants through a slot batch; return the tokens generated and the steps taken."""
+    batch = slot_batch(model, rows=rows, positions=max(map(len, inputs)) + 2 * MOST_TOKENS, eager=eager)
     for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
         batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
     generated = steps = 0
@@ -99,7 +117,88 @@ def run_slots(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], ba
         ended = batch.step()
         generated += sum(len(answer.generated) for answer in ended)
         steps += 1
+    batch.close()
     return generated, steps
+
+
+def run_paged(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int) -> None:
+    """Run the grants through transformers' own continuous batch."""
+    kind = model.device.type
+    batch = PagedBatch(
+        model,
+        max_batch=rows,
+        cache_tokens=rows * (max(map(len, inputs)) + 2 * MOST_TOKENS),
+        prefill_tokens=PREFILL_TOKENS[kind],
+        end_token_ids=frozenset(),
+        temperature=0.0,
+        top_p=1.0,
+    )
+    for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
+        batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
+    while not batch.is_idle:
+        batch.step()
+    batch.close()
+
+
+def copied_bytes_per_second(device: torch.device) -> float:
+    """Return the bytes that a large copy on the device reads and writes in a second."""
+    source = torch.ones(1 << 30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(10):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.numel() / float(np.median(seconds))
+
+
+def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 96) -> dict[str, Any]:
+    """Time steps of a full batch beside what the memory of the device permits."""
+    vocabulary, rng = model.get_input_embeddings().num_embeddings, np.random.default_rng(11)
+    medians = {}
+    for name, eager in (("graphs", False), ("eager", True)):
+        batch = slot_batch(model, rows=rows, positions=prompt_tokens + 4 * steps, eager=eager)
+        for i in range(rows):
+            ids = [int(token) for token in rng.integers(0, vocabulary, prompt_tokens)]
+            batch.add(Answer(Grant(str(i), "", 2 * steps), ids, on_end=lambda _: None))
+        seconds = [timed(model, batch.step)[1].wall for _ in range(steps)]
+        batch.close()
+        medians[name] = float(np.median(seconds[steps // 2 :]))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    cache = rows * (prompt_tokens + 3 * steps // 4) * cache_bytes_per_token(model)
+    roof = (weights + cache) / copied_bytes_per_second(model.device)
+    return {
+        "rows": rows,
+        **{f"{name}_ms": round(1e3 * median, 3) for name, median in medians.items()},
+        "memory_limit_ms": round(1e3 * roof, 3),
+        "eager_over_graphs": round(medians["eager"] / medians["graphs"], 2),
+        "graphs_over_limit": round(medians["graphs"] / roof, 2),
+    }
+
+
+def random_model(folder: Path) -> None:
+    """Save a model of 1.5 billion random weights, in the shape of Qwen2.5-1.5B, with the embedded model's tokenizer."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model: Any = Qwen2ForCausalLM(config)
+        model.to(torch.bfloat16).save_pretrained(folder)
+    for file in Path(resolve_model(EMBEDDED_MODEL)).glob("*token*"):
+        shutil.copy(file, folder)
+    for file in Path(resolve_model(EMBEDDED_MODEL)).glob("*template*"):
+        shutil.copy(file, folder)
 
 
 @torch.inference_mode()
@@ -119,6 +218,13 @@ def plain_prompts(queries: int) -> list[str]:
     """Return prompts that share nothing but what the chat template puts around them."""
     rng = np.random.default_rng(3)
     return [" ".join(rng.choice(WORDS, size=int(rng.integers(8, 40)))) + "?" for _ in range(queries)]
+
+
+def file_prompts(path: Path, queries: int) -> list[Prompt]:
+    """Return prompts from the lines of a file, in turn."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    read = [read_prompt(row.get("prompt") or row["messages"], is_conversation=not row.get("prompt")) for row in rows]
+    return [read[i % len(read)] for i in range(queries)]
 
 
 def demo_prompts(queries: int) -> list[Prompt]:
@@ -160,14 +266,25 @@ def ratios(slots: Seconds, padded: Seconds, times: float) -> dict[str, float]:
 
 def measure(engine: TransformersEngine, options: argparse.Namespace) -> dict[str, Any]:
     model, grants, rows = engine._model, heavy_tailed_grants(options.queries), options.batch
-    prompts, plain = demo_prompts(options.queries), plain_prompts(options.queries // 4)
+    own = file_prompts(options.prompts, options.queries) if options.prompts else demo_prompts(options.queries)
+    prompts, plain = own, plain_prompts(options.queries // 4)
     inputs = engine._rendering.token_ids(prompts)
     longest_first = sorted(range(len(grants)), key=lambda i: -grants[i])
     ordered = [grants[i] for i in longest_first]
     engine.prefill(["warm"], ["up"])
+    run_slots(model, inputs[:2], [4, 4], 2)
     (useful, slot_steps), slots = timed(
         model, lambda: run_slots(model, [inputs[i] for i in longest_first], ordered, rows)
     )
+    is_cuda = model.device.type == "cuda"
+    on_cuda: dict[str, Any] = {}
+    if is_cuda:
+        _, eager = timed(model, lambda: run_slots(model, [inputs[i] for i in longest_first], ordered, rows, eager=True))
+        on_cuda["over_eager"] = ratios(slots, eager, 1.0)
+        on_cuda["decode"] = [decode_steps(model, count) for count in sorted({1, 32, rows})]
+    if options.paged:
+        _, paged = timed(model, lambda: run_paged(model, [inputs[i] for i in longest_first], ordered, rows))
+        on_cuda["over_paged"] = ratios(slots, paged, 1.0)
     few = rows * options.padded_batches
     padded_useful, padded = timed(model, lambda: run_padded(model, inputs[:few], grants[:few], rows))
     _, probe = timed(model, lambda: engine.prefill([str(i) for i in range(len(prompts))], prompts))
@@ -185,13 +302,14 @@ def measure(engine: TransformersEngine, options: argparse.Namespace) -> dict[str
         "steps": steps,
         **{f"over_{way}": ratios(slots, padded, steps[way] / steps["padded_measured"]) for way in WAYS},
         "probe_over_generation": {
-            "demo_prompts": round(probe.cpu / slots.cpu, 4),
-            "plain_prompts": round(scale * plain_probe.cpu / slots.cpu, 4),
+            "demo_prompts": round(probe[is_cuda] / slots[is_cuda], 4),
+            "plain_prompts": round(scale * plain_probe[is_cuda] / slots[is_cuda], 4),
         },
         "mean_prompt_tokens": {
             "demo_prompts": round(sum(map(len, inputs)) / len(inputs), 1),
             "plain_prompts": round(sum(engine.prompt_tokens(plain)) / len(plain), 1),
         },
+        **on_cuda,
         "idle": idle(max(2000, options.queries), rows),
     }
 
@@ -205,7 +323,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--queries", type=int, default=96)
     parser.add_argument("--padded-batches", type=int, default=1)
+    parser.add_argument(
+        "--prompts", type=Path, help="JSONL with `prompt` or `messages`, in place of the demo's queries"
+    )
+    parser.add_argument("--paged", action="store_true", help="also measure transformers' own continuous batch")
+    parser.add_argument("--random-weights", action="store_true", help="a model of 1.5 billion random weights")
     options = parser.parse_args()
+    folder = tempfile.TemporaryDirectory() if options.random_weights else None
+    if folder is not None:
+        random_model(Path(folder.name))
+        options.model = folder.name
     engine = TransformersEngine(options.model, device=options.device, dtype=options.dtype, threads=options.threads)
     is_cuda = engine._model.device.type == "cuda"
     machine = {
@@ -218,6 +345,8 @@ def main() -> None:
         print(json.dumps({**machine, **measure(engine, options)}))
     finally:
         engine.close()
+        if folder is not None:
+            folder.cleanup()
 
 
 if __name__ == "__main__":

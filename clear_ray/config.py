@@ -137,6 +137,8 @@ class ModelConfig(WorkersConfig):
     """Tokens at the end of each grant in which an unfinished answer is made to give its result; off if not given."""
     closing_text: str = Field(default="\nAnswer:", min_length=1)
     """What closes such an answer."""
+    enforce_eager: bool = False
+    """Neither compile nor capture CUDA graphs: starts sooner and decodes more slowly."""
 
 
 class TransformersConfig(ModelConfig):
@@ -159,8 +161,6 @@ class VllmConfig(ModelConfig):
     """Share of a GPU's memory that one engine takes, weights included."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs over which one model is split, all of one node; `num_gpus` must be the same."""
-    enforce_eager: bool = False
-    """Neither compile nor capture CUDA graphs: starts sooner and decodes more slowly."""
     cpu_cache_gib: float = Field(default=2.0, gt=0)
     """Memory of the key-value cache on CPU, GiB; on a GPU it is what the weights leave."""
     thinking_tokens: int | None = Field(default=None, ge=1)

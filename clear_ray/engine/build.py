@@ -44,6 +44,7 @@ def build_engine(config: EngineConfig) -> Engine:
         temperature=config.temperature,
         top_p=config.top_p,
         threads=config.threads,
+        enforce_eager=config.enforce_eager,
         answer_reserve_tokens=config.answer_reserve_tokens,
         closing_text=config.closing_text,
     )

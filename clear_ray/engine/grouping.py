@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# What a pass costs beside its positions, in positions: each one reads all weights, and a small one is all overhead.
-_PASS_COST = 64
+PASS_COST = {"cpu": 64, "cuda": 2048}
+"""What a pass costs beside its positions, in positions: each one reads all weights, and a small one is all overhead.
+
+On CUDA the kernels of one pass take as long to be launched as some thousand positions of a small model to be computed."""
 
 
 def common_prefix_tokens(one: Sequence[int], other: Sequence[int]) -> int:
@@ -31,7 +33,7 @@ def shared_tokens(ids_N: Sequence[list[int]]) -> int:
     return common_prefix_tokens(min(ids_N), max(ids_N))
 
 
-def reading_groups(ids_N: Sequence[list[int]], *, pass_tokens: int) -> list[list[int]]:
+def reading_groups(ids_N: Sequence[list[int]], *, pass_tokens: int, pass_cost: int) -> list[list[int]]:
     """Split row numbers into the groups that are to be read together.
 
     Groups in order of length and groups in order of content are both tried; the cheaper split is taken.
@@ -39,14 +41,15 @@ def reading_groups(ids_N: Sequence[list[int]], *, pass_tokens: int) -> list[list
     Args:
         ids_N: Token ids of each prompt.
         pass_tokens: Positions of one pass, shared beginning apart; a longer prompt is a group of its own.
+        pass_cost: What another pass costs, in positions; one of `PASS_COST`.
     """
     by_length = sorted(range(len(ids_N)), key=lambda row: len(ids_N[row]))
     by_content = sorted(range(len(ids_N)), key=lambda row: ids_N[row])
-    splits = [_split(ids_N, order, pass_tokens) for order in (by_length, by_content)]
-    return min(splits, key=lambda groups: sum(_cost(ids_N, group) for group in groups))
+    splits = [_split(ids_N, order, pass_tokens, pass_cost) for order in (by_length, by_content)]
+    return min(splits, key=lambda groups: sum(pass_cost + _positions(ids_N, group) for group in groups))
 
 
-def _split(ids_N: Sequence[list[int]], order: list[int], pass_tokens: int) -> list[list[int]]:
+def _split(ids_N: Sequence[list[int]], order: list[int], pass_tokens: int, pass_cost: int) -> list[list[int]]:
     """Cut an order of rows where going on would cost more than starting anew."""
     groups: list[list[int]] = []
     shared = longest = 0
@@ -57,7 +60,7 @@ def _split(ids_N: Sequence[list[int]], order: list[int], pass_tokens: int) -> li
             new_shared = min(shared, common_prefix_tokens(ids_N[groups[-1][0]], ids_N[row]))
             new_longest = max(longest, tokens)
             cost, new_cost = shared + rows * (longest - shared), new_shared + (rows + 1) * (new_longest - new_shared)
-            if (rows + 1) * (new_longest - new_shared) <= pass_tokens and new_cost <= cost + tokens + _PASS_COST:
+            if (rows + 1) * (new_longest - new_shared) <= pass_tokens and new_cost <= cost + tokens + pass_cost:
                 groups[-1].append(row)
                 shared, longest = new_shared, new_longest
                 continue
@@ -66,7 +69,7 @@ def _split(ids_N: Sequence[list[int]], order: list[int], pass_tokens: int) -> li
     return groups
 
 
-def _cost(ids_N: Sequence[list[int]], group: list[int]) -> int:
+def _positions(ids_N: Sequence[list[int]], group: list[int]) -> int:
     rows = [ids_N[row] for row in group]
     shared = shared_tokens(rows)
-    return _PASS_COST + shared + len(rows) * (max(map(len, rows)) - shared)
+    return shared + len(rows) * (max(map(len, rows)) - shared)

@@ -91,17 +91,21 @@ def _default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def cache_capacity_tokens(model: Any) -> int:
-    """Return how many positions of key-value cache the free memory can hold beside the model."""
+def cache_bytes_per_token(model: Any) -> int:
+    """Return the bytes of one position of key-value cache, over all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_token = 2 * int(config.num_hidden_layers) * int(heads) * int(width) * int(model.dtype.itemsize)
+    return 2 * int(config.num_hidden_layers) * int(heads) * int(width) * int(model.dtype.itemsize)
+
+
+def cache_capacity_tokens(model: Any) -> int:
+    """Return how many positions of key-value cache the free memory can hold beside the model."""
     if model.device.type == "cuda":
         free_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _CUDA_CACHE_SHARE)
     else:
         free_bytes = int(_available_bytes() * _CPU_CACHE_SHARE)
-    return max(1, free_bytes // bytes_per_token)
+    return max(1, free_bytes // cache_bytes_per_token(model))
 
 
 def _available_bytes() -> int:

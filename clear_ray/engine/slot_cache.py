@@ -26,7 +26,8 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self.slots = self.positions = 0
-        self._first = self._end = self._visible = 0
+        self._visible = 0
+        self._rows: slice | torch.Tensor = slice(0, 0)
         self._row_N1 = self._position_NL = torch.zeros(0, 0, dtype=torch.long)
 
     def reserve(self, slots: int, positions: int, kept_rows: int) -> None:
@@ -39,21 +40,26 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
                 tensors[layer] = new
         self.slots, self.positions = slots, positions
 
-    def aim(self, first: int, position_NL: torch.Tensor, visible: int) -> None:
-        """Set where the next pass writes: rows from `first`, at their positions; it reads the first `visible` ones."""
-        self._first, self._end, self._visible = first, first + position_NL.shape[0], visible
-        self._row_N1 = torch.arange(position_NL.shape[0], device=position_NL.device)[:, None]
-        self._position_NL = position_NL
+    def aim(self, rows: slice | torch.Tensor, position_NL: torch.Tensor, visible: int) -> None:
+        """Set where the next pass writes: these rows, at their positions; it reads the first `visible` ones.
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot over another."""
-        for tensor in (*self._keys, *self._values):
-            tensor[target, :, :length] = tensor[source, :, :length]
+        A slice of rows is read as a view; rows by number, a tensor (N), may be any and are copied.
+        """
+        self._rows, self._position_NL, self._visible = rows, position_NL, visible
+        if isinstance(rows, slice):
+            self._row_N1 = torch.arange(position_NL.shape[0], device=position_NL.device)[:, None]
+        else:
+            self._row_N1 = rows[:, None]
 
     def copy_prefix(self, source: int, targets: range, length: int) -> None:
         """Copy the first `length` positions of one slot over those of a run of others."""
         for tensor in (*self._keys, *self._values):
             tensor[targets.start : targets.stop, :, :length] = tensor[source, :, :length]
+
+    def copy_rows(self, source_N: torch.Tensor, target_N: torch.Tensor, length: int) -> None:
+        """Copy the first `length` positions of some slots over those of others, which are not among them."""
+        for tensor in (*self._keys, *self._values):
+            tensor[target_N, :, :length] = tensor[source_N, :, :length]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -65,10 +71,14 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
             shape = (self.slots, key_states.shape[1], self.positions, key_states.shape[3])
             self._keys.append(key_states.new_zeros(shape))
             self._values.append(value_states.new_zeros((*shape[:3], value_states.shape[3])))
-        keys, values = (layers[layer_idx][self._first : self._end] for layers in (self._keys, self._values))
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if isinstance(self._rows, slice):
+            keys, values = keys[self._rows], values[self._rows]
         keys[self._row_N1, :, self._position_NL] = key_states.transpose(1, 2)
         values[self._row_N1, :, self._position_NL] = value_states.transpose(1, 2)
-        return keys[:, :, : self._visible], values[:, :, : self._visible]
+        if isinstance(self._rows, slice):
+            return keys[:, :, : self._visible], values[:, :, : self._visible]
+        return keys[self._rows, :, : self._visible], values[self._rows, :, : self._visible]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions and masks are always given."""
@@ -101,7 +111,7 @@ class SlotRunner:
         shared_1D: torch.Tensor | None = None
         if shared:
             shared_1D = self._read(cache, first, [ids_per_row[0][:shared]], 0, chunk * len(ids_per_row))
-            cache.copy_prefix(first, range(first + 1, first + len(ids_per_row)), shared)
+            self.copy_prefix(cache, first, range(first + 1, first + len(ids_per_row)), shared)
         own_ND = self._read(cache, first, ids_per_row, shared, chunk)
         if shared_1D is None or own_ND is None:
             return own_ND if shared_1D is None else shared_1D.expand(len(ids_per_row), -1)
@@ -120,7 +130,7 @@ class SlotRunner:
             self.prefill(cache, first, ids_per_row, chunk)
             return
         length = max(known)
-        cache.copy_prefix(known.index(length), range(first, first + len(ids_per_row)), length)
+        self.copy_prefix(cache, known.index(length), range(first, first + len(ids_per_row)), length)
         self._read(cache, first, ids_per_row, length, chunk)
 
     def _read(
@@ -136,7 +146,8 @@ class SlotRunner:
         for start in range(begin, longest, chunk):
             end = min(start + chunk, longest)
             position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
-            output = self._forward(self._model.base_model, cache, first, padded_NL[:, start:end], position_NL, end)
+            rows = slice(first, first + len(ids_per_row))
+            output = self.forward(self._model.base_model, cache, rows, padded_NL[:, start:end], position_NL, end)
             is_own_NL1 = (position_NL < length_N1)[:, :, None]
             sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
             total_ND = sum_ND if total_ND is None else total_ND + sum_ND
@@ -148,20 +159,34 @@ class SlotRunner:
         ids_N1 = torch.tensor(ids_N, device=self._device)[:, None]
         # Attention kernels of GPUs want the length of a mask divisible by 8 or 16.
         visible = min(-(-(max(positions_N) + 1) // 16) * 16, cache.positions)
-        return self._forward(self._model, cache, 0, ids_N1, position_N1, visible, output_hidden_states=with_hidden)
+        rows = slice(0, len(ids_N))
+        return self.forward(self._model, cache, rows, ids_N1, position_N1, visible, output_hidden_states=with_hidden)
 
-    def _forward(
+    def next_logits(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> torch.Tensor:
+        """Read one token of each of the first N rows; return logits (N, V), good until the next pass."""
+        logits_NV: torch.Tensor = self.decode(cache, ids_N, positions_N).logits[:, -1]
+        return logits_NV
+
+    def forget(self) -> None:
+        """Drop what was kept for the cache as it is: its memory is about to change."""
+
+    def copy_prefix(self, cache: SlotCache, source: int, targets: range, length: int) -> None:
+        """Copy the first `length` positions of one slot over those of a run of others."""
+        cache.copy_prefix(source, targets, length)
+
+    def forward(
         self,
         module: Any,
         cache: SlotCache,
-        first: int,
+        rows: slice | torch.Tensor,
         ids_NL: torch.Tensor,
         position_NL: torch.Tensor,
         visible: int,
         **options: Any,
     ) -> Any:
+        """Run the model or its layers over given rows and positions, which see the first `visible` positions."""
         self.passes += 1
-        cache.aim(first, position_NL, visible)
+        cache.aim(rows, position_NL, visible)
         is_later_NLT = torch.arange(visible, device=self._device) > position_NL[:, :, None]
         mask_N1LT = (self._hidden_below * is_later_NLT)[:, None]
         return module(

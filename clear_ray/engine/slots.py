@@ -15,11 +15,10 @@ import torch
 
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.closing import Closing
-from clear_ray.engine.grouping import reading_groups
+from clear_ray.engine.graphs import GraphRunner, next_bucket
+from clear_ray.engine.grouping import PASS_COST, reading_groups
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
-
-_POSITION_STEP = 64
 
 
 class SlotBatch:
@@ -34,6 +33,9 @@ class SlotBatch:
         temperature: As for `choose_tokens`.
         top_p: As for `choose_tokens`.
         closing: How answers are forced at the end of their grants, if they are.
+        graphs: Whether passes of one shape share a CUDA graph; see `GraphRunner`.
+        refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
+            costs several steps of decoding, more of them at a time are cheaper.
     """
 
     def __init__(
@@ -47,8 +49,12 @@ class SlotBatch:
         temperature: float,
         top_p: float,
         closing: Closing | None = None,
+        graphs: bool = False,
+        refill_rows: int = 1,
     ) -> None:
-        self._runner, self._cache = SlotRunner(model), SlotCache()
+        self._runner: SlotRunner = GraphRunner(model) if graphs else SlotRunner(model)
+        self._cache = SlotCache()
+        self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
         self._max_batch, self._cache_tokens, self._prefill_tokens = max_batch, cache_tokens, prefill_tokens
         self._end_token_ids, self._temperature, self._top_p = end_token_ids, temperature, top_p
         self._closing = closing
@@ -81,6 +87,7 @@ class SlotBatch:
     def close(self) -> None:
         """Drop the cache."""
         self._cache = SlotCache()
+        self._runner.forget()
 
     def _end_cancelled(self) -> list[Answer]:
         ended = [answer.end("cancelled") for answer in self._waiting if answer.is_cancelled]
@@ -94,6 +101,8 @@ class SlotBatch:
         """Give slots to waiting answers and read their prompts; return those that failed."""
         starting: list[Answer] = []
         ended: list[Answer] = []
+        if self._running and self._max_batch - len(self._running) < min(self._refill_rows, len(self._waiting)):
+            return ended
         positions = max((_needed_positions(answer) for answer in self._running), default=0)
         while self._waiting and len(self._running) + len(starting) < self._max_batch:
             needed = max(positions, _needed_positions(self._waiting[0]))
@@ -109,16 +118,17 @@ class SlotBatch:
         if starting:
             self._make_room(len(self._running) + len(starting), positions)
             heads = [answer.input_ids[:-1] for answer in starting]
-            for group in reading_groups(heads, pass_tokens=self._prefill_tokens):
+            for group in reading_groups(heads, pass_tokens=self._prefill_tokens, pass_cost=self._pass_cost):
                 ended += self._prefill([starting[row] for row in group])
         return ended
 
     def _make_room(self, rows: int, positions: int) -> None:
         if rows <= self._cache.slots and positions <= self._cache.positions:
             return
-        positions = min(-(-positions // _POSITION_STEP) * _POSITION_STEP, self._cache_tokens // rows)
+        positions = min(next_bucket(positions), self._cache_tokens // rows)
         slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
         self._cache.reserve(slots, positions, kept_rows=len(self._running))
+        self._runner.forget()
 
     def _prefill(self, group: list[Answer]) -> list[Answer]:
         """Read the group's inputs into the next slots; return those that failed."""
@@ -141,7 +151,7 @@ class SlotBatch:
         """Generate one token for each running answer; return those that ended."""
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
-        logits_NV = self._runner.decode(self._cache, ids_N, positions_N).logits[:, -1]
+        logits_NV = self._runner.next_logits(self._cache, ids_N, positions_N)
         uniform_N = [_draw(answer) for answer in self._running] if self._temperature > 0 else []
         chosen_N = choose_tokens(logits_NV, temperature=self._temperature, top_p=self._top_p, uniform_N=uniform_N)
         for answer, chosen in zip(self._running, chosen_N, strict=True):
@@ -164,9 +174,17 @@ class SlotBatch:
         removed, last = self._running[row], self._running.pop()
         if last is not removed:
             # The newest token of an answer is not in the cache yet: decode reads it first.
-            self._cache.move(len(self._running), row, _length(last) - 1)
+            self._runner.copy_prefix(self._cache, len(self._running), range(row, row + 1), _length(last) - 1)
             self._running[row] = last
         return removed
+
+
+def refill_rows(max_batch: int, device: torch.device) -> int:
+    """Return how many slots should be free before new prompts are read beside running answers.
+
+    On CUDA a pass that reads one prompt takes as long as one that reads several; on CPU nothing is won by waiting.
+    """
+    return max(1, max_batch // 16) if device.type == "cuda" else 1
 
 
 def _length(answer: Answer) -> int:

@@ -21,11 +21,11 @@ from clear_ray.engine.admission import Admission, check_sampling, empty_features
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import Batch, BatchThread, Turns
 from clear_ray.engine.closing import CLOSING_TEXT, Closing, make_closing
-from clear_ray.engine.grouping import reading_groups
+from clear_ray.engine.grouping import PASS_COST, reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
-from clear_ray.engine.slots import SlotBatch
+from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.errors import ConfigError, EngineError
 
@@ -53,6 +53,7 @@ class TransformersEngine:
         top_p: Nucleus of the sampling distribution.
         threads: Threads of torch on CPU, for the whole process; None takes all cores the process may use.
         batching: `slots` or `paged`.
+        enforce_eager: Launch every kernel of a pass by itself instead of replaying CUDA graphs; nothing changes on CPU.
         cache_tokens: Positions of the key-value cache over all answers; None derives it from the free memory.
         answer_reserve_tokens: Tokens at the end of each grant in which an unfinished answer is closed with `closing_text`
             and made to give its answer; None closes nothing. Only with `slots`.
@@ -78,6 +79,7 @@ class TransformersEngine:
         threads: int | None = None,
         batching: Literal["slots", "paged"] = "slots",
         cache_tokens: int | None = None,
+        enforce_eager: bool = False,
         answer_reserve_tokens: int | None = None,
         closing_text: str = CLOSING_TEXT,
     ) -> None:
@@ -90,7 +92,7 @@ class TransformersEngine:
         if place.type == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self._model = load_model(model, device=place, dtype=dtype)
-        self._prefill_tokens = _PREFILL_TOKENS.get(place.type, _PREFILL_TOKENS["cuda"])
+        self._prefill_tokens = _PREFILL_TOKENS[place.type]
         self._card = model_card(str(model), model_folder(model), self._model.config, max_context_tokens)
         self._admission = Admission(
             self._rendering,
@@ -108,7 +110,8 @@ class TransformersEngine:
             "top_p": top_p,
         }
         self._model_turns = Turns()
-        self._thread = BatchThread(self._make_batch(batching, options, closing), model_turns=self._model_turns)
+        batch = self._make_batch(batching, options, closing, graphs=place.type == "cuda" and not enforce_eager)
+        self._thread = BatchThread(batch, model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)
 
@@ -142,7 +145,8 @@ class TransformersEngine:
         features = empty_features(len(ids_N), self._card.hidden_width)
         features.prompt_tokens_N[:] = [len(ids) for ids in ids_N]
         try:
-            for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens):
+            pass_cost = PASS_COST[self._model.device.type]
+            for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens, pass_cost=pass_cost):
                 with self._model_turns:
                     self._prefill_rows(features, rows, ids_N)
         except RuntimeError as error:
@@ -177,9 +181,10 @@ class TransformersEngine:
             self._close()
             del self._model, self._runner
 
-    def _make_batch(self, batching: str, options: dict[str, Any], closing: Closing | None) -> Batch:
+    def _make_batch(self, batching: str, options: dict[str, Any], closing: Closing | None, *, graphs: bool) -> Batch:
         if batching == "slots":
-            return SlotBatch(self._model, closing=closing, **options)
+            few = refill_rows(options["max_batch"], self._model.device)
+            return SlotBatch(self._model, closing=closing, graphs=graphs, refill_rows=few, **options)
         from clear_ray.engine.paged import PagedBatch
 
         return PagedBatch(self._model, **options)

@@ -17,7 +17,7 @@ from clear_ray.engine import Grant, TransformersEngine
 from clear_ray.engine.loading import cache_capacity_tokens, load_model
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 from tests.unit.engine.conftest import run_grants
-from tests.unit.engine.tiny import tiny_model
+from tests.unit.engine.tiny import answer_for, run_batch, slot_batch, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -139,6 +139,30 @@ def test_more_queries_than_slots_all_keep_their_grants() -> None:
         answer = answers[grant.query_id, 0]
         assert answer.error == ""
         assert len(answer.token_ids) == grant.max_tokens or answer.finish_reason == "stop"
+
+
+def test_graphs_give_the_tokens_of_single_kernels_also_after_the_cache_has_grown() -> None:
+    model = tiny_model(device="cuda")
+    grants = [Grant(f"q{i}", "", 1 + (11 * i) % 60, seed=2) for i in range(24)]
+    prompts = [[5 + i % 50] * (1 + (7 * i) % 90) for i in range(24)]
+    tokens = []
+    for graphs in (False, True):
+        batch = slot_batch(model, max_batch=5, prefill_tokens=512, temperature=0.8, graphs=graphs, refill_rows=2)
+        answers = [answer_for(grant, ids) for grant, ids in zip(grants, prompts, strict=True)]
+        run_batch(batch, answers[:8])
+        run_batch(batch, answers[8:])
+        tokens.append([answer.generated for answer in answers])
+        if graphs:
+            captured = batch._runner._captured  # type: ignore[attr-defined]
+            assert {key[0] for key, one in captured.items() if one.graph is not None} == {"decode", "read", "copy"}
+    assert tokens[0] == tokens[1]
+
+
+def test_an_eager_engine_answers_alike(engine: TransformersEngine, expected: list[tuple[int, ...]]) -> None:
+    eager = TransformersEngine(EMBEDDED_MODEL, device="cuda", dtype="float32", max_batch=4, enforce_eager=True)
+    answers = run_grants(eager, GRANTS)
+    eager.close()
+    assert [answers[grant.query_id, 0].token_ids for grant in GRANTS] == expected
 
 
 def test_a_device_name_is_heeded() -> None:

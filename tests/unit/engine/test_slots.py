@@ -31,13 +31,15 @@ def model() -> Any:
     return tiny_model()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
     asked=st.lists(st.tuples(prompts, st.integers(1, 30)), min_size=1, max_size=8),
     max_batch=st.integers(1, 5),
     cache_tokens=st.integers(80, 400),
     prefill_tokens=st.integers(1, 40),
     sampling=temperatures,
+    graphs=st.booleans(),
+    refill_rows=st.integers(1, 3),
 )
 def test_any_batch_gives_each_query_what_it_gets_alone(
     model: Any,
@@ -46,6 +48,8 @@ def test_any_batch_gives_each_query_what_it_gets_alone(
     cache_tokens: int,
     prefill_tokens: int,
     sampling: tuple[float, float],
+    graphs: bool,
+    refill_rows: int,
 ) -> None:
     temperature, top_p = sampling
     grants = [Grant(f"q{i}", "", max_tokens, seed=5) for i, (_, max_tokens) in enumerate(asked)]
@@ -56,6 +60,8 @@ def test_any_batch_gives_each_query_what_it_gets_alone(
         prefill_tokens=prefill_tokens,
         temperature=temperature,
         top_p=top_p,
+        graphs=graphs,
+        refill_rows=refill_rows,
     )
     answers = [answer_for(grant, ids) for grant, (ids, _) in zip(grants, asked, strict=True)]
     ended = run_batch(batch, answers)
@@ -180,9 +186,15 @@ def test_what_prompts_begin_with_is_read_once(model: Any) -> None:
 
 
 @settings(deadline=None)
-@given(ids_N=st.lists(prompts, min_size=1, max_size=12), pass_tokens=st.integers(1, 80))
-def test_prompts_are_read_once_each_in_groups_of_one_pass(ids_N: list[list[int]], pass_tokens: int) -> None:
-    groups = reading_groups(ids_N, pass_tokens=pass_tokens)
+@given(
+    ids_N=st.lists(prompts, min_size=1, max_size=12),
+    pass_tokens=st.integers(1, 80),
+    pass_cost=st.sampled_from([0, 64, 2048]),
+)
+def test_prompts_are_read_once_each_in_groups_of_one_pass(
+    ids_N: list[list[int]], pass_tokens: int, pass_cost: int
+) -> None:
+    groups = reading_groups(ids_N, pass_tokens=pass_tokens, pass_cost=pass_cost)
     assert sorted(row for group in groups for row in group) == list(range(len(ids_N)))
     for group in groups:
         rows = [ids_N[row] for row in group]
@@ -229,3 +241,9 @@ def test_an_architecture_with_other_attention_is_refused() -> None:
     check_slots_fit(tiny_model())
     check_slots_fit(tiny_model(dtype=torch.float32))
     check_slots_fit(tiny_model(dtype=torch.bfloat16))
+
+
+def test_dear_passes_bring_prompts_together_that_share_nothing() -> None:
+    ids_N = [[kind, *range(length)] for kind, length in ((1, 20), (2, 90), (3, 150), (4, 30))]
+    assert len(reading_groups(ids_N, pass_tokens=8192, pass_cost=0)) == 4
+    assert len(reading_groups(ids_N, pass_tokens=8192, pass_cost=2048)) == 1
