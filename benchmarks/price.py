@@ -135,12 +135,16 @@ def against_bisection(
 
 
 def against_one_read() -> dict[str, Any]:
-    utility, budget = tabulated(10**6), float(AVERAGE_TOKENS * 10**6)
+    """Median of three: the first of a process pays for the memory that the others find there."""
+    budget = float(AVERAGE_TOKENS * 10**6)
+    cpus = [priced_cpu(tabulated(10**6)) for _ in range(3)]
+    utility = tabulated(10**6)
     read = min(timed(lambda: read_once(utility))[1] for _ in range(5))
-    solved, cpu, wall = timed(lambda: solve_shadow_price(utility, budget_tokens=budget))
+    solved = solve_shadow_price(utility, budget_tokens=budget)
+    cpu = float(np.median(cpus))
     return {
         "cpu_seconds": cpu,
-        "wall_seconds": wall,
+        "cpu_seconds_all": cpus,
         "one_read_cpu_seconds": read,
         "times_one_read": cpu / read,
         "wanted": "times_one_read <= 40",
@@ -150,14 +154,18 @@ def against_one_read() -> dict[str, Any]:
 
 
 def ten_million(make: Callable[[int], Utility]) -> dict[str, Any]:
-    small_cpu = priced_cpu(make(10**6))
-    large = make(10**7)
+    """Medians of three, in turn: the first of a process pays for the memory that the others find there."""
+    small_cpus, cpus = [], []
     before = peak_bytes()
-    _, cpu, wall = timed(lambda: solve_shadow_price(large, budget_tokens=AVERAGE_TOKENS * 10**7))
+    for _ in range(3):
+        small_cpus.append(priced_cpu(make(10**6)))
+        cpus.append(priced_cpu(make(10**7)))
+    small_cpu, cpu = float(np.median(small_cpus)), float(np.median(cpus))
     return {
         "cpu_seconds": cpu,
-        "wall_seconds": wall,
+        "cpu_seconds_all": cpus,
         "cpu_seconds_1e6": small_cpu,
+        "cpu_seconds_1e6_all": small_cpus,
         "times_1e6": cpu / small_cpu,
         "peak_bytes": peak_bytes(),
         "peak_bytes_before_pricing": before,

@@ -74,9 +74,19 @@ class TotalDemand:
             total += int(self._unit.count(amount).sum())
         return self._settled_units + total - self._limit
 
+    def look_above(self, *indices: int) -> None:
+        """Find out what `excess_above` of some positions needs, in one pass over the queries."""
+        asked: dict[int, list[Demanded]] = {index: [] for index in indices}
+        for block in self._blocks:
+            curves = block.take(slice(None))  # what one price leaves there serves the next, and goes with this block
+            for index, demanded in asked.items():
+                demanded.append(curves.demanded_off_grid(price_between(index)))
+        self._asked |= asked
+
     def excess_above(self, index: int) -> int:
         """Return the excess halfway to the next position: not above `excess(index)`, not below `excess(index + 1)`."""
-        self._asked[index] = [block.demanded_off_grid(price_between(index)) for block in self._blocks]
+        if index not in self._asked:
+            self.look_above(index)
         return sum(self._unit.total(self._amount(demanded)) for demanded in self._asked[index]) - self._limit
 
     def settle_between(self, bracket: Bracket) -> None:
@@ -142,6 +152,7 @@ def clear(
         near = clear(sample, share, quantity=quantity, stop_width=SAMPLE_REACH // 4).index
     bracket = Bracket(demand.excess, low=-1, high=HIGHEST_INDEX)
     if near is not None:
+        demand.look_above(*(index for index in (near - reach, near + reach) if 0 <= index < HIGHEST_INDEX - 1))
         bracket.close_in_on(near, demand.excess_above, first_reach=reach)
     if bracket.low < 0 and demand.excess_above(0) <= 0:
         return Clearing(0, demand)

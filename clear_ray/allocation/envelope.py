@@ -122,18 +122,22 @@ def envelope_slopes(spend: FloatArray, success: FloatArray) -> FloatArray:
 
 
 def best_points(spend: FloatArray, success: FloatArray, price: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return, for each row, the spend of the point that is best at a price, and its success less price x spend.
+    """Return, for each row, the least spend of the points that are best at a price, and their success less price x spend.
 
     Args:
         spend: Shape (K + 1, M).
         success: Shape (K + 1, M).
         price: One a row, no slope of its envelope.
     """
-    chosen, surplus = spend[0], success[0] - price * spend[0]
-    for k in range(1, spend.shape[0]):
-        value = success[k] - price * spend[k]
-        chosen = np.where(value > surplus, spend[k], chosen)
-        np.maximum(value, surplus, out=surplus)
+    value = spend * price
+    np.subtract(success, value, out=value)
+    surplus: FloatArray = value.max(axis=0)
+    # Whatever is not the best becomes too dear to be the least. In place: a table of its own would cost more than this.
+    with np.errstate(over="ignore"):
+        np.subtract(surplus, value, out=value)
+        value *= 1e300
+    value += spend
+    chosen: FloatArray = value.min(axis=0)
     return chosen, surplus
 
 
@@ -141,8 +145,8 @@ def limited_points(
     tokens_NK: IntArray, table_NK: FloatArray, min_tokens_N: FloatArray, max_tokens_N: FloatArray
 ) -> FloatArray:
     """Return a table at the floor and at the grid points moved between floor and ceiling, shape (K + 1, M)."""
-    points = np.zeros((table_NK.shape[1] + 1, table_NK.shape[0]))
-    points[1:] = table_NK.T
+    points = np.empty((table_NK.shape[1] + 1, table_NK.shape[0]))
+    points[0], points[1:] = 0.0, table_NK.T
     is_limited = (min_tokens_N > 0.0) | (max_tokens_N < tokens_NK[:, -1])
     if is_limited.any():
         rows = np.flatnonzero(is_limited)

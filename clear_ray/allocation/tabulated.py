@@ -136,9 +136,7 @@ class Tabulated:
 
         On a breakpoint rounding would decide between two points; halfway between grid prices it cannot.
         """
-        limits = self.min_tokens_N, self.max_tokens_N
-        success = limited_points(self.tokens_NK, self.success_NK, *limits)
-        spend = limited_points(self.tokens_NK, self.spend_NK, *limits)
+        spend, success = self._points
         is_valued = self.weight_N > 0.0
         success_price = np.where(
             is_valued, price * self.cost_per_token_N / np.where(is_valued, self.weight_N, 1.0), 1e300
@@ -196,6 +194,7 @@ class Tabulated:
         taken = object.__new__(type(self))
         for name, value in self.__dict__.items():
             taken.__dict__[name] = value[indices] if isinstance(value, np.ndarray) else value
+        taken.__dict__.pop("_points", None)
         if "_steps" in self.__dict__:
             taken.__dict__["_steps"] = self._steps.take(indices)
         return taken
@@ -225,7 +224,7 @@ class Tabulated:
         ceiling = np.where(is_running, np.maximum(self.max_tokens_N - start, 0.0), 0.0)
         later = object.__new__(type(self))
         later.__dict__.update(
-            {name: value for name, value in self.__dict__.items() if name != "_steps"},
+            {name: value for name, value in self.__dict__.items() if name not in ("_steps", "_points")},
             tokens_NK=tokens,
             success_NK=np.minimum(success, 1.0),
             spend_NK=tokens.astype(np.float64) if self.is_spend_the_cap else spend,
@@ -243,6 +242,14 @@ class Tabulated:
             return 1.0 - cells_of(self.tokens_NK, start).read(self.success_NK)
         slope = cells_of(self.tokens_NK, start, is_from_right=True).slope(self.spend_NK)
         return np.where(start > 0.0, np.minimum(slope, 1.0), 1.0)
+
+    @cached_property
+    def _points(self) -> tuple[FloatArray, FloatArray]:
+        """Spend and success of the points between floor and ceiling, shape (K + 1, N) each."""
+        limits = self.min_tokens_N, self.max_tokens_N
+        return limited_points(self.tokens_NK, self.spend_NK, *limits), limited_points(
+            self.tokens_NK, self.success_NK, *limits
+        )
 
     @cached_property
     def _steps(self) -> Steps:
