@@ -1,7 +1,8 @@
 """What does each step from the paper's policy to ours buy, on the same recorded answers?
 
 Static steps clear once and count the budget as caps, as the paper does, so they leave tokens unspent; every row is compared
-with the uniform cap that generates as many tokens as it did. The last steps spend what early finishers return.
+with the uniform cap that generates as many tokens as it did. The last steps spend what early finishers return. What is
+read while answers run is added in the manner of `inflight.py`, for any number of stops, beside the same without it.
 
     python benchmarks/ablations.py
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from inflight import BUDGETS as RUNNING_BUDGETS
+from inflight import VARIANTS, Study
 from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, allocate
@@ -67,6 +70,18 @@ def steps(contest: Contest) -> dict[str, tuple[Make, Dispatched | None]]:
     }
 
 
+def while_running(study: Study, judge: Judge) -> list[dict[str, object]]:
+    """Return rows of pricing answers again at checkpoints, reading nothing of them or everything."""
+    rows: list[dict[str, object]] = []
+    for policy, variant in (("checkpoints, nothing read", "static"), ("+ in-flight, all read", "everything")):
+        accuracy_BN = study.accuracy_BN(study.prices_JR(VARIANTS[variant]))
+        for budget, accuracy_N in zip(RUNNING_BUDGETS, accuracy_BN, strict=True):
+            low, high = judge.interval(accuracy_N)
+            found = {"accuracy": float(accuracy_N.mean()), "low": low, "high": high}
+            rows.append({"policy": policy, "average_budget": budget, **found})
+    return rows
+
+
 def main() -> None:
     paths = str(DATA / "rollouts.parquet"), str(DATA / "features.parquet")
     recording = read_recording(*paths)
@@ -84,8 +99,13 @@ def main() -> None:
             rows.append(judge.row(name, budget, contest.run(make, tokens, dispatched=dispatched)))
         make = steps(stopped)["ceilings, re-clearing"][0]
         rows.append(judge.row("ceilings, loops stopped", budget, stopped.run(make, tokens)))
-    print(json.dumps({"figure": "ablations", "rows": [asdict(row) for row in rows]}))
+    folds = training.folds or {}
+    fold_N = np.array([folds[name] for name in recording.rollouts.query_ids])
+    running = while_running(Study(recording, contest.curves["competing_risks"], fold_N), judge)
+    print(json.dumps({"figure": "ablations", "rows": [asdict(row) for row in rows] + running}))
     print(table(rows))
+    for row in running:
+        print("{policy:<24}{average_budget:>7g}{accuracy:>16.3f}  [{low:.3f}, {high:.3f}]".format(**row))
 
 
 if __name__ == "__main__":

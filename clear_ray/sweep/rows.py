@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clear_ray.sweep.policies import Outcome
 from clear_ray.sweep.recording import Recording
@@ -82,7 +83,7 @@ class Judge:
         accuracy_B = self._weight_BN @ outcome.right_N
         spent_B = self._weight_BN @ outcome.spent_tokens_N
         even_B = np.array([np.interp(s, x, y) for s, x, y in zip(spent_B, self._spent_BT, self._right_BT, strict=True)])
-        low, high = np.percentile(accuracy_B, [_TAIL, 100 - _TAIL])
+        low, high = self.interval(outcome.right_N)
         ratio_B = accuracy_B / np.maximum(even_B, 1e-9)
         times_low, times_high = np.percentile(ratio_B, [_TAIL, 100 - _TAIL])
         has_ratio = even > 0
@@ -90,8 +91,8 @@ class Judge:
             policy=policy,
             average_budget=average_tokens,
             accuracy=accuracy,
-            low=float(low),
-            high=float(high),
+            low=low,
+            high=high,
             tokens_per_query=spent,
             uniform_accuracy=even,
             difference=accuracy - even,
@@ -101,6 +102,11 @@ class Judge:
             times_high=float(times_high) if has_ratio else None,
             rounds=outcome.rounds,
         )
+
+    def interval(self, right_N: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the 95 % interval of the mean of a value a query."""
+        low, high = np.percentile(self._weight_BN @ right_N, [_TAIL, 100 - _TAIL])
+        return float(low), float(high)
 
     def uniform_accuracy(self, tokens_per_query: float) -> float:
         """Return the accuracy of the equal ceiling that generates so many tokens a query."""
