@@ -139,7 +139,7 @@ def bare(config_path: str) -> None:
 
     with joined_cluster(), quiet_data():
         started = time.perf_counter()
-        for rows in (config.estimate.batch_rows, config.dispatch.batch_rows):
+        for rows in (config.estimate.batch_rows or 128, config.dispatch.batch_rows):
             stage = ray.data.read_parquet(source).repartition(target_num_rows_per_block=config.dispatch.block_rows)
             calls = 2 * config.engine.max_batch // config.dispatch.batch_rows
             pool = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls)

@@ -29,6 +29,7 @@ from clear_ray.estimation.prior import PriorHead
 from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.stages.features import ReadFeatures
+from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, open_folder
 
 
@@ -208,17 +209,14 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     ) as crew:
         if not folder.exists("features"):
             folder.delete("features.partial")
-            (
-                ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
-                .map_batches(
-                    ReadFeatures,
-                    fn_constructor_args=(crew.workers.handles,),
-                    batch_size=config.estimate.batch_rows,
-                    batch_format="pyarrow",
-                    num_cpus=0.1,
-                    compute=ActorPoolStrategy(size=1),
-                )
-                .write_parquet(folder.child("features.partial").path, filesystem=folder.filesystem)
-            )
+            rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
+            rows.map_batches(
+                ReadFeatures,
+                fn_constructor_args=(crew.workers.handles,),
+                batch_size=call_rows(config, rows.count()),
+                batch_format="pyarrow",
+                num_cpus=0.1,
+                compute=ActorPoolStrategy(size=1),
+            ).write_parquet(folder.child("features.partial").path, filesystem=folder.filesystem)
             folder.rename("features.partial", "features")
         return crew.model

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from clear_ray.budget import budget_in_tokens, check_budget_text
 from clear_ray.errors import ConfigError
@@ -190,7 +199,14 @@ class ReplayConfig(WorkersConfig):
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
 
-EngineConfig = Annotated[TransformersConfig | VllmConfig | ReplayConfig, Field(discriminator="kind")]
+def _with_kind(engine: Any) -> Any:
+    """Return the settings with the kind that they have if they name none."""
+    return {"kind": "transformers", **engine} if isinstance(engine, dict) else engine
+
+
+EngineConfig = Annotated[
+    TransformersConfig | VllmConfig | ReplayConfig, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]
 
 
 class EstimateConfig(Settings):
@@ -198,8 +214,8 @@ class EstimateConfig(Settings):
 
     head: str | None = None
     """Folder of a fitted head, or `demo` for the one shipped for the embedded model; the uncalibrated prior if not given."""
-    batch_rows: int = Field(default=32, ge=1)
-    """Queries in one probe call."""
+    batch_rows: int | None = Field(default=None, ge=1)
+    """Queries in one probe call; up to 128 if not given, fewer where an engine would have none to read."""
 
 
 class AllocationConfig(Settings):

@@ -51,7 +51,7 @@ from clear_ray.run_folder import (
     read_summary,
     write_grants,
 )
-from clear_ray.stages.probe import Probe
+from clear_ray.stages.probe import Probe, call_rows
 from clear_ray.standing import Standing
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
@@ -196,7 +196,7 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
             .map_batches(
                 Probe,
                 fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K)),
-                batch_size=config.estimate.batch_rows,
+                batch_size=call_rows(config, rows),
                 batch_format="pyarrow",
                 num_cpus=0.1,
                 compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * config.engine.workers),

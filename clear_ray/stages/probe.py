@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import estimate_schema
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
+_MOST_ROWS = 128
 CARRIED = ("index", "query_id", "task", "weight", "cost", "max_tokens")
 
 
@@ -90,6 +92,15 @@ class Probe:
             "survival_K": np.ones((1, points)),
             "error": np.asarray([reason]),
         }
+
+
+def call_rows(config: RunConfig, queries: int) -> int:
+    """Return how many queries one call reads.
+
+    What prompts begin with alike is read once a call, so many together cost less; two calls an engine keep all busy.
+    """
+    share = -(-queries // (2 * config.engine.workers))
+    return config.estimate.batch_rows or max(1, min(_MOST_ROWS, share))
 
 
 def prompts_of(batch: pa.Table) -> list[Prompt]:

@@ -67,6 +67,12 @@ def test_defaults_make_a_whole_configuration() -> None:
         config.seed = 3  # type: ignore[misc]
 
 
+def test_an_engine_without_a_kind_is_the_default_one() -> None:
+    config = RunConfig.parse(LEAST | {"engine": {"workers": 3}})
+    assert isinstance(config.engine, TransformersConfig)
+    assert config.engine.workers == 3
+
+
 def test_what_is_written_in_the_manifest_reads_back_the_same() -> None:
     replay = {"kind": "replay", "rollouts": "r.parquet", "features": "f.parquet"}
     tasks = [{"task": "chain_sum", "count": 3, "params": {"min_terms": 2}}]

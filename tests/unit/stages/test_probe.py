@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import ReplayConfig
+from clear_ray.config import ReplayConfig, RunConfig
 from clear_ray.engine.base import Prompt
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.records import QUERY_SCHEMA
-from clear_ray.stages.probe import Probe
+from clear_ray.stages.probe import Probe, call_rows
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from tests.unit.local_actors import LocalActor
@@ -103,3 +103,20 @@ def test_engines_that_die_of_everything_end_the_run(recorded: ReplayConfig) -> N
     ids = known_ids(recorded, 12)
     with pytest.raises(EngineError, match="9 prompts in a row"):
         probed(Mortal(recorded, frozenset(ids)), ids)
+
+
+@pytest.mark.parametrize(
+    ("queries", "settings", "rows"),
+    [
+        (1, {}, 1),
+        (104, {}, 52),
+        (1_000_000, {}, 128),
+        (104, {"engine": {"workers": 8}}, 7),
+        (104, {"estimate": {"batch_rows": 9}}, 9),
+    ],
+)
+def test_a_call_reads_many_prompts_but_leaves_no_engine_without(
+    queries: int, settings: dict[str, Any], rows: int
+) -> None:
+    config = RunConfig.parse({"run_dir": "run", "input": {"path": "x.jsonl"}, "budget": 1000, **settings})
+    assert call_rows(config, queries) == rows
