@@ -141,7 +141,11 @@ def fit_recorded(
         rollouts, features = pq.read_table(rollouts_path), pq.read_table(features_path)
         folds = json.loads(Path(folds_path).read_text())["fold"] if folds_path else None
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"recorded rollouts cannot be read: {error}", rollouts_path) from error
+        raise ConfigError(
+            f"recorded rollouts cannot be read: {error}",
+            rollouts_path,
+            remedy="Give whole Parquet files of rollouts and of their features.",
+        ) from error
     names = set(rollouts["model"].to_pylist()) if "model" in rollouts.column_names else {""}
     head = fit_head(
         rollouts,

@@ -207,7 +207,11 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
     estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves)
     if estimates.queries != rows:
-        raise BudgetError(f"{rows} queries came in and {estimates.queries} estimates came out", folder.path)
+        raise BudgetError(
+            f"{rows} queries came in and {estimates.queries} estimates came out",
+            folder.path,
+            remedy="Delete the run folder and run again; if it comes back, please report it.",
+        )
     return estimates
 
 

@@ -51,7 +51,9 @@ def _canonical_json(file: Path, *, without: frozenset[str] = frozenset()) -> byt
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EngineError("the file is missing or not JSON", str(file), str(error)) from error
+        raise EngineError(
+            "the file is missing or not JSON", str(file), str(error), remedy="Save the model's folder again."
+        ) from error
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key not in without}
     return json.dumps(content, sort_keys=True, ensure_ascii=True).encode()

@@ -78,7 +78,12 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise EngineError("the model cannot be loaded", f"model {model}", str(error)) from error
+        raise EngineError(
+            "the model cannot be loaded",
+            f"model {model}",
+            str(error),
+            remedy="Look whether its folder is whole and safetensors, and whether memory is left for it.",
+        ) from error
     finally:
         if had_progress_bar:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

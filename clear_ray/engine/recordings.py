@@ -178,7 +178,12 @@ def _read(path: str | Path, columns: Sequence[str]) -> pa.Table:
                 )
             return file.read(columns=list(columns))
     except (OSError, pa.ArrowInvalid) as error:
-        raise SchemaError("the recording cannot be read as Parquet", str(path), str(error)) from error
+        raise SchemaError(
+            "the recording cannot be read as Parquet",
+            str(path),
+            str(error),
+            remedy="Give the path of a whole Parquet file.",
+        ) from error
 
 
 def _first_of_each(lists: pa.ListArray) -> NDArray[np.float32]:
@@ -195,7 +200,12 @@ def _as_matrix(lists: pa.ListArray, where: str) -> NDArray[np.float16]:
     """Return lists of one length as a matrix (Q, D)."""
     widths = np.unique(np.diff(lists.offsets.to_numpy()))
     if len(widths) > 1:
-        raise SchemaError("hidden states differ in width", where, ", ".join(map(str, widths)))
+        raise SchemaError(
+            "hidden states differ in width",
+            where,
+            ", ".join(map(str, widths)),
+            remedy="Record all features with one model.",
+        )
     values: NDArray[np.float16] = lists.flatten().to_numpy().astype(np.float16, copy=False)
     return values.reshape(len(lists), int(widths[0]) if len(widths) else 0)
 

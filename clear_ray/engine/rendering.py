@@ -34,7 +34,12 @@ class Rendering:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise EngineError("the tokenizer cannot be loaded", f"model {model}", str(error)) from error
+            raise EngineError(
+                "the tokenizer cannot be loaded",
+                f"model {model}",
+                str(error),
+                remedy="Save the tokenizer beside the model's weights.",
+            ) from error
         self._has_template = bool(getattr(self._tokenizer, "chat_template", None))
         self._wraps_text = chat_template and self._has_template
         self._system_prompt = system_prompt

@@ -73,7 +73,9 @@ def refuse_own_code(folder: Path) -> None:
         try:
             settings: Any = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ConfigError("the file is not valid JSON", str(file), str(error)) from error
+            raise ConfigError(
+                "the file is not valid JSON", str(file), str(error), remedy="Save the model's folder again."
+            ) from error
         if isinstance(settings, dict) and settings.get("auto_map"):
             raise ConfigError(
                 "the model asks to run Python code of its own (auto_map), which clear_ray never does",

@@ -150,7 +150,12 @@ class TransformersEngine:
                 with self._model_turns:
                     self._prefill_rows(features, rows, ids_N)
         except RuntimeError as error:
-            raise EngineError("the language model failed", "prefill", str(error)) from error
+            raise EngineError(
+                "the language model failed",
+                "prefill",
+                str(error),
+                remedy="If memory ran out, lower engine.max_batch or engine.max_context_tokens.",
+            ) from error
         return features
 
     def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:

@@ -63,7 +63,9 @@ def read_configs(folder: Path) -> tuple[Any, Any]:
         has_own = (folder / "generation_config.json").is_file()
         return config, GenerationConfig.from_pretrained(folder) if has_own else None
     except (OSError, ValueError) as error:
-        raise EngineError("the model's configuration cannot be read", str(folder), str(error)) from error
+        raise EngineError(
+            "the model's configuration cannot be read", str(folder), str(error), remedy="Save the model's folder again."
+        ) from error
 
 
 def placement(dtype: str | None, tensor_parallel: int, cpu_cache_gib: float) -> dict[str, Any]:

@@ -149,7 +149,12 @@ class VllmThread:
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError("the language model failed", "prefill", f"{type(error).__name__}: {error}") from error
+            raise EngineError(
+                "the language model failed",
+                "prefill",
+                f"{type(error).__name__}: {error}",
+                remedy="If memory ran out, lower engine.max_batch or engine.max_context_tokens.",
+            ) from error
 
     def follow(self) -> None:
         """Have vLLM's workers end as soon as this process does.

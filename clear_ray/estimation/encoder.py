@@ -139,5 +139,10 @@ def _load(encoder: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
         model = AutoModel.from_pretrained(encoder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the encoder cannot be loaded: {error}", "encoder", encoder) from error
+        raise ConfigError(
+            f"the encoder cannot be loaded: {error}",
+            "encoder",
+            encoder,
+            remedy="Name a folder in the format of transformers, with its tokenizer.",
+        ) from error
     return tokenizer, model

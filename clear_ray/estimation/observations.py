@@ -118,7 +118,12 @@ def rollouts_from_table(table: pa.Table) -> Rollouts:
     tokens_R = np.asarray(table["output_tokens"].to_numpy(zero_copy_only=False), np.int64)
     if (tokens_R < 1).any():
         row = int(np.argmax(tokens_R < 1))
-        raise SchemaError("output_tokens is below 1", f"rollouts row {row}", str(tokens_R[row]))
+        raise SchemaError(
+            "output_tokens is below 1",
+            f"rollouts row {row}",
+            str(tokens_R[row]),
+            remedy="Leave out rollouts that generated nothing.",
+        )
     is_ended_R = np.array([reason == "stop" for reason in table["finish_reason"].to_pylist()])
     is_correct_R = np.asarray(table["correct"].to_numpy(zero_copy_only=False), np.bool_)
     return Rollouts(
@@ -188,12 +193,22 @@ def data_digest(rollouts: Rollouts, features: Features) -> str:
 def _require(table: pa.Table, columns: Sequence[str], where: str) -> None:
     for column in columns:
         if column not in table.column_names:
-            raise SchemaError(f"column {column} is missing", where, ", ".join(table.column_names))
+            raise SchemaError(
+                f"column {column} is missing",
+                where,
+                ", ".join(table.column_names),
+                remedy="Write it, or rename the one that stands for it.",
+            )
 
 
 def _matrix(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
     rows = [np.asarray(row, np.float32) for row in column.to_numpy(zero_copy_only=False)]
     widths = {len(row) for row in rows}
     if len(widths) > 1:
-        raise SchemaError("hidden states differ in width", f"features column {name}", str(sorted(widths)))
+        raise SchemaError(
+            "hidden states differ in width",
+            f"features column {name}",
+            str(sorted(widths)),
+            remedy="Record all features with one model.",
+        )
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)

@@ -56,7 +56,12 @@ class PriceLaw:
         }
         for name, fine in is_fine.items():
             if not fine:
-                raise ConfigError("the setting is out of range", f"price law: {name}", str(getattr(self, name)))
+                raise ConfigError(
+                    "the setting is out of range",
+                    f"price law: {name}",
+                    str(getattr(self, name)),
+                    remedy="Give a value in the range that clear_ray/serve/law.py names.",
+                )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -114,7 +114,12 @@ class OnlinePrice:
         """
         self.advance(now_seconds)
         if law.most_open != self._law.most_open:
-            raise ConfigError("this setting is fixed while the server runs", "most_open", str(law.most_open))
+            raise ConfigError(
+                "this setting is fixed while the server runs",
+                "most_open",
+                str(law.most_open),
+                remedy="Start the server again to change it.",
+            )
         self._law = law
         self._purse.change(law)
 

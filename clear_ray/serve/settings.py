@@ -142,7 +142,12 @@ class ServeConfig(Settings):
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError("the configuration cannot be read", str(path), str(error)) from error
+            raise ConfigError(
+                "the configuration cannot be read",
+                str(path),
+                str(error),
+                remedy="Name a YAML file that this user may read.",
+            ) from error
         return cls.parse(loaded, where=str(path))
 
     @classmethod

@@ -153,11 +153,22 @@ def _check(
     budgets: Sequence[float], policies: Sequence[str], seeds: int, train: str | None, folds_path: str | None
 ) -> None:
     if (train is None) == (folds_path is None):
-        raise ConfigError("give either other rollouts to train on, or folds for cross-fitting", "sweep: train, folds")
+        raise ConfigError(
+            "give either other rollouts to train on, or folds for cross-fitting",
+            "sweep: train, folds",
+            remedy="Leave one of --train and --folds out.",
+        )
     for policy in policies:
         if policy not in POLICIES:
             raise ConfigError("no such policy", "sweep: policies", policy, f"Use some of {', '.join(POLICIES)}.")
     if not policies or not budgets or min(budgets) <= 0:
-        raise ConfigError("a sweep needs policies, and budgets above 0", "sweep: budgets", str(list(budgets)))
+        raise ConfigError(
+            "a sweep needs policies, and budgets above 0",
+            "sweep: budgets",
+            str(list(budgets)),
+            remedy="Give --budgets such as 16,32,64 and --policies such as clear_ray,uniform.",
+        )
     if seeds < 1:
-        raise ConfigError("a sweep needs at least one seed", "sweep: seeds", str(seeds))
+        raise ConfigError(
+            "a sweep needs at least one seed", "sweep: seeds", str(seeds), remedy="Give --seeds 1 or more."
+        )

@@ -66,4 +66,6 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(word) for word in _words(text)]
     except ValueError as error:
-        raise ConfigError("budgets are numbers with commas between them", "--budgets", text) from error
+        raise ConfigError(
+            "budgets are numbers with commas between them", "--budgets", text, remedy="Write them as 16,32,64."
+        ) from error

@@ -57,11 +57,20 @@ def training_apart(recording: Recording, *, train: str) -> Training:
     other = read_recording(*paths)
     shared = set(other.rollouts.query_ids) & set(recording.rollouts.query_ids)
     if shared:
-        raise SchemaError(f"{len(shared)} queries are in training and evaluation", train, min(shared))
+        raise SchemaError(
+            f"{len(shared)} queries are in training and evaluation",
+            train,
+            min(shared),
+            remedy="Train on other queries, or give --folds.",
+        )
     evaluated = set(recording.rollouts.prompts)
     is_apart_N = np.array([prompt not in evaluated for prompt in other.rollouts.prompts])
     if not is_apart_N.any():
-        raise SchemaError("every prompt of the training rollouts is evaluated", train)
+        raise SchemaError(
+            "every prompt of the training rollouts is evaluated",
+            train,
+            remedy="Train on other queries, or give --folds.",
+        )
     rollouts = read_table(paths[0])
     kept = set(np.asarray(other.rollouts.query_ids)[is_apart_N].tolist())
     rollouts = rollouts.filter(pa.array([query_id in kept for query_id in rollouts["query_id"].to_pylist()]))
@@ -80,15 +89,24 @@ def training_by_folds(recording: Recording, *, rollouts_path: str, features_path
     try:
         given: dict[str, int] = json.loads(Path(folds_path).read_text(encoding="utf-8"))["fold"]
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the folds cannot be read: {error!r}", "folds", folds_path) from error
+        raise ConfigError(
+            f"the folds cannot be read: {error!r}",
+            "folds",
+            folds_path,
+            remedy="Give a JSON file of query id and fold number.",
+        ) from error
     fold_of_prompt: dict[str, int] = {}
     folds: dict[str, int] = {}
     for query_id, prompt in zip(recording.rollouts.query_ids, recording.rollouts.prompts, strict=True):
         if query_id not in given:
-            raise SchemaError("a query has no fold", folds_path, query_id)
+            raise SchemaError(
+                "a query has no fold", folds_path, query_id, remedy="Give each query of the rollouts a fold."
+            )
         folds[query_id] = fold_of_prompt.setdefault(prompt, given[query_id])
     if len(set(fold_of_prompt.values())) < 2:
-        raise SchemaError("cross-fitting needs at least two folds", folds_path)
+        raise SchemaError(
+            "cross-fitting needs at least two folds", folds_path, remedy="Put the queries into two folds or more."
+        )
     moved = sum(fold != given[query_id] for query_id, fold in folds.items())
     return Training(read_table(rollouts_path), read_table(features_path), recording, folds, moved)
 

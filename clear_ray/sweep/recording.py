@@ -135,4 +135,6 @@ def read_table(path: str) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise SchemaError("the recording cannot be read as Parquet", path, str(error)) from error
+        raise SchemaError(
+            "the recording cannot be read as Parquet", path, str(error), remedy="Give the path of a whole Parquet file."
+        ) from error

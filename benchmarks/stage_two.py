@@ -1,0 +1,115 @@
+"""How much of the engine's speed is left when the whole second stage stands around it?
+
+One run of `clear-ray run` on local Ray with the embedded model, all queries under one ceiling, one round; then the
+same engine by itself, in a process without Ray, with the same grants in the same order. Greedy, so both generate the same
+tokens, which is checked. Prints one JSON line.
+
+    python benchmarks/stage_two.py                  some six minutes on two idle cores
+    python benchmarks/stage_two.py --queries 96 --ceiling 48
+
+What is in the line:
+    stage2      tokens a second of wall time from the opening of the round to its last row on disk
+    direct      tokens a second of the engine driven directly
+    share       the first over the second
+    probe       wall seconds of the first stage over those of the second
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from clear_ray.config import RunConfig
+from clear_ray.engine.base import Grant
+from clear_ray.engine.build import build_engine
+from clear_ray.pipeline import run
+from clear_ray.run_folder import read_grants
+from clear_ray.stages.probe import prompts_of
+from clear_ray.storage import open_folder
+
+DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
+
+
+def configured(folder: str, queries: int, ceiling: int) -> RunConfig:
+    """Return the demo with so many queries, all under one ceiling, and a budget that pays for it."""
+    demo = RunConfig.load(DEMO)
+    each = -(-queries // len(demo.input.tasks))
+    tasks = [{**task.model_dump(), "count": each} for task in demo.input.tasks]
+    settings = demo.model_dump() | {
+        "run_dir": f"{folder}/run",
+        "budget": ceiling * each * len(tasks),
+        "input": demo.input.model_dump() | {"tasks": tasks},
+        "allocation": demo.allocation.model_dump() | {"policy": "uniform", "max_tokens": ceiling, "max_rounds": 1},
+    }
+    return RunConfig.parse(settings)
+
+
+async def answered(engine: Any, grants: list[Grant]) -> int:
+    return sum([len(generation.token_ids) async for generation in engine.generate(grants)])
+
+
+def direct(run_dir: str) -> None:
+    """Print what the engine by itself takes for the grants of a finished run."""
+    folder = open_folder(run_dir)
+    config = RunConfig.parse(json.loads(folder.read("manifest.json"))["config"])
+    found = read_grants(folder, 1)
+    assert found is not None
+    rows = pq.read_table(folder.child("queries").files(".parquet"), filesystem=folder.filesystem).sort_by("index")
+    prompts, names = prompts_of(rows), rows["query_id"].to_pylist()
+    tokens_N = dict(zip(found[0].index_M.tolist(), found[0].tokens_M.tolist(), strict=True))
+    grants = [Grant(names[n], prompts[n], tokens_N[n]) for n in sorted(tokens_N, key=lambda n: -tokens_N[n])]
+    engine = build_engine(config.engine)
+    asyncio.run(answered(engine, grants[:1]))
+    started = time.perf_counter()
+    tokens = asyncio.run(answered(engine, grants))
+    print(json.dumps({"seconds": time.perf_counter() - started, "tokens": tokens}))
+    engine.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--queries", type=int, default=208)
+    parser.add_argument("--ceiling", type=int, default=96)
+    parser.add_argument("--direct", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.direct:
+        direct(options.direct)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(None, configured(folder, options.queries, options.ceiling)).report
+        command = [sys.executable, __file__, "--direct", f"{folder}/run"]
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    alone = json.loads(ended.stdout.splitlines()[-1])
+    seconds = float(np.sum([one.seconds for one in report.rounds]))
+    assert report.generated_tokens == alone["tokens"], (report.generated_tokens, alone)
+    staged, by_itself = report.generated_tokens / seconds, alone["tokens"] / alone["seconds"]
+    print(
+        json.dumps(
+            {
+                "figure": "stage_two",
+                "queries": report.queries,
+                "tokens": alone["tokens"],
+                "stage2_tokens_per_second": round(staged, 1),
+                "direct_tokens_per_second": round(by_itself, 1),
+                "share": round(staged / by_itself, 3),
+                "stage2_seconds": round(seconds, 1),
+                "run_seconds": round(report.seconds, 1),
+                "load": round(os.getloadavg()[0], 1),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
