@@ -12,35 +12,23 @@ import ray.data
 from numpy.typing import NDArray
 
 from clear_ray.account import make_report
-from clear_ray.config import RunConfig
 from clear_ray.generating import mark_lost_answers, union
-from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest, write_openai_outputs
+from clear_ray.open_run import OpenRun
 from clear_ray.pricing import all_reservation_prices
-from clear_ray.progress import Progress
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import RoundReport, RunReport
-from clear_ray.run_folder import SUMMARY, Estimates
+from clear_ray.run_folder import SUMMARY
 from clear_ray.stages.grants import Abandon, Complete, Verdicts
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
-def close_run(
-    folder: Folder,
-    config: RunConfig,
-    hiring: Hiring,
-    desk: Any,
-    estimates: Estimates,
-    standing: Standing,
-    rounds: list[RoundReport],
-    progress: Progress,
-    digest: InputDigest,
-) -> RunReport:
+def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    progress.begin("write")
-    mark_lost_answers(folder, desk, standing)
-    spent_N, _ = ray.get(desk.charges.remote())
+    folder, standing, estimates, hiring = work.folder, work.standing, work.estimates, work.hiring
+    work.progress.begin("write")
+    mark_lost_answers(work)
+    spent_N, _ = ray.get(work.desk.charges.remote())
     verdicts = Verdicts(
         last_round_N=standing.last_round_N,
         rounds_N=standing.rounds_N,
@@ -56,18 +44,18 @@ def close_run(
     )
     _write_completions(folder, verdicts)
     report = make_report(
-        config,
+        work.config,
         hiring.crew.model,
         hiring.crew.head,
         estimates,
         standing,
-        ray.get(desk.balance.remote()),
+        ray.get(work.desk.balance.remote()),
         spent_N,
         tuple(rounds),
         has_gold_N=_has_gold(folder, len(spent_N)),
         workers=hiring.most_up,
         worker_tokens_per_second=hiring.tokens_per_second,
-        seconds=progress.seconds,
+        seconds=work.progress.seconds,
     )
     if digest.openai_url is not None:
         write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)

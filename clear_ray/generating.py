@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import ray
@@ -13,7 +11,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from clear_ray.clearing import Clearing
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
-from clear_ray.hiring import Hiring
+from clear_ray.open_run import OpenRun
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
@@ -29,12 +27,11 @@ _OPEN_BLOCKS = 2
 _SHARES_A_CALLER = 16
 
 
-def generate_round(
-    folder: Folder, config: RunConfig, hiring: Hiring, desk: Any, standing: Standing, clearing: Clearing, number: int
-) -> None:
+def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
+    folder, config, standing = work.folder, work.config, work.standing
     attempts = read_attempts(folder, number)
-    mark_lost_answers(folder, desk, standing, attempts)
+    mark_lost_answers(work, attempts)
     is_due = ~np.isin(clearing.index_M, attempts["index"].to_numpy())
     if not is_due.any():
         return
@@ -44,8 +41,8 @@ def generate_round(
     granted = _in_order(_granted_rows(folder, standing, grants), config, len(grants.index_M))
     granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
-        workers=hiring.crew.workers,
-        market=desk,
+        workers=work.hiring.crew.workers,
+        market=work.desk,
         scorer=load_scorer_of(config),
         seed=config.seed,
         sample=config.sample,
@@ -71,7 +68,8 @@ def generate_round(
         ),
     )
     expected_tokens = float(clearing.expected_tokens_M[is_due] @ standing.cost_N[grants.index_M])
-    with hiring.round(expected_tokens=expected_tokens, queries=int(is_due.sum()), is_scarce=clearing.shadow_price > 0):
+    queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
+    with work.hiring.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
         generated.materialize()
 
 
@@ -126,24 +124,23 @@ def union(parts: list[Dataset]) -> Dataset:
     return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
 
-def mark_lost_answers(folder: Folder, desk: Any, standing: Standing, attempts: pa.Table | None = None) -> None:
+def mark_lost_answers(work: OpenRun, attempts: pa.Table | None = None) -> None:
     """Mark spending as wasted whose answers are in no file: their writer died after they were settled.
 
     Args:
-        folder: The run folder.
-        desk: The market.
-        standing: Has taken the rounds before.
+        work: Its standing has taken the rounds before.
         attempts: What there is of the round that is under way.
     """
-    spent_N, wasted_N = ray.get(desk.charges.remote())
-    written_N = standing.written_tokens_N.copy()
+    spent_N, wasted_N = ray.get(work.desk.charges.remote())
+    written_N = work.standing.written_tokens_N.copy()
     if attempts is not None:
         written_N[attempts["index"].to_numpy().astype(np.int64)] += (
             attempts["attempt_tokens"].to_numpy().astype(np.int64)
         )
     lost_N = spent_N - wasted_N - written_N
     if (lost_N < 0).any():
-        raise BudgetError("answers hold more tokens than the ledger charged", folder.path, str(int(lost_N.argmin())))
+        said = "answers hold more tokens than the ledger charged"
+        raise BudgetError(said, work.folder.path, str(int(lost_N.argmin())))
     if lost_N.any():
         wasted_of_index = {int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)}
-        ray.get(desk.mark_wasted.remote(wasted_of_index))
+        ray.get(work.desk.mark_wasted.remote(wasted_of_index))

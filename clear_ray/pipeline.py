@@ -32,6 +32,7 @@ from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
 from clear_ray.journal import wait_until_unused
 from clear_ray.node_requests import gpus_for
+from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, clear_round, is_sketched_run, is_worth_a_round, serve_the_rest
 from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
@@ -131,8 +132,8 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, desk, lambda: progress.seconds)
             standing = Standing(cost_N, failed=estimates.error_of_index)
-            rounds = _rounds(folder, config, hiring, desk, estimates, standing, progress)
-            report = close_run(folder, config, hiring, desk, estimates, standing, rounds, progress, digest)
+            work = OpenRun(folder, config, hiring, desk, estimates, standing, progress)
+            report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
 
@@ -215,16 +216,10 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
     return estimates
 
 
-def _rounds(
-    folder: Folder,
-    config: RunConfig,
-    hiring: Hiring,
-    desk: Any,
-    estimates: Estimates,
-    standing: Standing,
-    progress: Progress,
-) -> list[RoundReport]:
-    """Clear, generate and settle until nothing useful is left to buy; `standing` changes."""
+def _rounds(work: OpenRun) -> list[RoundReport]:
+    """Clear, generate and settle until nothing useful is left to buy; `work.standing` changes."""
+    folder, config, desk, progress = work.folder, work.config, work.desk, work.progress
+    estimates, standing = work.estimates, work.standing
     rounds: list[RoundReport] = []
     is_priced = True
     ray.get(desk.close_open_reservations.remote())
@@ -250,7 +245,7 @@ def _rounds(
             granted = int(standing.was_granted_N.sum())
             progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
             ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
-            generate_round(folder, config, hiring, desk, standing, clearing, number)
+            generate_round(work, clearing, number)
         attempts = read_attempts(folder, number)
         seconds = time.monotonic() - started
         rounds.append(standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens))

@@ -1,0 +1,36 @@
+"""What every step of a running batch works with, from the probe to the last line of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from clear_ray.config import RunConfig
+from clear_ray.hiring import Hiring
+from clear_ray.progress import Progress
+from clear_ray.run_folder import Estimates
+from clear_ray.standing import Standing
+from clear_ray.storage import Folder
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A batch whose engines and market are up.
+
+    Attributes:
+        folder: The run folder.
+        config: What the batch may cost, and how.
+        hiring: The engines.
+        desk: The market's actor.
+        estimates: What the probe found.
+        standing: Where every query is; changes round by round.
+        progress: What the display is told.
+    """
+
+    folder: Folder
+    config: RunConfig
+    hiring: Hiring
+    desk: Any
+    estimates: Estimates
+    standing: Standing
+    progress: Progress
