@@ -13,7 +13,8 @@ Shapes: N rows of a pass, L positions of a pass, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ _LEAST_COLUMNS, _LEAST_VISIBLE = 32, 256
 _LEAST_BUCKET = 64
 # A capture costs about as much as this many passes save; sizes that come up once are not worth one.
 _USES_BEFORE_CAPTURE = 2
+_MOST_GRAPHS = 128
+_capturing = threading.Lock()  # torch captures one graph at a time in a process
 
 
 def next_bucket(positions: int) -> int:
@@ -54,7 +57,8 @@ class _Captured:
 class GraphRunner(SlotRunner):
     """A `SlotRunner` whose small passes are replayed from CUDA graphs. For one cache, and without hidden states.
 
-    On another device than CUDA, and where a capture fails, the same rounded passes run without graphs.
+    On another device than CUDA, where a capture fails (a model that asks the host for a number in the middle of a pass), and
+    past a hundred graphs, the same rounded passes run without one.
 
     Args:
         model: As for `SlotRunner`.
@@ -62,8 +66,9 @@ class GraphRunner(SlotRunner):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._captured: dict[Hashable, _Captured] = {}
+        self._captured: dict[tuple[Any, ...], _Captured] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self._can_capture = self._device.type == "cuda"
         self._logits_NV = torch.zeros(0, 0)
 
@@ -127,8 +132,9 @@ class GraphRunner(SlotRunner):
         self._replay(("read", rows, columns, visible), inputs, run)
         return None
 
-    def _replay(self, key: Hashable, inputs: tuple[torch.Tensor, ...], run: Callable[..., object]) -> None:
+    def _replay(self, key: tuple[Any, ...], inputs: tuple[torch.Tensor, ...], run: Callable[..., object]) -> None:
         """Do what `run` does to `inputs`, from the graph of that key."""
+        passes = self.passes
         captured = self._captured.get(key)
         if captured is None:
             captured = _Captured(tuple(tensor.to(self._device) for tensor in inputs), run)
@@ -138,23 +144,34 @@ class GraphRunner(SlotRunner):
         if captured.graph is None and self._can_capture and captured.uses == _USES_BEFORE_CAPTURE:
             captured.graph = self._capture(captured)
         captured.uses += 1
-        if captured.graph is None:
-            captured.run(*captured.inputs)
-        else:
+        if captured.graph is not None:
             captured.graph.replay()
-            self.passes += 1
+        else:
+            try:
+                captured.run(*captured.inputs)
+            except torch.OutOfMemoryError:
+                # What graphs keep for themselves is room that a pass of another size cannot use; a pass may run twice.
+                self.forget()
+                torch.cuda.empty_cache()
+                captured.run(*captured.inputs)
+        self.passes = passes + (key[0] != "copy")
 
     def _capture(self, captured: _Captured) -> Any:
         """Capture what has run before, so that nothing is allocated at first use any more; None where that fails."""
-        graph = torch.cuda.CUDAGraph()
+        if sum(one.graph is not None for one in self._captured.values()) >= _MOST_GRAPHS:
+            return None
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.device(self._device):
+            with _capturing, torch.cuda.device(self._device):
                 if self._pool is None:
                     self._pool = torch.cuda.graph_pool_handle()
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     captured.run(*captured.inputs)
         except RuntimeError as error:
+            # A capture that breaks off leaves its stream behind as the current one.
+            torch.cuda.set_stream(stream)
             self._can_capture = False
-            _log.warning("decoding goes on without CUDA graphs: %s", str(error).splitlines()[0])
+            _log.warning("decoding goes on without further CUDA graphs: %s", str(error).splitlines()[0])
             return None
         return graph

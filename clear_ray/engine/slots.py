@@ -20,6 +20,8 @@ from clear_ray.engine.grouping import PASS_COST, reading_groups
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 
+_MOST_HELD_BACK = 16
+
 
 class SlotBatch:
     """A continuous batch of answers.
@@ -35,7 +37,7 @@ class SlotBatch:
         closing: How answers are forced at the end of their grants, if they are.
         graphs: Whether passes of one shape share a CUDA graph; see `GraphRunner`.
         refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
-            costs several steps of decoding, more of them at a time are cheaper.
+            costs several steps of decoding, more of them at a time are cheaper. Nobody waits longer than 16 steps for that.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SlotBatch:
         self._max_batch, self._cache_tokens, self._prefill_tokens = max_batch, cache_tokens, prefill_tokens
         self._end_token_ids, self._temperature, self._top_p = end_token_ids, temperature, top_p
         self._closing = closing
+        self._held_back = 0
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
 
@@ -102,7 +105,10 @@ class SlotBatch:
         starting: list[Answer] = []
         ended: list[Answer] = []
         if self._running and self._max_batch - len(self._running) < min(self._refill_rows, len(self._waiting)):
-            return ended
+            self._held_back += 1
+            if self._held_back < _MOST_HELD_BACK:
+                return ended
+        self._held_back = 0
         positions = max((_needed_positions(answer) for answer in self._running), default=0)
         while self._waiting and len(self._running) + len(starting) < self._max_batch:
             needed = max(positions, _needed_positions(self._waiting[0]))
@@ -125,10 +131,12 @@ class SlotBatch:
     def _make_room(self, rows: int, positions: int) -> None:
         if rows <= self._cache.slots and positions <= self._cache.positions:
             return
-        positions = min(next_bucket(positions), self._cache_tokens // rows)
+        rounded = next_bucket(positions)
+        if rounded * rows <= self._cache_tokens:  # where memory is scarce, positions for more rows are worth more
+            positions = rounded
         slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
-        self._cache.reserve(slots, positions, kept_rows=len(self._running))
         self._runner.forget()
+        self._cache.reserve(slots, positions, kept_rows=len(self._running))
 
     def _prefill(self, group: list[Answer]) -> list[Answer]:
         """Read the group's inputs into the next slots; return those that failed."""

@@ -53,7 +53,7 @@ class TransformersEngine:
         top_p: Nucleus of the sampling distribution.
         threads: Threads of torch on CPU, for the whole process; None takes all cores the process may use.
         batching: `slots` or `paged`.
-        enforce_eager: Launch every kernel of a pass by itself instead of replaying CUDA graphs; nothing changes on CPU.
+        enforce_eager: Launch every kernel of a pass by itself instead of replaying CUDA graphs; only of `slots` on CUDA.
         cache_tokens: Positions of the key-value cache over all answers; None derives it from the free memory.
         answer_reserve_tokens: Tokens at the end of each grant in which an unfinished answer is closed with `closing_text`
             and made to give its answer; None closes nothing. Only with `slots`.
@@ -89,6 +89,8 @@ class TransformersEngine:
         self._rendering = Rendering(model, chat_template=chat_template, system_prompt=system_prompt)
         closing = _closing(self._rendering, answer_reserve_tokens, closing_text, batching)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if place.type not in _PREFILL_TOKENS:
+            raise ConfigError("no such device here", "device", str(place), "Give cpu or cuda.")
         if place.type == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self._model = load_model(model, device=place, dtype=dtype)
