@@ -22,7 +22,7 @@ from clear_ray.errors import ResumeError
 from clear_ray.storage import Folder
 
 Record = dict[str, Any]
-_FILE = "journal.jsonl"
+JOURNAL = "journal.jsonl"
 _PATIENCE_SECONDS = 10.0
 """How long the actors of a driver that was killed may outlive it."""
 _POLL_SECONDS = 0.1
@@ -46,10 +46,10 @@ class Journal:
         self._descriptor: int | None = None
         if folder.is_local:
             folder.make()
-            self._descriptor = os.open(f"{folder.path}/{_FILE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 _lock(self._descriptor, folder)
-                os.ftruncate(self._descriptor, sum(map(len, _whole_lines(folder, _FILE, is_last=True))))
+                os.ftruncate(self._descriptor, sum(map(len, _whole_lines(folder, JOURNAL, is_last=True))))
             except BaseException:
                 self.close()
                 raise
@@ -93,8 +93,8 @@ def wait_until_unused(folder: Folder) -> None:
     Raises:
         ResumeError: Another process goes on writing it.
     """
-    if folder.is_local and folder.exists(_FILE):
-        descriptor = os.open(f"{folder.path}/{_FILE}", os.O_WRONLY)
+    if folder.is_local and folder.exists(JOURNAL):
+        descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY)
         try:
             _lock(descriptor, folder)
         finally:
@@ -108,7 +108,7 @@ def read_journal(folder: Folder) -> Iterator[Record]:
         ResumeError: A record before the last one is damaged.
     """
     if folder.is_local:
-        names = [_FILE] if folder.exists(_FILE) else []
+        names = [JOURNAL] if folder.exists(JOURNAL) else []
     else:
         folder = folder.child("journal")
         names = _segment_names(folder)

@@ -29,7 +29,7 @@ from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
 from clear_ray.ingest import InputDigest
-from clear_ray.journal import read_journal
+from clear_ray.journal import JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
@@ -77,12 +77,18 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
             raise _damaged(folder, MANIFEST, error) from error
         return loaded
     names = (path.removeprefix(f"{folder.path}/") for path in folder.files())
-    strangers = [name for name in names if not name.startswith("queries") and not name.endswith(".partial")]
+    strangers = [name for name in names if not _may_precede_manifest(folder, name)]
     if strangers:
         raise ConfigError(
             "the run folder is not empty and holds no run", folder.path, strangers[0], "Name a new or empty folder."
         )
     return None
+
+
+def _may_precede_manifest(folder: Folder, name: str) -> bool:
+    """Tell what a run leaves that ended before it had a manifest: its input, and a journal that nothing stands in yet."""
+    is_own = name.startswith("queries") or name.endswith(".partial")
+    return is_own or (name == JOURNAL and not folder.read(name))
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# A shell that starts pytest in the background has it ignore Ctrl-C, and all that tests start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"
 
 

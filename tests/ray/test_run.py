@@ -17,7 +17,7 @@ import ray
 
 from clear_ray.cluster import quiet_data, worker_name
 from clear_ray.config import RunConfig
-from clear_ray.errors import ConfigError, EngineError, ResumeError
+from clear_ray.errors import ClearRayError, ConfigError, EngineError, ResumeError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
@@ -68,6 +68,10 @@ def check_account(result: RunResult) -> None:
 
 
 def test_a_run_answers_every_query_once_and_keeps_its_budget(replay_settings: dict[str, Any]) -> None:
+    broken = replay_settings["engine"] | {"features": "nowhere.parquet"}
+    with pytest.raises(ClearRayError, match="nowhere"):
+        run(None, RunConfig.parse(replay_settings | {"engine": broken}))
+    # The same folder, with the mistake mended: nothing was begun in it.
     result = run(None, RunConfig.parse(replay_settings))
     check_account(result)
     report = result.report

@@ -44,6 +44,17 @@ def test_a_new_folder_has_neither(tmp_path: Path) -> None:
     assert read_summary(open_folder(str(tmp_path))) is None
 
 
+def test_what_a_run_leaves_that_ended_before_its_manifest_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "queries").mkdir()
+    (tmp_path / "queries" / "part-0.parquet").write_bytes(b"rows")
+    (tmp_path / "journal.jsonl").touch()
+    folder = open_folder(str(tmp_path))
+    assert read_manifest(folder) is None
+    (tmp_path / "journal.jsonl").write_bytes(b"00000000 {}\n")
+    with pytest.raises(ConfigError, match=r"holds no run.*journal\.jsonl"):
+        read_manifest(folder)
+
+
 def test_attempts_are_read_once_a_query_and_torn_files_are_removed(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     none = read_attempts(folder, 1)
