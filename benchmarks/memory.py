@@ -68,6 +68,7 @@ def block(queries: pa.Table, first: int, last: int) -> pa.Table:
     rows = queries.take(pa.array(index % len(queries)))
     ids = [f"{name}#{number}" for name, number in zip(rows["query_id"].to_pylist(), index, strict=True)]
     columns = {field.name: pa.nulls(len(rows), field.type) for field in QUERY_SCHEMA}
+    columns |= {name: pa.repeat(pa.scalar(1.0), len(rows)) for name in ("weight", "cost")}
     columns |= {"index": pa.array(index), "query_id": pa.array(ids), "prompt": rows["prompt"].combine_chunks()}
     columns |= {"is_conversation": pa.array(np.zeros(len(rows), bool)), "weight": pa.array(np.ones(len(rows)))}
     columns |= {"max_tokens": pa.array(np.full(len(rows), GRANT_TOKENS))}
@@ -125,7 +126,7 @@ def take_back(folder: Folder, queries: int) -> None:
     index = np.arange(queries)
     tokens = np.full(queries, GRANT_TOKENS)
     clearing = Clearing(index, tokens, tokens.astype(float), np.zeros(queries), np.zeros(0), 0.0, 0.0, 0.0)
-    standing = Standing(queries)
+    standing = Standing(np.ones(queries))
     report = standing.take(1, clearing, read_attempts(folder, 1), seconds=0.0, available_tokens=GRANT_TOKENS * queries)
     assert report.fresh == queries
 

@@ -247,3 +247,38 @@ def test_dear_passes_bring_prompts_together_that_share_nothing() -> None:
     ids_N = [[kind, *range(length)] for kind, length in ((1, 20), (2, 90), (3, 150), (4, 30))]
     assert len(reading_groups(ids_N, pass_tokens=8192, pass_cost=0)) == 4
     assert len(reading_groups(ids_N, pass_tokens=8192, pass_cost=2048)) == 1
+
+
+def test_a_rounded_pass_that_finds_no_memory_is_tried_once_more(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    grants = [Grant(f"q{i}", "", 9, seed=1) for i in range(3)]
+    inputs = [[7, 8, 20 + i] for i in range(3)]
+    batch = slot_batch(model, graphs=True)
+    forward, calls = batch._runner.forward, []
+
+    def tight(*arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        if len(calls) in (1, 4):
+            raise torch.OutOfMemoryError("no room")
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(batch._runner, "forward", tight)
+    answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs, strict=True)]
+    run_batch(batch, answers)
+    expected = decode(model, grants, inputs, end_token_ids=END)
+    assert [tuple(answer.generated) for answer in answers] == expected
+
+
+def test_nobody_waits_long_for_others_to_be_read_with(model: Any) -> None:
+    batch = slot_batch(model, max_batch=4, end_token_ids=frozenset(), refill_rows=3)
+    running = [answer_for(Grant(f"long{i}", "", 60), [5, 6]) for i in range(2)]
+    waiting = [answer_for(Grant(f"new{i}", "", 5), [5, 7 + i]) for i in range(3)]
+    for answer in running:
+        batch.add(answer)
+    batch.step()
+    for answer in waiting:
+        batch.add(answer)
+    for _ in range(15):
+        batch.step()
+    assert not any(answer.generated for answer in waiting), "two slots are free, and three are worth a pass"
+    batch.step()
+    assert [len(answer.generated) for answer in waiting] == [1, 1, 0]
