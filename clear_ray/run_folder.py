@@ -51,14 +51,18 @@ CURVE_COLUMNS = [
 ]
 """What a round is cleared over, of `records.estimate_schema`."""
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
-_SLIM_ATTEMPT = ["index", "round", "granted_tokens", "attempt_tokens", "token_ids", "finish_reason", "correct", "error"]
+_READ_OF_ATTEMPT = ["index", "granted_tokens", "attempt_tokens", "token_ids", "finish_reason", "correct", "error"]
+_KEPT_OF_ATTEMPT = ("index", "granted_tokens", "attempt_tokens", "correct")
 SLIM_ATTEMPT_SCHEMA = pa.schema(
     [
-        *(ATTEMPT_SCHEMA.field(name).with_nullable(True) for name in _SLIM_ATTEMPT if name != "token_ids"),
+        *(ATTEMPT_SCHEMA.field(name).with_nullable(True) for name in _KEPT_OF_ATTEMPT),
         pa.field("answer_tokens", pa.int64()),
+        pa.field("has_stopped", pa.bool_()),
+        pa.field("has_failed", pa.bool_()),
     ]
 )
-"""What the driver reads of an attempt: numbers, and why it ended."""
+"""What the driver keeps of an attempt: numbers, and whether it ended by itself or failed."""
+_FILES_AT_ONCE = 256
 _READERS = 8
 
 
@@ -303,23 +307,37 @@ def read_attempts(folder: Folder, number: int) -> pa.Table:
     Files torn by a crash are removed. Some are read at a time: a store far away takes long to answer for each.
     """
     attempts = round_folder(folder, number)
+    paths, parts = attempts.files(".parquet"), [SLIM_ATTEMPT_SCHEMA.empty_table()]
     with ThreadPoolExecutor(_READERS) as readers:
-        tables = list(readers.map(partial(_read_attempt_file, attempts), attempts.files(".parquet")))
-    found = pa.concat_tables([SLIM_ATTEMPT_SCHEMA.empty_table(), *tables]).combine_chunks()
-    _, first = np.unique(found["index"].to_numpy(), return_index=True)
-    return found.take(pa.array(first))
+        for first in range(0, len(paths), _FILES_AT_ONCE):  # a table costs kilobytes beside its rows
+            tables = readers.map(partial(_read_attempt_file, attempts), paths[first : first + _FILES_AT_ONCE])
+            parts.append(pa.concat_tables(tables).combine_chunks())
+    found = pa.concat_tables(parts).combine_chunks()
+    _, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
+    return found.take(pa.array(first_of_index))
 
 
 def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
     try:
         with attempts.filesystem.open_input_file(path) as source:
-            table = pq.ParquetFile(source).read(columns=_SLIM_ATTEMPT, use_threads=False)
+            table = pq.ParquetFile(source).read(columns=_READ_OF_ATTEMPT, use_threads=False)
     except pa.ArrowInvalid:  # no footer: the writer died; its tokens are marked as wasted by the caller
         attempts.filesystem.delete_file(path)
         return SLIM_ATTEMPT_SCHEMA.empty_table()
-    lengths = table["token_ids"].combine_chunks().value_lengths().cast(pa.int64())
-    slim = table.append_column("answer_tokens", lengths).select(SLIM_ATTEMPT_SCHEMA.names)
-    return slim.cast(SLIM_ATTEMPT_SCHEMA)
+    return slim_attempts(table)
+
+
+def slim_attempts(table: pa.Table) -> pa.Table:
+    """Return attempts as the driver keeps them, from the columns of `ATTEMPT_SCHEMA`."""
+    has_failed = pc.not_equal(table["error"], "").fill_null(False)
+    columns = {
+        "answer_tokens": table["token_ids"].combine_chunks().value_lengths(),
+        "has_stopped": pc.and_not(pc.equal(table["finish_reason"], "stop").fill_null(False), has_failed),
+        "has_failed": has_failed,
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
 
 
 def _damaged(folder: Folder, name: str, error: Exception) -> ResumeError:

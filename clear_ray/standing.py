@@ -9,7 +9,6 @@ from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.clearing import Clearing
@@ -72,9 +71,7 @@ class Standing:
         place_of_index[clearing.index_M] = np.arange(len(clearing.index_M))
         place = place_of_index[index]
         granted = attempts["granted_tokens"].to_numpy().astype(np.int64)
-        # Compared where they lie: a million texts as Python objects would be a hundred megabytes.
-        has_failed = pc.not_equal(attempts["error"], "").to_numpy().astype(bool)
-        has_stopped = pc.equal(attempts["finish_reason"], "stop").to_numpy().astype(bool) & ~has_failed
+        has_failed, has_stopped = (attempts[name].to_numpy() for name in ("has_failed", "has_stopped"))
         correct = attempts["correct"].to_numpy(zero_copy_only=False).astype(float)
         self.answer_tokens_N[index] = attempts["answer_tokens"].to_numpy()
         self.written_tokens_N[index] += attempts["attempt_tokens"].to_numpy().astype(np.int64)

@@ -31,8 +31,8 @@ from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.market import MarketActor
-from clear_ray.records import QUERY_SCHEMA
-from clear_ray.run_folder import SLIM_ATTEMPT_SCHEMA
+from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
+from clear_ray.run_folder import slim_attempts
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.roster import Workers
@@ -497,8 +497,7 @@ def query_row(index: int) -> dict[str, Any]:
 
 def attempts_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Return attempts as `run_folder.read_attempts` does."""
-    told = [row | {"answer_tokens": len(row["token_ids"])} for row in rows]
-    return pa.Table.from_pylist(told, schema=SLIM_ATTEMPT_SCHEMA)
+    return slim_attempts(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA))
 
 
 def simulate(seed: int) -> Simulation:

@@ -70,7 +70,8 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(tmp_path: Pat
     assert found.schema == SLIM_ATTEMPT_SCHEMA
     assert found["index"].to_pylist() == [1, 2, 3]
     assert found["answer_tokens"].to_pylist() == [1, 2, 3]
-    assert found["error"].to_pylist() == ["", "x", ""]
+    assert found["has_failed"].to_pylist() == [False, True, False]
+    assert found["has_stopped"].to_pylist() == [True, False, True]
     assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
 
 
