@@ -109,9 +109,9 @@ def test_engines_that_die_of_everything_end_the_run(recorded: ReplayConfig) -> N
     ("queries", "settings", "rows"),
     [
         (1, {}, 1),
-        (104, {}, 52),
+        (104, {}, 26),
         (1_000_000, {}, 128),
-        (104, {"engine": {"workers": 8}}, 7),
+        (104, {"engine": {"workers": 8}}, 4),
         (104, {"estimate": {"batch_rows": 9}}, 9),
     ],
 )
