@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -70,9 +71,9 @@ def steps(contest: Contest) -> dict[str, tuple[Make, Dispatched | None]]:
     }
 
 
-def while_running(study: Study, judge: Judge) -> list[dict[str, object]]:
+def while_running(study: Study, judge: Judge) -> list[dict[str, Any]]:
     """Return rows of pricing answers again at checkpoints, reading nothing of them or everything."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for policy, variant in (("checkpoints, nothing read", "static"), ("+ in-flight, all read", "everything")):
         accuracy_BN = study.accuracy_BN(study.prices_JR(VARIANTS[variant]))
         for budget, accuracy_N in zip(RUNNING_BUDGETS, accuracy_BN, strict=True):

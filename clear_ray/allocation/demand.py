@@ -152,7 +152,7 @@ def clear(
         near = clear(sample, share, quantity=quantity, stop_width=SAMPLE_REACH // 4).index
     bracket = Bracket(demand.excess, low=-1, high=HIGHEST_INDEX)
     if near is not None:
-        demand.look_above(*(index for index in (near - reach, near + reach) if 0 <= index < HIGHEST_INDEX - 1))
+        demand.look_above(*(end for end in (near - reach, near + reach) if bracket.low < end < bracket.high - 1))
         bracket.close_in_on(near, demand.excess_above, first_reach=reach)
     if bracket.low < 0 and demand.excess_above(0) <= 0:
         return Clearing(0, demand)

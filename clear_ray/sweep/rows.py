@@ -83,9 +83,9 @@ class Judge:
         accuracy_B = self._weight_BN @ outcome.right_N
         spent_B = self._weight_BN @ outcome.spent_tokens_N
         even_B = np.array([np.interp(s, x, y) for s, x, y in zip(spent_B, self._spent_BT, self._right_BT, strict=True)])
-        low, high = self.interval(outcome.right_N)
+        low, high = _interval(accuracy_B)
         ratio_B = accuracy_B / np.maximum(even_B, 1e-9)
-        times_low, times_high = np.percentile(ratio_B, [_TAIL, 100 - _TAIL])
+        times_low, times_high = _interval(ratio_B)
         has_ratio = even > 0
         return Row(
             policy=policy,
@@ -98,15 +98,14 @@ class Judge:
             difference=accuracy - even,
             difference_error=float((accuracy_B - even_B).std(ddof=1)),
             times_uniform=accuracy / even if has_ratio else None,
-            times_low=float(times_low) if has_ratio else None,
-            times_high=float(times_high) if has_ratio else None,
+            times_low=times_low if has_ratio else None,
+            times_high=times_high if has_ratio else None,
             rounds=outcome.rounds,
         )
 
     def interval(self, right_N: NDArray[np.float64]) -> tuple[float, float]:
         """Return the 95 % interval of the mean of a value a query."""
-        low, high = np.percentile(self._weight_BN @ right_N, [_TAIL, 100 - _TAIL])
-        return float(low), float(high)
+        return _interval(self._weight_BN @ right_N)
 
     def uniform_accuracy(self, tokens_per_query: float) -> float:
         """Return the accuracy of the equal ceiling that generates so many tokens a query."""
@@ -119,6 +118,11 @@ class Judge:
             return float("inf")
         rising = np.concatenate([[True], np.diff(right_T) > 0])
         return float(np.interp(accuracy, right_T[rising], spent_T[rising]))
+
+
+def _interval(draw_B: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(draw_B, [_TAIL, 100 - _TAIL])
+    return float(low), float(high)
 
 
 def share_of_way(accuracy: float, *, uniform: float, oracle: float) -> float:
