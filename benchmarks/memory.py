@@ -68,9 +68,9 @@ def block(queries: pa.Table, first: int, last: int) -> pa.Table:
     rows = queries.take(pa.array(index % len(queries)))
     ids = [f"{name}#{number}" for name, number in zip(rows["query_id"].to_pylist(), index, strict=True)]
     columns = {field.name: pa.nulls(len(rows), field.type) for field in QUERY_SCHEMA}
-    columns |= {name: pa.repeat(pa.scalar(1.0), len(rows)) for name in ("weight", "cost")}
     columns |= {"index": pa.array(index), "query_id": pa.array(ids), "prompt": rows["prompt"].combine_chunks()}
-    columns |= {"is_conversation": pa.array(np.zeros(len(rows), bool)), "weight": pa.array(np.ones(len(rows)))}
+    columns |= {name: pa.array(np.ones(len(rows))) for name in ("weight", "cost")}
+    columns |= {"is_conversation": pa.array(np.zeros(len(rows), bool))}
     columns |= {"max_tokens": pa.array(np.full(len(rows), GRANT_TOKENS))}
     columns |= {"token_ids": pa.array([[]] * len(rows), pa.list_(pa.int32()))}
     columns |= {"round": pa.array(np.ones(len(rows), np.int32))}

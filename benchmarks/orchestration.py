@@ -128,6 +128,7 @@ def bare(config_path: str) -> None:
 
     from clear_ray.cluster import joined_cluster, quiet_data
     from clear_ray.config import RunConfig
+    from clear_ray.stages.probe import call_rows
 
     config = RunConfig.load(config_path)
     source = config.input.path
@@ -139,7 +140,7 @@ def bare(config_path: str) -> None:
 
     with joined_cluster(), quiet_data():
         started = time.perf_counter()
-        for rows in (config.estimate.batch_rows or 128, config.dispatch.batch_rows):
+        for rows in (call_rows(config, pq.read_metadata(source).num_rows), config.dispatch.batch_rows):
             stage = ray.data.read_parquet(source).repartition(target_num_rows_per_block=config.dispatch.block_rows)
             calls = 2 * config.engine.max_batch // config.dispatch.batch_rows
             pool = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls)

@@ -8,10 +8,9 @@ tokens, which is checked. Prints one JSON line.
     python benchmarks/stage_two.py --queries 96 --ceiling 48
 
 What is in the line:
-    stage2      tokens a second of wall time from the opening of the round to its last row on disk
-    direct      tokens a second of the engine driven directly
-    share       the first over the second
-    probe       wall seconds of the first stage over those of the second
+    stage2_tokens_per_second    of wall time, from the opening of the round to its last row on disk
+    direct_tokens_per_second    of the engine driven directly
+    share                       the first over the second
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from clear_ray.config import RunConfig
@@ -91,7 +89,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--direct", f"{folder}/run"]
         ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     alone = json.loads(ended.stdout.splitlines()[-1])
-    seconds = float(np.sum([one.seconds for one in report.rounds]))
+    seconds = sum(one.seconds for one in report.rounds)
     assert report.generated_tokens == alone["tokens"], (report.generated_tokens, alone)
     staged, by_itself = report.generated_tokens / seconds, alone["tokens"] / alone["seconds"]
     print(

@@ -45,7 +45,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from clear_ray.config import RunConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import Answer, Batch
+from clear_ray.engine.grouping import PREFILL_TOKENS
 from clear_ray.engine.loading import cache_bytes_per_token
 from clear_ray.engine.paged import PagedBatch
 from clear_ray.engine.slots import SlotBatch, refill_rows
@@ -55,7 +56,6 @@ from clear_ray.tasks import generate_queries
 WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]
 WAYS = ("padded", "padded_sorted")
 MEAN_TOKENS, MOST_TOKENS = 96, 512
-PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 
 
@@ -89,27 +89,34 @@ def timed(model: Any, action: Callable[[], Any]) -> tuple[Any, Seconds]:
     return result, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
 
 
+def batch_options(model: Any, rows: int, positions: int) -> dict[str, Any]:
+    """Return what any batch is made with: room for that many rows and positions, greedy, and no answer stops by itself."""
+    return {
+        "max_batch": rows,
+        "cache_tokens": rows * positions,
+        "prefill_tokens": PREFILL_TOKENS[model.device.type],
+        "end_token_ids": frozenset(),
+        "temperature": 0.0,
+        "top_p": 1.0,
+    }
+
+
 def slot_batch(model: Any, *, rows: int, positions: int, eager: bool = False) -> SlotBatch:
     """Return a batch as the engine makes it, but with a cache for that many rows and positions."""
-    is_cuda = model.device.type == "cuda"
     return SlotBatch(
         model,
-        max_batch=rows,
-        cache_tokens=rows * positions,
-        prefill_tokens=PREFILL_TOKENS[model.device.type],
-        end_token_ids=frozenset(),
-        temperature=0.0,
-        top_p=1.0,
-        graphs=is_cuda and not eager,
-        refill_rows=refill_rows(rows, model.device) if not eager else 1,
+        graphs=model.device.type == "cuda" and not eager,
+        refill_rows=1 if eager else refill_rows(rows, model.device),
+        **batch_options(model, rows, positions),
     )
 
 
-def run_slots(
-    model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int, *, eager: bool = False
-) -> tuple[int, int]:
-    """Run the grants through a slot batch; return the tokens generated and the steps taken."""
-    batch = slot_batch(model, rows=rows, positions=max(map(len, inputs)) + 2 * MOST_TOKENS, eager=eager)
+def most_positions(inputs: Sequence[list[int]]) -> int:
+    return max(map(len, inputs)) + 2 * MOST_TOKENS
+
+
+def run_through(batch: Batch, inputs: Sequence[list[int]], grants: Sequence[int]) -> tuple[int, int]:
+    """Run the grants through a batch and close it; return the tokens generated and the steps taken."""
     for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
         batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
     generated = steps = 0
@@ -121,23 +128,14 @@ def run_slots(
     return generated, steps
 
 
-def run_paged(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int) -> None:
-    """Run the grants through transformers' own continuous batch."""
-    kind = model.device.type
-    batch = PagedBatch(
-        model,
-        max_batch=rows,
-        cache_tokens=rows * (max(map(len, inputs)) + 2 * MOST_TOKENS),
-        prefill_tokens=PREFILL_TOKENS[kind],
-        end_token_ids=frozenset(),
-        temperature=0.0,
-        top_p=1.0,
-    )
-    for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
-        batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
-    while not batch.is_idle:
-        batch.step()
-    batch.close()
+def run_slots(
+    model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int, *, eager: bool = False
+) -> tuple[int, int]:
+    return run_through(slot_batch(model, rows=rows, positions=most_positions(inputs), eager=eager), inputs, grants)
+
+
+def run_paged(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int) -> tuple[int, int]:
+    return run_through(PagedBatch(model, **batch_options(model, rows, most_positions(inputs))), inputs, grants)
 
 
 def copied_bytes_per_second(device: torch.device) -> float:
@@ -195,9 +193,8 @@ def random_model(folder: Path) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model: Any = Qwen2ForCausalLM(config)
         model.to(torch.bfloat16).save_pretrained(folder)
-    for file in Path(resolve_model(EMBEDDED_MODEL)).glob("*token*"):
-        shutil.copy(file, folder)
-    for file in Path(resolve_model(EMBEDDED_MODEL)).glob("*template*"):
+    embedded = Path(resolve_model(EMBEDDED_MODEL))
+    for file in (*embedded.glob("*token*"), *embedded.glob("*template*")):
         shutil.copy(file, folder)
 
 

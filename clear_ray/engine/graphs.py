@@ -58,7 +58,7 @@ class GraphRunner(SlotRunner):
     """A `SlotRunner` whose small passes are replayed from CUDA graphs. For one cache, and without hidden states.
 
     On another device than CUDA, where a capture fails (a model that asks the host for a number in the middle of a pass), and
-    past a hundred graphs, the same rounded passes run without one.
+    past `_MOST_GRAPHS`, the same rounded passes run without one.
 
     Args:
         model: As for `SlotRunner`.

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Positions of one pass."""
 PASS_COST = {"cpu": 64, "cuda": 2048}
 """What a pass costs beside its positions, in positions: each one reads all weights, and a small one is all overhead.
 

@@ -21,15 +21,13 @@ from clear_ray.engine.admission import Admission, check_sampling, empty_features
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import Batch, BatchThread, Turns
 from clear_ray.engine.closing import CLOSING_TEXT, Closing, make_closing
-from clear_ray.engine.grouping import PASS_COST, reading_groups
+from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.errors import ConfigError, EngineError
-
-_PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
 class TransformersEngine:
@@ -89,12 +87,12 @@ class TransformersEngine:
         self._rendering = Rendering(model, chat_template=chat_template, system_prompt=system_prompt)
         closing = _closing(self._rendering, answer_reserve_tokens, closing_text, batching)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if place.type not in _PREFILL_TOKENS:
+        if place.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(place), "Give cpu or cuda.")
         if place.type == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self._model = load_model(model, device=place, dtype=dtype)
-        self._prefill_tokens = _PREFILL_TOKENS[place.type]
+        self._prefill_tokens = PREFILL_TOKENS[place.type]
         self._card = model_card(str(model), model_folder(model), self._model.config, max_context_tokens)
         self._admission = Admission(
             self._rendering,
