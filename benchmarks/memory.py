@@ -127,7 +127,9 @@ def take_back(folder: Folder, queries: int) -> None:
     tokens = np.full(queries, GRANT_TOKENS)
     clearing = Clearing(index, tokens, tokens.astype(float), np.zeros(queries), np.zeros(0), 0.0, 0.0, 0.0)
     standing = Standing(np.ones(queries))
-    report = standing.take(1, clearing, read_attempts(folder, 1), seconds=0.0, available_tokens=GRANT_TOKENS * queries)
+    report = standing.take(
+        1, clearing, read_attempts(folder, 1, queries), seconds=0.0, available_tokens=GRANT_TOKENS * queries
+    )
     assert report.fresh == queries
 
 

@@ -46,9 +46,10 @@ def joined_cluster() -> Iterator[None]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        address = os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS") or None
         local: dict[str, Any] = {} if address else {"include_dashboard": False}
         if not address:
+            os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
             # Stages follow each other within seconds, and starting a worker process takes a second of a core.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)

@@ -27,7 +27,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     """Write every query's completion and the report; the summary last."""
     folder, standing, estimates, hiring = work.folder, work.standing, work.estimates, work.hiring
     work.progress.begin("write")
-    mark_lost_answers(work)
+    mark_lost_answers(work, standing.written_tokens_N)
     spent_N, _ = ray.get(work.desk.charges.remote())
     verdicts = Verdicts(
         last_round_N=standing.last_round_N,

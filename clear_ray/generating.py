@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.clearing import Clearing
@@ -30,9 +31,13 @@ _SHARES_A_CALLER = 16
 def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
     folder, config, standing = work.folder, work.config, work.standing
-    attempts = read_attempts(folder, number)
-    mark_lost_answers(work, attempts)
-    is_due = ~np.isin(clearing.index_M, attempts["index"].to_numpy())
+    has_attempt_N, written_N = np.zeros(len(standing.is_open_N), bool), standing.written_tokens_N.copy()
+    for attempts in read_attempts(folder, number, len(has_attempt_N)):
+        index = attempts["index"].to_numpy().astype(np.int64)
+        has_attempt_N[index] = True
+        written_N[index] += attempts["attempt_tokens"].to_numpy().astype(np.int64)
+    mark_lost_answers(work, written_N)
+    is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():
         return
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
@@ -124,19 +129,17 @@ def union(parts: list[Dataset]) -> Dataset:
     return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
 
-def mark_lost_answers(work: OpenRun, attempts: pa.Table | None = None) -> None:
+def mark_lost_answers(work: OpenRun, written_N: NDArray[np.int64]) -> None:
     """Mark spending as wasted whose answers are in no file: their writer died after they were settled.
 
     Args:
-        work: Its standing has taken the rounds before.
-        attempts: What there is of the round that is under way.
+        work: The open run.
+        written_N: Tokens of each query that are in files, shape (N,).
+
+    Raises:
+        BudgetError: Files hold more than was charged; a defect of clear_ray.
     """
     spent_N, wasted_N = ray.get(work.desk.charges.remote())
-    written_N = work.standing.written_tokens_N.copy()
-    if attempts is not None:
-        written_N[attempts["index"].to_numpy().astype(np.int64)] += (
-            attempts["attempt_tokens"].to_numpy().astype(np.int64)
-        )
     lost_N = spent_N - wasted_N - written_N
     if (lost_N < 0).any():
         said = "answers hold more tokens than the ledger charged"

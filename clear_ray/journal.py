@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
-from clear_ray.errors import ResumeError
+from clear_ray.errors import ResumeError, StorageError
 from clear_ray.storage import Folder
 
 Record = dict[str, Any]
@@ -61,6 +61,7 @@ class Journal:
 
         Raises:
             ResumeError: Another process has written to the journal (behind a URI).
+            StorageError: The run folder was deleted or moved meanwhile (on a local disk).
         """
         content = b"".join(_encode(record) for record in records)
         if self._descriptor is None:
@@ -71,6 +72,12 @@ class Journal:
             self._next_segment += 1
             return
         before = os.fstat(self._descriptor).st_size
+        if not self._is_in_place(self._descriptor):
+            raise StorageError(
+                "the run folder was deleted or moved while a run was writing to it",
+                self._folder.path,
+                remedy="Put it back and run again to go on, or delete what is left of it to begin anew.",
+            )
         try:
             written = 0
             while written < len(content):
@@ -79,6 +86,13 @@ class Journal:
         except OSError:  # a full disk took part of it: what comes later must not follow a torn record
             os.ftruncate(self._descriptor, before)
             raise
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        """Tell whether the folder still holds the file that is written: a deleted one takes records without complaint."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(f"{self._folder.path}/{JOURNAL}"))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Release the file; nothing may be appended after."""

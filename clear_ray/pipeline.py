@@ -246,10 +246,11 @@ def _rounds(work: OpenRun) -> list[RoundReport]:
             progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
             ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
             generate_round(work, clearing, number)
-        attempts = read_attempts(folder, number)
+        attempts = read_attempts(folder, number, estimates.queries)
         seconds = time.monotonic() - started
-        rounds.append(standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens))
+        report = standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens)
+        rounds.append(report)
         if clearing.is_service:
             break
-        is_priced = len(attempts) > 0
+        is_priced = report.fresh + report.continued > 0
     return rounds

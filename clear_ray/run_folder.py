@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -301,20 +302,26 @@ def round_folder(folder: Folder, number: int) -> Folder:
     return folder.child("rounds").child(f"r{number:02d}")
 
 
-def read_attempts(folder: Folder, number: int) -> pa.Table:
-    """Return a round's whole attempts, one row a query, with the columns of `SLIM_ATTEMPT_SCHEMA`.
+def read_attempts(folder: Folder, number: int, queries: int) -> Iterator[pa.Table]:
+    """Yield a round's whole attempts, some files' at a time, each query once, with the columns of `SLIM_ATTEMPT_SCHEMA`.
 
-    Files torn by a crash are removed. Some are read at a time: a store far away takes long to answer for each.
+    Files torn by a crash are removed. Some are read at once: a store far away takes long to answer for each.
+
+    Args:
+        folder: The run folder.
+        number: The round.
+        queries: N.
     """
-    attempts = round_folder(folder, number)
-    paths, parts = attempts.files(".parquet"), [SLIM_ATTEMPT_SCHEMA.empty_table()]
+    attempts, is_seen_N = round_folder(folder, number), np.zeros(queries, bool)
+    paths = attempts.files(".parquet")
     with ThreadPoolExecutor(_READERS) as readers:
-        for first in range(0, len(paths), _FILES_AT_ONCE):  # a table costs kilobytes beside its rows
+        for first in range(0, len(paths), _FILES_AT_ONCE):
             tables = readers.map(partial(_read_attempt_file, attempts), paths[first : first + _FILES_AT_ONCE])
-            parts.append(pa.concat_tables(tables).combine_chunks())
-    found = pa.concat_tables(parts).combine_chunks()
-    _, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
-    return found.take(pa.array(first_of_index))
+            found = pa.concat_tables(tables).combine_chunks()
+            index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
+            is_new = ~is_seen_N[index]
+            is_seen_N[index] = True
+            yield found.take(pa.array(first_of_index[is_new]))
 
 
 def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:

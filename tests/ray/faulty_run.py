@@ -2,8 +2,8 @@
 
 A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
 lives and does nothing), `slow:NAME` (it is stopped nine tenths of the time, until it ends), `full:STEP` (the disk is full
-before that function of the pipeline), `node` (one of three nodes that hold two engines is lost) or `pressure` (nine tenths of
-a small object store are taken by others).
+before that function of the pipeline), `gone` (somebody deletes the run folder), `node` (one of three nodes that hold two
+engines is lost) or `pressure` (nine tenths of a small object store are taken by others).
 
 Prints the report as JSON when the run survives it.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -161,6 +162,12 @@ def lose_node(cluster: Any, node: Any, run_dir: Path) -> None:
     print(json.dumps({"killed": "node"}), file=sys.stderr, flush=True)
 
 
+def delete_folder(run_dir: Path) -> None:
+    """Delete a run folder under the run, once answers come; callers that write meanwhile may leave files behind."""
+    wait_until(lambda: written(run_dir) >= 3)
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+
 def main(config_path: str, *faults: str) -> None:
     config = RunConfig.load(config_path)
     run_dir = Path(config.run_dir)
@@ -183,6 +190,8 @@ def main(config_path: str, *faults: str) -> None:
             threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()
         elif kind == "full":
             fill_before(what, run_dir.parent)
+        elif kind == "gone":
+            threading.Thread(target=delete_folder, args=(run_dir,), daemon=True).start()
         elif kind == "slow":
             threading.Thread(target=slow_down, args=(what, run_dir), daemon=True).start()
     report = run(None, config).report

@@ -153,6 +153,15 @@ def test_a_disk_may_be_full_at_any_step(config: Path, disk: Path, step: str) -> 
         assert report.wasted_tokens == 0, "nothing was running"
 
 
+def test_a_run_whose_folder_is_deleted_stops_spending(config: Path) -> None:
+    ended = start(config, "gone")
+    assert ended.returncode == 1
+    assert "StorageError" in ended.stderr
+    assert "the run folder was deleted or moved" in ended.stderr
+    run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
+    assert len(list(run_dir.rglob("*.parquet"))) < 100, "it was to stop long before its 199 answers"
+
+
 def test_a_node_may_be_lost(config: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["engine"] |= {"workers": 2, "num_gpus": 1}

@@ -360,7 +360,7 @@ class Simulation:
                 await self._mark_lost_answers()
                 await self._generate(number, clearing)
             self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
-            attempts = attempts_table(self.rows[number])
+            attempts = [attempts_table(self.rows[number])]
             standing.take(number, clearing, attempts, seconds=0.0, available_tokens=available_tokens)
             if not self.rows[number]:
                 break
@@ -496,7 +496,7 @@ def query_row(index: int) -> dict[str, Any]:
 
 
 def attempts_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return attempts as `run_folder.read_attempts` does."""
+    """Return attempts as `run_folder.read_attempts` yields them."""
     return slim_attempts(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA))
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clear_ray import journal as journal_module
-from clear_ray.errors import ResumeError
+from clear_ray.errors import ResumeError, StorageError
 from clear_ray.journal import Journal, Record, read_journal, wait_until_unused
 from clear_ray.storage import Folder, open_folder
 
@@ -160,6 +160,20 @@ def test_a_full_disk_leaves_no_torn_record_behind(tmp_path: Path) -> None:
     journal.append(RECORDS[2:])
     journal.close()
     assert list(read_journal(folder)) == RECORDS
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "another in its place"])
+def test_a_journal_that_is_no_longer_in_its_folder_takes_nothing(tmp_path: Path, again: bool) -> None:
+    folder = open_folder(str(tmp_path / "run"))
+    journal = Journal(folder)
+    journal.append(RECORDS[:1])
+    (tmp_path / "run").rename(tmp_path / "away")
+    if again:
+        write(folder, RECORDS)
+    with pytest.raises(StorageError, match=r"deleted or moved.*Put it back"):
+        journal.append(RECORDS[1:])
+    journal.close()
+    assert list(read_journal(open_folder(str(tmp_path / "away")))) == RECORDS[:1]
 
 
 def test_the_end_of_the_last_object_may_be_torn(tmp_path: Path) -> None:

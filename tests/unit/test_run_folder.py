@@ -55,10 +55,11 @@ def test_what_a_run_leaves_that_ended_before_its_manifest_is_no_obstacle(tmp_pat
         read_manifest(folder)
 
 
-def test_attempts_are_read_once_a_query_and_torn_files_are_removed(tmp_path: Path) -> None:
+def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = open_folder(str(tmp_path))
-    none = read_attempts(folder, 1)
-    assert (len(none), none.schema) == (0, SLIM_ATTEMPT_SCHEMA)
+    assert list(read_attempts(folder, 1, 4)) == []
     target = round_folder(folder, 1)
     target.make()
     for name, indices in (("a", [3, 1]), ("b", [2, 3])):
@@ -66,13 +67,15 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(tmp_path: Pat
         pq.write_table(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA), f"{target.path}/{name}.parquet")
     whole = Path(target.path, "a.parquet").read_bytes()
     Path(target.path, "torn.parquet").write_bytes(whole[:-20])
-    found = read_attempts(folder, 1)
+    (found,) = read_attempts(folder, 1, 4)
     assert found.schema == SLIM_ATTEMPT_SCHEMA
     assert found["index"].to_pylist() == [1, 2, 3]
     assert found["answer_tokens"].to_pylist() == [1, 2, 3]
     assert found["has_failed"].to_pylist() == [False, True, False]
     assert found["has_stopped"].to_pylist() == [True, False, True]
     assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
+    monkeypatch.setattr("clear_ray.run_folder._FILES_AT_ONCE", 1)  # a query that stands in two files, read apart
+    assert [table["index"].to_pylist() for table in read_attempts(folder, 1, 4)] == [[1, 3], [2]]
 
 
 def attempt(index: int, *, error: str) -> dict[str, Any]:
