@@ -30,7 +30,9 @@ from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
-from clear_ray.storage import Folder, open_folder
+from clear_ray.storage import Folder, inside, open_folder
+
+_FEATURES_WHOLE = "features.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def diagnostics_lines(diagnostics: Mapping[str, float]) -> list[str]:
 def _sample(config: RunConfig, number: int, samples: int, display: Display | None) -> pa.Table:
     """Run every query once and return its rollouts; queries without gold answer are left out."""
     settings = config.model_dump() | {
-        "run_dir": f"{config.run_dir.rstrip('/')}/sample-{number:02d}",
+        "run_dir": inside(config.run_dir, f"sample-{number:02d}"),
         "budget": config.budget_tokens // samples,
         "sample": number,
         "allocation": config.allocation.model_dump() | {"policy": "uniform"},
@@ -211,8 +213,8 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     with engine_workers(
         config.engine, PriorHead(cap_tokens=config.allocation.max_tokens), run_dir=config.run_dir
     ) as crew:
-        if not folder.exists("features"):
-            folder.delete("features.partial")
+        if not folder.exists(_FEATURES_WHOLE):
+            folder.delete("features")
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
             rows.map_batches(
                 ReadFeatures,
@@ -221,6 +223,6 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
                 batch_format="pyarrow",
                 num_cpus=0.1,
                 compute=ActorPoolStrategy(size=1),
-            ).write_parquet(folder.child("features.partial").path, filesystem=folder.filesystem)
-            folder.rename("features.partial", "features")
+            ).write_parquet(folder.child("features").path, filesystem=folder.filesystem)
+            folder.write(_FEATURES_WHOLE, b"{}")
         return crew.model

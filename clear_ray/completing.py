@@ -65,8 +65,6 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
 
 
 def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
-    folder.delete("completions.partial")
-    folder.delete("completions")
     sources: list[tuple[Folder, Any]] = [
         (folder.child("queries"), Abandon(verdicts)),
         (folder.child("rounds"), Complete(verdicts)),
@@ -76,9 +74,8 @@ def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
         for source, finish in sources
         if (paths := source.files(".parquet"))
     ]
-    target = folder.child("completions.partial")
-    union(parts).write_parquet(target.path, filesystem=folder.filesystem)
-    folder.rename("completions.partial", "completions")
+    with folder.replacing("completions") as target:
+        union(parts).write_parquet(target.path, filesystem=folder.filesystem)
 
 
 def _has_gold(folder: Folder, queries: int) -> NDArray[np.bool_]:

@@ -15,8 +15,9 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 from clear_ray.errors import ResumeError, StorageError
 from clear_ray.storage import Folder
@@ -26,6 +27,8 @@ JOURNAL = "journal.jsonl"
 _PATIENCE_SECONDS = 10.0
 """How long the actors of a driver that was killed may outlive it."""
 _POLL_SECONDS = 0.1
+_READERS = 16
+_OBJECTS_AT_ONCE = 256
 
 
 class Journal:
@@ -49,12 +52,15 @@ class Journal:
             self._descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 _lock(self._descriptor, folder)
-                os.ftruncate(self._descriptor, sum(map(len, _whole_lines(folder, JOURNAL, is_last=True))))
+                with open(f"{folder.path}/{JOURNAL}", "rb") as file:
+                    os.ftruncate(self._descriptor, sum(map(len, _whole_lines(file, file.name, is_last=True))))
             except BaseException:
                 self.close()
                 raise
         elif names:
-            self._segments.write(names[-1], b"".join(_whole_lines(self._segments, names[-1], is_last=True)))
+            last = BytesIO(self._segments.read(names[-1]))
+            whole = _whole_lines(last, f"{self._segments.path}/{names[-1]}", is_last=True)
+            self._segments.write(names[-1], b"".join(whole))
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records and wait until they would survive a crash of this machine.
@@ -121,14 +127,25 @@ def read_journal(folder: Folder) -> Iterator[Record]:
     Raises:
         ResumeError: A record before the last one is damaged.
     """
-    if folder.is_local:
-        names = [JOURNAL] if folder.exists(JOURNAL) else []
-    else:
-        folder = folder.child("journal")
-        names = _segment_names(folder)
-    for name in names:
-        for line in _whole_lines(folder, name, is_last=name == names[-1]):
+    for place, file, is_last in _files(folder):
+        for line in _whole_lines(file, place, is_last=is_last):
             yield json.loads(line[9:])
+
+
+def _files(folder: Folder) -> Iterator[tuple[str, BinaryIO, bool]]:
+    """Yield each file of a journal with its place, and whether it is the last; objects some at a time, in order."""
+    if folder.is_local:
+        if folder.exists(JOURNAL):
+            with open(f"{folder.path}/{JOURNAL}", "rb") as file:
+                yield file.name, file, True
+        return
+    segments = folder.child("journal")
+    names = _segment_names(segments)
+    with ThreadPoolExecutor(_READERS) as readers:  # a store far away takes long to answer for each
+        for first in range(0, len(names), _OBJECTS_AT_ONCE):
+            some = names[first : first + _OBJECTS_AT_ONCE]
+            for name, content in zip(some, readers.map(segments.read, some), strict=True):
+                yield f"{segments.path}/{name}", BytesIO(content), name == names[-1]
 
 
 def _lock(descriptor: int, folder: Folder) -> None:
@@ -160,21 +177,20 @@ def _encode(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _whole_lines(folder: Folder, name: str, *, is_last: bool) -> Iterator[bytes]:
+def _whole_lines(file: BinaryIO, place: str, *, is_last: bool) -> Iterator[bytes]:
     """Yield the whole records of a file, one in memory at a time; only the end of the last file may be torn."""
-    with open(f"{folder.path}/{name}", "rb") if folder.is_local else BytesIO(folder.read(name)) as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n") and _is_sound(line):
-                yield line
-                continue
-            if not is_last or file.read(1):
-                raise ResumeError(
-                    "a record of the journal is damaged",
-                    f"{folder.path}/{name}:{number}",
-                    line[:40].decode(errors="replace"),
-                    "Restore the file from a copy; a ledger with a hole in it proves nothing.",
-                )
-            return
+    for number, line in enumerate(file, 1):
+        if line.endswith(b"\n") and _is_sound(line):
+            yield line
+            continue
+        if not is_last or file.read(1):
+            raise ResumeError(
+                "a record of the journal is damaged",
+                f"{place}:{number}",
+                line[:40].decode(errors="replace"),
+                "Restore the file from a copy; a ledger with a hole in it proves nothing.",
+            )
+        return
 
 
 def _is_sound(line: bytes) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -39,11 +39,14 @@ from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
 from clear_ray.run_folder import (
+    ESTIMATES,
+    ESTIMATES_WHOLE,
     MANIFEST,
     Estimates,
     check_same_run,
     describe,
     describe_config,
+    estimated_already,
     read_attempts,
     read_costs,
     read_estimates,
@@ -52,7 +55,7 @@ from clear_ray.run_folder import (
     read_summary,
     write_grants,
 )
-from clear_ray.stages.probe import Probe, call_rows
+from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.standing import Standing
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
@@ -150,7 +153,8 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         ConfigError: A setting is refused.
         EngineError: The model cannot be loaded.
     """
-    folder = open_folder(f"{config.run_dir.rstrip('/')}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
+    beside = open_folder(config.run_dir)
+    folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
@@ -185,26 +189,11 @@ def _open_run(
 
 
 def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimates:
-    """Stage 1: have every query's prompt read once; skipped if the estimates are there already."""
+    """Stage 1: have every query's prompt read once; what runs before have read is not read again."""
     tokens_K = np.asarray(crew.head.tokens_K, np.int64)
-    if not folder.exists("estimates"):
-        folder.delete("estimates.partial")
-        partial_folder = folder.child("estimates.partial")
-        queries = folder.child("queries")
-        (
-            ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
-            .repartition(target_num_rows_per_block=config.dispatch.block_rows)
-            .map_batches(
-                Probe,
-                fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K)),
-                batch_size=call_rows(config, rows),
-                batch_format="pyarrow",
-                num_cpus=0.1,
-                compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * config.engine.workers),
-            )
-            .write_parquet(partial_folder.path, filesystem=folder.filesystem)
-        )
-        folder.rename("estimates.partial", "estimates")
+    if not folder.exists(ESTIMATES_WHOLE):
+        _probe_the_rest(folder, config, crew, rows)
+        folder.write(ESTIMATES_WHOLE, json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
     estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves)
     if estimates.queries != rows:
@@ -214,6 +203,35 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
             remedy="Delete the run folder and run again; if it comes back, please report it.",
         )
     return estimates
+
+
+def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> None:
+    """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
+
+    Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
+    """
+    is_estimated_N, kept = estimated_already(folder, rows)
+    if is_estimated_N.all():
+        return
+    queries, estimates = folder.child("queries"), folder.child(ESTIMATES)
+    due = ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
+    if kept:
+        due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
+    target = estimates.child(uuid4().hex[:8])
+    (
+        due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
+        .map_batches(
+            Probe,
+            fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K)),
+            batch_size=call_rows(config, rows),
+            batch_format="pyarrow",
+            num_cpus=0.1,
+            compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * config.engine.workers),
+        )
+        .write_parquet(target.path, filesystem=folder.filesystem)
+    )
+    for path in set(estimates.files()).difference(kept, target.files()):  # a killed run's, written meanwhile
+        folder.filesystem.delete_file(path)
 
 
 def _rounds(work: OpenRun) -> list[RoundReport]:

@@ -13,7 +13,7 @@ from clear_ray.clearing import Clearing, clear, minimum_service, nothing_to_gran
 from clear_ray.clearing_rows import clear_rows, reservation_prices_of_rows
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError
-from clear_ray.run_folder import CURVE_COLUMNS, Estimates
+from clear_ray.run_folder import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.sketching import is_sketched
 from clear_ray.standing import Standing
 from clear_ray.storage import Folder
@@ -96,5 +96,5 @@ def all_reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.f
 
 
 def _estimate_rows(folder: Folder) -> Dataset:
-    paths = folder.child("estimates").files(".parquet")
+    paths = folder.child(ESTIMATES).files(".parquet")
     return ray.data.read_parquet(paths, filesystem=folder.filesystem).select_columns(CURVE_COLUMNS)

@@ -1,6 +1,7 @@
 """What a run folder remembers: the manifest, the rounds, and which of their rows are whole.
 
 manifest.json   configuration, versions, input digest, model and head; written before the first estimate
+estimates/      one file of estimates for every block of queries, as it is read; estimates.json says that they are whole
 grants/rNN.parquet  the grants of round NN in order of dispatch, with price and expectations; written before its first token
 rounds/rNN/     attempts, written as they end
 summary.json    written last: a folder that has it is done
@@ -38,6 +39,8 @@ from clear_ray.storage import Folder
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
+ESTIMATES = "estimates"
+ESTIMATES_WHOLE = "estimates.json"
 CURVE_COLUMNS = [
     "index",
     "weight",
@@ -192,6 +195,26 @@ class Estimates:
         return int(self.prompt_tokens_N.sum())
 
 
+def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], list[str]]:
+    """Return whose estimates runs before have written, shape (N,), and in which files.
+
+    Files torn by a crash are removed, and so are those whose queries stand in others: what a killed run leaves running for a
+    moment may write once more what the next one has begun to write.
+    """
+    is_estimated_N, kept = np.zeros(queries, bool), []
+    for path in folder.child(ESTIMATES).files(".parquet"):
+        try:
+            index = pq.read_table(path, filesystem=folder.filesystem, columns=["index"])["index"].to_numpy()
+        except pa.ArrowInvalid:
+            index = None
+        if index is None or is_estimated_N[index].any():
+            folder.filesystem.delete_file(path)
+            continue
+        is_estimated_N[index] = True
+        kept.append(path)
+    return is_estimated_N, kept
+
+
 def read_estimates(
     folder: Folder, tokens_K: NDArray[np.int64], seed: int, *, most_curves: int | None = None
 ) -> Estimates:
@@ -203,7 +226,7 @@ def read_estimates(
         seed: Of the run.
         most_curves: Read the curves of so many queries only, evenly drawn.
     """
-    source = ds.dataset(folder.child("estimates").files(".parquet"), filesystem=folder.filesystem, format="parquet")
+    source = ds.dataset(folder.child(ESTIMATES).files(".parquet"), filesystem=folder.filesystem, format="parquet")
     slim = source.to_table(columns=["index", "task", "prompt_tokens"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
@@ -389,7 +412,7 @@ def read_progress(folder: Folder) -> dict[str, Any]:
     return {
         "state": "unfinished",
         "queries": rows,
-        "estimated": folder.exists("estimates"),
+        "estimated": folder.exists(ESTIMATES_WHOLE),
         "rounds": rounds,
         "budget_tokens": ledger.budget_tokens,
         "spent_tokens": ledger.spent_tokens,

@@ -117,9 +117,19 @@ class Folder:
         if self.exists(name):
             self.filesystem.delete_dir(f"{self.path}/{name}")
 
-    def rename(self, old: str, new: str) -> None:
-        """Move the folder `old` inside this one to `new`."""
-        self.filesystem.move(f"{self.path}/{old}", f"{self.path}/{new}")
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Folder]:
+        """Yield a folder to fill, which then stands in the place of the folder `name` inside this one.
+
+        On a local disk it takes that place in one step. An object store cannot rename folders: there it grows in place after
+        the old one is gone, and something that is written later has to say that it is whole.
+        """
+        growing = f"{name}.partial" if self.is_local else name
+        self.delete(growing)
+        yield self.child(growing)
+        if self.is_local:
+            self.delete(name)
+            self.filesystem.move(f"{self.path}/{growing}", f"{self.path}/{name}")
 
     def refuse_links(self) -> None:
         """Make sure that what is written into this folder stays in it: a local folder may be a link, but hold none.
@@ -179,6 +189,12 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         ) from None
     known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
     raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
+
+
+def inside(location: str, name: str) -> str:
+    """Return the location of `name` in the folder at a path or URI, whose query stays at the end."""
+    path, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def without_secrets(location: str) -> str:

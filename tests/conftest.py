@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,24 @@ import pytest
 # A shell that starts pytest in the background has it ignore Ctrl-C, and all that tests start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket of moto's server, which speaks S3."""
+    from moto.server import ThreadedMotoServer  # not on every machine that runs some of the tests
+
+    from clear_ray.storage import open_folder
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    uri = (
+        f"s3://key:word@bucket?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    )
+    open_folder(uri).make()
+    yield uri
+    server.stop()
 
 
 @pytest.fixture

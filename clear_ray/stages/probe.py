@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
@@ -92,6 +93,21 @@ class Probe:
             "survival_K": np.ones((1, points)),
             "error": np.asarray([reason]),
         }
+
+
+class SelectDue:
+    """Keep the queries whose prompts have to be read.
+
+    Args:
+        is_due_N: Which those are, shape (N,).
+    """
+
+    def __init__(self, is_due_N: NDArray[np.bool_]) -> None:
+        self._is_due_N = is_due_N
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return their rows."""
+        return batch.filter(pa.array(self._is_due_N[batch["index"].to_numpy()]))
 
 
 def call_rows(config: RunConfig, queries: int) -> int:

@@ -32,6 +32,7 @@ from clear_ray.config import RunConfig
 from clear_ray.pipeline import run
 
 POINTS = (
+    "mid-probe",
     "after probe",
     "after price",
     "after reserve",
@@ -68,6 +69,7 @@ def die_at(point: str, run_dir: Path) -> None:
         die_after("write_page")
     else:
         met: dict[str, Callable[[], bool]] = {
+            "mid-probe": lambda: len(list((run_dir / "estimates").rglob("*.parquet"))) >= 3,
             "after reserve": lambda: count(run_dir, b'"reserve"') >= 1,
             "after settle before commit": lambda: count(run_dir, b'"settle"') >= 1 and not written(run_dir),
             "mid-generation": lambda: written(run_dir) >= 3,

@@ -16,6 +16,8 @@ import yaml
 
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
+from clear_ray.run_folder import estimated_already
+from clear_ray.storage import open_folder
 from tests.ray.faulty_run import POINTS
 from tests.ray.test_run import check_account
 
@@ -64,12 +66,20 @@ def test_a_driver_may_die_anywhere(config: Path, point: str) -> None:
     if point == "after settle before commit":  # a file of its own for every answer would leave it no time to die
         settings = yaml.safe_load(config.read_text())
         config.write_text(yaml.safe_dump(settings | {"dispatch": {"rows_per_file": 64}}))
+    if point == "mid-probe":
+        settings = yaml.safe_load(config.read_text())
+        settings["dispatch"] |= {"block_rows": 10}
+        config.write_text(yaml.safe_dump(settings))
     assert start(config, f"driver:{point}").returncode == -signal.SIGKILL, "it was to die"
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
     prices = {path.name: path.read_bytes() for path in run_dir.glob("grants/*.parquet")}
+    estimated = estimated_already(open_folder(str(run_dir)), 199)
     report = checked(start(config), config)
     assert all((run_dir / "grants" / name).read_bytes() == grants for name, grants in prices.items())
-    if point in ("after probe", "after price", "while writing output", "before the summary"):
+    assert set(estimated[1]) <= set(map(str, run_dir.glob("estimates/*/*.parquet"))), "no prompt is read twice"
+    if point == "mid-probe":
+        assert 30 <= estimated[0].sum() < 199
+    if point in ("mid-probe", "after probe", "after price", "while writing output", "before the summary"):
         assert report.wasted_tokens == 0, "nothing was running"
 
 

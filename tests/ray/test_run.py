@@ -30,7 +30,8 @@ from clear_ray.sweep.replayed import Dispatched, replay_run
 
 
 def completions_of(result: RunResult) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(Path(result.run_dir) / "completions").to_pylist()
+    folder = open_folder(result.run_dir).child("completions")
+    rows: list[dict[str, Any]] = pq.read_table(folder.path, filesystem=folder.filesystem).to_pylist()
     return sorted(rows, key=lambda row: row["index"])
 
 

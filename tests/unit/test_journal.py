@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from clear_ray import journal as journal_module
 from clear_ray.errors import ResumeError, StorageError
 from clear_ray.journal import Journal, Record, read_journal, wait_until_unused
-from clear_ray.storage import Folder, open_folder
+from clear_ray.storage import Folder, inside, open_folder
 
 RECORDS: list[Record] = [
     {"round": 1, "price": 0.25},
@@ -27,12 +27,15 @@ RECORDS: list[Record] = [
 ]
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     if request.param == "local":
         yield open_folder(str(tmp_path / "run"))
         return
-    opened = open_folder(f"memory://journal-{tmp_path.name}")
+    uri = f"memory://journal-{tmp_path.name}"
+    if request.param == "s3":
+        uri = inside(request.getfixturevalue("bucket"), f"journal-{tmp_path.name}")
+    opened = open_folder(uri)
     yield opened
     if opened.exists():
         opened.filesystem.delete_dir(opened.path)

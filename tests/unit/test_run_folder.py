@@ -21,6 +21,7 @@ from clear_ray.run_folder import (
     SLIM_ATTEMPT_SCHEMA,
     SUMMARY,
     describe,
+    estimated_already,
     read_attempts,
     read_manifest,
     read_summary,
@@ -76,6 +77,21 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
     assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
     monkeypatch.setattr("clear_ray.run_folder._FILES_AT_ONCE", 1)  # a query that stands in two files, read apart
     assert [table["index"].to_pylist() for table in read_attempts(folder, 1, 4)] == [[1, 3], [2]]
+
+
+def test_estimates_of_a_killed_run_count_once_and_only_where_they_are_whole(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    assert estimated_already(folder, 3)[1] == []
+    for name, indices in (("a/0", [0, 1]), ("b/0", [3]), ("b/1", [1, 2])):
+        path = tmp_path / "estimates" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"index": pa.array(indices, pa.int64())}), path)
+    torn = tmp_path / "estimates" / "a" / "1.parquet"
+    torn.write_bytes(path.read_bytes()[:-9])
+    is_estimated_N, kept = estimated_already(folder, 5)
+    assert is_estimated_N.tolist() == [True, True, False, True, False]
+    assert kept == [str(tmp_path / "estimates" / f"{name}.parquet") for name in ("a/0", "b/0")]
+    assert folder.child("estimates").files() == kept
 
 
 def attempt(index: int, *, error: str) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from clear_ray.errors import ConfigError, StorageError
-from clear_ray.storage import Folder, open_folder, open_location, writing_errors
+from clear_ray.storage import Folder, inside, open_folder, open_location, writing_errors
 
 
-@pytest.fixture(params=["local", "file", "memory"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     places = {"local": f"{tmp_path}/run", "file": f"file://{tmp_path}/run", "memory": f"memory://st-{tmp_path.name}"}
+    if request.param == "s3":
+        places["s3"] = inside(request.getfixturevalue("bucket"), tmp_path.name)
     opened = open_folder(places[request.param])
     yield opened
     if opened.exists():
@@ -36,15 +38,30 @@ def test_files_go_round(folder: Folder) -> None:
     assert folder.read("b.json") == b"3"
 
 
-def test_folders_are_moved_and_removed(folder: Folder) -> None:
-    folder.child("new.partial").write("a", b"1")
-    folder.rename("new.partial", "new")
-    assert folder.child("new").read("a") == b"1"
-    assert not folder.exists("new.partial")
+def test_a_folder_takes_the_place_of_another(folder: Folder) -> None:
+    for content in (b"1", b"2"):
+        with folder.replacing("new") as growing:
+            growing.write(f"of-{content.decode()}", content)
+            if folder.is_local and content == b"2":
+                assert folder.child("new").read("of-1") == b"1", "the old one stands until the new one is whole"
+    whole = [f"{folder.path}/new/of-2"]
+    assert folder.child("new").files() == whole
     folder.delete("new")
-    folder.delete("new")
+    folder.delete("new")  # nothing there: nothing to do
     assert not folder.exists("new")
-    assert folder.files() == []
+
+
+@pytest.mark.parametrize(
+    ("location", "within"),
+    [
+        ("runs/a", "runs/a/b/c"),
+        ("/runs/what?/", "/runs/what?/b/c"),
+        ("s3://bucket/a/", "s3://bucket/a/b/c"),
+        ("s3://bucket?region=x&scheme=http", "s3://bucket/b/c?region=x&scheme=http"),
+    ],
+)
+def test_a_location_inside_another(location: str, within: str) -> None:
+    assert inside(location, "b/c") == within
 
 
 def test_a_file_is_replaced_as_one_step(tmp_path: Path) -> None:
