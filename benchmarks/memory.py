@@ -45,6 +45,7 @@ from clear_ray.records import QUERY_SCHEMA
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.grants import VoidAttempts
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.standing import Standing
@@ -128,7 +129,11 @@ def take_back(folder: Folder, queries: int) -> None:
     clearing = Clearing(index, tokens, tokens.astype(float), np.zeros(queries), np.zeros(0), 0.0, 0.0, 0.0)
     standing = Standing(np.ones(queries))
     report = standing.take(
-        1, clearing, read_attempts(folder, 1, queries), seconds=0.0, available_tokens=GRANT_TOKENS * queries
+        1,
+        clearing,
+        read_attempts(folder, 1, queries, VoidAttempts()),
+        seconds=0.0,
+        available_tokens=GRANT_TOKENS * queries,
     )
     assert report.fresh == queries
 

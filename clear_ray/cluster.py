@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -17,7 +18,14 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.config import EngineConfig
@@ -33,6 +41,14 @@ from clear_ray.storage import open_folder
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
+_DEATHS = (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,  # what it answered was on a node that is gone
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
 
 
 @contextmanager
@@ -190,7 +206,10 @@ class Crew:
 
 
 class BatchEngineWorker(EngineWorker):
-    """An `EngineWorker` whose `cards` raises what its constructor would: of an actor's constructor only a text comes back."""
+    """An `EngineWorker` that Ray starts again when its engine has failed, with all that was running charged and tried again.
+
+    Its `cards` raises what its constructor would: of an actor's constructor only a text comes back.
+    """
 
     def __init__(self, config: EngineConfig, head: Head) -> None:
         self._refusal: ClearRayError | None = None
@@ -212,6 +231,11 @@ class BatchEngineWorker(EngineWorker):
         if self._refusal is not None:
             raise self._refusal
         return await super().cards()
+
+    def _fail(self, failure: Exception) -> None:
+        """End the process: callers take that for a death, and so find out which query the engine fails of."""
+        print(f"the engine has failed: {type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _is_started_again() -> bool:
@@ -283,9 +307,14 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
         ray.kill(actor)
 
 
+def this_actor() -> str:
+    """Return the id of the actor that this process is, the same after a restart; empty if it is none."""
+    return ray.get_runtime_context().get_actor_id() or ""
+
+
 def is_worker_death(error: BaseException) -> bool:
     """Tell an engine that died or cannot be reached from one that raised an error of its own."""
-    return isinstance(error, ActorDiedError | ActorUnavailableError | WorkerCrashedError | NodeDiedError)
+    return isinstance(error, _DEATHS)
 
 
 def _find_worker(run_dir: str, number: int) -> Any | None:

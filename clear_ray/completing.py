@@ -12,6 +12,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from clear_ray.account import make_report
+from clear_ray.errors import BudgetError
 from clear_ray.generating import mark_lost_answers, union
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.open_run import OpenRun
@@ -19,7 +20,7 @@ from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import RoundReport, RunReport
 from clear_ray.run_folder import SUMMARY
-from clear_ray.stages.grants import Abandon, Complete, Verdicts
+from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
 from clear_ray.storage import Folder
 
 
@@ -42,7 +43,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
     )
-    _write_completions(folder, verdicts)
+    _write_completions(folder, verdicts, work.void_attempts())
     report = make_report(
         work.config,
         hiring.crew.model,
@@ -52,7 +53,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         ray.get(work.desk.balance.remote()),
         spent_N,
         tuple(rounds),
-        has_gold_N=_has_gold(folder, len(spent_N)),
+        has_gold_N=_gold_of_completions(folder, len(spent_N)),
         workers=hiring.most_up,
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
@@ -64,10 +65,10 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     return report
 
 
-def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
+def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
     sources: list[tuple[Folder, Any]] = [
         (folder.child("queries"), Abandon(verdicts)),
-        (folder.child("rounds"), Complete(verdicts)),
+        (folder.child("rounds"), Complete(verdicts, void)),
     ]
     parts = [
         ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(finish, batch_format="pyarrow")
@@ -78,11 +79,22 @@ def _write_completions(folder: Folder, verdicts: Verdicts) -> None:
         union(parts).write_parquet(target.path, filesystem=folder.filesystem)
 
 
-def _has_gold(folder: Folder, queries: int) -> NDArray[np.bool_]:
-    has_gold_N = np.zeros(queries, bool)
+def _gold_of_completions(folder: Folder, queries: int) -> NDArray[np.bool_]:
+    """Return which completions can be scored, shape (N,), after making sure that every query has one and no second.
+
+    Raises:
+        BudgetError: It is not so; a defect of clear_ray.
+    """
+    has_gold_N, completions_N = np.zeros(queries, bool), np.zeros(queries, np.int64)
     for path in folder.child("completions").files(".parquet"):
         table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "gold"])
-        has_gold_N[table["index"].to_numpy()] = table["gold"].is_valid().to_numpy()
+        index = table["index"].to_numpy()
+        has_gold_N[index] = table["gold"].is_valid().to_numpy()
+        completions_N += np.bincount(index, minlength=queries)
+    if (completions_N != 1).any():
+        first = int((completions_N != 1).argmax())
+        said = f"query {first} has {completions_N[first]} completions"
+        raise BudgetError(said, folder.path, remedy="This is a defect of clear_ray: keep the run folder and report it.")
     return has_gold_N
 
 

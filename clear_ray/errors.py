@@ -6,7 +6,8 @@
     ├── UtilityError   (ValueError)    curve parameters that describe no utility
     ├── BudgetError    (RuntimeError)  the ledger was asked for something that would break its invariants
     ├── PriceError     (RuntimeError)  no shadow price exists for what was asked
-    ├── EngineError    (RuntimeError)  a language model failed, or returned more than it was granted
+    ├── EngineError    (RuntimeError)  a language model cannot be had, or returned more than it was granted
+    │   └── EngineFailedError          it failed while it ran, and has to be loaded anew
     ├── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
     └── StorageError   (RuntimeError)  the run folder cannot be written any more: its disk is full, or it is gone
 
@@ -63,7 +64,11 @@ class PriceError(ClearRayError, RuntimeError):
 
 
 class EngineError(ClearRayError, RuntimeError):
-    """A language model failed, or returned more tokens than it was granted."""
+    """A language model cannot be had, or returned more tokens than it was granted."""
+
+
+class EngineFailedError(EngineError):
+    """A language model failed while it ran: nothing more can be asked of it before it is loaded anew."""
 
 
 class ResumeError(ClearRayError, RuntimeError):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.clearing import Clearing
+from clear_ray.cluster import this_actor
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.open_run import OpenRun
@@ -17,8 +18,6 @@ from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.grants import GrantTable, SelectGranted
-from clear_ray.standing import Standing
-from clear_ray.storage import Folder
 from clear_ray.taking_in import load_scorer_of
 
 DIRECT_TEXT = "Answer at once, with the result alone."
@@ -32,7 +31,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
     folder, config, standing = work.folder, work.config, work.standing
     has_attempt_N, written_N = np.zeros(len(standing.is_open_N), bool), standing.written_tokens_N.copy()
-    for attempts in read_attempts(folder, number, len(has_attempt_N)):
+    for attempts in read_attempts(folder, number, len(has_attempt_N), work.void_attempts()):
         index = attempts["index"].to_numpy().astype(np.int64)
         has_attempt_N[index] = True
         written_N[index] += attempts["attempt_tokens"].to_numpy().astype(np.int64)
@@ -43,7 +42,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
     calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
     rows = block_rows(config, len(grants.index_M), calls)
-    granted = _in_order(_granted_rows(folder, standing, grants), config, len(grants.index_M))
+    granted = _in_order(_granted_rows(work, grants), config, len(grants.index_M))
     granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
         workers=work.hiring.crew.workers,
@@ -51,6 +50,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
         scorer=load_scorer_of(config),
         seed=config.seed,
         sample=config.sample,
+        this_caller=this_actor,
         direct_text=(config.allocation.minimum_service_text or DIRECT_TEXT) if clearing.is_service else "",
     )
     target = round_folder(folder, number)
@@ -98,8 +98,9 @@ def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
     return max(min(share, dispatch.block_rows), calls_in_flight * dispatch.batch_rows)
 
 
-def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dataset:
+def _granted_rows(work: OpenRun, grants: GrantTable) -> Dataset:
     """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
+    folder, standing = work.folder, work.standing
     is_fresh_M = standing.rounds_N[grants.index_M] == 0
     parts = []
     for name, is_wanted_M, last_round_N in (
@@ -107,7 +108,7 @@ def _granted_rows(folder: Folder, standing: Standing, grants: GrantTable) -> Dat
         ("rounds", ~is_fresh_M, standing.last_round_N),
     ):
         if is_wanted_M.any():
-            select = SelectGranted(grants, is_wanted_M, last_round_N)
+            select = SelectGranted(grants, is_wanted_M, last_round_N, work.void_attempts())
             rows = ray.data.read_parquet(folder.child(name).files(".parquet"), filesystem=folder.filesystem)
             parts.append(rows.map_batches(select, batch_format="pyarrow"))
     return union(parts)

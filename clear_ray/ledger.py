@@ -57,6 +57,26 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """Who asks the market for tokens.
+
+    Attributes:
+        caller: The caller, whichever process it is in; empty if nobody needs to know.
+        life: One start of it. What a life had reserved is charged when the next one first asks.
+        number: Which of the requests of this life. One that is told twice gets the same answer.
+    """
+
+    caller: str = ""
+    life: str = ""
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the request, as the journal has it; empty if the caller is."""
+        return f"{self.life}.{self.number}" if self.caller else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """What one grant came to.
 

@@ -6,9 +6,11 @@ the next one), so a crash never leaves tokens running that the journal does not 
 
 The line is first come, first served. A request that cannot fit even if everything running came back unused is refused at
 once and priced again in the next round. The one at the head waits for refunds; those who are running never wait for it, so
-the line always moves. Callers that die are replaced by Ray Data, and the replacement asks for the same queries again:
-a reservation still open then is charged in full, work that was settled but whose row was lost is marked as wasted, and a
-request of the dead caller that still stands in the line gets nothing when its turn comes.
+the line always moves. Callers that die are started again by Ray Data: when the new life of a caller first asks, what the
+old one had reserved is charged in full, since its queries may come again long after others that wait for those tokens; and
+what the old one still asks for in the line it does not get. When a query comes again whose work was settled but whose row was
+lost, that is marked as wasted. Ray repeats what a dead market had not answered: a request says which call it is of, so that a
+reservation which was journalled before the market died is answered again, not charged.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clear_ray.journal import Journal, Record, read_journal
-from clear_ray.ledger import REFUSED, WAIT, Balance, Entry, Ledger, Settlement
+from clear_ray.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement
 from clear_ray.storage import open_folder
 
 _RECENT = 8
+_NOBODY = Call()
 
 
 class MarketActor:
@@ -49,6 +52,9 @@ class MarketActor:
         self._settled_tokens_N = np.zeros(queries, np.int64)
         self._asked_N = np.zeros(queries, np.int64)
         self._round = 0
+        self._life_of: dict[str, str] = {}
+        self._call_of: dict[int, str] = {}  # of the open reservations of named callers
+        self._void: set[tuple[int, int]] = set()
         self._journal = Journal(folder)  # from here on nobody else writes what is read next
         for record in read_journal(folder):
             self._replay(record)
@@ -67,8 +73,13 @@ class MarketActor:
         self._round = number
         await self._commit({"round": number, **facts})
 
-    async def reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+    async def reserve(self, round_number: int, requests: list[tuple[int, int]], call: Call = _NOBODY) -> list[int]:
         """Set tokens aside for (query index, tokens) in order, as many as fit now.
+
+        Args:
+            round_number: Of the grants.
+            requests: What is asked for.
+            call: Who asks.
 
         Returns:
             For each request its attempt number, `REFUSED` if it can never fit, or `WAIT` if it has to be asked again.
@@ -77,11 +88,12 @@ class MarketActor:
         if not requests:
             return []
         indices = [index for index, _ in requests]
-        self._recover_lost(round_number, indices)
+        self._meet(call)
+        self._recover_lost(round_number, indices, call)
         self._asked_N[indices] += 1
         asked = self._asked_N[indices].tolist()
         async with self._line:
-            while not (answers := self._reserve_what_fits(round_number, requests, asked)):
+            while not (answers := self._reserve_what_fits(round_number, requests, asked, call)):
                 self._refund.clear()
                 await self._refund.wait()
         await self._commit()
@@ -149,36 +161,74 @@ class MarketActor:
         self._ledger.check()
         return self._ledger.spent_tokens_N, self._ledger.wasted_tokens_N
 
-    def _reserve_what_fits(self, round_number: int, requests: list[tuple[int, int]], asked: list[int]) -> list[int]:
+    async def void_attempts(self) -> list[tuple[int, int]]:
+        """Return (query index, attempt) of what was charged and came to nothing; a row of it that turns up is no answer."""
+        return sorted(self._void)
+
+    def _reserve_what_fits(
+        self, round_number: int, requests: list[tuple[int, int]], asked: list[int], call: Call
+    ) -> list[int]:
         answers: list[int] = []
+        is_dead = bool(call.caller) and self._life_of[call.caller] != call.life
         for (index, tokens), times in zip(requests, asked, strict=True):
             is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
-            if is_replaced or not self._ledger.could_fit(index, tokens):
+            if is_dead or is_replaced:
+                answers.append(REFUSED)
+            elif call.name and self._call_of.get(index) == call.name:
+                answers.append(self._ledger.open_attempt(index))
+            elif not self._ledger.could_fit(index, tokens):
                 answers.append(REFUSED)
             elif self._ledger.fits(index, tokens):
                 entry = self._ledger.reserve(index, tokens)
                 self._round_N[index] = round_number
-                self._note(entry)
+                self._note(entry, call.name)
                 answers.append(entry.attempt)
             else:
                 break
         return answers
 
-    def _recover_lost(self, round_number: int, indices: list[int]) -> None:
+    def _meet(self, call: Call) -> None:
+        """Charge what the life before this one of its caller has left open."""
+        if not call.caller or self._life_of.get(call.caller) == call.life:
+            return
+        before = self._life_of.get(call.caller)
+        self._life_of[call.caller] = call.life
+        self._unwritten.append({"caller": call.caller, "life": call.life})
+        for index in [i for i, name in self._call_of.items() if name.partition(".")[0] == before]:
+            self._charge(index)
+
+    def _charge(self, index: int) -> None:
+        entry = self._ledger.forfeit(index, self._ledger.open_attempt(index))
+        if entry is not None:
+            self._note(entry)
+            self._refund.set()
+
+    def _recover_lost(self, round_number: int, indices: list[int], call: Call) -> None:
         for index in indices:
-            if attempt := self._ledger.open_attempt(index):
-                entry = self._ledger.forfeit(index, attempt)
-                if entry is not None:
-                    self._note(entry)
-                    self._refund.set()
+            if self._ledger.open_attempt(index):
+                if call.name and self._call_of.get(index) == call.name:
+                    continue  # a market that died before it could answer had reserved this
+                self._charge(index)
             elif self._round_N[index] == round_number and self._settled_tokens_N[index]:
                 self._note(self._ledger.waste(index, int(self._settled_tokens_N[index])))
             self._settled_tokens_N[index] = 0
 
-    def _note(self, entry: Entry) -> None:
-        self._unwritten.append(
-            {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens, "r": int(self._round)}
-        )
+    def _note(self, entry: Entry, call_name: str = "") -> None:
+        record: Record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens}
+        record["r"] = int(self._round)
+        if call_name:
+            record["c"] = call_name
+        self._unwritten.append(record)
+        self._remember(entry, call_name)
+
+    def _remember(self, entry: Entry, call_name: str) -> None:
+        """Keep whose an open reservation is, and which attempts come to nothing."""
+        if entry.operation != "reserve":
+            self._call_of.pop(entry.index, None)
+        elif call_name:
+            self._call_of[entry.index] = call_name
+        if entry.operation in ("forfeit", "waste"):
+            self._void.add((entry.index, entry.attempt))
 
     async def _commit(self, *records: Record) -> None:
         """Return once everything noted so far is on disk; whoever comes while a write is under way shares the next."""
@@ -193,10 +243,14 @@ class MarketActor:
                     raise
 
     def _replay(self, record: Record) -> None:
+        if "life" in record:
+            self._life_of[record["caller"]] = record["life"]
+            return
         if "op" not in record:
             self._round = record.get("round", self._round)
             return
         entry = Entry(record["op"], record["i"], record["a"], record["t"])
         self._ledger.apply(entry)
+        self._remember(entry, record.get("c", ""))
         self._round_N[entry.index] = record["r"]
         self._settled_tokens_N[entry.index] = entry.tokens if entry.operation == "settle" else 0

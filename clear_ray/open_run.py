@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.progress import Progress
 from clear_ray.run_folder import Estimates
+from clear_ray.stages.grants import VoidAttempts
 from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
@@ -34,3 +37,7 @@ class OpenRun:
     estimates: Estimates
     standing: Standing
     progress: Progress
+
+    def void_attempts(self) -> VoidAttempts:
+        """Return the attempts of all rounds so far whose rows do not count."""
+        return VoidAttempts(ray.get(self.desk.void_attempts.remote()))

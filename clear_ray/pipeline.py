@@ -30,7 +30,7 @@ from clear_ray.estimation.resolve import resolve_head
 from clear_ray.generating import calls_for, generate_round
 from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
-from clear_ray.journal import wait_until_unused
+from clear_ray.journal import alone_with, wait_until_unused
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, clear_round, is_sketched_run, is_worth_a_round, serve_the_rest
@@ -101,6 +101,11 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     """
     folder = open_folder(config.run_dir)
     folder.refuse_links()
+    with alone_with(folder):
+        return _run_alone(queries, config, folder, display or QuietDisplay())
+
+
+def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, display: Display) -> RunResult:
     manifest = read_manifest(folder)
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
@@ -111,7 +116,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         writing_errors(config.run_dir),
         joined_cluster(),
         quiet_data(),
-        Progress(config.budget_tokens, display or QuietDisplay()) as progress,
+        Progress(config.budget_tokens, display) as progress,
     ):
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
@@ -264,7 +269,7 @@ def _rounds(work: OpenRun) -> list[RoundReport]:
             progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
             ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
             generate_round(work, clearing, number)
-        attempts = read_attempts(folder, number, estimates.queries)
+        attempts = read_attempts(folder, number, estimates.queries, work.void_attempts())
         seconds = time.monotonic() - started
         report = standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens)
         rounds.append(report)

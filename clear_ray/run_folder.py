@@ -35,6 +35,7 @@ from clear_ray.journal import JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
+from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -55,8 +56,17 @@ CURVE_COLUMNS = [
 ]
 """What a round is cleared over, of `records.estimate_schema`."""
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
-_READ_OF_ATTEMPT = ["index", "granted_tokens", "attempt_tokens", "token_ids", "finish_reason", "correct", "error"]
-_KEPT_OF_ATTEMPT = ("index", "granted_tokens", "attempt_tokens", "correct")
+_READ_OF_ATTEMPT = [
+    "index",
+    "attempt",
+    "granted_tokens",
+    "attempt_tokens",
+    "token_ids",
+    "finish_reason",
+    "correct",
+    "error",
+]
+_KEPT_OF_ATTEMPT = ("index", "attempt", "granted_tokens", "attempt_tokens", "correct")
 SLIM_ATTEMPT_SCHEMA = pa.schema(
     [
         *(ATTEMPT_SCHEMA.field(name).with_nullable(True) for name in _KEPT_OF_ATTEMPT),
@@ -325,7 +335,7 @@ def round_folder(folder: Folder, number: int) -> Folder:
     return folder.child("rounds").child(f"r{number:02d}")
 
 
-def read_attempts(folder: Folder, number: int, queries: int) -> Iterator[pa.Table]:
+def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[pa.Table]:
     """Yield a round's whole attempts, some files' at a time, each query once, with the columns of `SLIM_ATTEMPT_SCHEMA`.
 
     Files torn by a crash are removed. Some are read at once: a store far away takes long to answer for each.
@@ -334,13 +344,14 @@ def read_attempts(folder: Folder, number: int, queries: int) -> Iterator[pa.Tabl
         folder: The run folder.
         number: The round.
         queries: N.
+        void: Attempts that do not count.
     """
     attempts, is_seen_N = round_folder(folder, number), np.zeros(queries, bool)
     paths = attempts.files(".parquet")
     with ThreadPoolExecutor(_READERS) as readers:
         for first in range(0, len(paths), _FILES_AT_ONCE):
             tables = readers.map(partial(_read_attempt_file, attempts), paths[first : first + _FILES_AT_ONCE])
-            found = pa.concat_tables(tables).combine_chunks()
+            found = void.dropped_from(pa.concat_tables(tables)).combine_chunks()
             index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
             is_new = ~is_seen_N[index]
             is_seen_N[index] = True

@@ -125,7 +125,7 @@ class Admission:
             while waiting:
                 answer_or_failure = await ended.get()
                 if isinstance(answer_or_failure, EngineError):
-                    raise EngineError(*answer_or_failure.args)
+                    raise type(answer_or_failure)(*answer_or_failure.args)
                 waiting.discard(answer_or_failure)
                 yield self.generation(answer_or_failure)
         finally:
@@ -152,7 +152,7 @@ class Admission:
                 while not news.empty():
                     item = news.get_nowait()  # the newest one says all that the others say
                 if isinstance(item, EngineError):
-                    raise EngineError(*item.args)
+                    raise type(item)(*item.args)
                 if isinstance(item, Answer):
                     yield self.generation(item)
                     return

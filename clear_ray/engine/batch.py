@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from clear_ray.engine.base import FinishReason, Grant
-from clear_ray.errors import EngineError
+from clear_ray.errors import EngineError, EngineFailedError
 
 
 @dataclass(eq=False, slots=True)
@@ -110,7 +110,7 @@ class OpenAnswers:
         """
         with self._lock:
             if self._failure is not None:
-                raise EngineError(*self._failure.args)
+                raise type(self._failure)(*self._failure.args)
             self._open.update(answers)
             for answer in answers:
                 start(answer)
@@ -196,7 +196,9 @@ class BatchThread:
                 self._tell_watchers()
         # Whatever ends the thread has to reach those who wait for it: nobody else will tell them.
         except BaseException as error:
-            self._open.fail(EngineError("the language model failed", "generate", f"{type(error).__name__}: {error}"))
+            self._open.fail(
+                EngineFailedError("the language model failed", "generate", f"{type(error).__name__}: {error}")
+            )
         finally:
             with contextlib.suppress(Exception):
                 self._batch.close()

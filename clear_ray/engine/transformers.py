@@ -27,7 +27,7 @@ from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
-from clear_ray.errors import ConfigError, EngineError
+from clear_ray.errors import ConfigError, EngineError, EngineFailedError
 
 
 class TransformersEngine:
@@ -150,7 +150,7 @@ class TransformersEngine:
                 with self._model_turns:
                     self._prefill_rows(features, rows, ids_N)
         except RuntimeError as error:
-            raise EngineError(
+            raise EngineFailedError(
                 "the language model failed",
                 "prefill",
                 str(error),

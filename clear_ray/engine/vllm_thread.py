@@ -37,7 +37,7 @@ from clear_ray.engine.batch import Answer, OpenAnswers
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.sampling import sampling_key
 from clear_ray.engine.vllm_probe import PROBE_PREFIX
-from clear_ray.errors import EngineError
+from clear_ray.errors import EngineError, EngineFailedError
 
 PROBE_LOGPROBS = 256
 STREAM_TOKENS = 16
@@ -149,7 +149,7 @@ class VllmThread:
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(
+            raise EngineFailedError(
                 "the language model failed",
                 "prefill",
                 f"{type(error).__name__}: {error}",
@@ -230,7 +230,9 @@ class VllmThread:
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             self._open.fail(
-                error if isinstance(error, EngineError) else EngineError("the language model failed", "generate", told)
+                error
+                if isinstance(error, EngineError)
+                else EngineFailedError("the language model failed", "generate", told)
             )
 
     async def _generate(self, answer: Answer) -> FinishReason:

@@ -98,8 +98,10 @@ class EngineReplica:
         """Called by Serve every few seconds; a replica that fails it is replaced.
 
         Raises:
-            EngineError: The engine has work and has brought nothing forward for `engine.stall_seconds`.
+            EngineError: The engine has failed, or has work and has brought nothing forward for `engine.stall_seconds`.
         """
+        if (failure := self._worker.failure) is not None:
+            raise EngineError("the engine has failed", value=f"{type(failure).__name__}: {failure}") from failure
         self._health.check(await self._worker.pulse(), time.monotonic())
 
     async def read(self, query_id: str, prompt: Prompt) -> Reading:

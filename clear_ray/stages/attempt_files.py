@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.generate import Dispatch, Generate, Row
+from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder
 
 WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])
@@ -41,7 +42,9 @@ class GenerateToFiles:
     ) -> None:
         self._generate = Generate(dispatch)
         self._files = AttemptFiles(folder, rows_per_file)
-        self._written = pa.array(_indices_in(folder), pa.int64())
+        self._folder, self._market = folder, dispatch.market
+        self._written: pa.Array | None = None
+        self._looking = asyncio.Lock()
         self._call_rows = call_rows
         self._slots = asyncio.Semaphore(calls_in_flight)
         self._turn = asyncio.Lock()
@@ -50,7 +53,7 @@ class GenerateToFiles:
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Generate for one batch of granted queries; yield rows of `WRITTEN_SCHEMA` once their attempts are on disk."""
-        due = batch.filter(pc.invert(pc.is_in(batch["index"], self._written)))
+        due = batch.filter(pc.invert(pc.is_in(batch["index"], await self._already_written())))
         started: list[asyncio.Task[list[int]]] = []
         try:
             async with asyncio.TaskGroup() as calls, self._turn:
@@ -63,6 +66,14 @@ class GenerateToFiles:
             raise failures.exceptions[0] from None
         indices = [index for call in started for index in call.result()]
         yield pa.table([pa.array(indices, pa.int64())], schema=WRITTEN_SCHEMA)
+
+    async def _already_written(self) -> pa.Array:
+        """Return the queries whose attempts of this round were there when this caller began."""
+        async with self._looking:
+            if self._written is None:
+                void = VoidAttempts(await self._market.void_attempts.remote())
+                self._written = await asyncio.to_thread(_indices_in, self._folder, void)
+            return self._written
 
     async def _call(self, rows: pa.Table) -> list[int]:
         """Return which of the queries have attempts, once those are on disk."""
@@ -138,8 +149,9 @@ class AttemptFiles:
         self._folder.write(f"{uuid4().hex}.parquet", sink.getvalue())
 
 
-def _indices_in(folder: Folder) -> list[int]:
-    indices: list[int] = []
+def _indices_in(folder: Folder, void: VoidAttempts) -> pa.Array:
+    found = [pa.array([], pa.int64())]
     for path in folder.files(".parquet"):
-        indices += pq.read_table(path, filesystem=folder.filesystem, columns=["index"])["index"].to_pylist()
-    return indices
+        rows = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "attempt"])
+        found += void.dropped_from(rows)["index"].chunks
+    return pa.concat_arrays(found)

@@ -11,16 +11,18 @@ is a failed row; the rest of the batch goes on.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 
 from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import EngineError
-from clear_ray.ledger import REFUSED, WAIT, Settlement
+from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
 
@@ -39,6 +41,7 @@ class Dispatch:
         seed: Of the run.
         sample: Which of several answers to the same query.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
+        this_caller: Returns who calls, the same after a restart of its process; None if nobody needs to know.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
         most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
@@ -51,6 +54,7 @@ class Dispatch:
     seed: int
     sample: int
     direct_text: str = ""
+    this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
     most_quarantined: int = 8
 
@@ -62,6 +66,8 @@ class Generate:
         self._dispatch = dispatch
         self._scorer = dispatch.scorer() if dispatch.scorer else None
         self._roster = Roster(dispatch.workers)
+        self._caller = dispatch.this_caller() if dispatch.this_caller else ""
+        self._life, self._requests = uuid4().hex[:8], itertools.count(1)
         self._quarantined = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
@@ -87,7 +93,7 @@ class Generate:
                 waiting = rows
                 while waiting:
                     requests = [(row["index"], row["granted_tokens"]) for row in waiting]
-                    answers = await self._dispatch.market.reserve.remote(rows[0]["round"], requests)
+                    answers = await self._reserve(rows[0]["round"], requests)
                     granted = [
                         row | {"attempt": answer}
                         for row, answer in zip(waiting, answers, strict=True)
@@ -99,6 +105,11 @@ class Generate:
             await finished.put(None)
         except ExceptionGroup as failures:  # handed to the consumer, which raises the first
             await finished.put(failures.exceptions[0])
+
+    async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+        call = Call(self._caller, self._life, next(self._requests))
+        answers: list[int] = await self._dispatch.market.reserve.remote(round_number, requests, call)
+        return answers
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
@@ -128,9 +139,7 @@ class Generate:
             if tries >= self._dispatch.most_attempts:
                 await finished.put(self._quarantine(row, error))
                 continue
-            (answer,) = await self._dispatch.market.reserve.remote(
-                row["round"], [(row["index"], row["granted_tokens"])]
-            )
+            (answer,) = await self._reserve(row["round"], [(row["index"], row["granted_tokens"])])
             if answer != REFUSED:
                 await self._run([row | {"attempt": answer}], finished, tries=tries + 1)
 
@@ -146,7 +155,7 @@ class Generate:
             ) from error
         said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
         lost = Generation(row["query_id"], (), "", "cancelled", error=said)
-        return self._attempt(row, lost, 0.0)
+        return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 
     def _grant(self, row: Row) -> Grant:
         return Grant(

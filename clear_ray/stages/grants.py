@@ -6,8 +6,9 @@ shuffled: a row knows its `index`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
 
 _LOST = "its workers died and the budget does not pay for another try"
+_MOST_ATTEMPTS = 1 << 20
 GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
 
 
@@ -29,6 +31,28 @@ class GrantTable:
     tokens_M: NDArray[np.int64]
 
 
+class VoidAttempts:
+    """Attempts that were charged and came to nothing; one whose caller was taken for dead may write its row after all.
+
+    Args:
+        pairs: Query index and attempt of each.
+    """
+
+    def __init__(self, pairs: Collection[tuple[int, int]] = ()) -> None:
+        self._keys = np.asarray([_key(index, attempt) for index, attempt in pairs], np.int64)
+
+    def dropped_from(self, rows: pa.Table) -> pa.Table:
+        """Return the rows, which have `index` and `attempt`, without those of such attempts."""
+        if not len(self._keys):
+            return rows
+        keys = _key(rows["index"].to_numpy(), rows["attempt"].to_numpy().astype(np.int64))
+        return rows.filter(pa.array(~np.isin(keys, self._keys)))
+
+
+def _key(index: Any, attempt: Any) -> Any:
+    return index * _MOST_ATTEMPTS + attempt
+
+
 class SelectGranted:
     """Keep the rows whose query is granted tokens, with the grant and its rank in the order of dispatch.
 
@@ -36,11 +60,17 @@ class SelectGranted:
         grants: The grants.
         is_wanted_M: Which of the grants to look for among these rows.
         last_round_N: For rows of earlier rounds: the round of each query's last attempt; older rows are dropped.
+        void: Of those rounds.
     """
 
     def __init__(
-        self, grants: GrantTable, is_wanted_M: NDArray[np.bool_], last_round_N: NDArray[np.int32] | None
+        self,
+        grants: GrantTable,
+        is_wanted_M: NDArray[np.bool_],
+        last_round_N: NDArray[np.int32] | None,
+        void: VoidAttempts,
     ) -> None:
+        self._void = void
         self._round = grants.round
         self._last_round_N = last_round_N
         wanted = np.flatnonzero(is_wanted_M)
@@ -49,6 +79,8 @@ class SelectGranted:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the granted rows with the columns of `GRANTED_COLUMNS`."""
+        if self._last_round_N is not None:
+            batch = self._void.dropped_from(batch)
         index = batch["index"].to_numpy()
         at = np.minimum(np.searchsorted(self._index_M, index), len(self._index_M) - 1)
         is_granted = self._index_M[at] == index
@@ -112,13 +144,14 @@ class Verdicts:
 
 
 class Complete:
-    """Turn the last attempt of each query into its completion; drop the attempts before it."""
+    """Turn the last attempt of each query into its completion; drop the attempts before it and those that are void."""
 
-    def __init__(self, verdicts: Verdicts) -> None:
-        self._verdicts = verdicts
+    def __init__(self, verdicts: Verdicts, void: VoidAttempts) -> None:
+        self._verdicts, self._void = verdicts, void
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return rows of `COMPLETION_SCHEMA`, completed or failed."""
+        batch = self._void.dropped_from(batch)
         index = batch["index"].to_numpy()
         batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.last_round_N[index]))
         index = batch["index"].to_numpy()

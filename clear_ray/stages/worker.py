@@ -18,7 +18,7 @@ from clear_ray.config import EngineConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
-from clear_ray.errors import EngineError
+from clear_ray.errors import ClearRayError, EngineError, EngineFailedError
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.door import Door
 
@@ -30,6 +30,9 @@ class EngineWorker:
         config: Which engine.
         head: Turns features into curves.
 
+    Attributes:
+        failure: What the engine failed of, after which every call fails; None while it works.
+
     Raises:
         ConfigError: The head was fitted for another model.
         EngineError: The model cannot be loaded.
@@ -40,6 +43,7 @@ class EngineWorker:
         self._head = head
         self._door = Door()
         self._running = 0
+        self.failure: Exception | None = None
         head.check_model(self._engine.card.fingerprint)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
@@ -105,8 +109,16 @@ class EngineWorker:
             self._running += 1
             try:
                 yield
+            except Exception as error:
+                if isinstance(error, EngineFailedError) or not isinstance(error, ClearRayError):
+                    self._fail(error)
+                raise
             finally:
                 self._running -= 1
+
+    def _fail(self, failure: Exception) -> None:
+        """Note that the engine has failed."""
+        self.failure = failure
 
     async def _generate(self, grants: Sequence[Grant]) -> AsyncIterator[list[Generation]]:
         ended: asyncio.Queue[Generation | None] = asyncio.Queue()

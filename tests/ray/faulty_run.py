@@ -1,6 +1,6 @@
 """A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
 
-A fault is `driver:POINT`, `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
+A fault is `driver:POINT` (its actors outlive it for a moment), `machine:POINT` (nothing of it does), `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
 lives and does nothing), `slow:NAME` (it is stopped nine tenths of the time, until it ends), `full:STEP` (the disk is full
 before that function of the pipeline), `gone` (somebody deletes the run folder), `node` (one of three nodes that hold two
 engines is lost) or `pressure` (nine tenths of a small object store are taken by others).
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,8 +46,12 @@ _PATIENCE_SECONDS = 240
 _STORE_BYTES = 80_000_000
 
 
-def die() -> None:
-    """End this driver and everything that it started, as a lost machine would."""
+def die(*, with_actors: bool) -> None:
+    """End this driver and its Ray; its actors find that out by themselves, or are ended first, as on a lost machine."""
+    if with_actors:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
@@ -59,14 +64,15 @@ def wait_until(is_so: Callable[[], bool]) -> bool:
     return False
 
 
-def die_at(point: str, run_dir: Path) -> None:
+def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
     """Arrange for the driver to die at a point of the run."""
+    end = partial(die, with_actors=with_actors)
     if point == "after probe":
-        die_after("_probe")
+        die_after("_probe", end)
     elif point == "after price":
-        die_after("write_grants")
+        die_after("write_grants", end)
     elif point == "before the summary":
-        die_after("write_page")
+        die_after("write_page", end)
     else:
         met: dict[str, Callable[[], bool]] = {
             "mid-probe": lambda: len(list((run_dir / "estimates").rglob("*.parquet"))) >= 3,
@@ -75,7 +81,7 @@ def die_at(point: str, run_dir: Path) -> None:
             "mid-generation": lambda: written(run_dir) >= 3,
             "while writing output": lambda: (run_dir / "completions.partial").exists(),
         }
-        threading.Thread(target=lambda: wait_until(met[point]) and die(), daemon=True).start()
+        threading.Thread(target=lambda: wait_until(met[point]) and end(), daemon=True).start()
 
 
 def module_of(name: str) -> ModuleType:
@@ -83,13 +89,13 @@ def module_of(name: str) -> ModuleType:
     return pipeline if hasattr(pipeline, name) else completing
 
 
-def die_after(name: str) -> None:
+def die_after(name: str, end: Callable[[], None]) -> None:
     module = module_of(name)
     step = getattr(module, name)
 
     def last_step(*arguments: Any, **settings: Any) -> None:
         step(*arguments, **settings)
-        die()
+        end()
 
     setattr(module, name, last_step)
 
@@ -185,8 +191,8 @@ def main(config_path: str, *faults: str) -> None:
         held = [ray.put(np.zeros(_STORE_BYTES // 10, np.uint8)) for _ in range(9)]
     for fault in faults:
         kind, _, what = fault.partition(":")
-        if kind == "driver":
-            die_at(what, run_dir)
+        if kind in ("driver", "machine"):
+            die_at(what, run_dir, with_actors=kind == "machine")
         elif kind in ("kill", "freeze"):
             by = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
             threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()

@@ -83,6 +83,18 @@ def test_a_driver_may_die_anywhere(config: Path, point: str) -> None:
         assert report.wasted_tokens == 0, "nothing was running"
 
 
+@pytest.mark.parametrize("point", ["after reserve", "after settle before commit", "mid-generation"])
+def test_a_machine_may_be_lost_with_all_that_was_running(config: Path, point: str) -> None:
+    settings = yaml.safe_load(config.read_text())
+    if point == "after settle before commit":  # answers wait for company on their way to the disk
+        config.write_text(yaml.safe_dump(settings | {"dispatch": {"rows_per_file": 64}}))
+    assert start(config, f"machine:{point}").returncode == -signal.SIGKILL, "it was to die"
+    report = checked(start(config), config)
+    assert 0 < report.wasted_tokens < report.budget_tokens / 2, (
+        "what was reserved or not yet written is charged, no more"
+    )
+
+
 @pytest.mark.parametrize(
     "faults",
     [

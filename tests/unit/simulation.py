@@ -399,8 +399,9 @@ class Simulation:
         )
         in_flight = asyncio.Semaphore(self.rng.randint(1, 3) if self.poison is None else 8)
         async with asyncio.TaskGroup() as calls:
-            for block in blocks:
-                calls.create_task(self._call(number, block, dispatch, in_flight))
+            for at, block in enumerate(blocks):
+                named = replace(dispatch, this_caller=lambda at=at: f"round {number} block {at}")
+                calls.create_task(self._call(number, block, named, in_flight))
 
     async def _call(
         self, number: int, block: list[dict[str, Any]], dispatch: Dispatch, in_flight: asyncio.Semaphore

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -36,3 +39,43 @@ def test_sigterm_is_an_interrupt_and_then_what_it_was_before() -> None:
     with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+FAILING = """
+import asyncio, json, sys
+from clear_ray.cluster import BatchEngineWorker
+from clear_ray.config import ReplayConfig
+from clear_ray.errors import EngineFailedError, SchemaError
+from clear_ray.estimation.prior import PriorHead
+
+worker = BatchEngineWorker(ReplayConfig.model_validate(json.loads(sys.argv[1])), PriorHead(cap_tokens=320))
+
+def prefill(query_ids, prompts):
+    raise eval(sys.argv[2])
+
+worker._engine.prefill = prefill
+try:
+    asyncio.run(worker.probe(["a"], ["?"]))
+except SchemaError:
+    print("alive")
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("RuntimeError('CUDA out of memory')", "the engine has failed: RuntimeError: CUDA out of memory"),
+        (
+            "EngineFailedError('the language model failed')",
+            "the engine has failed: EngineFailedError: the language model",
+        ),
+        ("SchemaError('the prompt is too long')", ""),
+    ],
+)
+def test_a_worker_ends_its_process_when_its_engine_has_failed(
+    replay_settings: dict[str, Any], raised: str, said: str
+) -> None:
+    command = [sys.executable, "-c", FAILING, json.dumps(replay_settings["engine"]), raised]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == ((1, "") if said else (0, "alive\n")), ended.stderr
+    assert said in ended.stderr

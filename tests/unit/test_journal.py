@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clear_ray import journal as journal_module
 from clear_ray.errors import ResumeError, StorageError
-from clear_ray.journal import Journal, Record, read_journal, wait_until_unused
+from clear_ray.journal import Journal, Record, alone_with, read_journal, wait_until_unused
 from clear_ray.storage import Folder, inside, open_folder
 
 RECORDS: list[Record] = [
@@ -206,6 +206,21 @@ def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     wait_until_unused(folder)
     write(folder, [{"round": 2}])
     assert list(read_journal(folder)) == [*RECORDS, {"round": 2}]
+
+
+def test_one_driver_at_a_time_takes_a_folder_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_PATIENCE_SECONDS", 0.2)
+    (tmp_path / "link").symlink_to(tmp_path)
+    new = open_folder(str(tmp_path / "new"))
+    with alone_with(new):
+        for same in (new, open_folder(str(tmp_path / "link" / "new"))):
+            with pytest.raises(ResumeError, match="another run"), alone_with(same):
+                pass
+        with alone_with(open_folder(str(tmp_path / "other"))):
+            pass
+    with alone_with(new):
+        pass
+    assert not new.exists()
 
 
 def test_a_writer_gets_the_journal_as_soon_as_the_other_has_died(tmp_path: Path) -> None:

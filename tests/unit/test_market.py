@@ -17,7 +17,7 @@ import pytest
 
 from clear_ray.errors import BudgetError, ResumeError
 from clear_ray.journal import read_journal
-from clear_ray.ledger import REFUSED, WAIT, Balance, Settlement
+from clear_ray.ledger import REFUSED, WAIT, Balance, Call, Settlement
 from clear_ray.market import MarketActor
 from clear_ray.storage import open_folder
 
@@ -153,6 +153,46 @@ async def test_a_caller_that_died_is_charged_in_full_when_its_replacement_asks(t
     spent_N, wasted_N = await market.charges()
     assert spent_N.tolist() == [33, 24, 0]
     assert wasted_N.tolist() == [30, 20, 0]
+
+
+async def test_what_a_caller_had_reserved_before_it_died_is_free_for_others_as_soon_as_it_asks_again(
+    tmp_path: Path,
+) -> None:
+    market = MarketActor(str(tmp_path), 200, 5)
+    await soon(market.reserve(1, [(0, 90)], Call("a", "first", 1)))
+    await soon(market.reserve(1, [(1, 30)], Call("b", "only", 1)))
+    in_line = asyncio.ensure_future(market.reserve(1, [(2, 95)], Call("a", "first", 2)))
+    waiting = asyncio.ensure_future(market.reserve(1, [(3, 85)], Call("b", "only", 2)))
+    await turns()
+    # The new life begins with other queries than those that the old one had reserved.
+    again = asyncio.ensure_future(market.reserve(1, [(4, 5)], Call("a", "second", 1)))
+    assert await soon(in_line) == [REFUSED], "its caller is dead"
+    await soon(market.settle([settled(1, 1, 5)]))
+    assert await soon(waiting) == [1]
+    assert await soon(again) == [1]
+    assert account(await market.balance()) == (200, 95, 90, 90)
+    assert await market.void_attempts() == [(0, 1)]
+
+
+async def test_a_request_that_a_dead_market_had_not_answered_gets_the_reservation_that_it_had_made(
+    tmp_path: Path,
+) -> None:
+    call = Call("a", "first", 1)
+    before = MarketActor(str(tmp_path), 100, 2)
+    assert await soon(before.reserve(1, [(0, 40), (1, 70)], call)) == [1, WAIT]
+    die(before)
+    market = MarketActor(str(tmp_path), 100, 2)
+    assert await soon(market.reserve(1, [(0, 40), (1, 70)], call)) == [1, WAIT]
+    assert account(await market.balance()) == (100, 0, 40, 0)
+    # A later request of the same life for the same query is not that one.
+    assert await soon(market.reserve(1, [(0, 40)], Call("a", "first", 2))) == [2]
+    assert account(await market.balance()) == (100, 40, 40, 40)
+    die(market)
+    # Its life is remembered, too.
+    last = MarketActor(str(tmp_path), 100, 2)
+    assert await soon(last.reserve(1, [(1, 20)], Call("a", "second", 1))) == [1]
+    assert account(await last.balance()) == (100, 80, 20, 80)
+    assert await last.void_attempts() == [(0, 1), (0, 2)]
 
 
 async def test_settled_work_whose_row_was_lost_is_marked_wasted_when_it_is_asked_for_again(tmp_path: Path) -> None:

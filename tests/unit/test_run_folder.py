@@ -27,6 +27,7 @@ from clear_ray.run_folder import (
     read_summary,
     round_folder,
 )
+from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, open_folder
 from clear_ray.taking_in import take_in
 from tests.unit.simulation import query_row
@@ -60,7 +61,7 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = open_folder(str(tmp_path))
-    assert list(read_attempts(folder, 1, 4)) == []
+    assert list(read_attempts(folder, 1, 4, VoidAttempts())) == []
     target = round_folder(folder, 1)
     target.make()
     for name, indices in (("a", [3, 1]), ("b", [2, 3])):
@@ -68,7 +69,7 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
         pq.write_table(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA), f"{target.path}/{name}.parquet")
     whole = Path(target.path, "a.parquet").read_bytes()
     Path(target.path, "torn.parquet").write_bytes(whole[:-20])
-    (found,) = read_attempts(folder, 1, 4)
+    (found,) = read_attempts(folder, 1, 4, VoidAttempts())
     assert found.schema == SLIM_ATTEMPT_SCHEMA
     assert found["index"].to_pylist() == [1, 2, 3]
     assert found["answer_tokens"].to_pylist() == [1, 2, 3]
@@ -76,7 +77,7 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
     assert found["has_stopped"].to_pylist() == [True, False, True]
     assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
     monkeypatch.setattr("clear_ray.run_folder._FILES_AT_ONCE", 1)  # a query that stands in two files, read apart
-    assert [table["index"].to_pylist() for table in read_attempts(folder, 1, 4)] == [[1, 3], [2]]
+    assert [table["index"].to_pylist() for table in read_attempts(folder, 1, 4, VoidAttempts())] == [[1, 3], [2]]
 
 
 def test_estimates_of_a_killed_run_count_once_and_only_where_they_are_whole(tmp_path: Path) -> None:

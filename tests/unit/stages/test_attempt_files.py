@@ -19,8 +19,10 @@ from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger import Balance
 from clear_ray.market import MarketActor
+from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles
 from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.grants import VoidAttempts
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import Folder, open_folder
@@ -219,6 +221,85 @@ def test_a_store_that_stands_still_holds_back_all_but_the_calls_in_flight(
     assert balance.spent_tokens <= 6 * 40
     assert balance.reserved_tokens == 0
     assert said == list(range(40))
+
+
+class Gated(EngineWorker):
+    """A worker that generates nothing while its gate is closed."""
+
+    def __init__(self, config: ReplayConfig) -> None:
+        super().__init__(config, PriorHead(cap_tokens=320))
+        self.gate = asyncio.Event()
+
+    async def generate(self, grants: Sequence[Grant], is_alone: bool = False) -> AsyncIterator[list[Generation]]:
+        await self.gate.wait()
+        async for generations in super().generate(grants, is_alone):
+            yield generations
+
+
+def test_a_caller_that_begins_its_new_life_with_another_block_waits_for_nothing_of_the_old_one(
+    recorded: ReplayConfig, tmp_path: Path
+) -> None:
+    """What it had reserved for the first block would be charged only when that comes again, for which no call is free."""
+    tokens = [100] * 8 + [10] * 16
+    whole = granted(known_ids(recorded, 24))
+    whole = whole.set_column(whole.schema.get_field_index("granted_tokens"), "granted_tokens", pa.array(tokens))
+    first, second = whole.slice(0, 4), whole.slice(4)
+
+    async def both() -> Balance:
+        market, worker = MarketActor(str(tmp_path), 850, len(whole)), Gated(recorded)
+        workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
+        dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0, this_caller=lambda: "a")
+
+        def caller() -> GenerateToFiles:
+            target = open_folder(str(tmp_path / "attempts"))
+            return GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=4, calls_in_flight=2)
+
+        old = caller()
+        dying = [asyncio.ensure_future(said_of(old, block)) for block in (first, second.slice(0, 4))]
+        while (await market.balance()).reserved_tokens < 800:
+            await asyncio.sleep(0.01)
+        for call in dying:
+            call.cancel()
+        await asyncio.wait(dying)
+        worker.gate.set()
+        new = caller()
+        later = asyncio.ensure_future(said_of(new, second))
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(asyncio.gather(later, said_of(new, first)), 60)
+            return await market.balance()
+        finally:
+            market._journal.close()
+
+    balance = asyncio.run(both())
+    assert (balance.wasted_tokens, balance.reserved_tokens) == (800, 0)
+    assert 800 < balance.spent_tokens <= 850
+
+
+def test_a_row_whose_attempt_was_charged_as_lost_is_no_answer(recorded: ReplayConfig, tmp_path: Path) -> None:
+    """A caller that was taken for dead writes its row after all: the query is generated again, and counts once."""
+    folder, batch = open_folder(str(tmp_path)), granted(known_ids(recorded, 2))
+    target = round_folder(folder, 1)
+
+    async def generated_again() -> tuple[list[int], VoidAttempts, Balance]:
+        market = MarketActor(str(tmp_path), 10_000, len(batch))
+        (attempt,) = await market.reserve(1, [(0, 40)])
+        await market.forfeit([(0, attempt)])
+        late = AttemptFiles(target, rows_per_file=1)
+        await late.add(row(0) | {"attempt": attempt})
+        try:
+            said = await said_of(stage(market, EngineWorker(recorded, PriorHead(cap_tokens=320)), target), batch)
+            return said, VoidAttempts(await market.void_attempts()), await market.balance()
+        finally:
+            market._journal.close()
+
+    said, void, balance = asyncio.run(generated_again())
+    assert said == [0, 1]
+    counted = pa.concat_tables(read_attempts(folder, 1, 2, void))
+    assert sorted(zip(counted["index"].to_pylist(), counted["attempt"].to_pylist(), strict=True)) == [(0, 2), (1, 1)]
+    assert sum(counted["attempt_tokens"].to_pylist()) == balance.spent_tokens - balance.wasted_tokens
+    rows = pa.concat_tables([pq.read_table(path) for path in target.files()])
+    assert len(rows) == len(void.dropped_from(rows)) + 1
 
 
 def test_a_row_that_cannot_be_written_as_one_ends_its_call(tmp_path: Path) -> None:
