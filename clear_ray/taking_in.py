@@ -11,8 +11,8 @@ from ray.data import Dataset
 
 from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
-from clear_ray.errors import ConfigError
-from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_input
+from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder import check_same_run, describe_input
 from clear_ray.storage import Folder
 from clear_ray.tasks import generate_queries, load_scorer
@@ -24,6 +24,8 @@ def take_in(
     queries: Dataset | None, config: RunConfig, folder: Folder, manifest: dict[str, Any] | None = None
 ) -> InputDigest:
     """Check the whole input and write `queries/`; nothing is left behind if it is refused.
+
+    A run that began with a Dataset can be gone on with without it: what was taken in is on disk.
 
     Args:
         queries: As for `run`.
@@ -42,6 +44,8 @@ def take_in(
         )
     if queries is not None:
         batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
+    elif manifest is not None and not config.input.path and not config.input.tasks:
+        return _taken_in_already(folder, manifest)
     elif config.input.tasks:
         batches = _row_batches(generate_queries(config.input.tasks), "generated query")
     else:
@@ -53,6 +57,15 @@ def take_in(
         prompt_limit=prompt_limit(config.engine),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
+
+
+def _taken_in_already(folder: Folder, manifest: dict[str, Any]) -> InputDigest:
+    digest = read_digest(folder.child("queries"))
+    if digest is None:
+        remedy = "Run the program again that started it, with its Dataset."
+        raise ResumeError("the queries that were taken in are gone, and no input is named", folder.path, remedy=remedy)
+    check_same_run(manifest, describe_input(digest), folder)
+    return digest
 
 
 def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
@@ -76,6 +89,11 @@ def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[Source
 
 def _dataset_batches(queries: Dataset, config: InputConfig) -> Iterator[SourceBatch]:
     first_row = 1
-    for table in queries.iter_batches(batch_format="pyarrow", batch_size=_BATCH_ROWS):
-        yield SourceBatch.from_arrow(table, origin="dataset", first_row=first_row, columns=config.columns)
-        first_row += len(table)
+    options = queries.context.execution_options
+    before, options.preserve_order = options.preserve_order, True  # the same rows in another order are another input
+    try:
+        for table in queries.iter_batches(batch_format="pyarrow", batch_size=_BATCH_ROWS):
+            yield SourceBatch.from_arrow(table, origin="dataset", first_row=first_row, columns=config.columns)
+            first_row += len(table)
+    finally:
+        options.preserve_order = before

@@ -1,9 +1,15 @@
 """A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
 
-A fault is `driver:POINT` (its actors outlive it for a moment), `machine:POINT` (nothing of it does), `kill:NAME` (SIGKILL of the first actor process whose title holds NAME), `freeze:NAME` (SIGSTOP: it
-lives and does nothing), `slow:NAME` (it is stopped nine tenths of the time, until it ends), `full:STEP` (the disk is full
-before that function of the pipeline), `gone` (somebody deletes the run folder), `node` (one of three nodes that hold two
-engines is lost) or `pressure` (nine tenths of a small object store are taken by others).
+A fault is one of
+    driver:POINT    the driver dies there; its actors outlive it for a moment
+    machine:POINT   nothing of it outlives it
+    kill:NAME       SIGKILL of the first actor process whose title holds NAME
+    freeze:NAME     SIGSTOP of it: it lives and does nothing
+    slow:NAME       it is stopped nine tenths of the time, until it ends
+    full:STEP       the disk is full before that function of the pipeline
+    gone            somebody deletes the run folder
+    node            one of three nodes that hold two engines is lost
+    pressure        others take nine tenths of a small object store
 
 Prints the report as JSON when the run survives it.
 """

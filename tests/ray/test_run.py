@@ -253,6 +253,12 @@ def test_a_dataset_can_be_passed_in_place_of_an_input(replay_settings: dict[str,
     result = run(queries, RunConfig.parse(replay_settings | {"input": {}, "budget": 200}))
     check_account(result)
     assert result.completions().count() == 12
+    # `clear-ray resume` has no Dataset: what was taken in is on disk.
+    settings = RunConfig.parse(replay_settings | {"input": {}, "budget": 200})
+    assert run(None, settings).report == result.report
+    Path(result.run_dir, "summary.json").unlink()
+    again = run(queries, settings)
+    assert again.report.spent_tokens == result.report.spent_tokens
 
 
 def test_a_plan_prices_the_batch_and_leaves_nothing_behind(replay_settings: dict[str, Any]) -> None:
