@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from clear_ray.errors import ConfigError, StorageError, own_error
+from clear_ray.showing import without_secrets, without_secrets_inside
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
@@ -156,7 +157,9 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     if not separator:
         if _MISTYPED_SCHEME.match(location):
             raise ConfigError(
-                "this is neither a path nor a URI", location, remedy="Write scheme://…, or ./… for a local file."
+                "this is neither a path nor a URI",
+                without_secrets(location),
+                remedy="Write scheme://…, or ./… for a local file.",
             )
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
     scheme = scheme.lower()
@@ -176,7 +179,8 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         if scheme in _FSSPEC_SCHEMES:
             import fsspec
 
-            inner, path = fsspec.url_to_fs(location)
+            # Memory has neither users nor settings: what a store would take for them is no part of the path here either.
+            inner, path = fsspec.url_to_fs(without_secrets(location) if scheme == "memory" else location)
             return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), path.rstrip("/"), False
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         shown = without_secrets(location)
@@ -184,7 +188,7 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         raise ConfigError(
             "this location cannot be opened",
             shown,
-            str(error).replace(location, shown),
+            without_secrets_inside(str(error).replace(location, shown)),
             "Check its spelling, and that its library is installed.",
         ) from None
     known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
@@ -195,15 +199,6 @@ def inside(location: str, name: str) -> str:
     """Return the location of `name` in the folder at a path or URI, whose query stays at the end."""
     path, mark, query = location.partition("?") if "://" in location else (location, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
-
-
-def without_secrets(location: str) -> str:
-    """Return a URI without user, password and query, which may hold keys; what messages may show."""
-    scheme, separator, rest = location.partition("://")
-    if not separator:
-        return location
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def open_folder(location: str) -> Folder:

@@ -13,6 +13,7 @@ import pytest
 
 from clear_ray.errors import ClearRayError, ConfigError, SchemaError, StorageError
 from clear_ray.ingest import jsonl
+from clear_ray.storage import open_folder
 from tests.unit.ingest.corpus import BAD_FILES, BAD_LINES, BAD_REQUESTS, BAD_VALUES, GOOD, request
 from tests.unit.ingest.taking import take
 
@@ -129,6 +130,24 @@ def test_nothing_there(tmp_path: Path, location: str, words: str) -> None:
 @pytest.mark.parametrize("location", ["file:///nowhere/q.jsonl", "memory://nowhere/q.jsonl"])
 def test_a_uri_that_cannot_be_read(tmp_path: Path, location: str) -> None:
     assert refused(location, tmp_path / "run") == f"{location}: there is no such file. Check input.path."
+
+
+@pytest.mark.parametrize("file", ["q.jsonl", "*.jsonl", "folder", "folder/**/*.jsonl"])
+def test_a_uri_that_cannot_be_read_is_quoted_without_keys(tmp_path: Path, file: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for place in ("memory://KEY:HIDDEN@nowhere", f"memory://KEY:HID/DEN@nowhere{tmp_path}", f"file://{tmp_path}"):
+        message = refused(f"{place}/{file}?token=HIDDEN", tmp_path / "run")
+        assert message.startswith(f"{place.replace('KEY:HIDDEN@', '').replace('KEY:HID/DEN@', '')}/{file}: ")
+        assert "DEN" not in message
+
+
+def test_a_bad_row_behind_a_uri_is_named_without_keys(tmp_path: Path) -> None:
+    place = f"memory://KEY:HIDDEN@{tmp_path.name}"
+    open_folder(place).write("q.jsonl", b"{")
+    message = refused(f"{place}/q.jsonl?token=HIDDEN", tmp_path / "run")
+    assert message.startswith(f"/{tmp_path.name}/q.jsonl:1: bad JSON")
+    assert "HIDDEN" not in message
+    open_folder(f"memory://{tmp_path.name}").filesystem.delete_dir(f"/{tmp_path.name}")
 
 
 def test_places_that_are_never_opened(tmp_path: Path) -> None:
