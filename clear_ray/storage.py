@@ -151,8 +151,9 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     """Return the file system of a path or URI, the path within it, and whether it is local.
 
     Raises:
-        ConfigError: The scheme is unknown or its library is not installed.
+        ConfigError: The scheme is unknown or its library is not installed, or there can be no such name.
     """
+    _refuse_unusable(location)
     scheme, separator, rest = location.partition("://")
     if not separator:
         if _MISTYPED_SCHEME.match(location):
@@ -161,7 +162,10 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
                 without_secrets(location),
                 remedy="Write scheme://…, or ./… for a local file.",
             )
-        return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+        try:
+            return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+        except RuntimeError as error:
+            raise ConfigError("this home folder is not known", location, str(error), "Write the path out.") from error
     scheme = scheme.lower()
     location = f"{scheme}://{rest}"
     try:
@@ -195,6 +199,17 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
 
 
+def _refuse_unusable(location: str) -> None:
+    """Refuse what no file system takes for a name, before each library does so in its own way."""
+    try:
+        is_usable = b"\0" not in location.encode()
+    except UnicodeEncodeError:
+        is_usable = False
+    if not is_usable:
+        what = "a location holds neither NUL nor half a character"
+        raise ConfigError(what, without_secrets(location), remedy="Check its spelling and encoding.")
+
+
 def inside(location: str, name: str) -> str:
     """Return the location of `name` in the folder at a path or URI, whose query stays at the end."""
     path, mark, query = location.partition("?") if "://" in location else (location, "", "")
@@ -205,13 +220,18 @@ def open_folder(location: str) -> Folder:
     """Return the folder at a path or URI; it need not exist.
 
     Raises:
-        ConfigError: The scheme is unknown or its library is not installed, or there is something else than a folder.
+        ConfigError: The scheme is unknown or its library is not installed, there is something else than a folder, or it
+            cannot be reached.
     """
     filesystem, path, is_local = open_location(location)
     path = path.rstrip("/")
     remedy = "Name a folder, which need not exist."
     if not path:
         raise ConfigError("the root of a file system is no folder of its own", without_secrets(location), remedy=remedy)
-    if is_local and Path(path).exists() and not Path(path).is_dir():
+    try:
+        is_taken = is_local and Path(path).exists() and not Path(path).is_dir()
+    except OSError as error:  # a name too long, a folder above it that this user may not enter
+        raise ConfigError("the folder cannot be reached", path, os.strerror(error.errno or 0), remedy) from error
+    if is_taken:
         raise ConfigError("a file stands where a folder should be", path, remedy=remedy)
     return Folder(filesystem, path, is_local)

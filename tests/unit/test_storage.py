@@ -182,6 +182,16 @@ def test_what_is_mistyped_does_not_become_a_local_folder(location: str) -> None:
         open_location(location)
 
 
+@pytest.mark.parametrize(
+    "location", ["~nosuchuser/run", "nul\0byte/run", "memory://nul\0byte/run", "half \ud800", f"{'x' * 300}/run"]
+)
+def test_a_name_that_cannot_be_is_a_setting_to_mend(location: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_folder(location)
+    assert str(refused.value).isprintable()
+    assert refused.value.remedy
+
+
 def test_a_colon_in_a_local_name_can_be_said() -> None:
     assert open_location("./a run: the first")[2]
 
