@@ -28,7 +28,7 @@ from clear_ray.scaling import seconds_of
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
 MOST_TOKENS = MOST_ROWS = 2**31 - 1
-"""Of one query, and of one call or file; what lies below keeps such counts in 32 or 64 bits, and adds them up."""
+"""Tokens of one query; queries of a run, a call or a file. Below, such counts are kept in 32 or 64 bits, and added up."""
 
 
 class Settings(BaseModel):
@@ -92,7 +92,7 @@ class ColumnsConfig(Settings):
     messages: str = "messages"
     """Conversation as a list of {role, content}; used where present instead of `prompt`."""
     weight: str = "weight"
-    """Value of a correct answer; optional column, 1 if missing."""
+    """Value of a correct answer, at most 1,000,000,000,000; optional column, 1 if missing."""
     cost: str = "cost"
     """What a token of this query takes from the budget; optional column, 1 if missing, rounded up to a thousandth."""
     max_tokens: str = "max_tokens"

@@ -48,6 +48,11 @@ def read_input(config: InputConfig) -> Iterator[SourceBatch]:
 
 
 def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> Iterator[SourceBatch]:
+    if _is_device(filesystem, path):
+        remedy = "Write what it gives into a file: an input is read more than once."
+        refusal = SchemaError("this is neither a file nor a folder but a pipe or device", path, "", remedy)
+        yield SourceBatch.unreadable(refusal, origin=path)
+        return
     with filesystem.open_input_stream(path, compression=None) as stream:
         start = stream.read(4)
     yield SourceBatch([], path, [])  # a file without rows is a source too, and can be named
@@ -131,6 +136,12 @@ def _matches(filesystem: pafs.FileSystem, folder: str, pattern: list[str]) -> It
 def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
     """Whether a path with wildcard characters is a file's very name."""
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _is_device(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a local path is something that blocks or never ends when it is read."""
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return is_local and bool(filesystem.get_file_info(path).type == pafs.FileType.Unknown)
 
 
 def _is_hidden(path: str, folder: str) -> bool:
