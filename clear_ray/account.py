@@ -16,6 +16,7 @@ from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
 from clear_ray.run_folder import Estimates
+from clear_ray.showing import without_secrets
 from clear_ray.standing import Standing
 
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -64,7 +65,7 @@ def make_report(
     stopped = int((standing.has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
     return RunReport(
-        run_dir=config.run_dir,
+        run_dir=without_secrets(config.run_dir),
         model=model.name,
         head=head.kind,
         policy=config.allocation.policy,

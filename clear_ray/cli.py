@@ -17,6 +17,7 @@ import typer
 
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
+from clear_ray.showing import without_secrets
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -56,11 +57,11 @@ def resume(
     if (run_dir is None) == (config is None):
         raise ConfigError("name either the run folder or its configuration", "resume", remedy=_ONE_OF_BOTH)
     found = RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or ""
-    manifest = read_manifest(open_folder(found))
+    manifest, shown = read_manifest(open_folder(found)), without_secrets(found)
     if manifest is None:
-        raise ResumeError("there is no run to go on with", found, remedy="Start it with `clear-ray run`.")
+        raise ResumeError("there is no run to go on with", shown, remedy="Start it with `clear-ray run`.")
     settings = manifest["config"] | {"run_dir": found}
-    _run(RunConfig.parse(settings, where=f"{found}/{MANIFEST}"), as_json=as_json, quiet=quiet)
+    _run(RunConfig.parse(settings, where=f"{shown}/{MANIFEST}"), as_json=as_json, quiet=quiet)
 
 
 @app.command()

@@ -5,6 +5,7 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,18 +20,21 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import to_json
 
 from clear_ray.budget import budget_in_tokens, check_budget_text
 from clear_ray.errors import ConfigError
 from clear_ray.scaling import seconds_of
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
+MOST_TOKENS = MOST_ROWS = 2**31 - 1
+"""Tokens of one query; queries of a run, a call or a file. Below, such counts are kept in 32 or 64 bits, and added up."""
 
 
 class Settings(BaseModel):
-    """Base of every configuration part: frozen, no unknown keys, documented by the strings under the fields."""
+    """Base of every configuration part: frozen, no unknown keys, finite, documented by the strings under the fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Demonstration(Settings):
@@ -62,6 +66,16 @@ class ReasoningGymSource(Settings):
     style: Literal["conversation", "text"] = "conversation"
     """Worked examples as earlier turns of the conversation, or as text in one user message."""
 
+    @field_validator("params")
+    @classmethod
+    def _params_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+            to_json(value)  # which writes the manifest, and nests less deep
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"params are written as JSON, which cannot hold these: {error}") from error
+        return value
+
     @property
     def display_name(self) -> str:
         """Name in reports and query ids."""
@@ -78,7 +92,7 @@ class ColumnsConfig(Settings):
     messages: str = "messages"
     """Conversation as a list of {role, content}; used where present instead of `prompt`."""
     weight: str = "weight"
-    """Value of a correct answer; optional column, 1 if missing."""
+    """Value of a correct answer, at most 1,000,000,000,000; optional column, 1 if missing."""
     cost: str = "cost"
     """What a token of this query takes from the budget; optional column, 1 if missing, rounded up to a thousandth."""
     max_tokens: str = "max_tokens"
@@ -115,13 +129,13 @@ class WorkersConfig(Settings):
 
     workers: int = Field(default=1, ge=1, le=100_000)
     """Engine actors; one model is loaded in each."""
-    num_gpus: float = Field(default=0, ge=0)
+    num_gpus: float = Field(default=0, ge=0, le=1_000)
     """GPUs of one engine actor; 0 on machines without."""
-    max_batch: int = Field(default=32, ge=1)
+    max_batch: int = Field(default=32, ge=1, le=MOST_ROWS)
     """Queries that one engine runs at the same time."""
-    stall_seconds: float = Field(default=900.0, gt=0)
+    stall_seconds: float = Field(default=900.0, gt=0, le=10_000_000)
     """An engine that has work and brings nothing forward for this long is killed and started again."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, le=1_000)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
@@ -140,9 +154,9 @@ class ModelConfig(WorkersConfig):
     """Wrap a plain prompt as one user message."""
     system_prompt: str | None = None
     """System message put before every prompt."""
-    max_context_tokens: int | None = Field(default=None, gt=0)
+    max_context_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
     """Prompt and answer together; the model's own limit if not given."""
-    answer_reserve_tokens: int | None = Field(default=None, ge=2)
+    answer_reserve_tokens: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
     """Tokens at the end of each grant in which an unfinished answer is made to give its result; off if not given."""
     closing_text: str = Field(default="\nAnswer:", min_length=1)
     """What closes such an answer."""
@@ -157,7 +171,7 @@ class TransformersConfig(ModelConfig):
     """Chooses this engine."""
     device: str | None = None
     """`cpu`, `cuda`, …; derived from the machine if not given."""
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=100_000)
     """Threads of one engine on CPU; derived from the machine if not given."""
 
 
@@ -168,11 +182,11 @@ class VllmConfig(ModelConfig):
     """Chooses this engine."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that one engine takes, weights included."""
-    tensor_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, le=1_000)
     """GPUs over which one model is split, all of one node; `num_gpus` must be the same."""
-    cpu_cache_gib: float = Field(default=2.0, gt=0)
+    cpu_cache_gib: float = Field(default=2.0, gt=0, le=1_000_000)
     """Memory of the key-value cache on CPU, GiB; on a GPU it is what the weights leave."""
-    thinking_tokens: int | None = Field(default=None, ge=1)
+    thinking_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Most tokens that an answer may think for, over all its grants; unlimited if not given."""
     thinking_start: str = Field(default="<think>", min_length=1)
     """What begins the model's thinking: one token of its tokenizer."""
@@ -214,16 +228,16 @@ class EstimateConfig(Settings):
 
     head: str | None = None
     """Folder of a fitted head, or `demo` for the one shipped for the embedded model; the uncalibrated prior if not given."""
-    batch_rows: int | None = Field(default=None, ge=1)
+    batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Queries in one probe call; up to 128 if not given, fewer where an engine would have none to read."""
 
 
 class AllocationConfig(Settings):
     """How the budget is shared."""
 
-    max_tokens: int = Field(default=512, ge=1)
+    max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
     """Ceiling of one query over all its grants."""
-    smallest_grant_tokens: int = Field(default=4, ge=1)
+    smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
     """Rounds end when less than this is left: nothing useful can be bought."""
     max_rounds: int = Field(default=8, ge=1, le=100)
     """Most clearings of the price."""
@@ -231,7 +245,7 @@ class AllocationConfig(Settings):
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
     """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
-    minimum_service_tokens: int | None = Field(default=None, ge=1)
+    minimum_service_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
     minimum_service_text: str | None = Field(default=None, min_length=1)
     """What asks for the direct answer, put after the prompt; words to that effect in English if not given."""
@@ -247,15 +261,15 @@ class ScoringConfig(Settings):
 class DispatchConfig(Settings):
     """How rows travel; the defaults suit most clusters."""
 
-    callers: int = Field(default=1, ge=1)
+    callers: int = Field(default=1, ge=1, le=100_000)
     """Thin actors that keep the engines fed."""
-    batch_rows: int = Field(default=4, ge=1)
+    batch_rows: int = Field(default=4, ge=1, le=MOST_ROWS)
     """Queries in one call to an engine."""
-    calls_in_flight: int | None = Field(default=None, ge=1)
+    calls_in_flight: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
-    block_rows: int = Field(default=2_000, ge=1)
+    block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
     """Queries in one block of the probe stage."""
-    rows_per_file: int = Field(default=64, ge=1)
+    rows_per_file: int = Field(default=64, ge=1, le=MOST_ROWS)
     """Most answers in one file; after a second it is written with fewer. A crash loses those not written yet."""
 
 
@@ -306,9 +320,9 @@ class RunConfig(Settings):
     """How answers are scored, where gold answers exist."""
     dispatch: DispatchConfig = DispatchConfig()
     """How rows travel."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of sampling and of every tie that is broken."""
-    sample: int = Field(default=0, ge=0)
+    sample: int = Field(default=0, ge=0, le=MOST_ROWS)
     """Which of several independent answers to the same queries this run draws; with replay, which recorded one."""
 
     @field_validator("budget", mode="before")  # before: pydantic would take `true` for 1
@@ -354,8 +368,8 @@ class RunConfig(Settings):
             ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
         """
         try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
+            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 "the configuration cannot be read",
                 str(path),
@@ -393,11 +407,29 @@ class RunConfig(Settings):
             ) from error
 
 
+def read_yaml(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        ValueError: It is not YAML, it is nested too deep, or a value in it is none, such as the date 2026-99-99.
+    """
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # what its readers of numbers, dates and truth values met
+        raise ValueError(f"a value cannot be read: {error!r}") from error
+
+
 def _shown(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
         return "a number too long to write"
+    except RecursionError:
+        return "a value nested too deep to write"
 
 
 def _override(settings: dict[str, Any], override: str) -> None:
@@ -412,6 +444,6 @@ def _override(settings: dict[str, Any], override: str) -> None:
                 "this key holds a value, not a group", f"--set {override}", parent, "See docs/configuration.md."
             )
     try:
-        settings[last] = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        settings[last] = read_yaml(text)
+    except ValueError as error:
         raise ConfigError("the value is not YAML", f"--set {override}", text, "Put it into quotes.") from error

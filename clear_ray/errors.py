@@ -12,12 +12,17 @@
     └── StorageError   (RuntimeError)  the run folder cannot be written any more: its disk is full, or it is gone
 
 A message says what happened, where, which value was seen and what to do about it. The parts travel unchanged through
-`args`, so that every error survives pickling between Ray processes; the sentence is made in `__str__`.
+`args`, so that every error survives pickling between Ray processes; the sentence is made in `__str__`, where what came
+from outside loses whatever steers a terminal, and URIs the keys in them.
 """
 
 from __future__ import annotations
 
+from clear_ray.showing import printable, without_secrets_inside
+
 _SHOWN_CHARACTERS = 120
+_LISTED = "\n  "
+_SPACES_AND_JOINERS = "\u00a0\u202f\u3000\u200c\u200d"  # of ordinary text, though Python calls them unprintable
 
 
 class ClearRayError(Exception):
@@ -35,12 +40,13 @@ class ClearRayError(Exception):
         self.what, self.where, self.value, self.remedy = what, where, value, remedy
 
     def __str__(self) -> str:
-        shown = self.value if len(self.value) <= _SHOWN_CHARACTERS else self.value[:_SHOWN_CHARACTERS] + "…"
-        shown = " ".join(shown.splitlines())
-        sentence = f"{self.where}: {self.what}" if self.where else self.what
-        if shown:
+        what = _LISTED.join(_on_one_line(line) for line in self.what.split(_LISTED))
+        where, value, remedy = map(_on_one_line, (self.where, self.value, self.remedy))
+        sentence = f"{where}: {what}" if where else what
+        if value:
+            shown = value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "…"
             sentence += f" (got {shown})"
-        return f"{sentence}. {self.remedy}" if self.remedy else f"{sentence}."
+        return f"{sentence}. {remedy}" if remedy else f"{sentence}."
 
 
 class ConfigError(ClearRayError, ValueError):
@@ -77,6 +83,11 @@ class ResumeError(ClearRayError, RuntimeError):
 
 class StorageError(ClearRayError, RuntimeError):
     """The run folder cannot be written any more."""
+
+
+def _on_one_line(text: str) -> str:
+    line = " ".join(without_secrets_inside(text).splitlines())
+    return printable(line, most=len(line), keep=_SPACES_AND_JOINERS)
 
 
 def own_error(error: BaseException) -> ClearRayError | None:

@@ -26,11 +26,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clear_ray.budget import MOST_BUDGET_TOKENS
 from clear_ray.clearing import Batch, Clearing
-from clear_ray.config import RunConfig
+from clear_ray.config import MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
-from clear_ray.ingest import InputDigest
+from clear_ray.ingest import InputDigest, read_digest
 from clear_ray.journal import JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
@@ -89,11 +90,9 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     """
     if folder.exists(MANIFEST):
         try:
-            loaded: dict[str, Any] = json.loads(folder.read(MANIFEST))
-            loaded["config"], loaded["input"]["rows"], loaded["budget_tokens"]
-        except (ValueError, KeyError, TypeError) as error:
+            return _checked(json.loads(folder.read(MANIFEST)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(folder, MANIFEST, error) from error
-        return loaded
     names = (path.removeprefix(f"{folder.path}/") for path in folder.files())
     strangers = [name for name in names if not _may_precede_manifest(folder, name)]
     if strangers:
@@ -101,6 +100,19 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
             "the run folder is not empty and holds no run", folder.path, strangers[0], "Name a new or empty folder."
         )
     return None
+
+
+def _checked(manifest: Any) -> dict[str, Any]:
+    """Return a manifest whose parts are what `describe` writes, as far as anyone relies on them."""
+    if not isinstance(manifest["config"], dict):
+        raise TypeError("config is no group of settings")
+    numbers = {"input.rows": (manifest["input"]["rows"], MOST_ROWS)}
+    numbers["budget_tokens"] = (manifest["budget_tokens"], MOST_BUDGET_TOKENS)
+    for name, (number, most) in numbers.items():
+        if type(number) is not int or not 1 <= number <= most:
+            raise ValueError(f"{name} is {number!r}, not a whole number from 1 to {most:,}")
+    whole: dict[str, Any] = manifest
+    return whole
 
 
 def _may_precede_manifest(folder: Folder, name: str) -> bool:
@@ -408,12 +420,16 @@ def read_progress(folder: Folder) -> dict[str, Any]:
 
     Raises:
         ConfigError: There is no run in the folder.
+        ResumeError: The manifest is damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise ConfigError("there is no run in this folder", folder.path, remedy="Name the run_dir of a run.")
-    rows = int(manifest["input"]["rows"])
-    ledger = Ledger(int(manifest["budget_tokens"]), rows, cost_N=read_costs(folder, rows))
+    rows = manifest["input"]["rows"]
+    digest = read_digest(folder.child("queries"))
+    if digest is not None and digest.rows != rows:
+        raise _damaged(folder, MANIFEST, ValueError(f"input.rows is {rows}, and queries/ holds {digest.rows}"))
+    ledger = Ledger(manifest["budget_tokens"], rows, cost_N=read_costs(folder, rows))
     rounds = 0
     for record in read_journal(folder):
         if "op" in record:

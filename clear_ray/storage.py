@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from clear_ray.errors import ConfigError, StorageError, own_error
+from clear_ray.showing import without_secrets, without_secrets_inside
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
@@ -150,15 +151,21 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     """Return the file system of a path or URI, the path within it, and whether it is local.
 
     Raises:
-        ConfigError: The scheme is unknown or its library is not installed.
+        ConfigError: The scheme is unknown or its library is not installed, or there can be no such name.
     """
+    _refuse_unusable(location)
     scheme, separator, rest = location.partition("://")
     if not separator:
         if _MISTYPED_SCHEME.match(location):
             raise ConfigError(
-                "this is neither a path nor a URI", location, remedy="Write scheme://…, or ./… for a local file."
+                "this is neither a path nor a URI",
+                without_secrets(location),
+                remedy="Write scheme://…, or ./… for a local file.",
             )
-        return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+        try:
+            return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+        except RuntimeError as error:
+            raise ConfigError("this home folder is not known", location, str(error), "Write the path out.") from error
     scheme = scheme.lower()
     location = f"{scheme}://{rest}"
     try:
@@ -176,7 +183,8 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         if scheme in _FSSPEC_SCHEMES:
             import fsspec
 
-            inner, path = fsspec.url_to_fs(location)
+            # Memory has neither users nor settings: what a store would take for them is no part of the path here either.
+            inner, path = fsspec.url_to_fs(without_secrets(location) if scheme == "memory" else location)
             return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), path.rstrip("/"), False
     except (pa.ArrowException, ImportError, OSError, ValueError) as error:
         shown = without_secrets(location)
@@ -184,11 +192,22 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         raise ConfigError(
             "this location cannot be opened",
             shown,
-            str(error).replace(location, shown),
+            without_secrets_inside(str(error).replace(location, shown)),
             "Check its spelling, and that its library is installed.",
         ) from None
     known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
     raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
+
+
+def _refuse_unusable(location: str) -> None:
+    """Refuse what no file system takes for a name, before each library does so in its own way."""
+    try:
+        is_usable = b"\0" not in location.encode()
+    except UnicodeEncodeError:
+        is_usable = False
+    if not is_usable:
+        what = "a location holds neither NUL nor half a character"
+        raise ConfigError(what, without_secrets(location), remedy="Check its spelling and encoding.")
 
 
 def inside(location: str, name: str) -> str:
@@ -197,26 +216,22 @@ def inside(location: str, name: str) -> str:
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
-def without_secrets(location: str) -> str:
-    """Return a URI without user, password and query, which may hold keys; what messages may show."""
-    scheme, separator, rest = location.partition("://")
-    if not separator:
-        return location
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
 def open_folder(location: str) -> Folder:
     """Return the folder at a path or URI; it need not exist.
 
     Raises:
-        ConfigError: The scheme is unknown or its library is not installed, or there is something else than a folder.
+        ConfigError: The scheme is unknown or its library is not installed, there is something else than a folder, or it
+            cannot be reached.
     """
     filesystem, path, is_local = open_location(location)
     path = path.rstrip("/")
     remedy = "Name a folder, which need not exist."
     if not path:
         raise ConfigError("the root of a file system is no folder of its own", without_secrets(location), remedy=remedy)
-    if is_local and Path(path).exists() and not Path(path).is_dir():
+    try:
+        is_taken = is_local and Path(path).exists() and not Path(path).is_dir()
+    except OSError as error:  # a name too long, a folder above it that this user may not enter
+        raise ConfigError("the folder cannot be reached", path, os.strerror(error.errno or 0), remedy) from error
+    if is_taken:
         raise ConfigError("a file stands where a folder should be", path, remedy=remedy)
     return Folder(filesystem, path, is_local)

@@ -14,6 +14,7 @@ from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest.jsonl import read_jsonl
 from clear_ray.ingest.parquet import read_parquet
 from clear_ray.ingest.source import SourceBatch
+from clear_ray.showing import without_secrets, without_secrets_inside
 from clear_ray.storage import open_location
 
 _ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson)(\.(gz|zst|bz2))?)$", re.IGNORECASE)
@@ -47,6 +48,11 @@ def read_input(config: InputConfig) -> Iterator[SourceBatch]:
 
 
 def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> Iterator[SourceBatch]:
+    if _is_device(filesystem, path):
+        remedy = "Write what it gives into a file: an input is read more than once."
+        refusal = SchemaError("this is neither a file nor a folder but a pipe or device", path, "", remedy)
+        yield SourceBatch.unreadable(refusal, origin=path)
+        return
     with filesystem.open_input_stream(path, compression=None) as stream:
         start = stream.read(4)
     yield SourceBatch([], path, [])  # a file without rows is a source too, and can be named
@@ -66,28 +72,29 @@ def _find(location: str) -> tuple[pafs.FileSystem, list[str]]:
     """Return the file system of a file, folder or glob, and the paths of its files, sorted."""
     base, pattern = _split_glob(location)
     filesystem, path, _ = open_location(base)
-    path = path.rstrip("/")
+    path, place = path.rstrip("/"), without_secrets(location)
     try:
         if pattern and not _is_there(filesystem, f"{path}/{'/'.join(pattern)}"):
             paths = sorted(set(_matches(filesystem, path, pattern)))
             if not paths:
                 remedy = "Check the pattern; a leading dot or underscore is matched only if it is written."
-                raise SchemaError("no file matches", location, "", remedy)
+                raise SchemaError("no file matches", place, "", remedy)
             return filesystem, paths
         path = "/".join([path, *pattern])
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
-            raise SchemaError("there is no such file", location, "", "Check input.path.")
+            raise SchemaError("there is no such file", place, "", "Check input.path.")
         if info.type != pafs.FileType.Directory:
             return filesystem, [path]
         listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, SchemaError):
             raise
-        raise SchemaError("the input cannot be listed", location, str(error), "Check input.path.") from error
+        said = without_secrets_inside(str(error).replace(location, place))
+        raise SchemaError("the input cannot be listed", place, said, "Check input.path.") from None
     paths = sorted(f.path for f in listed if f.is_file and _ENDINGS.search(f.path) and not _is_hidden(f.path, path))
     if not paths:
-        raise SchemaError("the folder holds no input file", location, "", f"Files in it must end in {_SHOWN_ENDINGS}.")
+        raise SchemaError("the folder holds no input file", place, "", f"Files in it must end in {_SHOWN_ENDINGS}.")
     return filesystem, paths
 
 
@@ -129,6 +136,12 @@ def _matches(filesystem: pafs.FileSystem, folder: str, pattern: list[str]) -> It
 def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
     """Whether a path with wildcard characters is a file's very name."""
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _is_device(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a local path is something that blocks or never ends when it is read."""
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return is_local and bool(filesystem.get_file_info(path).type == pafs.FileType.Unknown)
 
 
 def _is_hidden(path: str, folder: str) -> bool:

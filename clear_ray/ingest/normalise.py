@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config import MOST_TOKENS, ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.source import shown
 from clear_ray.records import COST_PARTS
 
 MAX_ID_CHARACTERS = 512
 MOST_COST = 1_000_000
-_INT64_MAX = 2**63 - 1
+MOST_WEIGHT = 10**12
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # `developer` is OpenAI's newer word for `system`; chat templates know only the older one.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -150,8 +150,9 @@ def _part(value: Any, column: str) -> str:
 
 def _weight(value: Any, column: str) -> float:
     weight = _real(value, column, "a weight")
-    if not 0 <= weight < math.inf:
-        raise SchemaError("a weight is finite and not negative", column, shown(value), "Use 0 for a worthless answer.")
+    if not 0 <= weight <= MOST_WEIGHT:
+        remedy = "Use 0 for a worthless answer; only the ratios of weights count."
+        raise SchemaError(f"a weight is not negative and at most {MOST_WEIGHT:,}", column, shown(value), remedy)
     return weight + 0.0  # -0.0 and 0.0 are the same weight and must give the same digest
 
 
@@ -179,9 +180,9 @@ def _ceiling(value: Any, column: str) -> int:
         value = int(value)
     if not _is_integer(value):
         raise SchemaError("a token count is a whole number", column, shown(value), "Write it without quotes.")
-    if not 0 < value <= _INT64_MAX:
-        remedy = "Give a positive number of 64 bits."
-        raise SchemaError("a token count is positive and below 2^63", column, shown(value), remedy)
+    if not 0 < value <= MOST_TOKENS:
+        remedy = "Leave it out where the run's own ceiling is enough."
+        raise SchemaError(f"a token count is positive and at most {MOST_TOKENS:,}", column, shown(value), remedy)
     return int(value)
 
 

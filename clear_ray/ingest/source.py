@@ -12,6 +12,8 @@ import pyarrow as pa
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 
+# Text that is not UTF-8, a date beyond year 9999, a time zone that is not known here.
+_UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
@@ -53,7 +55,7 @@ class SourceBatch:
         table = table.select([name for name in table.schema.names if name in wanted])
         try:
             rows: list[dict[str, Any] | SchemaError] = list(table.to_pylist())
-        except (ValueError, OverflowError, pa.ArrowException):  # text that is not UTF-8, a date beyond year 9999
+        except _UNREADABLE:
             rows = [_row_alone(table.slice(k, 1), f"{origin} row {first_row + k}") for k in range(table.num_rows)]
         return cls(rows, origin, range(first_row, first_row + len(rows)), "row", columns)
 
@@ -75,6 +77,7 @@ def shown(value: object) -> str:
 def _row_alone(row: pa.Table | pa.RecordBatch, place: str) -> dict[str, Any] | SchemaError:
     try:
         read: dict[str, Any] = row.to_pylist()[0]
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        return SchemaError("the row cannot be read", place, str(error), "Store text as UTF-8.")
+    except _UNREADABLE as error:
+        remedy = "Store text as UTF-8, and dates as text."
+        return SchemaError("the row cannot be read", place, f"{type(error).__name__}: {error}", remedy)
     return read

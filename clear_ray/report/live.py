@@ -19,7 +19,8 @@ from rich.text import Text
 
 from clear_ray.report.pace import Pace
 from clear_ray.report.summary import ProgressSnapshot
-from clear_ray.report.wording import UNKNOWN, answers, count, duration, per_thousand, printable
+from clear_ray.report.wording import UNKNOWN, answers, count, duration, per_thousand
+from clear_ray.showing import printable
 
 _LINE_SECONDS = 5.0
 _RECENT_LINES = 6

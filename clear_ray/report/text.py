@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport
-from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, printable, times
+from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, times
+from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
 _MOST_BUDGETS = 9

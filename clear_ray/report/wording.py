@@ -1,4 +1,4 @@
-"""How numbers and foreign strings read in every view of a run: one wording for terminal, summary and page."""
+"""How numbers read in every view of a run: one wording for terminal, summary and page."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ import math
 
 UNKNOWN = "\N{EN DASH}"
 """Stands where a number is not known, or does not exist."""
-
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-def printable(text: str, *, most: int = 200, keep: str = "") -> str:
-    """Return `text` on one line with nothing in it that steers a terminal, cut to `most` characters.
-
-    Control characters, escape sequences, line ends, direction overrides and lone surrogates are each replaced.
-
-    Args:
-        text: Anything that came from outside: an id, a path, an error.
-        most: Characters kept; a longer text ends in an ellipsis.
-        keep: Unprintable characters that may stay, such as a line end.
-    """
-    cut = text if len(text) <= most else text[: max(most - 1, 0)] + "…"
-    return "".join(letter if letter.isprintable() or letter in keep else _REPLACEMENT for letter in cut)
 
 
 def count(number: float) -> str:

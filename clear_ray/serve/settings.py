@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from clear_ray.config import EngineConfig, EstimateConfig, Settings, TransformersConfig
+from clear_ray.config import MOST_TOKENS, EngineConfig, EstimateConfig, Settings, TransformersConfig, read_yaml
 from clear_ray.errors import ConfigError
 from clear_ray.serve.law import PriceLaw
 
@@ -102,7 +101,7 @@ class ServeConfig(Settings):
     """Engine replicas by outstanding tokens; if not given there are always `engine.workers`."""
     model_name: str = Field(default="clear_ray", min_length=1)
     """Name of the model in the API."""
-    max_tokens: int = Field(default=512, ge=1)
+    max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
     """Ceiling of one answer, for queries that ask for more or do not say."""
     stream_tokens: int = Field(default=16, ge=1)
     """Tokens between two pieces of an answer: events of a stream, looks for a stop string, and what a death can hide."""
@@ -140,8 +139,8 @@ class ServeConfig(Settings):
             ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
         """
         try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 "the configuration cannot be read",
                 str(path),

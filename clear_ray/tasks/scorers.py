@@ -138,7 +138,7 @@ def _import(name: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
         for part in path.split("."):
             found = getattr(found, part)
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         remedy = "Name a function as package.module:function, importable on every node."
         raise ConfigError(f"the scorer cannot be imported: {error!r}", _WHERE, name, remedy) from error
     if not callable(found):

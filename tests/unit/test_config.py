@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -118,6 +119,23 @@ def test_unknown_keys_are_refused_by_name(changes: dict[str, Any], key: str) -> 
         {"input": {"path": "x", "tasks": [{"task": "chain_sum", "count": 1}]}},
         {"input": {"tasks": [{"task": "chain_sum", "count": 0}]}},
         {"sample": -1},
+        {"sample": 2**31},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"allocation": {"max_tokens": 2**63}},
+        {"allocation": {"max_tokens": 2**31}},
+        {"allocation": {"max_tokens": math.inf}},
+        {"engine": {"num_gpus": math.inf}},
+        {"engine": {"num_gpus": math.nan}},
+        {"engine": {"num_gpus": 1e300}},
+        {"engine": {"temperature": math.nan}},
+        {"engine": {"stall_seconds": math.inf}},
+        {"engine": {"top_p": math.nan}},
+        {"engine": {"kind": "replay", "rollouts": "r", "features": "f", "tokens_per_second": math.inf}},
+        {"engine": {"kind": "vllm", "cpu_cache_gib": math.inf}},
+        {"scaling": {"max_workers": 2, "tokens_per_second": math.inf}},
+        {"scaling": {"max_workers": 2, "deadline": "9" * 400 + "h"}},
+        {"dispatch": {"block_rows": 10**30}},
         {"run_dir": None},
         {"seed": "lucky"},
         {1: 2},
@@ -127,6 +145,54 @@ def test_unknown_keys_are_refused_by_name(changes: dict[str, Any], key: str) -> 
 def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     error = refused(changes)
     assert error.where.startswith("job.yaml: ")
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_number_of_a_configuration_has_an_end(part: type[BaseModel]) -> None:
+    assert part.model_config.get("allow_inf_nan") is False
+    counts = {name: field for name, field in part.model_fields.items() if "int" in str(field.annotation).split(".")[0]}
+    open_ended = [
+        name
+        for name, field in counts.items()
+        if not any(hasattr(limit, "le") or hasattr(limit, "lt") for limit in field.metadata)
+    ]
+    assert open_ended in ([], ["budget"]), "the budget is bounded where it is read"
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("{min_terms: 2026-01-01}", "not JSON serializable"),
+        ("&loop {again: *loop}", "Circular reference"),
+        ("{deep: [&loop [*loop]]}", "Circular reference"),
+        ("{share: .inf}", "not JSON compliant"),
+        ("{share: [.nan]}", "not JSON compliant"),
+        ("{names: !!set {a, b}}", "not JSON serializable"),
+        ('{half: "\\ud800"}', "surrogates not allowed"),
+        (f"{{digits: 0x{'f' * 5_000}}}", "digits"),
+        (f"{{deep: {'[' * 280}{']' * 280}}}", "depth exceeded|too deep"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_params_that_no_manifest_could_hold_are_refused(tmp_path: Path, params: str, said: str) -> None:
+    source = f"{{task: chain_sum, count: 1, params: {params}}}"
+    path = yaml_file(tmp_path, f"run_dir: runs/a\nbudget: 100\ninput: {{tasks: [{source}]}}\n")
+    with pytest.raises(ConfigError, match=said) as caught:
+        RunConfig.load(path)
+    assert str(path) in caught.value.where
+
+
+@pytest.mark.parametrize("depth", [3_000, 30_000])
+def test_what_is_nested_too_deep_is_refused(tmp_path: Path, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    with pytest.raises(ConfigError, match="nested too deep"):
+        RunConfig.load(yaml_file(tmp_path, f"run_dir: {deep}\nbudget: 100\n"))
+    with pytest.raises(ConfigError, match="not YAML"):
+        RunConfig.load(yaml_file(tmp_path, "run_dir: runs/a\nbudget: 100\n"), (f"run_dir={deep}",))
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    assert "too deep to write" in str(refused({"run_dir": value}))
 
 
 def test_a_missing_setting_is_named_and_the_others_are_counted() -> None:
@@ -313,6 +379,9 @@ def test_overrides_that_make_no_sense_are_refused(tmp_path: Path, override: str)
         "a: b: c",
         "\tx: 1",
         "? {a: 1}\n: 2",
+        'seed: !!int ""',
+        "seed: !!bool maybe",
+        "seed: !!timestamp today",
     ],
     ids=repr,
 )

@@ -108,6 +108,33 @@ def test_a_value_of_many_lines_is_told_in_one() -> None:
     )
 
 
+@EVERY
+def test_foreign_text_steers_no_terminal_and_forges_no_line(kind: type[ClearRayError]) -> None:
+    foreign = "\x1b[31mred\x9b2J\r\nRefused:\u202egnp\ud800"
+    said = str(kind(foreign, foreign, foreign, foreign))
+    assert said.isprintable()
+    assert said.count("red") == 4
+    assert said.encode()
+
+
+def test_ordinary_text_and_the_lines_of_a_list_stay() -> None:
+    ordinary = "größe 7\u00a0€, \u0646\u0645\u06cc\u200c\u062e\u0648\u0627, \U0001f469\u200d\U0001f52c, 全角\u3000空白"
+    assert str(SchemaError(ordinary, ordinary, ordinary, ordinary)).count(ordinary) == 4
+    listed = "2 problems:\n  a.jsonl:1: it is empty.\n  a.jsonl:2: it is empty"
+    assert str(SchemaError(listed)) == f"{listed}."
+
+
+@EVERY
+def test_a_uri_is_shown_without_its_keys_wherever_it_stands(kind: type[ClearRayError]) -> None:
+    uri = "s3://KEY:HIDDEN@bucket/a?token=HIDDEN"
+    parts = (f"{uri} is no file", uri, f"{'x' * 90} {uri}", f"Look at '{uri}'.")
+    said = str(kind(*parts))
+    assert "HIDDEN" not in said
+    assert "KEY" not in said
+    assert said.startswith("s3://bucket/a: s3://bucket/a is no file (got ")
+    assert said.endswith("Look at 's3://bucket/a'.")
+
+
 class CarriedByRayError(EngineError):
     """As `RayTaskError.as_instanceof_cause` makes them: also of the kind of its cause, with a traceback for a text."""
 

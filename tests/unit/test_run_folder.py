@@ -24,6 +24,7 @@ from clear_ray.run_folder import (
     estimated_already,
     read_attempts,
     read_manifest,
+    read_progress,
     read_summary,
     round_folder,
 )
@@ -33,12 +34,54 @@ from clear_ray.taking_in import take_in
 from tests.unit.simulation import query_row
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"{}", b'{"config": {}, "input": {}}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"{}", b'{"config": {}, "input": {}}', b"\xff\xfe", b"[" * 100_000]
+)
 @pytest.mark.parametrize(("name", "read"), [(MANIFEST, read_manifest), (SUMMARY, read_summary)])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, read: Callable[[Folder], Any], content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ResumeError, match=f"{name}.*damaged.*new run_dir"):
         read(open_folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"config": []}, "config is no group"),
+        ({"config": "x"}, "config is no group"),
+        ({"input": []}, "list indices"),
+        ({"input": {"rows": "x"}}, r"input\.rows is 'x'"),
+        ({"input": {"rows": -1}}, r"input\.rows is -1"),
+        ({"input": {"rows": 0}}, r"input\.rows is 0"),
+        ({"input": {"rows": 2.0}}, r"input\.rows is 2\.0"),
+        ({"input": {"rows": True}}, r"input\.rows is True"),
+        ({"input": {"rows": 10**13}}, r"input\.rows is 10000000000000"),
+        ({"budget_tokens": "x"}, "budget_tokens is 'x'"),
+        ({"budget_tokens": -1}, "budget_tokens is -1"),
+        ({"budget_tokens": 10**400}, "budget_tokens is 1000"),
+    ],
+    ids=str,
+)
+def test_a_manifest_of_other_values_is_damaged(tmp_path: Path, damage: dict[str, Any], said: str) -> None:
+    whole = {"config": {}, "input": {"rows": 2}, "budget_tokens": 100}
+    folder = open_folder(str(tmp_path))
+    folder.write(MANIFEST, json.dumps(whole).encode())
+    assert read_manifest(folder) == whole
+    folder.write(MANIFEST, json.dumps(whole | damage).encode())
+    for read in (read_manifest, read_progress):
+        with pytest.raises(ResumeError, match=f"{MANIFEST}: the file is damaged.*{said}.*new run_dir"):
+            read(folder)
+
+
+def test_a_manifest_of_more_queries_than_there_are_is_damaged(replay_settings: dict[str, Any]) -> None:
+    folder, _ = a_run_of(replay_settings)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert read_progress(folder)["queries"] == manifest["input"]["rows"]
+    manifest["input"]["rows"] += 2_000_000_000
+    folder.write(MANIFEST, json.dumps(manifest).encode())
+    with pytest.raises(ResumeError, match=f"{MANIFEST}: the file is damaged"):
+        read_progress(folder)
 
 
 def test_a_new_folder_has_neither(tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_messages_hold_no_keys(scheme: str) -> None:
     assert refused.value.where == f"{scheme}://host:notaport/run"
 
 
+def test_memory_takes_no_keys_into_its_paths() -> None:
+    assert open_location("memory://KEY:HIDDEN@bucket/run?token=HIDDEN")[1] == open_location("memory://bucket/run")[1]
+
+
+@pytest.mark.parametrize("location", ["s3:/KEY:HIDDEN@bucket/run", "s3://KEY:HID/DEN@bucket/run"])
+def test_what_is_mistyped_is_quoted_without_keys(location: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_location(location)
+    assert "DEN" not in str(refused.value)
+
+
 @pytest.mark.parametrize("location", ["file://", "s3://", "file://host/too/many", "sftp://nohost.invalid:notaport/x"])
 def test_a_location_that_cannot_be_opened_is_a_setting_to_mend(location: str) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -169,6 +180,16 @@ def test_a_folder_may_be_a_link_but_hold_none(tmp_path: Path) -> None:
 def test_what_is_mistyped_does_not_become_a_local_folder(location: str) -> None:
     with pytest.raises(ConfigError):
         open_location(location)
+
+
+@pytest.mark.parametrize(
+    "location", ["~nosuchuser/run", "nul\0byte/run", "memory://nul\0byte/run", "half \ud800", f"{'x' * 300}/run"]
+)
+def test_a_name_that_cannot_be_is_a_setting_to_mend(location: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_folder(location)
+    assert str(refused.value).isprintable()
+    assert refused.value.remedy
 
 
 def test_a_colon_in_a_local_name_can_be_said() -> None:

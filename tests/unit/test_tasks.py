@@ -294,6 +294,14 @@ def test_unusable_scorer_names_are_refused(own_scorers: str, name: str) -> None:
         load_scorer(name)
 
 
+def test_a_module_that_ends_the_program_on_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ending_scorers.py").write_text("import sys\nsys.exit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ConfigError, match=r"scoring\.scorer: the scorer cannot be imported: SystemExit\(7\)"):
+        load_scorer("ending_scorers:f")
+
+
 @pytest.mark.parametrize("name", ["exact", "math_verify", "reasoning_gym"])
 def test_named_scorers_survive_pickling(name: str) -> None:
     scorer = load_scorer(name)

@@ -65,7 +65,7 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
 
 
 def test_ceiling_never_exceeds_the_run(tmp_path: Path) -> None:
-    rows = [{"query_id": str(k), "prompt": "a", "max_tokens": k} for k in (1, 99, 100, 101, 2**63 - 1)]
+    rows = [{"query_id": str(k), "prompt": "a", "max_tokens": k} for k in (1, 99, 100, 101, 2**31 - 1)]
     take(write_lines(tmp_path / "q.jsonl", rows), tmp_path / "run")
     assert [row["max_tokens"] for row in taken(tmp_path / "run")] == [1, 99, 100, 100, 100]
 

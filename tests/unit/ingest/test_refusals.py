@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from clear_ray.errors import ClearRayError, ConfigError, SchemaError, StorageError
 from clear_ray.ingest import jsonl
+from clear_ray.storage import open_folder
 from tests.unit.ingest.corpus import BAD_FILES, BAD_LINES, BAD_REQUESTS, BAD_VALUES, GOOD, request
 from tests.unit.ingest.taking import take
 
@@ -84,14 +86,24 @@ def test_bad_request(tmp_path: Path, name: str) -> None:
         (pa.table({"query_id": ["a"], "prompt": [b"bytes"]}), "not a text"),
         (pa.table({"query_id": ["a"], "prompt": [{"text": "b"}]}), "not a text"),
         (pa.table({"query_id": ["a"], "prompt": [["b"]]}), "is a list"),
-        (pa.table({"query_id": ["a"], "prompt": ["b"], "weight": [float("nan")]}), "finite"),
-        (pa.table({"query_id": ["a"], "prompt": ["b"], "max_tokens": pa.array([2**63], pa.uint64())}), "2^63"),
+        (pa.table({"query_id": ["a"], "prompt": ["b"], "weight": [float("nan")]}), "at most 1,000,000,000,000"),
+        (
+            pa.table({"query_id": ["a"], "prompt": ["b"], "max_tokens": pa.array([2**63], pa.uint64())}),
+            "at most 2,147,483,647",
+        ),
         (pa.table({"query_id": ["a"], "prompt": ["b"], "metadata": [b"x"]}), "not JSON"),
         (pa.Table.from_arrays([pa.array(["a"])] * 3, ["query_id", "prompt", "prompt"]), "twice"),
         (pa.table({"query_id": pa.array([], pa.string()), "prompt": pa.array([], pa.string())}), "no query"),
         (
             pa.table({"query_id": ["a", "b"], "prompt": pa.array([b"ok", b"\xff"]).view(pa.string())}),
             "row 2: the row cannot be read",
+        ),
+        *(
+            (
+                pa.table({"query_id": ["a"], "prompt": ["b"]} | {name: pa.array([0], pa.timestamp("us", "No/Where"))}),
+                "q.parquet row 1",
+            )
+            for name in ("query_id", "prompt", "task", "gold", "metadata", "weight", "max_tokens")
         ),
     ],
 )
@@ -131,12 +143,33 @@ def test_a_uri_that_cannot_be_read(tmp_path: Path, location: str) -> None:
     assert refused(location, tmp_path / "run") == f"{location}: there is no such file. Check input.path."
 
 
+@pytest.mark.parametrize("file", ["q.jsonl", "*.jsonl", "folder", "folder/**/*.jsonl"])
+def test_a_uri_that_cannot_be_read_is_quoted_without_keys(tmp_path: Path, file: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for place in ("memory://KEY:HIDDEN@nowhere", f"memory://KEY:HID/DEN@nowhere{tmp_path}", f"file://{tmp_path}"):
+        message = refused(f"{place}/{file}?token=HIDDEN", tmp_path / "run")
+        assert message.startswith(f"{place.replace('KEY:HIDDEN@', '').replace('KEY:HID/DEN@', '')}/{file}: ")
+        assert "DEN" not in message
+
+
+def test_a_bad_row_behind_a_uri_is_named_without_keys(tmp_path: Path) -> None:
+    place = f"memory://KEY:HIDDEN@{tmp_path.name}"
+    open_folder(place).write("q.jsonl", b"{")
+    message = refused(f"{place}/q.jsonl?token=HIDDEN", tmp_path / "run")
+    assert message.startswith(f"/{tmp_path.name}/q.jsonl:1: bad JSON")
+    assert "HIDDEN" not in message
+    open_folder(f"memory://{tmp_path.name}").filesystem.delete_dir(f"/{tmp_path.name}")
+
+
 def test_places_that_are_never_opened(tmp_path: Path) -> None:
     for location in ("http://example.org/q.jsonl", "ftp://example.org/q.jsonl", "javascript://x"):
         with pytest.raises(ConfigError, match="unknown scheme"):
             take(location, tmp_path / "run")
     with pytest.raises(ConfigError, match="no input file"):
         take("", tmp_path / "run")
+    for location in ("~nosuchuser/q.jsonl", "~nosuchuser/*.jsonl", "nul\0byte.jsonl"):
+        with pytest.raises(ConfigError):
+            take(location, tmp_path / "run")
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
@@ -145,6 +178,17 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "in" / "gone.jsonl").symlink_to(tmp_path / "nothing.jsonl")
     for location in ("loop.jsonl", "loop.jsonl/q.jsonl", "in/gone.jsonl", "in", "in/*"):
         assert str(tmp_path) in refused(tmp_path / location, tmp_path / "run")
+
+
+def test_a_pipe_or_device_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "q.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "in" / "q.jsonl")
+    for location in ("in/q.jsonl", "in/*.jsonl", "link.jsonl"):
+        message = refused(tmp_path / location, tmp_path / "run")
+        assert "q.jsonl: this is neither" in message or "link.jsonl: this is neither" in message
+    assert "holds no input file" in refused(tmp_path / "in", tmp_path / "run")
+    assert refused("/dev/zero", tmp_path / "run").startswith("/dev/zero: this is neither a file nor a folder")
 
 
 def test_format_that_the_file_has_not(tmp_path: Path) -> None:

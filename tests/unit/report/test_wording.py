@@ -3,8 +3,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clear_ray.report.wording import (
     UNKNOWN,
@@ -15,28 +13,7 @@ from clear_ray.report.wording import (
     per_thousand,
     percent,
     plural,
-    printable,
 )
-from tests.unit.report.samples import HOSTILE
-
-
-@given(st.text(), st.integers(1, 50))
-def test_printable_text_steers_no_terminal_and_keeps_its_length(text: str, most: int) -> None:
-    shown = printable(text, most=most)
-    assert shown.isprintable()
-    assert len(shown) == min(len(text), most)
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_strings_become_one_line_that_can_be_encoded(text: str) -> None:
-    shown = printable(text)
-    assert len(shown.splitlines()) == 1
-    assert shown.encode("utf-8")
-
-
-def test_printable_keeps_plain_text_and_what_it_is_told_to_keep() -> None:
-    assert printable("größe 7 = \N{GREEK SMALL LETTER TAU}") == "größe 7 = \N{GREEK SMALL LETTER TAU}"
-    assert printable("a\nb\tc", keep="\n") == "a\nb\N{REPLACEMENT CHARACTER}c"
 
 
 @pytest.mark.parametrize(
