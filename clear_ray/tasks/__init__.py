@@ -4,7 +4,7 @@
     load_scorer(name) -> Scorer: (text, gold, metadata) -> 0 to 1, or None where there is nothing to compare with
 
 reasoning-gym and math-verify run in a process of their own (`referee`): some of their checks evaluate the answer as a
-program, and neither can be stopped from inside a thread.
+program, and neither can be stopped from inside a thread. So does a user's scorer (`scorer_process`), which may do anything.
 """
 
 from clear_ray.config import Demonstration, ReasoningGymSource
