@@ -9,7 +9,7 @@ program, and neither can be stopped from inside a thread. So does a user's score
 
 from clear_ray.config import Demonstration, ReasoningGymSource
 from clear_ray.tasks.answers import extract_answer, has_complete_answer
-from clear_ray.tasks.scorers import Scorer, load_scorer
+from clear_ray.tasks.scorers import Scorer, load_scorer, scores_at_once
 from clear_ray.tasks.source import generate_queries
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "generate_queries",
     "has_complete_answer",
     "load_scorer",
+    "scores_at_once",
 ]

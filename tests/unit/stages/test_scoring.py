@@ -1,4 +1,4 @@
-"""An answer that kills or hangs the scorer is a failed row and costs what it spent, no more."""
+"""Answers are scored beside the generation of others; one that kills or hangs the scorer costs what it spent, no more."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def recorded(replay_settings: dict[str, Any]) -> ReplayConfig:
 
 async def attempts_of(
     recorded: ReplayConfig, run_dir: Path, name: str, fates: Sequence[str]
-) -> tuple[list[dict[str, Any]], Balance]:
-    """Generate for a query of each fate, two in a call; return the rows and the account."""
+) -> tuple[list[dict[str, Any]], Balance, int]:
+    """Generate for a query of each fate, two in a call; return the rows, the account, and how often the loop went round."""
     rows = [
         query_row(index) | {"query_id": query_id, "metadata": fate, "token_ids": [], "round": 1, "granted_tokens": 40}
         for index, (query_id, fate) in enumerate(zip(known_ids(recorded, len(fates)), fates, strict=True))
@@ -66,14 +66,23 @@ async def attempts_of(
     workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
     make = partial(load_scorer, name, timeout_seconds=2.0)
     generate = Generate(Dispatch(workers, LocalActor(market), scorer=make, seed=0, sample=0))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
 
     async def call(part: pa.Table) -> list[dict[str, Any]]:
         return [row async for row in generate(part)]
 
+    counting = asyncio.ensure_future(count())
     try:
         calls = await asyncio.gather(*(call(batch.slice(first, 2)) for first in range(0, len(batch), 2)))
-        return sorted(chain(*calls), key=lambda row: row["index"]), await market.balance()
+        return sorted(chain(*calls), key=lambda row: row["index"]), await market.balance(), turns
     finally:
+        counting.cancel()
         market._journal.close()
 
 
@@ -85,7 +94,7 @@ async def test_one_poisonous_answer_is_one_failed_row_and_is_charged_once(
     recorded: ReplayConfig, tmp_path: Path, name: str, fate: str, said: str
 ) -> None:
     fates = ["fine", "fine", fate, "fine", "fine", "fine"]
-    rows, balance = await attempts_of(recorded, tmp_path / "run", name, fates)
+    rows, balance, _ = await attempts_of(recorded, tmp_path / "run", name, fates)
     assert [row["index"] for row in rows] == list(range(6))
     for row, met in zip(rows, fates, strict=True):
         assert (row["error"] == "") == (met == "fine")
@@ -101,8 +110,15 @@ async def test_one_poisonous_answer_is_one_failed_row_and_is_charged_once(
     assert settled == [(row["index"], row["attempt_tokens"]) for row in rows]
 
 
+async def test_the_callers_loop_goes_round_while_an_answer_hangs(
+    recorded: ReplayConfig, tmp_path: Path, name: str
+) -> None:
+    *_, turns = await attempts_of(recorded, tmp_path / "run", name, ["hangs"])
+    assert turns > 10  # of some 200 in the two seconds
+
+
 async def test_every_answer_may_be_poisonous(recorded: ReplayConfig, tmp_path: Path, name: str) -> None:
-    rows, balance = await attempts_of(recorded, tmp_path / "run", name, ["dies"] * 4)
+    rows, balance, _ = await attempts_of(recorded, tmp_path / "run", name, ["dies"] * 4)
     assert all("process died" in row["error"] for row in rows)
     assert balance.spent_tokens == sum(row["attempt_tokens"] for row in rows)
     assert balance.reserved_tokens == balance.wasted_tokens == 0
