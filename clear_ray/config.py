@@ -256,6 +256,8 @@ class ScoringConfig(Settings):
 
     scorer: str | None = None
     """`exact`, `math_verify`, `reasoning_gym`, or `package.module:function`; not scored if not given."""
+    timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
 
 
 class DispatchConfig(Settings):

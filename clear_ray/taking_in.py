@@ -76,8 +76,9 @@ def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
     """
     if config.scoring.scorer is None:
         return None
-    load_scorer(config.scoring.scorer)
-    return partial(load_scorer, config.scoring.scorer)
+    make = partial(load_scorer, config.scoring.scorer, timeout_seconds=config.scoring.timeout_seconds)
+    make()
+    return make
 
 
 def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:

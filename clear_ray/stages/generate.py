@@ -5,7 +5,8 @@ dicts, since `attempt_files` makes one table of many. A query that the market re
 for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
 charged in full, since nobody can say what it generated, and its queries are tried again while the budget allows: first one
 by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
-is a failed row; the rest of the batch goes on.
+is a failed row; the rest of the batch goes on. So it is with an answer that its scorer fails on, kills its process or hangs:
+what was generated is charged once, the row says why, and other answers are generated meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -25,6 +27,7 @@ from clear_ray.errors import EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
+from clear_ray.tasks import scores_at_once
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -65,6 +68,9 @@ class Generate:
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self._scorer = dispatch.scorer() if dispatch.scorer else None
+        # One thread: a scorer's process takes one answer at a time, and those that wait for it must not fill the loop's pool.
+        waits = self._scorer is not None and not scores_at_once(self._scorer)
+        self._scoring = ThreadPoolExecutor(1, "scoring") if waits else None
         self._roster = Roster(dispatch.workers)
         self._caller = dispatch.this_caller() if dispatch.this_caller else ""
         self._life, self._requests = uuid4().hex[:8], itertools.count(1)
@@ -169,7 +175,7 @@ class Generate:
 
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         """Score what has ended, tell the market what it spent, and return the attempts."""
-        rows = [self._attempt(row, generation, seconds) for row, generation in ended]
+        rows = await self._attempts(ended, seconds)
         await self._dispatch.market.settle.remote(
             [
                 Settlement(
@@ -184,6 +190,14 @@ class Generate:
             ]
         )
         return rows
+
+    async def _attempts(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
+        def attempts() -> list[Row]:
+            return [self._attempt(row, generation, seconds) for row, generation in ended]
+
+        if self._scoring is None:
+            return attempts()
+        return await asyncio.get_running_loop().run_in_executor(self._scoring, attempts)
 
     def _attempt(self, row: Row, generation: Generation, seconds: float) -> Row:
         error, correct = generation.error, None

@@ -2,27 +2,31 @@
 
 `exact` compares in this process. `math_verify` and `reasoning_gym` ask the referee's process: the same answer always gets
 the same score, and one that cannot be judged within the referee's limits gets 0. A scorer of the user's own is any
-function with the signature of `Scorer`, named `package.module:function`.
+function with the signature of `Scorer`, named `package.module:function`; it is called in a process of its own, too.
 
 A scorer sees text only. What an unfinished generation is worth is decided by who calls it; see `has_complete_answer`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
-import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from clear_ray.errors import ClearRayError, ConfigError
 from clear_ray.tasks.answers import extract_answer, normalise
+from clear_ray.tasks.child import Child
 from clear_ray.tasks.referee import shared_referee
+from clear_ray.tasks.scorer_process import reply_of
 
 EXTRA = "Install it with pip install 'clear_ray[tasks]'."
 _WHERE = "scoring.scorer"
+_PROGRAM = Path(__file__).with_name("scorer_process.py")
 _PACKAGES = {"math_verify": "math-verify", "reasoning_gym": "reasoning-gym"}
 _RIGHT_FROM = 0.99  # below lie reasoning-gym's rewards for form, such as 0.01 for trying: not answers
 
@@ -40,7 +44,7 @@ class Scorer(Protocol):
         """
 
 
-def load_scorer(name: str) -> Scorer:
+def load_scorer(name: str, *, timeout_seconds: float = 60.0) -> Scorer:
     """Return the scorer of a name.
 
     Args:
@@ -50,7 +54,8 @@ def load_scorer(name: str) -> Scorer:
             the metadata that `generate_queries` writes.
             `package.module:function`: a function of yours, called as `function(text, gold, metadata)`. The module must be
             importable in every worker; the working folder is searched last. Whatever it raises, or returns other than
-            None or a number from 0 to 1, becomes that query's error.
+            None or a number from 0 to 1, becomes that query's error; so does the death of the process it is called in.
+        timeout_seconds: How long one call of a function of yours may take; then its process is ended.
 
     Raises:
         ConfigError: No such scorer, the package it needs is missing, or the function cannot be imported.
@@ -61,7 +66,7 @@ def load_scorer(name: str) -> Scorer:
         require(name, where=_WHERE)
         return score_math if name == "math_verify" else score_reasoning_gym
     if ":" in name:
-        return UserScorer(name)
+        return UserScorer(name, timeout_seconds)
     raise ConfigError(
         "no such scorer", _WHERE, name, "Use exact, math_verify, reasoning_gym or package.module:function."
     )
@@ -101,33 +106,81 @@ def score_reasoning_gym(text: str, gold: str | None, metadata: str | None, /) ->
     return float(score is not None and score >= _RIGHT_FROM)
 
 
-class UserScorer:
-    """The function of a user, checked on import and on every return."""
+def scores_at_once(scorer: Callable[..., float | None]) -> bool:
+    """Tell a scorer that computes in this process, in microseconds, from one that may wait for another process."""
+    return scorer is score_exact or (isinstance(scorer, UserScorer) and scorer.is_ours)
 
-    def __init__(self, name: str) -> None:
-        self._name, self._function = name, _import(name)
+
+class UserScorer:
+    """The function of a user in a process of its own, which it may kill or hang; checked on import and on every return.
+
+    Args:
+        name: `package.module:function`.
+        timeout_seconds: How long a call may take.
+
+    Raises:
+        ConfigError: The function cannot be imported.
+    """
+
+    def __init__(self, name: str, timeout_seconds: float) -> None:
+        function = _import(name)
+        # Ours do neither, and another process costs 0.2 ms a call: too much for millions of replayed answers.
+        self._ours = function if name.startswith("clear_ray.") else None
+        self._name, self._timeout_seconds = name, timeout_seconds
 
     def __call__(self, text: str, gold: str | None, metadata: str | None, /) -> float | None:
         """Return what the function returned.
 
         Raises:
-            ClearRayError: It raised, or returned something other than None or a number from 0 to 1.
+            ClearRayError: It raised, or returned something other than None or a number from 0 to 1; it killed its process,
+                or took too long, or the process does not start.
         """
-        try:
-            score = self._function(text, gold, metadata)
-            if score is None:
-                return None
-            score = float(score)
-        except Exception as error:
+        arguments = [text, gold, metadata]
+        reply = reply_of(self._ours, arguments) if self._ours else self._ask(arguments)
+        if "raised" in reply:
             raise ClearRayError(
-                f"the scorer raised {type(error).__name__}", self._name, str(error), "Correct the function."
-            ) from error
-        if math.isnan(score) or not 0 <= score <= 1:
+                f"the scorer raised {reply['raised']}", self._name, reply["text"], "Correct the function."
+            )
+        score: float | None = reply["score"]
+        if score is not None and not 0 <= score <= 1:  # nan is neither
             raise ClearRayError("the scorer returned no number from 0 to 1", self._name, str(score), "Return 0 to 1.")
         return score
 
-    def __reduce__(self) -> tuple[type[UserScorer], tuple[str]]:
-        return UserScorer, (self._name,)
+    @property
+    def is_ours(self) -> bool:
+        """Whether the function is one of this package, which is called in this process."""
+        return self._ours is not None
+
+    def _ask(self, arguments: list[str | None]) -> dict[str, Any]:
+        child = _child_of(os.getpid(), self._name, self._timeout_seconds)
+        try:
+            return child.ask({"arguments": arguments}, seconds=self._timeout_seconds)
+        except TimeoutError as error:
+            raise ClearRayError(
+                "the scorer took too long",
+                self._name,
+                f"more than {self._timeout_seconds:g} seconds",
+                "Correct the function, or raise scoring.timeout_seconds.",
+            ) from error
+        except ConnectionError as error:
+            raise ClearRayError("the scorer's process died", self._name, str(error), "Correct the function.") from error
+        except ChildProcessError as error:
+            raise ClearRayError(
+                "the scorer's process does not start",
+                self._name,
+                str(error),
+                "Make its module importable on every node; what it printed is in the logs of the workers.",
+            ) from error
+
+    def __reduce__(self) -> tuple[type[UserScorer], tuple[str, float]]:
+        return UserScorer, (self._name, self._timeout_seconds)
+
+
+@functools.cache
+def _child_of(process_id: int, name: str, timeout_seconds: float) -> Child:
+    """Return this process's child for a function. A forked process gets one of its own, as with the referee."""
+    greeting = {"scorer": name, "seconds": timeout_seconds}
+    return Child(_PROGRAM, greeting=lambda: greeting | {"path": [str(entry) for entry in sys.path]})
 
 
 def _import(name: str) -> Callable[..., Any]:
