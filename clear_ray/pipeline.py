@@ -198,6 +198,7 @@ def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimate
     tokens_K = np.asarray(crew.head.tokens_K, np.int64)
     if not folder.exists(ESTIMATES_WHOLE):
         _probe_the_rest(folder, config, crew, rows)
+        folder.child(ESTIMATES).sync()
         folder.write(ESTIMATES_WHOLE, json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
     estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves)

@@ -109,9 +109,17 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
+            _sync(self.path)
         except OSError:
             Path(partial).unlink(missing_ok=True)
             raise
+
+    def sync(self) -> None:
+        """Return once everything below the folder would survive the loss of power, where that is up to this machine."""
+        if self.is_local:
+            for parent, _, names in os.walk(self.path):
+                for path in (parent, *(f"{parent}/{name}" for name in names)):
+                    _sync(path)
 
     def delete(self, name: str) -> None:
         """Remove the folder `name` inside this one with everything in it, if it is there."""
@@ -145,6 +153,15 @@ class Folder:
                 if path.is_symlink():
                     remedy = "Remove it, or name a new run_dir: what a run writes stays in its folder."
                     raise ConfigError("the run folder holds a link", str(path), os.readlink(path), remedy)
+
+
+def _sync(path: str) -> None:
+    """Have a file's content, or a folder's list of names, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
