@@ -41,6 +41,7 @@ from clear_ray.storage import open_folder
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
+_RELOAD_SECONDS = 5.0
 _DEATHS = (
     ActorDiedError,
     ActorUnavailableError,
@@ -215,9 +216,14 @@ class BatchEngineWorker(EngineWorker):
         self._refusal: ClearRayError | None = None
         try:
             super().__init__(config, head)
-        except ClearRayError as error:
-            if _is_started_again():
-                raise  # it has worked before: its callers wait for it to come back, and try again
+        except Exception as error:
+            if (
+                _is_started_again()
+            ):  # it has worked before: callers wait for it, and Ray repeats no constructor that raises
+                time.sleep(_RELOAD_SECONDS)
+                self._fail(error)
+            if not isinstance(error, ClearRayError):
+                raise
             self._refusal = error
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:

@@ -8,9 +8,10 @@ The line is first come, first served. A request that cannot fit even if everythi
 once and priced again in the next round. The one at the head waits for refunds; those who are running never wait for it, so
 the line always moves. Callers that die are started again by Ray Data: when the new life of a caller first asks, what the
 old one had reserved is charged in full, since its queries may come again long after others that wait for those tokens; and
-what the old one still asks for in the line it does not get. When a query comes again whose work was settled but whose row was
-lost, that is marked as wasted. Ray repeats what a dead market had not answered: a request says which call it is of, so that a
-reservation which was journalled before the market died is answered again, not charged.
+the old one gets nothing more, in the line or later, should its process live on where Ray cannot see it. When a query comes
+again whose work was settled but whose row was lost, that is marked as wasted. Ray repeats what a dead market had not
+answered: a request says which call it is of, so that a reservation which was journalled before the market died is answered
+again, not charged.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from clear_ray.storage import open_folder
 
 _RECENT = 8
 _NOBODY = Call()
+_NOT_SETTLED = -1
 
 
 class MarketActor:
@@ -49,10 +51,11 @@ class MarketActor:
         folder = open_folder(run_dir)
         self._ledger = Ledger(budget_tokens, queries, cost_N=cost_N)
         self._round_N = np.zeros(queries, np.int32)
-        self._settled_tokens_N = np.zeros(queries, np.int64)
+        self._settled_tokens_N = np.full(queries, _NOT_SETTLED)
         self._asked_N = np.zeros(queries, np.int64)
         self._round = 0
         self._life_of: dict[str, str] = {}
+        self._retired: set[str] = set()
         self._call_of: dict[int, str] = {}  # of the open reservations of named callers
         self._void: set[tuple[int, int]] = set()
         self._journal = Journal(folder)  # from here on nobody else writes what is read next
@@ -87,6 +90,8 @@ class MarketActor:
         """
         if not requests:
             return []
+        if call.life in self._retired:
+            return [REFUSED] * len(requests)
         indices = [index for index, _ in requests]
         self._meet(call)
         self._recover_lost(round_number, indices, call)
@@ -123,6 +128,18 @@ class MarketActor:
         self._refund.set()
         await self._commit()
 
+    async def give_up(self, indices: list[int], life: str) -> None:
+        """Charge what a life of a caller has reserved for these queries, and refuse what it asks for them in the line.
+
+        A block of its rows has failed; it may come again, or the run ends.
+        """
+        self._asked_N[indices] += 1
+        for index in indices:
+            if self._call_of.get(index, "").partition(".")[0] == life:
+                self._charge(index)
+        self._refund.set()
+        await self._commit()
+
     async def close_open_reservations(self) -> int:
         """Charge everything still reserved in full, as a restart of the driver must; return how many tokens that was."""
         before = self._ledger.wasted_tokens
@@ -138,7 +155,7 @@ class MarketActor:
         for index, tokens in wasted_of_index.items():
             if tokens > wasted_N[index]:
                 self._note(self._ledger.waste(index, tokens - int(wasted_N[index])))
-            self._settled_tokens_N[index] = 0  # its next reservation must not mark the same loss again
+            self._settled_tokens_N[index] = _NOT_SETTLED  # its next reservation must not mark the same loss again
         await self._commit()
 
     async def balance(self) -> Balance:
@@ -169,7 +186,7 @@ class MarketActor:
         self, round_number: int, requests: list[tuple[int, int]], asked: list[int], call: Call
     ) -> list[int]:
         answers: list[int] = []
-        is_dead = bool(call.caller) and self._life_of[call.caller] != call.life
+        is_dead = call.life in self._retired
         for (index, tokens), times in zip(requests, asked, strict=True):
             is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
             if is_dead or is_replaced:
@@ -192,10 +209,15 @@ class MarketActor:
         if not call.caller or self._life_of.get(call.caller) == call.life:
             return
         before = self._life_of.get(call.caller)
-        self._life_of[call.caller] = call.life
+        self._begin_life(call.caller, call.life)
         self._unwritten.append({"caller": call.caller, "life": call.life})
         for index in [i for i, name in self._call_of.items() if name.partition(".")[0] == before]:
             self._charge(index)
+
+    def _begin_life(self, caller: str, life: str) -> None:
+        if caller in self._life_of:
+            self._retired.add(self._life_of[caller])
+        self._life_of[caller] = life
 
     def _charge(self, index: int) -> None:
         entry = self._ledger.forfeit(index, self._ledger.open_attempt(index))
@@ -209,9 +231,9 @@ class MarketActor:
                 if call.name and self._call_of.get(index) == call.name:
                     continue  # a market that died before it could answer had reserved this
                 self._charge(index)
-            elif self._round_N[index] == round_number and self._settled_tokens_N[index]:
+            elif self._round_N[index] == round_number and self._settled_tokens_N[index] != _NOT_SETTLED:
                 self._note(self._ledger.waste(index, int(self._settled_tokens_N[index])))
-            self._settled_tokens_N[index] = 0
+            self._settled_tokens_N[index] = _NOT_SETTLED
 
     def _note(self, entry: Entry, call_name: str = "") -> None:
         record: Record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens}
@@ -244,7 +266,7 @@ class MarketActor:
 
     def _replay(self, record: Record) -> None:
         if "life" in record:
-            self._life_of[record["caller"]] = record["life"]
+            self._begin_life(record["caller"], record["life"])
             return
         if "op" not in record:
             self._round = record.get("round", self._round)
@@ -253,4 +275,4 @@ class MarketActor:
         self._ledger.apply(entry)
         self._remember(entry, record.get("c", ""))
         self._round_N[entry.index] = record["r"]
-        self._settled_tokens_N[entry.index] = entry.tokens if entry.operation == "settle" else 0
+        self._settled_tokens_N[entry.index] = entry.tokens if entry.operation == "settle" else _NOT_SETTLED

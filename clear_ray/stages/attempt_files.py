@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.generate import Dispatch, Generate, Row
 from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder
 
+_FILES_AT_ONCE = 256
+_READERS = 8
 WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])
 
 
@@ -43,7 +48,7 @@ class GenerateToFiles:
         self._generate = Generate(dispatch)
         self._files = AttemptFiles(folder, rows_per_file)
         self._folder, self._market = folder, dispatch.market
-        self._written: pa.Array | None = None
+        self._written: Indices | None = None
         self._looking = asyncio.Lock()
         self._call_rows = call_rows
         self._slots = asyncio.Semaphore(calls_in_flight)
@@ -53,7 +58,8 @@ class GenerateToFiles:
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Generate for one batch of granted queries; yield rows of `WRITTEN_SCHEMA` once their attempts are on disk."""
-        due = batch.filter(pc.invert(pc.is_in(batch["index"], await self._already_written())))
+        written = await self._already_written()
+        due = batch.filter(pa.array(~written.has(batch["index"].to_numpy())))
         started: list[asyncio.Task[list[int]]] = []
         try:
             async with asyncio.TaskGroup() as calls, self._turn:
@@ -63,12 +69,13 @@ class GenerateToFiles:
                     call.add_done_callback(lambda _: self._slots.release())
                     started.append(call)
         except ExceptionGroup as failures:  # the first is the cause
+            await self._generate.give_up(due["index"].to_pylist())
             raise failures.exceptions[0] from None
         indices = [index for call in started for index in call.result()]
         yield pa.table([pa.array(indices, pa.int64())], schema=WRITTEN_SCHEMA)
 
-    async def _already_written(self) -> pa.Array:
-        """Return the queries whose attempts of this round were there when this caller began."""
+    async def _already_written(self) -> Indices:
+        """Return the queries whose attempts of this round were there when this caller began, or are its own."""
         async with self._looking:
             if self._written is None:
                 void = VoidAttempts(await self._market.void_attempts.remote())
@@ -84,6 +91,8 @@ class GenerateToFiles:
                 indices.append(attempt["index"])
                 writes.add(self._files.add(attempt))
             await self._wait_for(writes)
+            if self._written is not None:
+                self._written.add(np.asarray(indices, np.int64))
             return indices
         finally:
             self._calls -= 1
@@ -149,9 +158,30 @@ class AttemptFiles:
         self._folder.write(f"{uuid4().hex}.parquet", sink.getvalue())
 
 
-def _indices_in(folder: Folder, void: VoidAttempts) -> pa.Array:
-    found = [pa.array([], pa.int64())]
-    for path in folder.files(".parquet"):
-        rows = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "attempt"])
-        found += void.dropped_from(rows)["index"].chunks
-    return pa.concat_arrays(found)
+class Indices:
+    """A set of queries by their numbers, one byte each: a round may have millions of them."""
+
+    def __init__(self) -> None:
+        self._is_in_N = np.zeros(0, bool)
+
+    def add(self, index: NDArray[np.int64]) -> None:
+        """Put some queries in."""
+        most = int(index.max(initial=-1)) + 1
+        if most > len(self._is_in_N):
+            self._is_in_N = np.pad(self._is_in_N, (0, 2 * most - len(self._is_in_N)))
+        self._is_in_N[index] = True
+
+    def has(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of each of these queries whether it is in."""
+        is_known = index < len(self._is_in_N)
+        return is_known & self._is_in_N[np.where(is_known, index, 0)] if is_known.any() else is_known
+
+
+def _indices_in(folder: Folder, void: VoidAttempts) -> Indices:
+    found, paths = Indices(), folder.files(".parquet")
+    read = partial(pq.read_table, filesystem=folder.filesystem, columns=["index", "attempt"])
+    with ThreadPoolExecutor(_READERS) as readers:
+        for first in range(0, len(paths), _FILES_AT_ONCE):
+            rows = void.dropped_from(pa.concat_tables(readers.map(read, paths[first : first + _FILES_AT_ONCE])))
+            found.add(rows["index"].to_numpy())
+    return found

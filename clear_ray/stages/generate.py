@@ -23,7 +23,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from clear_ray.engine.base import Generation, Grant, Prompt
-from clear_ray.errors import EngineError
+from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
@@ -111,6 +111,10 @@ class Generate:
             await finished.put(None)
         except ExceptionGroup as failures:  # handed to the consumer, which raises the first
             await finished.put(failures.exceptions[0])
+
+    async def give_up(self, indices: list[int]) -> None:
+        """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
+        await self._dispatch.market.give_up.remote(indices, self._life)
 
     async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
         call = Call(self._caller, self._life, next(self._requests))
@@ -206,6 +210,8 @@ class Generate:
                 # A score of unfinished text would reward a cap for cutting a ramble off after a lucky line.
                 correct = self._scorer(generation.text, row["gold"], row["metadata"])
                 correct = correct if correct is None or generation.finish_reason == "stop" else 0.0
+            except ConfigError:  # the scorer's process does not start: that is no row's doing
+                raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
                 error = f"scorer: {type(failure).__name__}: {failure}"
         return row | {

@@ -9,11 +9,13 @@ A scorer sees text only. What an unfinished generation is worth is decided by wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,7 @@ EXTRA = "Install it with pip install 'clear_ray[tasks]'."
 _WHERE = "scoring.scorer"
 _PROGRAM = Path(__file__).with_name("scorer_process.py")
 _PACKAGES = {"math_verify": "math-verify", "reasoning_gym": "reasoning-gym"}
+_STARTS, _PAUSE_SECONDS = 3, 1.0
 _RIGHT_FROM = 0.99  # below lie reasoning-gym's rewards for form, such as 0.01 for trying: not answers
 
 
@@ -133,7 +136,8 @@ class UserScorer:
 
         Raises:
             ClearRayError: It raised, or returned something other than None or a number from 0 to 1; it killed its process,
-                or took too long, or the process does not start.
+                or took too long.
+            ConfigError: The process does not start, three times.
         """
         arguments = [text, gold, metadata]
         reply = reply_of(self._ours, arguments) if self._ours else self._ask(arguments)
@@ -153,6 +157,23 @@ class UserScorer:
 
     def _ask(self, arguments: list[str | None]) -> dict[str, Any]:
         child = _child_of(os.getpid(), self._name, self._timeout_seconds)
+        for _ in range(_STARTS - 1):
+            with contextlib.suppress(
+                ChildProcessError
+            ):  # a machine that is short of processes may have one in a moment
+                return self._answer_of(child, arguments)
+            time.sleep(_PAUSE_SECONDS)
+        try:
+            return self._answer_of(child, arguments)
+        except ChildProcessError as error:
+            raise ConfigError(
+                "the scorer's process does not start",
+                self._name,
+                str(error),
+                "Make its module importable on every node; what it printed is in the logs of the workers.",
+            ) from error
+
+    def _answer_of(self, child: Child, arguments: list[str | None]) -> dict[str, Any]:
         try:
             return child.ask({"arguments": arguments}, seconds=self._timeout_seconds)
         except TimeoutError as error:
@@ -164,13 +185,6 @@ class UserScorer:
             ) from error
         except ConnectionError as error:
             raise ClearRayError("the scorer's process died", self._name, str(error), "Correct the function.") from error
-        except ChildProcessError as error:
-            raise ClearRayError(
-                "the scorer's process does not start",
-                self._name,
-                str(error),
-                "Make its module importable on every node; what it printed is in the logs of the workers.",
-            ) from error
 
     def __reduce__(self) -> tuple[type[UserScorer], tuple[str, float]]:
         return UserScorer, (self._name, self._timeout_seconds)

@@ -172,6 +172,36 @@ async def test_what_a_caller_had_reserved_before_it_died_is_free_for_others_as_s
     assert await soon(again) == [1]
     assert account(await market.balance()) == (200, 95, 90, 90)
     assert await market.void_attempts() == [(0, 1)]
+    # The old process lives on where Ray cannot see it.
+    await soon(market.settle([settled(4, 1, 5)]))
+    assert await soon(market.reserve(1, [(4, 5), (2, 5)], Call("a", "first", 3))) == [REFUSED, REFUSED]
+    die(market)
+    later = MarketActor(str(tmp_path), 200, 5)
+    assert await soon(later.reserve(1, [(2, 5)], Call("a", "first", 4))) == [REFUSED]
+    assert await soon(later.reserve(1, [(2, 5)], Call("a", "second", 2))) == [1]
+    assert await later.void_attempts() == [(0, 1)]
+
+
+async def test_a_block_that_failed_leaves_nothing_reserved_and_nothing_in_the_line(tmp_path: Path) -> None:
+    market = MarketActor(str(tmp_path), 100, 4)
+    await soon(market.reserve(1, [(0, 60)], Call("a", "life", 1)))
+    await soon(market.reserve(1, [(1, 30)], Call("a", "life", 2)))
+    in_line = asyncio.ensure_future(market.reserve(1, [(2, 40)], Call("a", "life", 3)))
+    await turns()
+    await soon(market.give_up([0, 2], "life"))
+    assert await soon(in_line) == [REFUSED]
+    assert account(await market.balance()) == (100, 60, 30, 60)
+    await soon(market.settle([settled(1, 1, 10)]))
+    assert await soon(market.reserve(1, [(2, 30)], Call("a", "life", 4))) == [1]
+
+
+async def test_an_answer_without_a_token_whose_row_was_lost_does_not_count_either(tmp_path: Path) -> None:
+    market = MarketActor(str(tmp_path), 100, 1)
+    await soon(market.reserve(1, [(0, 30)]))
+    await soon(market.settle([settled(0, 1, 0)]))
+    assert await soon(market.reserve(1, [(0, 30)])) == [2]
+    assert await market.void_attempts() == [(0, 1)]
+    assert account(await market.balance()) == (100, 0, 30, 0)
 
 
 async def test_a_request_that_a_dead_market_had_not_answered_gets_the_reservation_that_it_had_made(

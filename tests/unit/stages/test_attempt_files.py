@@ -276,6 +276,51 @@ def test_a_caller_that_begins_its_new_life_with_another_block_waits_for_nothing_
     assert 800 < balance.spent_tokens <= 850
 
 
+class Failing(EngineWorker):
+    """A worker whose first call raises what Ray would have repeated."""
+
+    def __init__(self, config: ReplayConfig) -> None:
+        super().__init__(config, PriorHead(cap_tokens=320))
+        self.calls = 0
+
+    async def generate(self, grants: Sequence[Grant], is_alone: bool = False) -> AsyncIterator[list[Generation]]:
+        self.calls += 1
+        if self.calls == 1:
+            raise RuntimeError("the network is down")
+        async for generations in super().generate(grants, is_alone):
+            yield generations
+
+
+def test_a_block_that_comes_again_to_the_same_caller_waits_for_nothing_of_its_first_time(
+    recorded: ReplayConfig, tmp_path: Path
+) -> None:
+    whole = granted(known_ids(recorded, 4))
+    whole = whole.set_column(
+        whole.schema.get_field_index("granted_tokens"), "granted_tokens", pa.array([100, 150, 120, 120])
+    )
+
+    async def again() -> tuple[list[list[int]], Balance]:
+        market = MarketActor(str(tmp_path), 490, len(whole))
+        workers = Workers([LocalWorker(Failing(recorded))], lambda _: False, lambda _: None, 900.0)
+        dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0, this_caller=lambda: "a")
+        target = open_folder(str(tmp_path / "attempts"))
+        caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=1, calls_in_flight=2)
+        try:
+            with pytest.raises(RuntimeError, match="network"):
+                await said_of(caller, whole.slice(0, 2))
+            both = asyncio.gather(said_of(caller, whole.slice(2)), said_of(caller, whole.slice(0, 2)))
+            said = await asyncio.wait_for(both, 60)
+            assert await said_of(caller, whole.slice(2)) == [], "what is written is known"
+            return said, await market.balance()
+        finally:
+            market._journal.close()
+
+    said, balance = asyncio.run(again())
+    assert said[0] == [2, 3]
+    assert balance.reserved_tokens == 0
+    assert 100 <= balance.wasted_tokens <= 250
+
+
 def test_a_row_whose_attempt_was_charged_as_lost_is_no_answer(recorded: ReplayConfig, tmp_path: Path) -> None:
     """A caller that was taken for dead writes its row after all: the query is generated again, and counts once."""
     folder, batch = open_folder(str(tmp_path)), granted(known_ids(recorded, 2))
