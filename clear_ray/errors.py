@@ -7,7 +7,7 @@
     ├── BudgetError    (RuntimeError)  the ledger was asked for something that would break its invariants
     ├── PriceError     (RuntimeError)  no shadow price exists for what was asked
     ├── EngineError    (RuntimeError)  a language model cannot be had, or returned more than it was granted
-    │   └── EngineFailedError          it failed while it ran, and has to be loaded anew
+    ├── EngineFailedError  (EngineError)  a language model failed while it ran, and has to be loaded anew
     ├── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
     └── StorageError   (RuntimeError)  the run folder cannot be written any more: its disk is full, or it is gone
 

@@ -11,6 +11,7 @@ from clear_ray.errors import (
     ClearRayError,
     ConfigError,
     EngineError,
+    EngineFailedError,
     PriceError,
     ResumeError,
     SchemaError,
@@ -19,34 +20,35 @@ from clear_ray.errors import (
     own_error,
 )
 
-STDLIB = {
+PARENTS = {
     ConfigError: ValueError,
     SchemaError: ValueError,
     UtilityError: ValueError,
     BudgetError: RuntimeError,
     PriceError: RuntimeError,
     EngineError: RuntimeError,
+    EngineFailedError: EngineError,
     ResumeError: RuntimeError,
     StorageError: RuntimeError,
 }
-EVERY = pytest.mark.parametrize("kind", [ClearRayError, *STDLIB], ids=lambda kind: kind.__name__)
+EVERY = pytest.mark.parametrize("kind", [ClearRayError, *PARENTS], ids=lambda kind: kind.__name__)
 
 
 def test_every_error_of_the_module_is_listed_here_and_in_its_docstring() -> None:
     found = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ClearRayError)}
-    assert found == {ClearRayError, *STDLIB}
+    assert found == {ClearRayError, *PARENTS}
     assert errors.__doc__ is not None
     assert all(kind.__name__ in errors.__doc__ for kind in found)
 
 
-def test_the_docstring_draws_the_stdlib_parents_as_they_are() -> None:
+def test_the_docstring_draws_the_parents_as_they_are() -> None:
     assert errors.__doc__ is not None
     drawn = {line.split()[1]: line.split()[2].strip("()") for line in errors.__doc__.splitlines() if "──" in line}
-    assert drawn == {kind.__name__: parent.__name__ for kind, parent in STDLIB.items()}
+    assert drawn == {kind.__name__: parent.__name__ for kind, parent in PARENTS.items()}
 
 
-@pytest.mark.parametrize(("kind", "parent"), STDLIB.items(), ids=lambda kind: kind.__name__)
-def test_each_is_also_a_stdlib_error(kind: type[ClearRayError], parent: type[Exception]) -> None:
+@pytest.mark.parametrize(("kind", "parent"), PARENTS.items(), ids=lambda kind: kind.__name__)
+def test_each_is_also_what_its_parent_is(kind: type[ClearRayError], parent: type[Exception]) -> None:
     assert issubclass(kind, parent)
     assert issubclass(kind, ClearRayError)
     with pytest.raises(parent):
