@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
+from ray._private.state import available_resources_per_node
 
 from clear_ray import completing, pipeline
 from clear_ray.config import RunConfig
@@ -170,8 +171,11 @@ def slow_down(name: str, run_dir: Path) -> None:
             time.sleep(0.05)
 
 
-def lose_node(cluster: Any, node: Any, run_dir: Path) -> None:
+def lose_node(cluster: Any, nodes: list[Any], run_dir: Path) -> None:
+    """Lose a node whose GPU an engine has."""
     wait_until(lambda: count(run_dir, b'"settle"') >= 5)
+    left = available_resources_per_node()
+    node = next(node for node in nodes if not left[node.node_id].get("GPU"))
     cluster.remove_node(node, allow_graceful=False)
     print(json.dumps({"killed": "node"}), file=sys.stderr, flush=True)
 
@@ -191,7 +195,7 @@ def main(config_path: str, *faults: str) -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
         nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(3)]  # one more than there are workers
         ray.init(address=cluster.address, log_to_driver=False)
-        threading.Thread(target=lose_node, args=(cluster, nodes[0], run_dir), daemon=True).start()
+        threading.Thread(target=lose_node, args=(cluster, nodes, run_dir), daemon=True).start()
     if "pressure" in faults:
         ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=_STORE_BYTES)
         held = [ray.put(np.zeros(_STORE_BYTES // 10, np.uint8)) for _ in range(9)]
