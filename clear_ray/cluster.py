@@ -217,9 +217,8 @@ class BatchEngineWorker(EngineWorker):
         try:
             super().__init__(config, head)
         except Exception as error:
-            if (
-                _is_started_again()
-            ):  # it has worked before: callers wait for it, and Ray repeats no constructor that raises
+            # It has worked before: callers wait for it, and Ray repeats no constructor that raises.
+            if _is_started_again():
                 time.sleep(_RELOAD_SECONDS)
                 self._fail(error)
             if not isinstance(error, ClearRayError):

@@ -100,7 +100,7 @@ def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
 
 def _granted_rows(work: OpenRun, grants: GrantTable) -> Dataset:
     """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
-    folder, standing = work.folder, work.standing
+    folder, standing, void = work.folder, work.standing, work.void_attempts()
     is_fresh_M = standing.rounds_N[grants.index_M] == 0
     parts = []
     for name, is_wanted_M, last_round_N in (
@@ -108,7 +108,7 @@ def _granted_rows(work: OpenRun, grants: GrantTable) -> Dataset:
         ("rounds", ~is_fresh_M, standing.last_round_N),
     ):
         if is_wanted_M.any():
-            select = SelectGranted(grants, is_wanted_M, last_round_N, work.void_attempts())
+            select = SelectGranted(grants, is_wanted_M, last_round_N, void)
             rows = ray.data.read_parquet(folder.child(name).files(".parquet"), filesystem=folder.filesystem)
             parts.append(rows.map_batches(select, batch_format="pyarrow"))
     return union(parts)

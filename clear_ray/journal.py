@@ -18,21 +18,19 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import chain
 from typing import Any, BinaryIO
 
 from clear_ray.errors import ResumeError, StorageError
-from clear_ray.storage import Folder
+from clear_ray.storage import Folder, read_many
 
 Record = dict[str, Any]
 JOURNAL = "journal.jsonl"
 _PATIENCE_SECONDS = 10.0
 """How long the actors of a driver that was killed may outlive it."""
 _POLL_SECONDS = 0.1
-_READERS = 16
-_OBJECTS_AT_ONCE = 256
 
 
 class Journal:
@@ -172,11 +170,9 @@ def _files(folder: Folder) -> Iterator[tuple[str, BinaryIO, bool]]:
         return
     segments = folder.child("journal")
     names = _segment_names(segments)
-    with ThreadPoolExecutor(_READERS) as readers:  # a store far away takes long to answer for each
-        for first in range(0, len(names), _OBJECTS_AT_ONCE):
-            some = names[first : first + _OBJECTS_AT_ONCE]
-            for name, content in zip(some, readers.map(segments.read, some), strict=True):
-                yield f"{segments.path}/{name}", BytesIO(content), name == names[-1]
+    contents = chain.from_iterable(read_many(segments.read, names))
+    for name, content in zip(names, contents, strict=True):
+        yield f"{segments.path}/{name}", BytesIO(content), name == names[-1]
 
 
 def _lock(descriptor: int, folder: Folder) -> None:

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -37,7 +36,7 @@ from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.storage import Folder
+from clear_ray.storage import Folder, read_many
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
@@ -77,8 +76,6 @@ SLIM_ATTEMPT_SCHEMA = pa.schema(
     ]
 )
 """What the driver keeps of an attempt: numbers, and whether it ended by itself or failed."""
-_FILES_AT_ONCE = 256
-_READERS = 8
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -350,7 +347,7 @@ def round_folder(folder: Folder, number: int) -> Folder:
 def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[pa.Table]:
     """Yield a round's whole attempts, some files' at a time, each query once, with the columns of `SLIM_ATTEMPT_SCHEMA`.
 
-    Files torn by a crash are removed. Some are read at once: a store far away takes long to answer for each.
+    Files torn by a crash are removed.
 
     Args:
         folder: The run folder.
@@ -359,15 +356,12 @@ def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts)
         void: Attempts that do not count.
     """
     attempts, is_seen_N = round_folder(folder, number), np.zeros(queries, bool)
-    paths = attempts.files(".parquet")
-    with ThreadPoolExecutor(_READERS) as readers:
-        for first in range(0, len(paths), _FILES_AT_ONCE):
-            tables = readers.map(partial(_read_attempt_file, attempts), paths[first : first + _FILES_AT_ONCE])
-            found = void.dropped_from(pa.concat_tables(tables)).combine_chunks()
-            index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
-            is_new = ~is_seen_N[index]
-            is_seen_N[index] = True
-            yield found.take(pa.array(first_of_index[is_new]))
+    for tables in read_many(partial(_read_attempt_file, attempts), attempts.files(".parquet")):
+        found = void.dropped_from(pa.concat_tables(tables)).combine_chunks()
+        index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
+        is_new = ~is_seen_N[index]
+        is_seen_N[index] = True
+        yield found.take(pa.array(first_of_index[is_new]))
 
 
 def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from uuid import uuid4
@@ -21,10 +20,8 @@ from numpy.typing import NDArray
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.generate import Dispatch, Generate, Row
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.storage import Folder
+from clear_ray.storage import Folder, read_many
 
-_FILES_AT_ONCE = 256
-_READERS = 8
 WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])
 
 
@@ -178,10 +175,8 @@ class Indices:
 
 
 def _indices_in(folder: Folder, void: VoidAttempts) -> Indices:
-    found, paths = Indices(), folder.files(".parquet")
+    found = Indices()
     read = partial(pq.read_table, filesystem=folder.filesystem, columns=["index", "attempt"])
-    with ThreadPoolExecutor(_READERS) as readers:
-        for first in range(0, len(paths), _FILES_AT_ONCE):
-            rows = void.dropped_from(pa.concat_tables(readers.map(read, paths[first : first + _FILES_AT_ONCE])))
-            found.add(rows["index"].to_numpy())
+    for tables in read_many(read, folder.files(".parquet")):
+        found.add(void.dropped_from(pa.concat_tables(tables))["index"].to_numpy())
     return found

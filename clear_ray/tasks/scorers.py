@@ -9,7 +9,6 @@ A scorer sees text only. What an unfinished generation is worth is decided by wh
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -157,21 +156,20 @@ class UserScorer:
 
     def _ask(self, arguments: list[str | None]) -> dict[str, Any]:
         child = _child_of(os.getpid(), self._name, self._timeout_seconds)
-        for _ in range(_STARTS - 1):
-            with contextlib.suppress(
-                ChildProcessError
-            ):  # a machine that is short of processes may have one in a moment
+        starts = 1
+        while True:
+            try:
                 return self._answer_of(child, arguments)
-            time.sleep(_PAUSE_SECONDS)
-        try:
-            return self._answer_of(child, arguments)
-        except ChildProcessError as error:
-            raise ConfigError(
-                "the scorer's process does not start",
-                self._name,
-                str(error),
-                "Make its module importable on every node; what it printed is in the logs of the workers.",
-            ) from error
+            except ChildProcessError as error:
+                if starts == _STARTS:
+                    raise ConfigError(
+                        "the scorer's process does not start",
+                        self._name,
+                        str(error),
+                        "Make its module importable on every node; what it printed is in the logs of the workers.",
+                    ) from error
+            starts += 1
+            time.sleep(_PAUSE_SECONDS)  # a machine that is short of processes may have one in a moment
 
     def _answer_of(self, child: Child, arguments: list[str | None]) -> dict[str, Any]:
         try:

@@ -119,7 +119,7 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
     assert found["has_failed"].to_pylist() == [False, True, False]
     assert found["has_stopped"].to_pylist() == [True, False, True]
     assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
-    monkeypatch.setattr("clear_ray.run_folder._FILES_AT_ONCE", 1)  # a query that stands in two files, read apart
+    monkeypatch.setattr("clear_ray.storage._READ_AT_ONCE", 1)  # a query that stands in two files, read apart
     assert [table["index"].to_pylist() for table in read_attempts(folder, 1, 4, VoidAttempts())] == [[1, 3], [2]]
 
 
