@@ -19,6 +19,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.exceptions import (
+    ActorAlreadyExistsError,
     ActorDiedError,
     ActorUnavailableError,
     NodeDiedError,
@@ -32,7 +33,7 @@ from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
-from clear_ray.journal import read_journal
+from clear_ray.journal import PATIENCE_SECONDS, POLL_SECONDS, in_use, read_journal
 from clear_ray.market import MarketActor
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
@@ -42,6 +43,7 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
+_NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
 _DEATHS = (
     ActorDiedError,
     ActorUnavailableError,
@@ -282,6 +284,8 @@ def worker_name(run_dir: str, number: int) -> str:
 def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[Any]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
 
+    It has the folder's name, of which a cluster has one: object stores know no locks.
+
     Args:
         run_dir: The run folder.
         budget_tokens: What the run may generate, in tokens of cost 1.
@@ -291,20 +295,30 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
         ResumeError: The run's journal is damaged, or another run is writing it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = (
-        ray.remote(MarketActor)
-        .options(
-            num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_CALLS_IN_FLIGHT, scheduling_strategy=here
-        )
-        .remote(run_dir, budget_tokens, len(cost_N), cost_N)
-    )
+    folder = open_folder(run_dir)
+    options = {
+        "name": f"clear_ray market of {folder.identity}",
+        "namespace": _NAMESPACE,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": _CALLS_IN_FLIGHT,
+        "scheduling_strategy": here,
+    }
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            actor: Any = ray.remote(MarketActor).options(**options).remote(run_dir, budget_tokens, len(cost_N), cost_N)
+            break
+        except ActorAlreadyExistsError:
+            if time.monotonic() > deadline:
+                raise in_use(folder) from None
+        time.sleep(POLL_SECONDS)
     try:
         try:
             ray.get(actor.balance.remote())
         except Exception as error:
-            for _ in read_journal(
-                open_folder(run_dir)
-            ):  # a constructor's own error does not come back; damage is told here
+            for _ in read_journal(folder):  # a constructor's own error does not come back; damage is told here
                 pass
             raise _cause(error) from error
         yield actor

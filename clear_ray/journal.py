@@ -28,9 +28,9 @@ from clear_ray.storage import Folder, read_many
 
 Record = dict[str, Any]
 JOURNAL = "journal.jsonl"
-_PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 10.0
 """How long the actors of a driver that was killed may outlive it."""
-_POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 class Journal:
@@ -75,7 +75,7 @@ class Journal:
         if self._descriptor is None:
             name = f"{self._next_segment:012d}.jsonl"
             if self._segments.exists(name):
-                raise _in_use(self._folder)
+                raise in_use(self._folder)
             self._segments.write(name, content)
             self._next_segment += 1
             return
@@ -111,19 +111,19 @@ class Journal:
 
 @contextmanager
 def alone_with(folder: Folder) -> Iterator[None]:
-    """Let one driver at a time, of this machine, take a local run folder in: there is no journal to lock before it exists.
+    """Let one driver at a time, of this machine, take a run folder in: there is no journal to lock before it exists.
 
-    Held by an address that ends with the process and leaves no file behind. The market's lock on the journal is for the rest:
-    other machines, and a market that outlives its driver.
+    Held by an address that ends with the process and leaves no file behind. The market's name in its cluster and, on disks,
+    its lock on the journal are for the rest: other machines, and a market that outlives its driver.
 
     Raises:
         ResumeError: Another driver goes on with it.
     """
-    if not folder.is_local or sys.platform != "linux":
+    if sys.platform != "linux":
         yield
         return
-    name = hashlib.sha256(os.path.realpath(folder.path).encode()).hexdigest()
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    name = hashlib.sha256(folder.identity.encode()).hexdigest()
+    deadline = time.monotonic() + PATIENCE_SECONDS
     with socket.socket(socket.AF_UNIX) as held:
         while True:
             try:
@@ -131,8 +131,8 @@ def alone_with(folder: Folder) -> Iterator[None]:
                 break
             except OSError:
                 if time.monotonic() > deadline:
-                    raise _in_use(folder) from None
-            time.sleep(_POLL_SECONDS)
+                    raise in_use(folder) from None
+            time.sleep(POLL_SECONDS)
         yield
 
 
@@ -177,17 +177,18 @@ def _files(folder: Folder) -> Iterator[tuple[str, BinaryIO, bool]]:
 
 def _lock(descriptor: int, folder: Folder) -> None:
     """Take the lock of a journal's file, which is let go when the file is closed or its process ends."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise _in_use(folder) from None
-        time.sleep(_POLL_SECONDS)
+                raise in_use(folder) from None
+        time.sleep(POLL_SECONDS)
 
 
-def _in_use(folder: Folder) -> ResumeError:
+def in_use(folder: Folder) -> ResumeError:
+    """Return what a run is told whose folder another run is writing to."""
     return ResumeError(
         "another run is writing to this run folder",
         folder.path,

@@ -75,6 +75,11 @@ class Folder:
     path: str
     is_local: bool
 
+    @property
+    def identity(self) -> str:
+        """The same for all spellings of one folder, and only for those."""
+        return os.path.realpath(self.path) if self.is_local else f"{self.filesystem.type_name} {self.path}"
+
     def child(self, name: str) -> Folder:
         """Return the folder `name` inside this one; it need not exist."""
         return Folder(self.filesystem, f"{self.path}/{name}", self.is_local)

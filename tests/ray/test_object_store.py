@@ -8,10 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 
+from clear_ray import cluster
 from clear_ray.calibrate import calibrate
 from clear_ray.config import RunConfig
+from clear_ray.errors import ResumeError
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.run_folder import read_progress, read_summary
 from clear_ray.storage import Folder, inside, open_folder
@@ -53,6 +57,20 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(settings: dict[str, Any], replay
         assert getattr(result.report, name) == getattr(local, name), name
 
 
+def test_a_cluster_has_one_market_for_a_folder_in_a_bucket(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE_SECONDS", 1.0)
+    cost_N = np.ones(3)
+    with cluster.market(inside(home, "run"), 100, cost_N) as desk:
+        with pytest.raises(ResumeError, match="another run"), cluster.market(inside(home, "run/"), 100, cost_N):
+            pass
+        with cluster.market(inside(home, "other"), 100, cost_N):
+            pass
+        assert ray.get(desk.balance.remote()).spent_tokens == 0, "the first one is not disturbed"
+    monkeypatch.undo()
+    with cluster.market(inside(home, "run"), 100, cost_N):
+        pass
+
+
 def test_a_plan_leaves_nothing_in_a_bucket(home: str, settings: dict[str, Any]) -> None:
     assert plan(None, RunConfig.parse(settings)).funded > 0
     assert parts_of(open_folder(home)) == {"queries.parquet"}
@@ -62,6 +80,13 @@ def test_a_head_is_calibrated_in_a_bucket(settings: dict[str, Any], tmp_path: Pa
     config = RunConfig.parse(settings | {"budget": 400 * 199})
     assert calibrate(config, head_dir=str(tmp_path / "head"), samples=1).rollouts > 150
     assert (tmp_path / "head" / "head.json").exists()
+    folder = open_folder(settings["run_dir"])
+    samples = folder.child("sample-00").read("summary.json")
+    fewer = RunConfig.parse(settings | {"budget": 400 * 199, "estimate": {"layers": 3}})
+    again = calibrate(fewer, head_dir=str(tmp_path / "head"), samples=1)
+    assert again.head.card.probe_layers == 3
+    assert folder.child("sample-00").read("summary.json") == samples, "answers serve any number of layers"
+    assert {"features", "features-3-layers"} <= parts_of(folder)
 
 
 def test_a_killed_run_in_a_bucket_goes_on(settings: dict[str, Any], tmp_path: Path) -> None:
