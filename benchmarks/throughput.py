@@ -16,8 +16,8 @@ What is in the line:
     steps       how many passes each way needs for all grants: counted, not measured
     over_padded seconds that padded takes for all grants over those of slots: the measured seconds of a step times all
                 steps; also with the grants sorted beforehand
-    probe       a prefill of every prompt, over the generation under `slots`; also for prompts that share nothing but the
-                chat template, at the same grants
+    probe       a prefill of every prompt, over the generation under `slots`, by the layers that the demo's head reads and by
+                all of them; also for prompts that share nothing but the chat template, at the same grants
     decode      on CUDA, one step of a full batch, with and without graphs, beside the time that reading all weights and the
                 cache once takes at the bandwidth of a large copy on the same device (facts/field.md, A3)
     idle        share of all steps that come after the queue is empty, for longest grants first and for order of arrival,
@@ -35,6 +35,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ from clear_ray.engine.batch import Answer, Batch
 from clear_ray.engine.grouping import PREFILL_TOKENS
 from clear_ray.engine.loading import cache_bytes_per_token
 from clear_ray.engine.paged import PagedBatch
+from clear_ray.engine.shallow import first_layers
+from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL, resolve_model
 from clear_ray.tasks import generate_queries
@@ -261,6 +264,19 @@ def ratios(slots: Seconds, padded: Seconds, times: float) -> dict[str, float]:
     return {"cpu": round(times * padded.cpu / slots.cpu, 2), "wall": round(times * padded.wall / slots.wall, 2)}
 
 
+def probe_seconds(
+    engine: TransformersEngine, layers: int, prompts: Sequence[Prompt], plain: Sequence[Prompt]
+) -> dict[str, Seconds]:
+    """Return what reading takes by the first layers, of both kinds of prompts as if there were as many of each."""
+    engine._runner = SlotRunner(first_layers(engine._model, layers))
+    found = {}
+    for kind, asked in (("demo_prompts", prompts), ("plain_prompts", plain)):
+        names = [str(i) for i in range(len(asked))]
+        _, seconds = timed(engine._model, partial(engine.prefill, names, asked))
+        found[kind] = Seconds(*(len(prompts) / len(asked) * figure for figure in seconds))
+    return found
+
+
 def measure(engine: TransformersEngine, options: argparse.Namespace) -> dict[str, Any]:
     model, grants, rows = engine._model, heavy_tailed_grants(options.queries), options.batch
     own = file_prompts(options.prompts, options.queries) if options.prompts else demo_prompts(options.queries)
@@ -284,23 +300,25 @@ def measure(engine: TransformersEngine, options: argparse.Namespace) -> dict[str
         on_cuda["over_paged"] = ratios(slots, paged, 1.0)
     few = rows * options.padded_batches
     padded_useful, padded = timed(model, lambda: run_padded(model, inputs[:few], grants[:few], rows))
-    _, probe = timed(model, lambda: engine.prefill([str(i) for i in range(len(prompts))], prompts))
-    _, plain_probe = timed(model, lambda: engine.prefill([str(i) for i in range(len(plain))], plain))
+    depth = model.config.num_hidden_layers
+    probes = {
+        f"{layers} of {depth} layers": probe_seconds(engine, layers, prompts, plain)
+        for layers in sorted({options.probe_layers, depth})
+    }
     steps = {
         "slots": slot_steps,
         "padded": padded_steps(grants, rows),
         "padded_sorted": padded_steps(ordered, rows),
         "padded_measured": padded_steps(grants[:few], rows),
     }
-    scale = len(prompts) / len(plain)
     return {
         "useful_tokens": useful,
         "tokens_per_second": {"slots": per_second(useful, slots), "padded": per_second(padded_useful, padded)},
         "steps": steps,
         **{f"over_{way}": ratios(slots, padded, steps[way] / steps["padded_measured"]) for way in WAYS},
         "probe_over_generation": {
-            "demo_prompts": round(probe[is_cuda] / slots[is_cuda], 4),
-            "plain_prompts": round(scale * plain_probe[is_cuda] / slots[is_cuda], 4),
+            name: {kind: round(seconds[is_cuda] / slots[is_cuda], 4) for kind, seconds in of_kind.items()}
+            for name, of_kind in probes.items()
         },
         "mean_prompt_tokens": {
             "demo_prompts": round(sum(map(len, inputs)) / len(inputs), 1),
@@ -319,6 +337,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--queries", type=int, default=96)
+    parser.add_argument("--probe-layers", type=int, default=8, help="layers that a probe runs beside one of all layers")
     parser.add_argument("--padded-batches", type=int, default=1)
     parser.add_argument(
         "--prompts", type=Path, help="JSONL with `prompt` or `messages`, in place of the demo's queries"

@@ -32,8 +32,6 @@ from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, inside, open_folder
 
-_FEATURES_WHOLE = "features.json"
-
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -87,7 +85,7 @@ def calibrate(
     with joined_cluster(), quiet_data():
         rollouts = pa.concat_tables([_sample(config, number, samples, display) for number in range(samples)])
         model = _read_features(config, folder)
-    features = pq.read_table(folder.child("features").path, filesystem=folder.filesystem)
+    features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
     head = fit_head(
         rollouts,
         features,
@@ -98,6 +96,7 @@ def calibrate(
         cap_tokens=config.allocation.max_tokens,
         created_by=created_by,
         encoder=encoder,
+        probe_layers=config.estimate.layers,
     )
     save_head(head, head_dir)
     return Calibration(
@@ -182,6 +181,8 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
         "budget": config.budget_tokens // samples,
         "sample": number,
         "allocation": config.allocation.model_dump() | {"policy": "uniform"},
+        # Not of the answers: they serve heads for any number of layers.
+        "estimate": config.estimate.model_dump() | {"layers": None},
     }
     result = run(None, RunConfig.parse(settings), display=display)
     folder = open_folder(result.run_dir)
@@ -208,13 +209,13 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
 
 
 def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
-    """Write `features/`, unless it is there, and return who the model is."""
+    """Write the folder of features, unless it is there, and return who the model is."""
+    name = _features_name(config)
     queries = folder.child("sample-00").child("queries")
-    with engine_workers(
-        config.engine, PriorHead(cap_tokens=config.allocation.max_tokens), run_dir=config.run_dir
-    ) as crew:
-        if not folder.exists(_FEATURES_WHOLE):
-            folder.delete("features")
+    prior = PriorHead(cap_tokens=config.allocation.max_tokens, probe_layers=config.estimate.layers)
+    with engine_workers(config.engine, prior, run_dir=config.run_dir) as crew:
+        if not folder.exists(f"{name}.json"):
+            folder.delete(name)
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
             rows.map_batches(
                 ReadFeatures,
@@ -223,6 +224,12 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
                 batch_format="pyarrow",
                 num_cpus=0.1,
                 compute=ActorPoolStrategy(size=1),
-            ).write_parquet(folder.child("features").path, filesystem=folder.filesystem)
-            folder.write(_FEATURES_WHOLE, b"{}")
+            ).write_parquet(folder.child(name).path, filesystem=folder.filesystem)
+            folder.write(f"{name}.json", b"{}")
         return crew.model
+
+
+def _features_name(config: RunConfig) -> str:
+    """Return the name of the folder of features; beside it, under the same name, a file says that it is whole."""
+    layers = config.estimate.layers
+    return "features" if layers is None else f"features-{layers}-layers"

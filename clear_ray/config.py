@@ -172,7 +172,7 @@ class TransformersConfig(ModelConfig):
     device: str | None = None
     """`cpu`, `cuda`, …; derived from the machine if not given."""
     threads: int | None = Field(default=None, gt=0, le=100_000)
-    """Threads of one engine on CPU; derived from the machine if not given."""
+    """Threads of one engine on CPU; as many as pay, which is timed when it is loaded, if not given."""
 
 
 class VllmConfig(ModelConfig):
@@ -228,6 +228,9 @@ class EstimateConfig(Settings):
 
     head: str | None = None
     """Folder of a fitted head, or `demo` for the one shipped for the embedded model; the uncalibrated prior if not given."""
+    layers: int | None = Field(default=None, ge=1, le=100_000)
+    """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
+    not given. A fitted head keeps its own number."""
     batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Queries in one probe call; up to 128 if not given, fewer where an engine would have none to read."""
 

@@ -26,6 +26,7 @@ from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quie
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
+from clear_ray.estimation.head import Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.generating import calls_for, generate_round
 from clear_ray.hiring import Hiring
@@ -110,7 +111,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
+    head = _head_of(config)
     wait_until_unused(folder)
     with (
         writing_errors(config.run_dir),
@@ -160,7 +161,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
     """
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
-    head = resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens)
+    head = _head_of(config)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
             digest = take_in(queries, config, folder)
@@ -176,6 +177,10 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
+
+
+def _head_of(config: RunConfig) -> Head:
+    return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)
 
 
 def _open_run(

@@ -14,11 +14,16 @@ _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation o
 _NO_LIMIT = 1 << 31
 
 
-def build_engine(config: EngineConfig) -> Engine:
+def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> Engine:
     """Load the engine that `config` describes.
 
+    Args:
+        config: Which engine.
+        probe_layers: Layers of the model that its features are read from; None for all. Recorded features are what they are.
+
     Raises:
-        ConfigError: The model, the recordings or vLLM are not there, or it is not the model that was pinned.
+        ConfigError: The model, the recordings or vLLM are not there, it is not the model that was pinned, or the engine
+            cannot stop at a layer.
         EngineError: The model cannot be loaded.
     """
     if isinstance(config, ReplayConfig):
@@ -30,6 +35,13 @@ def build_engine(config: EngineConfig) -> Engine:
     if config.fingerprint is not None:
         _check_pin(config.model, config.fingerprint)
     if isinstance(config, VllmConfig):
+        if probe_layers is not None:
+            raise ConfigError(
+                "vLLM runs all layers of a model",
+                "estimate.layers",
+                str(probe_layers),
+                "Leave it out; a head that was fitted with it has to be fitted again.",
+            )
         return _build_vllm(config)
     from clear_ray.engine.transformers import TransformersEngine
 
@@ -47,6 +59,7 @@ def build_engine(config: EngineConfig) -> Engine:
         enforce_eager=config.enforce_eager,
         answer_reserve_tokens=config.answer_reserve_tokens,
         closing_text=config.closing_text,
+        probe_layers=probe_layers,
     )
 
 

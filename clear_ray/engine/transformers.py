@@ -24,10 +24,14 @@ from clear_ray.engine.closing import CLOSING_TEXT, Closing, make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
+from clear_ray.engine.threads import pass_seconds, threads_worth_having
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError
+
+_TRIAL_ROWS = 32
 
 
 class TransformersEngine:
@@ -49,13 +53,14 @@ class TransformersEngine:
         system_prompt: System message put before every prompt that has none of its own.
         temperature: 0 is greedy.
         top_p: Nucleus of the sampling distribution.
-        threads: Threads of torch on CPU, for the whole process; None takes all cores the process may use.
+        threads: Threads of torch on CPU, for the whole process; None takes as many as pay, which takes some passes to find.
         batching: `slots` or `paged`.
         enforce_eager: Launch every kernel of a pass by itself instead of replaying CUDA graphs; only of `slots` on CUDA.
         cache_tokens: Positions of the key-value cache over all answers; None derives it from the free memory.
         answer_reserve_tokens: Tokens at the end of each grant in which an unfinished answer is closed with `closing_text`
             and made to give its answer; None closes nothing. Only with `slots`.
         closing_text: What closes an answer.
+        probe_layers: Layers that `prefill` runs; None runs all.
 
     Raises:
         ConfigError: A setting is out of range, or the model cannot be used.
@@ -80,6 +85,7 @@ class TransformersEngine:
         enforce_eager: bool = False,
         answer_reserve_tokens: int | None = None,
         closing_text: str = CLOSING_TEXT,
+        probe_layers: int | None = None,
     ) -> None:
         check_sampling(max_batch=max_batch, temperature=temperature, top_p=top_p)
         if batching not in ("slots", "paged"):
@@ -89,8 +95,6 @@ class TransformersEngine:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if place.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(place), "Give cpu or cuda.")
-        if place.type == "cpu":
-            torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self._model = load_model(model, device=place, dtype=dtype)
         self._prefill_tokens = PREFILL_TOKENS[place.type]
         self._card = model_card(str(model), model_folder(model), self._model.config, max_context_tokens)
@@ -99,8 +103,10 @@ class TransformersEngine:
             vocabulary=self._model.get_input_embeddings().num_embeddings,
             context_tokens=self._card.context_tokens,
         )
-        self._runner = SlotRunner(self._model)
+        self._runner = SlotRunner(self._model if probe_layers is None else first_layers(self._model, probe_layers))
         check_slots_fit(self._model)
+        if place.type == "cpu":
+            torch.set_num_threads(threads or _threads_for(self._model, max_batch))
         options = {
             "max_batch": max_batch,
             "cache_tokens": cache_tokens or cache_capacity_tokens(self._model),
@@ -217,6 +223,11 @@ class TransformersEngine:
     def _refuse_if_closed(self) -> None:
         if not self._close.alive:
             raise EngineError("the engine is closed", remedy="Make a new one.")
+
+
+def _threads_for(model: Any, max_batch: int) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return threads_worth_having(cores, pass_seconds(model, min(max_batch, _TRIAL_ROWS))) if cores > 1 else 1
 
 
 def _closing(rendering: Rendering, reserve_tokens: int | None, text: str, batching: str) -> Closing | None:

@@ -46,6 +46,7 @@ def fit_head(
     created_by: str = "",
     diagnostic_folds: int = 5,
     encoder: str | None = None,
+    probe_layers: int | None = None,
 ) -> Head:
     """Fit a head on rollouts of queries with known answers.
 
@@ -63,6 +64,7 @@ def fit_head(
         created_by: Command to name in the card.
         diagnostic_folds: Folds of the held-out diagnostics in the card of a plain head; 0: none.
         encoder: Local folder of an encoder whose states to fit on, in place of the hidden states in `features`.
+        probe_layers: Layers of the model that `features` were read from; None for all.
 
     Raises:
         SchemaError: A column or a query's features are missing.
@@ -88,6 +90,7 @@ def fit_head(
         seeds=(seed,),
         tokens_K=tuple(token_grid(cap_tokens).tolist()),
         created_by=created_by,
+        probe_layers=probe_layers,
     )
     if encoder is not None:
         features = encoded_features(features, observed.prompts, encoder=encoder)

@@ -53,6 +53,7 @@ class HeadCard:
         tokens_K: Token grid of its curves.
         diagnostics: Held-out figures by name, e.g. `log_likelihood`, `log_likelihood_pooled`.
         created_by: Command that made it.
+        probe_layers: Layers of the model that its features come from; None for all.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class HeadCard:
     tokens_K: tuple[int, ...]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     created_by: str = ""
+    probe_layers: int | None = None
 
 
 @runtime_checkable

@@ -46,9 +46,10 @@ class PriorHead:
 
     Args:
         cap_tokens: Last point of the token grid: the largest ceiling any query may be given.
+        probe_layers: Layers of the model that the probe runs; None for all.
     """
 
-    def __init__(self, *, cap_tokens: int = 1024) -> None:
+    def __init__(self, *, cap_tokens: int = 1024, probe_layers: int | None = None) -> None:
         self._card = HeadCard(
             kind="prior",
             model_name="any",
@@ -57,6 +58,7 @@ class PriorHead:
             seeds=(),
             tokens_K=tuple(token_grid(cap_tokens).tolist()),
             created_by="built in",
+            probe_layers=probe_layers,
         )
 
     @property
@@ -93,4 +95,4 @@ class PriorHead:
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-        return cls(cap_tokens=int(settings["cap_tokens"]))
+        return cls(cap_tokens=int(settings["cap_tokens"]), probe_layers=card.probe_layers)

@@ -90,7 +90,7 @@ class EngineReplica:
     """
 
     def __init__(self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int) -> None:
-        self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens))
+        self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens, layers=estimate.layers))
         self._health = Health(config.stall_seconds)
         self._outstanding = Outstanding()
 

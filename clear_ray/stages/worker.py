@@ -39,7 +39,7 @@ class EngineWorker:
     """
 
     def __init__(self, config: EngineConfig, head: Head) -> None:
-        self._engine = build_engine(config)
+        self._engine = build_engine(config, probe_layers=head.card.probe_layers)
         self._head = head
         self._door = Door()
         self._running = 0

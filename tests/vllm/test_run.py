@@ -7,17 +7,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.config import RunConfig
+from clear_ray.engine import TransformersEngine
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.smollm2 import embedded_model_folder
+from clear_ray.errors import ConfigError
+from clear_ray.estimation.fit import fit_head
+from clear_ray.estimation.head import save_head
 from clear_ray.pipeline import run
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+
+def head_read_with_transformers(folder: Path) -> str:
+    """Fit a head on what the transformers engine reads of some sums, all layers; their rollouts are made up."""
+    engine = TransformersEngine("smollm2-135m-instruct", device="cpu", threads=1)
+    names, prompts = [f"q{n}" for n in range(12)], [f"Calculate {n} + {2 * n}." for n in range(12)]
+    try:
+        features = engine.prefill(names, prompts)
+        fingerprint = engine.card.fingerprint
+    finally:
+        engine.close()
+    rollouts = pa.table(
+        {
+            "query_id": names,
+            "prompt": prompts,
+            "output_tokens": [2 + n % 5 for n in range(12)],
+            "finish_reason": ["stop"] * 12,
+            "correct": [n % 3 > 0 for n in range(12)],
+            "max_tokens": [24] * 12,
+        }
+    )
+    save_head(fit_head(rollouts, features, model_fingerprint=fingerprint, diagnostic_folds=0), folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -44,7 +72,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
             "cpu_cache_gib": 1,
             "fingerprint": model_fingerprint(embedded_model_folder()),
         },
-        "estimate": {"head": "demo"},
+        "estimate": {"head": head_read_with_transformers(tmp_path / "head")},
         "allocation": {"max_tokens": 24, "max_rounds": 3},
         "scoring": {"scorer": "reasoning_gym"},
     }
@@ -59,6 +87,11 @@ def cluster() -> Iterator[None]:
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=500_000_000)
     yield
     ray.shutdown()
+
+
+def test_a_head_of_fewer_layers_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="vLLM runs all layers"):
+        run(None, RunConfig.parse(settings | {"estimate": {"head": "demo"}}))
 
 
 def test_vllm_answers_under_a_budget(settings: dict[str, Any]) -> None:

@@ -30,6 +30,11 @@ def test_another_model_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
         build_engine(TransformersConfig(model=str(tmp_path), fingerprint=seen))
 
 
+def test_vllm_is_refused_for_a_head_that_reads_some_layers() -> None:
+    with pytest.raises(ConfigError, match=r"estimate.layers: vLLM runs all layers.*got 8"):
+        build_engine(VllmConfig(kind="vllm", model="smollm2-135m-instruct"), probe_layers=8)
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_model_that_brings_its_own_code_is_refused(tmp_path: Path, file: str) -> None:
     model = tiny_model()

@@ -76,6 +76,25 @@ def test_the_card_describes_the_model(engine: TransformersEngine) -> None:
     assert len(engine.card.fingerprint) == 64
 
 
+def test_a_probe_may_run_some_layers_and_answers_run_all(engine: TransformersEngine, grants: list[Grant]) -> None:
+    few = TransformersEngine(EMBEDDED_MODEL, device="cpu", max_context_tokens=CONTEXT, threads=1, probe_layers=2)
+    try:
+        prompts = [grant.prompt for grant in grants[:3]]
+        features, whole = few.prefill(["a", "b", "c"], prompts), engine.prefill(["a", "b", "c"], prompts)
+        model = model_of(engine)
+        for row, ids in enumerate(inputs_of(engine, grants[:3])):
+            with torch.inference_mode():
+                states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[2]
+                expected = model.model.norm(states)[0]
+            assert np.allclose(features.hidden_last_ND[row], expected[-1].numpy(), atol=1e-3)
+            assert np.allclose(features.hidden_mean_ND[row], expected.mean(dim=0).numpy(), atol=1e-3)
+        assert np.array_equal(features.prompt_tokens_N, whole.prompt_tokens_N)
+        asked = grants[0]
+        assert run_grants(few, [asked])[asked.query_id, 0] == run_grants(engine, [asked])[asked.query_id, 0]
+    finally:
+        few.close()
+
+
 def test_every_answer_is_that_of_generate_alone(
     engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
 ) -> None:

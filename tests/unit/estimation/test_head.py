@@ -18,6 +18,7 @@ from clear_ray.estimation.head import Head, load_head, save_head
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import features_from_table, rollouts_from_table, take_features
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.estimation.resolve import resolve_head
 from clear_ray.stages.features import state_column
 from tests.unit.estimation.conftest import drawn_tables
 
@@ -61,6 +62,28 @@ def test_a_head_is_refused_for_another_model(fitted: Head) -> None:
     with pytest.raises(ConfigError, match=r"fitted for drawn.*clear-ray calibrate"):
         fitted.check_model("b" * 64)
     PriorHead().check_model("b" * 64)
+
+
+def test_a_head_knows_how_many_layers_its_features_come_from(tables: Tables, tmp_path: Path) -> None:
+    save_head(fit_head(*tables, probe_layers=7, diagnostic_folds=0), tmp_path)
+    assert load_head(tmp_path).card.probe_layers == 7
+    for layers in (None, 7):
+        assert resolve_head(str(tmp_path), cap_tokens=100, layers=layers).card.probe_layers == 7
+    with pytest.raises(ConfigError, match=r"estimate.layers: the head was fitted on 7 layers.*got 8"):
+        resolve_head(str(tmp_path), cap_tokens=100, layers=8)
+    save_head(fit_head(*tables, diagnostic_folds=0), tmp_path)
+    with pytest.raises(ConfigError, match="fitted on all layers"):
+        resolve_head(str(tmp_path), cap_tokens=100, layers=7)
+    prior = resolve_head(None, cap_tokens=100, layers=7)
+    assert type(prior).restore(prior.card, prior.arrays(), prior.settings()).card.probe_layers == 7
+
+
+def test_a_head_stored_before_it_knew_was_fitted_on_all_layers(fitted: Head, tmp_path: Path) -> None:
+    save_head(fitted, tmp_path)
+    document = json.loads((tmp_path / "head.json").read_text())
+    del document["card"]["probe_layers"]
+    (tmp_path / "head.json").write_text(json.dumps(document))
+    assert load_head(tmp_path).card.probe_layers is None
 
 
 def test_a_head_refuses_features_of_another_width(fitted: Head, tables: Tables) -> None:
