@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -43,6 +44,7 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
+_INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 _NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
 _DEATHS = (
     ActorDiedError,
@@ -146,8 +148,7 @@ class Crew:
         ask_for: Callable[[int], None],
         calls_each: int | None,
     ) -> None:
-        # Held here as long as there are workers: one that is started again needs it again.
-        self._config, self._estimate, self._run_dir, self._ask_for = config, ray.put(head), run_dir, ask_for
+        self._config, self._estimate, self._run_dir, self._ask_for = config, in_pieces(head), run_dir, ask_for
         self._handles: list[Any] = []
         self._cards: list[Any] = []
         self._calls_each = calls_each
@@ -190,7 +191,7 @@ class Crew:
         self._ask_for(count)
         while len(self._handles) < count:
             name = worker_name(self._run_dir, len(self._handles))
-            self._handles.append(actor.options(name=name, **options).remote(self._config, self._estimate))
+            self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
     def wait(self) -> None:
@@ -212,12 +213,16 @@ class BatchEngineWorker(EngineWorker):
     """An `EngineWorker` that Ray starts again when its engine has failed, with all that was running charged and tried again.
 
     Its `cards` raises what its constructor would: of an actor's constructor only a text comes back.
+
+    Args:
+        config: Which engine.
+        head_pieces: What `in_pieces` made of its head.
     """
 
-    def __init__(self, config: EngineConfig, head: Head) -> None:
+    def __init__(self, config: EngineConfig, *head_pieces: bytes) -> None:
         self._refusal: ClearRayError | None = None
         try:
-            super().__init__(config, head)
+            super().__init__(config, pickle.loads(b"".join(head_pieces)))  # noqa: S301 - of the driver, by Ray
         except Exception as error:
             # It has worked before: callers wait for it, and Ray repeats no constructor that raises.
             if _is_started_again():
@@ -243,6 +248,12 @@ class BatchEngineWorker(EngineWorker):
         """End the process: callers take that for a death, and so find out which query the engine fails of."""
         print(f"the engine has failed: {type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def in_pieces(head: Head) -> list[bytes]:
+    """Return a head in pieces that Ray keeps with an actor: one that is started again needs no object of a lost node."""
+    whole = pickle.dumps(head)
+    return [whole[start : start + _INLINE_BYTES] for start in range(0, len(whole), _INLINE_BYTES)]
 
 
 def _is_started_again() -> bool:

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from clear_ray.cluster import BatchEngineWorker, _terminated_as_interrupted
+from clear_ray.cluster import BatchEngineWorker, _terminated_as_interrupted, in_pieces
 from clear_ray.config import ReplayConfig
-from clear_ray.errors import SchemaError
+from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.estimation.resolve import resolve_head
 
 
 def test_cards_raise_what_the_constructor_would(replay_settings: dict[str, Any]) -> None:
     settings = replay_settings["engine"] | {"rollouts": "/nowhere.parquet"}
-    worker = BatchEngineWorker(ReplayConfig.model_validate(settings), PriorHead(cap_tokens=320))
+    worker = BatchEngineWorker(ReplayConfig.model_validate(settings), *in_pieces(PriorHead(cap_tokens=320)))
     with pytest.raises(SchemaError, match=r"/nowhere\.parquet") as raised:
         asyncio.run(worker.cards())
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301
@@ -28,10 +29,20 @@ def test_cards_raise_what_the_constructor_would(replay_settings: dict[str, Any])
 
 def test_cards_of_a_good_engine_are_its_own(replay_settings: dict[str, Any]) -> None:
     head = PriorHead(cap_tokens=320)
-    worker = BatchEngineWorker(ReplayConfig.model_validate(replay_settings["engine"]), head)
+    worker = BatchEngineWorker(ReplayConfig.model_validate(replay_settings["engine"]), *in_pieces(head))
     model, card = asyncio.run(worker.cards())
     assert model.name.startswith("replay of")
     assert card == head.card
+
+
+def test_a_large_head_travels_in_pieces_that_ray_keeps_with_an_actor(replay_settings: dict[str, Any]) -> None:
+    head = resolve_head("demo", cap_tokens=160)
+    pieces = in_pieces(head)
+    assert len(pieces) > 5
+    assert max(map(len, pieces)) < 100 * 1024
+    assert sum(map(len, pieces)) < 10e6, "what one call may carry"
+    with pytest.raises(ConfigError, match="fitted for smollm2"):  # read whole, and refused for a recording
+        asyncio.run(BatchEngineWorker(ReplayConfig.model_validate(replay_settings["engine"]), *pieces).cards())
 
 
 def test_sigterm_is_an_interrupt_and_then_what_it_was_before() -> None:
@@ -43,12 +54,13 @@ def test_sigterm_is_an_interrupt_and_then_what_it_was_before() -> None:
 
 FAILING = """
 import asyncio, json, sys
-from clear_ray.cluster import BatchEngineWorker
+from clear_ray.cluster import BatchEngineWorker, in_pieces
 from clear_ray.config import ReplayConfig
 from clear_ray.errors import EngineFailedError, SchemaError
 from clear_ray.estimation.prior import PriorHead
 
-worker = BatchEngineWorker(ReplayConfig.model_validate(json.loads(sys.argv[1])), PriorHead(cap_tokens=320))
+settings = ReplayConfig.model_validate(json.loads(sys.argv[1]))
+worker = BatchEngineWorker(settings, *in_pieces(PriorHead(cap_tokens=320)))
 
 def prefill(query_ids, prompts):
     raise eval(sys.argv[2])
