@@ -46,6 +46,7 @@ class Probe:
         """
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
+            self._quarantined = 0
             yield estimate_table(batch, columns)
             return
         for row in range(len(batch)):
@@ -53,9 +54,10 @@ class Probe:
             columns = await self._read(query, is_alone=False)
             if isinstance(columns, Exception) and self._is_death(columns):
                 columns = await self._read(query, is_alone=True)
-            self._quarantined = self._quarantined + 1 if isinstance(columns, Exception) else 0
             if isinstance(columns, Exception):
                 columns = self._unread(query, columns)
+            else:
+                self._quarantined = 0
             yield estimate_table(query, columns)
 
     async def _read(self, batch: pa.Table, *, is_alone: bool) -> dict[str, Any] | Exception:
@@ -75,7 +77,8 @@ class Probe:
         """Return an estimate that is worth nothing, with the reason."""
         query_id = query["query_id"][0].as_py()
         reason = f"its prompt cannot be read: {error.what}" if isinstance(error, SchemaError) else ""
-        if self._is_death(error):
+        if self._is_death(error):  # a refusal says nothing about whether engines live on
+            self._quarantined += 1
             reason = "its engine died three times while it read the prompt, the last time with no other query on it"
             if self._quarantined > _MOST_QUARANTINED:
                 raise EngineError(
