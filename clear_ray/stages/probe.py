@@ -22,7 +22,7 @@ from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
 _MOST_ROWS = 128
-CARRIED = ("index", "query_id", "task", "weight", "cost", "max_tokens")
+CARRIED = ("index", "query_id", "task", "weight", "cost")
 
 
 class Probe:
@@ -31,11 +31,12 @@ class Probe:
     Args:
         workers: The engine workers.
         tokens_K: Token grid of their head.
+        direct_text: What a minimum service would put after every prompt; nothing if empty.
     """
 
-    def __init__(self, workers: Workers, tokens_K: tuple[int, ...]) -> None:
+    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
         self._roster, self._is_death = Roster(workers), workers.is_death
-        self._tokens_K = tokens_K
+        self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
@@ -65,7 +66,7 @@ class Probe:
         try:
             async with self._roster.worker() as worker:
                 columns: dict[str, Any] = await worker.probe.remote(
-                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone
+                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
                 )
                 return columns
         except Exception as error:
@@ -90,6 +91,7 @@ class Probe:
         points = len(self._tokens_K)
         return {
             **{name: np.zeros(1) for name in ("prompt_tokens", "entropy", "threshold_tokens", "solvability")},
+            "room_tokens": query["max_tokens"].to_numpy(),
             "beta": np.ones(1),
             "success_K": np.zeros((1, points)),
             "spend_K": np.asarray([self._tokens_K], float),
@@ -134,13 +136,16 @@ def prompts_of(batch: pa.Table) -> list[Prompt]:
 
 
 def estimate_table(batch: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    """Join what the probe found to the columns that are carried along."""
+    """Join what the probe found to the columns that are carried along; no ceiling is above what the context leaves."""
     grid_points = columns["success_K"].shape[1]
     schema = estimate_schema(grid_points)
     arrays = []
     for field in schema:
         if field.name in CARRIED:
             arrays.append(batch[field.name].combine_chunks())
+        elif field.name == "max_tokens":
+            ceiling = np.minimum(batch["max_tokens"].to_numpy(), columns["room_tokens"])
+            arrays.append(pa.array(ceiling, pa.int64()))
         elif pa.types.is_fixed_size_list(field.type):
             flat = np.ascontiguousarray(columns[field.name], np.float32).ravel()
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), grid_points))
