@@ -51,7 +51,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
         seed=config.seed,
         sample=config.sample,
         this_caller=this_actor,
-        direct_text=(config.allocation.minimum_service_text or DIRECT_TEXT) if clearing.is_service else "",
+        direct_text=direct_text_of(config) if clearing.is_service else "",
     )
     target = round_folder(folder, number)
     target.make()
@@ -76,6 +76,13 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
     with work.hiring.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
         generated.materialize()
+
+
+def direct_text_of(config: RunConfig) -> str:
+    """Return what the minimum service puts after a prompt; nothing if there is no such service."""
+    if config.allocation.minimum_service_tokens is None:
+        return ""
+    return config.allocation.minimum_service_text or DIRECT_TEXT
 
 
 def calls_for(config: RunConfig, *, workers: int) -> int:

@@ -49,6 +49,7 @@ class Journal:
         names = _segment_names(self._segments)
         self._next_segment = len(names)
         self._descriptor: int | None = None
+        self._is_torn = False
         if folder.is_local:
             folder.make()
             self._descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -69,7 +70,8 @@ class Journal:
 
         Raises:
             ResumeError: Another process has written to the journal (behind a URI).
-            StorageError: The run folder was deleted or moved meanwhile (on a local disk).
+            StorageError: The run folder was deleted or moved meanwhile (on a local disk), or an append before this one
+                failed and what it had written of its records could not be cut off.
         """
         content = b"".join(_encode(record) for record in records)
         if self._descriptor is None:
@@ -79,6 +81,12 @@ class Journal:
             self._segments.write(name, content)
             self._next_segment += 1
             return
+        if self._is_torn:
+            raise StorageError(
+                "the journal ends in the middle of a record that could not be cut off",
+                f"{self._folder.path}/{JOURNAL}",
+                remedy="Mend the disk, then run the same command again: the torn end is cut off then.",
+            )
         before = os.fstat(self._descriptor).st_size
         if not self._is_in_place(self._descriptor):
             raise StorageError(
@@ -92,7 +100,9 @@ class Journal:
                 written += os.write(self._descriptor, content[written:])
             os.fsync(self._descriptor)
         except OSError:  # a full disk took part of it: what comes later must not follow a torn record
+            self._is_torn = True
             os.ftruncate(self._descriptor, before)
+            self._is_torn = False
             raise
 
     def _is_in_place(self, descriptor: int) -> bool:
@@ -206,19 +216,29 @@ def _encode(record: Record) -> bytes:
 
 
 def _whole_lines(file: BinaryIO, place: str, *, is_last: bool) -> Iterator[bytes]:
-    """Yield the whole records of a file, one in memory at a time; only the end of the last file may be torn."""
-    for number, line in enumerate(file, 1):
+    """Yield the whole records of a file, one in memory at a time; only the end of the last file may be torn.
+
+    Another process may go on writing it. What has no newline yet is the end, whatever comes after it a moment later; and a
+    line that is not sound may be a torn end, cut off and written over between two looks, so it is looked at once more.
+    """
+    number, start, seen = 1, 0, b""
+    while line := file.readline():
         if line.endswith(b"\n") and _is_sound(line):
             yield line
+            number, start = number + 1, start + len(line)
             continue
-        if not is_last or file.read(1):
+        if is_last and not (line.endswith(b"\n") and file.read(1)):
+            return
+        if not is_last or line == seen:
             raise ResumeError(
                 "a record of the journal is damaged",
                 f"{place}:{number}",
                 line[:40].decode(errors="replace"),
                 "Restore the file from a copy; a ledger with a hole in it proves nothing.",
             )
-        return
+        seen = line
+        file.seek(0, os.SEEK_END)  # forgets what was read ahead
+        file.seek(start)
 
 
 def _is_sound(line: bytes) -> bool:

@@ -28,7 +28,7 @@ from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.head import Head
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.generating import calls_for, generate_round
+from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
 from clear_ray.journal import alone_with, wait_until_unused
@@ -233,7 +233,7 @@ def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) ->
         due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
         .map_batches(
             Probe,
-            fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K)),
+            fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K), direct_text_of(config)),
             batch_size=call_rows(config, rows),
             batch_format="pyarrow",
             num_cpus=0.1,

@@ -100,8 +100,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Tokens set aside for one query until it is settled."""
+    """Tokens set aside for one query until it is settled.
 
+    Attributes:
+        purse: Which purse they are of; slots and attempts are numbered anew in each.
+        slot: Its place in that purse.
+        attempt: Which of the holds in that place, from 1.
+        tokens: How many.
+        expires_seconds: When its lease ends, on the scale of whoever sold it.
+    """
+
+    purse: str
     slot: int
     attempt: int
     tokens: int

@@ -6,6 +6,8 @@ Token counts are exact integers, kept in the batch's own `Ledger`, one slot for 
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 from clear_ray.errors import BudgetError
 from clear_ray.ledger import Ledger
 from clear_ray.serve.law import Hold, PriceLaw
@@ -27,7 +29,7 @@ class Purse:
     """
 
     def __init__(self, law: PriceLaw, *, now_seconds: float) -> None:
-        self._law = law
+        self._law, self._name = law, uuid4().hex
         self._ledger = Ledger(0, law.most_open)
         self._free_slots = list(range(law.most_open - 1, -1, -1))
         self._holds: dict[int, Hold] = {}
@@ -80,16 +82,20 @@ class Purse:
             return None
         slot = self._free_slots.pop()
         entry = self._ledger.reserve(slot, tokens)
-        hold = Hold(slot, entry.attempt, tokens, now_seconds + self._law.lease_seconds)
+        hold = Hold(self._name, slot, entry.attempt, tokens, now_seconds + self._law.lease_seconds)
         self._holds[slot] = hold
         return hold
 
     def settle(self, hold: Hold, spent_tokens: int) -> int:
         """Charge what was generated and give the rest back, which is returned; telling it again changes nothing.
 
+        Nor does a hold of another purse: its tokens went with that one, and its slot may be somebody else's here.
+
         Raises:
             BudgetError: More was generated than held.
         """
+        if hold.purse != self._name:
+            return 0
         if self._ledger.settle(hold.slot, hold.attempt, spent_tokens) is None:
             return 0
         self._release(hold)

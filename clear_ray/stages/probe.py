@@ -22,7 +22,7 @@ from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
 _MOST_ROWS = 128
-CARRIED = ("index", "query_id", "task", "weight", "cost", "max_tokens")
+CARRIED = ("index", "query_id", "task", "weight", "cost")
 
 
 class Probe:
@@ -31,11 +31,12 @@ class Probe:
     Args:
         workers: The engine workers.
         tokens_K: Token grid of their head.
+        direct_text: What a minimum service would put after every prompt; nothing if empty.
     """
 
-    def __init__(self, workers: Workers, tokens_K: tuple[int, ...]) -> None:
+    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
         self._roster, self._is_death = Roster(workers), workers.is_death
-        self._tokens_K = tokens_K
+        self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
@@ -46,6 +47,7 @@ class Probe:
         """
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
+            self._quarantined = 0
             yield estimate_table(batch, columns)
             return
         for row in range(len(batch)):
@@ -53,9 +55,10 @@ class Probe:
             columns = await self._read(query, is_alone=False)
             if isinstance(columns, Exception) and self._is_death(columns):
                 columns = await self._read(query, is_alone=True)
-            self._quarantined = self._quarantined + 1 if isinstance(columns, Exception) else 0
             if isinstance(columns, Exception):
                 columns = self._unread(query, columns)
+            else:
+                self._quarantined = 0
             yield estimate_table(query, columns)
 
     async def _read(self, batch: pa.Table, *, is_alone: bool) -> dict[str, Any] | Exception:
@@ -63,7 +66,7 @@ class Probe:
         try:
             async with self._roster.worker() as worker:
                 columns: dict[str, Any] = await worker.probe.remote(
-                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone
+                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
                 )
                 return columns
         except Exception as error:
@@ -75,7 +78,8 @@ class Probe:
         """Return an estimate that is worth nothing, with the reason."""
         query_id = query["query_id"][0].as_py()
         reason = f"its prompt cannot be read: {error.what}" if isinstance(error, SchemaError) else ""
-        if self._is_death(error):
+        if self._is_death(error):  # a refusal says nothing about whether engines live on
+            self._quarantined += 1
             reason = "its engine died three times while it read the prompt, the last time with no other query on it"
             if self._quarantined > _MOST_QUARANTINED:
                 raise EngineError(
@@ -87,6 +91,7 @@ class Probe:
         points = len(self._tokens_K)
         return {
             **{name: np.zeros(1) for name in ("prompt_tokens", "entropy", "threshold_tokens", "solvability")},
+            "room_tokens": query["max_tokens"].to_numpy(),
             "beta": np.ones(1),
             "success_K": np.zeros((1, points)),
             "spend_K": np.asarray([self._tokens_K], float),
@@ -131,13 +136,16 @@ def prompts_of(batch: pa.Table) -> list[Prompt]:
 
 
 def estimate_table(batch: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    """Join what the probe found to the columns that are carried along."""
+    """Join what the probe found to the columns that are carried along; no ceiling is above what the context leaves."""
     grid_points = columns["success_K"].shape[1]
     schema = estimate_schema(grid_points)
     arrays = []
     for field in schema:
         if field.name in CARRIED:
             arrays.append(batch[field.name].combine_chunks())
+        elif field.name == "max_tokens":
+            ceiling = np.minimum(batch["max_tokens"].to_numpy(), columns["room_tokens"])
+            arrays.append(pa.array(ceiling, pa.int64()))
         elif pa.types.is_fixed_size_list(field.type):
             flat = np.ascontiguousarray(columns[field.name], np.float32).ravel()
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), grid_points))

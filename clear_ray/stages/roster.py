@@ -50,7 +50,7 @@ class Roster:
 
     Args:
         workers: The workers.
-        patience_seconds: How long a worker may take to come back.
+        patience_seconds: How long a worker may take to come back, its model's loading included.
     """
 
     def __init__(self, workers: Workers, *, patience_seconds: float = 1_800.0) -> None:
@@ -159,15 +159,30 @@ class Roster:
             self._returning[number] = asyncio.ensure_future(self._await_return(number))
 
     async def _await_return(self, number: int) -> None:
-        is_needed = number < len(self._all.handles)
+        """Call a worker that is down until it answers.
+
+        Ray keeps the call while a model is loading, so one that lives and does not answer is restarted only when its patience
+        is over, by whichever caller finds that first, and has as long once more. One that the run does not need is waited
+        for without end.
+        """
+        is_needed, is_restarted = number < len(self._all.handles), False
         deadline = time.monotonic() + self._patience_seconds
         while True:
+            asked = time.monotonic()
             try:
-                await self._workers[number].cards.remote()
+                async with asyncio.timeout(max(_PAUSE_SECONDS, deadline - asked)):
+                    await self._workers[number].cards.remote()
                 break
             except Exception as error:  # whatever it is, it is not up; a model that fails to load raises its own error
-                if is_needed and time.monotonic() > deadline:
-                    self._lost = EngineError("an engine worker did not come back", f"worker {number}", repr(error))
+                is_silent = isinstance(error, TimeoutError)
+                was_silent = is_silent or time.monotonic() - asked > self._patience_seconds / 2
+                if is_needed and was_silent and not is_restarted:
+                    if is_silent:  # else another caller has restarted it
+                        self._all.restart(self._workers[number])
+                    is_restarted, deadline = True, time.monotonic() + self._patience_seconds
+                elif is_needed and time.monotonic() > deadline:
+                    reason = "it lives and does not answer, though it was restarted" if is_silent else repr(error)
+                    self._lost = EngineError("an engine worker did not come back", f"worker {number}", reason)
                     break
                 await asyncio.sleep(_PAUSE_SECONDS)
                 if not is_needed and self._all.find is not None:  # it may be another by now

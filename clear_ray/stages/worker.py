@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config import EngineConfig
+from clear_ray.config import MOST_TOKENS, EngineConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.door import Door
+from clear_ray.stages.generate import asked_directly
 
 
 class EngineWorker:
@@ -40,6 +41,7 @@ class EngineWorker:
 
     def __init__(self, config: EngineConfig, head: Head) -> None:
         self._engine = build_engine(config, probe_layers=head.card.probe_layers)
+        self._has_context = config.kind != "replay"  # a recording ends where it was cut, whatever was granted
         self._head = head
         self._door = Door()
         self._running = 0
@@ -55,16 +57,28 @@ class EngineWorker:
         return self._engine.progress if self._running else None
 
     async def probe(
-        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False, direct_text: str = ""
     ) -> dict[str, NDArray[Any]]:
-        """Return the columns of `records.estimate_schema` that the probe adds, row for row; `is_alone` as for `generate`."""
+        """Return the columns of `records.estimate_schema` that the probe adds, row for row.
+
+        Args:
+            query_ids: Whose prompts these are.
+            prompts: What to read.
+            is_alone: As for `generate`.
+            direct_text: What may be put after a prompt later, and takes room from its answer.
+
+        Returns:
+            The columns, with `room_tokens`: the most that prompt and context leave for an answer.
+        """
         async with self._turn(is_alone):
             features = await self.features(query_ids, prompts)
+            room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
         texts = [
             prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt) for prompt in prompts
         ]
         curves = self._head.curves(features, texts, query_ids)
         return {
+            "room_tokens": room_tokens_N,
             "prompt_tokens": np.asarray(features.prompt_tokens_N),
             "entropy": np.asarray(features.entropy_N),
             "threshold_tokens": curves.threshold_tokens_N,
@@ -74,6 +88,16 @@ class EngineWorker:
             "spend_K": curves.spend_NK,
             "survival_K": curves.survival_NK,
         }
+
+    def _room_tokens(self, prompts: Sequence[Prompt], features: Features, direct_text: str) -> NDArray[np.int64]:
+        if not self._has_context:
+            return np.full(len(prompts), MOST_TOKENS, np.int64)
+        room_N = self._engine.card.context_tokens - np.asarray(features.prompt_tokens_N, np.int64)
+        if not direct_text:
+            return room_N
+        direct = self._engine.prompt_tokens([asked_directly(prompt, direct_text) for prompt in prompts])
+        direct_room_N = np.minimum(room_N, self._engine.card.context_tokens - np.asarray(direct, np.int64))
+        return np.where(direct_room_N > 0, direct_room_N, room_N)
 
     async def features(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
         """Return the raw features, hidden states included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,19 @@ def test_the_embedded_model_answers_under_a_budget(settings: dict[str, Any]) -> 
         for row in pq.read_table(path).to_pylist():
             assert 0 < row["attempt_tokens"] <= row["granted_tokens"]
             assert row["attempt_tokens"] <= len(row["token_ids"]) <= 24
+
+
+def test_a_prompt_that_leaves_less_than_its_ceiling_is_answered_in_what_is_left(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    queries = tmp_path / "queries.jsonl"
+    rows = [{"query_id": f"q{count}", "prompt": "Tell a long story of a ship. " * count} for count in (1, 2, 3, 4)]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = {"engine": settings["engine"] | {"max_context_tokens": 64}, "input": {"path": str(queries)}, "scoring": {}}
+    result = run(None, RunConfig.parse(settings | few))
+    check_account(result)
+    assert result.report.failed == 0
+    rows = completions_of(result)
+    assert [64 - row["prompt_tokens"] for row in rows] == [25, 17, 9, 1]
+    for row, ceiling in zip(rows, (24, 17, 9, 1), strict=True):
+        assert 0 < row["spent_tokens"] <= row["max_tokens"] <= ceiling

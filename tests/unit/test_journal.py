@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import resource
 import signal
@@ -10,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -163,6 +166,80 @@ def test_a_full_disk_leaves_no_torn_record_behind(tmp_path: Path) -> None:
     journal.append(RECORDS[2:])
     journal.close()
     assert list(read_journal(folder)) == RECORDS
+
+
+def test_nothing_follows_a_torn_record_that_could_not_be_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_folder(str(tmp_path))
+    journal, write_some = Journal(folder), os.write
+    journal.append(RECORDS[:1])
+
+    def write_half(descriptor: int, content: bytes) -> int:
+        write_some(descriptor, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(descriptor: int, length: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(journal_module.os, "write", write_half)
+        broken.setattr(journal_module.os, "ftruncate", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.append(RECORDS[1:2])
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"could not be cut off.*run the same command again"):
+            journal.append(RECORDS[1:2])
+    assert list(read_journal(folder)) == RECORDS[:1]
+    journal.close()
+    write(folder, RECORDS[1:])  # a new market cuts it off
+    assert list(read_journal(folder)) == RECORDS
+
+
+class Scenes(io.RawIOBase):
+    """A file that others write to: what it holds at each look, and from the last one on."""
+
+    def __init__(self, *contents: bytes) -> None:
+        self._now, self._later = b"", list(contents)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (len(self._now) if whence == os.SEEK_END else 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._later:
+            self._now = self._later.pop(0)
+        part = self._now[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def test_what_is_being_written_is_not_called_damaged() -> None:
+    lines = [journal_module._encode(record) for record in RECORDS]
+    whole = b"".join(lines)
+
+    def read(*contents: bytes) -> list[bytes]:
+        return list(journal_module._whole_lines(io.BufferedReader(Scenes(*contents)), "journal", is_last=True))
+
+    for length in range(len(lines[0]), len(whole)):
+        assert read(whole[:length], whole) == lines
+        assert read(whole[:length], whole[:length], whole) in (lines[:1], lines[:2], lines), "it had found the end"
+    # A torn end is read, then cut off and written over, and the rest of other records is read after it.
+    other = [journal_module._encode({"op": "reserve", "i": number, "a": 1, "t": 40, "r": 1}) for number in range(3)]
+    for length in range(1, len(lines[1])):
+        assert read(lines[0] + lines[1][:length], b"".join([lines[0], *other])) == [lines[0], *other]
+    damaged = lines[0] + lines[1][:-5] + b"x" + lines[1][-4:] + lines[2]
+    with pytest.raises(ResumeError, match="damaged") as refused:
+        read(damaged)
+    assert refused.value.where == "journal:2"
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "another in its place"])

@@ -207,6 +207,21 @@ def test_a_settlement_told_twice_changes_nothing_even_if_its_slot_has_a_new_hold
         price.settle(second, 21, now_seconds=12.0)
 
 
+@pytest.mark.parametrize("spent_tokens", [20, 300])
+def test_a_hold_of_a_price_that_is_gone_settles_nobody_elses(spent_tokens: int) -> None:
+    before = OnlinePrice(PriceLaw(100, 2_000), now_seconds=0.0)
+    lost = before.take(500, now_seconds=20.0)
+    after = OnlinePrice(PriceLaw(100, 2_000), now_seconds=25.0)
+    held = after.take(100, now_seconds=30.0)
+    assert lost is not None and held is not None  # noqa: PT018
+    assert (lost.slot, lost.attempt) == (held.slot, held.attempt)
+    account = after.account
+    assert after.settle(lost, spent_tokens, now_seconds=30.0) == 0
+    assert after.account == account
+    assert after.settle(held, 60, now_seconds=30.0) == 40
+    assert (after.account.reserved_tokens, after.account.spent_tokens, after.account.earned_tokens) == (0, 60, 500)
+
+
 def test_a_start_has_nothing_to_sell_and_waits_as_long_as_it_says() -> None:
     price = OnlinePrice(PriceLaw(50, 1_000), now_seconds=100.0)
     assert price.take(100, now_seconds=100.0) is None

@@ -35,13 +35,13 @@ class Mortal(EngineWorker):
         self.read_alone: list[str] = []
 
     async def probe(
-        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False, direct_text: str = ""
     ) -> dict[str, Any]:
         if is_alone:
             self.read_alone.extend(query_ids)
         if self._deadly & set(query_ids):
             raise DiedError
-        return await super().probe(query_ids, prompts, is_alone)
+        return await super().probe(query_ids, prompts, is_alone, direct_text)
 
 
 @pytest.fixture
@@ -65,12 +65,13 @@ def batch_of(query_ids: Sequence[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=QUERY_SCHEMA)
 
 
-def probed(worker: Mortal, query_ids: Sequence[str]) -> pa.Table:
+def probed(worker: Mortal, *calls: Sequence[str]) -> pa.Table:
     tokens_K = tuple(int(tokens) for tokens in PriorHead(cap_tokens=320).card.tokens_K)
 
     async def read() -> pa.Table:
         workers = Workers([LocalActor(worker)], lambda error: isinstance(error, DiedError), lambda _: None, 900.0)
-        return pa.concat_tables([table async for table in Probe(workers, tokens_K)(batch_of(query_ids))])
+        probe = Probe(workers, tokens_K)
+        return pa.concat_tables([table for query_ids in calls async for table in probe(batch_of(query_ids))])
 
     return asyncio.run(read())
 
@@ -103,6 +104,20 @@ def test_engines_that_die_of_everything_end_the_run(recorded: ReplayConfig) -> N
     ids = known_ids(recorded, 12)
     with pytest.raises(EngineError, match="9 prompts in a row"):
         probed(Mortal(recorded, frozenset(ids)), ids)
+
+
+def test_only_deaths_count_towards_the_end_of_the_run(recorded: ReplayConfig) -> None:
+    """One prompt kills its engine after eight that were refused, and nine do so with answers between them."""
+    ids = known_ids(recorded, 12)
+    refused = [f"never recorded {number}" for number in range(8)]
+    table = probed(Mortal(recorded, frozenset(ids[:1])), [*refused, *ids[:2]])
+    assert [bool(error) for error in table["error"].to_pylist()] == [True] * 9 + [False]
+    calls = [[name] for deadly in ids[:9] for name in (deadly, ids[9])]
+    table = probed(Mortal(recorded, frozenset(ids[:9])), *calls)
+    assert [bool(error) for error in table["error"].to_pylist()] == [True, False] * 9
+    mixed = [name for both in zip(ids[:9], [*refused, "never recorded"], strict=True) for name in both]
+    with pytest.raises(EngineError, match="9 prompts in a row"):
+        probed(Mortal(recorded, frozenset(ids[:9])), mixed)
 
 
 @pytest.mark.parametrize(

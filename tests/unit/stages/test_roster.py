@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clear_ray.errors import EngineError
 from clear_ray.stages.roster import Roster, Workers
 from tests.unit.local_actors import LocalActor
 
@@ -95,6 +96,79 @@ def test_a_worker_that_moves_or_rests_is_left_alone(beat: Callable[[], int | Non
         return await call(process, seconds=4 * STALL_SECONDS), process.deaths
 
     assert asyncio.run(work()) == ("done", 0)
+
+
+class Silent(Process):
+    """A process that lives after its death and answers nothing before it has died so many times."""
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(lambda: None)
+        self._deaths = deaths
+
+    async def cards(self) -> None:
+        if self.deaths < self._deaths:
+            await asyncio.sleep(3_600)
+
+
+async def come_back(process: Process, *, patience_seconds: float) -> None:
+    """Have a worker die and wait until it can be called again."""
+    workers = Workers(
+        [LocalActor(process)], lambda error: isinstance(error, RestartedError), lambda handle: handle.actor.die(), 60.0
+    )
+    roster = Roster(workers, patience_seconds=patience_seconds)
+    with pytest.raises(RestartedError):
+        async with roster.worker():
+            raise RestartedError
+    async with asyncio.timeout(30), roster.worker():
+        pass
+
+
+def test_a_worker_that_lives_but_does_not_come_back_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._PAUSE_SECONDS", 0.01)
+    process = Silent(deaths=1)
+    asyncio.run(come_back(process, patience_seconds=0.1))
+    assert process.deaths == 1
+
+
+def test_a_worker_that_is_silent_even_then_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._PAUSE_SECONDS", 0.01)
+    process = Silent(deaths=9)
+    with pytest.raises(EngineError, match="does not answer"):
+        asyncio.run(come_back(process, patience_seconds=0.1))
+    assert process.deaths == 1
+
+
+def test_a_worker_that_another_caller_restarts_has_its_patience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._PAUSE_SECONDS", 0.01)
+
+    async def restart_by_another() -> int:
+        process, started = Process(lambda: None), asyncio.get_running_loop().time()
+
+        async def cards() -> (
+            None
+        ):  # it is silent, is killed shortly before its patience is over, and is up again a little later
+            if asyncio.get_running_loop().time() < started + 0.8:
+                await asyncio.sleep(0.8)
+            if asyncio.get_running_loop().time() < started + 1.5:
+                raise RestartedError
+
+        process.cards = cards  # type: ignore[method-assign]
+        await come_back(process, patience_seconds=1.0)
+        return process.deaths
+
+    assert asyncio.run(restart_by_another()) == 0
+
+
+def test_a_worker_that_is_loading_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._PAUSE_SECONDS", 0.01)
+
+    async def load() -> int:
+        process = Process(lambda: None)
+        process.cards = lambda: asyncio.sleep(0.5)  # type: ignore[method-assign]
+        await come_back(process, patience_seconds=30.0)
+        return process.deaths
+
+    assert asyncio.run(load()) == 0
 
 
 async def until(is_so: Callable[[], bool]) -> None:
