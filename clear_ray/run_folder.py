@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,10 @@ CURVE_COLUMNS = [
     "beta",
 ]
 """What a round is cleared over, of `records.estimate_schema`."""
+_BEFORE_MANIFEST = re.compile(
+    r"queries(\.partial)?/(part-\d{6,}\.parquet|_input\.json)(\.partial)?|manifest\.json\.partial"
+)
+"""What a run that ended before it had a manifest may have left, each name whole: what is taken in replaces it."""
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
 _READ_OF_ATTEMPT = [
     "index",
@@ -114,8 +119,7 @@ def _checked(manifest: Any) -> dict[str, Any]:
 
 def _may_precede_manifest(folder: Folder, name: str) -> bool:
     """Tell what a run leaves that ended before it had a manifest: its input, and a journal that nothing stands in yet."""
-    is_own = name.startswith("queries") or name.endswith(".partial")
-    return is_own or (name == JOURNAL and not folder.read(name))
+    return bool(_BEFORE_MANIFEST.fullmatch(name)) or (name == JOURNAL and not folder.read(name))
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:

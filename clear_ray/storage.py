@@ -80,6 +80,11 @@ class Folder:
         """The same for all spellings of one folder, and only for those."""
         return os.path.realpath(self.path) if self.is_local else f"{self.filesystem.type_name} {self.path}"
 
+    def holds(self, filesystem: pafs.FileSystem, path: str) -> bool:
+        """Whether a file or folder is this folder or lies in it, however either is spelled."""
+        own, other = self.identity, Folder(filesystem, path, isinstance(filesystem, pafs.LocalFileSystem)).identity
+        return other == own or other.startswith(f"{own}/")
+
     def child(self, name: str) -> Folder:
         """Return the folder `name` inside this one; it need not exist."""
         return Folder(self.filesystem, f"{self.path}/{name}", self.is_local)

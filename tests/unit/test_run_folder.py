@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,63 @@ def test_a_new_folder_has_neither(tmp_path: Path) -> None:
 
 
 def test_what_a_run_leaves_that_ended_before_its_manifest_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "queries").mkdir()
-    (tmp_path / "queries" / "part-0.parquet").write_bytes(b"rows")
+    for name in ("queries", "queries.partial"):
+        (tmp_path / name).mkdir()
+        for file in ("part-000000.parquet", "part-000001.parquet.partial", "_input.json", "_input.json.partial"):
+            (tmp_path / name / file).write_bytes(b"rows")
+    (tmp_path / "manifest.json.partial").write_bytes(b"{")
     (tmp_path / "journal.jsonl").touch()
     folder = open_folder(str(tmp_path))
     assert read_manifest(folder) is None
     (tmp_path / "journal.jsonl").write_bytes(b"00000000 {}\n")
     with pytest.raises(ConfigError, match=r"holds no run.*journal\.jsonl"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["queries/day0.jsonl", "queries/part-0.parquet", "queries-old/part-000000.parquet"])
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_what_no_run_writes_is_somebody_elses(tmp_path: Path, name: str, place: str) -> None:
+    folder = open_folder(str(tmp_path / "run") if place == "local" else f"memory://strangers-{tmp_path.name}")
+    home, _, file = name.rpartition("/")
+    folder.child(home).write(file, b"the only copy")
+    with pytest.raises(ConfigError, match=f"holds no run.*{name}"):
+        read_manifest(folder)
+    for other in ("queries.txt", "notes.partial"):
+        folder.child(home).filesystem.delete_file(folder.files()[0])
+        folder.write(other, b"the only copy")
+        with pytest.raises(ConfigError, match=f"holds no run.*{other}"):
+            read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        *product(("local", "file", "memory"), ("", "/queries", "/queries/part-000000.jsonl", "/queries/*.jsonl")),
+        ("local", "/../run/*/*"),
+        ("local", "/../link"),
+    ],
+)
+def test_an_input_in_the_run_folder_is_refused_and_left_alone(
+    replay_settings: dict[str, Any], tmp_path: Path, place: str, path: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "queries")
+    home = {"local": f"{tmp_path}/run", "file": f"file://{tmp_path}/run", "memory": f"memory://in-{tmp_path.name}/run"}
+    folder = open_folder(home[place])
+    folder.child("queries").write("part-000000.jsonl", b'{"query_id": "a", "prompt": "the only copy"}')
+    settings = replay_settings | {"run_dir": home[place], "input": {"path": home[place] + path}, "scoring": {}}
+    with pytest.raises(ConfigError, match="the input lies in the run folder") as refused:
+        take_in(None, RunConfig.parse(settings), folder)
+    assert refused.value.where == "input.path"
+    assert b"the only copy" in folder.child("queries").read("part-000000.jsonl")
+
+
+def test_a_folder_of_inputs_may_hold_the_run_folder(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text('{"query_id": "a", "prompt": "1 + 1"}\n')
+    for path in (tmp_path, tmp_path / "**"):
+        folder, before = a_run_of(replay_settings | {"input": {"path": str(path)}, "scoring": {}})
+        config = RunConfig.parse(replay_settings | {"input": {"path": str(path)}, "scoring": {}})
+        assert take_in(None, config, folder, read_manifest(folder)).rows == 1, "what it took in is no input"
+        assert contents(folder) == before
 
 
 def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
