@@ -30,7 +30,7 @@ from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
-from clear_ray.storage import Folder, inside, open_folder
+from clear_ray.storage import Folder, inside, open_folder, writing_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,17 @@ def calibrate(
     Raises:
         ConfigError: There is no scorer or no gold answer, or too few queries.
         SchemaError: The input is refused.
+        StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
     if config.scoring.scorer is None:
         raise ConfigError(
             "a calibration needs to know which answers are right", "scoring.scorer", remedy="Name a scorer."
         )
     folder = open_folder(config.run_dir)
-    with joined_cluster(), quiet_data():
+    with writing_errors(config.run_dir), joined_cluster(), quiet_data():
         rollouts = pa.concat_tables([_sample(config, number, samples, display) for number in range(samples)])
         model = _read_features(config, folder)
-    features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
+        features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
     head = fit_head(
         rollouts,
         features,

@@ -30,7 +30,8 @@ _MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _READ_AT_ONCE, _READERS = 256, 16
 Content = TypeVar("Content")
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG} | _DENIED
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def writing_errors(location: str) -> Iterator[None]:
 
     Raises:
         ClearRayError: As it was raised.
-        StorageError: The disk of the run folder is full, read-only or broken.
+        StorageError: The disk of the run folder is full, read-only or broken, or this user may not do what a run does there.
     """
     try:
         yield
@@ -53,12 +54,31 @@ def writing_errors(location: str) -> Iterator[None]:
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise
-        raise StorageError(
+        what, where, value = (
             "the run folder cannot be written",
             without_secrets(location),
             os.strerror(cause.errno or 0),
-            "Mend that, then run the same command again: what was settled is kept.",
-        ) from error
+        )
+        if cause.errno in _DENIED:  # to something that need not lie in the run folder
+            what, where = "this user lacks a permission", str(cause.filename or where)
+            value = value if cause.filename else str(cause)
+        remedy = "Mend that, then run the same command again: what was settled is kept."
+        raise StorageError(what, where, value, remedy) from error
+
+
+@contextmanager
+def reading_errors(folder: Folder) -> Iterator[None]:
+    """Raise as a StorageError what keeps a run folder from being read: permissions, a broken disk, a store out of reach.
+
+    Raises:
+        StorageError: It is so.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "Make sure that it can be reached and that this user may read and write it."
+        where, value = str(error.filename or folder.path), os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError("the run folder cannot be read", where, value, remedy) from error
 
 
 @dataclass(frozen=True)

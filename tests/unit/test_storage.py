@@ -137,6 +137,14 @@ def test_a_full_disk_is_told_wherever_it_was_met(code: int) -> None:
         raise failure
 
 
+@pytest.mark.parametrize("name", ["/models/mine/model.safetensors", None])
+def test_a_permission_that_lacks_is_told_with_its_file(name: str | None) -> None:
+    said = r"lacks a permission.*Permission denied.*Mend that"
+    with pytest.raises(StorageError, match=said) as told, writing_errors("runs/mine"):
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+    assert told.value.where == (name or "runs/mine")
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "no such file"), ConfigError("wrong"), ValueError("wrong")])
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, writing_errors("runs/mine"):
