@@ -1,8 +1,8 @@
 """The `clear-ray` command.
 
-Exit codes: 0 done; 1 a dead engine, a full disk or a defect; 2 the input or the configuration was refused; 3 ended early
-because the budget was spent before every funded query was run; 4 some queries failed; 130 interrupted by Ctrl-C or SIGTERM,
-run it again.
+Exit codes: 0 done; 1 a dead engine, a full or closed disk or a defect; 2 the input or the configuration was refused; 3 ended
+early because the budget was spent before every funded query was run; 4 some queries failed; 130 interrupted by Ctrl-C or
+SIGTERM, run it again.
 """
 
 from __future__ import annotations
@@ -80,13 +80,19 @@ def plan(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet:
 
 @app.command()
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the configuration and every line of the input; load no model and write nothing."""
+    """Check the configuration, the run folder and every line of the input; load no model and write nothing."""
     import tempfile
 
-    from clear_ray.storage import open_folder
+    from clear_ray.run_folder import read_manifest
+    from clear_ray.storage import open_folder, writing_errors
     from clear_ray.taking_in import load_scorer_of, take_in
 
     settings = RunConfig.load(config, tuple(set_ or ()))
+    run_folder = open_folder(settings.run_dir)
+    with writing_errors(settings.run_dir):
+        run_folder.refuse_links()
+        if run_folder.is_local:  # what a store says can wait for the run: here it may be out of reach, or closed
+            read_manifest(run_folder)
     load_scorer_of(settings)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
         digest = take_in(None, settings, open_folder(folder))

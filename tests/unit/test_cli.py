@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from clear_ray.cli import guarded
-from clear_ray.errors import EngineError, ResumeError
+from clear_ray.cli import app, guarded
+from clear_ray.config import RunConfig
+from clear_ray.errors import ClearRayError, EngineError, ResumeError
+from clear_ray.pipeline import run
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +98,28 @@ def test_an_error_that_nobody_takes_keeps_its_code() -> None:
     code = "from clear_ray.cli import main; main(['status', '/'])"
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", code], stderr=full, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "run_dir", ["/", "http://x/y", "~nouser/x", "nul\0byte", "what?", "s3:/bucket", "runs/somebody", "runs/linked"]
+)
+def test_validate_refuses_the_run_folders_that_a_run_refuses(
+    replay_settings: dict[str, Any],
+    tmp_path: Path,
+    run_dir: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/somebody", "runs/linked"):
+        Path(name).mkdir(parents=True)
+    Path("runs/somebody/thesis.txt").touch()
+    Path("runs/linked/queries").symlink_to(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump(replay_settings | {"run_dir": run_dir}))
+    assert guarded(lambda: app(args=["validate", "--config", "run.yaml"])) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Refused: ")
+    with pytest.raises(ClearRayError) as refused:
+        run(None, RunConfig.load("run.yaml"))
+    assert err == f"Refused: {refused.value}\n"
