@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.calibrate import calibrate
+from clear_ray.calibrate import _refuse_other_features, calibrate
 from clear_ray.clearing import nothing_to_grant
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
@@ -164,6 +164,18 @@ def test_a_folder_of_inputs_may_hold_the_run_folder(replay_settings: dict[str, A
         config = RunConfig.parse(replay_settings | {"input": {"path": str(path)}, "scoring": {}})
         assert take_in(None, config, folder, read_manifest(folder)).rows == 1, "what it took in is no input"
         assert contents(folder) == before
+
+
+def test_a_calibration_replaces_no_features_but_its_own(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = open_folder(replay_settings["run_dir"])
+    folder.child("features").write(f"0355AouY_{'3e' * 16}_000000-0.parquet", b"of a killed calibration")
+    config = RunConfig.parse(replay_settings)
+    _refuse_other_features(config, folder)
+    folder.child("features").write("mine.parquet", b"the only copy")
+    with pytest.raises(ConfigError, match=r"mine\.parquet: a calibration would replace this file"):
+        calibrate(config, head_dir=f"{tmp_path}/head")
+    folder.write("features.json", b"{}")
+    _refuse_other_features(config, folder)  # whole, and only read
 
 
 def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
