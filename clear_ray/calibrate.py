@@ -8,6 +8,7 @@ again, a calibration goes on where it stopped; the rollouts and features stay be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,10 @@ from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
-from clear_ray.storage import Folder, inside, open_folder
+from clear_ray.storage import Folder, inside, open_folder, reading_errors, writing_errors
+
+_FEATURES_FILE = re.compile(r"\w*[0-9a-f]{32}_\d{6}[\w-]*\.parquet")
+"""What Ray Data calls a file that it writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +78,21 @@ def calibrate(
         display: Told of the progress of each sample's run.
 
     Raises:
-        ConfigError: There is no scorer or no gold answer, or too few queries.
+        ConfigError: There is no scorer or no gold answer, too few queries, or a folder of features that is somebody else's.
         SchemaError: The input is refused.
+        StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
     if config.scoring.scorer is None:
         raise ConfigError(
             "a calibration needs to know which answers are right", "scoring.scorer", remedy="Name a scorer."
         )
     folder = open_folder(config.run_dir)
-    with joined_cluster(), quiet_data():
+    with reading_errors(folder):
+        _refuse_other_features(config, folder)
+    with writing_errors(config.run_dir), joined_cluster(), quiet_data():
         rollouts = pa.concat_tables([_sample(config, number, samples, display) for number in range(samples)])
         model = _read_features(config, folder)
-    features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
+        features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
     head = fit_head(
         rollouts,
         features,
@@ -227,6 +234,18 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
             ).write_parquet(folder.child(name).path, filesystem=folder.filesystem)
             folder.write(f"{name}.json", b"{}")
         return crew.model
+
+
+def _refuse_other_features(config: RunConfig, folder: Folder) -> None:
+    """Make sure that the folder of features, which is replaced unless it is whole, is a calibration's."""
+    name = _features_name(config)
+    for path in [] if folder.exists(f"{name}.json") else folder.child(name).files():
+        if not _FEATURES_FILE.fullmatch(path.rpartition("/")[2]):
+            what, remedy = (
+                "a calibration would replace this file, and wrote none such",
+                "Move it, or name a new run_dir.",
+            )
+            raise ConfigError(what, path, remedy=remedy)
 
 
 def _features_name(config: RunConfig) -> str:

@@ -1,8 +1,8 @@
 """The `clear-ray` command.
 
-Exit codes: 0 done; 1 a dead engine, a full disk or a defect; 2 the input or the configuration was refused; 3 ended early
-because the budget was spent before every funded query was run; 4 some queries failed; 130 interrupted by Ctrl-C or SIGTERM,
-run it again.
+Exit codes: 0 done; 1 a dead engine, a full or closed disk or a defect; 2 the input or the configuration was refused; 3 ended
+early because the budget was spent before every funded query was run; 4 some queries failed; 130 interrupted by Ctrl-C or
+SIGTERM, run it again.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
+from clear_ray.report.printing import give_up_unwritable, print_result, say
 from clear_ray.showing import without_secrets
 from clear_ray.sweep.command import sweep
 
@@ -73,25 +75,30 @@ def plan(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet:
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     planned = price_batch(None, settings, display=choose_display(sys.stderr, as_json=as_json, is_quiet=quiet))
-    print(planned.model_dump_json() if as_json else plan_text(planned))
+    print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 
 @app.command()
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the configuration and every line of the input; load no model and write nothing."""
+    """Check the configuration, the run folder and every line of the input; load no model and write nothing."""
     import tempfile
 
-    from clear_ray.storage import open_folder
+    from clear_ray.run_folder import read_manifest
+    from clear_ray.storage import open_folder, writing_errors
     from clear_ray.taking_in import load_scorer_of, take_in
 
     settings = RunConfig.load(config, tuple(set_ or ()))
+    run_folder = open_folder(settings.run_dir)
+    with writing_errors(settings.run_dir):
+        run_folder.refuse_links()
+        if run_folder.is_local:  # what a store says can wait for the run: here it may be out of reach, or closed
+            read_manifest(run_folder)
     load_scorer_of(settings)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
         digest = take_in(None, settings, open_folder(folder))
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    print(
-        json.dumps({"valid": True} | facts) if as_json else f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
-    )
+    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
+    print_result(json.dumps({"valid": True} | facts) if as_json else text)
 
 
 @app.command()
@@ -111,14 +118,11 @@ def status(
     folder = open_folder(RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or "")
     report = read_summary(folder)
     if report is not None:
-        print(report.model_dump_json() if as_json else summary_text(report))
+        print_result(report.model_dump_json() if as_json else summary_text(report))
         return
     facts = read_progress(folder)
-    print(
-        json.dumps(facts)
-        if as_json
-        else "\n".join(f"{name.replace('_', ' '):<18} {value}" for name, value in facts.items())
-    )
+    lines = [f"{name.replace('_', ' '):<18} {value}" for name, value in facts.items()]
+    print_result(json.dumps(facts) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -154,10 +158,9 @@ def calibrate(
         raise ConfigError(
             "give either --config, or --rollouts with --features", "calibrate", remedy="See calibrate --help."
         )
-    print(
-        f"Head in {made.head_dir}: {made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens."
-    )
-    print("\n".join(diagnostics_lines(made.head.card.diagnostics)))
+    sampled = f"{made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens"
+    lines = [f"Head in {made.head_dir}: {sampled}.", *diagnostics_lines(made.head.card.diagnostics)]
+    print_result("\n".join(lines))
 
 
 app.command()(sweep)
@@ -182,22 +185,28 @@ def main(arguments: list[str] | None = None) -> None:
 def guarded(command: Callable[[], Any]) -> int:
     """Run `command` and return the exit code for what came of it; errors are printed in a line."""
     try:
-        result = command()
-    except SystemExit as stop:  # typer shows usage errors itself and ends with 2; it turns Ctrl-C into 130
-        if stop.code in (INTERRUPTED, signal.SIGTERM):  # Ray ends a driver so that is told to terminate
-            print(_ON_INTERRUPT, file=sys.stderr)
-            return INTERRUPTED
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        print(_ON_INTERRUPT, file=sys.stderr)
-        return INTERRUPTED
-    except (ConfigError, SchemaError, ResumeError) as error:
-        print(f"Refused: {error}", file=sys.stderr)
-        return REFUSED
-    except ClearRayError as error:
-        print(f"Failed: {error}", file=sys.stderr)
-        return BROKEN
-    return int(result) if isinstance(result, int) else DONE
+        result, stop = command(), None
+    except (SystemExit, KeyboardInterrupt, ClearRayError) as error:
+        result, stop = None, error
+    with suppress(ValueError):  # what came of it stays, however often Ctrl-C is pressed; only a main thread hears of it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code, said = (int(result) if isinstance(result, int) else DONE, "") if stop is None else _end(stop)
+    if said:
+        say(said)
+    give_up_unwritable()
+    return code
+
+
+def _end(stop: BaseException) -> tuple[int, str]:
+    """Return the exit code for what ended a command, and the line that says so."""
+    # Typer shows usage errors itself and ends with 2; it turns Ctrl-C into 130. Ray ends with SIGTERM's number.
+    is_told_to = isinstance(stop, SystemExit) and stop.code in (INTERRUPTED, signal.SIGTERM)
+    if is_told_to or isinstance(stop, KeyboardInterrupt):
+        return INTERRUPTED, _ON_INTERRUPT
+    if isinstance(stop, SystemExit):
+        return int(stop.code or 0), ""
+    is_refusal = isinstance(stop, (ConfigError, SchemaError, ResumeError))
+    return (REFUSED, f"Refused: {stop}") if is_refusal else (BROKEN, f"Failed: {stop}")
 
 
 def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
@@ -208,7 +217,7 @@ def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     stream = sys.stdout if as_json else sys.stderr
     result = run_batch(None, config, display=choose_display(stream, as_json=as_json, is_quiet=quiet))
     report = result.report
-    print(json.dumps({"event": "summary"} | report.model_dump()) if as_json else summary_text(report))
+    print_result(json.dumps({"event": "summary"} | report.model_dump()) if as_json else summary_text(report))
     if report.failed:
         raise SystemExit(SOME_FAILED)
     if report.stopped_early:

@@ -109,7 +109,7 @@ class InputConfig(Settings):
     """Where the queries come from: files or generated tasks, exactly one of them."""
 
     path: str | None = None
-    """A JSONL or Parquet file, a glob, a folder, or a URI of one; `.gz` JSONL is read as it is."""
+    """A JSONL or Parquet file, a glob, a folder, or a URI of one, outside `run_dir`; `.gz` JSONL is read as it is."""
     format: Literal["auto", "jsonl", "parquet", "openai"] = "auto"
     """`openai` is the OpenAI batch format; `auto` tells by the ending and by the first line."""
     columns: ColumnsConfig = ColumnsConfig()

@@ -9,7 +9,7 @@
     ├── EngineError    (RuntimeError)  a language model cannot be had, or returned more than it was granted
     ├── EngineFailedError  (EngineError)  a language model failed while it ran, and has to be loaded anew
     ├── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
-    └── StorageError   (RuntimeError)  the run folder cannot be written any more: its disk is full, or it is gone
+    └── StorageError   (RuntimeError)  the run folder cannot be read or written: a full disk, no permission, or it is gone
 
 A message says what happened, where, which value was seen and what to do about it. The parts travel unchanged through
 `args`, so that every error survives pickling between Ray processes; the sentence is made in `__str__`, where what came
@@ -82,7 +82,7 @@ class ResumeError(ClearRayError, RuntimeError):
 
 
 class StorageError(ClearRayError, RuntimeError):
-    """The run folder cannot be written any more."""
+    """The run folder cannot be read or written (any more)."""
 
 
 def _on_one_line(text: str) -> str:

@@ -24,7 +24,7 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 from clear_ray.errors import ResumeError, StorageError
-from clear_ray.storage import Folder, read_many
+from clear_ray.storage import Folder, read_many, reading_errors
 
 Record = dict[str, Any]
 JOURNAL = "journal.jsonl"
@@ -151,9 +151,12 @@ def wait_until_unused(folder: Folder) -> None:
 
     Raises:
         ResumeError: Another process goes on writing it.
+        StorageError: This user may not write it, or its disk is broken.
     """
-    if folder.is_local and folder.exists(JOURNAL):
-        descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY)
+    with reading_errors(folder):
+        is_there = folder.is_local and folder.exists(JOURNAL)
+        descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY) if is_there else None
+    if descriptor is not None:
         try:
             _lock(descriptor, folder)
         finally:
@@ -165,10 +168,12 @@ def read_journal(folder: Folder) -> Iterator[Record]:
 
     Raises:
         ResumeError: A record before the last one is damaged.
+        StorageError: The journal cannot be read.
     """
-    for place, file, is_last in _files(folder):
-        for line in _whole_lines(file, place, is_last=is_last):
-            yield json.loads(line[9:])
+    with reading_errors(folder):
+        for place, file, is_last in _files(folder):
+            for line in _whole_lines(file, place, is_last=is_last):
+                yield json.loads(line[9:])
 
 
 def _files(folder: Folder) -> Iterator[tuple[str, BinaryIO, bool]]:

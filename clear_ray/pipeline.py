@@ -98,12 +98,13 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ConfigError: A setting is refused, or the run folder holds something else or a link; nothing was written.
         ResumeError: The run folder belongs to another configuration or input, or another run is writing to it.
         EngineError: An engine failed as a whole; what was settled is kept.
-        StorageError: The run folder's disk is full or broken; what was settled is kept.
+        StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
     folder = open_folder(config.run_dir)
-    folder.refuse_links()
-    with alone_with(folder):
-        return _run_alone(queries, config, folder, display or QuietDisplay())
+    with writing_errors(config.run_dir):
+        folder.refuse_links()
+        with alone_with(folder):
+            return _run_alone(queries, config, folder, display or QuietDisplay())
 
 
 def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, display: Display) -> RunResult:
@@ -113,12 +114,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     load_scorer_of(config)
     head = _head_of(config)
     wait_until_unused(folder)
-    with (
-        writing_errors(config.run_dir),
-        joined_cluster(),
-        quiet_data(),
-        Progress(config.budget_tokens, display) as progress,
-    ):
+    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
@@ -158,12 +154,18 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         SchemaError: The input is refused.
         ConfigError: A setting is refused.
         EngineError: The model cannot be loaded.
+        StorageError: The disk beside the run folder, where it works, is full or broken, or closed to this user.
     """
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
+    with writing_errors(folder.path):
+        return _plan_in(folder, queries, config, display or QuietDisplay())
+
+
+def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display: Display) -> PlanReport:
     head = _head_of(config)
     try:
-        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display or QuietDisplay()) as progress:
+        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,7 @@ from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.storage import Folder, read_many
+from clear_ray.storage import Folder, read_many, reading_errors
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
@@ -55,6 +56,10 @@ CURVE_COLUMNS = [
     "beta",
 ]
 """What a round is cleared over, of `records.estimate_schema`."""
+_BEFORE_MANIFEST = re.compile(
+    r"queries(\.partial)?/(part-\d{6,}\.parquet|_input\.json)(\.partial)?|manifest\.json\.partial"
+)
+"""What a run that ended before it had a manifest may have left, each name whole: what is taken in replaces it."""
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
 _READ_OF_ATTEMPT = [
     "index",
@@ -84,14 +89,18 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     Raises:
         ConfigError: The folder holds something else.
         ResumeError: The manifest is damaged.
+        StorageError: The folder cannot be read.
     """
-    if folder.exists(MANIFEST):
+    with reading_errors(folder):
+        content = folder.read(MANIFEST) if folder.exists(MANIFEST) else None
+    if content is not None:
         try:
-            return _checked(json.loads(folder.read(MANIFEST)))
+            return _checked(json.loads(content))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(folder, MANIFEST, error) from error
-    names = (path.removeprefix(f"{folder.path}/") for path in folder.files())
-    strangers = [name for name in names if not _may_precede_manifest(folder, name)]
+    with reading_errors(folder):
+        names = [path.removeprefix(f"{folder.path}/") for path in folder.files()]
+        strangers = [name for name in names if not _may_precede_manifest(folder, name)]
     if strangers:
         raise ConfigError(
             "the run folder is not empty and holds no run", folder.path, strangers[0], "Name a new or empty folder."
@@ -114,8 +123,7 @@ def _checked(manifest: Any) -> dict[str, Any]:
 
 def _may_precede_manifest(folder: Folder, name: str) -> bool:
     """Tell what a run leaves that ended before it had a manifest: its input, and a journal that nothing stands in yet."""
-    is_own = name.startswith("queries") or name.endswith(".partial")
-    return is_own or (name == JOURNAL and not folder.read(name))
+    return bool(_BEFORE_MANIFEST.fullmatch(name)) or (name == JOURNAL and not folder.read(name))
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:
@@ -167,11 +175,14 @@ def read_summary(folder: Folder) -> RunReport | None:
 
     Raises:
         ResumeError: The summary is damaged.
+        StorageError: The folder cannot be read.
     """
-    if not folder.exists(SUMMARY):
+    with reading_errors(folder):
+        content = folder.read(SUMMARY) if folder.exists(SUMMARY) else None
+    if content is None:
         return None
     try:
-        return RunReport.model_validate_json(folder.read(SUMMARY))
+        return RunReport.model_validate_json(content)
     except ValueError as error:
         raise _damaged(folder, SUMMARY, error) from error
 
@@ -217,15 +228,13 @@ class Estimates:
 def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], list[str]]:
     """Return whose estimates runs before have written, shape (N,), and in which files.
 
-    Files torn by a crash are removed, and so are those whose queries stand in others: what a killed run leaves running for a
+    Files torn or damaged are removed, and so are those whose queries stand in others: what a killed run leaves running for a
     moment may write once more what the next one has begun to write.
     """
     is_estimated_N, kept = np.zeros(queries, bool), []
     for path in folder.child(ESTIMATES).files(".parquet"):
-        try:
-            index = pq.read_table(path, filesystem=folder.filesystem, columns=["index"])["index"].to_numpy()
-        except pa.ArrowInvalid:
-            index = None
+        table = _read_parquet(folder, path, ["index"])
+        index = None if isinstance(table, Exception) else table["index"].to_numpy()
         if index is None or is_estimated_N[index].any():
             folder.filesystem.delete_file(path)
             continue
@@ -244,7 +253,19 @@ def read_estimates(
         tokens_K: Token grid of the curves.
         seed: Of the run.
         most_curves: Read the curves of so many queries only, evenly drawn.
+
+    Raises:
+        ResumeError: A file of them is damaged.
     """
+    try:
+        return _estimates_in(folder, tokens_K, seed, most_curves)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's doing
+            raise
+        raise _damaged(folder, ESTIMATES, error) from error
+
+
+def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
     source = ds.dataset(folder.child(ESTIMATES).files(".parquet"), filesystem=folder.filesystem, format="parquet")
     slim = source.to_table(columns=["index", "task", "prompt_tokens"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
@@ -310,11 +331,22 @@ def write_grants(folder: Folder, number: int, clearing: Clearing, available_toke
 
 
 def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
-    """Return a round's grants and the tokens that were available, or None if the round was never cleared."""
-    name = f"r{number:02d}.parquet"
-    if not folder.child("grants").exists(name):
+    """Return a round's grants and the tokens that were available, or None if the round was never cleared.
+
+    Raises:
+        ResumeError: The file is damaged.
+    """
+    name = f"grants/r{number:02d}.parquet"
+    if not folder.exists(name):
         return None
-    table = pq.read_table(BytesIO(folder.child("grants").read(name)))
+    content = folder.read(name)
+    try:
+        return _grants_in(pq.read_table(BytesIO(content)))
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
+        raise _damaged(folder, name, error) from error
+
+
+def _grants_in(table: pa.Table) -> tuple[Clearing, int]:
     facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     clearing = Clearing(
         index_M=table["index"].to_numpy(),
@@ -331,10 +363,16 @@ def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
 
 
 def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
-    """Return what a token of each query takes from the budget, shape (N,)."""
+    """Return what a token of each query takes from the budget, shape (N,).
+
+    Raises:
+        ResumeError: A file of queries is damaged.
+    """
     cost_N = np.ones(queries)
     for path in folder.child("queries").files(".parquet"):
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "cost"])
+        table = _read_parquet(folder, path, ["index", "cost"])
+        if isinstance(table, Exception):
+            raise _damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
         cost_N[table["index"].to_numpy()] = table["cost"].to_numpy()
     return cost_N
 
@@ -347,7 +385,7 @@ def round_folder(folder: Folder, number: int) -> Folder:
 def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[pa.Table]:
     """Yield a round's whole attempts, some files' at a time, each query once, with the columns of `SLIM_ATTEMPT_SCHEMA`.
 
-    Files torn by a crash are removed.
+    Files torn or damaged are removed.
 
     Args:
         folder: The run folder.
@@ -365,13 +403,27 @@ def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts)
 
 
 def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
-    try:
-        with attempts.filesystem.open_input_file(path) as source:
-            table = pq.ParquetFile(source).read(columns=_READ_OF_ATTEMPT, use_threads=False)
-    except pa.ArrowInvalid:  # no footer: the writer died; its tokens are marked as wasted by the caller
+    table = _read_parquet(attempts, path, _READ_OF_ATTEMPT)
+    if isinstance(table, Exception):  # the writer died, mostly; its tokens are marked as wasted by the caller
         attempts.filesystem.delete_file(path)
         return SLIM_ATTEMPT_SCHEMA.empty_table()
     return slim_attempts(table)
+
+
+def _read_parquet(folder: Folder, path: str, columns: list[str]) -> pa.Table | Exception:
+    """Return columns of a file, or what is wrong with its content; what is wrong with its disk or store is raised."""
+    try:
+        with folder.filesystem.open_input_file(path) as source:
+            return pq.ParquetFile(source).read(columns=columns, use_threads=False)
+    except pa.ArrowInvalid as error:
+        return error
+    except OSError:  # a broken page, or a store that did not answer, which must not look like one
+        with folder.filesystem.open_input_stream(path) as stream:
+            content = BytesIO(stream.read())
+    try:
+        return pq.ParquetFile(content).read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        return error
 
 
 def slim_attempts(table: pa.Table) -> pa.Table:
@@ -415,10 +467,16 @@ def read_progress(folder: Folder) -> dict[str, Any]:
     Raises:
         ConfigError: There is no run in the folder.
         ResumeError: The manifest is damaged.
+        StorageError: The folder cannot be read.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise ConfigError("there is no run in this folder", folder.path, remedy="Name the run_dir of a run.")
+    with reading_errors(folder):
+        return _progress(folder, manifest)
+
+
+def _progress(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
     rows = manifest["input"]["rows"]
     digest = read_digest(folder.child("queries"))
     if digest is not None and digest.rows != rows:

@@ -25,12 +25,14 @@ from clear_ray.showing import without_secrets, without_secrets_inside
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
 _GCS_RETRY_SECONDS = 120
+_MISREAD_BY_RAY = re.compile(r"[?\x00-\x1f\x7f]")
 _MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 _READ_AT_ONCE, _READERS = 256, 16
 Content = TypeVar("Content")
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG} | _DENIED
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def writing_errors(location: str) -> Iterator[None]:
 
     Raises:
         ClearRayError: As it was raised.
-        StorageError: The disk of the run folder is full, read-only or broken.
+        StorageError: The disk of the run folder is full, read-only or broken, or this user may not do what a run does there.
     """
     try:
         yield
@@ -53,12 +55,31 @@ def writing_errors(location: str) -> Iterator[None]:
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise
-        raise StorageError(
+        what, where, value = (
             "the run folder cannot be written",
             without_secrets(location),
             os.strerror(cause.errno or 0),
-            "Mend that, then run the same command again: what was settled is kept.",
-        ) from error
+        )
+        if cause.errno in _DENIED:  # to something that need not lie in the run folder
+            what, where = "this user lacks a permission", str(cause.filename or where)
+            value = value if cause.filename else str(cause)
+        remedy = "Mend that, then run the same command again: what was settled is kept."
+        raise StorageError(what, where, value, remedy) from error
+
+
+@contextmanager
+def reading_errors(folder: Folder) -> Iterator[None]:
+    """Raise as a StorageError what keeps a run folder from being read: permissions, a broken disk, a store out of reach.
+
+    Raises:
+        StorageError: It is so.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "Make sure that it can be reached and that this user may read and write it."
+        where, value = str(error.filename or folder.path), os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError("the run folder cannot be read", where, value, remedy) from error
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,11 @@ class Folder:
     def identity(self) -> str:
         """The same for all spellings of one folder, and only for those."""
         return os.path.realpath(self.path) if self.is_local else f"{self.filesystem.type_name} {self.path}"
+
+    def holds(self, filesystem: pafs.FileSystem, path: str) -> bool:
+        """Whether a file or folder is this folder or lies in it, however either is spelled."""
+        own, other = self.identity, Folder(filesystem, path, isinstance(filesystem, pafs.LocalFileSystem)).identity
+        return other == own or other.startswith(f"{own}/")
 
     def child(self, name: str) -> Folder:
         """Return the folder `name` inside this one; it need not exist."""
@@ -197,7 +223,7 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
                 remedy="Write scheme://…, or ./… for a local file.",
             )
         try:
-            return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()), True
+            return pafs.LocalFileSystem(), _from_one_slash(str(Path(location).expanduser().absolute())), True
         except RuntimeError as error:
             raise ConfigError("this home folder is not known", location, str(error), "Write the path out.") from error
     scheme = scheme.lower()
@@ -213,7 +239,8 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
             filesystem, path = pafs.FileSystem.from_uri(location)
             if not path.strip("/"):
                 raise ValueError("it names no folder")
-            return filesystem, path, isinstance(filesystem, pafs.LocalFileSystem)
+            is_local = isinstance(filesystem, pafs.LocalFileSystem)
+            return filesystem, _from_one_slash(path) if is_local else path, is_local
         if scheme in _FSSPEC_SCHEMES:
             import fsspec
 
@@ -231,6 +258,11 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
         ) from None
     known = ", ".join(sorted(_ARROW_SCHEMES | _FSSPEC_SCHEMES))
     raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
+
+
+def _from_one_slash(path: str) -> str:
+    """Return an absolute path with one slash before it: after two, which POSIX allows, Ray reads the name of a host."""
+    return f"/{path.lstrip('/')}"
 
 
 def _refuse_unusable(location: str) -> None:
@@ -254,14 +286,19 @@ def open_folder(location: str) -> Folder:
     """Return the folder at a path or URI; it need not exist.
 
     Raises:
-        ConfigError: The scheme is unknown or its library is not installed, there is something else than a folder, or it
-            cannot be reached.
+        ConfigError: The scheme is unknown or its library is not installed, there is something else than a folder, it
+            cannot be reached, or Ray would read another name.
     """
     filesystem, path, is_local = open_location(location)
     path = path.rstrip("/")
     remedy = "Name a folder, which need not exist."
     if not path:
         raise ConfigError("the root of a file system is no folder of its own", without_secrets(location), remedy=remedy)
+    if _MISREAD_BY_RAY.search(path):  # it would find no file there, and say nothing
+        what = "the name of a run folder has neither question marks nor control characters"
+        raise ConfigError(
+            what, without_secrets(location), remedy="Name or rename it without: Ray reads paths like URIs."
+        )
     try:
         is_taken = is_local and Path(path).exists() and not Path(path).is_dir()
     except OSError as error:  # a name too long, a folder above it that this user may not enter

@@ -14,7 +14,7 @@ from clear_ray.engine.build import prompt_limit
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder import check_same_run, describe_input
-from clear_ray.storage import Folder
+from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer
 
 _BATCH_ROWS = 4_096
@@ -35,7 +35,7 @@ def take_in(
 
     Raises:
         SchemaError: A row cannot be read as a query.
-        ConfigError: There is no input, or two.
+        ConfigError: There is no input, or two, or it lies in the run folder.
         ResumeError: The run that is there had another input.
     """
     if queries is not None and (config.input.path or config.input.tasks):
@@ -49,7 +49,7 @@ def take_in(
     elif config.input.tasks:
         batches = _row_batches(generate_queries(config.input.tasks), "generated query")
     else:
-        batches = read_input(config.input)
+        batches = read_input(config.input, run_folder=open_folder(config.run_dir))  # before anything is replaced
     return ingest(
         batches,
         queries=folder.child("queries"),

@@ -15,7 +15,7 @@ from clear_ray.ingest.jsonl import read_jsonl
 from clear_ray.ingest.parquet import read_parquet
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.showing import without_secrets, without_secrets_inside
-from clear_ray.storage import open_location
+from clear_ray.storage import Folder, open_location
 
 _ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson)(\.(gz|zst|bz2))?)$", re.IGNORECASE)
 _SHOWN_ENDINGS = ".jsonl, .json, .ndjson (also .gz, .zst, .bz2), .parquet or .pq"
@@ -23,22 +23,31 @@ _COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _PARQUET = b"PAR1"
 
 
-def read_input(config: InputConfig) -> Iterator[SourceBatch]:
-    """Yield the rows of the files that `config.path` names, in the order of their sorted paths.
+def read_input(config: InputConfig, *, run_folder: Folder | None = None) -> Iterator[SourceBatch]:
+    """Return the rows of the files that `config.path` names, in the order of their sorted paths.
 
     The format of a file is told by its first bytes and its first line, whatever its name. A file that cannot be read
     comes as a batch that holds the error, so that checking can go on with the next one.
 
     Args:
         config: Path, format and columns; `config.tasks` is not read here.
+        run_folder: Where the run writes: no file in it is an input, though it may lie in a folder that is one.
 
     Raises:
-        ConfigError: No path is given, or its scheme is not one that is opened.
+        ConfigError: No path is given, its scheme is not one that is opened, or it leads into the run folder.
         SchemaError: There is no such file, or no file matches.
     """
     if not config.path:
         raise ConfigError("no input file is given", "input.path", "", "Name a JSONL or Parquet file, folder or URI.")
-    filesystem, paths = _find(config.path)
+    filesystem, found = _find(config.path)
+    paths = [path for path in found if run_folder is None or not run_folder.holds(filesystem, path)]
+    if run_folder is not None and not paths:
+        remedy = "Keep the input beside it, or name a new run_dir: a run replaces what is in its folder."
+        raise ConfigError("the input lies in the run folder", "input.path", without_secrets(config.path), remedy)
+    return _read_files(filesystem, paths, config)
+
+
+def _read_files(filesystem: pafs.FileSystem, paths: list[str], config: InputConfig) -> Iterator[SourceBatch]:
     for path in paths:
         try:
             yield from _read_file(filesystem, path, config)

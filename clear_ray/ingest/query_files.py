@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -112,5 +113,5 @@ def _writing(queries: Folder) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         is_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
         refusal = StorageError if is_disk else ConfigError
-        what = "the queries cannot be written"
-        raise refusal(what, queries.path, str(error), "Check space and permissions.") from error
+        what, said = "the queries cannot be written", os.strerror(error.errno or 0) if is_disk else str(error)
+        raise refusal(what, queries.path, said, "Check space and permissions.") from error

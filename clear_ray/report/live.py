@@ -6,6 +6,7 @@ A display has no clock of its own: every time comes from the snapshots, so a dis
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Protocol, TextIO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -36,22 +37,22 @@ class Display(Protocol):
         """Show what is still unshown and leave the stream usable; closing twice changes nothing."""
 
 
-def choose_display(stream: TextIO, *, as_json: bool, is_quiet: bool = False) -> Display:
+def choose_display(stream: TextIO | None, *, as_json: bool, is_quiet: bool = False) -> Display:
     """Return the display that fits a stream.
 
     Args:
-        stream: Where progress goes, usually standard error.
+        stream: Where progress goes, usually standard error; None, which Python has for a closed one, shows nothing.
         as_json: One JSON object a line, for machines.
         is_quiet: Nothing at all; stronger than `as_json`.
 
     Returns:
         A live table if the stream is a terminal that can move its cursor, plain lines if not.
     """
-    if is_quiet:
+    if is_quiet or stream is None:
         return QuietDisplay()
     if as_json:
         return JsonDisplay(stream)
-    console = Console(file=stream)
+    console = _Console(file=stream)
     if console.is_terminal and not console.is_dumb_terminal:
         return TableDisplay(console)
     return LineDisplay(stream)
@@ -68,7 +69,7 @@ class QuietDisplay:
 
 
 class _Writer:
-    """Whole lines to a stream, flushed. A reader that went away does not end a run that it only watched."""
+    """Whole lines to a stream, flushed. One that takes no more, or is closed, does not end a run that it only watched."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
@@ -80,7 +81,7 @@ class _Writer:
         try:
             self._stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
             self._stream.flush()
-        except BrokenPipeError:
+        except (OSError, ValueError):
             self._stream = None
 
 
@@ -130,8 +131,18 @@ class LineDisplay:
         self._shown, self._held = snapshot, None
 
 
+class _Console(Console):
+    """A console that says when its reader went away; rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class TableDisplay:
-    """A table that is redrawn in place, with the last queries to end streaming by beneath it."""
+    """A table that is redrawn in place, with the last queries to end streaming by beneath it.
+
+    A terminal that went away does not end the run.
+    """
 
     def __init__(self, console: Console) -> None:
         self._pace = Pace()
@@ -143,14 +154,19 @@ class TableDisplay:
         if self._is_closed:
             return
         self._pace.observe(snapshot)
-        if not self._live.is_started:
-            self._live.start()
-        self._live.update(_table(snapshot, self._pace), refresh=True)
+        try:
+            if not self._live.is_started:
+                self._live.start()
+            self._live.update(_table(snapshot, self._pace), refresh=True)
+        except (OSError, ValueError):
+            self._live.console.quiet = True
+            self.close()
 
     def close(self) -> None:
         """Leave the last table standing and give the cursor back."""
         self._is_closed = True
-        self._live.stop()
+        with suppress(OSError, ValueError, IndexError):  # the last is rich's, of a table that never stood
+            self._live.stop()
 
 
 def _stage(snapshot: ProgressSnapshot) -> str:

@@ -72,7 +72,7 @@ _UNCALIBRATED = _labelled(
 
 def _price(shadow_price: float) -> str:
     if shadow_price == 0:
-        return "0: the budget does not bind"
+        return "0: nothing competes for the budget"
     return f"{per_thousand(shadow_price)} expected correct answers per further 1,000 tokens"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clear_ray.errors import ConfigError
+from clear_ray.report.printing import print_result
 
 _DEFAULT_BUDGETS = "8,12,16,24,32,48,64,96,128,192,256,320"
 
@@ -44,14 +45,14 @@ def sweep(
     )
     found.write(output)
     if as_json:
-        print(json.dumps({"output": f"{output}/{SWEEP}", "summary": found.summary}))
+        print_result(json.dumps({"output": f"{output}/{SWEEP}", "summary": found.summary}))
         return
-    print(table(found.rows))
+    lines = [table(found.rows)]
     for name, figures in found.summary.items():
-        print(f"\n{name.replace('_', ' ')}")
+        lines.append(f"\n{name.replace('_', ' ')}")
         for policy, by_budget in figures.items():
-            print(f"  {policy:<22}" + "".join(_cell(budget, value) for budget, value in by_budget.items()))
-    print(f"\nWritten to {output}.")
+            lines.append(f"  {policy:<22}" + "".join(_cell(budget, value) for budget, value in by_budget.items()))
+    print_result("\n".join([*lines, f"\nWritten to {output}."]))
 
 
 def _cell(budget: str, value: float | None) -> str:

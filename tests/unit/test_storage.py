@@ -4,8 +4,10 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from ray.data.datasource.path_util import _resolve_paths_and_filesystem
 
 from clear_ray.errors import ConfigError, StorageError
 from clear_ray.storage import Folder, inside, open_folder, open_location, writing_errors
@@ -137,6 +139,14 @@ def test_a_full_disk_is_told_wherever_it_was_met(code: int) -> None:
         raise failure
 
 
+@pytest.mark.parametrize("name", ["/models/mine/model.safetensors", None])
+def test_a_permission_that_lacks_is_told_with_its_file(name: str | None) -> None:
+    said = r"lacks a permission.*Permission denied.*Mend that"
+    with pytest.raises(StorageError, match=said) as told, writing_errors("runs/mine"):
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+    assert told.value.where == (name or "runs/mine")
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "no such file"), ConfigError("wrong"), ValueError("wrong")])
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, writing_errors("runs/mine"):
@@ -190,6 +200,22 @@ def test_a_name_that_cannot_be_is_a_setting_to_mend(location: str) -> None:
         open_folder(location)
     assert str(refused.value).isprintable()
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("name", ["what?", "a?b=1", "new\nline", "tab\t", "bell\a"])
+def test_a_run_folder_that_ray_would_read_under_another_name_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for location in (f"{tmp_path}/{name}/run", f"file://{tmp_path}/{quote(name)}"):
+        with pytest.raises(ConfigError, match="neither question marks nor control characters") as refused:
+            open_folder(location)
+        assert str(refused.value).isprintable()
+
+
+def test_a_path_has_one_slash_before_it(tmp_path: Path) -> None:
+    for location in (f"/{tmp_path}/run", f"//{tmp_path}/run", f"file:///{tmp_path}/run"):
+        folder = open_folder(location)
+        assert folder.path == f"{tmp_path}/run"
+        assert _resolve_paths_and_filesystem([folder.path], folder.filesystem)[0] == [f"{tmp_path}/run"]
 
 
 def test_a_colon_in_a_local_name_can_be_said() -> None:

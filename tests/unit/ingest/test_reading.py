@@ -145,6 +145,13 @@ def test_relative_path_and_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert take("q.jsonl", tmp_path / "run") == take("*.jsonl", tmp_path / "run2")
 
 
+def test_a_question_mark_in_a_name_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "what?").mkdir()
+    write_lines(tmp_path / "what?" / "q?.jsonl", [GOOD])
+    for name in ("what?", "what?/q?.jsonl", "wha*/q?.jsonl"):
+        assert take(tmp_path / name, tmp_path / "run").rows == 1
+
+
 def test_fsspec_uri(tmp_path: Path) -> None:
     import fsspec
 

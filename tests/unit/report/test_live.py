@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TextIO
 
 import pytest
 from rich.console import Console
 
-from clear_ray.report.live import JsonDisplay, LineDisplay, QuietDisplay, TableDisplay, choose_display
+from clear_ray.report.live import Display, JsonDisplay, LineDisplay, QuietDisplay, TableDisplay, choose_display
 from clear_ray.report.pace import Pace
 from tests.unit.report.samples import HOSTILE, snapshot
 
@@ -19,11 +24,18 @@ class Terminal(io.StringIO):
         return True
 
 
-class Gone(io.StringIO):
-    """A pipe whose reader went away."""
+class Gone(Terminal):
+    """A pipe whose reader went away, a disk or a terminal that fails, after some writes."""
+
+    def __init__(self, error: Exception, after: int = 0) -> None:
+        super().__init__()
+        self.error, self.left = error, after
 
     def write(self, text: str) -> int:
-        raise BrokenPipeError
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
 
 
 @pytest.fixture(autouse=True)
@@ -120,12 +132,24 @@ def test_a_hostile_id_moves_no_cursor() -> None:
     assert "[bold red]x[/]" in stream.getvalue()
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_a_reader_that_went_away_does_not_end_the_run(as_json: bool) -> None:
-    display = choose_display(Gone(), as_json=as_json)
-    display.update(snapshot())
-    display.update(snapshot(stage="write"))
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "Input/output error"), ValueError("closed")])
+@pytest.mark.parametrize("make", [JsonDisplay, LineDisplay, partial(choose_display, as_json=False)])
+def test_a_stream_that_takes_no_more_does_not_end_the_run(
+    make: Callable[[TextIO], Display], error: Exception, after: int
+) -> None:
+    stream, out, err = Gone(error, after), sys.stdout, sys.stderr
+    display = make(stream)
+    for number in range(4):
+        display.update(snapshot(stage=f"stage {number}"))
     display.close()
+    display.close()
+    assert stream.left <= 0
+    assert (sys.stdout, sys.stderr) == (out, err), "what the table had taken over is given back"
+
+
+def test_a_closed_stream_is_shown_nothing() -> None:
+    assert isinstance(choose_display(None, as_json=False), QuietDisplay)
 
 
 def test_time_outside_the_generate_stage_does_not_blur_the_pace() -> None:
