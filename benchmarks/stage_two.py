@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import Grant
@@ -71,7 +72,8 @@ def direct(run_dir: str) -> None:
     asyncio.run(answered(engine, grants[:1]))
     started = time.perf_counter()
     tokens = asyncio.run(answered(engine, grants))
-    print(json.dumps({"seconds": time.perf_counter() - started, "tokens": tokens}))
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "tokens": tokens, "threads": torch.get_num_threads()}))
     engine.close()
 
 
@@ -103,6 +105,7 @@ def main() -> None:
                 "share": round(staged / by_itself, 3),
                 "stage2_seconds": round(seconds, 1),
                 "run_seconds": round(report.seconds, 1),
+                "threads": alone["threads"],
                 "load": round(os.getloadavg()[0], 1),
             }
         )
