@@ -241,11 +241,8 @@ def _refuse_other_features(config: RunConfig, folder: Folder) -> None:
     name = _features_name(config)
     for path in [] if folder.exists(f"{name}.json") else folder.child(name).files():
         if not _FEATURES_FILE.fullmatch(path.rpartition("/")[2]):
-            what, remedy = (
-                "a calibration would replace this file, and wrote none such",
-                "Move it, or name a new run_dir.",
-            )
-            raise ConfigError(what, path, remedy=remedy)
+            what = "a calibration would replace this file, and wrote none such"
+            raise ConfigError(what, path, remedy="Move it, or name a new run_dir.")
 
 
 def _features_name(config: RunConfig) -> str:

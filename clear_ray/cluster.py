@@ -34,7 +34,7 @@ from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
-from clear_ray.journal import PATIENCE_SECONDS, POLL_SECONDS, in_use, read_journal
+from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
@@ -44,8 +44,8 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
-_INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 _NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
+_INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 _DEATHS = (
     ActorDiedError,
     ActorUnavailableError,
@@ -316,15 +316,9 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
         "max_concurrency": _CALLS_IN_FLIGHT,
         "scheduling_strategy": here,
     }
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            actor: Any = ray.remote(MarketActor).options(**options).remote(run_dir, budget_tokens, len(cost_N), cost_N)
-            break
-        except ActorAlreadyExistsError:
-            if time.monotonic() > deadline:
-                raise in_use(folder) from None
-        time.sleep(POLL_SECONDS)
+    remote: Any = ray.remote(MarketActor).options(**options).remote
+    start = partial(remote, run_dir, budget_tokens, len(cost_N), cost_N)
+    actor: Any = once_free(start, ActorAlreadyExistsError, folder)
     try:
         try:
             ray.get(actor.balance.remote())

@@ -17,20 +17,22 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from clear_ray.errors import ResumeError, StorageError
 from clear_ray.storage import Folder, read_many, reading_errors
 
 Record = dict[str, Any]
+Held = TypeVar("Held")
 JOURNAL = "journal.jsonl"
-PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 10.0
 """How long the actors of a driver that was killed may outlive it."""
-POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 class Journal:
@@ -77,7 +79,7 @@ class Journal:
         if self._descriptor is None:
             name = f"{self._next_segment:012d}.jsonl"
             if self._segments.exists(name):
-                raise in_use(self._folder)
+                raise _in_use(self._folder)
             self._segments.write(name, content)
             self._next_segment += 1
             return
@@ -133,16 +135,8 @@ def alone_with(folder: Folder) -> Iterator[None]:
         yield
         return
     name = hashlib.sha256(folder.identity.encode()).hexdigest()
-    deadline = time.monotonic() + PATIENCE_SECONDS
     with socket.socket(socket.AF_UNIX) as held:
-        while True:
-            try:
-                held.bind(f"\0clear_ray {name}")
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise in_use(folder) from None
-            time.sleep(POLL_SECONDS)
+        once_free(partial(held.bind, f"\0clear_ray {name}"), OSError, folder)
         yield
 
 
@@ -192,18 +186,26 @@ def _files(folder: Folder) -> Iterator[tuple[str, BinaryIO, bool]]:
 
 def _lock(descriptor: int, folder: Folder) -> None:
     """Take the lock of a journal's file, which is let go when the file is closed or its process ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    once_free(partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), BlockingIOError, folder)
+
+
+def once_free(take: Callable[[], Held], busy: type[Exception], folder: Folder) -> Held:
+    """Return what `take` returns; it is tried again while it raises `busy`, for as long as a killed run may hold the folder.
+
+    Raises:
+        ResumeError: Another run goes on holding it.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            return take()
+        except busy:
             if time.monotonic() > deadline:
-                raise in_use(folder) from None
-        time.sleep(POLL_SECONDS)
+                raise _in_use(folder) from None
+        time.sleep(_POLL_SECONDS)
 
 
-def in_use(folder: Folder) -> ResumeError:
-    """Return what a run is told whose folder another run is writing to."""
+def _in_use(folder: Folder) -> ResumeError:
     return ResumeError(
         "another run is writing to this run folder",
         folder.path,

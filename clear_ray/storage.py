@@ -55,11 +55,8 @@ def writing_errors(location: str) -> Iterator[None]:
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise
-        what, where, value = (
-            "the run folder cannot be written",
-            without_secrets(location),
-            os.strerror(cause.errno or 0),
-        )
+        what, where = "the run folder cannot be written", without_secrets(location)
+        value = os.strerror(cause.errno or 0)
         if cause.errno in _DENIED:  # to something that need not lie in the run folder
             what, where = "this user lacks a permission", str(cause.filename or where)
             value = value if cause.filename else str(cause)

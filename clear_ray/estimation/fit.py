@@ -79,16 +79,13 @@ def fit_head(
         )
     if not isinstance(features, Features):
         features = features_from_table(features, query_ids=observed.query_ids, rollouts=rollouts)
-    if cap_tokens is None:
-        has_cap = "max_tokens" in rollouts.column_names
-        cap_tokens = int(max(rollouts["max_tokens"].to_pylist()) if has_cap else observed.tokens_R.max())
     card = HeadCard(
         kind=kind,
         model_name=model_name,
         model_fingerprint=model_fingerprint,
         data_digest=data_digest(observed, features),
         seeds=(seed,),
-        tokens_K=tuple(token_grid(cap_tokens).tolist()),
+        tokens_K=tuple(token_grid(_longest(rollouts, observed) if cap_tokens is None else cap_tokens).tolist()),
         created_by=created_by,
         probe_layers=probe_layers,
     )
@@ -96,6 +93,11 @@ def fit_head(
         features = encoded_features(features, observed.prompts, encoder=encoder)
     head = _fit_and_diagnose(card, observed, features, folds=folds, seed=seed, diagnostic_folds=diagnostic_folds)
     return head if encoder is None else with_encoder(head, encoder=encoder)
+
+
+def _longest(rollouts: pa.Table, observed: Rollouts) -> int:
+    has_cap = "max_tokens" in rollouts.column_names
+    return int(max(rollouts["max_tokens"].to_pylist()) if has_cap else observed.tokens_R.max())
 
 
 def _fit_and_diagnose(

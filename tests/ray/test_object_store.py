@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from clear_ray import cluster
+from clear_ray import cluster, journal
 from clear_ray.calibrate import calibrate
 from clear_ray.config import RunConfig
 from clear_ray.errors import ResumeError
@@ -58,7 +58,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(settings: dict[str, Any], replay
 
 
 def test_a_cluster_has_one_market_for_a_folder_in_a_bucket(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(journal, "_PATIENCE_SECONDS", 1.0)
     cost_N = np.ones(3)
     with cluster.market(inside(home, "run"), 100, cost_N) as desk:
         with pytest.raises(ResumeError, match="another run"), cluster.market(inside(home, "run/"), 100, cost_N):
