@@ -19,7 +19,7 @@ import typer
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.report.printing import give_up_unwritable, print_result, say
-from clear_ray.showing import without_secrets
+from clear_ray.showing import printable, without_secrets
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -86,6 +86,7 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     from clear_ray.run_folder import read_manifest
     from clear_ray.storage import open_folder, writing_errors
     from clear_ray.taking_in import load_scorer_of, take_in
+    from clear_ray.tasks import survey_queries
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     run_folder = open_folder(settings.run_dir)
@@ -96,9 +97,13 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     load_scorer_of(settings)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
         digest = take_in(None, settings, open_folder(folder))
+        survey = survey_queries(open_folder(folder).child("queries"), settings.scoring.scorer)
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
-    print_result(json.dumps({"valid": True} | facts) if as_json else text)
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings()}
+    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."]
+    lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
+    lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
+    print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 
 
 @app.command()

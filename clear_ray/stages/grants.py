@@ -176,6 +176,8 @@ class Complete:
             reason=reasons,
             error=[error or None for error in errors],
             correct=batch["correct"],
+            answer=batch["answer"],
+            verdict=batch["verdict"],
         )
 
 
@@ -209,6 +211,8 @@ class Abandon:
             ],
             error=errors,
             correct=correct,
+            answer=pa.nulls(len(batch), pa.string()),
+            verdict=pa.nulls(len(batch), pa.string()),
         )
 
 
