@@ -167,6 +167,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
 
 
 def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display: Display) -> PlanReport:
+    load_scorer_of(config)
     head = _head_of(config)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
@@ -179,7 +180,9 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             progress.begin("price")
             standing = Standing(cost_N, failed=estimates.error_of_index)
             clearing = clear_round(folder, config, estimates, standing, config.budget_tokens)
-            return plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
+            report = plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            return report.model_copy(update={"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()})
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)

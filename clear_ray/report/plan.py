@@ -40,3 +40,7 @@ class PlanReport(Part):
     """Prompt tokens of the batch; read by the probe, not charged to the budget."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
+    scorer: str | None = None
+    """What would score the answers; of a batch that left the choice, with the golds it was chosen by."""
+    warnings: tuple[str, ...] = ()
+    """What is amiss with the gold answers; see `RunReport`."""

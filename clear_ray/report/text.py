@@ -51,6 +51,7 @@ def plan_text(plan: PlanReport) -> str:
         ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
     ]
     lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
     if plan.budget_curve:

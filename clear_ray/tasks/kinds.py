@@ -15,7 +15,14 @@ import regex
 from clear_ray.tasks.choices import Options, find_choice, label_of, options_of, read_choice
 from clear_ray.tasks.gold import Reference, look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.marks import Located, locate
-from clear_ray.tasks.mathematics import Prove, canonical_mathematics, equal_mathematics, is_any_order, read_mathematics
+from clear_ray.tasks.mathematics import (
+    Prove,
+    canonical_mathematics,
+    equal_mathematics,
+    is_any_order,
+    letter_of,
+    read_mathematics,
+)
 from clear_ray.tasks.programs import read_program
 from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
 from clear_ray.tasks.structured import NOTHING, equal_json, read_json
@@ -211,19 +218,20 @@ def _wanted_quantity(gold: str) -> Quantity | None:
 
 def _judge_math(located: Located, reference: Reference, prompt: str, prove: Prove) -> Verdict:
     answer = read_mathematics(located.marked, located.rest)
-    if not answer:
-        return Verdict(0.0, NO_ANSWER)
     any_order = is_any_order(prompt)
     is_late = False
-    golds = (
-        ["{" + ",".join(reference.answers) + "}"] if reference.is_set else list(map(short_answer, reference.answers))
-    )
-    for gold in golds:
-        equal = equal_mathematics(answer, gold, prove=prove, any_order=any_order)
+    golds = list(map(short_answer, reference.answers))
+    for gold in ["{" + ",".join(golds) + "}"] if reference.is_set else golds:
+        if (wanted := letter_of(gold)) is not None:
+            label = _choice_of(located, {})
+            equal: bool | None = label == wanted
+            answer = label or answer
+        else:
+            equal = bool(answer) and equal_mathematics(answer or "", gold, prove=prove, any_order=any_order)
         if equal:
             return Verdict.of(True, answer)
         is_late = is_late or equal is None
-    return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer)
+    return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer or None)
 
 
 def _judge_set(located: Located, reference: Reference) -> Verdict:

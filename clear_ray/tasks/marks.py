@@ -30,6 +30,11 @@ _SAID = re.compile(
     rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_ ]{{0,5}}$",
     re.IGNORECASE | re.MULTILINE,
 )
+_HINTS = (
+    "answer", "ans.", "ans:", "ans ", "ans=", "答案", "答え", "正解", "정답", "回答", "antwort", "lösung", "réponse",
+    "reponse", "respuesta", "risposta", "resposta", "ответ", "antwoord",
+)  # fmt: skip
+"""Without one of them there is nothing that `_SAID` could find, which takes longer to say so."""
 _HASH = re.compile(r"^[ *]{0,6}####(?!#) {0,5}(?P<rest>\S[^\n]*)$", re.MULTILINE)
 _SHORT_RESULT = re.compile(
     r"[^\w\n]{0,6}[-+]?[\d,./ ]{0,40}\d *%?(?: [^\W\d]{1,30}){0,2}[^\w\n]{0,4}|[^\w\n]{0,4}[A-Z][^\w\n]{0,4}"
@@ -119,9 +124,14 @@ def _field(text: str) -> str | None:
 
 def _marks(text: str) -> Iterator[tuple[int, int, How]]:
     """Yield (start, end, kind) of whatever may be a mark."""
-    for found in _SAID.finditer(text):
-        if not found["void"]:
-            yield found.start(), found.end(), "said"
+    begin = 0
+    for line in text.split("\n"):
+        lowered = line.lower()
+        if any(hint in lowered for hint in _HINTS):
+            for found in _SAID.finditer(line):
+                if not found["void"]:
+                    yield begin + found.start(), begin + found.end(), "said"
+        begin += len(line) + 1
     if "####" in text:
         for found in _HASH.finditer(text):
             yield found.start(), found.start("rest"), "hash"
