@@ -258,7 +258,7 @@ def _judge_regex(text: str, pattern: str) -> Verdict:
     located = locate(plain(visible[-_LONGEST:]))
     searched = line_answer(located) if located.marked is not None else located.rest
     try:
-        found = compiled.search(searched, timeout=_PATTERN_SECONDS)
+        found = compiled.search(searched, timeout=_PATTERN_SECONDS, concurrent=True)
     except TimeoutError:
         return Verdict(0.0, TIMED_OUT, shortened(searched, 200))
     return Verdict.of(found is not None, shortened(searched if located.marked else last_line(searched), 200))

@@ -20,7 +20,7 @@ How = Literal["box", "tag", "hash", "said"]
 
 _LEAD = r"(?:final |the |my |correct |right ){0,2}"
 _SAID = re.compile(
-    r"(?P<void>\b(?:wrong|incorrect|false|bad|previous|no) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
+    r"(?P<void>\b(?:wrong|incorrect|false|bad|previous|no|this|that|your) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
     r"(?: (?:to|for|of|here|in)\b[^.:;\n]{0,100}?)?"
     r"(?: {0,3}[*_]{0,3} {0,3}[:=](?!=)| {1,3}(?:is|was|are|would be|should be|must be|has to be|equals)\b ?:?)"
     r"|(?:最终|正确)?(?:答案|答え|正解|정답|回答) {0,3}(?:[:=]|是|为|は|은|는)"
@@ -46,8 +46,9 @@ _DENIED = re.compile(
     r"\W{0,6}(?:not|never|neither|isn't|n't)\b(?:[^.\n]{0,80}?\bbut (?:rather )?(?P<but>\S))?", re.IGNORECASE
 )
 _ABOUT = re.compile(
-    r"\W{0,6}(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|"
-    r"found|given|provided|shown|expected|needed|required)\b",
+    r"\W{0,6}(?:the (?:answer|result|solution|correct (?:answer|solution)) (?:to|of|for)\b"
+    r"|(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|found|"
+    r"given|provided|shown|expected|needed|required)\b)",
     re.IGNORECASE,
 )
 _BESIDE = re.compile(r"(?:[*_:]{1,4}(?=\s|$)|[ \n]|[>#|]{1,6} |(?<=\n)[-+] (?=\S))+")
