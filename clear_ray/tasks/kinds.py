@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import regex
 
-from clear_ray.tasks.choices import Options, find_choice, label_of, options_of, read_choice
+from clear_ray.tasks.choices import Options, find_choice, is_choice, label_of, options_of, read_choice
 from clear_ray.tasks.gold import Reference, look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.marks import Located, locate
 from clear_ray.tasks.mathematics import (
@@ -134,7 +134,8 @@ def judge_here(
     if kind == "json":
         return _judge_json(text, gold)
     reference = reference_of(gold, are_numbers_a_list=kind in ("exact", "math"))
-    options = options_of(prompt, is_conversation=is_conversation) if kind in ("choice", "exact") else {}
+    needs_options = kind == "choice" or (kind == "exact" and any(map(is_choice, map(short_answer, reference.answers))))
+    options = options_of(prompt, is_conversation=is_conversation) if needs_options else {}
     if not can_read(reference, kind, options):
         return Verdict(None, BAD_GOLD)
     visible = without_thinking(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clear_ray.tasks import load_scorer
+from clear_ray.tasks.scorers import NamedScorer
 
 LETTERS = [
     "Answer: B", "B", "**B**", r"\boxed{B}", "Answer: (B)", "(B)", "Answer: B)", "B. Paris", "Answer: B. Paris",
@@ -19,6 +20,28 @@ LETTERS = [
 def test_a_letter_is_a_letter(scorer: str, text: str, gold: str) -> None:
     assert load_scorer(scorer)(text, gold, None) == 1.0
     assert load_scorer(scorer)(text, gold.replace("B", "C"), None) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scorer", "text", "gold", "prompt", "score"),
+    [
+        ("number", "The answer is 12 more than 5, i.e., 17.", "17", "", 1),
+        ("number", "The answer is 12 more than 5, i.e., 17.", "12", "", 0),
+        ("number", "Answer: 12 more apples", "12", "", 1),
+        ("number", "Answer: 1. Add 5 and 7\n2. The total is 12", "12", "", 1),
+        ("number", "The answer is 12 = 5 + 7", "12", "", 1),
+        ("number", "Answer: 8 dozen eggs - 560 eggs", "8", "", 0),
+        ("number", "This final answer is the correct solution to 9 + 2 = 11.\nAnswer: 13", "11", "", 0),
+        ("number", "Answer: 11\nThis final answer is the correct solution to the problem 9 + 2.", "11", "", 1),
+        ("choice", "A: Paris", "B", "A) London\nB) Paris", 1),
+        ("choice", "A: London", "A", "A) London\nB) Paris", 1),
+        ("choice", "A: B", "B", "", 1),
+    ],
+)
+def test_what_was_misread_once(scorer: str, text: str, gold: str, prompt: str, score: float) -> None:
+    named = load_scorer(scorer)
+    assert isinstance(named, NamedScorer)
+    assert named.judge(text, gold, None, prompt=prompt).score == score
 
 
 @pytest.mark.parametrize(
