@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from clear_ray.budget import MOST_BUDGET_TOKENS
 from clear_ray.clearing import Batch, Clearing
-from clear_ray.config import MOST_ROWS, RunConfig
+from clear_ray.config import CHANGEABLE, MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
 from clear_ray.ingest import InputDigest, read_digest
@@ -160,8 +160,7 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
             continue
         old, new = _flat(manifest.get(part, {}), part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
-            # How many engines there may be decides when a run is done, not what comes of it.
-            is_free = key == "config.run_dir" or key.startswith("config.scaling.")
+            is_free = key == "config.run_dir" or key.startswith(f"config.{CHANGEABLE}.")
             if old.get(key) != new.get(key) and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",

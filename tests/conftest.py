@@ -14,6 +14,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"
 
 
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Have the tests go on hearing Ctrl-C, which a command that has ended does not."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """The URI of a bucket of moto's server, which speaks S3."""

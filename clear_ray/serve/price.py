@@ -290,8 +290,8 @@ class OnlinePrice:
 
     def _bounded(self, price: float, price_before: float) -> float:
         """Return `price` within one step of the price before; see the module's docstring for steps from and to 0."""
-        factor = 2.0**self._law.step_octaves
-        start = self._dearest * 2.0**-self._law.price_octaves
+        factor: float = 2.0**self._law.step_octaves
+        start: float = self._dearest * 2.0**-self._law.price_octaves
         if price == 0.0:
             lower = price_before / factor
             return lower if lower >= start else 0.0
