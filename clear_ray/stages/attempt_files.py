@@ -75,7 +75,7 @@ class GenerateToFiles:
         """Return the queries whose attempts of this round were there when this caller began, or are its own."""
         async with self._looking:
             if self._written is None:
-                void = VoidAttempts(await self._market.void_attempts.remote())
+                void = VoidAttempts(await self._market.void_attempts())
                 self._written = await asyncio.to_thread(_indices_in, self._folder, void)
             return self._written
 

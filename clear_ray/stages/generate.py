@@ -25,6 +25,7 @@ import pyarrow as pa
 from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
+from clear_ray.market_client import AsyncMarketClient
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
 from clear_ray.tasks import scores_at_once
@@ -39,7 +40,7 @@ class Dispatch:
 
     Attributes:
         workers: The engine workers.
-        market: Handle of the `MarketActor`.
+        market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Of the run.
         sample: Which of several answers to the same query.
@@ -52,7 +53,7 @@ class Dispatch:
     """
 
     workers: Workers
-    market: Any
+    market: AsyncMarketClient
     scorer: Callable[[], Scorer] | None
     seed: int
     sample: int
@@ -114,12 +115,11 @@ class Generate:
 
     async def give_up(self, indices: list[int]) -> None:
         """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
-        await self._dispatch.market.give_up.remote(indices, self._life)
+        await self._dispatch.market.give_up(indices, self._life)
 
     async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
         call = Call(self._caller, self._life, next(self._requests))
-        answers: list[int] = await self._dispatch.market.reserve.remote(round_number, requests, call)
-        return answers
+        return await self._dispatch.market.reserve(round_number, requests, call)
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
@@ -142,7 +142,7 @@ class Generate:
     async def _try_again(
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
     ) -> None:
-        await self._dispatch.market.forfeit.remote([(row["index"], row["attempt"]) for row in rows])
+        await self._dispatch.market.forfeit([(row["index"], row["attempt"]) for row in rows])
         for (
             row
         ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
@@ -180,7 +180,7 @@ class Generate:
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         """Score what has ended, tell the market what it spent, and return the attempts."""
         rows = await self._attempts(ended, seconds)
-        await self._dispatch.market.settle.remote(
+        await self._dispatch.market.settle(
             [
                 Settlement(
                     index=row["index"],
