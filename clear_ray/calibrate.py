@@ -232,6 +232,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
                 num_cpus=0.1,
                 compute=ActorPoolStrategy(size=1),
             ).write_parquet(folder.child(name).path, filesystem=folder.filesystem)
+            folder.child(name).sync()
             folder.write(f"{name}.json", b"{}")
         return crew.model
 
