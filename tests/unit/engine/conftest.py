@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 from clear_ray.engine import Engine, Generation, Grant
-
-SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def run_grants(engine: Engine, grants: Sequence[Grant]) -> dict[tuple[str, int], Generation]:
