@@ -1,4 +1,4 @@
-"""Rollouts of a model on queries with known answers -> a fitted head (method.md section 5).
+"""Rollouts of a model on queries with known answers -> a fitted head (docs/method.md, section 5).
 
 Each sample is a batch run of its own under `<run_dir>/sample-NN`, with equal ceilings and its share of the budget: the same
 engines, ledger and resume as any run. The probe features are read once more, this time with their hidden states. Run

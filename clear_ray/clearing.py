@@ -1,7 +1,7 @@
 """One round of the market, as a pure function: who is open, what is left -> whom to grant how much, in which order.
 
-A round (method.md sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that was
-cut off counts as what it is: a curve of further tokens, given that it has not ended yet.
+A round (docs/method.md, sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that
+was cut off counts as what it is: a curve of further tokens, given that it has not ended yet.
 
 What is priced is the ceiling, because the ledger reserves it in full: all grants of a round fit together, none waits for
 another's refund, and no estimate of lengths can promise more than the budget pays for. What early finishers return is
@@ -119,7 +119,7 @@ def clear(
     Returns:
         The clearing; without grants if nothing is open, nothing is left, or what is left is owed as minimum service.
 
-    Source: method.md sections 3 and 4.4.
+    Source: docs/method.md, sections 3 and 4.4.
     """
     room_N = batch.max_tokens_N - generated_tokens_N
     index = np.flatnonzero(is_open_N & (room_N > 0))

@@ -5,7 +5,7 @@ A query's tokens pass through three states, and only in this direction:
     available --reserve--> reserved --settle--> spent      (what was not used returns to available: the refund)
                                     --forfeit-> spent      (the worker died: charged in full)
 
-Conservation law, checked after every change (method.md section 4):
+Conservation law, checked after every change (docs/method.md, section 4):
 
     available + reserved + spent = budget,  each of them >= 0,  wasted <= spent
 

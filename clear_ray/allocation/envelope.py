@@ -73,7 +73,7 @@ def concave_steps(
         min_tokens_N: Floor, tokens.
         max_tokens_N: Ceiling, tokens.
 
-    Source: method.md 2.3.
+    Source: docs/method.md, section 2.3.
     """
     queries, grid_points = success_NK.shape
     price_KN, spend_KN = np.empty((2, grid_points, queries))

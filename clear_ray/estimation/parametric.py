@@ -1,11 +1,11 @@
 """Two heads in closed form, to compare the default with: the paper's regressed threshold, and a shifted Erlang-2.
 
-`regressed_threshold` (method.md 2.1): the length of a right answer is regressed on the features; how far before it the
-emergence threshold lies, and the rate beta, are fitted by maximum likelihood to the lengths of right rollouts. All queries
-share alpha and beta, so all are equally solvable: the curves say when, not whether.
+`regressed_threshold` (docs/method.md, section 2.1): the length of a right answer is regressed on the features; how far before
+it the emergence threshold lies, and the rate beta, are fitted by maximum likelihood to the lengths of right rollouts. All
+queries share alpha and beta, so all are equally solvable: the curves say when, not whether.
 
-`shifted_erlang` (method.md 2.2): also the chance of a right answer is regressed, threshold and rate scale with the
-predicted length, and wrong answers have lengths of their own, so that spend is known too.
+`shifted_erlang` (docs/method.md, section 2.2): also the chance of a right answer is regressed, threshold and rate scale with
+the predicted length, and wrong answers have lengths of their own, so that spend is known too.
 
 Shapes: N queries, K grid points, R rollouts, P coordinates.
 """

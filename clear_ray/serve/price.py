@@ -35,7 +35,7 @@ over a minute and within 30 percent over any W (most of that is the luck of the 
 of the new static one (tests/unit/serve/test_price.py). Too little is never sold for lack of a buyer for longer than W; too
 much is never sold at all: the account is empty first.
 
-Source: method.md sections 3 and 4.4; the law is ours.
+Source: docs/method.md, sections 3 and 4.4; the law is ours.
 """
 
 from __future__ import annotations

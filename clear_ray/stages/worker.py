@@ -1,7 +1,7 @@
 """One engine worker: a language model and the head that reads its features. The pipeline makes it a Ray actor.
 
 Both stages call the same workers, so a model is loaded once for each GPU. Hidden states never leave the worker: `probe`
-returns curve parameters only (method.md section 4.1).
+returns curve parameters only (docs/method.md, section 4.1).
 """
 
 from __future__ import annotations

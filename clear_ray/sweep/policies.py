@@ -1,4 +1,4 @@
-"""Every policy of method.md section 6 on recorded rollouts: who gets how many tokens, and what came of it.
+"""Every policy of docs/method.md, section 6 on recorded rollouts: who gets how many tokens, and what came of it.
 
 Two kinds. Policies that could run are run: round by round through `clear` and the ledger (`replayed`), once for each
 recorded sample. Yardsticks that know the recording are read off it: `uniform`, the equal ceiling that spends exactly the
