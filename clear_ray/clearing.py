@@ -1,4 +1,4 @@
-"""One round of the market, as a pure function: who is open, what is left -> whom to grant how much, in which order.
+"""One round of the market, as a pure function: what is open and what is left -> grants, in their order.
 
 A round (docs/method.md, sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that
 was cut off counts as what it is: a curve of further tokens, given that it has not ended yet.
@@ -79,7 +79,7 @@ class Clearing:
         shadow_price: The price, expected answers per token priced.
         dual_bound: No allocation of these tokens, counted as they were priced, can be expected to add more.
         gap: dual_bound minus the expected utility of the grants; at least 0.
-        kept_tokens: In tokens of cost 1, held back for the minimum service of queries that are not worth the price.
+        kept_tokens: Tokens of cost 1 that are held back for the minimum service of queries that are not worth the price.
         is_service: Whether these grants are that minimum service.
     """
 

@@ -144,7 +144,7 @@ def alone_with(folder: Folder) -> Iterator[None]:
 
 
 def wait_until_unused(folder: Folder) -> None:
-    """Return once nobody writes the journal of a local run folder; at once where there is none.
+    """Return once no process writes the journal of a local run folder; at once where there is none.
 
     Raises:
         ResumeError: Another process goes on writing it.

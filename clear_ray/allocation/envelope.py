@@ -127,7 +127,7 @@ def best_points(spend: FloatArray, success: FloatArray, price: FloatArray) -> tu
     Args:
         spend: Shape (K + 1, M).
         success: Shape (K + 1, M).
-        price: One a row, no slope of its envelope.
+        price: Price of each row, no slope of its envelope.
     """
     value = spend * price
     np.subtract(success, value, out=value)

@@ -49,7 +49,7 @@ class ParametricHead:
 
     Args:
         card: Where the head comes from.
-        coordinates: From features to coordinates.
+        coordinates: Map from features to coordinates.
         lines: Regressions by name.
         numbers: Shared parameters by name.
     """
@@ -162,9 +162,9 @@ def fit_regressed_threshold(card: HeadCard, rollouts: Rollouts, features: Featur
 
     Args:
         card: Its grid is used; the rest is kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of landmarks and folds.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of landmarks and folds.
     """
     coordinates, x_NP = _coordinates(rollouts, features, seed=seed)
     line, held_N = _fit_length(x_NP, rollouts, rollouts.is_right_R, seed=seed)
@@ -181,9 +181,9 @@ def fit_shifted_erlang(card: HeadCard, rollouts: Rollouts, features: Features, *
 
     Args:
         card: Its grid is used; the rest is kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of landmarks and folds.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of landmarks and folds.
     """
     coordinates, x_NP = _coordinates(rollouts, features, seed=seed)
     count_N = np.bincount(rollouts.query_R, minlength=len(rollouts)).astype(np.float64)

@@ -15,17 +15,17 @@ in force, R the tokens given back and X those sold outside the price (direct ans
 
     sellable rate S = r + (R - X) / W + max((L - Q - C/2) / (W/2), -r/2),  at least 0, tokens per second
     cleared price   = the lowest price at which the demand remembered from these w seconds fits w * S (the sketch), and at
-                      which the demand of all who wait fits h * S, or one query where that is less
+                      which the demand of all that wait fits h * S, or one query where that is less
     price           = the cleared price, but not more than `step_octaves` (s) doublings or halvings from the last price
 
 The first part of S is income; the last steers the stock, what is promised to the queue taken off, to half the carry-over with
 time constant W/2, and never takes more than half the income for that, so that a start with nothing sells at once. The bound
-for those who wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
-price promises tokens to all who were just below it, and everybody after them waits for tokens instead of for a price. The
+for those that wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
+price promises tokens to all that were just below it, and every query after them waits for tokens instead of for a price. The
 stock rests below C/2 for the same reason. Unit of the price: expected correct answers per token. Bounds: 0, or
 `lowest_price` to `highest_price`; a step from 0 starts at `lowest_price`, and below `lowest_price` it is 0. Where the step
 does not bind, equal queries are told apart by their tie class exactly as in a batch (`SketchPrice`), and at price 0 an
-unspent budget abandons nobody.
+unspent budget abandons no query.
 
 **After a step in load** at time 0 the memory holds old demand only in part, and none of it after W: the cleared price moves
 to the new static price within W, the price follows with at most s octaves every h, and what was sold too much or too little
@@ -62,7 +62,7 @@ class OnlinePrice:
         now_seconds: The time at which tokens begin to become available.
 
     Attributes:
-        waiting: Queries in the queue, with surplus or not; whoever keeps the queue puts them in and takes them out.
+        waiting: Queries in the queue, with surplus or not; the keeper of the queue puts them in and takes them out.
     """
 
     def __init__(self, law: PriceLaw, *, now_seconds: float) -> None:
@@ -185,7 +185,7 @@ class OnlinePrice:
         return refund
 
     def seconds_until(self, tokens: int) -> float:
-        """Return how long until so many tokens are available if nobody else buys and nothing is given back, seconds."""
+        """Return how long until so many tokens are available if no other query buys and nothing is given back, seconds."""
         return max(0, tokens - self._purse.available_tokens) / self._law.budget_tokens_per_second
 
     def next_clearing_seconds(self) -> float:
@@ -196,7 +196,7 @@ class OnlinePrice:
     def advance(self, now_seconds: float) -> bool:
         """Let time pass: tokens become available, leases run out, and the price is cleared where that is due.
 
-        Clearings that were missed while nobody called are made up for by one.
+        Clearings that were missed while no call came are made up for by one.
 
         Returns:
             Whether the price was cleared.
@@ -295,7 +295,7 @@ def _rows_by_grid(asks: Sequence[Ask]) -> dict[bytes, list[int]]:
 
 
 def _unpriced() -> SketchPrice:
-    """Return the price of no demand: 0, with the highest level for whoever comes."""
+    """Return the price of no demand: 0, with the highest level for the next query."""
     level = 1 << 24
     return SketchPrice(
         shadow_price=0.0,

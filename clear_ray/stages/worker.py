@@ -49,7 +49,7 @@ class EngineWorker:
         head.check_model(self._engine.card.fingerprint)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are."""
+        """Return the cards of the model and the head."""
         return self._engine.card, self._head.card
 
     async def pulse(self) -> int | None:
@@ -62,7 +62,7 @@ class EngineWorker:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
         Args:
-            query_ids: Whose prompts these are.
+            query_ids: Queries that these prompts are of.
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
