@@ -87,7 +87,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     Args:
         queries: Rows with the columns of `config.input.columns`; None reads what `config.input` names.
         config: What the batch may cost, and how.
-        display: Told of the progress, a few times a second.
+        display: Display that is told of the progress, a few times a second.
 
     Returns:
         The report, and where the answers are.
@@ -149,7 +149,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
     Args:
         queries: As for `run`.
         config: As for `run`.
-        display: Told of the progress.
+        display: Display that is told of the progress.
 
     Raises:
         SchemaError: The input is refused.

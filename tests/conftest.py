@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks of every session
+
 # A shell that starts pytest in the background has it ignore Ctrl-C, and all that tests start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"

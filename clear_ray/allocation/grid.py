@@ -73,7 +73,7 @@ def tokens_within(tokens_NK: IntArray, table_NK: FloatArray, amount_N: FloatArra
 
     Args:
         tokens_NK: Grid of each query.
-        table_NK: Never falling along K.
+        table_NK: Table of amounts, never falling along K.
         amount_N: One amount a query, >= 0.
     """
     passed = (table_NK <= amount_N[:, None]).sum(axis=1)

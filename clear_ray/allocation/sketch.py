@@ -14,7 +14,7 @@ H classes, and as many classes as the budget allows buy at the lower price, the 
 equal queries, with tokens for seven thousand, some 6,950 are funded; the rest of the budget is slack for the next round.
 
 Where the first pass finds that nothing binds, the second is about the unspent budget instead: its positions are levels,
-to which the caps of all queries are raised as far as the budget goes, so that nobody is abandoned.
+to which the caps of all queries are raised as far as the budget goes, so that no query is abandoned.
 """
 
 from __future__ import annotations

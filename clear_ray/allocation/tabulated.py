@@ -51,7 +51,7 @@ class Tabulated:
         UtilityError: shapes that do not fit, or a value that is not finite, out of range, falling along the grid, or
             success before any spend; the first such query is named.
 
-    Source: method.md 2.3.
+    Source: docs/method.md, section 2.3.
     """
 
     is_smooth: bool = False

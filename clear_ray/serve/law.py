@@ -106,7 +106,7 @@ class Hold:
         slot: Its place in that purse.
         attempt: Which of the holds in that place, from 1.
         tokens: How many.
-        expires_seconds: When its lease ends, on the scale of whoever sold it.
+        expires_seconds: When its lease ends, on the scale of its seller.
     """
 
     purse: str

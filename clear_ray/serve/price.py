@@ -15,19 +15,19 @@ in force, R the tokens given back and X those sold outside the price (direct ans
 
     sellable rate S = r + (R - X) / W + max((L - Q - C/2) / (W/2), -r/2),  at least 0, tokens per second
     cleared price   = the lowest price at which the demand remembered from these w seconds fits w * S (the sketch), and at
-                      which the demand of all who wait fits h * S, or one query where that is less
+                      which the demand of all that wait fits h * S, or one query where that is less
     price           = the cleared price, but not more than `step_octaves` (s) doublings or halvings from the last price
 
 The first part of S is income; the last steers the stock, what is promised to the queue taken off, to half the carry-over with
 time constant W/2, and never takes more than half the income for that, so that a start with nothing sells at once. The bound
-for those who wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
-price promises tokens to all who were just below it, and everybody after them waits for tokens instead of for a price. The
+for those that wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
+price promises tokens to all that were just below it, and every query after them waits for tokens instead of for a price. The
 stock rests below C/2 for the same reason. Unit of the price: expected correct answers per token. Octaves do not lead to 0
 or away from it, so they need a start: `price_octaves` halvings below the highest reservation price that is remembered. From 0
 the price steps up from there, and on its way to a cleared price of 0 it is 0 below. That is a share of what is for sale and
 no price of its own, so answers k times as long are sold k times the tokens at a k-th of the price. Where the step does not
 bind, equal queries are told apart by their tie class exactly as in a batch (`SketchPrice`), and at price 0 an unspent budget
-abandons nobody.
+abandons no query.
 
 **After a step in load** at time 0 the memory holds old demand only in part, and none of it after W: the cleared price moves
 to the new static price within W, the price follows with at most s octaves every h, and what was sold too much or too little
@@ -37,7 +37,7 @@ over a minute and within 30 percent over any W (most of that is the luck of the 
 of the new static one (tests/unit/serve/test_price.py). Too little is never sold for lack of a buyer for longer than W; too
 much is never sold at all: the account is empty first.
 
-Source: method.md sections 3 and 4.4; the law is ours.
+Source: docs/method.md, sections 3 and 4.4; the law is ours.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class OnlinePrice:
         now_seconds: The time at which tokens begin to become available.
 
     Attributes:
-        waiting: Queries in the queue, with surplus or not; whoever keeps the queue puts them in and takes them out.
+        waiting: Queries in the queue, with surplus or not; the keeper of the queue puts them in and takes them out.
     """
 
     def __init__(self, law: PriceLaw, *, now_seconds: float) -> None:
@@ -189,7 +189,7 @@ class OnlinePrice:
         return refund
 
     def seconds_until(self, tokens: int) -> float:
-        """Return how long until so many tokens are available if nobody else buys and nothing is given back, seconds."""
+        """Return how long until so many tokens are available if no other query buys and nothing is given back, seconds."""
         return max(0, tokens - self._purse.available_tokens) / self._law.budget_tokens_per_second
 
     def next_clearing_seconds(self) -> float:
@@ -200,7 +200,7 @@ class OnlinePrice:
     def advance(self, now_seconds: float) -> bool:
         """Let time pass: tokens become available, leases run out, and the price is cleared where that is due.
 
-        Clearings that were missed while nobody called are made up for by one.
+        Clearings that were missed while no call came are made up for by one.
 
         Returns:
             Whether the price was cleared.
@@ -308,7 +308,7 @@ def _rows_by_grid(asks: Sequence[Ask]) -> dict[bytes, list[int]]:
 
 
 def _unpriced() -> SketchPrice:
-    """Return the price of no demand: 0, with the highest level for whoever comes."""
+    """Return the price of no demand: 0, with the highest level for the next query."""
     level = MOST_TOKENS
     return SketchPrice(
         shadow_price=0.0,
