@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.clearing import Clearing
-from clear_ray.ledger import Ledger
+from clear_ray.ledger import WAIT, Entry, Ledger
 
 Clear = Callable[[NDArray[np.int64], NDArray[np.bool_], int], Clearing]
 """From tokens generated so far, who is open, and the tokens available to the grants of a round."""
@@ -118,15 +118,14 @@ def _dispatch(
     while line or waiting or running:
         while line and len(waiting) + len(running) < how.rows_in_flight:
             index, tokens = line[0]
-            if not ledger.could_fit(index, tokens):
-                line.popleft()
-            elif ledger.fits(index, tokens):
-                line.popleft()
-                spend = min(tokens, int(length_N[index] - answer_N[index]))
-                waiting.append((index, ledger.reserve(index, tokens).attempt, spend))
-                served += 1
-            else:
+            admitted = ledger.admit(index, tokens)
+            if admitted == WAIT:
                 break
+            line.popleft()
+            if isinstance(admitted, Entry):
+                spend = min(tokens, int(length_N[index] - answer_N[index]))
+                waiting.append((index, admitted.attempt, spend))
+                served += 1
         while waiting and len(running) < how.max_batch:
             index, attempt, spend = waiting.popleft()
             heapq.heappush(running, (now + spend, index, attempt, spend))
