@@ -10,9 +10,9 @@ import ray
 from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.progress import Progress
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
@@ -26,7 +26,7 @@ class OpenRun:
         hiring: The engines.
         desk: The market's actor.
         estimates: What the probe found.
-        standing: Where every query is; changes round by round.
+        states: Where every query is; changes round by round.
         progress: What the display is told.
     """
 
@@ -35,7 +35,7 @@ class OpenRun:
     hiring: Hiring
     desk: Any
     estimates: Estimates
-    standing: Standing
+    states: QueryStates
     progress: Progress
 
     def void_attempts(self) -> VoidAttempts:

@@ -21,7 +21,6 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, plan_report
-from clear_ray.clearing import nothing_to_grant
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
@@ -39,6 +38,8 @@ from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import (
     ESTIMATES,
     ESTIMATES_WHOLE,
@@ -57,7 +58,6 @@ from clear_ray.run_folder import (
     write_grants,
 )
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
 
@@ -136,8 +136,8 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, desk, lambda: progress.seconds)
-            standing = Standing(cost_N, failed=estimates.error_of_index)
-            work = OpenRun(folder, config, hiring, desk, estimates, standing, progress)
+            states = QueryStates(cost_N, failed=estimates.error_of_index)
+            work = OpenRun(folder, config, hiring, desk, estimates, states, progress)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
@@ -173,9 +173,9 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
-            standing = Standing(cost_N, failed=estimates.error_of_index)
-            clearing = clear_round(folder, config, estimates, standing, config.budget_tokens)
-            return plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
+            states = QueryStates(cost_N, failed=estimates.error_of_index)
+            clearing = clear_round(folder, config, estimates, states, config.budget_tokens)
+            return plan_report(estimates, states, clearing, config.budget_tokens, crew.head)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -248,9 +248,9 @@ def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) ->
 
 
 def _rounds(work: OpenRun) -> list[RoundReport]:
-    """Clear, generate and settle until nothing useful is left to buy; `work.standing` changes."""
+    """Clear, generate and settle until nothing useful is left to buy; `work.states` changes."""
     folder, config, desk, progress = work.folder, work.config, work.desk, work.progress
-    estimates, standing = work.estimates, work.standing
+    estimates, states = work.estimates, work.states
     rounds: list[RoundReport] = []
     is_priced = True
     ray.get(desk.close_open_reservations.remote())
@@ -261,25 +261,25 @@ def _rounds(work: OpenRun) -> list[RoundReport]:
         if kept is None:
             available_tokens = ray.get(desk.balance.remote()).available_tokens
             clearing = nothing_to_grant(estimates.queries)
-            if is_priced and is_worth_a_round(config, standing, number, available_tokens):
+            if is_priced and is_worth_a_round(config, states, number, available_tokens):
                 progress.begin("price", round_number=number)
-                clearing = clear_round(folder, config, estimates, standing, available_tokens)
+                clearing = clear_round(folder, config, estimates, states, available_tokens)
             if not len(clearing.index_M):
-                clearing = serve_the_rest(config, estimates, standing, available_tokens)
+                clearing = serve_the_rest(config, estimates, states, available_tokens)
             if not len(clearing.index_M):
                 break
             write_grants(folder, number, clearing, available_tokens)
         else:
             clearing, available_tokens = kept
-        standing.grant(clearing)
+        states.grant(clearing)
         if kept is None or is_last_kept:
-            granted = int(standing.was_granted_N.sum())
+            granted = int(states.was_granted_N.sum())
             progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
             ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
             generate_round(work, clearing, number)
         attempts = read_attempts(folder, number, estimates.queries, work.void_attempts())
         seconds = time.monotonic() - started
-        report = standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens)
+        report = states.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens)
         rounds.append(report)
         if clearing.is_service:
             break

@@ -9,13 +9,15 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
-from clear_ray.clearing import Clearing, clear, minimum_service, nothing_to_grant, reservation_prices
 from clear_ray.clearing_rows import clear_rows, reservation_prices_of_rows
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError
+from clear_ray.rounds.batch import reservation_prices
+from clear_ray.rounds.clearing import Clearing, clear, nothing_to_grant
+from clear_ray.rounds.minimum_service import minimum_service
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.sketching import is_sketched
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
@@ -25,45 +27,45 @@ def is_sketched_run(config: RunConfig, queries: int) -> bool:
 
 
 def clear_round(
-    folder: Folder, config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int
+    folder: Folder, config: RunConfig, estimates: Estimates, states: QueryStates, available_tokens: int
 ) -> Clearing:
     """Price what is available over the queries that are open, and grant it."""
     if is_sketched_run(config, estimates.queries):
         return clear_rows(
             _estimate_rows(folder),
             estimates.batch.curves.tokens_K,
-            standing,
+            states,
             tie_break_N=estimates.tie_break_N,
             available_tokens=available_tokens,
         )
     return clear(
         estimates.batch,
-        generated_tokens_N=standing.answer_tokens_N,
-        is_open_N=standing.is_open_N,
+        generated_tokens_N=states.answer_tokens_N,
+        is_open_N=states.is_open_N,
         available_tokens=available_tokens,
         policy=config.allocation.policy,
         minimum_service_tokens=config.allocation.minimum_service_tokens or 0,
     )
 
 
-def serve_the_rest(config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int) -> Clearing:
+def serve_the_rest(config: RunConfig, estimates: Estimates, states: QueryStates, available_tokens: int) -> Clearing:
     """Return the minimum service of the queries that no round has funded; no grants if there is none."""
     if config.allocation.minimum_service_tokens is None:
         return nothing_to_grant(estimates.queries)
     return minimum_service(
         estimates.batch,
-        generated_tokens_N=standing.answer_tokens_N,
-        is_open_N=standing.is_open_N & (standing.rounds_N == 0),
+        generated_tokens_N=states.answer_tokens_N,
+        is_open_N=states.is_open_N & (states.rounds_N == 0),
         available_tokens=available_tokens,
         minimum_service_tokens=config.allocation.minimum_service_tokens,
-        shadow_price=float(standing.price_N[standing.rounds_N == 0].max(initial=0.0)),
+        shadow_price=float(states.price_N[states.rounds_N == 0].max(initial=0.0)),
     )
 
 
-def is_worth_a_round(config: RunConfig, standing: Standing, number: int, available_tokens: int) -> bool:
+def is_worth_a_round(config: RunConfig, states: QueryStates, number: int, available_tokens: int) -> bool:
     """Return whether there may be another clearing, and enough for it beside what is owed as minimum service."""
-    is_owed_N = standing.is_open_N & (standing.rounds_N == 0)
-    owed_tokens = (config.allocation.minimum_service_tokens or 0) * float(standing.cost_N[is_owed_N].sum())
+    is_owed_N = states.is_open_N & (states.rounds_N == 0)
+    owed_tokens = (config.allocation.minimum_service_tokens or 0) * float(states.cost_N[is_owed_N].sum())
     is_enough = number == 1 or available_tokens - owed_tokens >= config.allocation.smallest_grant_tokens
     return number <= config.allocation.max_rounds and is_enough
 

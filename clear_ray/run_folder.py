@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.budget import MOST_BUDGET_TOKENS
-from clear_ray.clearing import Batch, Clearing
 from clear_ray.config import MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
@@ -36,6 +35,8 @@ from clear_ray.journal import JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing
 from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, read_many, reading_errors
 

@@ -18,18 +18,10 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, allocate, proportional, smallest_threshold
 from clear_ray.allocation.utility import Utility
-from clear_ray.clearing import (
-    Basis,
-    Batch,
-    Clearing,
-    Policy,
-    Solve,
-    clear,
-    grants_of,
-    minimum_service,
-    nothing_to_grant,
-)
 from clear_ray.estimation.curves import Curves
+from clear_ray.rounds.batch import Basis, Batch
+from clear_ray.rounds.clearing import Clearing, Policy, Solve, clear, grants_of, nothing_to_grant
+from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.sweep.recording import Recording
 from clear_ray.sweep.replayed import Clear, Dispatched, replay_run
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.clearing import Clearing
 from clear_ray.ledger import WAIT, Entry, Ledger
+from clear_ray.rounds.clearing import Clearing
 
 Clear = Callable[[NDArray[np.int64], NDArray[np.bool_], int], Clearing]
 """From tokens generated so far, who is open, and the tokens available to the grants of a round."""

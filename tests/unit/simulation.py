@@ -1,6 +1,6 @@
 """A whole run with its crashes in one thread and no clock: what happens when is drawn from a seed.
 
-Real: `MarketActor` with its ledger and its journal on disk, the `Generate` stage, `clear`, `Standing`, the verdicts.
+Real: `MarketActor` with its ledger and its journal on disk, the `Generate` stage, `clear`, `QueryStates`, the verdicts.
 Simulated, because they are what dies: engines that decode token by token, Ray's habit of calling a restarted actor and a
 dead task again, the disk's habit of keeping half a write, and the driver's page of `pipeline._rounds`.
 
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clear_ray.clearing import Batch, Clearing, clear
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
@@ -32,11 +31,13 @@ from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import slim_attempts
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.roster import Workers
-from clear_ray.standing import Standing
 from clear_ray.storage import open_folder
 from tests.unit.local_actors import Method
 
@@ -271,7 +272,7 @@ class Simulation:
         self.poison = self.seed % 7 if self.seed % 5 == 0 else None
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
-        self.standing = Standing(self.world.batch.cost_N)
+        self.states = QueryStates(self.world.batch.cost_N)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
         count = self.rng.choice((0, 1, 1, 2, 2, 3, 5))
         self.faults = sorted((int(self.rng.expovariate(1 / 40)), self.rng.choice(kinds)) for _ in range(count))
@@ -338,8 +339,8 @@ class Simulation:
 
     async def _drive(self) -> None:
         """The page of `pipeline._rounds`."""
-        desk, standing = self.desk, Standing(self.world.batch.cost_N)
-        self.standing = standing
+        desk, states = self.desk, QueryStates(self.world.batch.cost_N)
+        self.states = states
         await desk.close_open_reservations.remote()
         for number in range(1, MOST_ROUNDS + 1):
             kept = self.grants.get(number)
@@ -347,21 +348,21 @@ class Simulation:
                 available_tokens = (await desk.balance.remote()).available_tokens
                 if available_tokens < SMALLEST_GRANT_TOKENS:
                     break
-                generated, is_open = tuple(standing.answer_tokens_N.tolist()), tuple(standing.is_open_N.tolist())
+                generated, is_open = tuple(states.answer_tokens_N.tolist()), tuple(states.is_open_N.tolist())
                 clearing = cleared(self.world.number, generated, is_open, available_tokens)
                 if not len(clearing.index_M):
                     break
                 self.grants[number] = clearing, available_tokens
                 self.rows[number] = []
             clearing, available_tokens = self.grants[number]
-            standing.grant(clearing)
+            states.grant(clearing)
             if kept is None or number + 1 not in self.grants:
                 await desk.open_round.remote(number, {"available": available_tokens})
                 await self._mark_lost_answers()
                 await self._generate(number, clearing)
             self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
             attempts = [attempts_table(self.rows[number])]
-            standing.take(number, clearing, attempts, seconds=0.0, available_tokens=available_tokens)
+            states.take(number, clearing, attempts, seconds=0.0, available_tokens=available_tokens)
             if not self.rows[number]:
                 break
         await self._mark_lost_answers()
@@ -470,7 +471,7 @@ class Simulation:
             for row in self.rows[number]:
                 assert len(row["token_ids"]) == answer_N[row["index"]] + row["attempt_tokens"]
                 answer_N[row["index"]] = len(row["token_ids"])
-        np.testing.assert_array_equal(self.standing.answer_tokens_N, answer_N)
+        np.testing.assert_array_equal(self.states.answer_tokens_N, answer_N)
         failed = {row["index"] for rows in self.rows.values() for row in rows if row["error"]}
         assert self.poison not in set(np.flatnonzero(answer_N)), "an answer of a query that kills its engine"
         if "worker dies" not in "\n".join(self.told):

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.calibrate import _refuse_other_features, calibrate
-from clear_ray.clearing import nothing_to_grant
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
 from clear_ray.generating import block_rows, calls_for
 from clear_ray.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.run_folder import (
     MANIFEST,
     SLIM_ATTEMPT_SCHEMA,

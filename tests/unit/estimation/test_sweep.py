@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clear_ray.clearing import Batch, clear, minimum_service, reservation_prices
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.rounds.batch import Batch, reservation_prices
+from clear_ray.rounds.clearing import clear
+from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.sweep.budgets import sweep
 from clear_ray.sweep.estimates import estimate, training_apart, training_by_folds
 from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings, priced, served

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clear_ray.clearing import Batch, Clearing, clear, minimum_service
 from clear_ray.config import ReplayConfig, TransformersConfig
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.records import QUERY_SCHEMA
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.run_folder import read_batch
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.probe import Probe

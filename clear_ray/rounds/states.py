@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clear_ray.clearing import Clearing
 from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.clearing import Clearing
 
 
-class Standing:
+class QueryStates:
     """Sums over the rounds so far; every attribute has shape (N,).
 
     Args:

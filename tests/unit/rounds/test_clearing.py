@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.clearing import Batch, Clearing, clear, uniform_ceiling
 from clear_ray.estimation.curves import curves_from_incidence
+from clear_ray.rounds.batch import Batch, uniform_ceiling
+from clear_ray.rounds.clearing import Clearing, clear
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
 
