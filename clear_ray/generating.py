@@ -32,9 +32,8 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     folder, config, states = work.folder, work.config, work.states
     has_attempt_N, written_N = np.zeros(len(states.is_open_N), bool), states.written_tokens_N.copy()
     for attempts in read_attempts(folder, number, len(has_attempt_N), work.void_attempts()):
-        index = attempts["index"].to_numpy().astype(np.int64)
-        has_attempt_N[index] = True
-        written_N[index] += attempts["attempt_tokens"].to_numpy().astype(np.int64)
+        has_attempt_N[attempts.index_M] = True
+        written_N[attempts.index_M] += attempts.attempt_tokens_M
     mark_lost_answers(work, written_N)
     is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():

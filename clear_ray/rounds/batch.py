@@ -85,8 +85,17 @@ def further_utility(
 
 def affordable_tokens(available_tokens: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return how many whole tokens of each query could be paid for, were they all that is bought."""
-    parts_N = np.rint(cost_N * COST_PARTS).astype(np.int64)
-    return np.asarray(available_tokens * COST_PARTS // parts_N)
+    return np.asarray(available_tokens * COST_PARTS // cost_parts(cost_N))
+
+
+def taken_tokens(tokens_M: NDArray[np.int64], cost_M: NDArray[np.float64]) -> int:
+    """Return what tokens of some queries take from the budget in all, in tokens of cost 1, rounded up."""
+    return -(-int(tokens_M @ cost_parts(cost_M)) // COST_PARTS)
+
+
+def cost_parts(cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return costs in whole thousandths, as the ledger counts them."""
+    return np.rint(cost_N * COST_PARTS).astype(np.int64)
 
 
 def reservation_prices(batch: Batch) -> NDArray[np.float64]:

@@ -17,7 +17,6 @@ Shapes: N queries of the batch, M of them granted, K grid points.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
-from clear_ray.rounds.batch import Basis, Batch, expected_spend, further_utility
+from clear_ray.rounds.batch import Basis, Batch, expected_spend, further_utility, taken_tokens
 
 Policy = Literal["clear_ray", "uniform"]
 Solve = Callable[..., Allocation]
@@ -72,7 +71,7 @@ def clear(
     available_tokens: int,
     policy: Policy | Solve = "clear_ray",
     basis: Basis = "ceilings",
-    minimum_service_tokens: int = 0,
+    owed_tokens_N: NDArray[np.int64] | None = None,
 ) -> Clearing:
     """Price `available_tokens` over the open queries and grant them.
 
@@ -83,7 +82,7 @@ def clear(
         available_tokens: What may be granted, in tokens of cost 1.
         policy: `clear_ray` by the price, `uniform` equal ceilings, or a rule of your own.
         basis: What a grant is priced at: `ceilings` at its whole ceiling, `expected_spend` at what it is expected to spend.
-        minimum_service_tokens: Floor of every query that has generated nothing yet; see `minimum_service`.
+        owed_tokens_N: Floor under what each query is granted, shape (N,), see `minimum_service`; none if not given.
 
     Returns:
         The clearing; without grants if nothing is open, nothing is left, or what is left is owed as minimum service.
@@ -92,8 +91,8 @@ def clear(
     """
     room_N = batch.max_tokens_N - generated_tokens_N
     index = np.flatnonzero(is_open_N & (room_N > 0))
-    floor = np.where(generated_tokens_N[index] == 0, np.minimum(room_N[index], minimum_service_tokens), 0)
-    if not len(index) or available_tokens < 1 or floor @ batch.cost_N[index] > available_tokens:
+    floor = np.zeros_like(index) if owed_tokens_N is None else owed_tokens_N[index]
+    if not len(index) or available_tokens < 1 or taken_tokens(floor, batch.cost_N[index]) > available_tokens:
         return nothing_to_grant(len(room_N))
 
     def utility_above(floor_tokens: NDArray[np.int64]) -> Tabulated:
@@ -111,7 +110,7 @@ def clear(
     kept_tokens = 0
     if floor.any():
         allocation, is_kept = _without_kept(allocation, floor, utility_above(np.zeros_like(floor)))
-        kept_tokens = math.ceil(floor[is_kept] @ batch.cost_N[index[is_kept]])
+        kept_tokens = taken_tokens(floor[is_kept], batch.cost_N[index[is_kept]])
     spend = expected_spend(batch.curves.take(index), generated_tokens_N[index], allocation.tokens_N)
     granted = grants_of(
         allocation,

@@ -1,18 +1,16 @@
 """Where every query of a running batch stands, in a few numbers each: what rounds change and verdicts are read from.
 
-Shapes: N queries of the batch, M granted in a round.
+Shapes: N queries of the batch, M of them granted or run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing
 
 
@@ -46,82 +44,30 @@ class QueryStates:
 
     def grant(self, clearing: Clearing) -> None:
         """Note a clearing before its grants are run."""
-        never = self.rounds_N == 0
-        self.price_N[never] = clearing.shadow_price
+        self.price_N[self.rounds_N == 0] = clearing.shadow_price
         self.was_granted_N[clearing.index_M] = True
 
-    def take(
-        self, number: int, clearing: Clearing, attempts: Iterable[pa.Table], *, seconds: float, available_tokens: int
-    ) -> RoundReport:
-        """Note what a round's grants came to.
+    def take(self, number: int, clearing: Clearing, place_M: NDArray[np.int64], attempts: Attempts) -> None:
+        """Note what some grants of a round came to.
 
         Args:
             number: The round.
-            clearing: Its grants.
-            attempts: `run_folder.read_attempts` of the round; only one table of them is held at a time.
-            seconds: Its wall time.
-            available_tokens: What it could grant.
-
-        Returns:
-            The round's report.
+            clearing: Its clearing.
+            place_M: The place of each attempt's grant in the clearing.
+            attempts: What came of them.
         """
-        count = _Count()
-        for table in attempts:
-            self._take_table(number, table, count)
-        was_run_M = self.last_round_N[clearing.index_M] == number
-        index, utility = clearing.index_M[was_run_M], clearing.expected_utility_M[was_run_M]
+        index, utility = attempts.index_M, clearing.expected_utility_M[place_M]
+        taken = clearing.tokens_M[place_M] * self.cost_N[index]
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += utility
-        self.surplus_N[index] = utility - clearing.shadow_price * clearing.tokens_M[was_run_M] * self.cost_N[index]
+        self.surplus_N[index] = utility - clearing.shadow_price * taken
         self.is_served_N[index] = clearing.is_service
-        return RoundReport(
-            number=number,
-            shadow_price=clearing.shadow_price,
-            available_tokens=available_tokens,
-            fresh=count.fresh,
-            continued=len(index) - count.fresh,
-            granted_tokens=count.granted_tokens,
-            expected_tokens=float(clearing.expected_tokens_M[was_run_M].sum()),
-            expected_utility=float(utility.sum()),
-            dual_bound=clearing.dual_bound,
-            gap=clearing.gap,
-            spent_tokens=count.spent_tokens,
-            finished=count.finished,
-            correct=count.correct if count.scored else None,
-            seconds=seconds,
-            is_service=clearing.is_service,
-        )
-
-    def _take_table(self, number: int, attempts: pa.Table, count: _Count) -> None:
-        index = attempts["index"].to_numpy().astype(np.int64)
-        granted, spent = (attempts[name].to_numpy().astype(np.int64) for name in ("granted_tokens", "attempt_tokens"))
-        has_failed, has_stopped = (attempts[name].to_numpy() for name in ("has_failed", "has_stopped"))
-        correct = attempts["correct"].to_numpy(zero_copy_only=False).astype(float)
-        is_scored = ~np.isnan(correct)
-        count.fresh += int((self.rounds_N[index] == 0).sum())
-        count.granted_tokens += int(granted.sum())
-        count.spent_tokens += int(spent.sum())
-        count.finished += int(has_stopped.sum())
-        count.scored += int(is_scored.sum())
-        count.correct += float(correct[is_scored].sum())
-        self.answer_tokens_N[index] = attempts["answer_tokens"].to_numpy()
-        self.written_tokens_N[index] += spent
-        self.granted_tokens_N[index] += granted
+        self.answer_tokens_N[index] = attempts.answer_tokens_M
+        self.written_tokens_N[index] += attempts.attempt_tokens_M
+        self.granted_tokens_N[index] += attempts.granted_tokens_M
         self.last_round_N[index] = number
         self.rounds_N[index] += 1
-        self.correct_N[index] = correct
-        self.has_stopped_N[index] = has_stopped
-        self.has_failed_N[index] = has_failed
-        self.is_open_N[index] = ~(has_stopped | has_failed)
-
-
-@dataclass(slots=True)
-class _Count:
-    """Sums over the attempts of one round."""
-
-    fresh: int = 0
-    granted_tokens: int = 0
-    spent_tokens: int = 0
-    finished: int = 0
-    scored: int = 0
-    correct: float = 0.0
+        self.correct_N[index] = attempts.correct_M
+        self.has_stopped_N[index] = attempts.has_stopped_M
+        self.has_failed_N[index] = attempts.has_failed_M
+        self.is_open_N[index] = ~attempts.is_over_M
