@@ -169,12 +169,13 @@ app.command()(sweep)
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
+    set_: Overrides = None,
 ) -> None:
     """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
     from clear_ray.serve.command import serve_until_interrupted
     from clear_ray.serve.settings import ServeConfig
 
-    serve_until_interrupted(ServeConfig.load(config))
+    serve_until_interrupted(ServeConfig.load(config, tuple(set_ or ())))
 
 
 def main(arguments: list[str] | None = None) -> None:
