@@ -158,10 +158,10 @@ class Crew:
     """The engine workers of a run: `engine.workers` from the start, more and fewer as they are wanted.
 
     Args:
-        config: Of the engines.
+        config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
-        ask_for: Told how many GPUs' worth of engines there are to be, before they are.
+        ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """
 
@@ -223,7 +223,7 @@ class Crew:
             self._cards.append(self._handles[-1].cards.remote())
 
     def wait(self) -> None:
-        """Wait until every model is loaded, and note who it is and how long that took.
+        """Wait until every model is loaded, and note its card and how long that took.
 
         Raises:
             EngineError: A worker could not be started; the reason is in it.
@@ -261,7 +261,7 @@ class BatchEngineWorker(EngineWorker):
             self._refusal = error
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are.
+        """Return the cards of the model and the head.
 
         Raises:
             ConfigError: The head was fitted for another model, or a setting does not fit the model.

@@ -60,7 +60,6 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     if digest.openai_url is not None:
         write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
     write_page(report, completions=_completion_rows(folder), folder=folder)
-    folder.child("completions").sync()
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 

@@ -18,12 +18,15 @@ from pydantic import (
 from pydantic_core import to_json
 
 from clear_ray.budget import budget_in_tokens, check_budget_text
-from clear_ray.config_base import ConfigFile, Settings
+from clear_ray.config_base import ConfigFile, Settings, apply_override
+from clear_ray.errors import ConfigError
 from clear_ray.scaling import seconds_of
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
 MOST_TOKENS = MOST_ROWS = 2**31 - 1
 """Tokens of one query; queries of a run, a call or a file. Below, such counts are kept in 32 or 64 bits, and added up."""
+CHANGEABLE = "scaling"
+"""The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
 
 
 class Demonstration(Settings):
@@ -350,3 +353,28 @@ class RunConfig(ConfigFile):
         if self.most_workers < self.engine.workers:
             raise ValueError("scaling.max_workers is below engine.workers, with which a run begins")
         return self
+
+    def resumed(self, overrides: tuple[str, ...]) -> RunConfig:
+        """Return the settings with which a run that began with these goes on.
+
+        Args:
+            overrides: Each `dotted.key=value`; the value is read as YAML.
+
+        Raises:
+            ConfigError: One names no setting, one that is fixed since the run began, or a value out of range.
+        """
+        settings = self.model_dump(mode="json")
+        for override in overrides:
+            apply_override(settings, override)
+        now = RunConfig.parse(settings, where="--set")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            part = key.partition(".")[0]
+            if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
+                raise ConfigError(
+                    "this setting is fixed since the run began",
+                    f"--set {key}",
+                    value,
+                    f"Only {CHANGEABLE}.* may change on the way; for another {part} begin a run with another run_dir.",
+                )
+        return now

@@ -47,7 +47,7 @@ class ConfigFile(Settings):
                 "the configuration is not a mapping", str(path), type(loaded).__name__, "Write `setting: value` lines."
             )
         for override in overrides:
-            _override(loaded, override)
+            apply_override(loaded, override)
         return cls.parse(loaded, where=str(path))
 
     @classmethod
@@ -69,7 +69,7 @@ class ConfigFile(Settings):
             raise ConfigError(
                 f"{what.removeprefix('Value error, ')}{more}",
                 f"{where}: {key}",
-                _shown(first["input"]) if is_shown else "",
+                as_written(first["input"]) if is_shown else "",
                 cls.remedy,
             ) from error
 
@@ -90,7 +90,8 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"a value cannot be read: {error!r}") from error
 
 
-def _shown(value: Any) -> str:
+def as_written(value: Any) -> str:
+    """Return a value as Python writes it, or why that cannot be."""
     try:
         return repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
@@ -99,7 +100,12 @@ def _shown(value: Any) -> str:
         return "a value nested too deep to write"
 
 
-def _override(settings: dict[str, Any], override: str) -> None:
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Put one `dotted.key=value` into settings that are in memory.
+
+    Raises:
+        ConfigError: It does not read so, or its key or value is none.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError("an override reads key=value", "--set", override, "Write it so, as in `--set budget=200k`.")

@@ -24,7 +24,7 @@ class Hiring:
     """Of one run.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         crew: Its engine workers.
         market: Its market.
         seconds: Returns how long the run has been going on, seconds.

@@ -87,7 +87,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     Args:
         queries: Rows with the columns of `config.input.columns`; None reads what `config.input` names.
         config: What the batch may cost, and how.
-        display: Told of the progress, a few times a second.
+        display: Display that is told of the progress, a few times a second.
 
     Returns:
         The report, and where the answers are.
@@ -152,7 +152,7 @@ def plan(
         queries: As for `run`.
         config: As for `run`.
         share: Also find the budget that is expected to give this share, above 0 and below 1, of what ample tokens give.
-        display: Told of the progress.
+        display: Display that is told of the progress.
 
     Raises:
         SchemaError: The input is refused.

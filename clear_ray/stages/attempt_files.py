@@ -33,7 +33,7 @@ class GenerateToFiles:
 
     Args:
         dispatch: See `Generate`.
-        folder: Of the round's attempts; those found there when the caller starts are not generated again.
+        folder: Folder of the round's attempts; those found there when the caller starts are not generated again.
         rows_per_file: See `AttemptFiles`.
         call_rows: Queries in one call to an engine.
         calls_in_flight: Calls that are open at the same time, over all batches.
@@ -109,7 +109,7 @@ class AttemptFiles:
     """Collects attempts and writes them to files of a folder, each file as one step.
 
     Args:
-        folder: Where to.
+        folder: Folder to write to.
         rows_per_file: A file is written as soon as it has so many rows,
         linger_seconds: or when its first row has waited so long.
     """

@@ -3,7 +3,7 @@
 Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; yields rows of `records.ATTEMPT_SCHEMA` as
 dicts, since `attempt_files` makes one table of many. A query that the market refuses yields no row: nothing was generated
 for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
-charged in full, since nobody can say what it generated, and its queries are tried again while the budget allows: first one
+charged in full, since what it generated is not known, and its queries are tried again while the budget allows: first one
 by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
 is a failed row; the rest of the batch goes on. So it is with an answer that its scorer fails on, kills its process or hangs:
 what was generated is charged once, the row says why, and other answers are generated meanwhile.
@@ -42,10 +42,10 @@ class Dispatch:
         workers: The engine workers.
         market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
-        seed: Of the run.
+        seed: Seed of the run.
         sample: Which of several answers to the same query.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
-        this_caller: Returns who calls, the same after a restart of its process; None if nobody needs to know.
+        this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
         most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
