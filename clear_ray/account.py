@@ -7,12 +7,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated, demand_curve
+from clear_ray.allocation import Tabulated, budget_for, demand_curve
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
-from clear_ray.report.plan import PlanReport
+from clear_ray.report.plan import PlanReport, ShareBudget
 from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
@@ -128,23 +128,12 @@ def plan_report(
 
 def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[BudgetPoint, ...]:
     """Return what budgets around this one are expected to buy; over a sample where there are very many queries."""
-    known = len(batch.weight_N)
-    chosen = np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64))
-    scale = queries / len(chosen)
-    part = batch.take(chosen)
-    utility = Tabulated(
-        part.curves.tokens_K,
-        part.curves.success_NK,
-        part.curves.spend_NK,
-        survival_NK=part.curves.survival_NK,
-        weight_N=part.weight_N,
-        max_tokens_N=part.max_tokens_N,
-        cost_per_token_N=part.cost_N,
-    )
+    part = _sample_of(batch)
+    utility, scale = _utility_of(part), queries / len(part.weight_N)
     budgets = [max(int(share * budget_tokens), 1) for share in _CURVE_SHARES]
     curve = demand_curve(utility, budgets=[max(int(tokens / scale), 1) for tokens in budgets])
     # At price 0 tokens are left over, and those abandoned so far get a share of them.
-    funded_M = np.where(curve.shadow_price_M > 0, curve.funded_M, len(chosen))
+    funded_M = np.where(curve.shadow_price_M > 0, curve.funded_M, len(part.weight_N))
     return tuple(
         BudgetPoint(
             budget_tokens=tokens,
@@ -154,6 +143,39 @@ def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[Bud
             funded=round(int(funded) * scale),
         )
         for tokens, price, worth, funded in zip(budgets, curve.shadow_price_M, curve.utility_M, funded_M, strict=True)
+    )
+
+
+def budget_for_share(estimates: Estimates, share: float) -> ShareBudget | None:
+    """Return the fewest tokens that are expected to give a share of what ample ones give; None if those give nothing."""
+    part = _sample_of(estimates.batch)
+    utility, scale = _utility_of(part), estimates.queries / len(part.weight_N)
+    most = float(utility.utility(utility.demand(0.0)).sum())
+    if most <= 0:
+        return None
+    found = budget_for(utility, target_utility=share * most)
+    return ShareBudget(
+        share=share,
+        budget_tokens=math.ceil(found.budget_tokens * scale),
+        expected_utility=found.utility * scale,
+        most_utility=most * scale,
+    )
+
+
+def _sample_of(batch: Batch) -> Batch:
+    known = len(batch.weight_N)
+    return batch.take(np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64)))
+
+
+def _utility_of(batch: Batch) -> Tabulated:
+    return Tabulated(
+        batch.curves.tokens_K,
+        batch.curves.success_NK,
+        batch.curves.spend_NK,
+        survival_NK=batch.curves.survival_NK,
+        weight_N=batch.weight_N,
+        max_tokens_N=batch.max_tokens_N,
+        cost_per_token_N=batch.cost_N,
     )
 
 

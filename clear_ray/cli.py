@@ -88,14 +88,24 @@ def resume(
 
 
 @app.command()
-def plan(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def plan(
+    config: Config,
+    share: Annotated[
+        float | None,
+        typer.Option("--share", help="Also say what this share of all it could get right would cost: 0.5."),
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Check every line and price the batch, without generating a token."""
     from clear_ray.pipeline import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    planned = price_batch(None, settings, display=choose_display(sys.stderr, as_json=as_json, is_quiet=quiet))
+    display = choose_display(sys.stderr, as_json=as_json, is_quiet=quiet)
+    planned = price_batch(None, settings, share=share, display=display)
     print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 
@@ -197,12 +207,13 @@ app.command()(sweep)
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
+    set_: Overrides = None,
 ) -> None:
     """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
     from clear_ray.serve.command import serve_until_interrupted
     from clear_ray.serve.settings import ServeConfig
 
-    serve_until_interrupted(ServeConfig.load(config))
+    serve_until_interrupted(ServeConfig.load(config, tuple(set_ or ())))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -61,11 +61,22 @@ _DEATHS = (
 def joined_cluster() -> Iterator[None]:
     """Use the Ray cluster that is there (a job's, `RAY_ADDRESS`, or one already joined), else start a local one.
 
-    A local cluster is left behind no longer than the run; one that was there before is left alone.
+    A local cluster is left behind no longer than the run; one that was there before is left alone. The environment and the
+    handler of SIGTERM are afterwards what they were: Ray and its settings change both.
     """
     if ray.is_initialized():
         yield
         return
+    with _environment_kept(), _terminated_as_interrupted() as take_sigterm:
+        try:
+            _start_ray()
+            take_sigterm()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         address = os.environ.get("RAY_ADDRESS") or None
@@ -75,22 +86,38 @@ def joined_cluster() -> Iterator[None]:
             # Stages follow each other within seconds, and starting a worker process takes a second of a core.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
-    try:
-        with _terminated_as_interrupted():
-            yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _environment_kept() -> Iterator[None]:
+    """Put the environment back as it was."""
+    before = dict(os.environ)
     try:
         yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
+    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++.
+
+    A caller that handles SIGTERM goes on doing so. Yields what takes the signal again, once Ray has set a handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    own = signal.default_int_handler if before in (None, signal.SIG_DFL) else before
+
+    def take() -> None:
+        signal.signal(signal.SIGTERM, own)
+
+    take()
+    try:
+        yield take
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 

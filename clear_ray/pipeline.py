@@ -20,11 +20,11 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from clear_ray.account import SAMPLE_QUERIES, plan_report
+from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
-from clear_ray.errors import BudgetError
+from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.estimation.head import Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.generating import calls_for, direct_text_of, generate_round
@@ -144,12 +144,15 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     return RunResult(report, config.run_dir)
 
 
-def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> PlanReport:
+def plan(
+    queries: Dataset | None, config: RunConfig, *, share: float | None = None, display: Display | None = None
+) -> PlanReport:
     """Validate and probe a batch and price it, without generating a token; what it writes it removes again.
 
     Args:
         queries: As for `run`.
         config: As for `run`.
+        share: Also find the budget that is expected to give this share, above 0 and below 1, of what ample tokens give.
         display: Display that is told of the progress.
 
     Raises:
@@ -158,13 +161,17 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         EngineError: The model cannot be loaded.
         StorageError: The disk beside the run folder, where it works, is full or broken, or closed to this user.
     """
+    if share is not None and not 0 < share < 1:
+        raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
-        return _plan_in(folder, queries, config, display or QuietDisplay())
+        return _plan_in(folder, queries, config, share, display or QuietDisplay())
 
 
-def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display: Display) -> PlanReport:
+def _plan_in(
+    folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
+) -> PlanReport:
     head = _head_of(config)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
@@ -178,7 +185,9 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             rounds = _rounds_of(folder, config, estimates, cost_N)
             first = rounds.next(config.budget_tokens)
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            return plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
+            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
+            asked = None if share is None else budget_for_share(estimates, share)
+            return report.model_copy(update={"for_share": asked})
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
