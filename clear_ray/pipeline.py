@@ -39,6 +39,7 @@ from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.room import settled
 from clear_ray.run_folder import (
     ESTIMATES,
     ESTIMATES_WHOLE,
@@ -98,6 +99,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ConfigError: A setting is refused, or the run folder holds something else or a link; nothing was written.
         ResumeError: The run folder belongs to another configuration or input, or another run is writing to it.
         EngineError: An engine failed as a whole; what was settled is kept.
+        ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
     folder = open_folder(config.run_dir)
@@ -121,11 +123,12 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
+        engine = settled(config.engine)
         with (
             market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
-            gpus_for(desk, config.engine.num_gpus) as ask_for,
+            gpus_for(desk, engine.num_gpus or 0) as ask_for,
             engine_workers(
-                config.engine,
+                engine,
                 head,
                 run_dir=config.run_dir,
                 ask_for=ask_for,
@@ -170,7 +173,7 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(config.engine, head, run_dir=folder.path) as crew:
+            with engine_workers(settled(config.engine), head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
             standing = Standing(cost_N, failed=estimates.error_of_index)
