@@ -14,11 +14,12 @@ from typing import Any
 import grpc
 import ray
 from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest, GetClusterIdRequest
+from ray.core.generated import gcs_service_pb2
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from clear_ray.errors import ClusterError
 
+_MESSAGES: Any = gcs_service_pb2
 _CONNECT_SECONDS = 8.0
 _ANSWER_SECONDS = 12.0
 _CLIENT = "ray://"
@@ -72,8 +73,8 @@ def _ask_control_store(target: str, where: str) -> None:
     with channel:
         stub: Any = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
         try:
-            found = stub.CheckAlive(CheckAliveRequest(), timeout=_ANSWER_SECONDS, wait_for_ready=True)
-            stub.GetClusterId(GetClusterIdRequest(), timeout=_ANSWER_SECONDS)
+            found = stub.CheckAlive(_MESSAGES.CheckAliveRequest(), timeout=_ANSWER_SECONDS, wait_for_ready=True)
+            stub.GetClusterId(_MESSAGES.GetClusterIdRequest(), timeout=_ANSWER_SECONDS)
         except grpc.RpcError as error:
             if error.code() in _ACCESS:
                 raise ClusterError(

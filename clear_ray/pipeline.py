@@ -21,13 +21,12 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, plan_report
+from clear_ray.checking import head_of
 from clear_ray.clearing import nothing_to_grant
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
-from clear_ray.estimation.head import Head
-from clear_ray.estimation.resolve import resolve_head
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
@@ -114,7 +113,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = _head_of(config)
+    head = head_of(config)
     wait_until_unused(folder)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
@@ -166,7 +165,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
 
 
 def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display: Display) -> PlanReport:
-    head = _head_of(config)
+    head = head_of(config)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
@@ -182,10 +181,6 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
-
-
-def _head_of(config: RunConfig) -> Head:
-    return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)
 
 
 def _open_run(

@@ -93,7 +93,8 @@ def _wait_until_free(resource: str, wanted: float, of: str, seconds: float) -> N
 
 def _places(each: float) -> int:
     """Return how many engines the nodes that are there could hold if they held nothing else."""
-    alive = (node for node in ray.nodes() if node["Alive"])
+    nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = (node for node in nodes if node["Alive"])
     return sum(int(node["Resources"].get("GPU", 0.0) / each + 1e-9) for node in alive)
 
 
