@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
+from clear_ray.checking import head_of
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError, ConfigError
-from clear_ray.estimation.head import Head
-from clear_ray.estimation.resolve import resolve_head
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
@@ -38,6 +37,7 @@ from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.room import settled
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.rounds import Round, Rounds
 from clear_ray.run_folder import (
@@ -98,6 +98,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ConfigError: A setting is refused, or the run folder holds something else or a link; nothing was written.
         ResumeError: The run folder belongs to another configuration or input, or another run is writing to it.
         EngineError: An engine failed as a whole; what was settled is kept.
+        ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
     folder = open_folder(config.run_dir)
@@ -112,7 +113,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = _head_of(config)
+    head = head_of(config)
     wait_until_unused(folder)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
@@ -121,13 +122,13 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
+        engine = settled(config.engine)
         with (
-            opened_market(
-                config.run_dir, config.budget_tokens, cost_N
-            ) as market,  # first: it makes sure that we are alone
-            gpus_for(market.actor, config.engine.num_gpus) as ask_for,
+            # First: it makes sure that we are alone.
+            opened_market(config.run_dir, config.budget_tokens, cost_N) as market,
+            gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
             engine_workers(
-                config.engine,
+                engine,
                 head,
                 run_dir=config.run_dir,
                 ask_for=ask_for,
@@ -172,14 +173,14 @@ def plan(
 def _plan_in(
     folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
 ) -> PlanReport:
-    head = _head_of(config)
+    head = head_of(config)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(config.engine, head, run_dir=folder.path) as crew:
+            with engine_workers(settled(config.engine), head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
             rounds = _rounds_of(folder, config, estimates, cost_N)
@@ -191,10 +192,6 @@ def _plan_in(
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
-
-
-def _head_of(config: RunConfig) -> Head:
-    return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)
 
 
 def _rounds_of(folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> Rounds:
