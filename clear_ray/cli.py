@@ -111,22 +111,11 @@ def plan(
 
 @app.command()
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the configuration, the run folder and every line of the input; load no model and write nothing."""
-    import tempfile
-
-    from clear_ray.run_folder import read_manifest
-    from clear_ray.storage import open_folder, writing_errors
-    from clear_ray.taking_in import load_scorer_of, take_in
+    """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
+    from clear_ray.checking import check_run
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    run_folder = open_folder(settings.run_dir)
-    with writing_errors(settings.run_dir):
-        run_folder.refuse_links()
-        if run_folder.is_local:  # what a store says can wait for the run: here it may be out of reach, or closed
-            read_manifest(run_folder)
-    load_scorer_of(settings)
-    with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
-        digest = take_in(None, settings, open_folder(folder))
+    digest = check_run(settings)
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
     text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
     print_result(json.dumps({"valid": True} | facts) if as_json else text)

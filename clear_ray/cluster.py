@@ -34,9 +34,11 @@ from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.joining import join
 from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
 from clear_ray.market_client import MarketClient
+from clear_ray.room import wait_for_room
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
@@ -63,6 +65,9 @@ def joined_cluster() -> Iterator[None]:
 
     A local cluster is left behind no longer than the run; one that was there before is left alone. The environment and the
     handler of SIGTERM are afterwards what they were: Ray and its settings change both.
+
+    Raises:
+        ClusterError: There is none, and none can be started.
     """
     if ray.is_initialized():
         yield
@@ -85,7 +90,7 @@ def _start_ray() -> None:
             os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
             # Stages follow each other within seconds, and starting a worker process takes a second of a core.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        join(address, **local)
 
 
 @contextmanager
@@ -207,7 +212,7 @@ class Crew:
         # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
         actor: Any = ray.remote(BatchEngineWorker)
         options = {
-            "num_gpus": self._config.num_gpus,
+            "num_gpus": self._config.num_gpus or 0,
             "num_cpus": 0,
             "max_restarts": -1,
             "max_task_retries": 0,
@@ -302,9 +307,11 @@ def engine_workers(
     """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `Crew`.
 
     Raises:
+        ClusterError: The cluster is full.
         ClearRayError: A worker could not be started, as it was raised there.
         EngineError: It could not be started for another reason.
     """
+    wait_for_room(config)
     crew = Crew(config, head, run_dir, ask_for, calls_each)
     try:
         crew.resize(config.workers)

@@ -121,8 +121,8 @@ class WorkersConfig(Settings):
 
     workers: int = Field(default=1, ge=1, le=100_000)
     """Engine actors; one model is loaded in each."""
-    num_gpus: float = Field(default=0, ge=0, le=1_000)
-    """GPUs of one engine actor; 0 on machines without."""
+    num_gpus: float | None = Field(default=None, ge=0, le=1_000)
+    """GPUs of one engine actor; if not given, 1 where the cluster has GPUs and the engine can use one, else 0."""
     max_batch: int = Field(default=32, ge=1, le=MOST_ROWS)
     """Queries that one engine runs at the same time, if memory allows."""
     stall_seconds: float = Field(default=900.0, gt=0, le=10_000_000)
@@ -131,6 +131,13 @@ class WorkersConfig(Settings):
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _gpus_can_be_had(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("Ray gives an actor a part of one GPU, or whole ones: above 1 name a whole number")
+        return value
 
 
 class ModelConfig(WorkersConfig):
@@ -176,7 +183,7 @@ class VllmConfig(ModelConfig):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that one engine takes, weights included."""
     tensor_parallel: int = Field(default=1, ge=1, le=1_000)
-    """GPUs over which one model is split, all of one node; `num_gpus` must be the same."""
+    """GPUs over which one model is split, all of one node; `num_gpus`, where given, must be the same."""
     cpu_cache_gib: float = Field(default=2.0, gt=0, le=1_000_000)
     """Memory of the key-value cache on CPU, GiB; on a GPU it is what the weights leave."""
     thinking_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
@@ -188,7 +195,7 @@ class VllmConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _actor_has_its_gpus(self) -> VllmConfig:
-        if self.tensor_parallel > 1 and self.num_gpus != self.tensor_parallel:
+        if self.tensor_parallel > 1 and self.num_gpus not in (None, self.tensor_parallel):
             raise ValueError(f"a model split over {self.tensor_parallel} GPUs needs num_gpus: {self.tensor_parallel}")
         return self
 
@@ -234,7 +241,7 @@ class AllocationConfig(Settings):
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
     """Ceiling of one query over all its grants; less where the model's context leaves less beside its prompt."""
     smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
-    """Rounds end when less than this is left: nothing useful can be bought."""
+    """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
     max_rounds: int = Field(default=8, ge=1, le=100)
     """Most clearings of the price."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"

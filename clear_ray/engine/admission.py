@@ -176,7 +176,25 @@ def model_card(config: ModelConfig, folder: Path, saved: Any) -> ModelCard:
     Raises:
         ConfigError: The model's context is shorter, or unknown and not given.
     """
-    text_config, max_context_tokens = saved.get_text_config(), config.max_context_tokens
+    return ModelCard(
+        name=config.model,
+        fingerprint=model_fingerprint(folder),
+        context_tokens=context_tokens(saved, config.max_context_tokens),
+        hidden_width=int(saved.get_text_config().hidden_size),
+    )
+
+
+def context_tokens(config: Any, max_context_tokens: int | None) -> int:
+    """Return how long prompt and answer may be together.
+
+    Args:
+        config: The model's configuration, as transformers reads it.
+        max_context_tokens: The most that is wanted; None takes the model's own limit.
+
+    Raises:
+        ConfigError: The model's context is shorter, or unknown and not given.
+    """
+    text_config = config.get_text_config()
     limit = int(getattr(text_config, "max_position_embeddings", 0)) or max_context_tokens
     if limit is None:
         raise ConfigError("the model states no longest context", "max_context_tokens", remedy="Set max_context_tokens.")
@@ -184,12 +202,7 @@ def model_card(config: ModelConfig, folder: Path, saved: Any) -> ModelCard:
         raise ConfigError(
             f"the model's context is {limit} tokens", "max_context_tokens", str(max_context_tokens), "Give less."
         )
-    return ModelCard(
-        name=config.model,
-        fingerprint=model_fingerprint(folder),
-        context_tokens=max_context_tokens or limit,
-        hidden_width=int(text_config.hidden_size),
-    )
+    return max_context_tokens or limit
 
 
 def end_token_ids(config: Any, generation_config: Any, rendering: Rendering) -> frozenset[int]:
