@@ -60,7 +60,7 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
     from clear_ray.engine.smollm2 import resolve_model
 
     rendering = Rendering(config.model, chat_template=config.chat_template, system_prompt=config.system_prompt)
-    make_closing(rendering, config.answer_reserve_tokens, config.closing_text)
+    make_closing(rendering, config)
     source = resolve_model(config.model)
     try:
         architecture: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
