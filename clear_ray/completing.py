@@ -25,40 +25,23 @@ from clear_ray.storage import Folder
 
 def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    folder, states, estimates, hiring = work.folder, work.states, work.estimates, work.hiring
+    folder, estimates = work.folder, work.estimates
     work.progress.begin("write")
-    mark_lost_answers(work, states.written_tokens_N)
+    mark_lost_answers(work, work.states.written_tokens_N)
     spent_N, _ = work.market.charges()
     verdicts = Verdicts(
-        last_round_N=states.last_round_N,
-        rounds_N=states.rounds_N,
-        max_tokens_N=states.granted_tokens_N,
-        is_served_N=states.is_served_N,
+        states=work.states,
         spent_tokens_N=spent_N,
-        price_N=states.price_N,
-        expected_utility_N=states.expected_utility_N,
-        surplus_N=states.surplus_N,
         reservation_price_N=all_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
     )
     _write_completions(folder, verdicts, work.void_attempts())
-    report = make_report(
-        work.config,
-        hiring.crew.model,
-        hiring.crew.head,
-        estimates,
-        states,
-        work.market.balance(),
-        spent_N,
-        tuple(rounds),
-        has_gold_N=_gold_of_completions(folder, len(spent_N)),
-        workers=hiring.most_up,
-        worker_tokens_per_second=hiring.tokens_per_second,
-        seconds=work.progress.seconds,
-    )
+    has_gold_N = _gold_of_completions(folder, len(spent_N))
+    report = make_report(work, tuple(rounds), spent_tokens_N=spent_N, has_gold_N=has_gold_N)
     if digest.openai_url is not None:
-        write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
+        model = work.hiring.crew.model.name
+        write_openai_outputs(_completion_rows(folder), folder, model=model, url=digest.openai_url)
     write_page(report, completions=_completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report

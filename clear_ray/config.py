@@ -208,7 +208,7 @@ class ReplayConfig(WorkersConfig):
     rollouts: str
     """Parquet of recorded rollouts."""
     features: str | None = None
-    """Parquet of recorded probe features; without it the hidden states have no width, and a fitted head is refused."""
+    """Parquet of recorded probe features; without it there are no hidden states, and a head fitted on some is refused."""
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
