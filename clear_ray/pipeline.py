@@ -39,7 +39,8 @@ from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
 from clear_ray.room import settled
 from clear_ray.rounds.clearing import nothing_to_grant
-from clear_ray.rounds.rounds import Round, Rounds
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 from clear_ray.run_folder import (
     ESTIMATES,
     ESTIMATES_WHOLE,

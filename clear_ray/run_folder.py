@@ -38,7 +38,7 @@ from clear_ray.report.summary import RunReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing
-from clear_ray.rounds.rounds import Round
+from clear_ray.rounds.running import Round
 from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, read_many, reading_errors
 
