@@ -20,7 +20,7 @@ import typer
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.report.printing import give_up_unwritable, print_result, say
-from clear_ray.showing import without_secrets
+from clear_ray.showing import printable, without_secrets
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -115,10 +115,14 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     from clear_ray.checking import check_run
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    digest = check_run(settings)
+    checked = check_run(settings)
+    digest, survey = checked.digest, checked.survey
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
-    print_result(json.dumps({"valid": True} | facts) if as_json else text)
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings()}
+    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."]
+    lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
+    lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
+    print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 
 
 @app.command()

@@ -258,9 +258,14 @@ class ScoringConfig(Settings):
     """Whether and how answers are compared with the gold column."""
 
     scorer: str | None = None
-    """`exact`, `math_verify`, `reasoning_gym`, or `package.module:function`; not scored if not given."""
+    """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
+    `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
+    code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Processor time that one program of `code` may use with all its tests; of wall time three times as much."""
+    code_memory_mib: int = Field(default=1_024, ge=64, le=1_000_000)
+    """Memory that it may use, MiB."""
 
 
 class DispatchConfig(Settings):

@@ -61,6 +61,7 @@ from clear_ray.run_folder import (
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
+from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,9 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
+        if config.scoring.scorer is not None:
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)

@@ -10,6 +10,8 @@ from clear_ray.report.wording import answers, count, duration, expected, per_tho
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
+_PLAIN_VERDICTS = ("right", "wrong", "cut off")
+"""Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
 
 
@@ -22,6 +24,7 @@ def summary_text(report: RunReport) -> str:
     lines += [_labelled(label, value) for label, value in _account(report)]
     if report.rounds:
         lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
@@ -108,6 +111,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
+        reasons = {reason: times for reason, times in report.verdicts.items() if reason not in _PLAIN_VERDICTS}
+        if reasons:
+            found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))

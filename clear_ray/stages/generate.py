@@ -28,7 +28,7 @@ from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
-from clear_ray.tasks import scores_at_once
+from clear_ray.tasks import Verdict, judged_by, scores_at_once
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -204,12 +204,13 @@ class Generate:
         return await asyncio.get_running_loop().run_in_executor(self._scoring, attempts)
 
     def _attempt(self, row: Row, generation: Generation, seconds: float) -> Row:
-        error, correct = generation.error, None
+        error, verdict = generation.error, Verdict(None)
         if self._scorer and not error:
             try:
+                asked = {"prompt": row["prompt"], "is_conversation": row["is_conversation"]}
+                verdict = judged_by(self._scorer, generation.text, row["gold"], row["metadata"], **asked)
                 # A score of unfinished text would reward a cap for cutting a ramble off after a lucky line.
-                correct = self._scorer(generation.text, row["gold"], row["metadata"])
-                correct = correct if correct is None or generation.finish_reason == "stop" else 0.0
+                verdict = verdict if generation.finish_reason == "stop" else verdict.cut_off()
             except ConfigError:  # the scorer's process does not start: that is no row's doing
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
@@ -219,7 +220,9 @@ class Generate:
             "finish_reason": generation.finish_reason,
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
-            "correct": correct,
+            "correct": verdict.score,
+            "answer": verdict.answer,
+            "verdict": verdict.reason or None,
             "error": error,
             "seconds": seconds,
         }

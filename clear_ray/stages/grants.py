@@ -167,6 +167,8 @@ class Complete:
             reason=reasons,
             error=[error or None for error in errors],
             correct=batch["correct"],
+            answer=batch["answer"],
+            verdict=batch["verdict"],
         )
 
 
@@ -200,6 +202,8 @@ class Abandon:
             ],
             error=errors,
             correct=correct,
+            answer=pa.nulls(len(batch), pa.string()),
+            verdict=pa.nulls(len(batch), pa.string()),
         )
 
 
