@@ -11,14 +11,12 @@ import transformers
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
 from clear_ray.errors import ConfigError, EngineError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_CACHE_SHARE = 0.25
 _CUDA_CACHE_SHARE = 0.75
-_TRIAL_TOKENS = 7
 
 
 def model_folder(model: str | Path) -> Path:
@@ -70,7 +68,7 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
-            attn_implementation="sdpa",
+            attn_implementation=attention_of(model_folder(model)),
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -144,38 +142,3 @@ def container_rooms(root: Path) -> list[int]:
             cached = dict(zip(statistics[::2], statistics[1::2], strict=True)).get(cached_name, "0")
             rooms.append(int(limit) - int(used) + int(cached))
     return rooms
-
-
-@torch.inference_mode()
-def check_slots_fit(model: Any) -> None:
-    """Compare a trial pass through a slot cache with a plain one.
-
-    Architectures differ in what they do with positions and masks. Instead of a list of names, the model is asked.
-
-    Raises:
-        ConfigError: The two disagree: the model does not attend to earlier positions in the usual way.
-    """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = [(7 * i + 3) % vocabulary for i in range(_TRIAL_TOKENS)]
-    try:
-        plain_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
-        cache, runner = SlotCache(), SlotRunner(model)
-        cache.reserve(2, _TRIAL_TOKENS + 1, kept_rows=0)
-        runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=4)
-        slots_V = runner.decode(cache, [ids[3], ids[-1]], [3, _TRIAL_TOKENS - 1]).logits[1, -1].float()
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise _unfit(model, str(error)) from error
-    # Half formats differ by their own rounding; a wrong mask or position differs by whole logits.
-    spread = float(plain_V.std()) or 1.0
-    worst = float((plain_V - slots_V).abs().max()) / spread
-    if not worst < (1e-3 if model.dtype == torch.float32 else 0.25):
-        raise _unfit(model, f"logits differ by {worst:.2g} standard deviations")
-
-
-def _unfit(model: Any, seen: str) -> ConfigError:
-    return ConfigError(
-        f"the architecture {model.config.model_type} cannot be batched here",
-        "model",
-        seen,
-        "Use a decoder-only transformer whose layers attend to earlier positions.",
-    )

@@ -16,6 +16,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from clear_ray.engine.grouping import common_prefix_tokens, shared_tokens
+from clear_ray.engine.masks import LayerMasks
 
 
 class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
@@ -90,14 +91,14 @@ class SlotRunner:
     """Runs a model over rows and positions of a SlotCache.
 
     Args:
-        model: A causal language model of transformers in which every layer attends to all earlier positions.
+        model: A causal language model of transformers whose layers do nothing but attend to earlier positions.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._device: torch.device = model.device
         self.passes = 0
-        self._hidden_below = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self._device)
+        self._masks = LayerMasks(model.config, model.dtype, self._device)
 
     def prefill(
         self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int
@@ -187,12 +188,10 @@ class SlotRunner:
         """Run the model or its layers over given rows and positions, which see the first `visible` positions."""
         self.passes += 1
         cache.aim(rows, position_NL, visible)
-        is_later_NLT = torch.arange(visible, device=self._device) > position_NL[:, :, None]
-        mask_N1LT = (self._hidden_below * is_later_NLT)[:, None]
         return module(
             input_ids=ids_NL,
             position_ids=position_NL,
-            attention_mask=mask_N1LT,
+            attention_mask=self._masks.masks(position_NL, visible),
             past_key_values=cache,
             use_cache=True,
             **options,

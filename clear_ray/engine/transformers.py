@@ -22,13 +22,13 @@ from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import Batch, BatchThread, Turns
 from clear_ray.engine.closing import CLOSING_TEXT, Closing, make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
-from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
+from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.shallow import first_layers
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
+from clear_ray.engine.trial import Way, find_way, make_cache, make_runner
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError
 
 _TRIAL_ROWS = 32
@@ -103,10 +103,11 @@ class TransformersEngine:
             vocabulary=self._model.get_input_embeddings().num_embeddings,
             context_tokens=self._card.context_tokens,
         )
-        self._runner = SlotRunner(self._model if probe_layers is None else first_layers(self._model, probe_layers))
-        check_slots_fit(self._model)
+        self._way: Way = find_way(self._model)
+        probed = self._model if probe_layers is None else first_layers(self._model, probe_layers)
+        self._runner: Any = make_runner(probed, self._way)
         if place.type == "cpu":
-            torch.set_num_threads(threads or _threads_for(self._model, max_batch))
+            torch.set_num_threads(threads or _threads_for(self._model, max_batch, self._way))
         options = {
             "max_batch": max_batch,
             "cache_tokens": cache_tokens or cache_capacity_tokens(self._model),
@@ -195,7 +196,7 @@ class TransformersEngine:
     def _make_batch(self, batching: str, options: dict[str, Any], closing: Closing | None, *, graphs: bool) -> Batch:
         if batching == "slots":
             few = refill_rows(options["max_batch"], self._model.device)
-            return SlotBatch(self._model, closing=closing, graphs=graphs, refill_rows=few, **options)
+            return SlotBatch(self._model, closing=closing, graphs=graphs, refill_rows=few, way=self._way, **options)
         from clear_ray.engine.paged import PagedBatch
 
         return PagedBatch(self._model, **options)
@@ -203,7 +204,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _prefill_rows(self, features: Features, rows: list[int], ids_N: list[list[int]]) -> None:
         """Fill in the features of some rows from one pass over all but their last token, and one over that."""
-        cache = SlotCache()
+        cache: Any = make_cache(self._way)
         longest = max(len(ids_N[row]) for row in rows)
         cache.reserve(len(rows), longest, kept_rows=0)
         heads = [ids_N[row][:-1] for row in rows]
@@ -225,9 +226,9 @@ class TransformersEngine:
             raise EngineError("the engine is closed", remedy="Make a new one.")
 
 
-def _threads_for(model: Any, max_batch: int) -> int:
+def _threads_for(model: Any, max_batch: int, way: Way) -> int:
     cores = len(os.sched_getaffinity(0))
-    return threads_worth_having(cores, pass_seconds(model, min(max_batch, _TRIAL_ROWS))) if cores > 1 else 1
+    return threads_worth_having(cores, pass_seconds(model, min(max_batch, _TRIAL_ROWS), way)) if cores > 1 else 1
 
 
 def _closing(rendering: Rendering, reserve_tokens: int | None, text: str, batching: str) -> Closing | None:

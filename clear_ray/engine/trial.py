@@ -1,0 +1,92 @@
+"""Which way of running a model gives the tokens that transformers' own passes give: the model itself is asked.
+
+Architectures differ in what they do with positions, masks and caches. Instead of a list of names, a short text is read in
+one plain pass and in the pieces in which a batch would read it; the way that comes to the same logits is taken. What came of
+that for each architecture that transformers has is in `architectures.py`, so that it can be said before weights are loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from clear_ray.engine.graphs import GraphRunner
+from clear_ray.engine.own_caches import OwnCacheRunner, OwnCaches
+from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+from clear_ray.errors import ConfigError
+
+Way = Literal["slots", "own_caches"]
+"""All running answers in one pass over slots, or one after the other, each with a cache of the model's own class."""
+
+_TRIAL_TOKENS = 7
+# Half formats differ by their own rounding, recurrent layers by the order of their sums; a wrong mask or position differs by
+# whole logits.
+_MOST_APART = {"slots": (1e-3, 0.25), "own_caches": (0.05, 0.5)}
+_TRIAL_FAILURES = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, AssertionError)
+
+
+@torch.inference_mode()
+def find_way(model: Any) -> Way:
+    """Return how the model's answers are to be run.
+
+    Args:
+        model: A causal language model of transformers.
+
+    Raises:
+        ConfigError: Neither way gives the logits of a plain pass.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = [(7 * i + 3) % vocabulary for i in range(_TRIAL_TOKENS)]
+    ways: tuple[Way, ...] = ("slots", "own_caches")
+    seen = []
+    for way in ways:
+        try:
+            apart = _logits_apart(model, ids, way)
+        except _TRIAL_FAILURES as error:
+            seen.append(_first_line(error))
+            continue
+        if apart < _MOST_APART[way][model.dtype != torch.float32]:
+            return way
+        seen.append(f"logits differ by {apart:.2g} standard deviations")
+    raise ConfigError(
+        f"the architecture {model.config.model_type} cannot be run here: "
+        f"read in pieces it does not give the tokens of a whole pass ({seen[-1]})",
+        "engine.model",
+        seen[0],
+        "Set engine.kind to vllm, or use another model.",
+    )
+
+
+def make_runner(model: Any, way: Way, *, graphs: bool = False) -> SlotRunner | OwnCacheRunner:
+    """Return what runs the model over the caches of `make_cache`.
+
+    Args:
+        model: A causal language model of transformers.
+        way: As `find_way` found it.
+        graphs: Whether passes of one shape share a CUDA graph, where answers share passes.
+    """
+    if way == "own_caches":
+        return OwnCacheRunner(model)
+    return GraphRunner(model) if graphs else SlotRunner(model)
+
+
+def make_cache(way: Way) -> Any:
+    """Return an empty cache of a way: `SlotCache` or `OwnCaches`."""
+    return OwnCaches() if way == "own_caches" else SlotCache()
+
+
+def _logits_apart(model: Any, ids: list[int], way: Way) -> float:
+    """Return how far the logits of a pass in pieces are from those of a whole one, in their standard deviations."""
+    whole_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
+    cache: Any = make_cache(way)
+    runner: Any = make_runner(model, way)
+    cache.reserve(2, len(ids) + 1, kept_rows=0)
+    runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=4)
+    pieces_V = runner.decode(cache, [ids[3], ids[-1]], [3, len(ids) - 1]).logits[1, -1].float()
+    apart = float((whole_V - pieces_V).abs().max()) / (float(whole_V.std()) or 1.0)
+    return apart if apart == apart else float("inf")  # noqa: PLR0124 - NaN
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or repr(error)

@@ -1,0 +1,109 @@
+"""Tiny random models of every causal architecture that the installed transformers has, and what they are tried with.
+
+Configurations are made by rule: whatever a configuration calls its width, its layers or its window is made small. What a
+rule cannot know (sizes that must divide each other) is listed below by architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCABULARY = 97
+WINDOW = 8
+CONTEXT = 256
+_MOST_PARAMETERS = 3_000_000
+
+_RULE: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size",), VOCABULARY),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embed_dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
+    **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rotary_dim"), 8),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size"), 48),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "attention_window_size", "window_size"), WINDOW),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length"), CONTEXT),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 8),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size"), 8),
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    # Wide weights: decided distributions, and answers that really depend on what came before.
+    "initializer_range": 0.3,
+}
+_MLA = {"num_key_value_heads": 4, "head_dim": 8}
+_GROUPS = {**_MLA, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+_OWN: dict[str, dict[str, Any]] = {
+    "axk1": _GROUPS,
+    "axk2": _MLA,
+    "bailing_hybrid": {"num_hidden_layers": 8, "layer_group_size": 4, **_GROUPS},
+    "bamba": {"attn_layer_indices": [2]},
+    "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {},
+    "cpmant": {"dim_head": 8, "dim_ff": 48},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2}},
+    "deepseek_v2": _MLA,
+    "deepseek_v3": _GROUPS,
+    "deepseek_v32": {**_GROUPS, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8},
+    "dots1": {"n_shared_experts": 1, **_GROUPS},
+    "dots3_note_text": {**_GROUPS, "index_topk": 8, "index_head_dim": 16, "shared_experts_intermediate_size": 16},
+    "gemma3n_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 1, "layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": 0.0, "vocab_size_per_layer_input": VOCABULARY},
+    "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    "glm4_moe_lite": _MLA,
+    "glm_moe_dsa": {**_MLA, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "kimi_linear": {**_MLA, "linear_head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "longcat_flash": _MLA,
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "minicpm3": _MLA,
+    "qwen4_exp_text": {},
+    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16), "attention_head_size": 8},
+    "xlstm": {},
+    "youtu": _MLA,
+    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1, "layers_block_type": ["mamba", "hybrid", "mamba"] * 2},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "mamba"] * 2, "layer_types": ["mamba", "hybrid", "mamba"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    """Return the configuration of a tiny model of an architecture."""
+    config_class: Any = CONFIG_MAPPING[name]
+    taken = _settings_of(config_class)
+    settings = {key: value for key, value in _RULE.items() if key in taken}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = config_class(**{**settings, **_OWN.get(name, {}), **changes})
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    return config
+
+
+def _settings_of(config_class: Any) -> set[str]:
+    names = set(config_class.attribute_map)
+    for parent in config_class.__mro__[:-1]:
+        names |= set(getattr(parent, "__annotations__", {}))
+        names |= set(inspect.signature(parent.__init__).parameters)
+    return names
+
+
+def tiny_model(config: Any, attention: str | None = None) -> Any:
+    """Return a random model in float32, with the attention that transformers picks for it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return model.to(torch.float32).eval()
