@@ -132,7 +132,7 @@ class WorkersConfig(Settings):
     num_gpus: float = Field(default=0, ge=0, le=1_000)
     """GPUs of one engine actor; 0 on machines without."""
     max_batch: int = Field(default=32, ge=1, le=MOST_ROWS)
-    """Queries that one engine runs at the same time."""
+    """Queries that one engine runs at the same time, if memory allows."""
     stall_seconds: float = Field(default=900.0, gt=0, le=10_000_000)
     """An engine that has work and brings nothing forward for this long is killed and started again."""
     temperature: float = Field(default=0.0, ge=0, le=1_000)
@@ -149,11 +149,12 @@ class ModelConfig(WorkersConfig):
     fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Refuse any other model: SHA-256 over architecture, weights and tokenizer, as `manifest.json` names it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of weights and activations."""
+    """Number format of weights and activations; `auto` is float32 on CPU. On CUDA it is bfloat16 (float16 where the device
+    has none) of a transformers engine, and what the model was saved in of vLLM."""
     chat_template: bool = True
-    """Wrap a plain prompt as one user message."""
+    """Wrap a plain prompt as one user message, where the model has a chat template."""
     system_prompt: str | None = None
-    """System message put before every prompt."""
+    """System message put before every prompt that has none of its own."""
     max_context_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
     """Prompt and answer together; the model's own limit if not given."""
     answer_reserve_tokens: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
@@ -172,13 +173,13 @@ class TransformersConfig(ModelConfig):
     device: str | None = None
     """`cpu`, `cuda`, …; derived from the machine if not given."""
     threads: int | None = Field(default=None, gt=0, le=100_000)
-    """Threads of one engine on CPU; as many as pay, which is timed when it is loaded, if not given."""
+    """Threads of one engine on CPU, for its whole process; as many as pay, which is timed when it is loaded, if not given."""
 
 
 class VllmConfig(ModelConfig):
     """A model run by vLLM, on CUDA or, with its CPU build, on CPU; needs the `vllm` extra."""
 
-    kind: Literal["vllm"]
+    kind: Literal["vllm"] = "vllm"
     """Chooses this engine."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that one engine takes, weights included."""
@@ -203,12 +204,12 @@ class VllmConfig(ModelConfig):
 class ReplayConfig(WorkersConfig):
     """Recorded rollouts played back by token count: no model is needed."""
 
-    kind: Literal["replay"]
+    kind: Literal["replay"] = "replay"
     """Chooses this engine."""
     rollouts: str
     """Parquet of recorded rollouts."""
-    features: str
-    """Parquet of recorded probe features."""
+    features: str | None = None
+    """Parquet of recorded probe features; without it the hidden states have no width, and a fitted head is refused."""
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from clear_ray.config import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.fingerprint import model_fingerprint
@@ -164,19 +165,18 @@ class Admission:
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)
 
 
-def model_card(name: str, folder: Path, config: Any, max_context_tokens: int | None) -> ModelCard:
+def model_card(config: ModelConfig, folder: Path, saved: Any) -> ModelCard:
     """Return the card of a saved model, hidden states included.
 
     Args:
-        name: Human-readable name.
+        config: Name of the model, and the longest context that is wanted.
         folder: Where the model is saved.
-        config: Its configuration, as transformers reads it.
-        max_context_tokens: Prompt and answer together; None takes the model's own limit.
+        saved: Its own configuration, as transformers reads it.
 
     Raises:
         ConfigError: The model's context is shorter, or unknown and not given.
     """
-    text_config = config.get_text_config()
+    text_config, max_context_tokens = saved.get_text_config(), config.max_context_tokens
     limit = int(getattr(text_config, "max_position_embeddings", 0)) or max_context_tokens
     if limit is None:
         raise ConfigError("the model states no longest context", "max_context_tokens", remedy="Set max_context_tokens.")
@@ -185,7 +185,7 @@ def model_card(name: str, folder: Path, config: Any, max_context_tokens: int | N
             f"the model's context is {limit} tokens", "max_context_tokens", str(max_context_tokens), "Give less."
         )
     return ModelCard(
-        name=name,
+        name=config.model,
         fingerprint=model_fingerprint(folder),
         context_tokens=max_context_tokens or limit,
         hidden_width=int(text_config.hidden_size),
@@ -221,18 +221,6 @@ def empty_features(queries: int, width: int) -> Features:
         hidden_last_ND=np.zeros((queries, width), dtype=np.float32),
         hidden_mean_ND=np.zeros((queries, width), dtype=np.float32),
     )
-
-
-def check_sampling(*, max_batch: int, temperature: float, top_p: float) -> None:
-    """Raise ConfigError if a setting that all engines have is out of range."""
-    checks = {
-        "max_batch": (max_batch >= 1, max_batch, "Give at least 1."),
-        "temperature": (temperature >= 0, temperature, "Give 0 for greedy, or a positive number."),
-        "top_p": (0 < top_p <= 1, top_p, "Give a number above 0, at most 1."),
-    }
-    for setting, (is_fine, value, remedy) in checks.items():
-        if not is_fine:
-            raise ConfigError("the setting is out of range", setting, str(value), remedy)
 
 
 def _deliver_to(queue: asyncio.Queue[_Item], loop: asyncio.AbstractEventLoop) -> Callable[[_Item], None]:

@@ -29,9 +29,7 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
     if isinstance(config, ReplayConfig):
         from clear_ray.engine.replay import ReplayEngine
 
-        return ReplayEngine(
-            config.rollouts, config.features, tokens_per_second=config.tokens_per_second, max_batch=config.max_batch
-        )
+        return ReplayEngine(config)
     if config.fingerprint is not None:
         _check_pin(config.model, config.fingerprint)
     if isinstance(config, VllmConfig):
@@ -42,49 +40,12 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
                 str(probe_layers),
                 "Leave it out; a head that was fitted with it has to be fitted again.",
             )
-        return _build_vllm(config)
+        from clear_ray.engine.vllm import VllmEngine
+
+        return VllmEngine(config)
     from clear_ray.engine.transformers import TransformersEngine
 
-    return TransformersEngine(
-        config.model,
-        device=config.device,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        max_batch=config.max_batch,
-        max_context_tokens=config.max_context_tokens,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        threads=config.threads,
-        enforce_eager=config.enforce_eager,
-        answer_reserve_tokens=config.answer_reserve_tokens,
-        closing_text=config.closing_text,
-        probe_layers=probe_layers,
-    )
-
-
-def _build_vllm(config: VllmConfig) -> Engine:
-    from clear_ray.engine.vllm import VllmEngine
-
-    return VllmEngine(
-        config.model,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        max_batch=config.max_batch,
-        max_context_tokens=config.max_context_tokens,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        tensor_parallel=config.tensor_parallel,
-        enforce_eager=config.enforce_eager,
-        cpu_cache_gib=config.cpu_cache_gib,
-        answer_reserve_tokens=config.answer_reserve_tokens,
-        closing_text=config.closing_text,
-        thinking_tokens=config.thinking_tokens,
-        thinking_start=config.thinking_start,
-        thinking_end=config.thinking_end,
-    )
+    return TransformersEngine(config, probe_layers=probe_layers)
 
 
 def _check_pin(model: str, pinned: str) -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import DynamicCache
+
+from clear_ray.engine.shallow import decoder_of
 
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 """What a model's forward may call its cache, and its output too."""
@@ -35,6 +37,10 @@ class OwnCaches:
         self.rows = [*self.rows[:kept_rows], *[None] * (slots - kept_rows)]
         self.slots, self.positions = slots, positions
 
+    def row_bytes(self, row: int) -> int:
+        """Return what the cache of a slot takes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(self.rows[row]))
+
 
 class OwnCacheRunner:
     """Runs a model over the rows of `OwnCaches`, one at a time.
@@ -50,9 +56,9 @@ class OwnCacheRunner:
         self._model = model
         self._device: torch.device = model.device
         self.passes = 0
-        self._name = _cache_name(model)
-        self._base_name = _cache_name(model.base_model)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._decoder = decoder_of(model)
+        self._config = model.config.get_text_config(decoder=True)
+        self._cache_name = _cache_name(model)
 
     def prefill(
         self, cache: OwnCaches, first: int, ids_per_row: Sequence[list[int]], chunk: int
@@ -73,9 +79,7 @@ class OwnCacheRunner:
         """Read one token of each of the first N rows; return logits (N, 1, V), and the last hidden states if asked."""
         logits, hidden = [], []
         for row, (token_id, position) in enumerate(zip(ids_N, positions_N, strict=True)):
-            output = self._pass(
-                self._model, self._name, cache, row, [token_id], position, output_hidden_states=with_hidden
-            )
+            output = self._pass(self._model, cache, row, [token_id], position, output_hidden_states=with_hidden)
             logits.append(output.logits[:, -1:])
             if with_hidden:
                 hidden.append(output.hidden_states[-1][:, -1:])
@@ -100,31 +104,39 @@ class OwnCacheRunner:
         """Read a row from its beginning; return the sum of its hidden states, float32 (D)."""
         cache.rows[row] = None
         if not ids:
-            return torch.zeros(self._width, device=self._device)
-        output = self._pass(self._model.base_model, self._base_name, cache, row, ids, 0)
+            return torch.zeros(int(self._config.hidden_size), device=self._device)
+        output = self._pass(self._decoder, cache, row, ids, 0)
         total_D: torch.Tensor = output[0][0].float().sum(dim=0)
         return total_D
 
-    @property
-    def _width(self) -> int:
-        return int(self._model.config.get_text_config().hidden_size)
-
-    def _pass(
-        self, module: Any, name: str, cache: OwnCaches, row: int, ids: list[int], position: int, **options: Any
-    ) -> Any:
+    def _pass(self, module: Any, cache: OwnCaches, row: int, ids: list[int], position: int, **options: Any) -> Any:
         """Run the model or its layers over the next tokens of a row."""
         self.passes += 1
-        held = cache.rows[row]
+        name, held = self._cache_name, cache.rows[row]
         if held is None and name != "state":
-            held = DynamicCache(config=self._model.config.get_text_config(decoder=True))
-        if self._takes_positions:
-            end = position + len(ids)
-            options["position_ids"] = torch.arange(position, end, device=self._device)[None]
-        output = module(
-            input_ids=torch.tensor([ids], device=self._device), use_cache=True, **{name: held}, **options
-        )
+            held = DynamicCache(config=self._config)
+        if "position_ids" in inspect.signature(module.forward).parameters:
+            options["position_ids"] = torch.arange(position, position + len(ids), device=self._device)[None]
+        output = module(input_ids=torch.tensor([ids], device=self._device), use_cache=True, **{name: held}, **options)
         cache.rows[row] = getattr(output, name, held)
         return output
+
+
+def _tensors_in(cache: Any) -> Iterator[torch.Tensor]:
+    """Yield all tensors that a cache holds, whatever it is made of."""
+    if isinstance(cache, torch.Tensor):
+        yield cache
+        return
+    if isinstance(cache, dict):
+        parts: list[Any] = list(cache.values())
+    elif isinstance(cache, (list, tuple)):
+        parts = list(cache)
+    else:
+        parts = list(vars(cache).values()) if hasattr(cache, "__dict__") else []
+    for part in parts:
+        if part is None or isinstance(part, (torch.dtype, torch.device, type, str, int, float)):
+            continue
+        yield from _tensors_in(part)
 
 
 def _cache_name(module: Any) -> str:

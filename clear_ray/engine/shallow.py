@@ -43,6 +43,16 @@ def first_layers(model: Any, layers: int) -> Any:
     return short_model
 
 
+def decoder_of(model: Any) -> Any:
+    """Return what turns tokens into hidden states: the model without its head.
+
+    Args:
+        model: A causal language model of transformers.
+    """
+    base = model.base_model
+    return model.get_decoder() if base is model else base
+
+
 def _sharing(module: Any) -> Any:
     """Return a module with the same parts, of which each can be replaced without touching the other's."""
     twin = copy.copy(module)

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from clear_ray.engine.grouping import common_prefix_tokens, shared_tokens
 from clear_ray.engine.masks import LayerMasks
+from clear_ray.engine.shallow import decoder_of
 
 
 class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
@@ -40,6 +41,11 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
                 new[:kept_rows, :, :shared] = old[:kept_rows, :, :shared]
                 tensors[layer] = new
         self.slots, self.positions = slots, positions
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one slot takes, over the layers that have written so far."""
+        return sum(tensor[:1, :, :1].numel() * tensor.element_size() for tensor in (*self._keys, *self._values))
 
     def aim(self, rows: slice | torch.Tensor, position_NL: torch.Tensor, visible: int) -> None:
         """Set where the next pass writes: these rows, at their positions; it reads the first `visible` ones.
@@ -95,7 +101,7 @@ class SlotRunner:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self._decoder = model, decoder_of(model)
         self._device: torch.device = model.device
         self.passes = 0
         self._masks = LayerMasks(model.config, model.dtype, self._device)
@@ -148,7 +154,7 @@ class SlotRunner:
             end = min(start + chunk, longest)
             position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
             rows = slice(first, first + len(ids_per_row))
-            output = self.forward(self._model.base_model, cache, rows, padded_NL[:, start:end], position_NL, end)
+            output = self.forward(self._decoder, cache, rows, padded_NL[:, start:end], position_NL, end)
             is_own_NL1 = (position_NL < length_N1)[:, :, None]
             sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
             total_ND = sum_ND if total_ND is None else total_ND + sum_ND

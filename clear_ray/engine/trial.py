@@ -7,6 +7,7 @@ that for each architecture that transformers has is in `architectures.py`, so th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,9 @@ from clear_ray.errors import ConfigError
 
 Way = Literal["slots", "own_caches"]
 """All running answers in one pass over slots, or one after the other, each with a cache of the model's own class."""
+
+OWN_CACHE_ANSWERS = 4
+"""Answers that run at the same time where they share no pass: more would only take memory."""
 
 _TRIAL_TOKENS = 7
 # Half formats differ by their own rounding, recurrent layers by the order of their sums; a wrong mask or position differs by
@@ -56,6 +60,33 @@ def find_way(model: Any) -> Way:
         seen[0],
         "Set engine.kind to vllm, or use another model.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the cache of one answer takes: so much however long it is, and so much for each of its positions."""
+
+    answer_bytes: int
+    position_bytes: int
+
+
+@torch.inference_mode()
+def measure_footprint(model: Any, way: Way) -> Footprint:
+    """Return what an answer's cache takes, as a pass leaves it: layers differ in what they keep.
+
+    Args:
+        model: A causal language model of transformers.
+        way: As `find_way` found it.
+    """
+    cache: Any = make_cache(way)
+    runner: Any = make_runner(model, way)
+    cache.reserve(2, _TRIAL_TOKENS, kept_rows=0)
+    runner.prefill(cache, 0, [[0] * _TRIAL_TOKENS, [0]], chunk=_TRIAL_TOKENS)
+    if way == "slots":
+        return Footprint(0, cache.bytes_per_position)
+    long, short = cache.row_bytes(0), cache.row_bytes(1)
+    per_position = max(0, long - short) // (_TRIAL_TOKENS - 1)
+    return Footprint(max(0, short - per_position), per_position)
 
 
 def make_runner(model: Any, way: Way, *, graphs: bool = False) -> SlotRunner | OwnCacheRunner:
