@@ -49,11 +49,11 @@ from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
 from clear_ray.engine.batch import Answer, Batch
 from clear_ray.engine.grouping import PREFILL_TOKENS
-from clear_ray.engine.trial import measure_footprint
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL, resolve_model
+from clear_ray.engine.trial import measure_footprint
 from clear_ray.tasks import generate_queries
 
 WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]

@@ -16,6 +16,7 @@ import torch
 Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Returns where a token at a position (N, L, 1) may look among the positions T."""
 
+
 class LayerMasks:
     """The masks of one model.
 

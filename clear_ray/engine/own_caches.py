@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from clear_ray.engine.shallow import decoder_of
 
@@ -112,13 +111,14 @@ class OwnCacheRunner:
     def _pass(self, module: Any, cache: OwnCaches, row: int, ids: list[int], position: int, **options: Any) -> Any:
         """Run the model or its layers over the next tokens of a row."""
         self.passes += 1
-        name, held = self._cache_name, cache.rows[row]
-        if held is None and name != "state":
-            held = DynamicCache(config=self._config)
+        # Whatever the slot held before, a row begins with nothing: the model makes the cache that fits it.
+        name, held = self._cache_name, cache.rows[row] if position else None
         if "position_ids" in inspect.signature(module.forward).parameters:
             options["position_ids"] = torch.arange(position, position + len(ids), device=self._device)[None]
         output = module(input_ids=torch.tensor([ids], device=self._device), use_cache=True, **{name: held}, **options)
-        cache.rows[row] = getattr(output, name, held)
+        if getattr(output, name, None) is None:
+            raise NotImplementedError("it keeps what it has read inside its layers, where only one answer has room")
+        cache.rows[row] = output[name]
         return output
 
 
@@ -144,4 +144,4 @@ def _cache_name(module: Any) -> str:
     for name in _CACHE_NAMES:
         if name in taken:
             return name
-    raise NotImplementedError("it takes no cache: every token would be read again for each that follows")
+    raise NotImplementedError("it keeps no cache: every token would be read again for each that follows")

@@ -50,7 +50,8 @@ def decoder_of(model: Any) -> Any:
         model: A causal language model of transformers.
     """
     base = model.base_model
-    return model.get_decoder() if base is model else base
+    decoder = model.get_decoder() if base is model else base
+    return getattr(model, "model", model) if decoder is model else decoder
 
 
 def _sharing(module: Any) -> Any:

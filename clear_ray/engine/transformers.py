@@ -19,12 +19,13 @@ from clear_ray.engine.batch import BatchThread, Turns
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
-from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.reading import read_prompts
+from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
-from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_cache, make_runner
+from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_runner
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError
 
 _TRIAL_ROWS = 32
@@ -52,9 +53,7 @@ class TransformersEngine:
     def __init__(
         self, config: TransformersConfig, *, probe_layers: int | None = None, cache_tokens: int | None = None
     ) -> None:
-        self._rendering = Rendering(
-            config.model, chat_template=config.chat_template, system_prompt=config.system_prompt
-        )
+        self._rendering = rendering_of(config)
         closing = make_closing(self._rendering, config)
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in PREFILL_TOKENS:
@@ -123,7 +122,7 @@ class TransformersEngine:
             pass_cost = PASS_COST[self._model.device.type]
             for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens, pass_cost=pass_cost):
                 with self._model_turns:
-                    self._prefill_rows(features, rows, ids_N)
+                    read_prompts(self._runner, self._way, features, rows, ids_N, pass_tokens=self._prefill_tokens)
         except RuntimeError as error:
             raise EngineFailedError(
                 "the language model failed",
@@ -160,26 +159,6 @@ class TransformersEngine:
         if self._close.alive:
             self._close()
             del self._model, self._runner
-
-    @torch.inference_mode()
-    def _prefill_rows(self, features: Features, rows: list[int], ids_N: list[list[int]]) -> None:
-        """Fill in the features of some rows from one pass over all but their last token, and one over that."""
-        cache: Any = make_cache(self._way)
-        longest = max(len(ids_N[row]) for row in rows)
-        cache.reserve(len(rows), longest, kept_rows=0)
-        heads = [ids_N[row][:-1] for row in rows]
-        total_ND = (
-            self._runner.prefill(cache, 0, heads, max(1, self._prefill_tokens // len(rows))) if longest > 1 else 0.0
-        )
-        output = self._runner.decode(
-            cache, [ids_N[row][-1] for row in rows], [len(head) for head in heads], with_hidden=True
-        )
-        last_ND = output.hidden_states[-1][:, -1].float()
-        length_N1 = torch.tensor([[len(ids_N[row])] for row in rows], device=last_ND.device)
-        log_p_NV = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
-        features.hidden_last_ND[rows] = last_ND.cpu().numpy()
-        features.hidden_mean_ND[rows] = ((total_ND + last_ND) / length_N1).cpu().numpy()
-        features.entropy_N[rows] = torch.special.entr(log_p_NV.exp()).sum(dim=-1).cpu().numpy()
 
     def _refuse_if_closed(self) -> None:
         if not self._close.alive:

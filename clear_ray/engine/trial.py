@@ -1,8 +1,8 @@
 """Which way of running a model gives the tokens that transformers' own passes give: the model itself is asked.
 
 Architectures differ in what they do with positions, masks and caches. Instead of a list of names, a short text is read in
-one plain pass and in the pieces in which a batch would read it; the way that comes to the same logits is taken. What came of
-that for each architecture that transformers has is in `architectures.py`, so that it can be said before weights are loaded.
+one plain pass and in the pieces in which a batch would read it; the way that comes to the same logits is taken. What comes of
+that for each architecture that transformers has, `architectures.py` knows before weights are loaded.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 
+from clear_ray.engine.architectures import refuse_unfit, unfit
 from clear_ray.engine.graphs import GraphRunner
 from clear_ray.engine.own_caches import OwnCacheRunner, OwnCaches
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
-from clear_ray.errors import ConfigError
 
 Way = Literal["slots", "own_caches"]
 """All running answers in one pass over slots, or one after the other, each with a cache of the model's own class."""
@@ -24,6 +24,8 @@ OWN_CACHE_ANSWERS = 4
 """Answers that run at the same time where they share no pass: more would only take memory."""
 
 _TRIAL_TOKENS = 7
+_MOST_TRIAL_TOKENS = 300
+_WINDOWS = ("window_size", "sliding_window", "attention_chunk_size")
 # Half formats differ by their own rounding, recurrent layers by the order of their sums; a wrong mask or position differs by
 # whole logits.
 _MOST_APART = {"slots": (1e-3, 0.25), "own_caches": (0.05, 0.5)}
@@ -38,28 +40,50 @@ def find_way(model: Any) -> Way:
         model: A causal language model of transformers.
 
     Raises:
-        ConfigError: Neither way gives the logits of a plain pass.
+        ConfigError: Neither way gives the logits of a plain pass, or the architecture is known to go wrong further on.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = [(7 * i + 3) % vocabulary for i in range(_TRIAL_TOKENS)]
+    refuse_unfit(model.config)
+    way, reason = try_ways(model)
+    if way is None:
+        raise unfit(model.config, reason)
+    return way
+
+
+@torch.inference_mode()
+def try_ways(model: Any) -> tuple[Way | None, str]:
+    """Return the first way that gives the logits of a plain pass, and why the one before it does not; None if none does."""
+    ids = _trial_ids(model)
     ways: tuple[Way, ...] = ("slots", "own_caches")
-    seen = []
+    reason = ""
     for way in ways:
         try:
             apart = _logits_apart(model, ids, way)
+        except NotImplementedError as error:
+            reason = str(error)
+            continue
         except _TRIAL_FAILURES as error:
-            seen.append(_first_line(error))
+            reason = _BY_WAY[way].format(f"{type(error).__name__}: {_first_line(error)}")
             continue
         if apart < _MOST_APART[way][model.dtype != torch.float32]:
-            return way
-        seen.append(f"logits differ by {apart:.2g} standard deviations")
-    raise ConfigError(
-        f"the architecture {model.config.model_type} cannot be run here: "
-        f"read in pieces it does not give the tokens of a whole pass ({seen[-1]})",
-        "engine.model",
-        seen[0],
-        "Set engine.kind to vllm, or use another model.",
-    )
+            return way, reason
+        reason = _BY_WAY[way].format(f"logits differ by {apart:.2g} standard deviations")
+    return None, reason
+
+
+_BY_WAY = {
+    "slots": "its layers make masks or positions of their own",
+    "own_caches": "read in pieces, it does not give the tokens of a whole pass ({})",
+}
+
+
+def _trial_ids(model: Any) -> list[int]:
+    """Return some tokens, past the model's window where that is short."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    text_config = model.config.get_text_config()
+    windows = [getattr(text_config, name, None) for name in _WINDOWS]
+    longest = max((window + 4 for window in windows if isinstance(window, int)), default=_TRIAL_TOKENS)
+    tokens = max(_TRIAL_TOKENS, longest) if longest <= _MOST_TRIAL_TOKENS else _TRIAL_TOKENS
+    return [(7 * i * i + 3 * i + 3) % vocabulary for i in range(tokens)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +136,11 @@ def _logits_apart(model: Any, ids: list[int], way: Way) -> float:
     whole_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
     cache: Any = make_cache(way)
     runner: Any = make_runner(model, way)
-    cache.reserve(2, len(ids) + 1, kept_rows=0)
-    runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=4)
+    cache.reserve(2, len(ids) + 64, kept_rows=0)
+    runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=max(4, len(ids) // 2))
     pieces_V = runner.decode(cache, [ids[3], ids[-1]], [3, len(ids) - 1]).logits[1, -1].float()
     apart = float((whole_V - pieces_V).abs().max()) / (float(whole_V.std()) or 1.0)
-    return apart if apart == apart else float("inf")  # noqa: PLR0124 - NaN
+    return apart if apart == apart else float("inf")
 
 
 def _first_line(error: Exception) -> str:

@@ -50,48 +50,161 @@ _OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_hidden_layers": 8, "layer_group_size": 4, **_GROUPS},
     "bamba": {"attn_layer_indices": [2]},
     "codegen": {"rotary_dim": 4},
-    "cohere_compass_text": {},
     "cpmant": {"dim_head": 8, "dim_ff": 48},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_v2": _MLA,
     "deepseek_v3": _GROUPS,
-    "deepseek_v32": {**_GROUPS, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8},
+    "deepseek_v32": {**_GROUPS, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 8},
     "dots1": {"n_shared_experts": 1, **_GROUPS},
     "dots3_note_text": {**_GROUPS, "index_topk": 8, "index_head_dim": 16, "shared_experts_intermediate_size": 16},
-    "gemma3n_text": {"num_hidden_layers": 6, "num_kv_shared_layers": 1, "layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": 0.0, "vocab_size_per_layer_input": VOCABULARY},
+    "gemma3n_text": {
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "activation_sparsity_pattern": [0.0] * 6,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
     "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    "falcon_h1": {"mamba_d_ssm": 64},
     "glm4_moe_lite": _MLA,
-    "glm_moe_dsa": {**_MLA, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8},
+    # Of fewer positions a random indexer would choose among ties, which rounding breaks.
+    "glm_moe_dsa": {**_MLA, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
-    "kimi_linear": {**_MLA, "linear_head_dim": 8},
+    "kimi_linear": {**_MLA, "linear_head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "longcat_flash": _MLA,
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "minicpm3": _MLA,
-    "qwen4_exp_text": {},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16), "attention_head_size": 8},
-    "xlstm": {},
     "youtu": _MLA,
-    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1, "layers_block_type": ["mamba", "hybrid", "mamba"] * 2},
-    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "hybrid", "mamba"] * 2, "layer_types": ["mamba", "hybrid", "mamba"] * 2},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "layers_block_type": ["mamba", "hybrid", "mamba"] * 2,
+    },
+    "zamba2": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "hybrid", "mamba"] * 2,
+        "layer_types": ["mamba", "hybrid", "mamba"] * 2,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
+_TEXT_OF = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "llama4": "llama4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+"""Of models that see and read: what reads."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon, ALiBi": ("falcon", {"alibi": True}),
+    "falcon, new decoder": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "gemma3_text, window over all layers": ("gemma3_text", {"layer_types": ["sliding_attention"] * 4}),
+    "granitemoehybrid, attention only": ("granitemoehybrid", {"layer_types": ["attention"] * 4}),
+    "llama, linear RoPE scaling": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "llama, llama3 RoPE scaling": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "llama, YaRN": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral, no window": ("mistral", {"sliding_window": None}),
+    "opt, norm after": ("opt", {"do_layer_norm_before": False}),
+    "qwen2, window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
+    "qwen3, window": ("qwen3", {"use_sliding_window": True, "max_window_layers": 1}),
+}
+"""Label, architecture and what is different: settings that change what the layers do."""
+
+
+def causal_architectures() -> list[str]:
+    """Return every architecture that transformers loads as a causal language model."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
 def tiny_config(name: str, **changes: Any) -> Any:
-    """Return the configuration of a tiny model of an architecture."""
-    config_class: Any = CONFIG_MAPPING[name]
+    """Return the configuration of a tiny model of an architecture.
+
+    Raises:
+        NotTriedError: No tiny one can be made by these rules.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = _composite(name) if name in _TEXT_OF else _made_small(CONFIG_MAPPING[name], name, changes)
+            is_text = name in _TEXT_OF or config.get_text_config() is config
+            parameters = _parameters(config) if is_text else 0
+    except Exception as error:
+        raise NotTriedError(f"no tiny model of it could be made ({type(error).__name__})") from error
+    if not is_text:
+        raise NotTriedError("it reads more than text")
+    if parameters > _MOST_PARAMETERS:
+        raise NotTriedError("no tiny model of it could be made")
+    return config
+
+
+class NotTriedError(Exception):
+    """There is no tiny model to be tried."""
+
+
+def tiny_model(config: Any) -> Any:
+    """Return a random model in float32, with the attention that transformers picks for it."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
+
+
+def _made_small(config_class: Any, name: str, changes: dict[str, Any]) -> Any:
     taken = _settings_of(config_class)
     settings = {key: value for key, value in _RULE.items() if key in taken}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = config_class(**{**settings, **_OWN.get(name, {}), **changes})
-    if hasattr(config, "is_decoder"):
-        config.is_decoder = True
+    return config_class(**{**settings, **_OWN.get(name, {}), **changes})
+
+
+def _composite(name: str) -> Any:
+    config_class: Any = CONFIG_MAPPING[name]
+    text = _made_small(CONFIG_MAPPING[_TEXT_OF[name]], _TEXT_OF[name], {})
+    config = config_class(text_config=text.to_dict())
+    if getattr(config, "vision_config", None) is not None:
+        config.vision_config = _made_small(type(config.vision_config), "", {})
     return config
+
+
+def _parameters(config: Any) -> int:
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def _settings_of(config_class: Any) -> set[str]:
@@ -100,10 +213,3 @@ def _settings_of(config_class: Any) -> set[str]:
         names |= set(getattr(parent, "__annotations__", {}))
         names |= set(inspect.signature(parent.__init__).parameters)
     return names
-
-
-def tiny_model(config: Any, attention: str | None = None) -> Any:
-    """Return a random model in float32, with the attention that transformers picks for it."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    return model.to(torch.float32).eval()
