@@ -19,7 +19,7 @@ What is in the line:
     probe       a prefill of every prompt, over the generation under `slots`, by the layers that the demo's head reads and by
                 all of them; also for prompts that share nothing but the chat template, at the same grants
     decode      on CUDA, one step of a full batch, with and without graphs, beside the time that reading all weights and the
-                cache once takes at the bandwidth of a large copy on the same device (facts/field.md, A3)
+                cache once takes at the bandwidth of a large copy on the same device
     idle        share of all steps that come after the queue is empty, for longest grants first and for order of arrival,
                 over many queries; counted, not measured
 """

@@ -42,10 +42,10 @@ def make_report(
     """Put the account of a finished run together.
 
     Args:
-        config: Of the run.
-        model: Who generated.
-        head: Who estimated.
-        estimates: Of the batch.
+        config: Configuration of the run.
+        model: Model that generated.
+        head: Head that estimated.
+        estimates: Estimates of the batch.
         standing: Where every query ended.
         balance: The market's last.
         spent_tokens_N: Tokens of each query that were charged, shape (N,).

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for machi
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print_result(f"clear-ray {version('clear_ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """LLM batch inference under one budget."""
+
+
 @app.command()
 def run(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Answer a batch under its budget; run it again to go on after an interruption."""
@@ -52,18 +68,23 @@ def resume(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was interrupted, under the configuration in its manifest."""
+    """Go on with a run that was interrupted, under the configuration in its manifest; `--set scaling.…` may change it."""
     from clear_ray.run_folder import MANIFEST, read_manifest
     from clear_ray.storage import open_folder
 
     if (run_dir is None) == (config is None):
         raise ConfigError("name either the run folder or its configuration", "resume", remedy=_ONE_OF_BOTH)
-    found = RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or ""
+    overrides = tuple(set_ or ())
+    found = run_dir or ""
+    if config:
+        found = RunConfig.load(config, overrides).run_dir
+        overrides = tuple(override for override in overrides if not override.startswith("run_dir="))
     manifest, shown = read_manifest(open_folder(found)), without_secrets(found)
     if manifest is None:
         raise ResumeError("there is no run to go on with", shown, remedy="Start it with `clear-ray run`.")
     settings = manifest["config"] | {"run_dir": found}
-    _run(RunConfig.parse(settings, where=f"{shown}/{MANIFEST}"), as_json=as_json, quiet=quiet)
+    began = RunConfig.parse(settings, where=f"{shown}/{MANIFEST}")
+    _run(began.resumed(overrides), as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -115,6 +136,13 @@ def status(
 
     if (run_dir is None) == (config is None):
         raise ConfigError("name either the run folder or its configuration", "status", remedy=_ONE_OF_BOTH)
+    if set_ and not config:
+        raise ConfigError(
+            "a run folder says by itself how far its run is, and no setting changes that",
+            "status --set",
+            set_[0],
+            "Leave `--set` out; with `--config` it may name another run_dir.",
+        )
     folder = open_folder(RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or "")
     report = read_summary(folder)
     if report is not None:

@@ -36,6 +36,7 @@ from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
+from clear_ray.market_client import MarketClient
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
@@ -130,10 +131,10 @@ class Crew:
     """The engine workers of a run: `engine.workers` from the start, more and fewer as they are wanted.
 
     Args:
-        config: Of the engines.
+        config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
-        ask_for: Told how many GPUs' worth of engines there are to be, before they are.
+        ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """
 
@@ -195,7 +196,7 @@ class Crew:
             self._cards.append(self._handles[-1].cards.remote())
 
     def wait(self) -> None:
-        """Wait until every model is loaded, and note who it is and how long that took.
+        """Wait until every model is loaded, and note its card and how long that took.
 
         Raises:
             EngineError: A worker could not be started; the reason is in it.
@@ -233,7 +234,7 @@ class BatchEngineWorker(EngineWorker):
             self._refusal = error
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are.
+        """Return the cards of the model and the head.
 
         Raises:
             ConfigError: The head was fitted for another model, or a setting does not fit the model.
@@ -292,7 +293,7 @@ def worker_name(run_dir: str, number: int) -> str:
 
 
 @contextmanager
-def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[Any]:
+def opened_market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[MarketClient]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
 
     It has the folder's name, of which a cluster has one: object stores know no locks.
@@ -319,14 +320,15 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
     remote: Any = ray.remote(MarketActor).options(**options).remote
     start = partial(remote, run_dir, budget_tokens, len(cost_N), cost_N)
     actor: Any = once_free(start, ActorAlreadyExistsError, folder)
+    market = MarketClient(actor, ray.get)
     try:
         try:
-            ray.get(actor.balance.remote())
+            market.balance()
         except Exception as error:
             for _ in read_journal(folder):  # a constructor's own error does not come back; damage is told here
                 pass
             raise _cause(error) from error
-        yield actor
+        yield market
     finally:
         ray.kill(actor)
 

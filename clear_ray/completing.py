@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -29,7 +28,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     folder, standing, estimates, hiring = work.folder, work.standing, work.estimates, work.hiring
     work.progress.begin("write")
     mark_lost_answers(work, standing.written_tokens_N)
-    spent_N, _ = ray.get(work.desk.charges.remote())
+    spent_N, _ = work.market.charges()
     verdicts = Verdicts(
         last_round_N=standing.last_round_N,
         rounds_N=standing.rounds_N,
@@ -50,7 +49,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         hiring.crew.head,
         estimates,
         standing,
-        ray.get(work.desk.balance.remote()),
+        work.market.balance(),
         spent_N,
         tuple(rounds),
         has_gold_N=_gold_of_completions(folder, len(spent_N)),
@@ -61,7 +60,6 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     if digest.openai_url is not None:
         write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
     write_page(report, completions=_completion_rows(folder), folder=folder)
-    folder.child("completions").sync()
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 

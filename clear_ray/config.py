@@ -31,6 +31,10 @@ MOST_TOKENS = MOST_ROWS = 2**31 - 1
 """Tokens of one query; queries of a run, a call or a file. Below, such counts are kept in 32 or 64 bits, and added up."""
 
 
+CHANGEABLE = "scaling"
+"""The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
+
+
 class Settings(BaseModel):
     """Base of every configuration part: frozen, no unknown keys, finite, documented by the strings under the fields."""
 
@@ -402,6 +406,31 @@ class RunConfig(Settings):
         for override in overrides:
             _override(loaded, override)
         return cls.parse(loaded, where=str(path))
+
+    def resumed(self, overrides: tuple[str, ...]) -> RunConfig:
+        """Return the settings with which a run that began with these goes on.
+
+        Args:
+            overrides: Each `dotted.key=value`; the value is read as YAML.
+
+        Raises:
+            ConfigError: One names no setting, one that is fixed since the run began, or a value out of range.
+        """
+        settings = self.model_dump(mode="json")
+        for override in overrides:
+            _override(settings, override)
+        now = RunConfig.parse(settings, where="--set")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            part = key.partition(".")[0]
+            if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
+                raise ConfigError(
+                    "this setting is fixed since the run began",
+                    f"--set {key}",
+                    value,
+                    f"Only {CHANGEABLE}.* may change on the way; for another {part} begin a run with another run_dir.",
+                )
+        return now
 
     @classmethod
     def parse(cls, settings: dict[str, Any], *, where: str = "config") -> RunConfig:

@@ -16,13 +16,12 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, plan_report
 from clear_ray.clearing import nothing_to_grant
-from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
+from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
@@ -88,7 +87,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     Args:
         queries: Rows with the columns of `config.input.columns`; None reads what `config.input` names.
         config: What the batch may cost, and how.
-        display: Told of the progress, a few times a second.
+        display: Display that is told of the progress, a few times a second.
 
     Returns:
         The report, and where the answers are.
@@ -122,8 +121,10 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
         with (
-            market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
-            gpus_for(desk, config.engine.num_gpus) as ask_for,
+            opened_market(
+                config.run_dir, config.budget_tokens, cost_N
+            ) as market,  # first: it makes sure that we are alone
+            gpus_for(market.actor, config.engine.num_gpus) as ask_for,
             engine_workers(
                 config.engine,
                 head,
@@ -131,13 +132,13 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
                 ask_for=ask_for,
                 calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
             ) as crew,
-            progress.watching(desk),
+            progress.watching(market),
         ):
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
-            hiring = Hiring(config, crew, desk, lambda: progress.seconds)
+            hiring = Hiring(config, crew, market, lambda: progress.seconds)
             standing = Standing(cost_N, failed=estimates.error_of_index)
-            work = OpenRun(folder, config, hiring, desk, estimates, standing, progress)
+            work = OpenRun(folder, config, hiring, market, estimates, standing, progress)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
@@ -148,7 +149,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
     Args:
         queries: As for `run`.
         config: As for `run`.
-        display: Told of the progress.
+        display: Display that is told of the progress.
 
     Raises:
         SchemaError: The input is refused.
@@ -249,17 +250,17 @@ def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) ->
 
 def _rounds(work: OpenRun) -> list[RoundReport]:
     """Clear, generate and settle until nothing useful is left to buy; `work.standing` changes."""
-    folder, config, desk, progress = work.folder, work.config, work.desk, work.progress
+    folder, config, market, progress = work.folder, work.config, work.market, work.progress
     estimates, standing = work.estimates, work.standing
     rounds: list[RoundReport] = []
     is_priced = True
-    ray.get(desk.close_open_reservations.remote())
+    market.close_open_reservations()
     for number in range(1, config.allocation.max_rounds + 2):
         started = time.monotonic()
         kept = read_grants(folder, number)
         is_last_kept = kept is not None and read_grants(folder, number + 1) is None
         if kept is None:
-            available_tokens = ray.get(desk.balance.remote()).available_tokens
+            available_tokens = market.balance().available_tokens
             clearing = nothing_to_grant(estimates.queries)
             if is_priced and is_worth_a_round(config, standing, number, available_tokens):
                 progress.begin("price", round_number=number)
@@ -275,7 +276,7 @@ def _rounds(work: OpenRun) -> list[RoundReport]:
         if kept is None or is_last_kept:
             granted = int(standing.was_granted_N.sum())
             progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
-            ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
+            market.open_round(number, {"price": clearing.shadow_price, "available": available_tokens})
             generate_round(work, clearing, number)
         attempts = read_attempts(folder, number, estimates.queries, work.void_attempts())
         seconds = time.monotonic() - started

@@ -3,7 +3,7 @@
     rows --each block--> sketch, kilobytes --merged on the way--> driver: price --> each block reads its caps off the price
 
 The driver sees one sketch a pass and never a query. Two passes over the rows find the price, a third grants; sums are
-whole numbers, so any number of blocks, in any order, gives the same bytes (method.md section 3). Only `allocate_rows`
+whole numbers, so any number of blocks, in any order, gives the same bytes (docs/method.md, section 3). Only `allocate_rows`
 brings the grants to the driver, some forty bytes a query; `grant_rows` leaves them where they are.
 
 Legend: N queries of a block.
@@ -111,7 +111,7 @@ def price_rows(rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spre
         PriceError: the budget is negative or not finite, or smaller than the sum of the floors; or the second pass saw
             other rows than the first.
 
-    Source: method.md 3, Scale.
+    Source: docs/method.md, section 3, Scale.
     """
     first = sketch_rows(rows, curves_of, DemandSketch.first_pass(budget_tokens=budget_tokens))
     empty = first.second_pass(budget_tokens=budget_tokens, spread_unspent=spread_unspent)

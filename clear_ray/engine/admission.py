@@ -32,14 +32,14 @@ class Runner(Protocol):
         """Hand answers to the batch; each one's `on_end` will be called."""
 
     def abandon(self, answers: Iterable[Answer]) -> None:
-        """Let these answers end soon: nobody waits for them any more."""
+        """Let these answers end soon: nothing waits for them any more."""
 
 
 class Admission:
     """Turns grants into answers to be generated, and answers that have ended into generations.
 
     Args:
-        rendering: Of the model.
+        rendering: Rendering of prompts for the model.
         vocabulary: Tokens that the model knows.
         context_tokens: Prompt and answer together may not be longer.
     """
@@ -219,7 +219,7 @@ def empty_features(queries: int, width: int) -> Features:
 
 def _deliver_to(queue: asyncio.Queue[_Item], loop: asyncio.AbstractEventLoop) -> Callable[[_Item], None]:
     def deliver(item: _Item) -> None:
-        # A loop that was closed has nobody left who waits.
+        # A loop that was closed has nothing left that waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(queue.put_nowait, item)
 

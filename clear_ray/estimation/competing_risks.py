@@ -31,8 +31,8 @@ class Predictor:
     """Features to incidences: projection, landmarks, hazards, a share of the pooled curve, and doubt about strangers.
 
     Attributes:
-        projection: From features to short vectors.
-        landmarks: From short vectors to the coordinates that hazards are linear in.
+        projection: Map from features to short vectors.
+        landmarks: Map from short vectors to the coordinates that hazards are linear in.
         hazards: The fitted hazards.
         share: Weight of the fitted incidences against the pooled ones, 0 to 1.
     """
@@ -109,9 +109,9 @@ def fit_competing_risks(card: HeadCard, rollouts: Rollouts, features: Features, 
 
     Args:
         card: Its grid is used; kind and the rest are kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of the inner folds and the landmarks.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of the inner folds and the landmarks.
     """
     tokens_K = np.array(card.tokens_K, np.int64)
     best, chosen = _most_credible(_inner_scores(rollouts, features, tokens_K=tokens_K, seed=seed))

@@ -1,6 +1,6 @@
 """Features from an encoder of the user's own (the paper: DeBERTa-v3-base) in place of the serving model's states.
 
-For those who have such weights as a local folder; nothing is downloaded. The encoder reads the question's text, its first
+The weights are a local folder of the user's; nothing is downloaded. The encoder reads the question's text, its first
 and its mean hidden state stand where the probe's last and mean state would, and any kind of head is fitted on top. It
 runs where the probe runs, on the CPU of the engine worker unless a device is named.
 

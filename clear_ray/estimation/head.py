@@ -16,12 +16,14 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow.fs import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves
+from clear_ray.storage import Folder, sync_path
 
 ARRAYS_FILE, CARD_FILE = "head.safetensors", "head.json"
 FORMAT = 1
@@ -112,9 +114,9 @@ def check_fingerprint(card: HeadCard, fingerprint: str) -> None:
 
 
 def save_head(head: Head, path: str | os.PathLike[str]) -> None:
-    """Write a head as a folder; each file appears whole or not at all."""
+    """Write a head as a folder; each file appears whole or not at all, and a loss of power does not undo it."""
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    Folder(LocalFileSystem(), os.path.abspath(path), is_local=True).make()
     arrays = {name: np.ascontiguousarray(array) for name, array in head.arrays().items()}
     _replace(folder / ARRAYS_FILE, lambda temporary: save_file(arrays, temporary))
     document = {"format": FORMAT, "card": asdict(head.card), "settings": head.settings()}
@@ -165,4 +167,6 @@ def head_class(kind: str) -> type[Head]:
 def _replace(target: Path, write: Any) -> None:
     temporary = target.with_name(f".{target.name}.partial")
     write(temporary)
+    sync_path(temporary)
     os.replace(temporary, target)
+    sync_path(target.parent)

@@ -1,11 +1,11 @@
 """Two heads in closed form, to compare the default with: the paper's regressed threshold, and a shifted Erlang-2.
 
-`regressed_threshold` (method.md 2.1): the length of a right answer is regressed on the features; how far before it the
-emergence threshold lies, and the rate beta, are fitted by maximum likelihood to the lengths of right rollouts. All queries
-share alpha and beta, so all are equally solvable: the curves say when, not whether.
+`regressed_threshold` (docs/method.md, section 2.1): the length of a right answer is regressed on the features; how far before
+it the emergence threshold lies, and the rate beta, are fitted by maximum likelihood to the lengths of right rollouts. All
+queries share alpha and beta, so all are equally solvable: the curves say when, not whether.
 
-`shifted_erlang` (method.md 2.2): also the chance of a right answer is regressed, threshold and rate scale with the
-predicted length, and wrong answers have lengths of their own, so that spend is known too.
+`shifted_erlang` (docs/method.md, section 2.2): also the chance of a right answer is regressed, threshold and rate scale with
+the predicted length, and wrong answers have lengths of their own, so that spend is known too.
 
 Shapes: N queries, K grid points, R rollouts, P coordinates.
 """
@@ -49,7 +49,7 @@ class ParametricHead:
 
     Args:
         card: Where the head comes from.
-        coordinates: From features to coordinates.
+        coordinates: Map from features to coordinates.
         lines: Regressions by name.
         numbers: Shared parameters by name.
     """
@@ -162,9 +162,9 @@ def fit_regressed_threshold(card: HeadCard, rollouts: Rollouts, features: Featur
 
     Args:
         card: Its grid is used; the rest is kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of landmarks and folds.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of landmarks and folds.
     """
     coordinates, x_NP = _coordinates(rollouts, features, seed=seed)
     line, held_N = _fit_length(x_NP, rollouts, rollouts.is_right_R, seed=seed)
@@ -181,9 +181,9 @@ def fit_shifted_erlang(card: HeadCard, rollouts: Rollouts, features: Features, *
 
     Args:
         card: Its grid is used; the rest is kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of landmarks and folds.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of landmarks and folds.
     """
     coordinates, x_NP = _coordinates(rollouts, features, seed=seed)
     count_N = np.bincount(rollouts.query_R, minlength=len(rollouts)).astype(np.float64)

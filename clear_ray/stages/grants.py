@@ -59,8 +59,8 @@ class SelectGranted:
     Args:
         grants: The grants.
         is_wanted_M: Which of the grants to look for among these rows.
-        last_round_N: For rows of earlier rounds: the round of each query's last attempt; older rows are dropped.
-        void: Of those rounds.
+        last_round_N: Round of each query's last attempt, for rows of earlier rounds; older rows are dropped.
+        void: Attempts of those rounds that do not count.
     """
 
     def __init__(

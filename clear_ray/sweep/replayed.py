@@ -22,7 +22,7 @@ from clear_ray.clearing import Clearing
 from clear_ray.ledger import Ledger
 
 Clear = Callable[[NDArray[np.int64], NDArray[np.bool_], int], Clearing]
-"""From tokens generated so far, who is open, and the tokens available to the grants of a round."""
+"""From tokens generated so far, which queries are open, and the tokens available to the grants of a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Replayed:
         is_right_N: Ended by itself within its grants, and correct.
         spent_tokens_N: Tokens generated.
         rounds: Clearings that were dispatched.
-        price: Of the first clearing.
+        price: Price of the first clearing.
     """
 
     is_right_N: NDArray[np.bool_]

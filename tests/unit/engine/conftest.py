@@ -10,8 +10,6 @@ from typing import Any
 from clear_ray.config import ReplayConfig
 from clear_ray.engine import Engine, Generation, Grant, ReplayEngine
 
-SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-
 
 def replay_engine(rollouts: Path, features: Path | None = None, **settings: Any) -> ReplayEngine:
     return ReplayEngine(ReplayConfig(rollouts=str(rollouts), features=features and str(features), **settings))

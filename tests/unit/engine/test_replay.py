@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from clear_ray.engine import Grant, ReplayEngine
 from clear_ray.errors import EngineError, SchemaError
-from tests.unit.engine.conftest import SHARED_DATA, replay_engine, run_grants
+from tests.conftest import ROLLOUTS
+from tests.unit.engine.conftest import replay_engine, run_grants
 
 
 def write_rollouts(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -37,16 +38,14 @@ def write_rollouts(path: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[tuple[str, int], dict[str, object]]:
-    if not (SHARED_DATA / "rollouts.parquet").is_file():
-        pytest.skip(f"the recorded rollouts are not at {SHARED_DATA}")
     columns = ["query_id", "sample", "prompt", "prompt_tokens", "finish_reason", "text", "token_ids", "tok_entropy"]
-    rows = pq.read_table(SHARED_DATA / "rollouts.parquet", columns=columns).to_pylist()
+    rows = pq.read_table(ROLLOUTS / "rollouts.parquet", columns=columns).to_pylist()
     return {(row["query_id"], row["sample"]): row for row in rows}
 
 
 @pytest.fixture(scope="module")
 def engine(recorded: object) -> ReplayEngine:
-    return replay_engine(SHARED_DATA / "rollouts.parquet", SHARED_DATA / "features.parquet")
+    return replay_engine(ROLLOUTS / "rollouts.parquet", ROLLOUTS / "features.parquet")
 
 
 @pytest.mark.parametrize("cap", [1, 16, 96, 399, 400, 1000])
@@ -81,7 +80,7 @@ def test_grants_in_any_pieces_play_the_whole_recording(engine: ReplayEngine, rec
 
 
 def test_features_are_the_recorded_ones(engine: ReplayEngine, recorded) -> None:
-    table = pq.read_table(SHARED_DATA / "features.parquet").slice(50, 20).to_pylist()
+    table = pq.read_table(ROLLOUTS / "features.parquet").slice(50, 20).to_pylist()
     query_ids = [row["query_id"] for row in table]
     features = engine.prefill(query_ids, ["" for _ in query_ids])
     assert features.hidden_last_ND.shape == features.hidden_mean_ND.shape == (20, engine.card.hidden_width)
