@@ -55,7 +55,7 @@ class OwnCacheRunner:
         self._model = model
         self._device: torch.device = model.device
         self.passes = 0
-        self._decoder = decoder_of(model)
+        self.decoder = decoder_of(model)
         self._config = model.config.get_text_config(decoder=True)
         self._cache_name = _cache_name(model)
 
@@ -74,16 +74,13 @@ class OwnCacheRunner:
         del slots
         self.prefill(cache, first, ids_per_row, chunk)
 
-    def decode(self, cache: OwnCaches, ids_N: list[int], positions_N: list[int], *, with_hidden: bool = False) -> Any:
-        """Read one token of each of the first N rows; return logits (N, 1, V), and the last hidden states if asked."""
-        logits, hidden = [], []
-        for row, (token_id, position) in enumerate(zip(ids_N, positions_N, strict=True)):
-            output = self._pass(self._model, cache, row, [token_id], position, output_hidden_states=with_hidden)
-            logits.append(output.logits[:, -1:])
-            if with_hidden:
-                hidden.append(output.hidden_states[-1][:, -1:])
-        states = (torch.cat(hidden),) if with_hidden else ()
-        return SimpleNamespace(logits=torch.cat(logits), hidden_states=states)
+    def decode(self, cache: OwnCaches, ids_N: list[int], positions_N: list[int]) -> Any:
+        """Read one token of each of the first N rows, one after the other; return logits (N, 1, V)."""
+        logits = [
+            self._pass(self._model, cache, row, [token_id], position).logits[:, -1:]
+            for row, (token_id, position) in enumerate(zip(ids_N, positions_N, strict=True))
+        ]
+        return SimpleNamespace(logits=torch.cat(logits))
 
     def next_logits(self, cache: OwnCaches, ids_N: list[int], positions_N: list[int]) -> torch.Tensor:
         """Read one token of each of the first N rows; return logits (N, V)."""
@@ -104,7 +101,7 @@ class OwnCacheRunner:
         cache.rows[row] = None
         if not ids:
             return torch.zeros(int(self._config.hidden_size), device=self._device)
-        output = self._pass(self._decoder, cache, row, ids, 0)
+        output = self._pass(self.decoder, cache, row, ids, 0)
         total_D: torch.Tensor = output[0][0].float().sum(dim=0)
         return total_D
 

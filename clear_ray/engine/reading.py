@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from clear_ray.engine.base import Features
+from clear_ray.engine.shallow import states_of
 from clear_ray.engine.trial import Way, make_cache
 
 
@@ -33,8 +34,9 @@ def read_prompts(
     heads = [ids_N[row][:-1] for row in rows]
     total_ND = runner.prefill(cache, 0, heads, max(1, pass_tokens // len(rows))) if longest > 1 else 0.0
     last_ids = [ids_N[row][-1] for row in rows]
-    output = runner.decode(cache, last_ids, [len(head) for head in heads], with_hidden=True)
-    last_ND = output.hidden_states[-1][:, -1].float()
+    with states_of(runner.decoder) as states:
+        output = runner.decode(cache, last_ids, [len(head) for head in heads])
+    last_ND = torch.cat(states)[:, -1].float()
     length_N1 = torch.tensor([[len(ids_N[row])] for row in rows], device=last_ND.device)
     log_p_NV = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
     features.hidden_last_ND[rows] = last_ND.cpu().numpy()

@@ -101,7 +101,7 @@ class SlotRunner:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model, self._decoder = model, decoder_of(model)
+        self._model, self.decoder = model, decoder_of(model)
         self._device: torch.device = model.device
         self.passes = 0
         self._masks = LayerMasks(model.config, model.dtype, self._device)
@@ -154,20 +154,20 @@ class SlotRunner:
             end = min(start + chunk, longest)
             position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
             rows = slice(first, first + len(ids_per_row))
-            output = self.forward(self._decoder, cache, rows, padded_NL[:, start:end], position_NL, end)
+            output = self.forward(self.decoder, cache, rows, padded_NL[:, start:end], position_NL, end)
             is_own_NL1 = (position_NL < length_N1)[:, :, None]
             sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
             total_ND = sum_ND if total_ND is None else total_ND + sum_ND
         return total_ND
 
-    def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int], *, with_hidden: bool = False) -> Any:
+    def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> Any:
         """Read one token of each of the first N rows; return the model's output, logits (N, 1, V)."""
         position_N1 = torch.tensor(positions_N, device=self._device)[:, None]
         ids_N1 = torch.tensor(ids_N, device=self._device)[:, None]
         # Attention kernels of GPUs want the length of a mask divisible by 8 or 16.
         visible = min(-(-(max(positions_N) + 1) // 16) * 16, cache.positions)
         rows = slice(0, len(ids_N))
-        return self.forward(self._model, cache, rows, ids_N1, position_N1, visible, output_hidden_states=with_hidden)
+        return self.forward(self._model, cache, rows, ids_N1, position_N1, visible)
 
     def next_logits(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> torch.Tensor:
         """Read one token of each of the first N rows; return logits (N, V), good until the next pass."""

@@ -26,7 +26,7 @@ from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
 from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_runner
-from clear_ray.errors import ConfigError, EngineError, EngineFailedError
+from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 
 _TRIAL_ROWS = 32
 
@@ -127,7 +127,7 @@ class TransformersEngine:
             raise EngineFailedError(
                 "the language model failed",
                 "prefill",
-                str(error),
+                told(error),
                 remedy="If memory ran out, lower engine.max_batch or engine.max_context_tokens.",
             ) from error
         return features

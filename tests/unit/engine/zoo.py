@@ -6,6 +6,7 @@ rule cannot know (sizes that must divide each other) is listed below by architec
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from typing import Any
@@ -204,7 +205,9 @@ def _composite(name: str) -> Any:
 
 def _parameters(config: Any) -> int:
     with torch.device("meta"):
-        return sum(tensor.numel() for tensor in AutoModelForCausalLM.from_config(config).parameters())
+        # A copy: some decoders of encoder-decoder models change what they are made from.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return sum(tensor.numel() for tensor in model.parameters())
 
 
 def _settings_of(config_class: Any) -> set[str]:

@@ -25,6 +25,8 @@ from tests.unit.engine.zoo import VOCABULARY, WINDOW
 # Below, at and past the window, and past it by several.
 PROMPT_TOKENS = (1, 3, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3, 4 * WINDOW + 1)
 ANSWER_TOKENS = 2 * WINDOW - 3
+# Of float32 hidden states, in their standard deviations; transformers' own chunked scans differ by this from their steps.
+_MOST_APART = {"slots": 2e-3, "own_caches": 1e-2}
 
 
 def prompts() -> list[list[int]]:
@@ -108,7 +110,7 @@ def assert_same_features(model: Any, way: Way, asked: list[list[int]]) -> None:
             ("mean", features.hidden_mean_ND[row], states.mean(dim=0)),
         ):
             apart = float(np.abs(seen - plain.numpy()).max()) / spread
-            assert apart < 2e-3, f"hidden state {name} of {len(ids)} tokens: {apart:.2g} standard deviations apart"
+            assert apart < _MOST_APART[way], f"hidden state {name} of {len(ids)} tokens: {apart:.2g} standard deviations apart"
         assert abs(features.entropy_N[row] - float(-(log_p.exp() * log_p).sum())) < 2e-3
 
 
