@@ -29,6 +29,7 @@ from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.pipeline import run
 from clear_ray.report.live import Display
+from clear_ray.room import settled
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, inside, open_folder, reading_errors, writing_errors
@@ -220,7 +221,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     name = _features_name(config)
     queries = folder.child("sample-00").child("queries")
     prior = PriorHead(cap_tokens=config.allocation.max_tokens, probe_layers=config.estimate.layers)
-    with engine_workers(config.engine, prior, run_dir=config.run_dir) as crew:
+    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir) as crew:
         if not folder.exists(f"{name}.json"):
             folder.delete(name)
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)

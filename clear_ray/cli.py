@@ -88,37 +88,39 @@ def resume(
 
 
 @app.command()
-def plan(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def plan(
+    config: Config,
+    share: Annotated[
+        float | None,
+        typer.Option("--share", help="Also say what this share of all it could get right would cost: 0.5."),
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Check every line and price the batch, without generating a token."""
     from clear_ray.pipeline import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    planned = price_batch(None, settings, display=choose_display(sys.stderr, as_json=as_json, is_quiet=quiet))
+    display = choose_display(sys.stderr, as_json=as_json, is_quiet=quiet)
+    planned = price_batch(None, settings, share=share, display=display)
     print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 
 @app.command()
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the configuration, the run folder and every line of the input; load no model and write nothing."""
-    import tempfile
-
-    from clear_ray.run_folder import read_manifest
-    from clear_ray.storage import open_folder, writing_errors
-    from clear_ray.taking_in import load_scorer_of, take_in
+    """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
+    from clear_ray.checking import check_run
+    from clear_ray.engine.checking import engine_notes
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    run_folder = open_folder(settings.run_dir)
-    with writing_errors(settings.run_dir):
-        run_folder.refuse_links()
-        if run_folder.is_local:  # what a store says can wait for the run: here it may be out of reach, or closed
-            read_manifest(run_folder)
-    load_scorer_of(settings)
-    with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
-        digest = take_in(None, settings, open_folder(folder))
-    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
+    digest, notes = check_run(settings), engine_notes(settings.engine)
+    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens, "notes": notes}
+    text = "\n".join(
+        (f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *(f"Note: {note}." for note in notes))
+    )
     print_result(json.dumps({"valid": True} | facts) if as_json else text)
 
 
@@ -197,12 +199,13 @@ app.command()(sweep)
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
+    set_: Overrides = None,
 ) -> None:
     """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
     from clear_ray.serve.command import serve_until_interrupted
     from clear_ray.serve.settings import ServeConfig
 
-    serve_until_interrupted(ServeConfig.load(config))
+    serve_until_interrupted(ServeConfig.load(config, tuple(set_ or ())))
 
 
 def main(arguments: list[str] | None = None) -> None:

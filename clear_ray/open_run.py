@@ -8,9 +8,10 @@ from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.market_client import MarketClient
 from clear_ray.progress import Progress
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
@@ -24,8 +25,9 @@ class OpenRun:
         hiring: The engines.
         market: Where every token is reserved and settled.
         estimates: What the probe found.
-        standing: Where every query is; changes round by round.
+        rounds: The law of the run; changes round by round.
         progress: What the display is told.
+        notes: What is to be said of the model.
     """
 
     folder: Folder
@@ -33,8 +35,14 @@ class OpenRun:
     hiring: Hiring
     market: MarketClient
     estimates: Estimates
-    standing: Standing
+    rounds: Rounds
     progress: Progress
+    notes: tuple[str, ...] = ()
+
+    @property
+    def states(self) -> QueryStates:
+        """Where every query stands."""
+        return self.rounds.states
 
     def void_attempts(self) -> VoidAttempts:
         """Return the attempts of all rounds so far whose rows do not count."""

@@ -50,7 +50,7 @@ def read_model_config(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # configurations are checked by their own classes, each in its own way
         raise ConfigError(
-            f"transformers {transformers.__version__} cannot read the model's configuration",
+            f"the model cannot be loaded: transformers {transformers.__version__} does not read its configuration",
             str(folder / "config.json"),
             next(iter(str(error).splitlines()), repr(error)),
             "Look whether the file is whole, and whether a newer transformers knows the architecture.",

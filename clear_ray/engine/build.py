@@ -29,15 +29,9 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
 
         return ReplayEngine(config)
     if config.fingerprint is not None:
-        _check_pin(config.model, config.fingerprint)
+        check_pin(config.model, config.fingerprint)
+    refuse_layers_of_vllm(config, probe_layers)
     if isinstance(config, VllmConfig):
-        if probe_layers is not None:
-            raise ConfigError(
-                "vLLM runs all layers of a model",
-                "estimate.layers",
-                str(probe_layers),
-                "Leave it out; a head that was fitted with it has to be fitted again.",
-            )
         from clear_ray.engine.vllm import VllmEngine
 
         return VllmEngine(config)
@@ -46,7 +40,19 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
     return TransformersEngine(config, probe_layers=probe_layers)
 
 
-def _check_pin(model: str, pinned: str) -> None:
+def refuse_layers_of_vllm(config: EngineConfig, probe_layers: int | None) -> None:
+    """Raise ConfigError if vLLM is to stop at a layer of the model."""
+    if isinstance(config, VllmConfig) and probe_layers is not None:
+        raise ConfigError(
+            "vLLM runs all layers of a model",
+            "estimate.layers",
+            str(probe_layers),
+            "Leave it out; a head that was fitted with it has to be fitted again.",
+        )
+
+
+def check_pin(model: str, pinned: str) -> None:
+    """Raise ConfigError if a model does not have the fingerprint that was pinned."""
     from clear_ray.engine.fingerprint import model_fingerprint
     from clear_ray.engine.loading import model_folder
 

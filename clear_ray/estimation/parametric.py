@@ -12,6 +12,7 @@ Shapes: N queries, K grid points, R rollouts, P coordinates.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.erlang_law import cumulative, fit_scaled, fit_shared
-from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
+from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, join_arrays
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts
 from clear_ray.estimation.projection import Projection, fit_projection
@@ -44,7 +45,7 @@ class Coordinates:
         return self.landmarks(self.projection(features, prompts))
 
 
-class ParametricHead:
+class ParametricHead(Head):
     """What both heads share: coordinates, named regressions and a few numbers.
 
     Args:
@@ -57,27 +58,16 @@ class ParametricHead:
     def __init__(
         self, card: HeadCard, *, coordinates: Coordinates, lines: dict[str, Regression], numbers: dict[str, float]
     ) -> None:
-        self._card, self._coordinates, self._lines, self._numbers = card, coordinates, lines, numbers
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
-
-    def check_model(self, fingerprint: str) -> None:
-        """Raise ConfigError unless the head is for the model of this fingerprint."""
-        check_fingerprint(self._card, fingerprint)
+        super().__init__(card)
+        self._coordinates, self._lines, self._numbers = coordinates, lines, numbers
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
-        """Estimate one curve for each query.
+        """Estimate one curve for each query; see `Head`."""
+        return self._curves(self._coordinates(features, prompts), self.tokens_K.astype(np.float64))
 
-        Raises:
-            ConfigError: The hidden states have another width than the head was fitted on.
-        """
-        return self._curves(self._coordinates(features, prompts), np.array(self._card.tokens_K, np.float64))
-
+    @abstractmethod
     def _curves(self, x_NP: Array, tokens_K: Array) -> Curves:
-        raise NotImplementedError
+        """Return the curves of queries with these coordinates."""
 
     def _length(self, name: str, x_NP: Array) -> Array:
         """Return the predicted length, tokens, within what was seen in training."""
@@ -85,12 +75,9 @@ class ParametricHead:
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""
-        parts = {
-            "projection": self._coordinates.projection.arrays(),
-            "landmarks": self._coordinates.landmarks.arrays(),
-            **{name: line.arrays() for name, line in self._lines.items()},
-        }
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        coordinates = self._coordinates
+        parts = {"projection": coordinates.projection.arrays(), "landmarks": coordinates.landmarks.arrays()}
+        return join_arrays(parts | {name: line.arrays() for name, line in self._lines.items()})
 
     def settings(self) -> dict[str, Any]:
         """Return the shared parameters."""
@@ -99,14 +86,11 @@ class ParametricHead:
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-
-        def of(part: str) -> Arrays:
-            return {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
-
+        projection = Projection.restore(arrays_of("projection", arrays))
         return cls(
             card,
-            coordinates=Coordinates(Projection.restore(of("projection")), Landmarks.restore(of("landmarks"))),
-            lines={name: Regression.restore(of(name)) for name in settings["lines"]},
+            coordinates=Coordinates(projection, Landmarks.restore(arrays_of("landmarks", arrays))),
+            lines={name: Regression.restore(arrays_of(name, arrays)) for name in settings["lines"]},
             numbers={name: float(value) for name, value in settings["numbers"].items()},
         )
 

@@ -20,7 +20,7 @@ import clear_ray.tasks
 
 PARAMETERS = {
     "allocate": ["utility", "budget_tokens*", "spread_unspent*", "tie_break_N*"],
-    "plan": ["queries", "config", "display*"],
+    "plan": ["queries", "config", "share*", "display*"],
     "run": ["queries", "config", "display*"],
     "solve_shadow_price": ["utility", "budget_tokens*"],
 }

@@ -110,7 +110,7 @@ def assert_same_features(model: Any, way: Way, asked: list[list[int]]) -> None:
             ("mean", features.hidden_mean_ND[row], states.mean(dim=0)),
         ):
             apart = float(np.abs(seen - plain.numpy()).max()) / spread
-            assert apart < _MOST_APART[way], f"hidden state {name} of {len(ids)} tokens: {apart:.2g} standard deviations apart"
+            assert apart < _MOST_APART[way], f"hidden state {name} of {len(ids)} tokens: {apart:.2g} deviations apart"
         assert abs(features.entropy_N[row] - float(-(log_p.exp() * log_p).sum())) < 2e-3
 
 
