@@ -79,6 +79,19 @@ def unscaled_context(saved: Any) -> int | None:
     return min(limits, default=None)
 
 
+def moving_positions(saved: Any, context_tokens: int | None = None) -> str:
+    """Return why rows of this length cannot share passes, if their positions would move by it; empty if they would not.
+
+    Args:
+        saved: The model's configuration, as transformers reads it.
+        context_tokens: The longest row; None for the longest that the model reads.
+    """
+    unscaled, longest = unscaled_context(saved), context_tokens or longest_context(saved)
+    if unscaled is None or (longest is not None and longest <= unscaled):
+        return ""
+    return f"past {unscaled} tokens its positions are scaled by the longest row of a pass"
+
+
 def _scalings(text_config: Any) -> Iterable[dict[str, Any]]:
     """Yield the position scalings of a model: one, or one for each type of layer."""
     rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None)

@@ -66,7 +66,7 @@ class TransformersEngine:
             vocabulary=self._model.get_input_embeddings().num_embeddings,
             context_tokens=self._card.context_tokens,
         )
-        self._way: Way = find_way(self._model)
+        self._way: Way = find_way(self._model, context_tokens=self._card.context_tokens)
         if self._way == "own_caches":
             config = config.model_copy(update={"max_batch": min(config.max_batch, OWN_CACHE_ANSWERS)})
         probed = self._model if probe_layers is None else first_layers(self._model, probe_layers)
