@@ -83,6 +83,7 @@ def make_report(
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
         stopped_early=_stopped_early(config, states, balance),
+        notes=work.notes,
     )
 
 
