@@ -93,7 +93,7 @@ the price above which nothing would have been bought for it."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:
-    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (method.md section 2).
+    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (docs/method.md, section 2).
 
     `max_tokens` is the query's ceiling, or what the model's context leaves beside its prompt where that is less. `error` is
     empty, or says why the prompt could not be read; such a query is worth nothing and fails.

@@ -30,6 +30,7 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("wasted", wasted))
     if report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
+    lines += _notes(report.notes)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -50,10 +51,15 @@ def plan_text(plan: PlanReport) -> str:
         ("expected", f"{hoped} ({gain})" if gain else hoped),
         ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
     ]
+    if plan.for_share is not None:
+        asked = plan.for_share
+        buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
+        pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
+    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
@@ -63,6 +69,10 @@ def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
         return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:
