@@ -12,7 +12,13 @@ import yaml
 from clear_ray.cli import app, guarded
 from clear_ray.tasks.survey import Survey, survey
 from clear_ray.tasks.verdict import CUT_OFF, NO_ANSWER, WRONG
+from tests.conftest import ROLLOUTS
 
+RECORDED = {
+    "kind": "replay",
+    "rollouts": str(ROLLOUTS / "rollouts.parquet"),
+    "features": str(ROLLOUTS / "features.parquet"),
+}
 GSM8K = ["We add 2 and 3.\n2+3=<<2+3=5>>5\n#### 5", "4+4=<<4+4=8>>8\n#### 8"]
 
 
@@ -113,7 +119,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         columns = {"query_id": "id", "gold": "answer"}
         settings = {"run_dir": "run", "budget": 200, "input": {"path": "input.jsonl", "columns": columns}}
         settings |= {
-            "engine": {"kind": "replay", "rollouts": "none", "features": "none"},
+            "engine": RECORDED,
             "scoring": {"scorer": scorer},
         }
         Path("run.yaml").write_text(yaml.safe_dump(settings))
