@@ -83,11 +83,12 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     """Check the configuration, the run folder and every line of the input; load no model and write nothing."""
     import tempfile
 
+    from clear_ray.locations import with_absolute_paths
     from clear_ray.run_folder import read_manifest
     from clear_ray.storage import open_folder, writing_errors
     from clear_ray.taking_in import load_scorer_of, take_in
 
-    settings = RunConfig.load(config, tuple(set_ or ()))
+    settings = with_absolute_paths(RunConfig.load(config, tuple(set_ or ())))
     run_folder = open_folder(settings.run_dir)
     with writing_errors(settings.run_dir):
         run_folder.refuse_links()

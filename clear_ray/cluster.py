@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.identity import check_journal
 from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
 from clear_ray.stages.roster import Workers
@@ -44,6 +45,7 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 _NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
 _INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 _DEATHS = (
@@ -133,6 +135,7 @@ class Crew:
         config: Of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
+        run_id: Of the run, in their names, too: those of a run before in this folder are no part of this one.
         ask_for: Told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """
@@ -145,10 +148,12 @@ class Crew:
         config: EngineConfig,
         head: Head,
         run_dir: str,
+        run_id: str,
         ask_for: Callable[[int], None],
         calls_each: int | None,
     ) -> None:
-        self._config, self._estimate, self._run_dir, self._ask_for = config, in_pieces(head), run_dir, ask_for
+        self._config, self._estimate, self._ask_for = config, in_pieces(head), ask_for
+        self._run_dir, self._run_id = run_dir, run_id
         self._handles: list[Any] = []
         self._cards: list[Any] = []
         self._calls_each = calls_each
@@ -165,7 +170,7 @@ class Crew:
             is_worker_death,
             _restart,
             self._config.stall_seconds,
-            find=None if self._calls_each is None else partial(_find_worker, self._run_dir),
+            find=None if self._calls_each is None else partial(_find_worker, self._run_dir, self._run_id),
             calls_each=self._calls_each,
         )
 
@@ -190,7 +195,7 @@ class Crew:
             ray.kill(self._handles.pop())
         self._ask_for(count)
         while len(self._handles) < count:
-            name = worker_name(self._run_dir, len(self._handles))
+            name = worker_name(self._run_dir, self._run_id, len(self._handles))
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
@@ -268,6 +273,7 @@ def engine_workers(
     head: Head,
     *,
     run_dir: str,
+    run_id: str,
     ask_for: Callable[[int], None] = lambda _: None,
     calls_each: int | None = None,
 ) -> Iterator[Crew]:
@@ -277,7 +283,7 @@ def engine_workers(
         ClearRayError: A worker could not be started, as it was raised there.
         EngineError: It could not be started for another reason.
     """
-    crew = Crew(config, head, run_dir, ask_for, calls_each)
+    crew = Crew(config, head, run_dir, run_id, ask_for, calls_each)
     try:
         crew.resize(config.workers)
         crew.wait()
@@ -286,24 +292,26 @@ def engine_workers(
         crew.resize(0)
 
 
-def worker_name(run_dir: str, number: int) -> str:
+def worker_name(run_dir: str, run_id: str, number: int) -> str:
     """Return the actor name of a run's engine worker; worker `number` counts from 0."""
-    return f"clear_ray engine {number} of {run_dir}"
+    return f"clear_ray engine {number} of {run_dir} {run_id}"
 
 
 @contextmanager
-def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[Any]:
+def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64], *, run_id: str) -> Iterator[Any]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
 
-    It has the folder's name, of which a cluster has one: object stores know no locks.
+    It has the folder's name, of which a cluster has one: object stores know no locks. One that still lives under that name
+    for a run whose folder was deleted is ended: it could only spoil the run that was begun in its place.
 
     Args:
         run_dir: The run folder.
         budget_tokens: What the run may generate, in tokens of cost 1.
         cost_N: What a token of each query takes from the budget, shape (N,).
+        run_id: Of the run; `identity.begin` made it.
 
     Raises:
-        ResumeError: The run's journal is damaged, or another run is writing it.
+        ResumeError: The run's journal is damaged, gone or another run's, or another run is writing it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     folder = open_folder(run_dir)
@@ -317,18 +325,34 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
         "scheduling_strategy": here,
     }
     remote: Any = ray.remote(MarketActor).options(**options).remote
-    start = partial(remote, run_dir, budget_tokens, len(cost_N), cost_N)
+
+    def start() -> Any:
+        try:
+            return remote(run_dir, budget_tokens, len(cost_N), cost_N, run_id)
+        except ActorAlreadyExistsError:
+            _end_if_out_of_place(str(options["name"]))
+            raise
+
     actor: Any = once_free(start, ActorAlreadyExistsError, folder)
     try:
         try:
             ray.get(actor.balance.remote())
         except Exception as error:
-            for _ in read_journal(folder):  # a constructor's own error does not come back; damage is told here
+            check_journal(folder, run_id)  # a constructor's own error does not come back: it is told here
+            for _ in read_journal(folder):
                 pass
             raise _cause(error) from error
         yield actor
     finally:
         ray.kill(actor)
+
+
+def _end_if_out_of_place(name: str) -> None:
+    """End a market whose run folder is gone; one that does not say so is left alone, and its name stays taken."""
+    with suppress(Exception):
+        other: Any = ray.get_actor(name, namespace=_NAMESPACE)
+        if not ray.get(other.is_in_place.remote(), timeout=_ANSWER_SECONDS):
+            ray.kill(other)
 
 
 def this_actor() -> str:
@@ -341,10 +365,10 @@ def is_worker_death(error: BaseException) -> bool:
     return isinstance(error, _DEATHS)
 
 
-def _find_worker(run_dir: str, number: int) -> Any | None:
+def _find_worker(run_dir: str, run_id: str, number: int) -> Any | None:
     """Return a worker of the run that this process belongs to, or None if none was started under the number."""
     try:
-        return ray.get_actor(worker_name(run_dir, number))
+        return ray.get_actor(worker_name(run_dir, run_id, number))
     except ValueError:
         return None
 

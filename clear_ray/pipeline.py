@@ -30,8 +30,10 @@ from clear_ray.estimation.head import Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
+from clear_ray.identity import begin
 from clear_ray.ingest import InputDigest
 from clear_ray.journal import alone_with, wait_until_unused
+from clear_ray.locations import with_absolute_paths
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, clear_round, is_sketched_run, is_worth_a_round, serve_the_rest
@@ -100,6 +102,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         EngineError: An engine failed as a whole; what was settled is kept.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
+    config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with writing_errors(config.run_dir):
         folder.refuse_links()
@@ -121,19 +124,21 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
+        run_id = begin(folder, manifest)
         with (
-            market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
+            market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as desk,  # first: are we alone?
             gpus_for(desk, config.engine.num_gpus) as ask_for,
             engine_workers(
                 config.engine,
                 head,
                 run_dir=config.run_dir,
+                run_id=run_id,
                 ask_for=ask_for,
                 calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
             ) as crew,
             progress.watching(desk),
         ):
-            _open_run(folder, manifest, config, digest, crew)
+            _open_run(folder, manifest, config, digest, crew, run_id)
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, desk, lambda: progress.seconds)
             standing = Standing(cost_N, failed=estimates.error_of_index)
@@ -156,6 +161,7 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         EngineError: The model cannot be loaded.
         StorageError: The disk beside the run folder, where it works, is full or broken, or closed to this user.
     """
+    config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
@@ -170,7 +176,7 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(config.engine, head, run_dir=folder.path) as crew:
+            with engine_workers(config.engine, head, run_dir=folder.path, run_id="") as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
             standing = Standing(cost_N, failed=estimates.error_of_index)
@@ -186,11 +192,12 @@ def _head_of(config: RunConfig) -> Head:
 
 
 def _open_run(
-    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew
+    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew, run_id: str
 ) -> None:
     wanted = describe(
         config,
         digest,
+        run_id=run_id,
         model={"name": crew.model.name, "fingerprint": crew.model.fingerprint},
         head={"kind": crew.head.kind, "data_digest": crew.head.data_digest},
     )

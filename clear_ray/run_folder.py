@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -31,13 +32,15 @@ from clear_ray.clearing import Batch, Clearing
 from clear_ray.config import MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
+from clear_ray.identity import RUN_ID, has_only_begun
 from clear_ray.ingest import InputDigest, read_digest
-from clear_ray.journal import JOURNAL, read_journal
+from clear_ray.journal import FIRST_SEGMENT, JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
+from clear_ray.locations import PATH_SETTINGS, absolute
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.storage import Folder, read_many, reading_errors
+from clear_ray.storage import Folder, is_plain_path, read_many, reading_errors
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
@@ -117,13 +120,16 @@ def _checked(manifest: Any) -> dict[str, Any]:
     for name, (number, most) in numbers.items():
         if type(number) is not int or not 1 <= number <= most:
             raise ValueError(f"{name} is {number!r}, not a whole number from 1 to {most:,}")
+    if not RUN_ID.fullmatch(manifest.get("run_id") or "0" * 32):
+        raise ValueError(f"run_id is {manifest['run_id']!r}, not 32 hexadecimal digits")
     whole: dict[str, Any] = manifest
     return whole
 
 
 def _may_precede_manifest(folder: Folder, name: str) -> bool:
-    """Tell what a run leaves that ended before it had a manifest: its input, and a journal that nothing stands in yet."""
-    return bool(_BEFORE_MANIFEST.fullmatch(name)) or (name == JOURNAL and not folder.read(name))
+    """Tell what a run leaves that ended before it had a manifest: its input, and a journal in which it has only begun."""
+    is_journal = name == JOURNAL if folder.is_local else name == FIRST_SEGMENT
+    return bool(_BEFORE_MANIFEST.fullmatch(name)) or (is_journal and has_only_begun(folder))
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:
@@ -162,12 +168,24 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
         for key in sorted(old.keys() | new.keys()):
             # How many engines there may be decides when a run is done, not what comes of it.
             is_free = key == "config.run_dir" or key.startswith("config.scaling.")
-            if old.get(key) != new.get(key) and not is_free:
+            is_same = old.get(key) == new.get(key) or (key in PATH_SETTINGS and _is_same_path(key, old, new))
+            if not is_same and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",
                     folder.path,
                     remedy="Name a new run_dir, or put the setting back to go on with this run.",
                 )
+
+
+def _is_same_path(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two paths lead to the same place from their run folders: both moved together, or one is written relative."""
+    if not isinstance(old.get(key), str) or not isinstance(new.get(key), str):
+        return False
+    before, after = ([absolute(settings[name]) for name in (key, "config.run_dir")] for settings in (old, new))
+    if before[0] == after[0]:
+        return True
+    is_local = all(map(is_plain_path, (*before, *after)))
+    return is_local and os.path.relpath(*before) == os.path.relpath(*after)
 
 
 def read_summary(folder: Folder) -> RunReport | None:

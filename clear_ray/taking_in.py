@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -76,9 +78,16 @@ def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
     """
     if config.scoring.scorer is None:
         return None
-    make = partial(load_scorer, config.scoring.scorer, timeout_seconds=config.scoring.timeout_seconds)
+    make = partial(_load_scorer_from, os.getcwd(), config.scoring.scorer, config.scoring.timeout_seconds)
     make()
     return make
+
+
+def _load_scorer_from(folder: str, name: str, timeout_seconds: float) -> Any:
+    """Load a scorer wherever this runs, from the driver's working folder at last: a worker stands in another one."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return load_scorer(name, timeout_seconds=timeout_seconds)
 
 
 def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:

@@ -7,6 +7,7 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from clear_ray.locations import absolute_engine, absolute_estimate
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
 from clear_ray.serve.routing import TokenRouter
@@ -35,7 +36,8 @@ def build_app(args: dict[str, Any]) -> serve.Application:
 
 def application(settings: ServeConfig) -> serve.Application:
     """Build the application of settings that are already checked."""
-    engine, price = settings.engine, settings.price.model_dump(mode="json")
+    engine, price = absolute_engine(settings.engine), settings.price.model_dump(mode="json")
+    estimate = absolute_estimate(settings.estimate)
     router: Any = TokenRouter
     shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
     engine_options: dict[str, Any] = {
@@ -67,7 +69,7 @@ def application(settings: ServeConfig) -> serve.Application:
     ).bind(
         # Without price and limits: what is in no constructor can change without a new replica.
         settings.model_dump(mode="json", exclude={"price", "limits"}),
-        engine_deployment.bind(engine, settings.estimate, settings.max_tokens),
+        engine_deployment.bind(engine, estimate, settings.max_tokens),
         price_deployment.bind(),
     )
     return app
