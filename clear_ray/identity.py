@@ -74,8 +74,10 @@ def check_journal(folder: Folder, run_id: str) -> None:
 
 def is_own(folder: Folder, run_id: str) -> bool:
     """Whether the folder still holds the journal of a run: not if it was deleted, or another run begun in its place."""
+    if not run_id:  # of a run without identity nobody can tell
+        return True
     seen = _first_record(folder)
-    return seen is not None and seen.get("run", "") == run_id
+    return seen is not None and seen.get("run") == run_id
 
 
 def has_only_begun(folder: Folder) -> bool:

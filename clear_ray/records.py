@@ -35,11 +35,17 @@ QUERY_SCHEMA = pa.schema(
         pa.field("gold", pa.string()),
         pa.field("task", pa.string()),
         pa.field("metadata", pa.string()),
+        pa.field("prompt_form", pa.string()),
+        pa.field("input_error", pa.string()),
     ]
 )
 """A validated query. `prompt` is text, or a JSON list of {role, content} where `is_conversation`; `weight` is the value
 of a correct answer; `cost` is what one of its tokens takes from the budget, 1 unless the input says otherwise; `max_tokens`
-is this query's ceiling, at most the run's."""
+is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a text that no chat template is put around, or
+`tokens` for a JSON list of token ids. `input_error` says why the row of the input is no query, where such rows fail."""
+
+QUERY_COLUMNS_ADDED = ("prompt_form", "input_error")
+"""Columns that queries and attempts of older runs lack; all of them null there."""
 
 ATTEMPT_SCHEMA = pa.schema(
     [

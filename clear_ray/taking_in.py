@@ -57,6 +57,7 @@ def take_in(
         queries=folder.child("queries"),
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
+        on_error=config.input.on_error,
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
 

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant, Prompt
+from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.probe import prompts_of
@@ -227,10 +227,11 @@ class Generate:
 
 def asked_directly(prompt: Prompt, text: str) -> Prompt:
     """Return a prompt with a text after it: at the end of the last turn of a conversation."""
-    if not text:
+    if not text or isinstance(prompt, TokenIds):  # ids of a tokenizer that is not here
         return prompt
     if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
+        asked = f"{prompt}\n\n{text}"
+        return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
     return (*turns, (role, f"{content}\n\n{text}"))
 

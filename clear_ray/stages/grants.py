@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
+from clear_ray.stages.probe import with_added_columns
 
 _LOST = "its workers died and the budget does not pay for another try"
 _MOST_ATTEMPTS = 1 << 20
@@ -86,7 +87,7 @@ class SelectGranted:
         is_granted = self._index_M[at] == index
         if self._last_round_N is not None:
             is_granted &= batch["round"].to_numpy() == self._last_round_N[index]
-        rows = batch.select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
+        rows = with_added_columns(batch).select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
         at = at[is_granted]
         token_ids = (
             pa.array([[]] * len(rows), pa.list_(pa.int32()))

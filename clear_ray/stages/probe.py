@@ -7,17 +7,18 @@ dies of again with no other query on it. A prompt that fails even so is a row wi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
-from clear_ray.records import estimate_schema
+from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
@@ -45,13 +46,18 @@ class Probe:
         Raises:
             EngineError: Engines die of whatever they read.
         """
+        is_query = pc.is_null(with_added_columns(batch)["input_error"])
+        for query in _one_by_one(batch.filter(pc.invert(is_query))):
+            yield estimate_table(query, self._worthless(query, query["input_error"][0].as_py()))
+        batch = batch.filter(is_query)
+        if not len(batch):
+            return
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
             self._quarantined = 0
             yield estimate_table(batch, columns)
             return
-        for row in range(len(batch)):
-            query = batch.slice(row, 1)
+        for query in _one_by_one(batch):
             columns = await self._read(query, is_alone=False)
             if isinstance(columns, Exception) and self._is_death(columns):
                 columns = await self._read(query, is_alone=True)
@@ -88,6 +94,10 @@ class Probe:
                     repr(error),
                     "Look for the cause in the logs of the workers; then run the same command again.",
                 ) from error
+        return self._worthless(query, reason)
+
+    def _worthless(self, query: pa.Table, reason: str) -> dict[str, Any]:
+        """Return an estimate of a query that fails."""
         points = len(self._tokens_K)
         return {
             **{name: np.zeros(1) for name in ("prompt_tokens", "entropy", "threshold_tokens", "solvability")},
@@ -98,6 +108,10 @@ class Probe:
             "survival_K": np.ones((1, points)),
             "error": np.asarray([reason]),
         }
+
+
+def _one_by_one(batch: pa.Table) -> Iterator[pa.Table]:
+    return (batch.slice(row, 1) for row in range(len(batch)))
 
 
 class SelectDue:
@@ -127,12 +141,19 @@ def call_rows(config: RunConfig, queries: int) -> int:
 
 def prompts_of(batch: pa.Table) -> list[Prompt]:
     """Return each row's prompt as text or as a conversation."""
+    columns = (with_added_columns(batch)[name].to_pylist() for name in ("prompt", "is_conversation", "prompt_form"))
     return [
-        read_prompt(prompt, is_conversation=is_conversation)
-        for prompt, is_conversation in zip(
-            batch["prompt"].to_pylist(), batch["is_conversation"].to_pylist(), strict=True
-        )
+        read_prompt(prompt, is_conversation=is_conversation, form=form)
+        for prompt, is_conversation, form in zip(*columns, strict=True)
     ]
+
+
+def with_added_columns(batch: pa.Table) -> pa.Table:
+    """Return queries or attempts with the columns that those of older runs lack."""
+    for name in QUERY_COLUMNS_ADDED:
+        if name not in batch.column_names:
+            batch = batch.append_column(name, pa.nulls(len(batch), pa.string()))
+    return batch
 
 
 def estimate_table(batch: pa.Table, columns: dict[str, Any]) -> pa.Table:
