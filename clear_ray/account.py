@@ -14,7 +14,7 @@ from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
+from clear_ray.report.summary import BudgetPoint, FailureReport, RoundReport, RunReport, TaskReport
 from clear_ray.run_folder import Estimates
 from clear_ray.showing import without_secrets
 from clear_ray.standing import Standing
@@ -38,6 +38,8 @@ def make_report(
     workers: int,
     worker_tokens_per_second: float | None,
     seconds: float,
+    notices: tuple[str, ...] = (),
+    failures: tuple[FailureReport, ...] = (),
 ) -> RunReport:
     """Put the account of a finished run together.
 
@@ -54,6 +56,8 @@ def make_report(
         workers: Most engines that were up at once.
         worker_tokens_per_second: Measured of one of them; None if it was not.
         seconds: Wall time of the run.
+        notices: What is said about its input.
+        failures: Why queries failed.
     """
     batch = estimates.batch
     was_run_N = standing.rounds_N > 0
@@ -93,6 +97,8 @@ def make_report(
         worker_tokens_per_second=worker_tokens_per_second,
         seconds=seconds,
         stopped_early=_stopped_early(config, standing, balance),
+        notices=notices,
+        failures=failures,
     )
 
 

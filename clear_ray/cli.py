@@ -84,6 +84,7 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     import tempfile
 
     from clear_ray.locations import with_absolute_paths
+    from clear_ray.report.text import notices_text
     from clear_ray.run_folder import read_manifest
     from clear_ray.storage import open_folder, writing_errors
     from clear_ray.taking_in import load_scorer_of, take_in
@@ -98,8 +99,9 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
         digest = take_in(None, settings, open_folder(folder))
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
-    print_result(json.dumps({"valid": True} | facts) if as_json else text)
+    facts |= {"notices": list(digest.notices)}
+    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
+    print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 
 
 @app.command()

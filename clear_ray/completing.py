@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 
 from clear_ray.account import make_report
 from clear_ray.errors import BudgetError
-from clear_ray.generating import mark_lost_answers, union
+from clear_ray.generating import in_order, mark_lost_answers, union
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
-from clear_ray.report.summary import RoundReport, RunReport
-from clear_ray.run_folder import SUMMARY
+from clear_ray.report.summary import FailureReport, RoundReport, RunReport
+from clear_ray.run_folder import SUMMARY, completion_rows
+from clear_ray.stages.causes import reason_of
 from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
 from clear_ray.storage import Folder
+
+_MOST_REASONS, _MOST_FAILURES = 10_000, 20
 
 
 def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
@@ -43,7 +46,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
     )
-    _write_completions(folder, verdicts, work.void_attempts())
+    _write_completions(folder, verdicts, work.void_attempts(), work.config.dispatch.block_rows)
     report = make_report(
         work.config,
         hiring.crew.model,
@@ -57,16 +60,18 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         workers=hiring.most_up,
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
+        notices=digest.notices,
+        failures=_failures(folder),
     )
     if digest.openai_url is not None:
-        write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
-    write_page(report, completions=_completion_rows(folder), folder=folder)
+        write_openai_outputs(completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
+    write_page(report, completions=completion_rows(folder), folder=folder)
     folder.child("completions").sync()
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 
 
-def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
+def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, block_rows: int) -> None:
     sources: list[tuple[Folder, Any]] = [
         (folder.child("queries"), Abandon(verdicts)),
         (folder.child("rounds"), Complete(verdicts, void)),
@@ -77,7 +82,21 @@ def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -
         if (paths := source.files(".parquet"))
     ]
     with folder.replacing("completions") as target:
-        union(parts).write_parquet(target.path, filesystem=folder.filesystem)
+        ordered = in_order(union(parts), "index", is_small=len(verdicts.last_round_N) <= block_rows)
+        ordered.write_parquet(target.path, filesystem=folder.filesystem)
+
+
+def _failures(folder: Folder) -> tuple[FailureReport, ...]:
+    """Return why queries failed, the commonest reason first."""
+    counts: Counter[str] = Counter()
+    for path in folder.child("completions").files(".parquet"):
+        errors = pq.read_table(path, filesystem=folder.filesystem, columns=["error"])["error"]
+        counts.update(reason_of(error) for error in errors.drop_null().to_pylist())
+        if len(counts) > _MOST_REASONS:  # a scorer that words each of its errors anew
+            counts = Counter(dict(counts.most_common(_MOST_REASONS // 2)))
+    return tuple(
+        FailureReport(reason=reason, queries=queries) for reason, queries in counts.most_common(_MOST_FAILURES)
+    )
 
 
 def _gold_of_completions(folder: Folder, queries: int) -> NDArray[np.bool_]:
@@ -97,11 +116,3 @@ def _gold_of_completions(folder: Folder, queries: int) -> NDArray[np.bool_]:
         said = f"query {first} has {completions_N[first]} completions"
         raise BudgetError(said, folder.path, remedy="This is a defect of clear_ray: keep the run folder and report it.")
     return has_gold_N
-
-
-def _completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:
-    """Yield completions one by one, with one batch of them in memory."""
-    for path in folder.child("completions").files(".parquet"):
-        with folder.filesystem.open_input_file(path) as source:
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
-                yield from batch.to_pylist()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -47,6 +48,7 @@ from clear_ray.run_folder import (
     MANIFEST,
     Estimates,
     check_same_run,
+    completion_rows,
     describe,
     describe_config,
     estimated_already,
@@ -76,8 +78,12 @@ class RunResult:
     report: RunReport
     run_dir: str
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the completions in the order of the input, one row a query (`records.COMPLETION_SCHEMA`)."""
+        return completion_rows(open_folder(self.run_dir))
+
     def completions(self) -> Dataset:
-        """Return the completions as a Ray Dataset, one row a query (`records.COMPLETION_SCHEMA`)."""
+        """Return the completions as a Ray Dataset, in no order that Ray promises; `index` is the place in the input."""
         folder = open_folder(self.run_dir).child("completions")
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
 
@@ -181,7 +187,8 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             progress.begin("price")
             standing = Standing(cost_N, failed=estimates.error_of_index)
             clearing = clear_round(folder, config, estimates, standing, config.budget_tokens)
-            return plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
+            report = plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
+            return report.model_copy(update={"notices": digest.notices})
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)

@@ -60,9 +60,11 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("correct", pa.float64()),
         pa.field("error", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("ended_at", pa.float64()),
     ]
 )
-"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far."""
+"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far;
+`ended_at` is when it ended, Unix seconds."""
 
 COMPLETION_SCHEMA = pa.schema(
     [
@@ -86,10 +88,13 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("task", pa.string()),
         pa.field("gold", pa.string()),
         pa.field("correct", pa.float64()),
+        pa.field("error_code", pa.string()),
+        pa.field("ended_at", pa.float64()),
     ]
 )
-"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (charged at
-`cost` each), `reservation_price` the price above which nothing would have been bought for it."""
+"""A query's answer and account, in the order of the input. `max_tokens` is the sum of its grants, `spent_tokens` what was
+generated for it (charged at `cost` each), `reservation_price` the price above which nothing would have been bought for it,
+`error_code` one of `stages.causes`, and `ended_at` when its answer ended, Unix seconds."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:

@@ -400,6 +400,22 @@ def round_folder(folder: Folder, number: int) -> Folder:
     return folder.child("rounds").child(f"r{number:02d}")
 
 
+def completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:
+    """Yield completions one by one in the order of the input, with one batch of them in memory."""
+    firsts = {path: _first_index(folder, path) for path in folder.child("completions").files(".parquet")}
+    for path in sorted(firsts, key=lambda path: firsts[path]):
+        with folder.filesystem.open_input_file(path) as source:
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
+                yield from batch.to_pylist()
+
+
+def _first_index(folder: Folder, path: str) -> int:
+    with folder.filesystem.open_input_file(path) as source:
+        for batch in pq.ParquetFile(source).iter_batches(batch_size=1, columns=["index"]):
+            return int(batch["index"][0].as_py())
+    return -1
+
+
 def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[pa.Table]:
     """Yield a round's whole attempts, some files' at a time, each query once, with the columns of `SLIM_ATTEMPT_SCHEMA`.
 

@@ -115,8 +115,10 @@ class Rendering:
             text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         # Templates are programs of the model's author: what they raise (unknown role, turns out of order) is theirs.
         except Exception as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            what = f"the chat template refuses the conversation: {said}"
             raise SchemaError(
-                "the chat template refuses the conversation", "prompt", str(prompt), str(error)
+                what, "prompt", str(prompt), "Write the turns as this model's template wants them."
             ) from error
         return text
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
+from clear_ray.stages.causes import ENGINE_DIED, SCORER
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
 from clear_ray.tasks import scores_at_once
@@ -163,7 +164,7 @@ class Generate:
                 repr(error),
                 "Look for the cause in the logs of the workers; then run the same command again.",
             ) from error
-        said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
+        said = f"{ENGINE_DIED} {self._dispatch.most_attempts} times, the last time with no other query on it"
         lost = Generation(row["query_id"], (), "", "cancelled", error=said)
         return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 
@@ -213,7 +214,7 @@ class Generate:
             except ConfigError:  # the scorer's process does not start: that is no row's doing
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
-                error = f"scorer: {type(failure).__name__}: {failure}"
+                error = f"{SCORER}{type(failure).__name__}: {failure}"
         return row | {
             "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
@@ -222,6 +223,7 @@ class Generate:
             "correct": correct,
             "error": error,
             "seconds": seconds,
+            "ended_at": time.time(),
         }
 
 

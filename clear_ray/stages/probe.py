@@ -19,6 +19,7 @@ from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
+from clear_ray.stages.causes import ENGINE_DIED, UNREADABLE
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
@@ -83,10 +84,10 @@ class Probe:
     def _unread(self, query: pa.Table, error: Exception) -> dict[str, Any]:
         """Return an estimate that is worth nothing, with the reason."""
         query_id = query["query_id"][0].as_py()
-        reason = f"its prompt cannot be read: {error.what}" if isinstance(error, SchemaError) else ""
+        reason = f"{UNREADABLE}{error.what}" if isinstance(error, SchemaError) else ""
         if self._is_death(error):  # a refusal says nothing about whether engines live on
             self._quarantined += 1
-            reason = "its engine died three times while it read the prompt, the last time with no other query on it"
+            reason = f"{ENGINE_DIED} three times while it read the prompt, the last time with no other query on it"
             if self._quarantined > _MOST_QUARANTINED:
                 raise EngineError(
                     f"engines died of each of {self._quarantined} prompts in a row, though each had one to itself",
