@@ -164,7 +164,8 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
     for part in ("config", "input", "model", "head"):
         if part not in wanted:
             continue
-        old, new = _flat(manifest.get(part, {}), part), _flat(wanted[part], part)
+        kept = manifest.get(part, {})
+        old, new = _flat(_with_defaults(kept) if part == "config" else kept, part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
             # How many engines there may be decides when a run is done, not what comes of it.
             is_free = key == "config.run_dir" or key.startswith("config.scaling.")
@@ -175,6 +176,15 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
                     folder.path,
                     remedy="Name a new run_dir, or put the setting back to go on with this run.",
                 )
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return kept settings with those that have come since at their defaults, under which the run began."""
+    try:
+        whole: dict[str, Any] = describe_config(RunConfig.model_validate(config))["config"]
+    except ValueError:  # settings that are gone: what differs is named one by one
+        return config
+    return whole
 
 
 def _is_same_path(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

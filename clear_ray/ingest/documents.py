@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from clear_ray.ingest.source import SourceBatch, shown
 
 _BLOCK_BYTES = 1024 * 1024
 _BATCH_CHARACTERS = 1_000_000
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 _AROUND = 20
 _REMEDY = "Write a JSON array of objects, or one JSON object per line."
 _decode = json.JSONDecoder().raw_decode
@@ -61,18 +62,26 @@ def read_document(stream: Readable, *, origin: str, columns: ColumnsConfig, layo
 
 
 class _Text:
-    """The decoded text of a stream, as far as it has been read and not yet taken."""
+    """The decoded text of a stream: what was read of it last, and how far that has been taken."""
 
     def __init__(self, stream: Readable, origin: str) -> None:
         self._stream, self._origin = stream, origin
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.buffer = ""
+        self.at = 0
         self.is_at_end = False
-        self._lines_taken = 0
+        self._lines_dropped = 0
+
+    @property
+    def left(self) -> int:
+        """Characters that were read and not taken."""
+        return len(self.buffer) - self.at
 
     def more(self, characters: int = 1) -> None:
-        """Read on, by at least so many characters or to the end."""
-        read: list[str] = []
+        """Read on, by at least so many characters or to the end; what was taken is dropped."""
+        self._lines_dropped += self.buffer.count("\n", 0, self.at)
+        read = [self.buffer[self.at :]]
+        self.at = 0
         wanted = characters
         while wanted > 0 and not self.is_at_end:
             try:
@@ -86,33 +95,30 @@ class _Text:
                 raise SchemaError("the file cannot be read", self.place(), str(error), remedy) from None
             wanted -= len(read[-1])
             self.is_at_end = not block
-        self.buffer += "".join(read)
+        self.buffer = "".join(read)
 
     def skip_space(self, also: str = "") -> str:
         """Take spaces, and at most one character of `also`; return what comes next, empty at the end."""
         taken = False
         while True:
-            rest = self.buffer.lstrip(_SPACE)
-            self.take(len(self.buffer) - len(rest))
-            if rest and rest[0] in also and not taken:
-                self.take(1)
+            self.at = _SPACE.match(self.buffer, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            following = self.buffer[self.at : self.at + 1]
+            if following and following in also and not taken:
+                self.at += 1
                 taken = True
-            elif rest or self.is_at_end:
-                return rest[:1]
+            elif following or self.is_at_end:
+                return following
             else:
                 self.more()
 
-    def take(self, characters: int) -> None:
-        """Drop what was read."""
-        self._lines_taken += self.buffer.count("\n", 0, characters)
-        self.buffer = self.buffer[characters:]
-
-    def place(self, at: int = 0) -> str:
+    def place(self, at: int | None = None) -> str:
         """Return file and line of a position in the buffer."""
-        return f"{self._origin}:{self._lines_taken + self.buffer.count(chr(10), 0, at) + 1}"
+        line = self._lines_dropped + self.buffer.count("\n", 0, self.at if at is None else at) + 1
+        return f"{self._origin}:{line}"
 
-    def around(self, at: int) -> str:
+    def around(self, at: int | None = None) -> str:
         """Return some characters about a position in the buffer, as they are shown."""
+        at = self.at if at is None else at
         return repr(self.buffer[max(at - _AROUND, 0) : at + _AROUND])
 
 
@@ -120,7 +126,7 @@ def _elements(text: _Text) -> Iterator[tuple[dict[str, Any] | SchemaError, int]]
     """Yield each element of an array, or each of the values that follow each other, with its length in characters."""
     is_array, is_first = text.skip_space() == "[", True
     if is_array:
-        text.take(1)
+        text.at += 1
     while True:
         following = text.skip_space(also="" if is_first else ",")
         if not following:
@@ -128,33 +134,32 @@ def _elements(text: _Text) -> Iterator[tuple[dict[str, Any] | SchemaError, int]]
                 raise SchemaError("the array is not closed", text.place(), "", "Its end may be missing: copy it again.")
             return
         if is_array and following == "]":
-            text.take(1)
+            text.at += 1
             if text.skip_space():
-                raise SchemaError("something stands after the array", text.place(), text.around(0), _REMEDY)
+                raise SchemaError("something stands after the array", text.place(), text.around(), _REMEDY)
             return
         yield _element(text)
         is_first = False
 
 
 def _element(text: _Text) -> tuple[dict[str, Any] | SchemaError, int]:
-    place = text.place()
     while True:
         try:
-            value, end = _decode(text.buffer)
+            value, end = _decode(text.buffer, text.at)
         except RecursionError:
-            raise SchemaError("the JSON is nested too deep", place, text.around(0), "Flatten it.") from None
+            raise SchemaError("the JSON is nested too deep", text.place(), text.around(), "Flatten it.") from None
         except json.JSONDecodeError as error:
-            if text.is_at_end or len(text.buffer) > MAX_LINE_BYTES:
+            if text.is_at_end or text.left > MAX_LINE_BYTES:
                 what = f"bad JSON: {error.msg}"
                 raise SchemaError(what, text.place(error.pos), text.around(error.pos), _REMEDY) from None
         except ValueError as error:  # an integer of more digits than Python converts
-            raise SchemaError("a number cannot be read", place, str(error), "Write it as a string.") from None
+            raise SchemaError("a number cannot be read", text.place(), str(error), "Write it as a string.") from None
         else:
             if end < len(text.buffer) or text.is_at_end:  # a number at the end of what was read may go on
                 break
-        text.more(len(text.buffer))
-    text.take(end)
+        text.more(text.left)
+    start, text.at = text.at, end
     if not isinstance(value, dict):
         what = f"the element is no JSON object but a {type(value).__name__}"
-        return SchemaError(what, place, shown(value), _REMEDY), end
-    return value, end
+        return SchemaError(what, text.place(start), shown(value), _REMEDY), end - start
+    return value, end - start

@@ -109,7 +109,7 @@ def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[Sou
         remedy = "Make the file again, or copy it again: its end or its compression is damaged."
         yield SourceBatch.unreadable(SchemaError("the file cannot be read", path, str(error), remedy), origin=path)
         return
-    layout: Layout = config.format if config.format in ("jsonl", "openai") else "auto"  # type: ignore[assignment]
+    layout: Layout = config.format if config.format in ("jsonl", "openai") else "auto"
     start = peeked.start
     is_json = start.removeprefix(_BOM).lstrip()[:1] in (b"{", b"[")
     is_named_table = bool(_TABLES.search(path)) and not is_json

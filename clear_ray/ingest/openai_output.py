@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from clear_ray.storage import Folder
 OUTPUT_FILE, ERRORS_FILE = "output.jsonl", "errors.jsonl"
 
 _CODES = {"abandoned": "abandoned_by_price", "failed": "engine_failed"}  # of rows without a code of their own
+_COLUMN = re.compile(r", column ([^:\s]+): ")
 _STATUS = {
     "invalid_request": (400, "invalid_request_error"),
     "context_length_exceeded": (400, "invalid_request_error"),
@@ -59,12 +61,12 @@ def _name_of(row: Mapping[str, Any]) -> str:
 def _line(row: Mapping[str, Any], model: str, url: str) -> dict[str, Any]:
     name = _name_of(row)
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": row["query_id"], "response": None, "error": None}
-    code = row["error_code"] or _CODES.get(row["status"])
+    code = _code(row)
     if row["status"] == "completed":
         status_code, body = 200, _BODIES[url](row, model, name)
     elif code in _STATUS:
         status_code, kind = _STATUS[code]
-        body = {"error": {"message": _message(row), "type": kind, "param": None, "code": code}}
+        body = {"error": {"message": _message(row), "type": kind, "param": _param(row), "code": code}}
     else:
         line["error"] = {"code": code, "message": _message(row)}
         if row["status"] == "abandoned":
@@ -72,6 +74,16 @@ def _line(row: Mapping[str, Any], model: str, url: str) -> dict[str, Any]:
         return line
     line["response"] = {"status_code": status_code, "request_id": f"req_{name}", "body": body}
     return line
+
+
+def _param(row: Mapping[str, Any]) -> str | None:
+    """Return the field of the request that an error names, if it names one."""
+    found = _COLUMN.search(row.get("error") or "")
+    return found[1] if found else None
+
+
+def _code(row: Mapping[str, Any]) -> str:
+    return str(row["error_code"] or _CODES.get(row["status"], ""))
 
 
 def _message(row: Mapping[str, Any]) -> str:
@@ -107,7 +119,7 @@ def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
     is_cut = row["finish_reason"] != "stop"
     status = "incomplete" if is_cut else "completed"
-    text = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
+    text: dict[str, Any] = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
     return {
         "id": f"resp_{name}",
         "object": "response",
@@ -131,7 +143,7 @@ _BODIES = {"/v1/chat/completions": _chat, "/v1/completions": _completion, "/v1/r
 
 
 def _anthropic_line(row: Mapping[str, Any], model: str) -> dict[str, Any]:
-    code = row["error_code"] or _CODES.get(row["status"])
+    code = _code(row)
     if row["status"] == "completed":
         message = {
             "id": f"msg_{_name_of(row)}",

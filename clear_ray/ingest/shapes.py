@@ -172,7 +172,9 @@ def _kind(value: Any) -> Kind:
         return "null"
     if isinstance(value, str):
         return "text"
-    if isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return "other"
+    if isinstance(value, (numbers.Real, Decimal)):
         return "number"
     if isinstance(value, list):
         return "list"

@@ -46,4 +46,6 @@ def code_of_answer(error: str) -> Code:
 def reason_of(error: str) -> str:
     """Return what an error has in common with others of its kind: without the row it is of, the value seen and the remedy."""
     first = error.splitlines()[0] if error else ""
+    if error.startswith(SCORER):  # the value is what the scorer itself said
+        return first[:_REASON_CHARACTERS]
     return _PLACE.sub("", first).partition(" (got ")[0][:_REASON_CHARACTERS].rstrip(".")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -23,8 +24,6 @@ from tests.ray.test_run import check_account, completions_of
 
 def relative_project(folder: Path, settings: dict[str, Any], queries: slice) -> dict[str, Any]:
     """Return settings of a project whose own files are named relative to its folder."""
-    import pyarrow.parquet as pq
-
     folder.mkdir()
     rows = pq.read_table(settings["input"]["path"]).to_pylist()[queries]
     (folder / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -77,3 +76,26 @@ def test_a_market_of_a_deleted_folder_makes_room_and_one_in_place_does_not(tmp_p
         second = begin(folder, None)
         with market(run_dir, 100, cost_N, run_id=second) as new:
             assert ray.get(new.balance.remote()).available_tokens == 100
+
+
+def test_a_run_of_an_older_version_goes_on(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    settings = replay_settings | {"budget": 8 * 199, "allocation": {"max_tokens": 400, "max_rounds": 2}}
+    whole = run(None, RunConfig.parse(settings))
+    folder, run_dir = open_folder(whole.run_dir), Path(whole.run_dir)
+    for name in ("summary.json", "output.jsonl", "errors.jsonl"):
+        (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / "completions")
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    del manifest["run_id"], manifest["config"]["input"]["on_error"]
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    first, _, rest = (run_dir / "journal.jsonl").read_bytes().partition(b"\n")
+    assert b'"run"' in first
+    (run_dir / "journal.jsonl").write_bytes(rest)
+    for path in folder.child("rounds").files(".parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["prompt_form", "input_error", "ended_at"]), path)
+    again = run(None, RunConfig.parse(settings))
+    check_account(again)
+    assert again.report.spent_tokens == whole.report.spent_tokens
+    assert again.report.completed == whole.report.completed
+    assert all(row["ended_at"] is None for row in again.rows())
+    assert "run_id" not in json.loads((run_dir / "manifest.json").read_text())

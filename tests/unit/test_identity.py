@@ -147,6 +147,17 @@ def test_a_project_that_moved_goes_on_and_another_input_does_not(
     check_same_run(written_relative, described("b", "q.jsonl"), folder)
 
 
+def test_settings_that_have_come_since_hold_at_their_defaults(tmp_path: Path) -> None:
+    config = RunConfig.parse({"run_dir": str(tmp_path), "budget": 5})
+    old = describe_config(config)
+    del old["config"]["input"]["on_error"]
+    folder = open_folder(str(tmp_path))
+    check_same_run(old, describe_config(config), folder)
+    changed = config.model_copy(update={"input": config.input.model_copy(update={"on_error": "fail_row"})})
+    with pytest.raises(ResumeError, match=r"config.input.on_error was 'refuse'.*is 'fail_row' now"):
+        check_same_run(old, describe_config(changed), folder)
+
+
 @pytest.mark.parametrize("run_id", ["", "x", "g" * 32, 7, "a" * 31])
 def test_a_manifest_with_a_damaged_identity_is_named(tmp_path: Path, run_id: Any) -> None:
     content = {"config": {}, "input": {"rows": 2}, "budget_tokens": 100, "run_id": run_id}

@@ -20,12 +20,15 @@ def completion(query_id: str, **changes: Any) -> dict[str, Any]:
 
 
 NEVER = {"finish_reason": None, "text": None, "ended_at": None, "spent_tokens": 0}
+TOO_LONG = "q.jsonl:5, column prompt: too long"
 ROWS = [
     completion("a"),
     completion("b", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
     completion("c", status="failed", error_code="engine_failed", error="its engine died"),
     completion("d", finish_reason="length"),
-    completion("e", status="failed", error_code="context_length_exceeded", error="it does not fit", **NEVER),
+    completion(
+        "e", status="failed", error_code="context_length_exceeded", error="q.jsonl:5, column prompt: too long", **NEVER
+    ),
     completion("f", status="failed", error_code="batch_expired", error="nothing was left", **NEVER),
     completion("g", status="failed", error_code="invalid_request", error="System role not supported", **NEVER),
     completion("h", status="failed", error_code="scorer_failed", error="scorer: ValueError: x"),
@@ -53,14 +56,14 @@ def test_errors_are_shaped_as_http_has_them_or_have_a_code_of_their_own(tmp_path
     assert len({line["id"] for line in done + errors}) == len(ROWS)
     for custom_id, status, kind, code, message in (
         ("c", 500, "server_error", "engine_failed", "its engine died"),
-        ("e", 400, "invalid_request_error", "context_length_exceeded", "it does not fit"),
+        ("e", 400, "invalid_request_error", "context_length_exceeded", TOO_LONG),
         ("g", 400, "invalid_request_error", "invalid_request", "System role not supported"),
         ("h", 500, "server_error", "scorer_failed", "scorer: ValueError: x"),
     ):
         line = of[custom_id]
         assert line["error"] is None
         assert line["response"]["status_code"] == status
-        error = {"message": message, "type": kind, "param": None, "code": code}
+        error = {"message": message, "type": kind, "param": "prompt" if custom_id == "e" else None, "code": code}
         assert line["response"]["body"] == {"error": error}
     for custom_id in "bfi":
         assert of[custom_id]["response"] is None

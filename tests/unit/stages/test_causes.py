@@ -54,6 +54,10 @@ def test_a_failure_has_a_code_and_a_reason_that_can_be_counted(error: str, code:
 def test_an_answer_fails_of_its_scorer_or_its_engine() -> None:
     assert code_of_answer(f"{SCORER}ValueError: no number") == "scorer_failed"
     assert code_of_answer("a grant must allow at least 1 token") == "engine_failed"
+    said = (
+        f"{SCORER}ClearRayError: own:score: the scorer raised ValueError (got no number in it). Correct the function."
+    )
+    assert reason_of(said) == said, "what a scorer said is its reason"
     assert reason_of("") == ""
 
 
