@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.nested import outermost
+from clear_ray.ingest.shapes import check_unread
 from clear_ray.ingest.source import SourceBatch, wanted_columns
 
 _BATCH_ROWS = 2_048
@@ -35,10 +36,13 @@ def read_parquet(
             if refusal:
                 yield SourceBatch.unreadable(refusal, origin=origin)
                 return
+            check_unread(file.schema_arrow.names, columns, where=origin)
             wanted = wanted_columns(file.schema_arrow.names, columns)
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
                 yield SourceBatch.from_arrow(batch, origin=origin, first_row=first_row, columns=columns)
                 first_row += batch.num_rows
+    except SchemaError as error:
+        yield SourceBatch.unreadable(error, origin=origin)
     except (OSError, ValueError, pa.ArrowException) as error:
         where = origin if first_row == 1 else f"{origin}, after row {first_row - 1}"
         refusal = SchemaError("the Parquet file cannot be read", where, str(error), "Write the file again.")

@@ -26,8 +26,13 @@ _GOLD_OF = {"problem": (("answer",), ("solution",)), "instruction": (("output",)
 _GOLD = (("reward_model.ground_truth",), ("answer", "ground_truth", "target", "completion"), ("solution", "response"))
 _TASK = "data_source"  # of files that have reward_model, too
 _ADDED = {"instruction": "input"}
-_BESIDE = ("choices", "options", "endings", "context", "passage", "article", "document", "story", "background")
+_BESIDE = (
+    *("choices", "options", "endings", "context", "passage", "article", "document", "story", "background", "history"),
+    *("A", "option_a", "choice_a", "opa"),
+)
 """What belongs to a question and stands in a column of its own: without it the question is another one."""
+UNREAD = ("image", "images", "audio", "audios", "video", "videos", "tools", "functions", "system", "system_prompt")
+"""What belongs to any prompt and is not read from a column of its own."""
 _STRUCTS = ("reward_model", "extra_info")
 _DEFAULTS = ColumnsConfig()
 KNOWN = frozenset(
@@ -59,6 +64,20 @@ class Reading:
     is_nested: bool = False
 
 
+def check_unread(names: Iterable[str], columns: ColumnsConfig, *, where: str) -> None:
+    """Refuse a source with columns that belong to its prompts and are not read, unless the user named the prompt's column.
+
+    Raises:
+        SchemaError: There is such a column.
+    """
+    there = set(names)
+    found = [name for name in UNREAD if name in there]
+    if found and not columns.model_fields_set & {"prompt", "messages"}:
+        what = f"the column {found[0]!r} seems to belong to the prompts, and is not read"
+        remedy = "Write it into the messages; or name the prompt's column in input.columns, to ask without it."
+        raise SchemaError(what, where, ", ".join(found), remedy)
+
+
 def kinds_of(rows: Iterable[object]) -> Kinds:
     """Return what kinds of values each column of some rows holds; fields of known structs under dotted names."""
     found: dict[str, set[Kind]] = {}
@@ -86,6 +105,7 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> Reading:
     named = {name for name in columns.model_fields_set if getattr(columns, name) != getattr(_DEFAULTS, name)}
     named |= {name for name in ColumnsConfig.model_fields if _is_there(getattr(columns, name), kinds)}
     named |= {name for name in columns.model_fields_set if name == "gold"}  # `gold: gold` asks for no other
+    check_unread((name for name in kinds if kinds[name] != {"null"}), columns, where=where)
     found: dict[str, str] = {}
     if not named & {"prompt", "messages"}:
         found |= _prompt(kinds, where)
@@ -129,6 +149,9 @@ def _prompt(kinds: Kinds, where: str) -> dict[str, str]:
         if conversations:
             return {"messages": conversations[0]}
     remedy = "Name the prompt's column: input.columns.prompt, or input.columns.messages for conversations."
+    lists = [name for name in kinds if _has(name, kinds, {"list"})]
+    if len(lists) == 1 and not any(_has(name, kinds, {"text"}) for name in kinds):
+        remedy = f"If {lists[0]!r} holds the queries, write that list as a file of its own."
     names = ", ".join(name for name in kinds if "." not in name)
     raise SchemaError("no column is known to be the prompt", where, f"columns {names or 'none'}", remedy)
 
@@ -168,7 +191,7 @@ def _said(found: Mapping[str, str], added: str, makes_ids: bool) -> str:
 
 
 def _kind(value: Any) -> Kind:
-    if value is None:
+    if value is None or value in ("", []):
         return "null"
     if isinstance(value, str):
         return "text"

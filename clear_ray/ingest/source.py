@@ -12,7 +12,7 @@ import pyarrow as pa
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.nested import outermost
-from clear_ray.ingest.shapes import KNOWN
+from clear_ray.ingest.shapes import KNOWN, check_unread
 
 # Text that is not UTF-8, a date beyond year 9999, a time zone that is not known here.
 _UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
@@ -55,6 +55,10 @@ class SourceBatch:
             columns: Which column holds what; the default names if not given.
         """
         columns = columns or ColumnsConfig()
+        try:
+            check_unread(table.schema.names, columns, where=origin)
+        except SchemaError as error:
+            return cls.unreadable(error, origin=origin)
         table = table.select(wanted_columns(table.schema.names, columns))
         try:
             rows: list[dict[str, Any] | SchemaError] = list(table.to_pylist())

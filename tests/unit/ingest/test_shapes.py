@@ -229,3 +229,47 @@ def test_notices_of_parts_are_those_of_the_whole() -> None:
     one.lower(4_096)
     assert one.lines(512) == ("lowered: max_tokens of 1 row from 4,096 to 512",)
     assert Notices().lines(512) == ()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is in <image>?", "images": ["a.png"]},
+        {"messages": turns("a"), "tools": ["f"]},
+        {"conversations": said_by("human", "gpt"), "system": "Be brief."},
+        {"instruction": "a", "output": "b", "system": "Be brief."},
+        {"question": "a", "image": {"bytes": "x"}},
+    ],
+)
+def test_what_belongs_to_a_prompt_and_is_not_read_is_refused(tmp_path: Path, form: str, row: dict[str, Any]) -> None:
+    path = tmp_path / f"q.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text(json.dumps(row))
+    with pytest.raises(
+        SchemaError, match=r"seems to belong to the prompts, and is not read.*Write it into the messages"
+    ):
+        take(path, tmp_path / "run")
+    named = {
+        "messages": next(
+            name for name in ("messages", "conversations", "prompt", "instruction", "question") if name in row
+        )
+    }
+    assert take(path, tmp_path / "run", columns=named).rows == 1
+
+
+def test_columns_of_choices_are_refused_and_empty_ones_are_not(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("question,A,B,C,D,answer\nWhich?,a,b,c,d,B\n")
+    with pytest.raises(SchemaError, match="'A' seems to belong to 'question'"):
+        take(tmp_path / "q.csv", tmp_path / "run")
+    row = {"instruction": "a", "input": "", "output": "b", "system": "", "history": [], "context": None}
+    (tmp_path / "q.json").write_text(json.dumps([row]))
+    assert take(tmp_path / "q.json", tmp_path / "run").rows == 1
+
+
+def test_a_list_inside_one_object_is_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(json.dumps({"version": 1, "data": [{"question": "a"}]}, indent=1))
+    with pytest.raises(SchemaError, match="If 'data' holds the queries, write that list as a file of its own"):
+        take(tmp_path / "q.json", tmp_path / "run")
