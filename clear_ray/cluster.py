@@ -35,8 +35,11 @@ from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, own_error
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.identity import check_journal
+from clear_ray.joining import join
 from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
+from clear_ray.market_client import MarketClient
+from clear_ray.room import wait_for_room
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
@@ -62,11 +65,25 @@ _DEATHS = (
 def joined_cluster() -> Iterator[None]:
     """Use the Ray cluster that is there (a job's, `RAY_ADDRESS`, or one already joined), else start a local one.
 
-    A local cluster is left behind no longer than the run; one that was there before is left alone.
+    A local cluster is left behind no longer than the run; one that was there before is left alone. The environment and the
+    handler of SIGTERM are afterwards what they were: Ray and its settings change both.
+
+    Raises:
+        ClusterError: There is none, and none can be started.
     """
     if ray.is_initialized():
         yield
         return
+    with _environment_kept(), _terminated_as_interrupted() as take_sigterm:
+        try:
+            _start_ray()
+            take_sigterm()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         address = os.environ.get("RAY_ADDRESS") or None
@@ -75,23 +92,39 @@ def joined_cluster() -> Iterator[None]:
             os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
             # Stages follow each other within seconds, and starting a worker process takes a second of a core.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
-    try:
-        with _terminated_as_interrupted():
-            yield
-    finally:
-        ray.shutdown()
+        join(address, **local)
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _environment_kept() -> Iterator[None]:
+    """Put the environment back as it was."""
+    before = dict(os.environ)
     try:
         yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
+    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++.
+
+    A caller that handles SIGTERM goes on doing so. Yields what takes the signal again, once Ray has set a handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    own = signal.default_int_handler if before in (None, signal.SIG_DFL) else before
+
+    def take() -> None:
+        signal.signal(signal.SIGTERM, own)
+
+    take()
+    try:
+        yield take
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
@@ -132,11 +165,11 @@ class Crew:
     """The engine workers of a run: `engine.workers` from the start, more and fewer as they are wanted.
 
     Args:
-        config: Of the engines.
+        config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
         run_id: Of the run, in their names, too: those of a run before in this folder are no part of this one.
-        ask_for: Told how many GPUs' worth of engines there are to be, before they are.
+        ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """
 
@@ -184,7 +217,7 @@ class Crew:
         # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
         actor: Any = ray.remote(BatchEngineWorker)
         options = {
-            "num_gpus": self._config.num_gpus,
+            "num_gpus": self._config.num_gpus or 0,
             "num_cpus": 0,
             "max_restarts": -1,
             "max_task_retries": 0,
@@ -200,7 +233,7 @@ class Crew:
             self._cards.append(self._handles[-1].cards.remote())
 
     def wait(self) -> None:
-        """Wait until every model is loaded, and note who it is and how long that took.
+        """Wait until every model is loaded, and note its card and how long that took.
 
         Raises:
             EngineError: A worker could not be started; the reason is in it.
@@ -238,7 +271,7 @@ class BatchEngineWorker(EngineWorker):
             self._refusal = error
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are.
+        """Return the cards of the model and the head.
 
         Raises:
             ConfigError: The head was fitted for another model, or a setting does not fit the model.
@@ -280,9 +313,11 @@ def engine_workers(
     """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `Crew`.
 
     Raises:
+        ClusterError: The cluster is full.
         ClearRayError: A worker could not be started, as it was raised there.
         EngineError: It could not be started for another reason.
     """
+    wait_for_room(config)
     crew = Crew(config, head, run_dir, run_id, ask_for, calls_each)
     try:
         crew.resize(config.workers)
@@ -298,7 +333,9 @@ def worker_name(run_dir: str, run_id: str, number: int) -> str:
 
 
 @contextmanager
-def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64], *, run_id: str) -> Iterator[Any]:
+def opened_market(
+    run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64], *, run_id: str
+) -> Iterator[MarketClient]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
 
     It has the folder's name, of which a cluster has one: object stores know no locks. One that still lives under that name
@@ -334,15 +371,16 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64], *, run
             raise
 
     actor: Any = once_free(start, ActorAlreadyExistsError, folder)
+    market = MarketClient(actor, ray.get)
     try:
         try:
-            ray.get(actor.balance.remote())
+            market.balance()
         except Exception as error:
             check_journal(folder, run_id)  # a constructor's own error does not come back: it is told here
             for _ in read_journal(folder):
                 pass
             raise _cause(error) from error
-        yield actor
+        yield market
     finally:
         ray.kill(actor)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -29,44 +28,31 @@ _MOST_REASONS, _MOST_FAILURES = 10_000, 20
 
 def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    folder, standing, estimates, hiring = work.folder, work.standing, work.estimates, work.hiring
+    folder, estimates = work.folder, work.estimates
     work.progress.begin("write")
-    mark_lost_answers(work, standing.written_tokens_N)
-    spent_N, _ = ray.get(work.desk.charges.remote())
+    mark_lost_answers(work, work.states.written_tokens_N)
+    spent_N, _ = work.market.charges()
     verdicts = Verdicts(
-        last_round_N=standing.last_round_N,
-        rounds_N=standing.rounds_N,
-        max_tokens_N=standing.granted_tokens_N,
-        is_served_N=standing.is_served_N,
+        states=work.states,
         spent_tokens_N=spent_N,
-        price_N=standing.price_N,
-        expected_utility_N=standing.expected_utility_N,
-        surplus_N=standing.surplus_N,
         reservation_price_N=all_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
     )
     _write_completions(folder, verdicts, work.void_attempts(), work.config.dispatch.block_rows)
+    has_gold_N = _gold_of_completions(folder, len(spent_N))
     report = make_report(
-        work.config,
-        hiring.crew.model,
-        hiring.crew.head,
-        estimates,
-        standing,
-        ray.get(work.desk.balance.remote()),
-        spent_N,
+        work,
         tuple(rounds),
-        has_gold_N=_gold_of_completions(folder, len(spent_N)),
-        workers=hiring.most_up,
-        worker_tokens_per_second=hiring.tokens_per_second,
-        seconds=work.progress.seconds,
+        spent_tokens_N=spent_N,
+        has_gold_N=has_gold_N,
         notices=digest.notices,
         failures=_failures(folder),
     )
     if digest.openai_url is not None:
-        write_openai_outputs(completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
+        model = work.hiring.crew.model.name
+        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url)
     write_page(report, completions=completion_rows(folder), folder=folder)
-    folder.child("completions").sync()
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 

@@ -9,6 +9,7 @@
     ├── EngineError    (RuntimeError)  a language model cannot be had, or returned more than it was granted
     ├── EngineFailedError  (EngineError)  a language model failed while it ran, and has to be loaded anew
     ├── ResumeError    (RuntimeError)  the run folder does not belong to this configuration or input
+    ├── ClusterError   (RuntimeError)  no Ray cluster can be joined or started, or it has no place for the engines
     └── StorageError   (RuntimeError)  the run folder cannot be read or written: a full disk, no permission, or it is gone
 
 A message says what happened, where, which value was seen and what to do about it. The parts travel unchanged through
@@ -79,6 +80,10 @@ class EngineFailedError(EngineError):
 
 class ResumeError(ClearRayError, RuntimeError):
     """The run folder does not belong to this configuration or input, is damaged, or is another run's at the moment."""
+
+
+class ClusterError(ClearRayError, RuntimeError):
+    """No Ray cluster can be joined or started, or it has no place for the engines."""
 
 
 class StorageError(ClearRayError, RuntimeError):

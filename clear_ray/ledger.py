@@ -5,7 +5,7 @@ A query's tokens pass through three states, and only in this direction:
     available --reserve--> reserved --settle--> spent      (what was not used returns to available: the refund)
                                     --forfeit-> spent      (the worker died: charged in full)
 
-Conservation law, checked after every change (method.md section 4):
+Conservation law, checked after every change (docs/method.md, section 4):
 
     available + reserved + spent = budget,  each of them >= 0,  wasted <= spent
 
@@ -16,14 +16,14 @@ unless the input says otherwise, they are the tokens themselves.
 
 Every query has at most one open reservation. Its attempts are numbered from 1, so a settlement that is told twice, or
 that comes after the query was reserved again, is recognised and changes nothing. The ledger keeps a few integers for each
-query and does no I/O; `clear_ray.journal` writes its entries down before anyone acts on them, and a ledger to which the
+query and does no I/O; `clear_ray.journal` writes its entries down before they are acted on, and a ledger to which the
 same entries are applied in the same order is in the same state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,9 +33,9 @@ from clear_ray.records import COST_PARTS
 
 Operation = Literal["reserve", "settle", "forfeit", "waste"]
 
-REFUSED = 0
+REFUSED: Final = 0
 """Answer to a reservation that can never fit."""
-WAIT = -1
+WAIT: Final = -1
 """Answer to a reservation that may fit once others have settled."""
 
 
@@ -58,10 +58,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who asks the market for tokens.
+    """A call that asks the market for tokens.
 
     Attributes:
-        caller: The caller, whichever process it is in; empty if nobody needs to know.
+        caller: The caller, whichever process it is in; empty if it need not be known.
         life: One start of it. What a life had reserved is charged when the next one first asks.
         number: Which of the requests of this life. One that is told twice gets the same answer.
     """
@@ -169,14 +169,6 @@ class Ledger:
     def _available_parts(self) -> int:
         return self.budget_tokens * COST_PARTS - self._reserved_parts - self._spent_parts
 
-    def fits(self, index: int, tokens: int) -> bool:
-        """Return whether so many tokens of a query can be reserved now. Changes nothing."""
-        return tokens * int(self._parts_N[index]) <= self._available_parts
-
-    def could_fit(self, index: int, tokens: int) -> bool:
-        """Return whether they could be if everything that is reserved came back unused. Changes nothing."""
-        return tokens * int(self._parts_N[index]) <= self._available_parts + self._reserved_parts
-
     @property
     def spent_tokens_N(self) -> NDArray[np.int64]:
         """Tokens of each query that were charged, shape (N,), wasted ones included; a copy."""
@@ -195,6 +187,21 @@ class Ledger:
         """Return a `forfeit` for every open reservation: what a restart has to charge. Changes nothing."""
         open_indices = np.flatnonzero(self._reserved_N)
         return [Entry("forfeit", int(i), int(self._attempt_N[i]), int(self._reserved_N[i])) for i in open_indices]
+
+    def admit(self, index: int, tokens: int) -> Entry | Literal[0, -1]:
+        """Decide on the first in line: set `tokens` aside for its query, if they fit.
+
+        Returns:
+            The entry of the reservation; `WAIT` if the tokens would fit once enough of what is reserved has come back;
+            `REFUSED` if they would not even if all of it came back unused. Only an entry has changed something.
+
+        Raises:
+            BudgetError: The query already holds a reservation, or `tokens` is not positive.
+        """
+        wanted = tokens * int(self._parts_N[index])
+        if wanted > self._available_parts + self._reserved_parts:
+            return REFUSED
+        return self.reserve(index, tokens) if wanted <= self._available_parts else WAIT
 
     def reserve(self, index: int, tokens: int) -> Entry:
         """Set `tokens` aside for a query.
@@ -218,7 +225,7 @@ class Ledger:
         return self._close("settle", index, attempt, spent_tokens)
 
     def forfeit(self, index: int, attempt: int) -> Entry | None:
-        """Charge a reservation in full because nobody can say what its worker generated.
+        """Charge a reservation in full because it is not known what its worker generated.
 
         Returns:
             The entry, or None if this attempt was closed before.
@@ -254,7 +261,8 @@ class Ledger:
         held, parts = int(self._reserved_N[i]), int(self._parts_N[i])
         if entry.operation == "reserve":
             self._require(entry, entry.attempt == self._attempt_N[i] + 1 and not held, "the query already holds tokens")
-            self._require(entry, tokens > 0 and self.fits(i, tokens), f"{self.available_tokens} tokens are available")
+            fits = 0 < tokens * parts <= self._available_parts
+            self._require(entry, fits, f"{self.available_tokens} tokens are available")
             self._attempt_N[i] = entry.attempt
             self._reserved_N[i] = tokens
             self._reserved_parts += tokens * parts

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import ray
 
 from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
+from clear_ray.market_client import MarketClient
 from clear_ray.progress import Progress
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
@@ -24,20 +23,25 @@ class OpenRun:
         folder: The run folder.
         config: What the batch may cost, and how.
         hiring: The engines.
-        desk: The market's actor.
+        market: Where every token is reserved and settled.
         estimates: What the probe found.
-        standing: Where every query is; changes round by round.
+        rounds: The law of the run; changes round by round.
         progress: What the display is told.
     """
 
     folder: Folder
     config: RunConfig
     hiring: Hiring
-    desk: Any
+    market: MarketClient
     estimates: Estimates
-    standing: Standing
+    rounds: Rounds
     progress: Progress
+
+    @property
+    def states(self) -> QueryStates:
+        """Where every query stands."""
+        return self.rounds.states
 
     def void_attempts(self) -> VoidAttempts:
         """Return the attempts of all rounds so far whose rows do not count."""
-        return VoidAttempts(ray.get(self.desk.void_attempts.remote()))
+        return VoidAttempts(self.market.void_attempts())

@@ -7,15 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any
-
-import ray
 
 from clear_ray.ledger import Balance
+from clear_ray.market_client import MarketClient
 from clear_ray.report.live import Display
 from clear_ray.report.summary import ProgressSnapshot
 
 _INTERVAL_SECONDS = 0.5
+_PATIENCE_SECONDS = 5.0
 
 
 class Progress:
@@ -31,7 +30,7 @@ class Progress:
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
         self._price: float | None = None
-        self._desk: Any = None
+        self._market: MarketClient | None = None
         self._balance: Balance | None = None
         self._lock = threading.Lock()
         self._asking = threading.Lock()
@@ -56,15 +55,15 @@ class Progress:
         return time.monotonic() - self._started
 
     @contextmanager
-    def watching(self, desk: Any) -> Iterator[None]:
+    def watching(self, market: MarketClient) -> Iterator[None]:
         """Ask this market for balances, and stop before it is gone."""
         with self._asking:
-            self._desk = desk
+            self._market = market.within(_PATIENCE_SECONDS)
         try:
             yield
         finally:
             with self._asking:
-                self._desk = None
+                self._market = None
 
     def begin(
         self,
@@ -86,10 +85,10 @@ class Progress:
     def _keep_telling(self) -> None:
         while not self._is_over.wait(_INTERVAL_SECONDS):
             with self._asking:
-                if self._desk is not None:
+                if self._market is not None:
                     # The run itself meets whatever is wrong; a display must not end it.
                     with suppress(Exception):
-                        self._balance = ray.get(self._desk.balance.remote(), timeout=5)
+                        self._balance = self._market.balance()
             if not self._is_over.is_set():
                 self._tell()
 

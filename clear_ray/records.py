@@ -98,7 +98,7 @@ generated for it (charged at `cost` each), `reservation_price` the price above w
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:
-    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (method.md section 2).
+    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (docs/method.md, section 2).
 
     `max_tokens` is the query's ceiling, or what the model's context leaves beside its prompt where that is less. `error` is
     empty, or says why the prompt could not be read; such a query is worth nothing and fails.

@@ -32,8 +32,8 @@ def take_in(
     Args:
         queries: As for `run`.
         config: As for `run`.
-        folder: Of the run.
-        manifest: Of the run that is there: its input must be the same.
+        folder: Run folder.
+        manifest: Manifest of the run that is there: its input must be the same.
 
     Raises:
         SchemaError: A row cannot be read as a query.

@@ -29,65 +29,32 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
     if isinstance(config, ReplayConfig):
         from clear_ray.engine.replay import ReplayEngine
 
-        return ReplayEngine(
-            config.rollouts, config.features, tokens_per_second=config.tokens_per_second, max_batch=config.max_batch
-        )
+        return ReplayEngine(config)
     if config.fingerprint is not None:
-        _check_pin(config.model, config.fingerprint)
+        check_pin(config.model, config.fingerprint)
+    refuse_layers_of_vllm(config, probe_layers)
     if isinstance(config, VllmConfig):
-        if probe_layers is not None:
-            raise ConfigError(
-                "vLLM runs all layers of a model",
-                "estimate.layers",
-                str(probe_layers),
-                "Leave it out; a head that was fitted with it has to be fitted again.",
-            )
-        return _build_vllm(config)
+        from clear_ray.engine.vllm import VllmEngine
+
+        return VllmEngine(config)
     from clear_ray.engine.transformers import TransformersEngine
 
-    return TransformersEngine(
-        config.model,
-        device=config.device,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        max_batch=config.max_batch,
-        max_context_tokens=config.max_context_tokens,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        threads=config.threads,
-        enforce_eager=config.enforce_eager,
-        answer_reserve_tokens=config.answer_reserve_tokens,
-        closing_text=config.closing_text,
-        probe_layers=probe_layers,
-    )
+    return TransformersEngine(config, probe_layers=probe_layers)
 
 
-def _build_vllm(config: VllmConfig) -> Engine:
-    from clear_ray.engine.vllm import VllmEngine
-
-    return VllmEngine(
-        config.model,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        max_batch=config.max_batch,
-        max_context_tokens=config.max_context_tokens,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        tensor_parallel=config.tensor_parallel,
-        enforce_eager=config.enforce_eager,
-        cpu_cache_gib=config.cpu_cache_gib,
-        answer_reserve_tokens=config.answer_reserve_tokens,
-        closing_text=config.closing_text,
-        thinking_tokens=config.thinking_tokens,
-        thinking_start=config.thinking_start,
-        thinking_end=config.thinking_end,
-    )
+def refuse_layers_of_vllm(config: EngineConfig, probe_layers: int | None) -> None:
+    """Raise ConfigError if vLLM is to stop at a layer of the model."""
+    if isinstance(config, VllmConfig) and probe_layers is not None:
+        raise ConfigError(
+            "vLLM runs all layers of a model",
+            "estimate.layers",
+            str(probe_layers),
+            "Leave it out; a head that was fitted with it has to be fitted again.",
+        )
 
 
-def _check_pin(model: str, pinned: str) -> None:
+def check_pin(model: str, pinned: str) -> None:
+    """Raise ConfigError if a model does not have the fingerprint that was pinned."""
     from clear_ray.engine.fingerprint import model_fingerprint
     from clear_ray.engine.loading import model_folder
 
@@ -112,7 +79,9 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     from clear_ray.engine.loading import model_folder
 
     folder = model_folder(config.model)
-    own_limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = settings.get("max_position_embeddings") if isinstance(settings, dict) else None
+    own_limit = named if isinstance(named, int) else None
     context_tokens = min(limit for limit in (own_limit, config.max_context_tokens, _NO_LIMIT) if limit)
     added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
     return PromptLimit(context_tokens, partial(_count_tokens, config), template_tokens=added)

@@ -140,7 +140,7 @@ def container_rooms(root: Path) -> list[int]:
         except OSError:
             continue
         if limit.strip() != "max":
-            # Cached files are given up before anybody runs out of memory.
+            # Cached files are given up before any process runs out of memory.
             cached = dict(zip(statistics[::2], statistics[1::2], strict=True)).get(cached_name, "0")
             rooms.append(int(limit) - int(used) + int(cached))
     return rooms

@@ -33,7 +33,7 @@ class Rendering:
         source = resolve_model(str(model))
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of as many kinds as there are tokenizers
             raise EngineError(
                 "the tokenizer cannot be loaded",
                 f"model {model}",

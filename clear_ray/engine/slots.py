@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clear_ray.config import WorkersConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import GraphRunner, next_bucket
@@ -28,12 +29,10 @@ class SlotBatch:
 
     Args:
         model: As for `SlotRunner`.
-        max_batch: Answers that run at the same time, if the cache can hold them.
+        config: How many answers run at the same time, if the cache can hold them, and how their tokens are chosen.
         cache_tokens: Positions that the cache may hold over all slots together.
         prefill_tokens: Positions of one prefill pass.
         end_token_ids: Tokens that end an answer.
-        temperature: As for `choose_tokens`.
-        top_p: As for `choose_tokens`.
         closing: How answers are forced at the end of their grants, if they are.
         graphs: Whether passes of one shape share a CUDA graph; see `GraphRunner`.
         refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
@@ -43,13 +42,11 @@ class SlotBatch:
     def __init__(
         self,
         model: Any,
+        config: WorkersConfig,
         *,
-        max_batch: int,
         cache_tokens: int,
         prefill_tokens: int,
         end_token_ids: frozenset[int],
-        temperature: float,
-        top_p: float,
         closing: Closing | None = None,
         graphs: bool = False,
         refill_rows: int = 1,
@@ -57,8 +54,8 @@ class SlotBatch:
         self._runner: SlotRunner = GraphRunner(model) if graphs else SlotRunner(model)
         self._cache = SlotCache()
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
-        self._max_batch, self._cache_tokens, self._prefill_tokens = max_batch, cache_tokens, prefill_tokens
-        self._end_token_ids, self._temperature, self._top_p = end_token_ids, temperature, top_p
+        self._max_batch, self._temperature, self._top_p = config.max_batch, config.temperature, config.top_p
+        self._cache_tokens, self._prefill_tokens, self._end_token_ids = cache_tokens, prefill_tokens, end_token_ids
         self._closing = closing
         self._held_back = 0
         self._waiting: deque[Answer] = deque()

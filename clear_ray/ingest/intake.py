@@ -41,8 +41,8 @@ class PromptLimit:
 
     Attributes:
         context_tokens: What the model holds, prompt and answer together; a prompt must leave room for one token.
-        count_tokens: From prompts, and what each is (`text`, `conversation`, `raw` or `tokens`), to token counts, template
-            included.
+        count_tokens: Function from prompts, and what each is (`text`, `conversation`, `raw` or `tokens`), to token counts,
+            template included.
         template_tokens: The most that the chat template and special tokens add to a prompt.
     """
 
@@ -71,7 +71,7 @@ def ingest(
         most_errors: Problems to collect before giving up; the error lists them, a line each.
         on_error: `fail_row` writes a row that is no query, or whose prompt is too long, as one that fails; an id given twice,
             a source that cannot be read to its end and an input without any query are refused all the same.
-        accept: Asked before the queries take their place; what it raises refuses the input.
+        accept: Function that is asked before the queries take their place; what it raises refuses the input.
 
     Returns:
         What was taken in.

@@ -53,6 +53,10 @@ def plan_text(plan: PlanReport) -> str:
         ("expected", f"{hoped} ({gain})" if gain else hoped),
         ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
     ]
+    if plan.for_share is not None:
+        asked = plan.for_share
+        buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
+        pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
     lines += [_labelled(label, value) for label, value in pairs]
     if plan.head == "prior":

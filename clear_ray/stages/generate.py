@@ -3,7 +3,7 @@
 Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; yields rows of `records.ATTEMPT_SCHEMA` as
 dicts, since `attempt_files` makes one table of many. A query that the market refuses yields no row: nothing was generated
 for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
-charged in full, since nobody can say what it generated, and its queries are tried again while the budget allows: first one
+charged in full, since what it generated is not known, and its queries are tried again while the budget allows: first one
 by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
 is a failed row; the rest of the batch goes on. So it is with an answer that its scorer fails on, kills its process or hangs:
 what was generated is charged once, the row says why, and other answers are generated meanwhile.
@@ -25,6 +25,7 @@ import pyarrow as pa
 from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
+from clear_ray.market_client import AsyncMarketClient
 from clear_ray.stages.causes import ENGINE_DIED, SCORER
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
@@ -40,12 +41,12 @@ class Dispatch:
 
     Attributes:
         workers: The engine workers.
-        market: Handle of the `MarketActor`.
+        market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
-        seed: Of the run.
+        seed: Seed of the run.
         sample: Which of several answers to the same query.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
-        this_caller: Returns who calls, the same after a restart of its process; None if nobody needs to know.
+        this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
         most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
@@ -53,7 +54,7 @@ class Dispatch:
     """
 
     workers: Workers
-    market: Any
+    market: AsyncMarketClient
     scorer: Callable[[], Scorer] | None
     seed: int
     sample: int
@@ -115,12 +116,11 @@ class Generate:
 
     async def give_up(self, indices: list[int]) -> None:
         """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
-        await self._dispatch.market.give_up.remote(indices, self._life)
+        await self._dispatch.market.give_up(indices, self._life)
 
     async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
         call = Call(self._caller, self._life, next(self._requests))
-        answers: list[int] = await self._dispatch.market.reserve.remote(round_number, requests, call)
-        return answers
+        return await self._dispatch.market.reserve(round_number, requests, call)
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
@@ -143,7 +143,7 @@ class Generate:
     async def _try_again(
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
     ) -> None:
-        await self._dispatch.market.forfeit.remote([(row["index"], row["attempt"]) for row in rows])
+        await self._dispatch.market.forfeit([(row["index"], row["attempt"]) for row in rows])
         for (
             row
         ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
@@ -181,7 +181,7 @@ class Generate:
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         """Score what has ended, tell the market what it spent, and return the attempts."""
         rows = await self._attempts(ended, seconds)
-        await self._dispatch.market.settle.remote(
+        await self._dispatch.market.settle(
             [
                 Settlement(
                     index=row["index"],

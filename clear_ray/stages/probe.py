@@ -134,7 +134,7 @@ def call_rows(config: RunConfig, queries: int) -> int:
     """Return how many queries one call reads.
 
     What prompts begin with alike is read once a call, so many together cost less; with four calls an engine all are busy to
-    the end, and who watches sees it move.
+    the end, and the display moves.
     """
     share = -(-queries // (4 * config.engine.workers))
     return config.estimate.batch_rows or max(1, min(_MOST_ROWS, share))

@@ -1,7 +1,7 @@
 """One engine worker: a language model and the head that reads its features. The pipeline makes it a Ray actor.
 
 Both stages call the same workers, so a model is loaded once for each GPU. Hidden states never leave the worker: `probe`
-returns curve parameters only (method.md section 4.1).
+returns curve parameters only (docs/method.md, section 4.1).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EngineWorker:
         head.check_model(self._engine.card.fingerprint)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are."""
+        """Return the cards of the model and the head."""
         return self._engine.card, self._head.card
 
     async def pulse(self) -> int | None:
@@ -62,7 +62,7 @@ class EngineWorker:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
         Args:
-            query_ids: Whose prompts these are.
+            query_ids: Queries that these prompts are of.
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.

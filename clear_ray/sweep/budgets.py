@@ -65,7 +65,7 @@ def sweep(
         rollouts_path: Parquet of the rollouts to judge on; all queries with the same number of samples.
         features_path: Parquet of their probe features.
         train: Folder with `rollouts.parquet` and `features.parquet` of other queries to fit heads on.
-        folds_path: Or JSON of folds for cross-fitting on the same queries; exactly one of the two.
+        folds_path: JSON of folds instead, for cross-fitting on the same queries; exactly one of the two.
         budgets: Average tokens a query.
         policies: Names out of `POLICIES`.
         seeds: How many fits and orders of breaking ties to average over.

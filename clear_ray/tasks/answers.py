@@ -48,7 +48,7 @@ def has_complete_answer(text: str) -> bool:
 
     A generation that was cut off may still hold its answer. It is complete if the mark's line has ended (`Answer: 12`
     and a line break) or its box is closed; `Answer: 12` at the very end may have been on the way to 125. clear_ray counts
-    an unfinished generation as wrong; this is for who wants to count such answers.
+    an unfinished generation as wrong; this is for users that want to count such answers.
 
     Args:
         text: What the model wrote before it was cut off.

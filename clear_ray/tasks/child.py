@@ -63,7 +63,7 @@ class Child:
         """
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
-                self._end()  # it ended while nobody asked: that is not this request's doing
+                self._end()  # it ended while no request waited: that is not this request's doing
             if self._process is None:
                 self._start()
             try:

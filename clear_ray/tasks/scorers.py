@@ -4,7 +4,7 @@
 the same score, and one that cannot be judged within the referee's limits gets 0. A scorer of the user's own is any
 function with the signature of `Scorer`, named `package.module:function`; it is called in a process of its own, too.
 
-A scorer sees text only. What an unfinished generation is worth is decided by who calls it; see `has_complete_answer`.
+A scorer sees text only. What an unfinished generation is worth is decided by its caller; see `has_complete_answer`.
 """
 
 from __future__ import annotations

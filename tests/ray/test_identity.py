@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from clear_ray.cluster import market
+from clear_ray.cluster import opened_market
 from clear_ray.config import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.identity import begin
@@ -68,14 +68,17 @@ def test_a_market_of_a_deleted_folder_makes_room_and_one_in_place_does_not(tmp_p
     run_dir, cost_N = str(tmp_path / "run"), np.ones(3)
     folder = open_folder(run_dir)
     first = begin(folder, None)
-    with market(run_dir, 100, cost_N, run_id=first) as old:
-        assert ray.get(old.reserve.remote(1, [(0, 60)])) == [1]
-        with pytest.raises(ResumeError, match="another run is writing"), market(run_dir, 100, cost_N, run_id=first):
+    with opened_market(run_dir, 100, cost_N, run_id=first) as old:
+        assert ray.get(old.actor.reserve.remote(1, [(0, 60)])) == [1]
+        with (
+            pytest.raises(ResumeError, match="another run is writing"),
+            opened_market(run_dir, 100, cost_N, run_id=first),
+        ):
             raise AssertionError("two markets of one run")
         shutil.rmtree(run_dir)
         second = begin(folder, None)
-        with market(run_dir, 100, cost_N, run_id=second) as new:
-            assert ray.get(new.balance.remote()).available_tokens == 100
+        with opened_market(run_dir, 100, cost_N, run_id=second) as new:
+            assert new.balance().available_tokens == 100
 
 
 def test_a_run_of_an_older_version_goes_on(replay_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from clear_ray import cluster, journal
 from clear_ray.calibrate import calibrate
@@ -65,14 +64,14 @@ def test_a_cluster_has_one_market_for_a_folder_in_a_bucket(home: str, monkeypatc
     run_id, other = (begin(open_folder(inside(home, name)), None) for name in ("run", "other"))
 
     def same(name: str) -> AbstractContextManager[Any]:
-        return cluster.market(inside(home, name), 100, cost_N, run_id=run_id)
+        return cluster.opened_market(inside(home, name), 100, cost_N, run_id=run_id)
 
-    with same("run") as desk:
+    with same("run") as market:
         with pytest.raises(ResumeError, match="another run"), same("run/"):
             pass
-        with cluster.market(inside(home, "other"), 100, cost_N, run_id=other):
+        with cluster.opened_market(inside(home, "other"), 100, cost_N, run_id=other):
             pass
-        assert ray.get(desk.balance.remote()).spent_tokens == 0, "the first one is not disturbed"
+        assert market.balance().spent_tokens == 0, "the first one is not disturbed"
     monkeypatch.undo()
     with same("run"):
         pass

@@ -22,11 +22,11 @@ from clear_ray.estimation.resolve import resolve_head
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder import read_estimates, read_manifest
 from clear_ray.storage import open_folder, writing_errors
-from clear_ray.sweep.policies import priced, served
 from clear_ray.sweep.recording import read_recording
-from clear_ray.sweep.replayed import Dispatched, replay_run
+from clear_ray.sweep.replayed import Answers, replay_run
 
 
 def completions_of(result: RunResult) -> list[dict[str, Any]]:
@@ -166,14 +166,12 @@ def test_a_minimum_service_answers_what_is_not_worth_the_price(replay_settings: 
     place = [recording.rollouts.query_ids.index(row["query_id"]) for row in rows]
     head = resolve_head(None, cap_tokens=400)
     batch = read_estimates(open_folder(result.run_dir), np.array(head.card.tokens_K), seed=0).batch
+    outcomes = recording.length_NS, recording.is_stopped_NS, recording.is_right_NS
     replayed = replay_run(
-        priced(batch, minimum_service_tokens=6),
-        length_N=recording.length_NS[place, 0],
-        is_stopped_N=recording.is_stopped_NS[place, 0],
-        is_right_N=recording.is_right_NS[place, 0],
+        BatchOffers(batch),
+        Answers(*(columns[place, 0] for columns in outcomes)),
         budget_tokens=report.budget_tokens,
-        dispatched=Dispatched(max_rounds=3, minimum_service_tokens=6),
-        serve_rest=served(batch, minimum_service_tokens=6),
+        allocation=RunConfig.parse(settings).allocation,
     )
     assert [row["spent_tokens"] for row in rows] == replayed.spent_tokens_N.tolist(), "as in one process"
 
@@ -265,13 +263,26 @@ def test_a_dataset_can_be_passed_in_place_of_an_input(replay_settings: dict[str,
 
 
 def test_a_plan_prices_the_batch_and_leaves_nothing_behind(replay_settings: dict[str, Any]) -> None:
-    planned = plan(None, RunConfig.parse(replay_settings))
+    planned = plan(None, RunConfig.parse(replay_settings), share=0.5)
     assert planned.funded + planned.abandoned == planned.queries == 199
     assert 0 < planned.low_tokens <= planned.expected_tokens <= planned.worst_tokens <= planned.budget_tokens
     assert planned.shadow_price > 0
     utilities = [point.utility for point in planned.budget_curve]
     assert utilities == sorted(utilities)
+    half = planned.for_share
+    assert half is not None
+    assert 0.5 * half.most_utility <= half.expected_utility < 0.51 * half.most_utility
+    dearer = [point.utility for point in planned.budget_curve if point.budget_tokens >= half.budget_tokens]
+    cheaper = [point.utility for point in planned.budget_curve if point.budget_tokens < half.budget_tokens]
+    assert max(cheaper, default=0.0) <= 0.51 * half.most_utility
+    assert min(dearer) >= 0.49 * half.most_utility
     assert not list(Path(replay_settings["run_dir"]).parent.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 50.0, float("nan")])
+def test_a_share_that_is_none_is_refused_before_anything_is_read(replay_settings: dict[str, Any], share: float) -> None:
+    with pytest.raises(ConfigError, match="a share lies between 0 and 1"):
+        plan(None, RunConfig.parse(replay_settings), share=share)
 
 
 def test_a_prompt_that_the_engine_cannot_read_fails_alone(replay_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clear_ray.engine import Grant
-from clear_ray.engine.decode_loop import decode
 from clear_ray.engine.grouping import reading_groups, shared_tokens
 from clear_ray.engine.loading import check_slots_fit
 from clear_ray.errors import ConfigError
+from tests.unit.engine.decode_loop import decode
 from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
 
 OPENINGS = [[], [7, 8, 9, 10] * 3, [7, 8, 9, 10] * 3 + [11] * 9]

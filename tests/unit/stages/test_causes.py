@@ -14,6 +14,7 @@ from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.smollm2 import embedded_model_folder
 from clear_ray.errors import SchemaError
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
+from clear_ray.rounds.states import QueryStates
 from clear_ray.stages.causes import LOST, code_of, code_of_answer, reason_of
 from clear_ray.stages.generate import SCORER
 from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
@@ -71,13 +72,16 @@ def test_the_template_says_why_it_refuses() -> None:
     assert rendering.token_ids([(("user", "a"),)])
 
 
-def verdicts(queries: int, **changes: Any) -> Verdicts:
-    numbers = {
-        name: np.zeros(queries) for name in ("price_N", "expected_utility_N", "surplus_N", "reservation_price_N")
-    }
-    names = ("max_tokens_N", "spent_tokens_N", "prompt_tokens_N", "last_round_N", "rounds_N")
-    numbers |= {name: np.zeros(queries, np.int64) for name in names}
-    return Verdicts(**numbers | {"is_served_N": np.zeros(queries, bool), "error_of_index": {}} | changes)  # type: ignore[arg-type]
+def verdicts(queries: int, *, error_of_index: dict[int, str] | None = None, **states: Any) -> Verdicts:
+    """Return how queries ended, all numbers 0 but those that are given: of a state, or of the verdicts themselves."""
+    found, zeros = QueryStates(np.ones(queries)), np.zeros(queries, np.int64)
+    own = {"spent_tokens_N": zeros, "reservation_price_N": np.zeros(queries), "prompt_tokens_N": zeros}
+    for name, values in states.items():
+        if name in own:
+            own[name] = values
+        else:
+            setattr(found, name, values)
+    return Verdicts(states=found, error_of_index=error_of_index or {}, **own)
 
 
 def test_every_end_has_its_code() -> None:
