@@ -89,6 +89,7 @@ def make_report(
         stopped_early=_stopped_early(config, states, balance),
         notices=notices,
         failures=failures,
+        notes=work.notes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 
 from clear_ray.config import RunConfig
 from clear_ray.engine.checking import check_engine
@@ -22,9 +23,23 @@ from clear_ray.run_folder import (
 )
 from clear_ray.storage import open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
+from clear_ray.tasks import Survey, survey_queries
 
 
-def check_run(config: RunConfig) -> InputDigest:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found beside nothing to refuse.
+
+    Attributes:
+        digest: What the input holds.
+        survey: What its gold answers look like.
+    """
+
+    digest: InputDigest
+    survey: Survey
+
+
+def check_run(config: RunConfig) -> Checked:
     """Return what the input of a run holds, after everything about it was checked that needs no loaded model.
 
     Raises:
@@ -50,6 +65,7 @@ def check_run(config: RunConfig) -> InputDigest:
         is_taken_in = manifest is not None and not config.input.path and not config.input.tasks
         into = folder if is_taken_in else open_folder(scratch)
         digest = take_in(None, config, into, manifest if is_taken_in else None)
+        survey = survey_queries(into.child("queries"), config.scoring.scorer)
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
@@ -60,7 +76,7 @@ def check_run(config: RunConfig) -> InputDigest:
         check_model=head.check_model,
         is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
     )
-    return digest
+    return Checked(digest, survey)
 
 
 def head_of(config: RunConfig) -> Head:

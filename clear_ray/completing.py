@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import ray.data
-from numpy.typing import NDArray
 
 from clear_ray.account import make_report
-from clear_ray.errors import BudgetError
 from clear_ray.generating import in_order, mark_lost_answers, union
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.open_run import OpenRun
@@ -19,6 +16,7 @@ from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, RoundReport, RunReport
 from clear_ray.run_folder import SUMMARY, completion_rows
+from clear_ray.scores import read_scores
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
 from clear_ray.storage import Folder
@@ -40,15 +38,16 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         error_of_index=estimates.error_of_index,
     )
     _write_completions(folder, verdicts, work.void_attempts(), work.config.dispatch.block_rows)
-    has_gold_N = _gold_of_completions(folder, len(spent_N))
+    scores = read_scores(folder, len(spent_N))
     report = make_report(
         work,
         tuple(rounds),
         spent_tokens_N=spent_N,
-        has_gold_N=has_gold_N,
+        has_gold_N=scores.has_gold_N,
         notices=digest.notices,
         failures=_failures(folder),
     )
+    report = report.model_copy(update=scores.facts(folder, work.config.scoring.scorer))
     if digest.openai_url is not None:
         model = work.hiring.crew.model.name
         write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url)
@@ -68,7 +67,7 @@ def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, b
         if (paths := source.files(".parquet"))
     ]
     with folder.replacing("completions") as target:
-        ordered = in_order(union(parts), "index", is_small=len(verdicts.last_round_N) <= block_rows)
+        ordered = in_order(union(parts), "index", is_small=len(verdicts.states.last_round_N) <= block_rows)
         ordered.write_parquet(target.path, filesystem=folder.filesystem)
 
 
@@ -83,22 +82,3 @@ def _failures(folder: Folder) -> tuple[FailureReport, ...]:
     return tuple(
         FailureReport(reason=reason, queries=queries) for reason, queries in counts.most_common(_MOST_FAILURES)
     )
-
-
-def _gold_of_completions(folder: Folder, queries: int) -> NDArray[np.bool_]:
-    """Return which completions can be scored, shape (N,), after making sure that every query has one and no second.
-
-    Raises:
-        BudgetError: It is not so; a defect of clear_ray.
-    """
-    has_gold_N, completions_N = np.zeros(queries, bool), np.zeros(queries, np.int64)
-    for path in folder.child("completions").files(".parquet"):
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "gold"])
-        index = table["index"].to_numpy()
-        has_gold_N[index] = table["gold"].is_valid().to_numpy()
-        completions_N += np.bincount(index, minlength=queries)
-    if (completions_N != 1).any():
-        first = int((completions_N != 1).argmax())
-        said = f"query {first} has {completions_N[first]} completions"
-        raise BudgetError(said, folder.path, remedy="This is a defect of clear_ray: keep the run folder and report it.")
-    return has_gold_N

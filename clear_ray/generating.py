@@ -48,7 +48,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     dispatch = Dispatch(
         workers=work.hiring.crew.workers,
         market=work.market.awaitable(),
-        scorer=load_scorer_of(config),
+        scorer=load_scorer_of(config, folder),
         seed=config.seed,
         sample=config.sample,
         this_caller=this_actor,

@@ -58,13 +58,16 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
         pa.field("error", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("ended_at", pa.float64()),
     ]
 )
-"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far;
-`ended_at` is when it ended, Unix seconds."""
+"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far. `answer`
+is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
+Unix seconds."""
 
 COMPLETION_SCHEMA = pa.schema(
     [
@@ -88,13 +91,16 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("task", pa.string()),
         pa.field("gold", pa.string()),
         pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
         pa.field("error_code", pa.string()),
         pa.field("ended_at", pa.float64()),
     ]
 )
-"""A query's answer and account, in the order of the input. `max_tokens` is the sum of its grants, `spent_tokens` what was
-generated for it (charged at `cost` each), `reservation_price` the price above which nothing would have been bought for it,
-`error_code` one of `stages.causes`, and `ended_at` when its answer ended, Unix seconds."""
+"""A query's answer and account, in the order of the input. `answer` is what the scorer read as the final answer, `verdict`
+why it got its score. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (at `cost` each),
+`reservation_price` the price above which nothing would have been bought for it, `error_code` one of `stages.causes`, and
+`ended_at` when its answer ended, Unix seconds."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:

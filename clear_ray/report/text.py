@@ -11,6 +11,8 @@ from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
 _MOST_NOTICES, _MOST_FAILURES = 4, 3
+_PLAIN_VERDICTS = ("right", "wrong", "cut off")
+"""Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
 
 
@@ -28,11 +30,13 @@ def summary_text(report: RunReport) -> str:
     ]
     if report.rounds:
         lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
     if report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
+    lines += _notes(report.notes)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -61,6 +65,7 @@ def plan_text(plan: PlanReport) -> str:
     lines += [_labelled(label, value) for label, value in pairs]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
+    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
@@ -80,6 +85,10 @@ def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
         return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:
@@ -125,6 +134,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
+        reasons = {reason: times for reason, times in report.verdicts.items() if reason not in _PLAIN_VERDICTS}
+        if reasons:
+            found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))

@@ -18,6 +18,7 @@ Code = Literal[
 
 UNREADABLE = "its prompt cannot be read: "
 ENGINE_DIED = "its engine died"
+ENGINE_FAILED = "the engine failed of it with no other query on it: "
 SCORER = "scorer: "
 LOST = "its workers died and the budget does not pay for another try"
 _OVER_CONTEXT = "does not fit the model's context"
@@ -33,7 +34,7 @@ def code_of(error: str) -> Code:
     """
     if error == LOST:
         return "batch_expired"
-    if error.startswith(ENGINE_DIED):
+    if error.startswith((ENGINE_DIED, ENGINE_FAILED)):
         return "engine_failed"
     return "context_length_exceeded" if _OVER_CONTEXT in error else "invalid_request"
 

@@ -170,6 +170,8 @@ class Complete:
             correct=batch["correct"],
             error_code=[code_of_answer(error) if error else None for error in errors],
             ended_at=batch["ended_at"] if "ended_at" in batch.column_names else pa.nulls(len(batch), pa.float64()),
+            answer=batch["answer"],
+            verdict=batch["verdict"],
         )
 
 
@@ -208,6 +210,8 @@ class Abandon:
                 for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
             ],
             ended_at=pa.nulls(len(batch), pa.float64()),
+            answer=pa.nulls(len(batch), pa.string()),
+            verdict=pa.nulls(len(batch), pa.string()),
         )
 
 
