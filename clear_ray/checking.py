@@ -9,9 +9,18 @@ from clear_ray.config import RunConfig
 from clear_ray.engine.checking import check_engine
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.identity import check_journal
 from clear_ray.ingest import InputDigest
+from clear_ray.locations import with_absolute_paths
 from clear_ray.pricing import check_minimum_service
-from clear_ray.run_folder import check_same_run, describe_config, describe_input, read_costs, read_manifest
+from clear_ray.run_folder import (
+    check_same_run,
+    describe_config,
+    describe_input,
+    read_costs,
+    read_manifest,
+    read_summary,
+)
 from clear_ray.storage import open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
 from clear_ray.tasks import Survey, survey_queries
@@ -40,6 +49,7 @@ def check_run(config: RunConfig) -> Checked:
         EngineError: A file of the model is missing or damaged.
         StorageError: The run folder cannot be read.
     """
+    config = with_absolute_paths(config)
     folder, manifest = open_folder(config.run_dir), None
     with writing_errors(config.run_dir):
         folder.refuse_links()
@@ -47,6 +57,8 @@ def check_run(config: RunConfig) -> Checked:
             manifest = read_manifest(folder)
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
+        if read_summary(folder) is None:
+            check_journal(folder, manifest.get("run_id", ""))
     load_scorer_of(config)
     head = head_of(config)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as scratch:
