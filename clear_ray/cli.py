@@ -194,6 +194,7 @@ def calibrate(
         )
     sampled = f"{made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens"
     lines = [f"Head in {made.head_dir}: {sampled}.", *diagnostics_lines(made.head.card.diagnostics)]
+    lines += [f"warning: {printable(warning, most=400)}" for warning in made.warnings]
     print_result("\n".join(lines))
 
 

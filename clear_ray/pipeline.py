@@ -191,6 +191,7 @@ def plan(
 def _plan_in(
     folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
 ) -> PlanReport:
+    load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
@@ -206,8 +207,10 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
             asked = None if share is None else budget_for_share(estimates, share)
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
             facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
-            return report.model_copy(update=facts)
+            scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
+            return report.model_copy(update=facts | scores)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
