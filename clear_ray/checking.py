@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 
 from clear_ray.config import RunConfig
-from clear_ray.engine.checking import check_engine
+from clear_ray.engine.checking import check_engine, engine_notes
+from clear_ray.engine.conversations import check_conversations
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest
@@ -15,8 +17,21 @@ from clear_ray.storage import open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
 
 
-def check_run(config: RunConfig) -> InputDigest:
-    """Return what the input of a run holds, after everything about it was checked that needs no loaded model.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a run would begin with.
+
+    Attributes:
+        digest: What the input holds.
+        notes: What is to be said of the model, and of the rows that it will not take.
+    """
+
+    digest: InputDigest
+    notes: tuple[str, ...]
+
+
+def check_run(config: RunConfig) -> Checked:
+    """Return what a run would begin with, after everything about it was checked that needs no loaded model.
 
     Raises:
         SchemaError: The input is refused.
@@ -42,13 +57,14 @@ def check_run(config: RunConfig) -> InputDigest:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
             check_minimum_service(config, read_costs(into, digest.rows), into)
+        notes = engine_notes(config.engine) + check_conversations(config.engine, into.child("queries"))
     check_engine(
         config.engine,
         probe_layers=head.card.probe_layers,
         check_model=head.check_model,
         is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
     )
-    return digest
+    return Checked(digest, notes)
 
 
 def head_of(config: RunConfig) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         workers=hiring.most_up,
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
-        notes=work.notes,
+        notes=(*work.notes, *_failure_notes(folder)),
     )
     if digest.openai_url is not None:
         write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)
@@ -96,6 +97,18 @@ def _gold_of_completions(folder: Folder, queries: int) -> NDArray[np.bool_]:
         said = f"query {first} has {completions_N[first]} completions"
         raise BudgetError(said, folder.path, remedy="This is a defect of clear_ray: keep the run folder and report it.")
     return has_gold_N
+
+
+def _failure_notes(folder: Folder) -> tuple[str, ...]:
+    """Return the commonest reason of the rows that failed, if any did."""
+    reasons = Counter[str]()
+    for path in folder.child("completions").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["error"])
+        reasons.update(reason for reason in table["error"].to_pylist() if reason)
+    if not reasons:
+        return ()
+    (reason, count), failed = reasons.most_common(1)[0], reasons.total()
+    return (f"{count} of {failed} failed queries: {reason}",)
 
 
 def _completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_marke
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
 from clear_ray.engine.checking import engine_notes
+from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
@@ -120,6 +121,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
+        notes += check_conversations(config.engine, folder.child("queries"))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
@@ -178,6 +180,7 @@ def _plan_in(
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
+            notes += check_conversations(config.engine, folder.child("queries"))
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
