@@ -13,7 +13,7 @@ from clear_ray.config import RunConfig
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport, ShareBudget
-from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
+from clear_ray.report.summary import BudgetPoint, FailureReport, RoundReport, RunReport, TaskReport
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.states import QueryStates
@@ -34,6 +34,8 @@ def make_report(
     *,
     spent_tokens_N: NDArray[np.int64],
     has_gold_N: NDArray[np.bool_],
+    notices: tuple[str, ...] = (),
+    failures: tuple[FailureReport, ...] = (),
 ) -> RunReport:
     """Put the account of a finished run together.
 
@@ -42,6 +44,8 @@ def make_report(
         rounds: What each clearing bought.
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
         has_gold_N: Whether a query can be scored, shape (N,).
+        notices: What is said about its input.
+        failures: Why queries failed.
     """
     config, estimates, states, hiring = work.config, work.estimates, work.states, work.hiring
     balance = work.market.balance()
@@ -83,6 +87,8 @@ def make_report(
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
         stopped_early=_stopped_early(config, states, balance),
+        notices=notices,
+        failures=failures,
         notes=work.notes,
     )
 

@@ -113,14 +113,14 @@ def plan(
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
     from clear_ray.checking import check_run
-    from clear_ray.engine.checking import engine_notes
+    from clear_ray.report.text import notices_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     checked = check_run(settings)
-    digest, survey, notes = checked.digest, checked.survey, engine_notes(settings.engine)
+    digest, survey, notes = checked.digest, checked.survey, checked.notes
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes}
-    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."]
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes, "notices": list(digest.notices)}
+    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
     lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
     lines += [f"note: {note}" for note in notes]
     lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]

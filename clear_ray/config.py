@@ -105,9 +105,11 @@ class InputConfig(Settings):
     """Where the queries come from: files or generated tasks, exactly one of them."""
 
     path: str | None = None
-    """A JSONL or Parquet file, a glob, a folder, or a URI of one, outside `run_dir`; `.gz` JSONL is read as it is."""
-    format: Literal["auto", "jsonl", "parquet", "openai"] = "auto"
-    """`openai` is the OpenAI batch format; `auto` tells by the ending and by the first line."""
+    """A file of JSON, CSV or Parquet, a glob, a folder, or a URI of one, outside `run_dir`; also compressed."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "openai"] = "auto"
+    """`openai` is a batch file of requests; `auto` tells by the first bytes, the first line and the name."""
+    on_error: Literal["refuse", "fail_row"] = "refuse"
+    """What becomes of a row that is no query or too long: the whole input is refused, or that row alone fails."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the input."""
     tasks: tuple[ReasoningGymSource, ...] = ()

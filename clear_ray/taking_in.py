@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -55,6 +57,7 @@ def take_in(
         queries=folder.child("queries"),
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
+        on_error=config.input.on_error,
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
 
@@ -84,9 +87,16 @@ def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[
     name = scoring.scorer
     if name == "auto" and folder is not None:
         name = survey_queries(folder.child("queries"), name).chosen or name
-    make = partial(load_scorer, name, **scoring.model_dump(exclude={"scorer"}))
+    make = partial(_load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
     make()
     return make
+
+
+def _load_scorer_from(folder: str, name: str, **settings: Any) -> Any:
+    """Load a scorer wherever this runs, from the driver's working folder at last: a worker stands in another one."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return load_scorer(name, **settings)
 
 
 def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:

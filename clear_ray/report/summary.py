@@ -63,6 +63,15 @@ class TaskReport(Part):
     """Correct answers found; None without gold answers."""
 
 
+class FailureReport(Part):
+    """Queries that failed of the same."""
+
+    reason: str
+    """What the input, the chat template, the engine or the scorer said."""
+    queries: int
+    """How many."""
+
+
 class BudgetPoint(Part):
     """What another budget was expected to buy, by the same estimates."""
 
@@ -143,6 +152,10 @@ class RunReport(Part):
     """Wall time of the whole run."""
     stopped_early: str
     """Why the run ended before its queries were done; empty if it did not."""
+    notices: tuple[str, ...] = ()
+    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
+    failures: tuple[FailureReport, ...] = ()
+    """Why queries failed, the commonest reason first; the least common ones are left out."""
     notes: tuple[str, ...] = ()
     """What is to be said of the model: how it runs, and which of its own settings the run does not take."""
 

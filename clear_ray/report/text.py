@@ -10,6 +10,7 @@ from clear_ray.report.wording import answers, count, duration, expected, per_tho
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
+_MOST_NOTICES, _MOST_FAILURES = 4, 3
 _PLAIN_VERDICTS = ("right", "wrong", "cut off")
 """Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
@@ -21,7 +22,12 @@ def summary_text(report: RunReport) -> str:
     lines = [f"{plural(report.queries, 'query')} in {duration(report.seconds)}, model {model}, head {head}"]
     if report.stopped_early:
         lines.append(_labelled("ended", f"early: {printable(report.stopped_early, most=160)}"))
+    lines += _noticed(report.notices)
     lines += [_labelled(label, value) for label, value in _account(report)]
+    lines += [
+        _labelled("failed", f"{count(failure.queries)}: {printable(failure.reason, most=160)}")
+        for failure in report.failures[:_MOST_FAILURES]
+    ]
     if report.rounds:
         lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
@@ -55,7 +61,8 @@ def plan_text(plan: PlanReport) -> str:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
         pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
-    lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
+    lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
+    lines += [_labelled(label, value) for label, value in pairs]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
@@ -63,6 +70,16 @@ def plan_text(plan: PlanReport) -> str:
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
+
+
+def notices_text(notices: Sequence[str]) -> list[str]:
+    """Return what is said about an input, a line each, as a terminal may show it."""
+    return [printable(line, most=400) for line in notices]
+
+
+def _noticed(notices: Sequence[str]) -> list[str]:
+    shown = notices_text(notices[:_MOST_NOTICES])
+    return [_labelled("input", line) for line in shown]
 
 
 def _unfunded(plan: PlanReport) -> str:

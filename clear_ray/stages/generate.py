@@ -22,10 +22,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant, Prompt
+from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
+from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
@@ -164,9 +165,9 @@ class Generate:
         self._quarantined += 1
         if (failure := engine_failure(error)) is not None:
             self._lone_failures.note(failure, row["query_id"])
-            said = f"the engine failed of it with no other query on it: {failure.value}"
+            said = f"{ENGINE_FAILED}{failure.value}"
         else:
-            said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
+            said = f"{ENGINE_DIED} {self._dispatch.most_attempts} times, the last time with no other query on it"
         if self._quarantined > self._dispatch.most_quarantined:
             raise EngineError(
                 f"engines died with each of {self._quarantined} queries in a row, though each had one to itself",
@@ -224,7 +225,7 @@ class Generate:
             except ConfigError:  # the scorer's process does not start: that is no row's doing
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
-                error = f"scorer: {type(failure).__name__}: {failure}"
+                error = f"{SCORER}{type(failure).__name__}: {failure}"
         return row | {
             "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
@@ -235,15 +236,17 @@ class Generate:
             "verdict": verdict.reason or None,
             "error": error,
             "seconds": seconds,
+            "ended_at": time.time(),
         }
 
 
 def asked_directly(prompt: Prompt, text: str) -> Prompt:
     """Return a prompt with a text after it: at the end of the last turn of a conversation."""
-    if not text:
+    if not text or isinstance(prompt, TokenIds):  # ids of a tokenizer that is not here
         return prompt
     if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
+        asked = f"{prompt}\n\n{text}"
+        return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
     return (*turns, (role, f"{content}\n\n{text}"))
 
