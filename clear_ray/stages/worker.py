@@ -140,9 +140,9 @@ class EngineWorker:
             except ClearRayError:
                 raise
             except Exception as error:
-                failure = EngineFailedError("the engine failed", value=told(error))
-                self._fail(failure)
-                raise failure from error
+                named = EngineFailedError("the engine failed", value=told(error))
+                self._fail(named)
+                raise named from error
             finally:
                 self._running -= 1
 
