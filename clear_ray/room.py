@@ -6,19 +6,23 @@ no place waits for ever, without a word from Ray. So both are settled before one
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray._private import state
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.experimental.internal_kv import _internal_kv_get
 
 from clear_ray.config import EngineConfig, TransformersConfig, VllmConfig
 from clear_ray.errors import ClusterError, ConfigError
 
 _PATIENCE_SECONDS = 20.0  # an earlier run's engines may just be ending
 _LOOK_SECONDS = 0.5
+_UNTYPED = "node_"
 _LOGGER = logging.getLogger("clear_ray")
 
 
@@ -27,7 +31,7 @@ def with_gpus(config: EngineConfig, *, gpus: float) -> EngineConfig:
 
     Args:
         config: `num_gpus` as the user gave it; None derives 1 (`tensor_parallel` with vLLM) for an engine that can use one.
-        gpus: That the cluster has, or can have.
+        gpus: That the cluster has.
     """
     if config.num_gpus is not None:
         return config
@@ -40,7 +44,7 @@ def with_gpus(config: EngineConfig, *, gpus: float) -> EngineConfig:
 
 def settled(config: EngineConfig) -> EngineConfig:
     """Return what `with_gpus` makes of the cluster that was joined; engines that share GPUs unreserved are said in a line."""
-    gpus = max(_total("GPU"), _reachable("GPU"))
+    gpus = _total("GPU")
     is_replay = not isinstance(config, VllmConfig | TransformersConfig)
     is_on_cpu = isinstance(config, TransformersConfig) and (config.device or "cuda").startswith("cpu")
     if config.num_gpus == 0 and gpus > 0 and not is_replay and not is_on_cpu:
@@ -49,7 +53,13 @@ def settled(config: EngineConfig) -> EngineConfig:
             "its first. Leave num_gpus out to give each its own.",
             gpus,
         )
-    return with_gpus(config, gpus=gpus)
+    found = with_gpus(config, gpus=gpus)
+    if found.num_gpus != with_gpus(config, gpus=1.0).num_gpus and _may_grow():
+        _LOGGER.warning(
+            "engine.num_gpus is left out and the cluster has no GPU yet: the engines take none. "
+            "Set num_gpus: 1 to have nodes with GPUs started for them."
+        )
+    return found
 
 
 def wait_for_room(config: EngineConfig, *, seconds: float = _PATIENCE_SECONDS) -> None:
@@ -67,14 +77,14 @@ def wait_for_room(config: EngineConfig, *, seconds: float = _PATIENCE_SECONDS) -
     engines = f"{wanted} {'engine' if wanted == 1 else 'engines'} of {each:g} GPU each"
     if each and (places := _places(each)) < wanted:
         have = f"{_total('GPU'):g} GPUs, room for {places}"
-        if _reachable("GPU") < each * wanted:
+        if not _may_grow():
             remedy = "Lower engine.workers or engine.num_gpus, or add nodes with GPUs."
             raise ConfigError(f"the cluster has no place for {engines}", "engine.num_gpus", have, remedy)
         _LOGGER.warning("%s: the cluster has %s and is asked for more nodes.", engines, have)
         return
     if each:
         _wait_until_free("GPU", each * wanted, engines, seconds)
-    if _reachable("CPU") <= _total("CPU"):
+    if not _may_grow():
         _wait_until_free("CPU", 1.0, "the readers of queries, 1 CPU", seconds)
 
 
@@ -106,9 +116,20 @@ def _available(resource: str) -> float:
     return _amount(ray.available_resources, resource)
 
 
-def _reachable(resource: str) -> float:
-    """Return how much the autoscaler may bring the cluster to; 0 where there is none, or it does not say."""
-    return _amount(lambda: state.state.get_max_resources_from_cluster_config() or {}, resource)
+def _may_grow() -> bool:
+    """Return whether an autoscaler may bring nodes; true where nobody says.
+
+    Nodes that it brought, a head among them, have a type or a name of their own; those of `ray start` have their id's.
+    """
+    try:
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        nodes = [*status.active_nodes, *status.idle_nodes]
+        is_typed = any(node.instance_id or not node.ray_node_type_name.startswith(_UNTYPED) for node in nodes)
+        reported = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
+        types = reported.get("active_nodes") or {}
+        return is_typed or any(not name.startswith(_UNTYPED) for name in types)
+    except Exception:  # of interfaces that Ray may change: then nothing is refused for it
+        return True
 
 
 def _amount(ask: Callable[[], Any], resource: str) -> float:

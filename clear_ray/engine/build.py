@@ -87,13 +87,13 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     return PromptLimit(limit_tokens, partial(_count_tokens, config), template_tokens=added)
 
 
-def _count_tokens(config: ModelConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
+def _count_tokens(config: ModelConfig, prompts: list[str], forms: list[str]) -> list[int]:
     from clear_ray.engine.rendering import rendering_of
 
     rendering = rendering_of(config)
     return [
-        _length(rendering, read_prompt(text, is_conversation=flag))
-        for text, flag in zip(prompts, is_conversation, strict=True)
+        _length(rendering, read_prompt(text, is_conversation=form == "conversation", form=form))
+        for text, form in zip(prompts, forms, strict=True)
     ]
 
 

@@ -75,7 +75,7 @@ def unscaled_context(saved: Any) -> int | None:
     for rope in _scalings(text_config):
         if rope.get("rope_type") in _BY_LENGTH:
             original = rope.get("original_max_position_embeddings")
-            limits.append(int(original or getattr(text_config, "max_position_embeddings", 0) or 0))
+            limits.append(int(original or getattr(text_config, "max_position_embeddings", None) or 0))
     return min(limits, default=None)
 
 

@@ -97,8 +97,7 @@ class TransformersEngine:
     @property
     def progress(self) -> int:
         """Passes of the model so far."""
-        passes: int = self._runner.passes
-        return passes + self._thread.progress
+        return int(self._runner.passes) + self._thread.progress
 
     def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Count the tokens of each rendered prompt, without running the model.
