@@ -10,7 +10,6 @@ read while answers run is added in the manner of `inflight.py`, for any number o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,17 @@ from inflight import VARIANTS, Study
 from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, allocate
+from clear_ray.config import AllocationConfig
 from clear_ray.estimation.loops import loop_end
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds
-from clear_ray.sweep.policies import Contest, by_rule, priced
+from clear_ray.sweep.policies import Contest, MakeOffers, RuleOffers
 from clear_ray.sweep.recording import Recording, read_recording
-from clear_ray.sweep.replayed import Clear, Dispatched
 from clear_ray.sweep.rows import Judge, Row, table
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "rollouts"
 BUDGETS = (16, 24, 32, 48, 96)
-ONCE = Dispatched(max_rounds=1)
-Make = Callable[[NDArray[np.uint64]], Clear]
+ONCE = AllocationConfig(max_rounds=1)
 
 
 def without_loops(recording: Recording) -> Recording:
@@ -50,24 +49,24 @@ def without_loops(recording: Recording) -> Recording:
     )
 
 
-def steps(contest: Contest) -> dict[str, tuple[Make, Dispatched | None]]:
-    cap, erlang = contest.recording.cap_tokens, contest.curves["shifted_erlang"]
+def steps(contest: Contest) -> dict[str, tuple[MakeOffers, AllocationConfig | None]]:
+    cap_N, erlang = contest.cap_N, contest.curves["shifted_erlang"]
 
     def erlang_of(generated_M: NDArray[np.int64], index: NDArray[np.int64], room_M: NDArray[np.int64]) -> ShiftedErlang:
         left_M = np.maximum(erlang.threshold_tokens_N[index] - generated_M, 0.0)
         return ShiftedErlang(left_M, erlang.solvability_N[index], erlang.beta_N[index], max_tokens_N=room_M)
 
-    def risks(basis: str) -> Make:
-        return lambda key: priced(contest.batch("competing_risks", key), basis=basis)  # type: ignore[arg-type]
+    def risks(basis: str) -> MakeOffers:
+        return lambda key: BatchOffers(contest.batch("competing_risks", key), basis=basis)  # type: ignore[arg-type]
 
     return {
-        "paper": (lambda key: by_rule(allocate, contest.surge, cap, key), ONCE),
-        "+ solvability": (lambda key: by_rule(allocate, erlang_of, cap, key), ONCE),
+        "paper": (lambda key: RuleOffers(allocate, contest.surge, cap_N, key), ONCE),
+        "+ solvability": (lambda key: RuleOffers(allocate, erlang_of, cap_N, key), ONCE),
         "+ competing risks": (risks("ceilings"), ONCE),
         "+ expected spend": (risks("expected_spend"), ONCE),
         "+ re-clearing": (risks("expected_spend"), None),
         "ceilings, re-clearing": (risks("ceilings"), None),
-        "paper, re-clearing": (lambda key: by_rule(allocate, contest.surge, cap, key), None),
+        "paper, re-clearing": (lambda key: RuleOffers(allocate, contest.surge, cap_N, key), None),
     }
 
 
@@ -96,8 +95,8 @@ def main() -> None:
     rows: list[Row] = []
     for budget in BUDGETS:
         tokens = budget * len(recording)
-        for name, (make, dispatched) in steps(contest).items():
-            rows.append(judge.row(name, budget, contest.run(make, tokens, dispatched=dispatched)))
+        for name, (make, allocation) in steps(contest).items():
+            rows.append(judge.row(name, budget, contest.run(make, tokens, allocation=allocation)))
         make = steps(stopped)["ceilings, re-clearing"][0]
         rows.append(judge.row("ceilings, loops stopped", budget, stopped.run(make, tokens)))
     folds = training.folds or {}

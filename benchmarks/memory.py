@@ -12,7 +12,7 @@ Prints one JSON line. For each number of queries, in a process of its own each:
     grown_mb                what the process holds more at the end than after the first 4,000 queries
     market_us_per_record    CPU of a market that starts again, for each record of the journal (two a query)
     market_bytes_per_query  the most memory that it takes meanwhile, beyond what was held before
-    driver_us_per_query     CPU of reading all attempts back and taking them into `Standing`
+    driver_us_per_query     CPU of reading all attempts back and taking them into `Rounds`
     driver_bytes_per_query  likewise
 """
 
@@ -37,18 +37,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clear_ray.clearing import Clearing
-from clear_ray.config import ReplayConfig
+from clear_ray.config import AllocationConfig, ReplayConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA
+from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.grants import VoidAttempts
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder, open_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -122,19 +123,27 @@ async def generate(folder: Folder, queries: int) -> dict[str, float]:
     return {"cpu_us_per_query": round(1e6 * spent / rest, 1), "grown_mb": round(held_mb() - begun, 1)}
 
 
+class Equal:
+    """Offers that grant every query the same, without a thought."""
+
+    def __init__(self, queries: int) -> None:
+        self.cost_N, self.max_tokens_N = np.ones(queries), np.full(queries, GRANT_TOKENS)
+
+    def clear(self, states: QueryStates, **_: Any) -> Clearing:
+        """Grant every query its ceiling."""
+        tokens, queries = self.max_tokens_N, len(self.max_tokens_N)
+        return Clearing(np.arange(queries), tokens, tokens.astype(float), np.zeros(queries), np.zeros(0), 0.0, 0.0, 0.0)
+
+    def serve(self, owed_tokens_N: np.ndarray, **_: Any) -> Clearing:
+        """Grant nothing."""
+        return nothing_to_grant(len(owed_tokens_N))
+
+
 def take_back(folder: Folder, queries: int) -> None:
     """Read all attempts as a driver does after a round."""
-    index = np.arange(queries)
-    tokens = np.full(queries, GRANT_TOKENS)
-    clearing = Clearing(index, tokens, tokens.astype(float), np.zeros(queries), np.zeros(0), 0.0, 0.0, 0.0)
-    standing = Standing(np.ones(queries))
-    report = standing.take(
-        1,
-        clearing,
-        read_attempts(folder, 1, queries, VoidAttempts()),
-        seconds=0.0,
-        available_tokens=GRANT_TOKENS * queries,
-    )
+    rounds = Rounds(Equal(queries), AllocationConfig())
+    assert rounds.next(GRANT_TOKENS * queries) is not None
+    report = rounds.take(1, read_attempts(folder, 1, queries, VoidAttempts()))
     assert report.fresh == queries
 
 

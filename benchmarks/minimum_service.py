@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from clear_ray.config import AllocationConfig
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds
-from clear_ray.sweep.policies import Contest, Outcome, priced, served
+from clear_ray.sweep.policies import Contest, Outcome
 from clear_ray.sweep.recording import read_recording
-from clear_ray.sweep.replayed import Dispatched
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "rollouts"
 BUDGETS = (16, 24, 32, 48)
@@ -26,10 +27,9 @@ FLOORS = (0, 4, 8, 12)
 
 def play(contest: Contest, budget: int, floor: int) -> Outcome:
     return contest.run(
-        lambda key: priced(contest.batch("competing_risks", key), minimum_service_tokens=floor),
+        lambda key: BatchOffers(contest.batch("competing_risks", key)),
         budget * len(contest.recording),
-        dispatched=Dispatched(minimum_service_tokens=floor),
-        serve_rest=lambda key: served(contest.batch("competing_risks", key), minimum_service_tokens=floor),
+        allocation=AllocationConfig(minimum_service_tokens=floor or None),
     )
 
 

@@ -1,6 +1,6 @@
 """How many recorded answers does one budget buy, against the uniform caps that spend the same tokens?
 
-Whole runs in one process: `clear`, the ledger, the line of the market and the recorded rollouts are those of
+Whole runs in one process: `Rounds`, the ledger, the line of the market and the recorded rollouts are those of
 `clear-ray run`; only Ray is not there. Every query's curve comes from a head that was fitted on the other folds.
 
     python benchmarks/replay_accuracy.py                 all samples at 16, 32, 48, 96 and 192 tokens a query
@@ -20,8 +20,9 @@ import numpy as np
 from clear_ray.calibrate import fit_recorded
 from clear_ray.estimation.head import load_head
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.on_ray import RealRuns
-from clear_ray.sweep.policies import Contest, priced
+from clear_ray.sweep.policies import Contest
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.rows import Judge, Row, table
 
@@ -53,7 +54,7 @@ def in_process(recording: Recording, head_dir: str) -> list[Row]:
     for budget in BUDGETS:
         outcomes = {policy: held.play(policy, budget) for policy in PLAYED}
         outcomes["clear_ray, prior"] = held.run(
-            lambda key: priced(held.batch("prior", key)), budget_tokens=budget * len(recording)
+            lambda key: BatchOffers(held.batch("prior", key)), budget_tokens=budget * len(recording)
         )
         rows += [judge.row(policy, budget, outcome) for policy, outcome in outcomes.items()]
     return rows
@@ -71,7 +72,7 @@ def on_ray(recording: Recording, head_dir: str, budget: int, folder: Path, sampl
     )
     held, judge = contest(recording, head_dir), Judge(recording)
     simulated = held.run(
-        lambda key: priced(held.batch("competing_risks", key)), budget * len(recording), samples=chosen
+        lambda key: BatchOffers(held.batch("competing_risks", key)), budget * len(recording), samples=chosen
     )
     return [
         judge.row("clear_ray, on Ray", budget, real.play("clear_ray", budget, samples=chosen.tolist())),

@@ -66,7 +66,7 @@ def direct(run_dir: str) -> None:
     assert found is not None
     rows = pq.read_table(folder.child("queries").files(".parquet"), filesystem=folder.filesystem).sort_by("index")
     prompts, names = prompts_of(rows), rows["query_id"].to_pylist()
-    tokens_N = dict(zip(found[0].index_M.tolist(), found[0].tokens_M.tolist(), strict=True))
+    tokens_N = dict(zip(found.clearing.index_M.tolist(), found.clearing.tokens_M.tolist(), strict=True))
     grants = [Grant(names[n], prompts[n], tokens_N[n]) for n in sorted(tokens_N, key=lambda n: -tokens_N[n])]
     engine = build_engine(config.engine)
     asyncio.run(answered(engine, grants[:1]))

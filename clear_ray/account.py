@@ -8,16 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated, demand_curve
-from clear_ray.clearing import Batch, Clearing, uniform_ceiling
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
+from clear_ray.rounds.batch import Batch, uniform_ceiling
+from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.showing import without_secrets
-from clear_ray.standing import Standing
 
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLE_QUERIES = 20_000
@@ -29,7 +30,7 @@ def make_report(
     model: ModelCard,
     head: HeadCard,
     estimates: Estimates,
-    standing: Standing,
+    states: QueryStates,
     balance: Balance,
     spent_tokens_N: NDArray[np.int64],
     rounds: tuple[RoundReport, ...],
@@ -46,7 +47,7 @@ def make_report(
         model: Who generated.
         head: Who estimated.
         estimates: Of the batch.
-        standing: Where every query ended.
+        states: Where every query ended.
         balance: The market's last.
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
         rounds: What each clearing bought.
@@ -56,13 +57,13 @@ def make_report(
         seconds: Wall time of the run.
     """
     batch = estimates.batch
-    was_run_N = standing.rounds_N > 0
-    has_failed_N = standing.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
+    was_run_N = states.rounds_N > 0
+    has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
-    correct_N = np.nan_to_num(standing.correct_N)
+    correct_N = np.nan_to_num(states.correct_N)
     scale = estimates.queries / len(batch.weight_N)
     ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
-    stopped = int((standing.has_stopped_N & ~has_failed_N).sum())
+    stopped = int((states.has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
     return RunReport(
         run_dir=without_secrets(config.run_dir),
@@ -87,24 +88,24 @@ def make_report(
         uniform_max_tokens=ceiling,
         uniform_expected_utility=uniform_utility * scale,
         rounds=rounds,
-        tasks=_by_task(estimates, standing, spent_tokens_N, correct_N if is_scored else None),
+        tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=budget_curve(batch, config.budget_tokens, queries=estimates.queries),
         workers=workers,
         worker_tokens_per_second=worker_tokens_per_second,
         seconds=seconds,
-        stopped_early=_stopped_early(config, standing, balance),
+        stopped_early=_stopped_early(config, states, balance),
     )
 
 
 def plan_report(
-    estimates: Estimates, standing: Standing, clearing: Clearing, budget_tokens: int, head: HeadCard
+    estimates: Estimates, states: QueryStates, clearing: Clearing, budget_tokens: int, head: HeadCard
 ) -> PlanReport:
     """Say what a batch would come to, from its first clearing; in tokens of cost 1."""
     batch = estimates.batch
     queries = estimates.queries
     scale = queries / len(batch.weight_N)
     _, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
-    cost_M = standing.cost_N[clearing.index_M]
+    cost_M = states.cost_N[clearing.index_M]
     expected_tokens = float(clearing.expected_tokens_M @ cost_M) + clearing.kept_tokens
     return PlanReport(
         head=head.kind,
@@ -175,7 +176,10 @@ def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
 
 
 def _by_task(
-    estimates: Estimates, standing: Standing, spent_tokens_N: NDArray[np.int64], correct_N: NDArray[np.float64] | None
+    estimates: Estimates,
+    states: QueryStates,
+    spent_tokens_N: NDArray[np.int64],
+    correct_N: NDArray[np.float64] | None,
 ) -> tuple[TaskReport, ...]:
     def total_of(values_N: NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_] | None = None) -> list[float]:
         found: list[float] = np.bincount(estimates.task_N, values_N, len(estimates.task_names)).tolist()
@@ -184,9 +188,9 @@ def _by_task(
     columns = zip(
         estimates.task_names,
         total_of(),
-        total_of((standing.rounds_N > 0) & ~standing.is_served_N),
+        total_of((states.rounds_N > 0) & ~states.is_served_N),
         total_of(spent_tokens_N),
-        total_of(standing.expected_utility_N),
+        total_of(states.expected_utility_N),
         total_of(correct_N),
         strict=True,
     )
@@ -204,8 +208,8 @@ def _by_task(
     return tuple(sorted(reports, key=lambda report: (-report.queries, report.task)))
 
 
-def _stopped_early(config: RunConfig, standing: Standing, balance: Balance) -> str:
-    unserved = int((standing.was_granted_N & (standing.rounds_N == 0)).sum())
+def _stopped_early(config: RunConfig, states: QueryStates, balance: Balance) -> str:
+    unserved = int((states.was_granted_N & (states.rounds_N == 0)).sum())
     if unserved and balance.available_tokens < config.allocation.smallest_grant_tokens:
         return f"the budget was spent before {unserved} funded queries could be run"
     return ""

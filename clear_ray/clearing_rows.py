@@ -1,4 +1,4 @@
-"""`clearing.clear` for a batch whose curves stay in their files: the driver sees sketches, then whole numbers of tokens.
+"""`rounds.clearing.clear` where the curves stay in their files: the driver sees sketches, then whole numbers of tokens.
 
 Blocks of `estimates/` are priced where they are read, through demand sketches (method.md section 3, Scale). What comes to the
 driver is a few numbers for each query that is granted tokens; what goes out is where every query stands.
@@ -8,6 +8,7 @@ Shapes: N queries of the batch, M of them granted, B rows of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +19,12 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
-from clear_ray.clearing import (
-    Clearing,
-    dispatch_order,
-    expected_spend,
-    further_utility,
-    nothing_to_grant,
-    reservation_prices,
-)
+from clear_ray.errors import ConfigError
+from clear_ray.rounds.batch import expected_spend, further_utility, reservation_prices
+from clear_ray.rounds.clearing import Clearing, dispatch_order, nothing_to_grant
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import read_batch
 from clear_ray.sketching import BlockCurves, price_rows
-from clear_ray.standing import Standing
 
 _GRANTS = pa.schema(
     [("index", pa.int64()), ("tokens", pa.int64())] + [(name, pa.float64()) for name in ("expected_tokens", "utility")]
@@ -38,8 +34,9 @@ _GRANTS = pa.schema(
 def clear_rows(
     rows: Dataset,
     tokens_K: NDArray[np.int64],
-    standing: Standing,
+    states: QueryStates,
     *,
+    is_free_N: NDArray[np.bool_],
     tie_break_N: NDArray[np.uint64],
     available_tokens: int,
 ) -> Clearing:
@@ -48,17 +45,18 @@ def clear_rows(
     Args:
         rows: Rows of `records.estimate_schema`, from files.
         tokens_K: Token grid of their curves.
-        standing: Where every query stands.
+        states: Where every query stands.
+        is_free_N: Queries that may be granted tokens, shape (N,).
         tie_break_N: A number of each query.
         available_tokens: What may be granted.
 
     Returns:
-        The clearing, as from `clearing.clear` with ceilings as the cost; the price is the sketch's.
+        The clearing, as from `rounds.clearing.clear` with ceilings as the cost; the price is the sketch's.
     """
     queries = len(tie_break_N)
-    if available_tokens < 1 or not standing.is_open_N.any():
+    if available_tokens < 1 or not is_free_N.any():
         return nothing_to_grant(queries)
-    stands = ray.put((standing.answer_tokens_N, standing.is_open_N, tie_break_N))
+    stands = ray.put((states.answer_tokens_N, is_free_N, tie_break_N))
     curves_of = _OpenCurves(tokens_K, stands, available_tokens)
     price = price_rows(rows, curves_of, budget_tokens=available_tokens)
     blocks: list[pa.Table] = ray.get(
@@ -66,7 +64,7 @@ def clear_rows(
     )
     granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
     index_M, tokens_M, expected_M, utility_M = (granted[name].to_numpy() for name in _GRANTS.names)
-    taken_M = tokens_M * standing.cost_N[index_M]
+    taken_M = tokens_M * states.cost_N[index_M]
     order = dispatch_order(tokens_M, taken_M, utility_M, available_tokens=available_tokens)
     worth = float(utility_M.sum())
     return Clearing(
@@ -82,7 +80,7 @@ def clear_rows(
 
 
 def reservation_prices_of_rows(rows: Dataset, tokens_K: NDArray[np.int64], queries: int) -> NDArray[np.float64]:
-    """Return `clearing.reservation_prices` of rows that stay in their files, shape (N,)."""
+    """Return `rounds.batch.reservation_prices` of rows that stay in their files, shape (N,)."""
 
     def prices(block: pa.Table) -> pa.Table:
         batch = read_batch(block, tokens_K, np.zeros(len(block), np.uint64))
@@ -93,6 +91,55 @@ def reservation_prices_of_rows(rows: Dataset, tokens_K: NDArray[np.int64], queri
         if len(block):
             found_N[block["index"].to_numpy()] = block["price"].to_numpy()
     return found_N
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SketchedOffers:
+    """To go on, by curves that stay in their files; see `rounds.offers.Offers`.
+
+    Attributes:
+        rows: Makes the rows of `records.estimate_schema`, for each clearing anew.
+        tokens_K: Token grid of their curves.
+        tie_break_N: A number of each query.
+        cost_N: What a token of each query takes from the budget.
+        max_tokens_N: Ceiling of each query over all its grants.
+    """
+
+    rows: Callable[[], Dataset]
+    tokens_K: NDArray[np.int64]
+    tie_break_N: NDArray[np.uint64]
+    cost_N: NDArray[np.float64]
+    max_tokens_N: NDArray[np.int64]
+
+    def clear(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        owed_tokens_N: NDArray[np.int64],
+    ) -> Clearing:
+        """See `Offers`; no floors are heeded."""
+        _refuse_floors(owed_tokens_N)
+        return clear_rows(
+            self.rows(),
+            self.tokens_K,
+            states,
+            is_free_N=is_free_N,
+            tie_break_N=self.tie_break_N,
+            available_tokens=available_tokens,
+        )
+
+    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
+        """See `Offers`; there is no such service."""
+        _refuse_floors(owed_tokens_N)
+        return nothing_to_grant(len(owed_tokens_N))
+
+
+def _refuse_floors(owed_tokens_N: NDArray[np.int64]) -> None:
+    if owed_tokens_N.any():
+        said = "a batch that is priced from sketches has no minimum service"
+        raise ConfigError(said, "allocation.minimum_service_tokens", remedy="Leave one of them out.")
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,19 @@ from clear_ray.storage import Folder
 
 def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    folder, standing, estimates, hiring = work.folder, work.standing, work.estimates, work.hiring
+    folder, states, estimates, hiring = work.folder, work.states, work.estimates, work.hiring
     work.progress.begin("write")
-    mark_lost_answers(work, standing.written_tokens_N)
+    mark_lost_answers(work, states.written_tokens_N)
     spent_N, _ = ray.get(work.desk.charges.remote())
     verdicts = Verdicts(
-        last_round_N=standing.last_round_N,
-        rounds_N=standing.rounds_N,
-        max_tokens_N=standing.granted_tokens_N,
-        is_served_N=standing.is_served_N,
+        last_round_N=states.last_round_N,
+        rounds_N=states.rounds_N,
+        max_tokens_N=states.granted_tokens_N,
+        is_served_N=states.is_served_N,
         spent_tokens_N=spent_N,
-        price_N=standing.price_N,
-        expected_utility_N=standing.expected_utility_N,
-        surplus_N=standing.surplus_N,
+        price_N=states.price_N,
+        expected_utility_N=states.expected_utility_N,
+        surplus_N=states.surplus_N,
         reservation_price_N=all_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
@@ -49,7 +49,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         hiring.crew.model,
         hiring.crew.head,
         estimates,
-        standing,
+        states,
         ray.get(work.desk.balance.remote()),
         spent_N,
         tuple(rounds),

@@ -241,7 +241,7 @@ class AllocationConfig(Settings):
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
     """Ceiling of one query over all its grants; less where the model's context leaves less beside its prompt."""
     smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
-    """Rounds end when less than this is left: nothing useful can be bought."""
+    """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
     max_rounds: int = Field(default=8, ge=1, le=100)
     """Most clearings of the price."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"

@@ -9,11 +9,11 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from clear_ray.clearing import Clearing
 from clear_ray.cluster import this_actor
 from clear_ray.config import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.open_run import OpenRun
+from clear_ray.rounds.clearing import Clearing
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
@@ -29,12 +29,11 @@ _SHARES_A_CALLER = 16
 
 def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
-    folder, config, standing = work.folder, work.config, work.standing
-    has_attempt_N, written_N = np.zeros(len(standing.is_open_N), bool), standing.written_tokens_N.copy()
+    folder, config, states = work.folder, work.config, work.states
+    has_attempt_N, written_N = np.zeros(len(states.is_open_N), bool), states.written_tokens_N.copy()
     for attempts in read_attempts(folder, number, len(has_attempt_N), work.void_attempts()):
-        index = attempts["index"].to_numpy().astype(np.int64)
-        has_attempt_N[index] = True
-        written_N[index] += attempts["attempt_tokens"].to_numpy().astype(np.int64)
+        has_attempt_N[attempts.index_M] = True
+        written_N[attempts.index_M] += attempts.attempt_tokens_M
     mark_lost_answers(work, written_N)
     is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():
@@ -72,7 +71,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
             max_tasks_in_flight_per_actor=_OPEN_BLOCKS + 1,
         ),
     )
-    expected_tokens = float(clearing.expected_tokens_M[is_due] @ standing.cost_N[grants.index_M])
+    expected_tokens = float(clearing.expected_tokens_M[is_due] @ states.cost_N[grants.index_M])
     queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
     with work.hiring.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
         generated.materialize()
@@ -107,12 +106,12 @@ def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
 
 def _granted_rows(work: OpenRun, grants: GrantTable) -> Dataset:
     """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
-    folder, standing, void = work.folder, work.standing, work.void_attempts()
-    is_fresh_M = standing.rounds_N[grants.index_M] == 0
+    folder, states, void = work.folder, work.states, work.void_attempts()
+    is_fresh_M = states.rounds_N[grants.index_M] == 0
     parts = []
     for name, is_wanted_M, last_round_N in (
         ("queries", is_fresh_M, None),
-        ("rounds", ~is_fresh_M, standing.last_round_N),
+        ("rounds", ~is_fresh_M, states.last_round_N),
     ):
         if is_wanted_M.any():
             select = SelectGranted(grants, is_wanted_M, last_round_N, void)

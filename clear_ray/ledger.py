@@ -23,7 +23,7 @@ same entries are applied in the same order is in the same state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,9 +33,9 @@ from clear_ray.records import COST_PARTS
 
 Operation = Literal["reserve", "settle", "forfeit", "waste"]
 
-REFUSED = 0
+REFUSED: Final = 0
 """Answer to a reservation that can never fit."""
-WAIT = -1
+WAIT: Final = -1
 """Answer to a reservation that may fit once others have settled."""
 
 
@@ -169,14 +169,6 @@ class Ledger:
     def _available_parts(self) -> int:
         return self.budget_tokens * COST_PARTS - self._reserved_parts - self._spent_parts
 
-    def fits(self, index: int, tokens: int) -> bool:
-        """Return whether so many tokens of a query can be reserved now. Changes nothing."""
-        return tokens * int(self._parts_N[index]) <= self._available_parts
-
-    def could_fit(self, index: int, tokens: int) -> bool:
-        """Return whether they could be if everything that is reserved came back unused. Changes nothing."""
-        return tokens * int(self._parts_N[index]) <= self._available_parts + self._reserved_parts
-
     @property
     def spent_tokens_N(self) -> NDArray[np.int64]:
         """Tokens of each query that were charged, shape (N,), wasted ones included; a copy."""
@@ -195,6 +187,21 @@ class Ledger:
         """Return a `forfeit` for every open reservation: what a restart has to charge. Changes nothing."""
         open_indices = np.flatnonzero(self._reserved_N)
         return [Entry("forfeit", int(i), int(self._attempt_N[i]), int(self._reserved_N[i])) for i in open_indices]
+
+    def admit(self, index: int, tokens: int) -> Entry | Literal[0, -1]:
+        """Decide on the first in line: set `tokens` aside for its query, if they fit.
+
+        Returns:
+            The entry of the reservation; `WAIT` if the tokens would fit once enough of what is reserved has come back;
+            `REFUSED` if they would not even if all of it came back unused. Only an entry has changed something.
+
+        Raises:
+            BudgetError: The query already holds a reservation, or `tokens` is not positive.
+        """
+        wanted = tokens * int(self._parts_N[index])
+        if wanted > self._available_parts + self._reserved_parts:
+            return REFUSED
+        return self.reserve(index, tokens) if wanted <= self._available_parts else WAIT
 
     def reserve(self, index: int, tokens: int) -> Entry:
         """Set `tokens` aside for a query.
@@ -254,7 +261,8 @@ class Ledger:
         held, parts = int(self._reserved_N[i]), int(self._parts_N[i])
         if entry.operation == "reserve":
             self._require(entry, entry.attempt == self._attempt_N[i] + 1 and not held, "the query already holds tokens")
-            self._require(entry, tokens > 0 and self.fits(i, tokens), f"{self.available_tokens} tokens are available")
+            fits = 0 < tokens * parts <= self._available_parts
+            self._require(entry, fits, f"{self.available_tokens} tokens are available")
             self._attempt_N[i] = entry.attempt
             self._reserved_N[i] = tokens
             self._reserved_parts += tokens * parts

@@ -193,15 +193,14 @@ class MarketActor:
                 answers.append(REFUSED)
             elif call.name and self._call_of.get(index) == call.name:
                 answers.append(self._ledger.open_attempt(index))
-            elif not self._ledger.could_fit(index, tokens):
-                answers.append(REFUSED)
-            elif self._ledger.fits(index, tokens):
-                entry = self._ledger.reserve(index, tokens)
-                self._round_N[index] = round_number
-                self._note(entry, call.name)
-                answers.append(entry.attempt)
-            else:
+            elif (admitted := self._ledger.admit(index, tokens)) == WAIT:
                 break
+            elif isinstance(admitted, Entry):
+                self._round_N[index] = round_number
+                self._note(admitted, call.name)
+                answers.append(admitted.attempt)
+            else:
+                answers.append(REFUSED)
         return answers
 
     def _meet(self, call: Call) -> None:

@@ -10,9 +10,10 @@ import ray
 from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.progress import Progress
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
@@ -26,7 +27,7 @@ class OpenRun:
         hiring: The engines.
         desk: The market's actor.
         estimates: What the probe found.
-        standing: Where every query is; changes round by round.
+        rounds: The law of the run; changes round by round.
         progress: What the display is told.
     """
 
@@ -35,8 +36,13 @@ class OpenRun:
     hiring: Hiring
     desk: Any
     estimates: Estimates
-    standing: Standing
+    rounds: Rounds
     progress: Progress
+
+    @property
+    def states(self) -> QueryStates:
+        """Where every query stands."""
+        return self.rounds.states
 
     def void_attempts(self) -> VoidAttempts:
         """Return the attempts of all rounds so far whose rows do not count."""

@@ -18,10 +18,10 @@ from uuid import uuid4
 import numpy as np
 import ray
 import ray.data
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, plan_report
-from clear_ray.clearing import nothing_to_grant
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
@@ -34,11 +34,14 @@ from clear_ray.ingest import InputDigest
 from clear_ray.journal import alone_with, wait_until_unused
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
-from clear_ray.pricing import check_minimum_service, clear_round, is_sketched_run, is_worth_a_round, serve_the_rest
+from clear_ray.pricing import check_minimum_service, is_sketched_run, offers_of
 from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 from clear_ray.run_folder import (
     ESTIMATES,
     ESTIMATES_WHOLE,
@@ -57,7 +60,6 @@ from clear_ray.run_folder import (
     write_grants,
 )
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
 
@@ -136,8 +138,8 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, desk, lambda: progress.seconds)
-            standing = Standing(cost_N, failed=estimates.error_of_index)
-            work = OpenRun(folder, config, hiring, desk, estimates, standing, progress)
+            rounds = _rounds_of(folder, config, estimates, cost_N)
+            work = OpenRun(folder, config, hiring, desk, estimates, rounds, progress)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
@@ -173,9 +175,10 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
             with engine_workers(config.engine, head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
-            standing = Standing(cost_N, failed=estimates.error_of_index)
-            clearing = clear_round(folder, config, estimates, standing, config.budget_tokens)
-            return plan_report(estimates, standing, clearing, config.budget_tokens, crew.head)
+            rounds = _rounds_of(folder, config, estimates, cost_N)
+            first = rounds.next(config.budget_tokens)
+            clearing = first.clearing if first else nothing_to_grant(digest.rows)
+            return plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -183,6 +186,11 @@ def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display
 
 def _head_of(config: RunConfig) -> Head:
     return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)
+
+
+def _rounds_of(folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> Rounds:
+    offers = offers_of(folder, config, estimates, cost_N)
+    return Rounds(offers, config.allocation, failed=estimates.error_of_index)
 
 
 def _open_run(
@@ -248,40 +256,31 @@ def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) ->
 
 
 def _rounds(work: OpenRun) -> list[RoundReport]:
-    """Clear, generate and settle until nothing useful is left to buy; `work.standing` changes."""
-    folder, config, desk, progress = work.folder, work.config, work.desk, work.progress
-    estimates, standing = work.estimates, work.standing
-    rounds: list[RoundReport] = []
-    is_priced = True
+    """Clear, generate and settle until nothing useful is left to buy; what the folder holds of that is replayed first."""
+    folder, rounds, desk, progress = work.folder, work.rounds, work.desk, work.progress
+    reports: list[RoundReport] = []
     ray.get(desk.close_open_reservations.remote())
-    for number in range(1, config.allocation.max_rounds + 2):
+    while True:
         started = time.monotonic()
-        kept = read_grants(folder, number)
-        is_last_kept = kept is not None and read_grants(folder, number + 1) is None
+        kept = read_grants(folder, rounds.number + 1)
+        granted = rounds.replay(kept) if kept else _next_round(work)
+        if granted is None:
+            return reports
+        number, clearing = granted.number, granted.clearing
         if kept is None:
-            available_tokens = ray.get(desk.balance.remote()).available_tokens
-            clearing = nothing_to_grant(estimates.queries)
-            if is_priced and is_worth_a_round(config, standing, number, available_tokens):
-                progress.begin("price", round_number=number)
-                clearing = clear_round(folder, config, estimates, standing, available_tokens)
-            if not len(clearing.index_M):
-                clearing = serve_the_rest(config, estimates, standing, available_tokens)
-            if not len(clearing.index_M):
-                break
-            write_grants(folder, number, clearing, available_tokens)
-        else:
-            clearing, available_tokens = kept
-        standing.grant(clearing)
-        if kept is None or is_last_kept:
-            granted = int(standing.was_granted_N.sum())
-            progress.begin("generate", round_number=number, price=clearing.shadow_price, granted=granted)
-            ray.get(desk.open_round.remote(number, {"price": clearing.shadow_price, "available": available_tokens}))
+            write_grants(folder, granted)
+        if kept is None or read_grants(folder, number + 1) is None:
+            price, many = clearing.shadow_price, int(work.states.was_granted_N.sum())
+            progress.begin("generate", round_number=number, price=price, granted=many)
+            ray.get(desk.open_round.remote(number, {"price": price, "available": granted.available_tokens}))
             generate_round(work, clearing, number)
-        attempts = read_attempts(folder, number, estimates.queries, work.void_attempts())
-        seconds = time.monotonic() - started
-        report = standing.take(number, clearing, attempts, seconds=seconds, available_tokens=available_tokens)
-        rounds.append(report)
-        if clearing.is_service:
-            break
-        is_priced = report.fresh + report.continued > 0
-    return rounds
+        attempts = read_attempts(folder, number, len(work.states.cost_N), work.void_attempts())
+        report = rounds.take(number, attempts)
+        reports.append(report.model_copy(update={"seconds": time.monotonic() - started}))
+
+
+def _next_round(work: OpenRun) -> Round | None:
+    unspent_tokens = ray.get(work.desk.balance.remote()).available_tokens  # nothing is reserved between two rounds
+    if work.rounds.may_clear(unspent_tokens):
+        work.progress.begin("price", round_number=work.rounds.number + 1)
+    return work.rounds.next(unspent_tokens)

@@ -1,21 +1,21 @@
-"""One clearing of a running batch: on the driver, or where its estimates are; and what is owed as minimum service."""
+"""How a run is priced: on the driver, or where its estimates are; and whether its budget pays for the minimum service."""
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
-from clear_ray.clearing import Clearing, clear, minimum_service, nothing_to_grant, reservation_prices
-from clear_ray.clearing_rows import clear_rows, reservation_prices_of_rows
+from clear_ray.clearing_rows import SketchedOffers, reservation_prices_of_rows
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError
+from clear_ray.rounds.batch import reservation_prices, taken_tokens
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.sketching import is_sketched
-from clear_ray.standing import Standing
 from clear_ray.storage import Folder
 
 
@@ -24,48 +24,19 @@ def is_sketched_run(config: RunConfig, queries: int) -> bool:
     return config.allocation.policy == "clear_ray" and is_sketched(queries, config.allocation.sketched)
 
 
-def clear_round(
-    folder: Folder, config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int
-) -> Clearing:
-    """Price what is available over the queries that are open, and grant it."""
-    if is_sketched_run(config, estimates.queries):
-        return clear_rows(
-            _estimate_rows(folder),
-            estimates.batch.curves.tokens_K,
-            standing,
-            tie_break_N=estimates.tie_break_N,
-            available_tokens=available_tokens,
-        )
-    return clear(
-        estimates.batch,
-        generated_tokens_N=standing.answer_tokens_N,
-        is_open_N=standing.is_open_N,
-        available_tokens=available_tokens,
-        policy=config.allocation.policy,
-        minimum_service_tokens=config.allocation.minimum_service_tokens or 0,
+def offers_of(
+    folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]
+) -> BatchOffers | SketchedOffers:
+    """Return what every query is offered: further tokens, by its estimate."""
+    if not is_sketched_run(config, estimates.queries):
+        return BatchOffers(estimates.batch, policy=config.allocation.policy)
+    return SketchedOffers(
+        rows=partial(_estimate_rows, folder),
+        tokens_K=estimates.batch.curves.tokens_K,
+        tie_break_N=estimates.tie_break_N,
+        cost_N=cost_N,
+        max_tokens_N=estimates.max_tokens_N,
     )
-
-
-def serve_the_rest(config: RunConfig, estimates: Estimates, standing: Standing, available_tokens: int) -> Clearing:
-    """Return the minimum service of the queries that no round has funded; no grants if there is none."""
-    if config.allocation.minimum_service_tokens is None:
-        return nothing_to_grant(estimates.queries)
-    return minimum_service(
-        estimates.batch,
-        generated_tokens_N=standing.answer_tokens_N,
-        is_open_N=standing.is_open_N & (standing.rounds_N == 0),
-        available_tokens=available_tokens,
-        minimum_service_tokens=config.allocation.minimum_service_tokens,
-        shadow_price=float(standing.price_N[standing.rounds_N == 0].max(initial=0.0)),
-    )
-
-
-def is_worth_a_round(config: RunConfig, standing: Standing, number: int, available_tokens: int) -> bool:
-    """Return whether there may be another clearing, and enough for it beside what is owed as minimum service."""
-    is_owed_N = standing.is_open_N & (standing.rounds_N == 0)
-    owed_tokens = (config.allocation.minimum_service_tokens or 0) * float(standing.cost_N[is_owed_N].sum())
-    is_enough = number == 1 or available_tokens - owed_tokens >= config.allocation.smallest_grant_tokens
-    return number <= config.allocation.max_rounds and is_enough
 
 
 def check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder: Folder) -> None:
@@ -78,7 +49,8 @@ def check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder
     if tokens is None:
         return
     queries = len(cost_N)
-    owed, remedy = math.ceil(tokens * cost_N.sum()), "Raise the budget or serve less."
+    owed = taken_tokens(np.full(queries, tokens), cost_N)  # no query is owed more, and a ceiling may leave it less
+    remedy = "Raise the budget or serve less."
     if owed <= config.budget_tokens and not is_sketched_run(config, queries):
         return
     said = f"the minimum service of {queries:,} queries takes {owed:,} tokens of a budget of {config.budget_tokens:,}"

@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.budget import MOST_BUDGET_TOKENS
-from clear_ray.clearing import Batch, Clearing
 from clear_ray.config import MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
@@ -36,6 +35,10 @@ from clear_ray.journal import JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.running import Round
 from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, read_many, reading_errors
 
@@ -78,9 +81,10 @@ SLIM_ATTEMPT_SCHEMA = pa.schema(
         pa.field("answer_tokens", pa.int64()),
         pa.field("has_stopped", pa.bool_()),
         pa.field("has_failed", pa.bool_()),
+        pa.field("is_at_end", pa.bool_()),
     ]
 )
-"""What the driver keeps of an attempt: numbers, and whether it ended by itself or failed."""
+"""What the driver keeps of an attempt: numbers, and whether it ended by itself, failed, or cannot go on."""
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -197,6 +201,7 @@ class Estimates:
         task_names: Tasks of the batch; `all` for queries that name none.
         task_N: Of every query, which of them.
         prompt_tokens_N: Length of every prompt, tokens.
+        max_tokens_N: Ceiling of every query over all its grants.
         tie_break_N: See `Batch`; of every query.
         error_of_index: Why a query could not be read, of those few.
     """
@@ -206,6 +211,7 @@ class Estimates:
     task_names: tuple[str, ...]
     task_N: NDArray[np.int32]
     prompt_tokens_N: NDArray[np.int64]
+    max_tokens_N: NDArray[np.int64]
     tie_break_N: NDArray[np.uint64]
     error_of_index: dict[int, str]
 
@@ -267,7 +273,7 @@ def read_estimates(
 
 def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
     source = ds.dataset(folder.child(ESTIMATES).files(".parquet"), filesystem=folder.filesystem, format="parquet")
-    slim = source.to_table(columns=["index", "task", "prompt_tokens"])
+    slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
     queries = len(slim)
@@ -285,6 +291,7 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
         task_names=tuple(tasks.dictionary.to_pylist()),
         task_N=tasks.indices.to_numpy(),
         prompt_tokens_N=slim["prompt_tokens"].to_numpy().astype(np.int64),
+        max_tokens_N=slim["max_tokens"].to_numpy().astype(np.int64),
         tie_break_N=tie_break_N,
         error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
     )
@@ -307,8 +314,9 @@ def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArra
     )
 
 
-def write_grants(folder: Folder, number: int, clearing: Clearing, available_tokens: int) -> None:
-    """Keep a round's grants before anyone acts on them, so that a resumed run goes on with the same ones."""
+def write_grants(folder: Folder, granted: Round) -> None:
+    """Keep a round's grants before anything acts on them, so that a resumed run goes on with the same ones."""
+    clearing = granted.clearing
     table = pa.table(
         {
             "index": clearing.index_M,
@@ -321,17 +329,17 @@ def write_grants(folder: Folder, number: int, clearing: Clearing, available_toke
             "shadow_price": repr(clearing.shadow_price),
             "dual_bound": repr(clearing.dual_bound),
             "gap": repr(clearing.gap),
-            "available_tokens": str(available_tokens),
+            "available_tokens": str(granted.available_tokens),
             "is_service": "yes" if clearing.is_service else "",
         }
     )
     sink = BytesIO()
     pq.write_table(table, sink)
-    folder.child("grants").write(f"r{number:02d}.parquet", sink.getvalue())
+    folder.child("grants").write(f"r{granted.number:02d}.parquet", sink.getvalue())
 
 
-def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
-    """Return a round's grants and the tokens that were available, or None if the round was never cleared.
+def read_grants(folder: Folder, number: int) -> Round | None:
+    """Return a round's grants, or None if there were none.
 
     Raises:
         ResumeError: The file is damaged.
@@ -341,12 +349,12 @@ def read_grants(folder: Folder, number: int) -> tuple[Clearing, int] | None:
         return None
     content = folder.read(name)
     try:
-        return _grants_in(pq.read_table(BytesIO(content)))
+        return _grants_in(number, pq.read_table(BytesIO(content)))
     except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
         raise _damaged(folder, name, error) from error
 
 
-def _grants_in(table: pa.Table) -> tuple[Clearing, int]:
+def _grants_in(number: int, table: pa.Table) -> Round:
     facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     clearing = Clearing(
         index_M=table["index"].to_numpy(),
@@ -359,7 +367,7 @@ def _grants_in(table: pa.Table) -> tuple[Clearing, int]:
         gap=float(facts["gap"]),
         is_service=bool(facts.get("is_service")),
     )
-    return clearing, int(facts["available_tokens"])
+    return Round(number, int(facts["available_tokens"]), clearing)
 
 
 def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
@@ -382,8 +390,8 @@ def round_folder(folder: Folder, number: int) -> Folder:
     return folder.child("rounds").child(f"r{number:02d}")
 
 
-def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[pa.Table]:
-    """Yield a round's whole attempts, some files' at a time, each query once, with the columns of `SLIM_ATTEMPT_SCHEMA`.
+def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[Attempts]:
+    """Yield a round's whole attempts, some files' at a time, each query once.
 
     Files torn or damaged are removed.
 
@@ -399,7 +407,7 @@ def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts)
         index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
         is_new = ~is_seen_N[index]
         is_seen_N[index] = True
-        yield found.take(pa.array(first_of_index[is_new]))
+        yield attempts_of(found.take(pa.array(first_of_index[is_new])))
 
 
 def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
@@ -429,14 +437,35 @@ def _read_parquet(folder: Folder, path: str, columns: list[str]) -> pa.Table | E
 def slim_attempts(table: pa.Table) -> pa.Table:
     """Return attempts as the driver keeps them, from the columns of `ATTEMPT_SCHEMA`."""
     has_failed = pc.not_equal(table["error"], "").fill_null(False)
+    is_cut = pc.equal(table["finish_reason"], "length").fill_null(False)
+    is_short = pc.less(table["attempt_tokens"], table["granted_tokens"])
     columns = {
         "answer_tokens": table["token_ids"].combine_chunks().value_lengths(),
         "has_stopped": pc.and_not(pc.equal(table["finish_reason"], "stop").fill_null(False), has_failed),
         "has_failed": has_failed,
+        "is_at_end": pc.and_(is_cut, is_short),
     }
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
+
+
+def attempts_of(table: pa.Table) -> Attempts:
+    """Return a table of `SLIM_ATTEMPT_SCHEMA` as the law of a run takes it."""
+
+    def column(name: str, kind: type[Any]) -> NDArray[Any]:
+        return np.asarray(table[name].to_numpy(zero_copy_only=False), kind)
+
+    return Attempts(
+        index_M=column("index", np.int64),
+        granted_tokens_M=column("granted_tokens", np.int64),
+        attempt_tokens_M=column("attempt_tokens", np.int64),
+        answer_tokens_M=column("answer_tokens", np.int64),
+        has_stopped_M=column("has_stopped", np.bool_),
+        has_failed_M=column("has_failed", np.bool_),
+        is_at_end_M=column("is_at_end", np.bool_),
+        correct_M=column("correct", np.float64),
+    )
 
 
 def _damaged(folder: Folder, name: str, error: Exception) -> ResumeError:

@@ -40,8 +40,8 @@ class RoundReport(Part):
     """Queries that ended by themselves in this round."""
     correct: float | None
     """Correct answers among them; None without gold answers."""
-    seconds: float
-    """Wall time of the round."""
+    seconds: float = 0.0
+    """Wall time of the round; 0 where no clock ran."""
     is_service: bool = False
     """Whether this was the minimum service: direct answers to queries that no clearing had funded."""
 

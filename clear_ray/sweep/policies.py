@@ -1,6 +1,6 @@
 """Every policy of method.md section 6 on recorded rollouts: who gets how many tokens, and what came of it.
 
-Two kinds. Policies that could run are run: round by round through `clear` and the ledger (`replayed`), once for each
+Two kinds. Policies that could run are run: round by round through `Rounds` and the ledger (`replayed`), once for each
 recorded sample. Yardsticks that know the recording are read off it: `uniform`, the equal ceiling that spends exactly the
 budget on these very rollouts (the best that uniform caps can do, with nothing left over), and `oracle`, which prices each
 query's own empirical curve.
@@ -18,20 +18,14 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, allocate, proportional, smallest_threshold
 from clear_ray.allocation.utility import Utility
-from clear_ray.clearing import (
-    Basis,
-    Batch,
-    Clearing,
-    Policy,
-    Solve,
-    clear,
-    grants_of,
-    minimum_service,
-    nothing_to_grant,
-)
+from clear_ray.config import AllocationConfig
 from clear_ray.estimation.curves import Curves
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing, Solve, grants_of, nothing_to_grant
+from clear_ray.rounds.offers import BatchOffers, Offers
+from clear_ray.rounds.states import QueryStates
 from clear_ray.sweep.recording import Recording
-from clear_ray.sweep.replayed import Clear, Dispatched, replay_run
+from clear_ray.sweep.replayed import Answers, Dispatched, replay_run
 
 RUN_POLICIES = (
     "clear_ray", "paper", "uniform_refunds", "proportional", "smallest_threshold", "task_prior", "uncertainty",
@@ -41,6 +35,9 @@ YARDSTICKS = ("uniform", "oracle")
 POLICIES = (*RUN_POLICIES, *YARDSTICKS)
 NEEDED: Mapping[str, tuple[str, ...]] = {"paper": ("regressed_threshold",), "task_prior": ("task_prior",)}
 """Estimates that a policy reads, beside the default head's, whose token grid all share."""
+
+MakeOffers = Callable[[NDArray[np.uint64]], Offers]
+"""Makes what a policy offers from the order in which ties are broken."""
 
 _PER_NAT = 1_000.0
 
@@ -85,60 +82,63 @@ class Contest:
             return _in_sample_oracle(self.recording, self.curves["competing_risks"].tokens_K, budget_tokens)
         if policy == "split_half_oracle":
             return self._split_half(budget_tokens)
-        rules: dict[str, Callable[[NDArray[np.uint64]], Clear]] = {
-            "clear_ray": lambda key: priced(self.batch("competing_risks", key)),
-            "task_prior": lambda key: priced(self.batch("task_prior", key)),
-            "uniform_refunds": lambda key: priced(self.batch("competing_risks", key), policy="uniform"),
-            "paper": lambda key: by_rule(allocate, self.surge, self.recording.cap_tokens, key),
-            "smallest_threshold": lambda key: by_rule(smallest_threshold, self._erlang, self.recording.cap_tokens, key),
-            "proportional": lambda key: by_rule(proportional, self._lengths, self.recording.cap_tokens, key),
-            "uncertainty": lambda key: by_rule(proportional, self._entropies, self.recording.cap_tokens, key),
+        cap_N = self.cap_N
+        rules: dict[str, MakeOffers] = {
+            "clear_ray": lambda key: BatchOffers(self.batch("competing_risks", key)),
+            "task_prior": lambda key: BatchOffers(self.batch("task_prior", key)),
+            "uniform_refunds": lambda key: BatchOffers(self.batch("competing_risks", key), policy="uniform"),
+            "paper": lambda key: RuleOffers(allocate, self.surge, cap_N, key),
+            "smallest_threshold": lambda key: RuleOffers(smallest_threshold, self._erlang, cap_N, key),
+            "proportional": lambda key: RuleOffers(proportional, self._lengths, cap_N, key),
+            "uncertainty": lambda key: RuleOffers(proportional, self._entropies, cap_N, key),
         }
         return self.run(rules[policy], budget_tokens)
 
     def run(
         self,
-        policy: Callable[[NDArray[np.uint64]], Clear],
+        policy: MakeOffers,
         budget_tokens: int,
         samples: NDArray[np.int64] | None = None,
-        dispatched: Dispatched | None = None,
-        serve_rest: Callable[[NDArray[np.uint64]], Clear] | None = None,
+        allocation: AllocationConfig | None = None,
     ) -> Outcome:
         """Return the mean over samples of whole runs.
 
         Args:
-            policy: Makes the rule from the order in which ties are broken.
+            policy: Makes the offers from the order in which ties are broken.
             budget_tokens: Of each run.
             samples: Which samples to replay; all if not given.
-            dispatched: How grants travel, if otherwise than in this contest.
-            serve_rest: Makes the minimum service likewise.
+            allocation: When rounds end, and whether there is a minimum service; as in a run if not given.
         """
         recording = self.recording
         tie_break_N = np.random.default_rng(self.seed).permutation(len(recording)).astype(np.uint64)
-        rule, rest = policy(tie_break_N), serve_rest and serve_rest(tie_break_N)
+        offers = policy(tie_break_N)
         played = [
             replay_run(
-                rule,
-                length_N=recording.length_NS[:, sample],
-                is_stopped_N=recording.is_stopped_NS[:, sample],
-                is_right_N=recording.is_right_NS[:, sample],
+                offers,
+                Answers(
+                    recording.length_NS[:, sample], recording.is_stopped_NS[:, sample], recording.is_right_NS[:, sample]
+                ),
                 budget_tokens=budget_tokens,
-                dispatched=dispatched or self.dispatched,
-                serve_rest=rest,
+                allocation=allocation,
+                dispatched=self.dispatched,
             )
             for sample in (range(recording.samples) if samples is None else samples)
         ]
         return Outcome(
             right_N=np.mean([run.is_right_N for run in played], axis=0),
             spent_tokens_N=np.mean([run.spent_tokens_N for run in played], axis=0),
-            rounds=float(np.mean([run.rounds for run in played])),
+            rounds=float(np.mean([run.clearings for run in played])),
         )
 
     def batch(self, name: str, tie_break_N: NDArray[np.uint64]) -> Batch:
         """Return the batch that a run with these estimates would clear."""
-        queries = len(self.recording)
-        cap_N = np.full(queries, self.recording.cap_tokens)
-        return Batch(self.curves[name], np.ones(queries), cap_N, tie_break_N, cost_N=np.ones(queries))
+        one_N = np.ones(len(self.recording))
+        return Batch(self.curves[name], one_N, self.cap_N, tie_break_N, cost_N=one_N)
+
+    @property
+    def cap_N(self) -> NDArray[np.int64]:
+        """Ceiling of each query: the recording knows no longer answer, shape (N,)."""
+        return np.full(len(self.recording), self.recording.cap_tokens)
 
     def _split_half(self, budget_tokens: int) -> Outcome:
         """Run one half of the samples on the empirical curves of the other, both ways.
@@ -151,7 +151,7 @@ class Contest:
         for known, judged in ((samples[::2], samples[1::2]), (samples[1::2], samples[::2])):
             curves = self.recording.empirical_curves(tokens_K, known, pseudo_samples=1.0)
             contest = Contest(self.recording, {"known": curves}, self.seed, self.dispatched)
-            halves.append(contest.run(lambda key, c=contest: priced(c.batch("known", key)), budget_tokens, judged))  # type: ignore[misc]
+            halves.append(contest.run(lambda key, c=contest: BatchOffers(c.batch("known", key)), budget_tokens, judged))  # type: ignore[misc]
         return mean_outcome(halves)
 
     def surge(
@@ -196,62 +196,48 @@ def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def priced(
-    batch: Batch,
-    *,
-    policy: Policy | Solve = "clear_ray",
-    basis: Basis = "ceilings",
-    minimum_service_tokens: int = 0,
-) -> Clear:
-    """Return the rule that clears a batch as a run does."""
-    return lambda generated_tokens_N, is_open_N, available_tokens: clear(
-        batch,
-        generated_tokens_N=generated_tokens_N,
-        is_open_N=is_open_N,
-        available_tokens=available_tokens,
-        policy=policy,
-        basis=basis,
-        minimum_service_tokens=minimum_service_tokens,
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleOffers:
+    """To go on, by curves in closed form and any rule that shares tokens among them; see `rounds.offers.Offers`.
 
-
-def served(batch: Batch, *, minimum_service_tokens: int) -> Clear:
-    """Return the rule that grants the minimum service at the end of a run."""
-    return lambda generated_tokens_N, is_open_N, available_tokens: minimum_service(
-        batch,
-        generated_tokens_N=generated_tokens_N,
-        is_open_N=is_open_N,
-        available_tokens=available_tokens,
-        minimum_service_tokens=minimum_service_tokens,
-        shadow_price=0.0,
-    )
-
-
-def by_rule(
-    solve: Solve,
-    utility_of: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Utility],
-    cap_tokens: int,
-    tie_break_N: NDArray[np.uint64],
-) -> Clear:
-    """Return the rule that shares tokens by curves in closed form.
-
-    Args:
+    Attributes:
         solve: Anything with the signature of `allocate`.
         utility_of: From tokens generated, index and tokens left under the ceiling of the open queries to their curves.
-        cap_tokens: Ceiling of every query.
+        max_tokens_N: Ceiling of each query.
         tie_break_N: Order in which ties are broken.
     """
 
-    def rule(generated_tokens_N: NDArray[np.int64], is_open_N: NDArray[np.bool_], available_tokens: int) -> Clearing:
-        index = np.flatnonzero(is_open_N & (generated_tokens_N < cap_tokens))
-        if not len(index):
-            return nothing_to_grant(len(is_open_N))
-        room_M = np.minimum(cap_tokens - generated_tokens_N[index], available_tokens)
-        utility = utility_of(generated_tokens_N[index], index, room_M)
-        allocation = solve(utility, budget_tokens=available_tokens, tie_break_N=tie_break_N[index])
-        return grants_of(allocation, index, queries=len(is_open_N), available_tokens=available_tokens)
+    solve: Solve
+    utility_of: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Utility]
+    max_tokens_N: NDArray[np.int64]
+    tie_break_N: NDArray[np.uint64]
 
-    return rule
+    @property
+    def cost_N(self) -> NDArray[np.float64]:
+        """A token of each query costs one."""
+        return np.ones(len(self.max_tokens_N))
+
+    def clear(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        owed_tokens_N: NDArray[np.int64],
+    ) -> Clearing:
+        """See `Offers`; no floors are heeded."""
+        generated_N = states.answer_tokens_N
+        index = np.flatnonzero(is_free_N & (generated_N < self.max_tokens_N))
+        if not len(index):
+            return nothing_to_grant(len(is_free_N))
+        room_M = np.minimum(self.max_tokens_N[index] - generated_N[index], available_tokens)
+        utility = self.utility_of(generated_N[index], index, room_M)
+        allocation = self.solve(utility, budget_tokens=available_tokens, tie_break_N=self.tie_break_N[index])
+        return grants_of(allocation, index, queries=len(is_free_N), available_tokens=available_tokens)
+
+    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
+        """See `Offers`; such a rule serves nothing else."""
+        return nothing_to_grant(len(owed_tokens_N))
 
 
 def equal_ceilings(recording: Recording, average_tokens: float) -> Outcome:

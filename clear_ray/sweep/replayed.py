@@ -1,7 +1,7 @@
-"""A whole run on recorded rollouts in one thread: the policy, the ledger and the order of dispatch of a real run.
+"""A whole run on recorded rollouts in one thread: the policy, the law, the ledger and the order of dispatch of a real run.
 
-Real: `clear`, `Ledger`, the market's line (first come, first served; the head waits for refunds; what can never fit is
-refused), and the rounds. Simulated: the engine, which runs `max_batch` answers at once, one token of each a step, and the
+Real: the offers, `Rounds`, and the ledger with the market's line (first come, first served; the head waits for refunds; what
+can never fit is refused). Simulated: the engine, which runs `max_batch` answers at once, one token of each a step, and the
 callers, of which so many rows at a time have been let in. There is no Ray, no journal and no clock, so a run takes
 milliseconds.
 
@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.clearing import Clearing
-from clear_ray.ledger import Ledger
-
-Clear = Callable[[NDArray[np.int64], NDArray[np.bool_], int], Clearing]
-"""From tokens generated so far, who is open, and the tokens available to the grants of a round."""
+from clear_ray.config import AllocationConfig
+from clear_ray.ledger import WAIT, Entry, Ledger
+from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.offers import Offers
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +34,43 @@ class Dispatched:
     Attributes:
         max_batch: Answers that run at the same time.
         rows_in_flight: Grants that callers hold at the same time, reserved and waiting for a slot.
-        smallest_grant_tokens: Rounds end when less than this is left.
-        max_rounds: Most clearings.
-        minimum_service_tokens: Set aside for every query; the rule that is replayed has to heed it.
     """
 
     max_batch: int = 64
     rows_in_flight: int = 128
-    smallest_grant_tokens: int = 4
-    max_rounds: int = 8
-    minimum_service_tokens: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model would generate under no ceiling, and what came of it.
+
+    Attributes:
+        length_N: Tokens of each recorded answer.
+        is_stopped_N: Whether it ended by itself there.
+        is_right_N: Whether it is correct.
+    """
+
+    length_N: NDArray[np.int64]
+    is_stopped_N: NDArray[np.bool_]
+    is_right_N: NDArray[np.bool_]
+
+    def attempts(
+        self, index_M: NDArray[np.int64], tokens_M: NDArray[np.int64], before_M: NDArray[np.int64]
+    ) -> Attempts:
+        """Return what the replay engine generates on grants that go on from `before_M` tokens."""
+        answer_M = np.minimum(self.length_N[index_M], before_M + tokens_M)
+        is_ended_M = answer_M == self.length_N[index_M]
+        has_stopped_M = is_ended_M & self.is_stopped_N[index_M]
+        return Attempts(
+            index_M=index_M,
+            granted_tokens_M=tokens_M,
+            attempt_tokens_M=answer_M - before_M,
+            answer_tokens_M=answer_M,
+            has_stopped_M=has_stopped_M,
+            has_failed_M=np.zeros(len(index_M), bool),
+            is_at_end_M=~has_stopped_M & (answer_M - before_M < tokens_M),
+            correct_M=(has_stopped_M & self.is_right_N[index_M]).astype(np.float64),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,87 +80,75 @@ class Replayed:
     Attributes:
         is_right_N: Ended by itself within its grants, and correct.
         spent_tokens_N: Tokens generated.
-        rounds: Clearings that were dispatched.
-        price: Of the first clearing.
+        rounds: The grants of each round, a minimum service included.
+        reports: What each round came to.
     """
 
     is_right_N: NDArray[np.bool_]
     spent_tokens_N: NDArray[np.int64]
-    rounds: int
-    price: float
+    rounds: tuple[Round, ...]
+    reports: tuple[RoundReport, ...]
+
+    @property
+    def clearings(self) -> int:
+        """Clearings that granted something."""
+        return sum(not report.is_service for report in self.reports)
 
 
 def replay_run(
-    clear_round: Clear,
+    offers: Offers,
+    answers: Answers,
     *,
-    length_N: NDArray[np.int64],
-    is_stopped_N: NDArray[np.bool_],
-    is_right_N: NDArray[np.bool_],
     budget_tokens: int,
+    allocation: AllocationConfig | None = None,
     dispatched: Dispatched | None = None,
-    serve_rest: Clear | None = None,
 ) -> Replayed:
     """Run rounds until nothing useful is left to buy, as `pipeline.run` does.
 
     Args:
-        clear_round: The policy.
-        length_N: Tokens of each query's recorded answer.
-        is_stopped_N: Whether it ended by itself there.
-        is_right_N: Whether it is correct.
+        offers: The policy.
+        answers: What the engine will generate.
         budget_tokens: What the run may generate.
+        allocation: When rounds end, and whether there is a minimum service; as in a run if not given.
         dispatched: How grants travel.
-        serve_rest: The minimum service at the end, if there is one.
     """
-    how = dispatched or Dispatched()
-    queries = len(length_N)
-    ledger, answer_N, is_open_N = Ledger(budget_tokens, queries), np.zeros(queries, np.int64), np.ones(queries, bool)
-    rounds, price = 0, 0.0
-    for number in range(how.max_rounds):
-        owed_tokens = how.minimum_service_tokens * int((is_open_N & (answer_N == 0)).sum())
-        if ledger.available_tokens - owed_tokens < how.smallest_grant_tokens:
-            break
-        clearing = clear_round(answer_N, is_open_N, ledger.available_tokens)
-        if not len(clearing.index_M):
-            break
-        before = ledger.spent_tokens
-        price = clearing.shadow_price if number == 0 else price
-        served = _dispatch(ledger, clearing, length_N, answer_N, how)
-        # A recording that was cut at its own cap has nothing to continue, though it did not stop.
-        is_open_N &= answer_N < length_N
-        rounds += 1
-        if not served or ledger.spent_tokens == before:
-            break
-    if serve_rest is not None:
-        _dispatch(ledger, serve_rest(answer_N, is_open_N, ledger.available_tokens), length_N, answer_N, how)
+    rounds = Rounds(offers, allocation or AllocationConfig())
+    ledger = Ledger(budget_tokens, len(answers.length_N), cost_N=offers.cost_N)
+    granted, reports = [], []
+    while (new := rounds.next(ledger.available_tokens)) is not None:
+        before_N = rounds.states.answer_tokens_N
+        index_M, tokens_M = _dispatch(ledger, new.clearing, answers.length_N - before_N, dispatched or Dispatched())
+        reports.append(rounds.take(new.number, [answers.attempts(index_M, tokens_M, before_N[index_M])]))
+        granted.append(new)
     ledger.check()
-    return Replayed(is_right_N & is_stopped_N & (answer_N >= length_N), ledger.spent_tokens_N, rounds, price)
+    is_right_N = answers.is_right_N & rounds.states.has_stopped_N
+    return Replayed(is_right_N, ledger.spent_tokens_N, tuple(granted), tuple(reports))
 
 
 def _dispatch(
-    ledger: Ledger, clearing: Clearing, length_N: NDArray[np.int64], answer_N: NDArray[np.int64], how: Dispatched
-) -> int:
-    """Reserve in order, run in slots, settle as answers end; return how many grants were served. Changes `answer_N`."""
+    ledger: Ledger, clearing: Clearing, left_N: NDArray[np.int64], how: Dispatched
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Reserve in order, run in slots, settle as answers end; return which grants were not refused: index and tokens."""
     line = deque(zip(clearing.index_M.tolist(), clearing.tokens_M.tolist(), strict=True))
     waiting: deque[tuple[int, int, int]] = deque()
     running: list[tuple[int, int, int, int]] = []
-    now = served = 0
+    served: list[tuple[int, int]] = []
+    now = 0
     while line or waiting or running:
         while line and len(waiting) + len(running) < how.rows_in_flight:
             index, tokens = line[0]
-            if not ledger.could_fit(index, tokens):
-                line.popleft()
-            elif ledger.fits(index, tokens):
-                line.popleft()
-                spend = min(tokens, int(length_N[index] - answer_N[index]))
-                waiting.append((index, ledger.reserve(index, tokens).attempt, spend))
-                served += 1
-            else:
+            admitted = ledger.admit(index, tokens)
+            if admitted == WAIT:
                 break
+            line.popleft()
+            if isinstance(admitted, Entry):
+                waiting.append((index, admitted.attempt, min(tokens, int(left_N[index]))))
+                served.append((index, tokens))
         while waiting and len(running) < how.max_batch:
             index, attempt, spend = waiting.popleft()
             heapq.heappush(running, (now + spend, index, attempt, spend))
         if running:
             now, index, attempt, spend = heapq.heappop(running)
             ledger.settle(index, attempt, spend)
-            answer_N[index] += spend
-    return served
+    index_M, tokens_M = np.array(served, np.int64).reshape(-1, 2).T
+    return index_M, tokens_M

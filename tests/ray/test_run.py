@@ -22,11 +22,11 @@ from clear_ray.estimation.resolve import resolve_head
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder import read_estimates
 from clear_ray.storage import open_folder, writing_errors
-from clear_ray.sweep.policies import priced, served
 from clear_ray.sweep.recording import read_recording
-from clear_ray.sweep.replayed import Dispatched, replay_run
+from clear_ray.sweep.replayed import Answers, replay_run
 
 
 def completions_of(result: RunResult) -> list[dict[str, Any]]:
@@ -166,14 +166,12 @@ def test_a_minimum_service_answers_what_is_not_worth_the_price(replay_settings: 
     place = [recording.rollouts.query_ids.index(row["query_id"]) for row in rows]
     head = resolve_head(None, cap_tokens=400)
     batch = read_estimates(open_folder(result.run_dir), np.array(head.card.tokens_K), seed=0).batch
+    outcomes = recording.length_NS, recording.is_stopped_NS, recording.is_right_NS
     replayed = replay_run(
-        priced(batch, minimum_service_tokens=6),
-        length_N=recording.length_NS[place, 0],
-        is_stopped_N=recording.is_stopped_NS[place, 0],
-        is_right_N=recording.is_right_NS[place, 0],
+        BatchOffers(batch),
+        Answers(*(columns[place, 0] for columns in outcomes)),
         budget_tokens=report.budget_tokens,
-        dispatched=Dispatched(max_rounds=3, minimum_service_tokens=6),
-        serve_rest=served(batch, minimum_service_tokens=6),
+        allocation=RunConfig.parse(settings).allocation,
     )
     assert [row["spent_tokens"] for row in rows] == replayed.spent_tokens_N.tolist(), "as in one process"
 

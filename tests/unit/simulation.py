@@ -1,8 +1,8 @@
 """A whole run with its crashes in one thread and no clock: what happens when is drawn from a seed.
 
-Real: `MarketActor` with its ledger and its journal on disk, the `Generate` stage, `clear`, `Standing`, the verdicts.
+Real: `MarketActor` with its ledger and its journal on disk, the `Generate` stage, `Rounds` with all that it prices by.
 Simulated, because they are what dies: engines that decode token by token, Ray's habit of calling a restarted actor and a
-dead task again, the disk's habit of keeping half a write, and the driver's page of `pipeline._rounds`.
+dead task again, the disk's habit of keeping half a write, and the page of a driver that keeps grants and starts callers.
 
     python -m tests.unit.simulation 1234      plays seed 1234 and prints what happened
 """
@@ -24,26 +24,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clear_ray.clearing import Batch, Clearing, clear
-from clear_ray.engine.base import Generation, Grant
+from clear_ray.config import AllocationConfig
+from clear_ray.engine.base import FinishReason, Generation, Grant
 from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
-from clear_ray.run_folder import slim_attempts
+from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.offers import BatchOffers, Offers
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
+from clear_ray.rounds.states import QueryStates
+from clear_ray.run_folder import attempts_of, slim_attempts
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.roster import Workers
-from clear_ray.standing import Standing
 from clear_ray.storage import open_folder
 from tests.unit.local_actors import Method
 
 FAULTS = ("worker", "caller", "market", "driver")
-MOST_ROUNDS = 3
+ALLOCATION = AllocationConfig(max_rounds=3, smallest_grant_tokens=2)
 MOST_TICKS = 30_000
-SMALLEST_GRANT_TOKENS = 2
 BATCHES = 16
 COSTS = (0.125, 0.5, 1.0, 2.5, 7.333)
 
@@ -58,12 +64,41 @@ def is_death(error: BaseException) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A batch and the truth about it, the same for many seeds so that its first clearing is computed once."""
+    """A batch and the truth about it.
 
-    number: int
-    batch: Batch
+    Attributes:
+        offers: How it is priced.
+        length_N: Tokens of each query's answer.
+        budget_tokens: The budget.
+        is_cut_N: Whether an answer was cut off there instead of ending; none if not given.
+        allocation: When rounds end.
+    """
+
+    offers: Offers
     length_N: list[int]
     budget_tokens: int
+    is_cut_N: list[bool] | None = None
+    allocation: AllocationConfig = ALLOCATION
+
+    def ends_with(self, index: int) -> FinishReason:
+        """Return how an answer ends at its last token."""
+        return "length" if self.is_cut_N is not None and self.is_cut_N[index] else "stop"
+
+
+@dataclass(frozen=True, eq=False)
+class SharedOffers(BatchOffers):
+    """Offers of one of the batches: they price by a pure function, so schedules share its results."""
+
+    number: int = 0
+
+    def clear(self, states: QueryStates, *, is_free_N: np.ndarray, available_tokens: int, **_: Any) -> Clearing:
+        return cleared(self, tuple(states.answer_tokens_N.tolist()), tuple(is_free_N.tolist()), available_tokens)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SharedOffers) and self.number == other.number
 
 
 @cache
@@ -82,14 +117,16 @@ def world(number: int) -> World:
         cost_N=np.random.default_rng([number, 1]).choice(COSTS if number % 2 else [1.0], queries),
     )
     length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
-    return World(number, batch, length_N, int(queries * rng.choice([3, 8, 16, 40])))
+    return World(SharedOffers(batch, number=number), length_N, int(queries * rng.choice([3, 8, 16, 40])))
 
 
 @cache
-def cleared(number: int, generated: tuple[int, ...], is_open: tuple[bool, ...], available_tokens: int) -> Clearing:
-    """Return `clear` of one of the batches; a pure function, so schedules share its results."""
+def cleared(
+    offers: SharedOffers, generated: tuple[int, ...], is_open: tuple[bool, ...], available_tokens: int
+) -> Clearing:
+    """Return `clear` of one of the batches."""
     return clear(
-        world(number).batch,
+        offers.batch,
         generated_tokens_N=np.array(generated, np.int64),
         is_open_N=np.array(is_open),
         available_tokens=available_tokens,
@@ -215,7 +252,7 @@ class Worker:
                 has_stopped = len(grant.prefix_token_ids) + len(new) >= length
                 if has_stopped or len(new) == grant.max_tokens:
                     grants.remove(grant)
-                    reason: Any = "stop" if has_stopped else "length"
+                    reason = simulation.world.ends_with(index) if has_stopped else "length"
                     await ended.put([Generation(grant.query_id, tuple(new), "", reason)])
                     break
         await ended.put(None)
@@ -248,32 +285,41 @@ class Simulation:
         rows: What reached the disk: attempts by round.
         generated_N: Tokens that engines really generated for each query.
         told: What happened, in order.
+        given: The batch, if it is none of those that seeds draw.
+        is_faultless: Nothing dies.
+        rounds: The law of the run, as the last driver left it.
+        reports: What that driver's rounds came to.
         wasted_tokens: What was lost on the way, known at the end.
+        spent_N: Tokens charged for each query by the journal, known at the end.
     """
 
     seed: int
     run_dir: Path
+    given: World | None = None
+    is_faultless: bool = False
+    rounds: Rounds = field(init=False)
+    reports: list[RoundReport] = field(default_factory=list)
     rng: random.Random = field(init=False)
     faults: list[tuple[int, str]] = field(init=False)
     poison: int | None = field(init=False)
     rows: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    grants: dict[int, tuple[Clearing, int]] = field(default_factory=dict)
+    grants: dict[int, Round] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     wasted_tokens: int = 0
+    spent_N: np.ndarray = field(init=False)
     callers: list[asyncio.Task[None]] = field(default_factory=list)
     ticks: int = 0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.world = world(self.seed % BATCHES)
+        self.world = self.given or world(self.seed % BATCHES)
         self.queries = len(self.world.length_N)
         self.generated_N = [0] * self.queries
-        self.poison = self.seed % 7 if self.seed % 5 == 0 else None
+        self.poison = self.seed % 7 if self.seed % 5 == 0 and not self.is_faultless else None
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
-        self.standing = Standing(self.world.batch.cost_N)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
-        count = self.rng.choice((0, 1, 1, 2, 2, 3, 5))
+        count = self.rng.choice((0, 1, 1, 2, 2, 3, 5)) * (not self.is_faultless)
         self.faults = sorted((int(self.rng.expovariate(1 / 40)), self.rng.choice(kinds)) for _ in range(count))
 
     def play(self) -> None:
@@ -292,7 +338,7 @@ class Simulation:
         self.check_the_end()
 
     def start_market(self) -> MarketActor:
-        return MarketActor(str(self.run_dir), self.world.budget_tokens, self.queries, self.world.batch.cost_N)
+        return MarketActor(str(self.run_dir), self.world.budget_tokens, self.queries, self.world.offers.cost_N)
 
     async def _play(self) -> None:
         faults = list(self.faults)
@@ -338,32 +384,23 @@ class Simulation:
 
     async def _drive(self) -> None:
         """The page of `pipeline._rounds`."""
-        desk, standing = self.desk, Standing(self.world.batch.cost_N)
-        self.standing = standing
+        desk, rounds = self.desk, Rounds(self.world.offers, self.world.allocation)
+        self.rounds, self.reports = rounds, []
         await desk.close_open_reservations.remote()
-        for number in range(1, MOST_ROUNDS + 1):
-            kept = self.grants.get(number)
-            if kept is None:
-                available_tokens = (await desk.balance.remote()).available_tokens
-                if available_tokens < SMALLEST_GRANT_TOKENS:
-                    break
-                generated, is_open = tuple(standing.answer_tokens_N.tolist()), tuple(standing.is_open_N.tolist())
-                clearing = cleared(self.world.number, generated, is_open, available_tokens)
-                if not len(clearing.index_M):
-                    break
-                self.grants[number] = clearing, available_tokens
-                self.rows[number] = []
-            clearing, available_tokens = self.grants[number]
-            standing.grant(clearing)
-            if kept is None or number + 1 not in self.grants:
-                await desk.open_round.remote(number, {"available": available_tokens})
-                await self._mark_lost_answers()
-                await self._generate(number, clearing)
-            self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
-            attempts = [attempts_table(self.rows[number])]
-            standing.take(number, clearing, attempts, seconds=0.0, available_tokens=available_tokens)
-            if not self.rows[number]:
+        while True:
+            kept = self.grants.get(rounds.number + 1)
+            granted = rounds.replay(kept) if kept else rounds.next((await desk.balance.remote()).available_tokens)
+            if granted is None:
                 break
+            number = granted.number
+            if kept is None:
+                self.grants[number], self.rows[number] = granted, []
+            if kept is None or number + 1 not in self.grants:
+                await desk.open_round.remote(number, {"available": granted.available_tokens})
+                await self._mark_lost_answers()
+                await self._generate(number, granted.clearing)
+            self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
+            self.reports.append(rounds.take(number, [attempts_of_rows(self.rows[number])]))
         await self._mark_lost_answers()
 
     async def _mark_lost_answers(self) -> None:
@@ -438,10 +475,10 @@ class Simulation:
             reserved_N[entry.index] = entry.tokens
         covered_N = ledger.spent_tokens_N + reserved_N
         assert (covered_N >= self.generated_N).all(), f"tokens nobody knows of: {covered_N} {self.generated_N}"
-        assert covered_N @ self.world.batch.cost_N <= self.world.budget_tokens
+        assert covered_N @ self.world.offers.cost_N <= self.world.budget_tokens
 
     def read_ledger(self) -> Ledger:
-        ledger = Ledger(self.world.budget_tokens, self.queries, cost_N=self.world.batch.cost_N)
+        ledger = Ledger(self.world.budget_tokens, self.queries, cost_N=self.world.offers.cost_N)
         for record in read_journal(open_folder(str(self.run_dir))):
             if "op" in record:
                 ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
@@ -452,9 +489,9 @@ class Simulation:
         """No overspending, no lost row, no double charge."""
         ledger = self.read_ledger()
         spent_N, wasted_N = ledger.spent_tokens_N, ledger.wasted_tokens_N
-        self.wasted_tokens = ledger.wasted_tokens
+        self.wasted_tokens, self.spent_N = ledger.wasted_tokens, spent_N
         assert ledger.reserved_tokens == 0
-        assert self.generated_N @ self.world.batch.cost_N <= ledger.spent_tokens <= self.world.budget_tokens
+        assert self.generated_N @ self.world.offers.cost_N <= ledger.spent_tokens <= self.world.budget_tokens
         np.testing.assert_array_equal(spent_N - wasted_N, self.written_N)
         keys = [(row["round"], row["index"]) for rows in self.rows.values() for row in rows]
         assert len(keys) == len(set(keys)), "a row was written twice"
@@ -463,14 +500,15 @@ class Simulation:
                 length = self.world.length_N[row["index"]]
                 assert row["token_ids"] == list(range(len(row["token_ids"]))), "an answer with a seam"
                 assert len(row["token_ids"]) <= length
-                assert (row["finish_reason"] == "stop") == (len(row["token_ids"]) == length)
+                is_whole = len(row["token_ids"]) == length
+                assert (row["finish_reason"] == "stop") == (is_whole and self.world.ends_with(row["index"]) == "stop")
                 assert row["attempt_tokens"] <= row["granted_tokens"]
         answer_N = np.zeros(self.queries, np.int64)
         for number in sorted(self.rows):
             for row in self.rows[number]:
                 assert len(row["token_ids"]) == answer_N[row["index"]] + row["attempt_tokens"]
                 answer_N[row["index"]] = len(row["token_ids"])
-        np.testing.assert_array_equal(self.standing.answer_tokens_N, answer_N)
+        np.testing.assert_array_equal(self.rounds.states.answer_tokens_N, answer_N)
         failed = {row["index"] for rows in self.rows.values() for row in rows if row["error"]}
         assert self.poison not in set(np.flatnonzero(answer_N)), "an answer of a query that kills its engine"
         if "worker dies" not in "\n".join(self.told):
@@ -496,17 +534,17 @@ def query_row(index: int) -> dict[str, Any]:
     return fields | {"weight": 1.0, "cost": 1.0, "max_tokens": 32, "gold": None, "task": None, "metadata": None}
 
 
-def attempts_table(rows: list[dict[str, Any]]) -> pa.Table:
+def attempts_of_rows(rows: list[dict[str, Any]]) -> Attempts:
     """Return attempts as `run_folder.read_attempts` yields them."""
-    return slim_attempts(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA))
+    return attempts_of(slim_attempts(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)))
 
 
-def simulate(seed: int) -> Simulation:
-    """Play one schedule; what fails says its seed."""
+def simulate(seed: int, **how: Any) -> Simulation:
+    """Play one schedule; what fails says its seed. `how` goes to `Simulation`."""
     # A disk in memory where there is one: thousands of journals are written with an fsync for every record.
     shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="clear_ray_simulation_", dir=shared_memory) as folder:
-        simulation = Simulation(seed, Path(folder))
+        simulation = Simulation(seed, Path(folder), **how)
         try:
             simulation.play()
         except BaseException as error:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from clear_ray.errors import BudgetError
-from clear_ray.ledger import Balance, Entry, Ledger
+from clear_ray.ledger import REFUSED, WAIT, Balance, Entry, Ledger
 
 QUERIES = 4
 COSTS = st.sampled_from([Fraction(1), Fraction(1, 1000), Fraction(3, 8), Fraction(5, 2), Fraction(7_333, 1_000)])
@@ -84,10 +84,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(index=INDICES, tokens=st.integers(-2, 120))
     def reserve(self, index: int, tokens: int) -> None:
-        is_affordable = self.costs[index] * tokens <= self.available
-        assert self.ledger.fits(index, tokens) == is_affordable
-        assert self.ledger.could_fit(index, tokens) == (self.costs[index] * tokens <= self.available + self.reserved)
-        if index in self.held or tokens < 1 or not is_affordable:
+        if index in self.held or tokens < 1 or self.costs[index] * tokens > self.available:
             self.refused(lambda: self.ledger.reserve(index, tokens))
             return
         self.attempts[index] += 1
@@ -95,6 +92,22 @@ class LedgerMachine(RuleBasedStateMachine):
         assert entry == Entry("reserve", index, self.attempts[index], tokens)
         self.entries.append(entry)
         self.held[index] = self.attempts[index], tokens
+
+    @rule(index=INDICES, tokens=st.integers(-2, 250))
+    def admit(self, index: int, tokens: int) -> None:
+        wanted, before = self.costs[index] * tokens, account(self.ledger)
+        if wanted > self.available:  # nothing moves, whatever the query holds
+            admitted = WAIT if wanted <= self.available + self.reserved else REFUSED
+            assert self.ledger.admit(index, tokens) == admitted
+            assert account(self.ledger) == before
+        elif index in self.held or tokens < 1:
+            self.refused(lambda: self.ledger.admit(index, tokens))
+        else:
+            self.attempts[index] += 1
+            entry = self.ledger.admit(index, tokens)
+            assert entry == Entry("reserve", index, self.attempts[index], tokens)
+            self.entries.append(entry)
+            self.held[index] = self.attempts[index], tokens
 
     @rule(target=closed, index=INDICES, share=st.floats(0, 1))
     def settle(self, index: int, share: float) -> object:

@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.calibrate import _refuse_other_features, calibrate
-from clear_ray.clearing import nothing_to_grant
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
 from clear_ray.generating import block_rows, calls_for
 from clear_ray.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.running import Round
 from clear_ray.run_folder import (
     MANIFEST,
-    SLIM_ATTEMPT_SCHEMA,
     SUMMARY,
     describe,
     estimated_already,
@@ -191,14 +191,14 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
     whole = Path(target.path, "a.parquet").read_bytes()
     Path(target.path, "torn.parquet").write_bytes(whole[:-20])
     (found,) = read_attempts(folder, 1, 4, VoidAttempts())
-    assert found.schema == SLIM_ATTEMPT_SCHEMA
-    assert found["index"].to_pylist() == [1, 2, 3]
-    assert found["answer_tokens"].to_pylist() == [1, 2, 3]
-    assert found["has_failed"].to_pylist() == [False, True, False]
-    assert found["has_stopped"].to_pylist() == [True, False, True]
+    assert found.index_M.tolist() == [1, 2, 3]
+    assert found.answer_tokens_M.tolist() == [1, 2, 3]
+    assert found.has_failed_M.tolist() == [False, True, False]
+    assert found.has_stopped_M.tolist() == [True, False, True]
+    assert np.isnan(found.correct_M).all()
     assert sorted(path.name for path in Path(target.path).iterdir()) == ["a.parquet", "b.parquet"]
     monkeypatch.setattr("clear_ray.storage._READ_AT_ONCE", 1)  # a query that stands in two files, read apart
-    assert [table["index"].to_pylist() for table in read_attempts(folder, 1, 4, VoidAttempts())] == [[1, 3], [2]]
+    assert [some.index_M.tolist() for some in read_attempts(folder, 1, 4, VoidAttempts())] == [[1, 3], [2]]
 
 
 def test_estimates_of_a_killed_run_count_once_and_only_where_they_are_whole(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_file_of_zeroed_pages_is_torn(tmp_path: Path) -> None:
             zero_pages(target)
     assert estimated_already(folder, 3)[0].tolist() == [True, True, False]
     (found,) = read_attempts(folder, 1, 3, VoidAttempts())
-    assert found["index"].to_pylist() == [0, 1]
+    assert found.index_M.tolist() == [0, 1]
     assert [Path(path).name for path in folder.files()] == ["a.parquet", "a.parquet"]
 
 
@@ -268,7 +268,7 @@ def test_damaged_grants_are_named(tmp_path: Path, damage: str) -> None:
     folder, path = open_folder(str(tmp_path)), tmp_path / "grants" / "r01.parquet"
     some_M = np.arange(2)
     granted = replace(nothing_to_grant(2), index_M=some_M, tokens_M=some_M, expected_tokens_M=some_M / 2)
-    write_grants(folder, 1, replace(granted, expected_utility_M=some_M / 4), 100)
+    write_grants(folder, Round(1, 100, replace(granted, expected_utility_M=some_M / 4)))
     assert read_grants(folder, 1) is not None
     table = pq.read_table(path)
     if damage == "junk":

@@ -10,16 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clear_ray.clearing import Batch, clear, minimum_service, reservation_prices
+from clear_ray.config import AllocationConfig
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.rounds.batch import Batch, reservation_prices
+from clear_ray.rounds.clearing import clear
+from clear_ray.rounds.minimum_service import minimum_service, owed_tokens
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.budgets import sweep
 from clear_ray.sweep.estimates import estimate, training_apart, training_by_folds
-from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings, priced, served
+from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings
 from clear_ray.sweep.recording import Recording, read_recording
-from clear_ray.sweep.replayed import Dispatched, Replayed, replay_run
+from clear_ray.sweep.replayed import Answers, Dispatched, Replayed, replay_run
 from clear_ray.sweep.rows import Judge, Row, share_of_way
 from tests.conftest import ROLLOUTS
 from tests.unit.estimation.conftest import drawn_tables
@@ -74,14 +78,20 @@ def batches(draw: st.DrawFn) -> tuple[Batch, np.ndarray, np.ndarray]:
 
 
 def replayed(
-    batch: Batch, length_N: np.ndarray, is_stopped_N: np.ndarray, budget: int, *, basis: str = "ceilings", **how: int
+    batch: Batch,
+    length_N: np.ndarray,
+    is_stopped_N: np.ndarray,
+    budget: int,
+    *,
+    basis: str = "ceilings",
+    max_rounds: int = 8,
+    **how: int,
 ) -> Replayed:
     return replay_run(
-        priced(batch, basis=basis),  # type: ignore[arg-type]
-        length_N=length_N,
-        is_stopped_N=is_stopped_N,
-        is_right_N=is_stopped_N,
+        BatchOffers(batch, basis=basis),  # type: ignore[arg-type]
+        Answers(length_N, is_stopped_N, is_stopped_N),
         budget_tokens=budget,
+        allocation=AllocationConfig(max_rounds=max_rounds),
         dispatched=Dispatched(**how),
     )
 
@@ -108,7 +118,7 @@ def test_priced_by_ceilings_no_outcome_depends_on_who_ends_first(
 ) -> None:
     one, many = (replayed(*drawn, budget, max_batch=slots, rows_in_flight=slots) for slots in (1, 64))
     assert np.array_equal(one.spent_tokens_N, many.spent_tokens_N)
-    assert one.rounds == many.rounds
+    assert one.reports == many.reports
 
 
 @given(drawn=batches(), budget=st.integers(1, 400), floor=st.integers(1, 8))
@@ -119,13 +129,10 @@ def test_a_minimum_service_reaches_every_query_within_the_budget(
     batch, length_N, is_stopped_N = drawn
     budget = max(budget, floor * len(length_N))
     run = replay_run(
-        priced(batch, minimum_service_tokens=floor),
-        length_N=length_N,
-        is_stopped_N=is_stopped_N,
-        is_right_N=is_stopped_N,
+        BatchOffers(batch),
+        Answers(length_N, is_stopped_N, is_stopped_N),
         budget_tokens=budget,
-        dispatched=Dispatched(minimum_service_tokens=floor),
-        serve_rest=served(batch, minimum_service_tokens=floor),
+        allocation=AllocationConfig(minimum_service_tokens=floor),
     )
     assert run.spent_tokens_N.sum() <= budget
     assert (run.spent_tokens_N >= np.minimum(floor, length_N)).all()
@@ -141,8 +148,9 @@ def test_floors_are_kept_back_for_queries_that_are_not_worth_the_price(
     generated_N = np.where(rng.random(len(length_N)) < 0.5, 0, rng.integers(1, 32, len(length_N)))
     is_open_N = rng.random(len(length_N)) < 0.8
     how = {"generated_tokens_N": generated_N, "is_open_N": is_open_N, "available_tokens": budget}
-    cleared = clear(batch, **how, minimum_service_tokens=floor)
     is_owed_N = is_open_N & (generated_N == 0)
+    owed_N = owed_tokens(is_owed_N, batch.max_tokens_N, floor)
+    cleared = clear(batch, **how, owed_tokens_N=owed_N)
     if floor * is_owed_N.sum() > budget:
         assert not len(cleared.index_M), "what is owed is not sold"
         return
@@ -152,7 +160,8 @@ def test_floors_are_kept_back_for_queries_that_are_not_worth_the_price(
     assert (cleared.tokens_M[is_owed_N[cleared.index_M]] >= floor).all()
     assert (reservation_prices(batch)[is_owed_N & ~is_granted_N] <= cleared.shadow_price + 1e-12).all() or not floor
     assert cleared.expected_utility_M.sum() <= cleared.dual_bound + 1e-9
-    rest = minimum_service(batch, **how, minimum_service_tokens=floor, shadow_price=0.5)
+    assert cleared.dual_bound - cleared.expected_utility_M.sum() == pytest.approx(cleared.gap, abs=1e-9)
+    rest = minimum_service(batch, owed_tokens_N=owed_N, available_tokens=budget, shadow_price=0.5)
     assert rest.is_service
     assert rest.tokens_M.sum() <= budget
     assert (rest.tokens_M > 0).all()

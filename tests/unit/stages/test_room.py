@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clear_ray.clearing import Batch, Clearing, clear, minimum_service
 from clear_ray.config import ReplayConfig, TransformersConfig
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.records import QUERY_SCHEMA
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.minimum_service import minimum_service, owed_tokens
 from clear_ray.run_folder import read_batch
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.probe import Probe
@@ -101,10 +103,8 @@ def test_the_text_that_asks_for_a_direct_answer_takes_room_too(worker: EngineWor
     assert (estimates["prompt_tokens"].to_numpy()[:3] < asked["prompt_tokens"].to_numpy()).all()
     service = minimum_service(
         batch.take(np.arange(3)),
-        generated_tokens_N=np.zeros(3, np.int64),
-        is_open_N=np.ones(3, bool),
+        owed_tokens_N=owed_tokens(np.ones(3, bool), batch.max_tokens_N[:3], CONTEXT),
         available_tokens=10_000,
-        minimum_service_tokens=CONTEXT,
         shadow_price=0.0,
     )
     generated(worker, service, dict.fromkeys(range(3), ()), DIRECT_TEXT)

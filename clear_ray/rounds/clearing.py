@@ -17,7 +17,6 @@ Shapes: N queries of the batch, M of them granted, K grid points.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,44 +25,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
-from clear_ray.estimation.curves import Curves
-from clear_ray.records import COST_PARTS
+from clear_ray.rounds.batch import Basis, Batch, expected_spend, further_utility, taken_tokens
 
 Policy = Literal["clear_ray", "uniform"]
-Basis = Literal["ceilings", "expected_spend"]
 Solve = Callable[..., Allocation]
 """Anything with the signature of `allocate`."""
 
 SOLVERS: Mapping[Policy, Solve] = {"clear_ray": allocate, "uniform": uniform}
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a round is cleared over.
-
-    Attributes:
-        curves: One curve of each query, N rows.
-        weight_N: Value of a correct answer.
-        max_tokens_N: Ceiling of each query over all its grants, tokens.
-        tie_break_N: A number that belongs to the query and not to its place in the input.
-        cost_N: What a token of each query takes from the budget.
-    """
-
-    curves: Curves
-    weight_N: NDArray[np.float64]
-    max_tokens_N: NDArray[np.int64]
-    tie_break_N: NDArray[np.uint64]
-    cost_N: NDArray[np.float64]
-
-    def take(self, index: NDArray[np.int64]) -> Batch:
-        """Return some of the queries."""
-        return Batch(
-            self.curves.take(index),
-            self.weight_N[index],
-            self.max_tokens_N[index],
-            self.tie_break_N[index],
-            self.cost_N[index],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +71,7 @@ def clear(
     available_tokens: int,
     policy: Policy | Solve = "clear_ray",
     basis: Basis = "ceilings",
-    minimum_service_tokens: int = 0,
+    owed_tokens_N: NDArray[np.int64] | None = None,
 ) -> Clearing:
     """Price `available_tokens` over the open queries and grant them.
 
@@ -114,7 +82,7 @@ def clear(
         available_tokens: What may be granted, in tokens of cost 1.
         policy: `clear_ray` by the price, `uniform` equal ceilings, or a rule of your own.
         basis: What a grant is priced at: `ceilings` at its whole ceiling, `expected_spend` at what it is expected to spend.
-        minimum_service_tokens: Floor of every query that has generated nothing yet; see `minimum_service`.
+        owed_tokens_N: Floor under what each query is granted, shape (N,), see `minimum_service`; none if not given.
 
     Returns:
         The clearing; without grants if nothing is open, nothing is left, or what is left is owed as minimum service.
@@ -123,8 +91,8 @@ def clear(
     """
     room_N = batch.max_tokens_N - generated_tokens_N
     index = np.flatnonzero(is_open_N & (room_N > 0))
-    floor = np.where(generated_tokens_N[index] == 0, np.minimum(room_N[index], minimum_service_tokens), 0)
-    if not len(index) or available_tokens < 1 or floor @ batch.cost_N[index] > available_tokens:
+    floor = np.zeros_like(index) if owed_tokens_N is None else owed_tokens_N[index]
+    if not len(index) or available_tokens < 1 or taken_tokens(floor, batch.cost_N[index]) > available_tokens:
         return nothing_to_grant(len(room_N))
 
     def utility_above(floor_tokens: NDArray[np.int64]) -> Tabulated:
@@ -142,7 +110,7 @@ def clear(
     kept_tokens = 0
     if floor.any():
         allocation, is_kept = _without_kept(allocation, floor, utility_above(np.zeros_like(floor)))
-        kept_tokens = math.ceil(floor[is_kept] @ batch.cost_N[index[is_kept]])
+        kept_tokens = taken_tokens(floor[is_kept], batch.cost_N[index[is_kept]])
     spend = expected_spend(batch.curves.take(index), generated_tokens_N[index], allocation.tokens_N)
     granted = grants_of(
         allocation,
@@ -153,48 +121,6 @@ def clear(
         cost_N=batch.cost_N[index],
     )
     return replace(granted, kept_tokens=kept_tokens)
-
-
-def minimum_service(
-    batch: Batch,
-    *,
-    generated_tokens_N: NDArray[np.int64],
-    is_open_N: NDArray[np.bool_],
-    available_tokens: int,
-    minimum_service_tokens: int,
-    shadow_price: float,
-) -> Clearing:
-    """Grant the floors of the queries that no round has funded, for a short direct answer each.
-
-    Args:
-        batch: Curves, weights and ceilings.
-        generated_tokens_N: Tokens that each query's answer holds so far.
-        is_open_N: Queries that have neither ended by themselves nor failed.
-        available_tokens: What may be granted. Less than all floors only if workers died and took tokens along; then they
-            are granted in the order in which ties are broken, as far as they fit.
-        minimum_service_tokens: The floor.
-        shadow_price: The price that these queries were not worth.
-    """
-    queries = len(is_open_N)
-    index = np.flatnonzero(is_open_N & (generated_tokens_N == 0) & (batch.max_tokens_N > 0))
-    index = index[np.argsort(batch.tie_break_N[index], kind="stable")]
-    tokens = np.minimum(batch.max_tokens_N[index], minimum_service_tokens).astype(np.int64)
-    is_paid = (np.cumsum(tokens * batch.cost_N[index]) <= available_tokens) & (tokens > 0)
-    index, tokens = index[is_paid], tokens[is_paid]
-    curves = batch.curves.take(index)
-    utility = Tabulated(curves.tokens_K, curves.success_NK, weight_N=batch.weight_N[index]).utility(tokens)
-    worth = float(utility.sum())
-    return Clearing(
-        index_M=index,
-        tokens_M=tokens,
-        expected_tokens_M=expected_spend(curves, np.zeros_like(tokens), tokens),
-        expected_utility_M=utility,
-        surplus_N=np.zeros(queries),
-        shadow_price=shadow_price,
-        dual_bound=worth,
-        gap=0.0,
-        is_service=True,
-    )
 
 
 def _without_kept(
@@ -215,60 +141,6 @@ def _without_kept(
         dual_bound=allocation.dual_bound - kept_utility,
     )
     return granted, is_kept_M
-
-
-def further_utility(
-    batch: Batch,
-    index: NDArray[np.int64],
-    *,
-    generated_tokens_N: NDArray[np.int64],
-    available_tokens: int,
-    basis: Basis = "ceilings",
-    floor_tokens: NDArray[np.int64] | None = None,
-) -> Tabulated:
-    """Return the curves of further tokens of the queries at `index`, given that their answers have not ended yet.
-
-    Args:
-        batch: Curves, weights and ceilings.
-        index: Which queries.
-        generated_tokens_N: Tokens that each query's answer holds so far.
-        available_tokens: What may be granted.
-        basis: What a grant is priced at.
-        floor_tokens: Further tokens owed to each query at `index` whatever the price; none if not given.
-    """
-    curves, cost = batch.curves.take(index), batch.cost_N[index]
-    room = batch.max_tokens_N[index] - generated_tokens_N[index]
-    return Tabulated(
-        curves.tokens_K,
-        curves.success_NK,
-        curves.spend_NK if basis == "expected_spend" else None,
-        survival_NK=curves.survival_NK,
-        weight_N=batch.weight_N[index],
-        # A ceiling above what is left could never be reserved.
-        max_tokens_N=generated_tokens_N[index] + np.minimum(room, affordable_tokens(available_tokens, cost)),
-        min_tokens_N=None
-        if floor_tokens is None
-        else np.where(floor_tokens > 0, generated_tokens_N[index] + floor_tokens, 0),
-        cost_per_token_N=cost,
-    ).continued(generated_tokens_N[index])
-
-
-def affordable_tokens(available_tokens: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return how many whole tokens of each query could be paid for, were they all that is bought."""
-    parts_N = np.rint(cost_N * COST_PARTS).astype(np.int64)
-    return np.asarray(available_tokens * COST_PARTS // parts_N)
-
-
-def reservation_prices(batch: Batch) -> NDArray[np.float64]:
-    """Return the price above which each query is not worth a first token, priced at ceilings, shape (N,)."""
-    return Tabulated(
-        batch.curves.tokens_K,
-        batch.curves.success_NK,
-        survival_NK=batch.curves.survival_NK,
-        weight_N=batch.weight_N,
-        max_tokens_N=batch.max_tokens_N,
-        cost_per_token_N=batch.cost_N,
-    ).reservation_price
 
 
 def nothing_to_grant(queries: int) -> Clearing:
@@ -325,21 +197,3 @@ def dispatch_order(
     fits = np.cumsum(taken_M[by_value]) <= available_tokens
     at_once = by_value[fits]
     return np.concatenate([at_once[np.argsort(-tokens_M[at_once], kind="stable")], by_value[~fits]])
-
-
-def expected_spend(
-    curves: Curves, generated_tokens_M: NDArray[np.int64], tokens_M: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return what grants of further tokens are expected to spend, whatever they were priced at."""
-    spend = Tabulated(curves.tokens_K, curves.success_NK, curves.spend_NK, survival_NK=curves.survival_NK)
-    return np.minimum(spend.continued(generated_tokens_M).spend(tokens_M), tokens_M)
-
-
-def uniform_ceiling(batch: Batch, spend_tokens: float) -> tuple[int, float]:
-    """Return the equal ceiling that is expected to spend `spend_tokens` in all, and the utility expected from it."""
-    curves = batch.curves
-    tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
-    spend_K = np.concatenate([[0.0], batch.cost_N @ curves.spend_NK.astype(np.float64)])
-    utility_K = np.concatenate([[0.0], batch.weight_N @ curves.success_NK.astype(np.float64)])
-    ceiling = int(np.interp(spend_tokens, spend_K, tokens_K))
-    return ceiling, float(np.interp(ceiling, tokens_K, utility_K))

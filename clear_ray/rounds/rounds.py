@@ -1,0 +1,192 @@
+"""The law of a run: when the price is cleared, of which queries, with how many tokens, and when it is over.
+
+    while (granted := rounds.next(unspent_tokens)) is not None:     budget less what was spent
+        ... run the grants ...                                      or not yet: ask again first
+        rounds.take(granted.number, attempts)
+
+`run`, a resume, the replay of recorded rollouts and the simulation of faults drive this one object. It has no clock, no
+files and no cluster; what it is told and answers is all that a round depends on.
+
+**A clearing** shares what is available: what is not spent and not promised to grants that are still running. It goes to
+queries that are free: open, and without a running grant. The first clearing takes place if one token is available. A
+further one takes place if there were fewer than `max_rounds`, if `smallest_grant_tokens` are available beside what is
+owed, and if no round came to nothing.
+
+**Owed** is the minimum service of every free query of which no grant was ever run. A clearing may grant it and more, or keep
+it back; it sells it to no other query.
+
+**The last round** pays out what is owed, once a clearing does not take place or grants nothing, and nothing is running.
+
+**The end** is when `next` returns None and nothing is running: nothing is left that could be bought.
+
+Invariants: no query holds two running grants; what is promised to grants priced at their ceilings is never more than what is
+not spent; told the same in the same order, it answers the same, which is what a resume does with what its folder holds.
+
+Shapes: N queries of the batch, M of them granted in a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.config import AllocationConfig
+from clear_ray.errors import BudgetError
+from clear_ray.records import COST_PARTS
+from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.batch import cost_parts, taken_tokens
+from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.minimum_service import owed_tokens
+from clear_ray.rounds.offers import Offers
+from clear_ray.rounds.running import DEFECT, Round, RunningRound
+from clear_ray.rounds.states import QueryStates
+
+
+class Rounds:
+    """All rounds of one batch.
+
+    Args:
+        offers: What queries are offered, and what is believed of them.
+        settings: When rounds end, and whether there is a minimum service.
+        failed: Queries that failed before the first round.
+
+    Attributes:
+        states: Where every query stands.
+        number: Of the last round; 0 before the first.
+    """
+
+    def __init__(self, offers: Offers, settings: AllocationConfig, *, failed: Collection[int] = ()) -> None:
+        self.states = QueryStates(offers.cost_N, failed=failed)
+        self.number = 0
+        self._offers, self._settings = offers, settings
+        self._parts_N = cost_parts(offers.cost_N)
+        self._is_running_N = np.zeros(len(offers.cost_N), bool)
+        self._promised_parts = 0
+        self._running: dict[int, RunningRound] = {}
+        self._came_to_nothing = False
+        self._has_served = False
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Numbers of the rounds that were not taken yet."""
+        return tuple(self._running)
+
+    @property
+    def promised_tokens(self) -> int:
+        """What running grants may spend, in tokens of cost 1, rounded up."""
+        return -(-self._promised_parts // COST_PARTS)
+
+    def may_clear(self, unspent_tokens: int) -> bool:
+        """Return whether `next` would clear the price. Changes nothing."""
+        return self._may_clear(unspent_tokens - self.promised_tokens, self._owed_tokens_N())
+
+    def next(self, unspent_tokens: int) -> Round | None:
+        """Grant what is available.
+
+        Args:
+            unspent_tokens: The budget less what was spent, in tokens of cost 1; what is promised is taken off here.
+
+        Returns:
+            The next round, whose grants are running from now on; None if there is nothing to grant, for good if no round
+            is running.
+
+        Raises:
+            BudgetError: The offers grant what they may not; a defect.
+        """
+        if self._has_served:
+            return None
+        available_tokens, owed_tokens_N = unspent_tokens - self.promised_tokens, self._owed_tokens_N()
+        clearing = nothing_to_grant(len(owed_tokens_N))
+        if self._may_clear(available_tokens, owed_tokens_N):
+            clearing = self._offers.clear(
+                self.states,
+                is_free_N=self._is_free_N,
+                available_tokens=available_tokens,
+                owed_tokens_N=owed_tokens_N,
+            )
+        if not len(clearing.index_M) and not self._running and owed_tokens_N.any():
+            refused_at = float(self.states.price_N[owed_tokens_N > 0].max())
+            clearing = self._offers.serve(owed_tokens_N, available_tokens=available_tokens, shadow_price=refused_at)
+        return self._begin(Round(self.number + 1, available_tokens, clearing)) if len(clearing.index_M) else None
+
+    def replay(self, kept: Round) -> Round:
+        """Have a round run again that was granted before a restart; rounds come in their order.
+
+        Raises:
+            BudgetError: It is not the next one, or grants what is running.
+        """
+        if kept.number != self.number + 1:
+            raise BudgetError(f"round {self.number + 1} is the next one", "rounds", str(kept.number), DEFECT)
+        return self._begin(kept)
+
+    def note(self, number: int, attempts: Attempts) -> None:
+        """Note what came of some grants of a running round: their queries are free again, what is left of them unpromised.
+
+        Raises:
+            BudgetError: One of them is no running grant of that round.
+        """
+        self._running_round(number).note(attempts, self.states)
+        self._release(attempts.index_M, attempts.granted_tokens_M)
+
+    def take(self, number: int, attempts: Iterable[Attempts] = ()) -> RoundReport:
+        """Note the rest of what came of a round, which is over then: grants without an attempt were not run.
+
+        Args:
+            number: The round.
+            attempts: What was not noted yet; only one of them is held at a time.
+
+        Returns:
+            The round's report; without its time, of which nothing is known here.
+
+        Raises:
+            BudgetError: As for `note`.
+        """
+        for some in attempts:
+            self.note(number, some)
+        running = self._running_round(number)
+        del self._running[number]
+        clearing = running.granted.clearing
+        self._release(clearing.index_M[~running.was_run_M], clearing.tokens_M[~running.was_run_M])
+        self._came_to_nothing |= not running.was_run_M.any()
+        return running.report()
+
+    @property
+    def _is_free_N(self) -> NDArray[np.bool_]:
+        return self.states.is_open_N & ~self._is_running_N
+
+    def _owed_tokens_N(self) -> NDArray[np.int64]:
+        is_unserved_N = self._is_free_N & (self.states.rounds_N == 0)
+        return owed_tokens(is_unserved_N, self._offers.max_tokens_N, self._settings.minimum_service_tokens)
+
+    def _may_clear(self, available_tokens: int, owed_tokens_N: NDArray[np.int64]) -> bool:
+        if self._came_to_nothing or self._has_served or self.number >= self._settings.max_rounds:
+            return False
+        if self.number == 0:
+            return available_tokens >= 1
+        for_sale_tokens = available_tokens - taken_tokens(owed_tokens_N, self.states.cost_N)
+        return for_sale_tokens >= self._settings.smallest_grant_tokens
+
+    def _begin(self, granted: Round) -> Round:
+        clearing = granted.clearing
+        index, is_free_N = clearing.index_M, self._is_free_N
+        if len(np.unique(index)) < len(index) or not is_free_N[index].all() or (clearing.tokens_M < 1).any():
+            raise BudgetError("a query is granted twice, or is not free", f"round {granted.number}", remedy=DEFECT)
+        self.number = granted.number
+        self._running[granted.number] = RunningRound(granted)
+        self._is_running_N[index] = True
+        self._promised_parts += int(clearing.tokens_M @ self._parts_N[index])
+        self._has_served |= clearing.is_service
+        self.states.grant(clearing)
+        return granted
+
+    def _release(self, index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> None:
+        self._is_running_N[index_M] = False
+        self._promised_parts -= int(tokens_M @ self._parts_N[index_M])
+
+    def _running_round(self, number: int) -> RunningRound:
+        if number not in self._running:
+            raise BudgetError("no such round is running", "rounds", str(number), DEFECT)
+        return self._running[number]
