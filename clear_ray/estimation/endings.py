@@ -26,6 +26,8 @@ _POOLED_KNOTS, _DEVIATION_KNOTS = 10, 5
 _BEND, _DRAW = 1.0, 0.1
 _DEVIATION_SMOOTHNESS = 4.0
 _SMALLEST, _FURTHEST = 1e-6, 30.0
+TOLERANCE = 1e-7
+"""Of the fits: they end when a step brings less than this part of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Endings:
     law_K: Array
     pooled_J: Array
     deviation_PM: Array
+
+    def turned(self, turn_PR: Array) -> Endings:
+        """Return the same fit in coordinates of which these were turned ones."""
+        return Endings(self.law_K, self.pooled_J, turn_PR @ self.deviation_PM)
 
     def arrays(self) -> Arrays:
         """Return the arrays to store."""
@@ -65,7 +71,6 @@ def fit_endings(
     tokens_K: NDArray[np.int64],
     law_survival_K: Array,
     ridge: float,
-    start: Endings | None = None,
     iterations: int = 60,
 ) -> Endings:
     """Maximise the penalised likelihood of the endings.
@@ -77,7 +82,6 @@ def fit_endings(
         tokens_K: The grid.
         law_survival_K: Survival under the uninformed law.
         ridge: Strength of the shrinkage of the deviations, in answers.
-        start: Where to begin: an earlier fit in the same coordinates.
         iterations: Most steps of the optimiser.
     """
     pooled_KJ, deviation_KM = hat_basis(tokens_K, _POOLED_KNOTS), hat_basis(tokens_K, _DEVIATION_KNOTS)
@@ -96,8 +100,10 @@ def fit_endings(
         slope_PM = x_NP.T @ (error_NK @ deviation_KM) + shrunk_PM
         return value, np.concatenate([error_NK.sum(axis=0) @ pooled_KJ + smooth_J, slope_PM.ravel()])
 
-    first = np.zeros(J + P * M) if start is None else np.concatenate([start.pooled_J, start.deviation_PM.ravel()])
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 20})
+    first = np.zeros(J + P * M)
+    found = minimize(
+        loss, first, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 10, "ftol": TOLERANCE}
+    )
     return Endings(law_K, found.x[:J], found.x[J:].reshape(P, M))
 
 

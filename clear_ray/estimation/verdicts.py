@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from clear_ray.estimation.endings import chance_of, differences
+from clear_ray.estimation.endings import TOLERANCE, chance_of, differences
 from clear_ray.estimation.hazards import hat_basis
 from clear_ray.estimation.head import Arrays
 
@@ -39,6 +39,10 @@ class Verdicts:
     law: Array
     pooled_J: Array
     weight_P: Array
+
+    def turned(self, turn_PR: Array) -> Verdicts:
+        """Return the same fit in coordinates of which these were turned ones."""
+        return Verdicts(self.law, self.pooled_J, turn_PR @ self.weight_P)
 
     def arrays(self) -> Arrays:
         """Return the arrays to store."""
@@ -63,7 +67,6 @@ def fit_verdicts(
     tokens_K: NDArray[np.int64],
     law_solvability: float,
     ridge: float,
-    start: Verdicts | None = None,
     iterations: int = 60,
 ) -> Verdicts:
     """Maximise the penalised likelihood of the verdicts.
@@ -75,7 +78,6 @@ def fit_verdicts(
         tokens_K: The grid.
         law_solvability: Chance of a right answer under the uninformed law.
         ridge: Strength of the shrinkage of the weights, in answers.
-        start: Where to begin: an earlier fit in the same coordinates.
         iterations: Most steps of the optimiser.
     """
     law = float(np.log(law_solvability / (1.0 - law_solvability)))
@@ -92,6 +94,8 @@ def fit_verdicts(
         value += 0.5 * (float(smooth_J @ pooled_J) + ridge * float(weight_P @ weight_P))
         return value, np.concatenate([basis_EJ.T @ error_E + smooth_J, x_EP.T @ error_E + ridge * weight_P])
 
-    first = np.zeros(J + x_EP.shape[1]) if start is None else np.concatenate([start.pooled_J, start.weight_P])
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 20})
+    first = np.zeros(J + x_EP.shape[1])
+    found = minimize(
+        loss, first, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 10, "ftol": TOLERANCE}
+    )
     return Verdicts(np.array([law]), found.x[:J], found.x[J:])
