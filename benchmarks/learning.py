@@ -36,6 +36,7 @@ from clear_ray.estimation.learning import by_fold
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
 from clear_ray.rounds.offers import BatchOffers, Offers
+from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.policies import equal_ceilings
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Answers, Replayed, replay_run
@@ -134,12 +135,19 @@ def cross_fitted(recording: Recording, x_NP: Array, *, samples: Sequence[int], s
     return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K)
 
 
+def competing_risks(recording: Recording, folder: Path) -> Curves:
+    """Return the curves of the default kind of head, cross-fitted by the recording's own folds."""
+    names = {"rollouts_path": "rollouts.parquet", "features_path": "features.parquet", "folds_path": "split.json"}
+    training = training_by_folds(recording, **{name: str(folder / file) for name, file in names.items()})
+    return estimate(recording, training, kinds=["competing_risks"], seed=0)["competing_risks"]
+
+
 def compare(
     recording: Recording, x_NP: Array, budgets: Sequence[float], arguments: argparse.Namespace, head: Curves | None
 ) -> list[dict[str, Any]]:
     """Return one row a budget: means over draws with their standard errors."""
     rows = []
-    stages = Stages(growth=arguments.growth) if arguments.growth else Stages()
+    stages = replace(Stages(), **json.loads(arguments.stages))
     batches = [
         draw(
             recording, x_NP, copies=arguments.copies, queries=arguments.queries, shuffled=arguments.shuffled, seed=seed
@@ -197,9 +205,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int)
     parser.add_argument("--budgets", default="")
     parser.add_argument("--label", choices=("verdict", "ended"), default="verdict")
-    parser.add_argument("--growth", type=float)
+    parser.add_argument("--stages", default="{}", help="JSON of fields of Stages that are to be otherwise")
     parser.add_argument("--shuffled", action="store_true")
-    parser.add_argument("--no-head", action="store_true", help="do not run the cross-fitted head")
+    parser.add_argument("--head", choices=("factorised", "competing_risks", "none"), default="factorised")
     arguments = parser.parse_args()
     is_recorded = arguments.kind == "recorded"
     folder = Path(arguments.path)
@@ -216,9 +224,13 @@ def main() -> None:
     ample = float(recording.length_NS.mean())
     budgets = [float(word) for word in arguments.budgets.split(",") if word]
     budgets = budgets or list(RECORDED_BUDGETS if is_recorded else [share * ample for share in SHARES])
-    head = None if arguments.no_head else cross_fitted(recording, x_NP, samples=range(recording.samples), seed=0)
+    head = None
+    if arguments.head == "factorised":
+        head = cross_fitted(recording, x_NP, samples=range(recording.samples), seed=0)
+    elif arguments.head == "competing_risks":
+        head = competing_risks(recording, folder)
     rows = compare(recording, x_NP, budgets, arguments, head)
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets", "no_head")}
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets")}
     found = {
         "figure": "learning", **settings, "path": folder.name, "features": sets, "queries": len(recording) * arguments.copies,
         "rows": rows, "share_to_64": share_over(rows, 64.0), "share_over_all": share_over(rows, np.inf),
