@@ -16,10 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clear_ray.config import RunConfig
+from clear_ray.config import RunConfig, TransformersConfig
 from clear_ray.engine import Generation, Grant, TransformersEngine
 from clear_ray.engine.base import read_prompt
-from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 from clear_ray.tasks import generate_queries, load_scorer
 
 DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
@@ -88,7 +87,7 @@ def main() -> None:
     rows = list(generate_queries(RunConfig.load(DEMO).input.tasks))[:: options.share]
     for row in rows:
         row["asked"] = read_prompt(row["prompt"] or row["messages"], is_conversation=not row["prompt"])
-    engine = TransformersEngine(EMBEDDED_MODEL, device="cpu", threads=options.threads)
+    engine = TransformersEngine(TransformersConfig(device="cpu", threads=options.threads))
     closing = closing_ids(engine)
     whole = run_all(engine, [Grant(row["query_id"], row["asked"], max(CEILINGS)) for row in rows])
     result: dict[str, Any] = {"queries": len(rows), "closing_tokens": len(closing)}

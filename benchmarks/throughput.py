@@ -19,7 +19,7 @@ What is in the line:
     probe       a prefill of every prompt, over the generation under `slots`, by the layers that the demo's head reads and by
                 all of them; also for prompts that share nothing but the chat template, at the same grants
     decode      on CUDA, one step of a full batch, with and without graphs, beside the time that reading all weights and the
-                cache once takes at the bandwidth of a large copy on the same device (facts/field.md, A3)
+                cache once takes at the bandwidth of a large copy on the same device
     idle        share of all steps that come after the queue is empty, for longest grants first and for order of arrival,
                 over many queries; counted, not measured
 """
@@ -41,19 +41,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from paged_batch import PagedBatch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from clear_ray.config import RunConfig
+from clear_ray.config import RunConfig, TransformersConfig, WorkersConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
 from clear_ray.engine.batch import Answer, Batch
 from clear_ray.engine.grouping import PREFILL_TOKENS
-from clear_ray.engine.loading import cache_bytes_per_token
-from clear_ray.engine.paged import PagedBatch
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL, resolve_model
+from clear_ray.engine.trial import measure_footprint
 from clear_ray.tasks import generate_queries
 
 WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]
@@ -92,15 +92,12 @@ def timed(model: Any, action: Callable[[], Any]) -> tuple[Any, Seconds]:
     return result, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def batch_options(model: Any, rows: int, positions: int) -> dict[str, Any]:
-    """Return what any batch is made with: room for that many rows and positions, greedy, and no answer stops by itself."""
+def cache_options(model: Any, rows: int, positions: int) -> dict[str, Any]:
+    """Return what any batch is made with: room for that many rows and positions, and no answer stops by itself."""
     return {
-        "max_batch": rows,
         "cache_tokens": rows * positions,
         "prefill_tokens": PREFILL_TOKENS[model.device.type],
         "end_token_ids": frozenset(),
-        "temperature": 0.0,
-        "top_p": 1.0,
     }
 
 
@@ -108,9 +105,10 @@ def slot_batch(model: Any, *, rows: int, positions: int, eager: bool = False) ->
     """Return a batch as the engine makes it, but with a cache for that many rows and positions."""
     return SlotBatch(
         model,
+        WorkersConfig(max_batch=rows),
         graphs=model.device.type == "cuda" and not eager,
         refill_rows=1 if eager else refill_rows(rows, model.device),
-        **batch_options(model, rows, positions),
+        **cache_options(model, rows, positions),
     )
 
 
@@ -138,7 +136,11 @@ def run_slots(
 
 
 def run_paged(model: Any, inputs: Sequence[list[int]], grants: Sequence[int], rows: int) -> tuple[int, int]:
-    return run_through(PagedBatch(model, **batch_options(model, rows, most_positions(inputs))), inputs, grants)
+    return run_through(
+        PagedBatch(model, WorkersConfig(max_batch=rows), **cache_options(model, rows, most_positions(inputs))),
+        inputs,
+        grants,
+    )
 
 
 def copied_bytes_per_second(device: torch.device) -> float:
@@ -168,7 +170,7 @@ def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 9
         batch.close()
         medians[name] = float(np.median(seconds[steps // 2 :]))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    cache = rows * (prompt_tokens + 3 * steps // 4) * cache_bytes_per_token(model)
+    cache = rows * (prompt_tokens + 3 * steps // 4) * measure_footprint(model, "slots").position_bytes
     roof = (weights + cache) / copied_bytes_per_second(model.device)
     return {
         "rows": rows,
@@ -333,7 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--device")
-    parser.add_argument("--dtype")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--queries", type=int, default=96)
@@ -349,7 +351,9 @@ def main() -> None:
     if folder is not None:
         random_model(Path(folder.name))
         options.model = folder.name
-    engine = TransformersEngine(options.model, device=options.device, dtype=options.dtype, threads=options.threads)
+    engine = TransformersEngine(
+        TransformersConfig(model=options.model, device=options.device, dtype=options.dtype, threads=options.threads)
+    )
     is_cuda = engine._model.device.type == "cuda"
     machine = {
         "device": torch.cuda.get_device_name() if is_cuda else platform.machine(),

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 from throughput import MOST_TOKENS, Seconds, demo_prompts, heavy_tailed_grants, per_second
 
+from clear_ray.config import TransformersConfig, VllmConfig
 from clear_ray.engine import Engine, Grant, TransformersEngine, VllmEngine
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 
@@ -84,12 +85,17 @@ def main() -> None:
         )
     ]
     grants.sort(key=lambda grant: -grant.max_tokens)
-    shared = {"dtype": options.dtype, "max_batch": options.batch, "max_context_tokens": 2 * MOST_TOKENS}
-    ours = TransformersEngine(options.model, threads=1, **shared)
+    shared = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "max_batch": options.batch,
+        "max_context_tokens": 2 * MOST_TOKENS,
+    }
+    ours = TransformersEngine(TransformersConfig(threads=1, **shared))
     ours._thread._batch._end_token_ids = frozenset()  # type: ignore[attr-defined]
     found = {"slots": measure(ours, grants)}
     ours.close()
-    vllm = VllmEngine(options.model, cpu_cache_gib=options.cpu_cache_gib, enforce_eager=True, **shared)
+    vllm = VllmEngine(VllmConfig(cpu_cache_gib=options.cpu_cache_gib, enforce_eager=True, **shared))
     vllm._thread._decoding = replace(vllm._thread._decoding, end_token_ids=())
     found["vllm"] = measure(vllm, grants)
     vllm.close()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated, demand_curve
+from clear_ray.allocation import Tabulated, budget_for, demand_curve
 from clear_ray.config import RunConfig
-from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
-from clear_ray.report.plan import PlanReport
+from clear_ray.report.plan import PlanReport, ShareBudget
 from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
@@ -20,42 +20,31 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.showing import without_secrets
 
+if TYPE_CHECKING:
+    from clear_ray.open_run import OpenRun
+
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLE_QUERIES = 20_000
 """Most queries whose curves a report is drawn from."""
 
 
 def make_report(
-    config: RunConfig,
-    model: ModelCard,
-    head: HeadCard,
-    estimates: Estimates,
-    states: QueryStates,
-    balance: Balance,
-    spent_tokens_N: NDArray[np.int64],
+    work: OpenRun,
     rounds: tuple[RoundReport, ...],
     *,
+    spent_tokens_N: NDArray[np.int64],
     has_gold_N: NDArray[np.bool_],
-    workers: int,
-    worker_tokens_per_second: float | None,
-    seconds: float,
 ) -> RunReport:
     """Put the account of a finished run together.
 
     Args:
-        config: Of the run.
-        model: Who generated.
-        head: Who estimated.
-        estimates: Of the batch.
-        states: Where every query ended.
-        balance: The market's last.
-        spent_tokens_N: Tokens of each query that were charged, shape (N,).
+        work: The run, after its last round.
         rounds: What each clearing bought.
+        spent_tokens_N: Tokens of each query that were charged, shape (N,).
         has_gold_N: Whether a query can be scored, shape (N,).
-        workers: Most engines that were up at once.
-        worker_tokens_per_second: Measured of one of them; None if it was not.
-        seconds: Wall time of the run.
     """
+    config, estimates, states, hiring = work.config, work.estimates, work.states, work.hiring
+    balance = work.market.balance()
     batch = estimates.batch
     was_run_N = states.rounds_N > 0
     has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
@@ -67,8 +56,8 @@ def make_report(
     completed = int((was_run_N & ~has_failed_N).sum())
     return RunReport(
         run_dir=without_secrets(config.run_dir),
-        model=model.name,
-        head=head.kind,
+        model=hiring.crew.model.name,
+        head=hiring.crew.head.kind,
         policy=config.allocation.policy,
         budget_tokens=config.budget_tokens,
         spent_tokens=balance.spent_tokens,
@@ -90,10 +79,11 @@ def make_report(
         rounds=rounds,
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=budget_curve(batch, config.budget_tokens, queries=estimates.queries),
-        workers=workers,
-        worker_tokens_per_second=worker_tokens_per_second,
-        seconds=seconds,
+        workers=hiring.most_up,
+        worker_tokens_per_second=hiring.tokens_per_second,
+        seconds=work.progress.seconds,
         stopped_early=_stopped_early(config, states, balance),
+        notes=work.notes,
     )
 
 
@@ -128,23 +118,12 @@ def plan_report(
 
 def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[BudgetPoint, ...]:
     """Return what budgets around this one are expected to buy; over a sample where there are very many queries."""
-    known = len(batch.weight_N)
-    chosen = np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64))
-    scale = queries / len(chosen)
-    part = batch.take(chosen)
-    utility = Tabulated(
-        part.curves.tokens_K,
-        part.curves.success_NK,
-        part.curves.spend_NK,
-        survival_NK=part.curves.survival_NK,
-        weight_N=part.weight_N,
-        max_tokens_N=part.max_tokens_N,
-        cost_per_token_N=part.cost_N,
-    )
+    part = _sample_of(batch)
+    utility, scale = _utility_of(part), queries / len(part.weight_N)
     budgets = [max(int(share * budget_tokens), 1) for share in _CURVE_SHARES]
     curve = demand_curve(utility, budgets=[max(int(tokens / scale), 1) for tokens in budgets])
     # At price 0 tokens are left over, and those abandoned so far get a share of them.
-    funded_M = np.where(curve.shadow_price_M > 0, curve.funded_M, len(chosen))
+    funded_M = np.where(curve.shadow_price_M > 0, curve.funded_M, len(part.weight_N))
     return tuple(
         BudgetPoint(
             budget_tokens=tokens,
@@ -154,6 +133,39 @@ def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[Bud
             funded=round(int(funded) * scale),
         )
         for tokens, price, worth, funded in zip(budgets, curve.shadow_price_M, curve.utility_M, funded_M, strict=True)
+    )
+
+
+def budget_for_share(estimates: Estimates, share: float) -> ShareBudget | None:
+    """Return the fewest tokens that are expected to give a share of what ample ones give; None if those give nothing."""
+    part = _sample_of(estimates.batch)
+    utility, scale = _utility_of(part), estimates.queries / len(part.weight_N)
+    most = float(utility.utility(utility.demand(0.0)).sum())
+    if most <= 0:
+        return None
+    found = budget_for(utility, target_utility=share * most)
+    return ShareBudget(
+        share=share,
+        budget_tokens=math.ceil(found.budget_tokens * scale),
+        expected_utility=found.utility * scale,
+        most_utility=most * scale,
+    )
+
+
+def _sample_of(batch: Batch) -> Batch:
+    known = len(batch.weight_N)
+    return batch.take(np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64)))
+
+
+def _utility_of(batch: Batch) -> Tabulated:
+    return Tabulated(
+        batch.curves.tokens_K,
+        batch.curves.success_NK,
+        batch.curves.spend_NK,
+        survival_NK=batch.curves.survival_NK,
+        weight_N=batch.weight_N,
+        max_tokens_N=batch.max_tokens_N,
+        cost_per_token_N=batch.cost_N,
     )
 
 

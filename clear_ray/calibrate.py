@@ -1,4 +1,4 @@
-"""Rollouts of a model on queries with known answers -> a fitted head (method.md section 5).
+"""Rollouts of a model on queries with known answers -> a fitted head (docs/method.md, section 5).
 
 Each sample is a batch run of its own under `<run_dir>/sample-NN`, with equal ceilings and its share of the budget: the same
 engines, ledger and resume as any run. The probe features are read once more, this time with their hidden states. Run
@@ -29,6 +29,7 @@ from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.pipeline import run
 from clear_ray.report.live import Display
+from clear_ray.room import settled
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, inside, open_folder, reading_errors, writing_errors
@@ -75,10 +76,10 @@ def calibrate(
         kind: Which model of curves; see `estimation.fit`.
         created_by: Command to name in the head's card.
         encoder: Local folder of an encoder to read the questions with, in place of the model's hidden states.
-        display: Told of the progress of each sample's run.
+        display: Display that is told of the progress of each sample's run.
 
     Raises:
-        ConfigError: There is no scorer or no gold answer, too few queries, or a folder of features that is somebody else's.
+        ConfigError: There is no scorer or no gold answer, too few queries, or a folder of features that another has made.
         SchemaError: The input is refused.
         StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
@@ -136,8 +137,8 @@ def fit_recorded(
         folds_path: JSON whose `fold` maps query ids to folds: the head is cross-fitted, so that no query is estimated
             by a head that has seen it.
         kind: Which model of curves.
-        seed: Of the fit.
-        model_fingerprint: Of the model that the rollouts come from; empty fits any.
+        seed: Seed of the fit.
+        model_fingerprint: Fingerprint of the model that the rollouts come from; empty fits any.
         created_by: Command to name in the head's card.
         encoder: Local folder of an encoder to read the questions with, in place of the recorded hidden states.
 
@@ -216,11 +217,11 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
 
 
 def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
-    """Write the folder of features, unless it is there, and return who the model is."""
+    """Write the folder of features, unless it is there, and return the model's card."""
     name = _features_name(config)
     queries = folder.child("sample-00").child("queries")
     prior = PriorHead(cap_tokens=config.allocation.max_tokens, probe_layers=config.estimate.layers)
-    with engine_workers(config.engine, prior, run_dir=config.run_dir) as crew:
+    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir) as crew:
         if not folder.exists(f"{name}.json"):
             folder.delete(name)
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
@@ -232,6 +233,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
                 num_cpus=0.1,
                 compute=ActorPoolStrategy(size=1),
             ).write_parquet(folder.child(name).path, filesystem=folder.filesystem)
+            folder.child(name).sync()
             folder.write(f"{name}.json", b"{}")
         return crew.model
 

@@ -1,7 +1,7 @@
 """`rounds.clearing.clear` where the curves stay in their files: the driver sees sketches, then whole numbers of tokens.
 
-Blocks of `estimates/` are priced where they are read, through demand sketches (method.md section 3, Scale). What comes to the
-driver is a few numbers for each query that is granted tokens; what goes out is where every query stands.
+Blocks of `estimates/` are priced where they are read, through demand sketches (docs/method.md, section 3, Scale). What comes
+to the driver is a few numbers for each query that is granted tokens; what goes out is where every query stands.
 
 Shapes: N queries of the batch, M of them granted, B rows of a block.
 """

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +20,7 @@ import typer
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.report.printing import give_up_unwritable, print_result, say
-from clear_ray.showing import without_secrets
+from clear_ray.showing import printable, without_secrets
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -38,6 +39,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines for machi
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print_result(f"clear-ray {version('clear_ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """LLM batch inference under one budget."""
+
+
 @app.command()
 def run(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Answer a batch under its budget; run it again to go on after an interruption."""
@@ -52,53 +68,63 @@ def resume(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was interrupted, under the configuration in its manifest."""
+    """Go on with a run that was interrupted, under the configuration in its manifest; `--set scaling.…` may change it."""
     from clear_ray.run_folder import MANIFEST, read_manifest
     from clear_ray.storage import open_folder
 
     if (run_dir is None) == (config is None):
         raise ConfigError("name either the run folder or its configuration", "resume", remedy=_ONE_OF_BOTH)
-    found = RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or ""
+    overrides = tuple(set_ or ())
+    found = run_dir or ""
+    if config:
+        found = RunConfig.load(config, overrides).run_dir
+        overrides = tuple(override for override in overrides if not override.startswith("run_dir="))
     manifest, shown = read_manifest(open_folder(found)), without_secrets(found)
     if manifest is None:
         raise ResumeError("there is no run to go on with", shown, remedy="Start it with `clear-ray run`.")
     settings = manifest["config"] | {"run_dir": found}
-    _run(RunConfig.parse(settings, where=f"{shown}/{MANIFEST}"), as_json=as_json, quiet=quiet)
+    began = RunConfig.parse(settings, where=f"{shown}/{MANIFEST}")
+    _run(began.resumed(overrides), as_json=as_json, quiet=quiet)
 
 
 @app.command()
-def plan(config: Config, set_: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def plan(
+    config: Config,
+    share: Annotated[
+        float | None,
+        typer.Option("--share", help="Also say what this share of all it could get right would cost: 0.5."),
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Check every line and price the batch, without generating a token."""
     from clear_ray.pipeline import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    planned = price_batch(None, settings, display=choose_display(sys.stderr, as_json=as_json, is_quiet=quiet))
+    display = choose_display(sys.stderr, as_json=as_json, is_quiet=quiet)
+    planned = price_batch(None, settings, share=share, display=display)
     print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 
 @app.command()
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the configuration, the run folder and every line of the input; load no model and write nothing."""
-    import tempfile
-
-    from clear_ray.run_folder import read_manifest
-    from clear_ray.storage import open_folder, writing_errors
-    from clear_ray.taking_in import load_scorer_of, take_in
+    """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
+    from clear_ray.checking import check_run
+    from clear_ray.engine.checking import engine_notes
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    run_folder = open_folder(settings.run_dir)
-    with writing_errors(settings.run_dir):
-        run_folder.refuse_links()
-        if run_folder.is_local:  # what a store says can wait for the run: here it may be out of reach, or closed
-            read_manifest(run_folder)
-    load_scorer_of(settings)
-    with tempfile.TemporaryDirectory(prefix="clear_ray_") as folder:
-        digest = take_in(None, settings, open_folder(folder))
+    checked = check_run(settings)
+    digest, survey, notes = checked.digest, checked.survey, engine_notes(settings.engine)
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
-    print_result(json.dumps({"valid": True} | facts) if as_json else text)
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes}
+    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."]
+    lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
+    lines += [f"note: {note}" for note in notes]
+    lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
+    print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -115,6 +141,13 @@ def status(
 
     if (run_dir is None) == (config is None):
         raise ConfigError("name either the run folder or its configuration", "status", remedy=_ONE_OF_BOTH)
+    if set_ and not config:
+        raise ConfigError(
+            "a run folder says by itself how far its run is, and no setting changes that",
+            "status --set",
+            set_[0],
+            "Leave `--set` out; with `--config` it may name another run_dir.",
+        )
     folder = open_folder(RunConfig.load(config, tuple(set_ or ())).run_dir if config else run_dir or "")
     report = read_summary(folder)
     if report is not None:
@@ -169,12 +202,13 @@ app.command()(sweep)
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
+    set_: Overrides = None,
 ) -> None:
     """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
     from clear_ray.serve.command import serve_until_interrupted
     from clear_ray.serve.settings import ServeConfig
 
-    serve_until_interrupted(ServeConfig.load(config))
+    serve_until_interrupted(ServeConfig.load(config, tuple(set_ or ())))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
@@ -32,10 +33,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import ClearRayError, EngineError, own_error
+from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.joining import join
 from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
+from clear_ray.market_client import MarketClient
+from clear_ray.room import wait_for_room
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
@@ -44,6 +48,7 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 0.5  # in which the calls of a failed engine hear why
 _NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
 _INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 _DEATHS = (
@@ -60,11 +65,25 @@ _DEATHS = (
 def joined_cluster() -> Iterator[None]:
     """Use the Ray cluster that is there (a job's, `RAY_ADDRESS`, or one already joined), else start a local one.
 
-    A local cluster is left behind no longer than the run; one that was there before is left alone.
+    A local cluster is left behind no longer than the run; one that was there before is left alone. The environment and the
+    handler of SIGTERM are afterwards what they were: Ray and its settings change both.
+
+    Raises:
+        ClusterError: There is none, and none can be started.
     """
     if ray.is_initialized():
         yield
         return
+    with _environment_kept(), _terminated_as_interrupted() as take_sigterm:
+        try:
+            _start_ray()
+            take_sigterm()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         address = os.environ.get("RAY_ADDRESS") or None
@@ -73,23 +92,39 @@ def joined_cluster() -> Iterator[None]:
             os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
             # Stages follow each other within seconds, and starting a worker process takes a second of a core.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
-    try:
-        with _terminated_as_interrupted():
-            yield
-    finally:
-        ray.shutdown()
+        join(address, **local)
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _environment_kept() -> Iterator[None]:
+    """Put the environment back as it was."""
+    before = dict(os.environ)
     try:
         yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
+    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++.
+
+    A caller that handles SIGTERM goes on doing so. Yields what takes the signal again, once Ray has set a handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    own = signal.default_int_handler if before in (None, signal.SIG_DFL) else before
+
+    def take() -> None:
+        signal.signal(signal.SIGTERM, own)
+
+    take()
+    try:
+        yield take
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
@@ -130,10 +165,10 @@ class Crew:
     """The engine workers of a run: `engine.workers` from the start, more and fewer as they are wanted.
 
     Args:
-        config: Of the engines.
+        config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
-        ask_for: Told how many GPUs' worth of engines there are to be, before they are.
+        ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """
 
@@ -179,7 +214,7 @@ class Crew:
         # num_cpus=0: a worker that reserves its GPU's node's last CPU would starve Ray Data's own tasks.
         actor: Any = ray.remote(BatchEngineWorker)
         options = {
-            "num_gpus": self._config.num_gpus,
+            "num_gpus": self._config.num_gpus or 0,
             "num_cpus": 0,
             "max_restarts": -1,
             "max_task_retries": 0,
@@ -195,7 +230,7 @@ class Crew:
             self._cards.append(self._handles[-1].cards.remote())
 
     def wait(self) -> None:
-        """Wait until every model is loaded, and note who it is and how long that took.
+        """Wait until every model is loaded, and note its card and how long that took.
 
         Raises:
             EngineError: A worker could not be started; the reason is in it.
@@ -227,13 +262,14 @@ class BatchEngineWorker(EngineWorker):
             # It has worked before: callers wait for it, and Ray repeats no constructor that raises.
             if _is_started_again():
                 time.sleep(_RELOAD_SECONDS)
-                self._fail(error)
+                print(f"the engine does not come back: {error}", file=sys.stderr, flush=True)
+                os._exit(1)
             if not isinstance(error, ClearRayError):
                 raise
             self._refusal = error
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are.
+        """Return the cards of the model and the head.
 
         Raises:
             ConfigError: The head was fitted for another model, or a setting does not fit the model.
@@ -242,12 +278,21 @@ class BatchEngineWorker(EngineWorker):
         """
         if self._refusal is not None:
             raise self._refusal
+        await self._stop_if_failed()  # what asks whether it is up again must not be told that it is
         return await super().cards()
 
     def _fail(self, failure: Exception) -> None:
-        """End the process: callers take that for a death, and so find out which query the engine fails of."""
-        print(f"the engine has failed: {type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
-        os._exit(1)
+        """End the process once it has said why: callers find out which query the engine fails of."""
+        if self.failure is not None:
+            return
+        super()._fail(failure)
+        why = getattr(failure, "value", "") or f"{type(failure).__name__}: {failure}"
+        print(f"the engine has failed: {why}", file=sys.stderr, flush=True)
+        asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, os._exit, 1)
+
+    async def _stop_if_failed(self) -> None:
+        if self.failure is not None:
+            await asyncio.Event().wait()  # until the process ends
 
 
 def in_pieces(head: Head) -> list[bytes]:
@@ -274,9 +319,11 @@ def engine_workers(
     """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `Crew`.
 
     Raises:
+        ClusterError: The cluster is full.
         ClearRayError: A worker could not be started, as it was raised there.
         EngineError: It could not be started for another reason.
     """
+    wait_for_room(config)
     crew = Crew(config, head, run_dir, ask_for, calls_each)
     try:
         crew.resize(config.workers)
@@ -292,7 +339,7 @@ def worker_name(run_dir: str, number: int) -> str:
 
 
 @contextmanager
-def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[Any]:
+def opened_market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[MarketClient]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
 
     It has the folder's name, of which a cluster has one: object stores know no locks.
@@ -319,14 +366,15 @@ def market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Ite
     remote: Any = ray.remote(MarketActor).options(**options).remote
     start = partial(remote, run_dir, budget_tokens, len(cost_N), cost_N)
     actor: Any = once_free(start, ActorAlreadyExistsError, folder)
+    market = MarketClient(actor, ray.get)
     try:
         try:
-            ray.get(actor.balance.remote())
+            market.balance()
         except Exception as error:
             for _ in read_journal(folder):  # a constructor's own error does not come back; damage is told here
                 pass
             raise _cause(error) from error
-        yield actor
+        yield market
     finally:
         ray.kill(actor)
 
@@ -337,8 +385,8 @@ def this_actor() -> str:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Tell an engine that died or cannot be reached from one that raised an error of its own."""
-    return isinstance(error, _DEATHS)
+    """Tell an engine that died, is about to or cannot be reached from one that raised an error of its own."""
+    return isinstance(error, _DEATHS) or isinstance(own_error(error), EngineFailedError)
 
 
 def _find_worker(run_dir: str, number: int) -> Any | None:

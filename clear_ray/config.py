@@ -6,16 +6,11 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -23,18 +18,24 @@ from pydantic import (
 from pydantic_core import to_json
 
 from clear_ray.budget import budget_in_tokens, check_budget_text
+from clear_ray.config_base import ConfigFile, Settings, apply_override
 from clear_ray.errors import ConfigError
 from clear_ray.scaling import seconds_of
 
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
 MOST_TOKENS = MOST_ROWS = 2**31 - 1
 """Tokens of one query; queries of a run, a call or a file. Below, such counts are kept in 32 or 64 bits, and added up."""
+CHANGEABLE = "scaling"
+"""The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
 
 
-class Settings(BaseModel):
-    """Base of every configuration part: frozen, no unknown keys, finite, documented by the strings under the fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+def _checked_json(value: dict[str, Any], what: str) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+        to_json(value)  # which writes the manifest, and nests less deep
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{what} are written as JSON, which cannot hold these: {error}") from error
+    return value
 
 
 class Demonstration(Settings):
@@ -69,12 +70,7 @@ class ReasoningGymSource(Settings):
     @field_validator("params")
     @classmethod
     def _params_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(value, allow_nan=False)
-            to_json(value)  # which writes the manifest, and nests less deep
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"params are written as JSON, which cannot hold these: {error}") from error
-        return value
+        return _checked_json(value, "params")
 
     @property
     def display_name(self) -> str:
@@ -129,16 +125,23 @@ class WorkersConfig(Settings):
 
     workers: int = Field(default=1, ge=1, le=100_000)
     """Engine actors; one model is loaded in each."""
-    num_gpus: float = Field(default=0, ge=0, le=1_000)
-    """GPUs of one engine actor; 0 on machines without."""
+    num_gpus: float | None = Field(default=None, ge=0, le=1_000)
+    """GPUs of one engine actor; if not given, 1 where the cluster has GPUs and the engine can use one, else 0."""
     max_batch: int = Field(default=32, ge=1, le=MOST_ROWS)
-    """Queries that one engine runs at the same time."""
+    """Queries that one engine runs at the same time, if memory allows."""
     stall_seconds: float = Field(default=900.0, gt=0, le=10_000_000)
     """An engine that has work and brings nothing forward for this long is killed and started again."""
     temperature: float = Field(default=0.0, ge=0, le=1_000)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _gpus_can_be_had(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("Ray gives an actor a part of one GPU, or whole ones: above 1 name a whole number")
+        return value
 
 
 class ModelConfig(WorkersConfig):
@@ -149,11 +152,16 @@ class ModelConfig(WorkersConfig):
     fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Refuse any other model: SHA-256 over architecture, weights and tokenizer, as `manifest.json` names it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of weights and activations."""
+    """Number format of weights and activations; `auto` is float32 on CPU. On CUDA it is bfloat16 (float16 where the device
+    has none) of a transformers engine, and what the model was saved in of vLLM."""
     chat_template: bool = True
-    """Wrap a plain prompt as one user message."""
+    """Wrap a plain prompt as one user message, where the model has a chat template."""
     system_prompt: str | None = None
-    """System message put before every prompt."""
+    """System message put before every prompt that has none of its own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model's chat template, such as `enable_thinking: false`; one that it does not know is refused."""
+    continue_final_message: bool = False
+    """Let a conversation that ends with the assistant's words go on after them, instead of beginning a new turn."""
     max_context_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
     """Prompt and answer together; the model's own limit if not given."""
     answer_reserve_tokens: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
@@ -162,6 +170,11 @@ class ModelConfig(WorkersConfig):
     """What closes such an answer."""
     enforce_eager: bool = False
     """Neither compile nor capture CUDA graphs: starts sooner and decodes more slowly."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_settings_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked_json(value, "template settings")
 
 
 class TransformersConfig(ModelConfig):
@@ -172,18 +185,18 @@ class TransformersConfig(ModelConfig):
     device: str | None = None
     """`cpu`, `cuda`, …; derived from the machine if not given."""
     threads: int | None = Field(default=None, gt=0, le=100_000)
-    """Threads of one engine on CPU; as many as pay, which is timed when it is loaded, if not given."""
+    """Threads of one engine on CPU, for its whole process; as many as pay, which is timed when it is loaded, if not given."""
 
 
 class VllmConfig(ModelConfig):
     """A model run by vLLM, on CUDA or, with its CPU build, on CPU; needs the `vllm` extra."""
 
-    kind: Literal["vllm"]
+    kind: Literal["vllm"] = "vllm"
     """Chooses this engine."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that one engine takes, weights included."""
     tensor_parallel: int = Field(default=1, ge=1, le=1_000)
-    """GPUs over which one model is split, all of one node; `num_gpus` must be the same."""
+    """GPUs over which one model is split, all of one node; `num_gpus`, where given, must be the same."""
     cpu_cache_gib: float = Field(default=2.0, gt=0, le=1_000_000)
     """Memory of the key-value cache on CPU, GiB; on a GPU it is what the weights leave."""
     thinking_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
@@ -195,7 +208,7 @@ class VllmConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _actor_has_its_gpus(self) -> VllmConfig:
-        if self.tensor_parallel > 1 and self.num_gpus != self.tensor_parallel:
+        if self.tensor_parallel > 1 and self.num_gpus not in (None, self.tensor_parallel):
             raise ValueError(f"a model split over {self.tensor_parallel} GPUs needs num_gpus: {self.tensor_parallel}")
         return self
 
@@ -203,12 +216,12 @@ class VllmConfig(ModelConfig):
 class ReplayConfig(WorkersConfig):
     """Recorded rollouts played back by token count: no model is needed."""
 
-    kind: Literal["replay"]
+    kind: Literal["replay"] = "replay"
     """Chooses this engine."""
     rollouts: str
     """Parquet of recorded rollouts."""
-    features: str
-    """Parquet of recorded probe features."""
+    features: str | None = None
+    """Parquet of recorded probe features; without it there are no hidden states, and a head fitted on some is refused."""
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
@@ -258,9 +271,14 @@ class ScoringConfig(Settings):
     """Whether and how answers are compared with the gold column."""
 
     scorer: str | None = None
-    """`exact`, `math_verify`, `reasoning_gym`, or `package.module:function`; not scored if not given."""
+    """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
+    `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
+    code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Processor time that one program of `code` may use with all its tests; of wall time three times as much."""
+    code_memory_mib: int = Field(default=1_024, ge=64, le=1_000_000)
+    """Memory that it may use, MiB."""
 
 
 class DispatchConfig(Settings):
@@ -302,8 +320,10 @@ class ScalingConfig(Settings):
         return self
 
 
-class RunConfig(Settings):
+class RunConfig(ConfigFile):
     """One batch run: what to ask, what it may cost, and how."""
+
+    remedy: ClassVar[str] = "See the comments in jobs/configs."
 
     run_dir: str
     """Folder of this run, a path or URI; made if missing. On several nodes it must be visible to all of them."""
@@ -359,96 +379,27 @@ class RunConfig(Settings):
             raise ValueError("scaling.max_workers is below engine.workers, with which a run begins")
         return self
 
-    @classmethod
-    def load(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-        """Read a YAML file and apply `key.subkey=value` overrides.
-
-        Relative paths inside the file are relative to the working folder, as on a command line.
+    def resumed(self, overrides: tuple[str, ...]) -> RunConfig:
+        """Return the settings with which a run that began with these goes on.
 
         Args:
-            path: The YAML file.
             overrides: Each `dotted.key=value`; the value is read as YAML.
 
         Raises:
-            ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
+            ConfigError: One names no setting, one that is fixed since the run began, or a value out of range.
         """
-        try:
-            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                "the configuration cannot be read",
-                str(path),
-                str(error),
-                "Name a YAML file; jobs/configs has examples.",
-            ) from error
-        if not isinstance(loaded, dict):
-            raise ConfigError(
-                "the configuration is not a mapping", str(path), type(loaded).__name__, "Write `setting: value` lines."
-            )
+        settings = self.model_dump(mode="json")
         for override in overrides:
-            _override(loaded, override)
-        return cls.parse(loaded, where=str(path))
-
-    @classmethod
-    def parse(cls, settings: dict[str, Any], *, where: str = "config") -> RunConfig:
-        """Check settings that are already in memory.
-
-        Raises:
-            ConfigError: A setting is unknown, missing or out of range; the first one is named.
-        """
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-            shown = "" if first["type"] == "missing" else _shown(first["input"])
-            what = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-            raise ConfigError(
-                f"{what.removeprefix('Value error, ')}{more}",
-                f"{where}: {key}",
-                shown,
-                "See the comments in jobs/configs.",
-            ) from error
-
-
-def read_yaml(text: str) -> Any:
-    """Return what a YAML text holds.
-
-    Raises:
-        ValueError: It is not YAML, it is nested too deep, or a value in it is none, such as the date 2026-99-99.
-    """
-    try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    except Exception as error:  # what its readers of numbers, dates and truth values met
-        raise ValueError(f"a value cannot be read: {error!r}") from error
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
-        return "a number too long to write"
-    except RecursionError:
-        return "a value nested too deep to write"
-
-
-def _override(settings: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError("an override reads key=value", "--set", override, "Write it so, as in `--set budget=200k`.")
-    *parents, last = key.split(".")
-    for parent in parents:
-        settings = settings.setdefault(parent, {})
-        if not isinstance(settings, dict):
-            raise ConfigError(
-                "this key holds a value, not a group", f"--set {override}", parent, "See docs/configuration.md."
-            )
-    try:
-        settings[last] = read_yaml(text)
-    except ValueError as error:
-        raise ConfigError("the value is not YAML", f"--set {override}", text, "Put it into quotes.") from error
+            apply_override(settings, override)
+        now = RunConfig.parse(settings, where="--set")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            part = key.partition(".")[0]
+            if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
+                raise ConfigError(
+                    "this setting is fixed since the run began",
+                    f"--set {key}",
+                    value,
+                    f"Only {CHANGEABLE}.* may change on the way; for another {part} begin a run with another run_dir.",
+                )
+        return now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
@@ -45,8 +44,8 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
         workers=work.hiring.crew.workers,
-        market=work.desk,
-        scorer=load_scorer_of(config),
+        market=work.market.awaitable(),
+        scorer=load_scorer_of(config, folder),
         seed=config.seed,
         sample=config.sample,
         this_caller=this_actor,
@@ -146,11 +145,11 @@ def mark_lost_answers(work: OpenRun, written_N: NDArray[np.int64]) -> None:
     Raises:
         BudgetError: Files hold more than was charged; a defect of clear_ray.
     """
-    spent_N, wasted_N = ray.get(work.desk.charges.remote())
+    spent_N, wasted_N = work.market.charges()
     lost_N = spent_N - wasted_N - written_N
     if (lost_N < 0).any():
         said = "answers hold more tokens than the ledger charged"
         raise BudgetError(said, work.folder.path, str(int(lost_N.argmin())))
     if lost_N.any():
         wasted_of_index = {int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)}
-        ray.get(work.desk.mark_wasted.remote(wasted_of_index))
+        work.market.mark_wasted(wasted_of_index)

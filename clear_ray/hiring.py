@@ -9,31 +9,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
-
-import ray
 
 from clear_ray.cluster import Crew
 from clear_ray.config import RunConfig
 from clear_ray.ledger import Balance
+from clear_ray.market_client import MarketClient
 from clear_ray.scaling import RateMeter, Work, planned_work, workers_wanted
 
 _LOOK_SECONDS = 1.0
+_PATIENCE_SECONDS = 5.0
 
 
 class Hiring:
     """Of one run.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         crew: Its engine workers.
-        desk: Handle of its market.
+        market: Its market.
         seconds: Returns how long the run has been going on, seconds.
     """
 
-    def __init__(self, config: RunConfig, crew: Crew, desk: Any, seconds: Callable[[], float]) -> None:
+    def __init__(self, config: RunConfig, crew: Crew, market: MarketClient, seconds: Callable[[], float]) -> None:
         self.crew = crew
-        self._config, self._desk, self._seconds = config, desk, seconds
+        self._config, self._market, self._seconds = config, market, seconds
         self._meter = RateMeter(config.scaling.tokens_per_second)
         self.most_up = len(crew)
         self._is_over = threading.Event()
@@ -52,7 +51,7 @@ class Hiring:
             queries: How many they are.
             is_scarce: Whether the budget binds.
         """
-        balance: Balance = ray.get(self._desk.balance.remote())
+        balance = self._market.balance()
         work = planned_work(
             expected_tokens=expected_tokens,
             queries=queries,
@@ -94,7 +93,7 @@ class Hiring:
                 self._look(work, generated_before)
 
     def _look(self, work: Work, generated_before: int) -> None:
-        balance: Balance = ray.get(self._desk.balance.remote(), timeout=5)
+        balance = self._market.within(_PATIENCE_SECONDS).balance()
         up = self.crew.up()
         self.most_up = max(self.most_up, up)
         tokens, left = _generated(balance), work.after(_generated(balance) - generated_before)

@@ -25,7 +25,7 @@ from itertools import chain
 from typing import Any, BinaryIO, TypeVar
 
 from clear_ray.errors import ResumeError, StorageError
-from clear_ray.storage import Folder, read_many, reading_errors
+from clear_ray.storage import Folder, read_many, reading_errors, sync_path
 
 Record = dict[str, Any]
 Held = TypeVar("Held")
@@ -59,6 +59,9 @@ class Journal:
                 _lock(self._descriptor, folder)
                 with open(f"{folder.path}/{JOURNAL}", "rb") as file:
                     os.ftruncate(self._descriptor, sum(map(len, _whole_lines(file, file.name, is_last=True))))
+                # A writer that was killed before its sync left records in memory alone, and from here on they are acted on.
+                os.fsync(self._descriptor)
+                sync_path(folder.path)
             except BaseException:
                 self.close()
                 raise
@@ -141,7 +144,7 @@ def alone_with(folder: Folder) -> Iterator[None]:
 
 
 def wait_until_unused(folder: Folder) -> None:
-    """Return once nobody writes the journal of a local run folder; at once where there is none.
+    """Return once no process writes the journal of a local run folder; at once where there is none.
 
     Raises:
         ResumeError: Another process goes on writing it.

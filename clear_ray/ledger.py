@@ -5,7 +5,7 @@ A query's tokens pass through three states, and only in this direction:
     available --reserve--> reserved --settle--> spent      (what was not used returns to available: the refund)
                                     --forfeit-> spent      (the worker died: charged in full)
 
-Conservation law, checked after every change (method.md section 4):
+Conservation law, checked after every change (docs/method.md, section 4):
 
     available + reserved + spent = budget,  each of them >= 0,  wasted <= spent
 
@@ -16,7 +16,7 @@ unless the input says otherwise, they are the tokens themselves.
 
 Every query has at most one open reservation. Its attempts are numbered from 1, so a settlement that is told twice, or
 that comes after the query was reserved again, is recognised and changes nothing. The ledger keeps a few integers for each
-query and does no I/O; `clear_ray.journal` writes its entries down before anyone acts on them, and a ledger to which the
+query and does no I/O; `clear_ray.journal` writes its entries down before they are acted on, and a ledger to which the
 same entries are applied in the same order is in the same state.
 """
 
@@ -58,10 +58,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who asks the market for tokens.
+    """A call that asks the market for tokens.
 
     Attributes:
-        caller: The caller, whichever process it is in; empty if nobody needs to know.
+        caller: The caller, whichever process it is in; empty if it need not be known.
         life: One start of it. What a life had reserved is charged when the next one first asks.
         number: Which of the requests of this life. One that is told twice gets the same answer.
     """
@@ -225,7 +225,7 @@ class Ledger:
         return self._close("settle", index, attempt, spent_tokens)
 
     def forfeit(self, index: int, attempt: int) -> Entry | None:
-        """Charge a reservation in full because nobody can say what its worker generated.
+        """Charge a reservation in full because it is not known what its worker generated.
 
         Returns:
             The entry, or None if this attempt was closed before.

@@ -5,7 +5,7 @@ A reservation is on disk before its caller hears of it (group commit: whatever a
 the next one), so a crash never leaves tokens running that the journal does not know.
 
 The line is first come, first served. A request that cannot fit even if everything running came back unused is refused at
-once and priced again in the next round. The one at the head waits for refunds; those who are running never wait for it, so
+once and priced again in the next round. The one at the head waits for refunds; those that are running never wait for it, so
 the line always moves. Callers that die are started again by Ray Data: when the new life of a caller first asks, what the
 old one had reserved is charged in full, since its queries may come again long after others that wait for those tokens; and
 the old one gets nothing more, in the line or later, should its process live on where Ray cannot see it. When a query comes
@@ -58,7 +58,7 @@ class MarketActor:
         self._retired: set[str] = set()
         self._call_of: dict[int, str] = {}  # of the open reservations of named callers
         self._void: set[tuple[int, int]] = set()
-        self._journal = Journal(folder)  # from here on nobody else writes what is read next
+        self._journal = Journal(folder)  # from here on nothing else writes what is read next
         for record in read_journal(folder):
             self._replay(record)
         self._ledger.check()
@@ -80,9 +80,9 @@ class MarketActor:
         """Set tokens aside for (query index, tokens) in order, as many as fit now.
 
         Args:
-            round_number: Of the grants.
+            round_number: Round of the grants.
             requests: What is asked for.
-            call: Who asks.
+            call: Call that asks.
 
         Returns:
             For each request its attempt number, `REFUSED` if it can never fit, or `WAIT` if it has to be asked again.
@@ -120,7 +120,7 @@ class MarketActor:
         await self._commit()  # shares a write with whatever else is settled or reserved meanwhile
 
     async def forfeit(self, reservations: list[tuple[int, int]]) -> None:
-        """Charge (query index, attempt) in full: its engine died and nobody can say what it generated."""
+        """Charge (query index, attempt) in full: its engine died, and what it generated is not known."""
         for index, attempt in reservations:
             entry = self._ledger.forfeit(index, attempt)
             if entry is not None:
@@ -243,7 +243,7 @@ class MarketActor:
         self._remember(entry, call_name)
 
     def _remember(self, entry: Entry, call_name: str) -> None:
-        """Keep whose an open reservation is, and which attempts come to nothing."""
+        """Keep which call an open reservation is of, and which attempts come to nothing."""
         if entry.operation != "reserve":
             self._call_of.pop(entry.index, None)
         elif call_name:
@@ -252,7 +252,7 @@ class MarketActor:
             self._void.add((entry.index, entry.attempt))
 
     async def _commit(self, *records: Record) -> None:
-        """Return once everything noted so far is on disk; whoever comes while a write is under way shares the next."""
+        """Return once everything noted so far is on disk; a call that comes while a write is under way shares the next."""
         self._unwritten.extend(records)
         async with self._write:
             batch, self._unwritten = self._unwritten, []

@@ -1,12 +1,12 @@
 """Asks Ray's autoscaler for the GPUs of a run, and sees to it that no request outlives its run.
 
-Ray keeps a request until another replaces it, whatever becomes of who made it: a driver that is killed would hold its nodes
-for ever. So an actor that belongs to no job makes the requests of all runs on a cluster, as one, and looks every second
-whether each run's market, which ends with its driver, is still there. When the last run is gone it takes its request back
-and ends too. One that died itself (with the head, say) leaves at most what the next run's replaces.
+Ray keeps a request until another replaces it, whatever becomes of the process that made it: a driver that is killed would
+hold its nodes for ever. So an actor that belongs to no job makes the requests of all runs on a cluster, as one, and looks
+every second whether each run's market, which ends with its driver, is still there. When the last run is gone it takes its
+request back and ends too. One that died itself (with the head, say) leaves at most what the next run's replaces.
 
-Ray has one such request for a cluster, and whoever calls `request_resources` last is heard. Ray Data does so for every
-execution, every 20 seconds, so ours is made again at every look. Others who call it beside a run are not heard for long.
+Ray has one such request for a cluster, and the last call of `request_resources` is heard. Ray Data does so for every
+execution, every 20 seconds, so ours is made again at every look. Others that call it beside a run are not heard for long.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def gpus_for(holder: Any, num_gpus: float) -> Iterator[Callable[[int], None]]:
 
     Args:
         holder: Handle of an actor that ends with the run.
-        num_gpus: Of one engine; if 0, nothing is asked for.
+        num_gpus: GPUs of one engine; if 0, nothing is asked for.
     """
     run, asked = holder._actor_id.hex(), 0
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import ray
 
 from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
+from clear_ray.market_client import MarketClient
 from clear_ray.progress import Progress
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
@@ -25,19 +23,21 @@ class OpenRun:
         folder: The run folder.
         config: What the batch may cost, and how.
         hiring: The engines.
-        desk: The market's actor.
+        market: Where every token is reserved and settled.
         estimates: What the probe found.
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
+        notes: What is to be said of the model.
     """
 
     folder: Folder
     config: RunConfig
     hiring: Hiring
-    desk: Any
+    market: MarketClient
     estimates: Estimates
     rounds: Rounds
     progress: Progress
+    notes: tuple[str, ...] = ()
 
     @property
     def states(self) -> QueryStates:
@@ -46,4 +46,4 @@ class OpenRun:
 
     def void_attempts(self) -> VoidAttempts:
         """Return the attempts of all rounds so far whose rows do not count."""
-        return VoidAttempts(ray.get(self.desk.void_attempts.remote()))
+        return VoidAttempts(self.market.void_attempts())

@@ -16,18 +16,17 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from clear_ray.account import SAMPLE_QUERIES, plan_report
-from clear_ray.cluster import Crew, engine_workers, joined_cluster, market, quiet_data
+from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
+from clear_ray.checking import head_of
+from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
-from clear_ray.errors import BudgetError
-from clear_ray.estimation.head import Head
-from clear_ray.estimation.resolve import resolve_head
+from clear_ray.engine.checking import engine_notes
+from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
@@ -39,6 +38,7 @@ from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.room import settled
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
@@ -62,6 +62,7 @@ from clear_ray.run_folder import (
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
+from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
     Args:
         queries: Rows with the columns of `config.input.columns`; None reads what `config.input` names.
         config: What the batch may cost, and how.
-        display: Told of the progress, a few times a second.
+        display: Display that is told of the progress, a few times a second.
 
     Returns:
         The report, and where the answers are.
@@ -100,6 +101,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ConfigError: A setting is refused, or the run folder holds something else or a link; nothing was written.
         ResumeError: The run folder belongs to another configuration or input, or another run is writing to it.
         EngineError: An engine failed as a whole; what was settled is kept.
+        ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
     folder = open_folder(config.run_dir)
@@ -114,43 +116,51 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = _head_of(config)
+    head, notes = head_of(config), engine_notes(config.engine)
     wait_until_unused(folder)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
+        if config.scoring.scorer is not None:
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
+        engine = settled(config.engine)
         with (
-            market(config.run_dir, config.budget_tokens, cost_N) as desk,  # first: it makes sure that we are alone
-            gpus_for(desk, config.engine.num_gpus) as ask_for,
+            # First: it makes sure that we are alone.
+            opened_market(config.run_dir, config.budget_tokens, cost_N) as market,
+            gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
             engine_workers(
-                config.engine,
+                engine,
                 head,
                 run_dir=config.run_dir,
                 ask_for=ask_for,
                 calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
             ) as crew,
-            progress.watching(desk),
+            progress.watching(market),
         ):
             _open_run(folder, manifest, config, digest, crew)
             estimates = _probe(folder, config, crew, digest.rows)
-            hiring = Hiring(config, crew, desk, lambda: progress.seconds)
+            hiring = Hiring(config, crew, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N)
-            work = OpenRun(folder, config, hiring, desk, estimates, rounds, progress)
+            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, notes)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
 
-def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> PlanReport:
+def plan(
+    queries: Dataset | None, config: RunConfig, *, share: float | None = None, display: Display | None = None
+) -> PlanReport:
     """Validate and probe a batch and price it, without generating a token; what it writes it removes again.
 
     Args:
         queries: As for `run`.
         config: As for `run`.
-        display: Told of the progress.
+        share: Also find the budget that is expected to give this share, above 0 and below 1, of what ample tokens give.
+        display: Display that is told of the progress.
 
     Raises:
         SchemaError: The input is refused.
@@ -158,34 +168,36 @@ def plan(queries: Dataset | None, config: RunConfig, *, display: Display | None 
         EngineError: The model cannot be loaded.
         StorageError: The disk beside the run folder, where it works, is full or broken, or closed to this user.
     """
+    if share is not None and not 0 < share < 1:
+        raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
-        return _plan_in(folder, queries, config, display or QuietDisplay())
+        return _plan_in(folder, queries, config, share, display or QuietDisplay())
 
 
-def _plan_in(folder: Folder, queries: Dataset | None, config: RunConfig, display: Display) -> PlanReport:
-    head = _head_of(config)
+def _plan_in(
+    folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
+) -> PlanReport:
+    head, notes = head_of(config), engine_notes(config.engine)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(config.engine, head, run_dir=folder.path) as crew:
+            with engine_workers(settled(config.engine), head, run_dir=folder.path) as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
             rounds = _rounds_of(folder, config, estimates, cost_N)
             first = rounds.next(config.budget_tokens)
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            return plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
+            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
+            asked = None if share is None else budget_for_share(estimates, share)
+            return report.model_copy(update={"for_share": asked, "notes": notes})
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
-
-
-def _head_of(config: RunConfig) -> Head:
-    return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)
 
 
 def _rounds_of(folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> Rounds:
@@ -257,9 +269,9 @@ def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) ->
 
 def _rounds(work: OpenRun) -> list[RoundReport]:
     """Clear, generate and settle until nothing useful is left to buy; what the folder holds of that is replayed first."""
-    folder, rounds, desk, progress = work.folder, work.rounds, work.desk, work.progress
+    folder, rounds, market, progress = work.folder, work.rounds, work.market, work.progress
     reports: list[RoundReport] = []
-    ray.get(desk.close_open_reservations.remote())
+    market.close_open_reservations()
     while True:
         started = time.monotonic()
         kept = read_grants(folder, rounds.number + 1)
@@ -272,7 +284,7 @@ def _rounds(work: OpenRun) -> list[RoundReport]:
         if kept is None or read_grants(folder, number + 1) is None:
             price, many = clearing.shadow_price, int(work.states.was_granted_N.sum())
             progress.begin("generate", round_number=number, price=price, granted=many)
-            ray.get(desk.open_round.remote(number, {"price": price, "available": granted.available_tokens}))
+            market.open_round(number, {"price": price, "available": granted.available_tokens})
             generate_round(work, clearing, number)
         attempts = read_attempts(folder, number, len(work.states.cost_N), work.void_attempts())
         report = rounds.take(number, attempts)
@@ -280,7 +292,7 @@ def _rounds(work: OpenRun) -> list[RoundReport]:
 
 
 def _next_round(work: OpenRun) -> Round | None:
-    unspent_tokens = ray.get(work.desk.balance.remote()).available_tokens  # nothing is reserved between two rounds
+    unspent_tokens = work.market.balance().available_tokens  # nothing is reserved between two rounds
     if work.rounds.may_clear(unspent_tokens):
         work.progress.begin("price", round_number=work.rounds.number + 1)
     return work.rounds.next(unspent_tokens)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any
-
-import ray
 
 from clear_ray.ledger import Balance
+from clear_ray.market_client import MarketClient
 from clear_ray.report.live import Display
 from clear_ray.report.summary import ProgressSnapshot
+from clear_ray.tasks.survey import FIRST_SCORED
 
 _INTERVAL_SECONDS = 0.5
+_PATIENCE_SECONDS = 5.0
 
 
 class Progress:
@@ -31,7 +31,8 @@ class Progress:
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
         self._price: float | None = None
-        self._desk: Any = None
+        self._market: MarketClient | None = None
+        self._warning = self._if_all_wrong = ""
         self._balance: Balance | None = None
         self._lock = threading.Lock()
         self._asking = threading.Lock()
@@ -56,15 +57,15 @@ class Progress:
         return time.monotonic() - self._started
 
     @contextmanager
-    def watching(self, desk: Any) -> Iterator[None]:
+    def watching(self, market: MarketClient) -> Iterator[None]:
         """Ask this market for balances, and stop before it is gone."""
         with self._asking:
-            self._desk = desk
+            self._market = market.within(_PATIENCE_SECONDS)
         try:
             yield
         finally:
             with self._asking:
-                self._desk = None
+                self._market = None
 
     def begin(
         self,
@@ -83,18 +84,23 @@ class Progress:
         self._granted = self._granted if granted is None else granted
         self._tell()
 
+    def warn(self, warning: str, *, if_all_wrong: str) -> None:
+        """Show a warning from now on, and another one once the first scored answers have all been wrong."""
+        self._warning, self._if_all_wrong = warning, if_all_wrong
+
     def _keep_telling(self) -> None:
         while not self._is_over.wait(_INTERVAL_SECONDS):
             with self._asking:
-                if self._desk is not None:
+                if self._market is not None:
                     # The run itself meets whatever is wrong; a display must not end it.
                     with suppress(Exception):
-                        self._balance = ray.get(self._desk.balance.remote(), timeout=5)
+                        self._balance = self._market.balance()
             if not self._is_over.is_set():
                 self._tell()
 
     def _tell(self) -> None:
         balance = self._balance
+        are_all_wrong = balance is not None and balance.scored >= FIRST_SCORED and not balance.correct
         with self._lock:
             self._display.update(
                 ProgressSnapshot(
@@ -112,5 +118,6 @@ class Progress:
                     scored=balance.scored if balance else 0,
                     seconds=self.seconds,
                     recent=balance.recent if balance else (),
+                    warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )
             )

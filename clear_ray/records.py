@@ -52,11 +52,14 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
         pa.field("error", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
-"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far."""
+"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far. `answer`
+is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason."""
 
 COMPLETION_SCHEMA = pa.schema(
     [
@@ -80,14 +83,17 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("task", pa.string()),
         pa.field("gold", pa.string()),
         pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
     ]
 )
-"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (charged at
-`cost` each), `reservation_price` the price above which nothing would have been bought for it."""
+"""A query's answer and account. `answer` is what the scorer read as the final answer, `verdict` why it got its score.
+`max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (charged at `cost` each), `reservation_price`
+the price above which nothing would have been bought for it."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:
-    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (method.md section 2).
+    """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (docs/method.md, section 2).
 
     `max_tokens` is the query's ceiling, or what the model's context leaves beside its prompt where that is less. `error` is
     empty, or says why the prompt could not be read; such a query is worth nothing and fails.

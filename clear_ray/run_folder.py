@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.budget import MOST_BUDGET_TOKENS
-from clear_ray.config import MOST_ROWS, RunConfig
+from clear_ray.config import CHANGEABLE, MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
 from clear_ray.ingest import InputDigest, read_digest
@@ -113,7 +113,7 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
 
 
 def _checked(manifest: Any) -> dict[str, Any]:
-    """Return a manifest whose parts are what `describe` writes, as far as anyone relies on them."""
+    """Return a manifest whose parts are what `describe` writes, as far as any code relies on them."""
     if not isinstance(manifest["config"], dict):
         raise TypeError("config is no group of settings")
     numbers = {"input.rows": (manifest["input"]["rows"], MOST_ROWS)}
@@ -164,8 +164,7 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
             continue
         old, new = _flat(manifest.get(part, {}), part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
-            # How many engines there may be decides when a run is done, not what comes of it.
-            is_free = key == "config.run_dir" or key.startswith("config.scaling.")
+            is_free = key == "config.run_dir" or key.startswith(f"config.{CHANGEABLE}.")
             if old.get(key) != new.get(key) and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",
@@ -199,7 +198,7 @@ class Estimates:
         batch: All queries in order of `index`; of a batch that is priced from sketches an even sample of them.
         sample: Which queries are in `batch`, rising.
         task_names: Tasks of the batch; `all` for queries that name none.
-        task_N: Of every query, which of them.
+        task_N: Task of every query, an index into them.
         prompt_tokens_N: Length of every prompt, tokens.
         max_tokens_N: Ceiling of every query over all its grants.
         tie_break_N: See `Batch`; of every query.
@@ -232,7 +231,7 @@ class Estimates:
 
 
 def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], list[str]]:
-    """Return whose estimates runs before have written, shape (N,), and in which files.
+    """Return for which queries runs before have written estimates, shape (N,), and in which files.
 
     Files torn or damaged are removed, and so are those whose queries stand in others: what a killed run leaves running for a
     moment may write once more what the next one has begun to write.
@@ -257,7 +256,7 @@ def read_estimates(
     Args:
         folder: The run folder.
         tokens_K: Token grid of the curves.
-        seed: Of the run.
+        seed: Seed of the run.
         most_curves: Read the curves of so many queries only, evenly drawn.
 
     Raises:
@@ -315,7 +314,7 @@ def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArra
 
 
 def write_grants(folder: Folder, granted: Round) -> None:
-    """Keep a round's grants before anything acts on them, so that a resumed run goes on with the same ones."""
+    """Keep a round's grants before they are acted on, so that a resumed run goes on with the same ones."""
     clearing = granted.clearing
     table = pa.table(
         {

@@ -48,9 +48,9 @@ class Work:
     """What is still to be generated.
 
     Attributes:
-        run_tokens: In all rounds, by the plan.
-        round_tokens: In the round under way, by the plan.
-        batch_tokens: By one engine's full batch of queries of this round, above 0.
+        run_tokens: Tokens in all rounds, by the plan.
+        round_tokens: Tokens in the round under way, by the plan.
+        batch_tokens: Tokens of one engine's full batch of queries of this round, above 0.
     """
 
     run_tokens: float
@@ -95,9 +95,9 @@ def workers_wanted(
     Args:
         work: What is still to be generated.
         workers: Engines that are there.
-        tokens_per_second: Of one of them; None if not known yet.
+        tokens_per_second: Rate of one of them; None if not known yet.
         start_seconds: How long one takes to start, waiting for its node included.
-        seconds_left: Until the deadline; None if there is none.
+        seconds_left: Time until the deadline; None if there is none.
         least: Fewest wanted.
         most: Most wanted, at least `least`.
     """

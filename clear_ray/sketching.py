@@ -2,9 +2,9 @@
 
     rows --each block--> sketch, kilobytes --merged on the way--> driver: price --> each block reads its caps off the price
 
-The driver sees one sketch a pass and never a query. Two passes over the rows find the price, a third grants; sums are
-whole numbers, so any number of blocks, in any order, gives the same bytes (method.md section 3). Only `allocate_rows`
-brings the grants to the driver, some forty bytes a query; `grant_rows` leaves them where they are.
+The driver sees one sketch a pass and never a query. Two passes over the rows find the price; a third reads the grants off it
+(`clearing_rows`). Sums are whole numbers, so any number of blocks, in any order, gives the same bytes (docs/method.md,
+section 3).
 
 Legend: N queries of a block.
 """
@@ -17,22 +17,17 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
 from ray.data.aggregate import AggregateFnV2
 from ray.data.block import BlockAccessor
 
-from clear_ray.allocation import Allocation, DemandSketch, SketchPrice, Utility
+from clear_ray.allocation import DemandSketch, SketchPrice, Utility
 from clear_ray.errors import PriceError
 
 SKETCH_ABOVE_QUERIES = 100_000
 """Larger batches are priced from sketches: all curves in one process cost five kilobytes a query, and lose no slack."""
 _SKETCH = "sketch"
-_GRANTS = pa.schema(
-    [("index", pa.int64()), ("tokens", pa.int64())]
-    + [(name, pa.float64()) for name in ("spend", "utility", "surplus", "reservation_price")]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,52 +45,13 @@ class BlockCurves:
     tie_break_N: NDArray[np.float64] | NDArray[np.int64] | NDArray[np.uint64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RowAllocation:
-    """Grants of a dataset's rows, brought to the driver.
-
-    Attributes:
-        index_N: Number of each query in the batch, rising.
-        allocation: Their grants, in that order, as from `allocate`; the price and the bound are those of the sketch.
-    """
-
-    index_N: NDArray[np.int64]
-    allocation: Allocation
-
-
 CurvesOf = Callable[[pa.Table], BlockCurves]
-"""Makes curves of a block of rows; it may leave rows out. Called three times a block, with the same answer each time."""
+"""Makes curves of a block of rows; it may leave rows out. Called in every pass, with the same answer each time."""
 
 
 def is_sketched(queries: int, setting: bool | None = None) -> bool:
     """Return whether a batch is priced from sketches: as the setting says, or by its size if it says nothing."""
     return queries > SKETCH_ABOVE_QUERIES if setting is None else setting
-
-
-def allocate_rows(
-    rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spread_unspent: bool = True
-) -> RowAllocation:
-    """Divide a budget among the rows of a dataset, with the arguments of `price_rows`: what `allocate` is to curves."""
-    price = price_rows(rows, curves_of, budget_tokens=budget_tokens, spread_unspent=spread_unspent)
-    blocks: list[pa.Table] = ray.get(grant_rows(rows, curves_of, price).to_arrow_refs())
-    granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
-    tokens_N, spend_N, utility_N = (granted[name].to_numpy() for name in ("tokens", "spend", "utility"))
-    worth = float(utility_N.sum())
-    allocation = Allocation(
-        tokens_N=tokens_N,
-        spend_N=spend_N,
-        utility_N=utility_N,
-        surplus_N=granted["surplus"].to_numpy(),
-        reservation_price_N=granted["reservation_price"].to_numpy(),
-        is_funded_N=tokens_N > 0,
-        budget_tokens=budget_tokens,
-        slack_tokens=max(budget_tokens - float(spend_N.sum()), 0.0),
-        shadow_price=price.shadow_price,
-        utility=worth,
-        dual_bound=price.dual_bound,
-        gap=max(price.dual_bound - worth, 0.0),
-    )
-    return RowAllocation(index_N=granted["index"].to_numpy(), allocation=allocation)
 
 
 def price_rows(rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spread_unspent: bool = True) -> SketchPrice:
@@ -111,7 +67,7 @@ def price_rows(rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spre
         PriceError: the budget is negative or not finite, or smaller than the sum of the floors; or the second pass saw
             other rows than the first.
 
-    Source: method.md 3, Scale.
+    Source: docs/method.md, section 3, Scale.
     """
     first = sketch_rows(rows, curves_of, DemandSketch.first_pass(budget_tokens=budget_tokens))
     empty = first.second_pass(budget_tokens=budget_tokens, spread_unspent=spread_unspent)
@@ -131,21 +87,6 @@ def sketch_rows(rows: Dataset, curves_of: CurvesOf, empty: DemandSketch) -> Dema
     sketches = rows.map_batches(partial(_sketched, curves_of, empty), batch_size=None, batch_format="pyarrow")
     merged = sketches.aggregate(MergeSketches(empty))
     return DemandSketch.from_bytes(merged[_SKETCH]) if merged else empty
-
-
-def grant_rows(rows: Dataset, curves_of: CurvesOf, price: SketchPrice) -> Dataset:
-    """Return what every query is granted at a price from `price_rows`, one row a query, in blocks like those of `rows`.
-
-    Args:
-        rows: The rows that were priced.
-        curves_of: The same as for the price.
-        price: Their price.
-
-    Returns:
-        Columns `index`, `tokens` (whole caps; 0 means abandoned), `spend`, `utility`, `surplus` and
-        `reservation_price`, as in `Allocation`.
-    """
-    return rows.map_batches(partial(_granted, curves_of, price), batch_size=None, batch_format="pyarrow")
 
 
 class MergeSketches(AggregateFnV2[bytes, bytes]):
@@ -174,12 +115,3 @@ def _sketched(curves_of: CurvesOf, empty: DemandSketch, block: pa.Table) -> pa.T
     curves = curves_of(block)
     sketch = empty.add(curves.utility, tie_break_N=curves.tie_break_N)
     return pa.table({_SKETCH: pa.array([sketch.to_bytes()], pa.binary())})
-
-
-def _granted(curves_of: CurvesOf, price: SketchPrice, block: pa.Table) -> pa.Table:
-    curves = curves_of(block)
-    tokens_N = price.tokens(curves.utility, tie_break_N=curves.tie_break_N)
-    spend_N, utility_N = curves.utility.spend(tokens_N), curves.utility.utility(tokens_N)
-    surplus_N = utility_N - price.shadow_price * spend_N
-    columns = (curves.index_N, tokens_N, spend_N, utility_N, surplus_N, curves.utility.reservation_price)
-    return pa.table([pa.array(column) for column in columns], schema=_GRANTS)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ _MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _READ_AT_ONCE, _READERS = 256, 16
 Content = TypeVar("Content")
 
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP}
 _DENIED = {errno.EACCES, errno.EPERM}
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG} | _DENIED
 
@@ -108,8 +110,12 @@ class Folder:
         return Folder(self.filesystem, f"{self.path}/{name}", self.is_local)
 
     def make(self) -> None:
-        """Create the folder and its parents if they are missing."""
+        """Create the folder and its parents if they are missing; on a local disk a loss of power does not undo it."""
+        above = (Path(self.path), *Path(self.path).parents) if self.is_local else ()
+        missing = list(takewhile(lambda folder: not os.path.isdir(folder), above))
         self.filesystem.create_dir(self.path, recursive=True)
+        for folder in missing:
+            sync_path(folder.parent)
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file or folder `name` in it, is there."""
@@ -142,17 +148,21 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
-            _sync(self.path)
+            sync_path(self.path)
         except OSError:
             Path(partial).unlink(missing_ok=True)
             raise
 
     def sync(self) -> None:
-        """Return once everything below the folder would survive the loss of power, where that is up to this machine."""
+        """Return once the folder and all below it would survive the loss of power, where that is up to this machine."""
         if self.is_local:
-            for parent, _, names in os.walk(self.path):
-                for path in (parent, *(f"{parent}/{name}" for name in names)):
-                    _sync(path)
+            self._sync_below()
+            sync_path(Path(self.path).parent)
+
+    def _sync_below(self) -> None:
+        for parent, _, names in os.walk(self.path):
+            for path in (*(f"{parent}/{name}" for name in names), parent):
+                sync_path(path)
 
     def delete(self, name: str) -> None:
         """Remove the folder `name` inside this one with everything in it, if it is there."""
@@ -163,15 +173,18 @@ class Folder:
     def replacing(self, name: str) -> Iterator[Folder]:
         """Yield a folder to fill, which then stands in the place of the folder `name` inside this one.
 
-        On a local disk it takes that place in one step. An object store cannot rename folders: there it grows in place after
-        the old one is gone, and something that is written later has to say that it is whole.
+        On a local disk it takes that place in one step, whole, and a loss of power does not undo it. An object store cannot
+        rename folders: there it grows in place after the old one is gone, and something that is written later has to say that
+        it is whole.
         """
         growing = f"{name}.partial" if self.is_local else name
         self.delete(growing)
         yield self.child(growing)
         if self.is_local:
+            self.child(growing)._sync_below()
             self.delete(name)
             self.filesystem.move(f"{self.path}/{growing}", f"{self.path}/{name}")
+            sync_path(self.path)
 
     def refuse_links(self) -> None:
         """Make sure that what is written into this folder stays in it: a local folder may be a link, but hold none.
@@ -195,11 +208,23 @@ def read_many(read: Callable[[str], Content], names: Sequence[str]) -> Iterator[
             yield list(readers.map(read, names[first : first + _READ_AT_ONCE]))
 
 
-def _sync(path: str) -> None:
-    """Have a file's content, or a folder's list of names, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync_path(path: str | Path) -> None:
+    """Have a file's content, or a folder's list of names, on disk.
+
+    A folder that this user may not list, or whose file system syncs files alone, is left as it is: there is no remedy.
+    """
+    is_folder = os.path.isdir(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if is_folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

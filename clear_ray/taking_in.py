@@ -15,7 +15,7 @@ from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
-from clear_ray.tasks import generate_queries, load_scorer
+from clear_ray.tasks import generate_queries, load_scorer, survey_queries
 
 _BATCH_ROWS = 4_096
 
@@ -30,8 +30,8 @@ def take_in(
     Args:
         queries: As for `run`.
         config: As for `run`.
-        folder: Of the run.
-        manifest: Of the run that is there: its input must be the same.
+        folder: Run folder.
+        manifest: Manifest of the run that is there: its input must be the same.
 
     Raises:
         SchemaError: A row cannot be read as a query.
@@ -68,15 +68,23 @@ def _taken_in_already(folder: Folder, manifest: dict[str, Any]) -> InputDigest:
     return digest
 
 
-def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
+def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[[], Any] | None:
     """Return what makes the scorer of a run, after trying it once here, where a mistake can still be mended.
+
+    Args:
+        config: Of the run.
+        folder: Of the run, whose queries `auto` is chosen by.
 
     Raises:
         ConfigError: No such scorer.
     """
-    if config.scoring.scorer is None:
+    scoring = config.scoring
+    if scoring.scorer is None:
         return None
-    make = partial(load_scorer, config.scoring.scorer, timeout_seconds=config.scoring.timeout_seconds)
+    name = scoring.scorer
+    if name == "auto" and folder is not None:
+        name = survey_queries(folder.child("queries"), name).chosen or name
+    make = partial(load_scorer, name, **scoring.model_dump(exclude={"scorer"}))
     make()
     return make
 

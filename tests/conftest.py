@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
+from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks of every session
+
 # A shell that starts pytest in the background has it ignore Ctrl-C, and all that tests start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Have the tests go on hearing Ctrl-C, which a command that has ended does not."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="session")

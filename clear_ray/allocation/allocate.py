@@ -79,7 +79,7 @@ def allocate(
         PriceError: the budget is negative or not finite, or smaller than the sum of the floors.
         UtilityError: `tie_break_N` has the wrong length.
 
-    Source: method.md 3.
+    Source: docs/method.md, section 3.
     """
     tie_break = checked_tie_break(tie_break_N, queries=len(utility))
     cleared = solve_shadow_price(utility, budget_tokens=budget_tokens)

@@ -95,7 +95,7 @@ def smallest_threshold(
     Raises:
         PriceError: as for `allocate`.
 
-    Source: method.md 2.1.
+    Source: docs/method.md, section 2.1.
     """
     check_budget(utility, budget_tokens)
     tie_break = checked_tie_break(tie_break_N, queries=len(utility))

@@ -73,7 +73,7 @@ def concave_steps(
         min_tokens_N: Floor, tokens.
         max_tokens_N: Ceiling, tokens.
 
-    Source: method.md 2.3.
+    Source: docs/method.md, section 2.3.
     """
     queries, grid_points = success_NK.shape
     price_KN, spend_KN = np.empty((2, grid_points, queries))
@@ -127,7 +127,7 @@ def best_points(spend: FloatArray, success: FloatArray, price: FloatArray) -> tu
     Args:
         spend: Shape (K + 1, M).
         success: Shape (K + 1, M).
-        price: One a row, no slope of its envelope.
+        price: Price of each row, no slope of its envelope.
     """
     value = spend * price
     np.subtract(success, value, out=value)

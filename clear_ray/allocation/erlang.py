@@ -41,7 +41,7 @@ class ShiftedErlang(ThresholdCurve):
     Raises:
         UtilityError: a value is not finite or out of range; the first such query is named.
 
-    Source: method.md 2.2.
+    Source: docs/method.md, section 2.2.
     """
 
     _TOP: ClassVar[float] = 16.693757105649734  # (1 + y) * exp(-y) = 1e-6

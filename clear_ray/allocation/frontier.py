@@ -74,7 +74,7 @@ def demand_curve(utility: Utility, *, budgets: ArrayLike) -> DemandCurve:
     Raises:
         PriceError: a budget is negative, not finite, or smaller than the sum of the floors.
 
-    Source: method.md 3.
+    Source: docs/method.md, section 3.
     """
     budget_M = np.atleast_1d(np.asarray(budgets, dtype=np.float64))
     check_budget(utility, float(budget_M.min(initial=np.inf)) if budget_M.size else 0.0)
@@ -111,7 +111,7 @@ def budget_for(utility: Utility, *, target_utility: float) -> RequiredBudget:
     Raises:
         PriceError: the target is not positive, or no budget reaches it.
 
-    Source: method.md 3, read in the other direction; the lower bound is weak duality.
+    Source: docs/method.md, section 3, read in the other direction; the lower bound is weak duality.
     """
     if not (math.isfinite(target_utility) and target_utility > 0.0):
         raise PriceError("a wanted value must be finite and positive", "target_utility", repr(target_utility))

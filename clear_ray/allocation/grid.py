@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from clear_ray.allocation.columns import FloatArray, IntArray, PerQuery, refuse_first
 from clear_ray.errors import UtilityError
 
-_TOLERANCE = 1e-6  # heads compute in float32
+_TOLERANCE = 1e-6  # of the largest value that a table may hold or holds: heads compute in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def tokens_within(tokens_NK: IntArray, table_NK: FloatArray, amount_N: FloatArra
 
     Args:
         tokens_NK: Grid of each query.
-        table_NK: Never falling along K.
+        table_NK: Table of amounts, never falling along K.
         amount_N: One amount a query, >= 0.
     """
     passed = (table_NK <= amount_N[:, None]).sum(axis=1)
@@ -111,10 +111,12 @@ def checked_table(values: ArrayLike, *, name: str, grid_points: int, high: float
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != grid_points:
         raise UtilityError(f"{name} must have shape (N, {grid_points})", name, f"shape {table.shape}")
-    is_bad = ~np.isfinite(table) | (table < -_TOLERANCE) | (table > high + _TOLERANCE)
+    largest = high if np.isfinite(high) else float(np.max(table, initial=0.0, where=np.isfinite(table)))
+    tolerance = _TOLERANCE * largest
+    is_bad = ~np.isfinite(table) | (table < -tolerance) | (table > high + tolerance)
     refuse_first(is_bad, table, name=name, rule=f"finite and between 0 and {high:g}")
     fall = np.diff(table, axis=1)
-    refuse_first(fall < -_TOLERANCE, table[:, 1:], name=name, rule="non-decreasing along the grid")
+    refuse_first(fall < -tolerance, table[:, 1:], name=name, rule="non-decreasing along the grid")
     is_exact = not (fall < 0.0).any() and not (table < 0.0).any() and not (table > high).any()
     table = table.view() if is_exact else np.clip(np.maximum.accumulate(table, axis=1), 0.0, high)
     table.flags.writeable = False

@@ -67,7 +67,7 @@ def allocate_groups(
         PriceError: a budget is negative or not a number, or smaller than the floors it has to cover.
         UtilityError: a query names a group that has no budget, or `group_N` has the wrong length.
 
-    Source: method.md 3, with one multiplier a budget.
+    Source: docs/method.md, section 3, with one multiplier a budget.
     """
     own_G = np.atleast_1d(np.asarray(budgets_G, dtype=np.float64))
     groups = _checked_groups(group_N, queries=len(utility), groups=own_G.shape[0])

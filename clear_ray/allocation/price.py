@@ -56,7 +56,7 @@ def solve_shadow_price(utility: Utility, *, budget_tokens: float) -> ShadowPrice
     Raises:
         PriceError: the budget is negative or not finite, or smaller than the sum of the floors.
 
-    Source: method.md 3.
+    Source: docs/method.md, section 3.
     """
     check_budget(utility, budget_tokens)
     cleared = clear(utility, budget_tokens)

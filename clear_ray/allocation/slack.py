@@ -1,4 +1,4 @@
-"""What demand at the shadow price leaves of the budget, and who gets it.
+"""What demand at the shadow price leaves of the budget, and which queries get it.
 
 Legend: N queries, M rows out of them.
 
@@ -139,7 +139,7 @@ def _steps_that_fit(utility: Utility, tokens_N: IntArray, left: float, tie_break
 
 
 def _parts_of_steps(utility: Utility, tokens_N: IntArray, left: float, tie_break_N: FloatArray) -> None:
-    """Give what is left to the query that gains most from it alone, as long as anyone gains. Changes `tokens_N`."""
+    """Give what is left to the query that gains most from it alone, as long as any query gains. Changes `tokens_N`."""
     for _ in range(_PARTS):
         spend = utility.spend(tokens_N)
         reach = np.maximum(utility.affordable_tokens(spend + max(left, 0.0)), tokens_N)

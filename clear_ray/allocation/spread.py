@@ -1,4 +1,4 @@
-"""An unspent budget abandons nobody: the lowest caps are raised to one common level.
+"""An unspent budget abandons no query: the lowest caps are raised to one common level.
 
 Legend: N queries.
 """
@@ -28,7 +28,7 @@ def raise_to_one_level(utility: Utility, tokens_N: IntArray, *, budget: float, t
         budget: Budget in the unit of spend.
         tie_break_N: Key of each query for ties.
 
-    Source: method.md 3, the rule that an unspent budget abandons nobody.
+    Source: docs/method.md, section 3, the rule that an unspent budget abandons no query.
     """
     unit = Unit.of_limit(budget)
     limit = unit.limit(budget)

@@ -36,7 +36,7 @@ class ShiftedSurge(ThresholdCurve):
     Raises:
         UtilityError: a value is not finite or out of range; the first such query is named.
 
-    Source: method.md 2.1 (arXiv 2606.03092; demand and reservation price derived there).
+    Source: docs/method.md, section 2.1 (arXiv 2606.03092; demand and reservation price derived there).
     """
 
     _TOP: ClassVar[float] = 1.0

@@ -25,6 +25,8 @@ from clear_ray.allocation.grid import cells_of, checked_grid, checked_table, ent
 from clear_ray.allocation.utility import Demanded
 from clear_ray.errors import UtilityError
 
+_TOO_DEAR = 1e150  # no success is bought at this price, and times any spend it is still finite
+
 
 class Tabulated:
     """Success and expected spend on a grid of token counts, from competing risks.
@@ -49,7 +51,7 @@ class Tabulated:
         UtilityError: shapes that do not fit, or a value that is not finite, out of range, falling along the grid, or
             success before any spend; the first such query is named.
 
-    Source: method.md 2.3.
+    Source: docs/method.md, section 2.3.
     """
 
     is_smooth: bool = False
@@ -138,9 +140,9 @@ class Tabulated:
         """
         spend, success = self._points
         is_valued = self.weight_N > 0.0
-        success_price = np.where(
-            is_valued, price * self.cost_per_token_N / np.where(is_valued, self.weight_N, 1.0), 1e300
-        )
+        with np.errstate(over="ignore"):
+            dear = price * self.cost_per_token_N / np.where(is_valued, self.weight_N, 1.0)
+        success_price = np.where(is_valued, np.minimum(dear, _TOO_DEAR), _TOO_DEAR)
         chosen, surplus = best_points(spend, success, success_price)
         return Demanded(
             spend_N=chosen * self.cost_per_token_N, utility_N=(surplus + success_price * chosen) * self.weight_N

@@ -35,6 +35,11 @@ class Unit:
         """Return the unit for sums that are compared with a limit: about 2**-46 of it."""
         return cls(max(math.frexp(limit)[1], _SMALLEST_LIMIT) - _BITS if limit > 0.0 else 0)
 
+    @property
+    def most(self) -> float:
+        """The largest amount that is counted in full."""
+        return math.ldexp(1.0, self.exponent + _BITS + 2)
+
     def count(self, amount_N: FloatArray) -> IntArray:
         """Return amounts >= 0 in units, rounded up, cut off at 2**48: no limit is that large, and sums must hold."""
         scaled = np.minimum(np.ldexp(amount_N, -self.exponent), 2.0 ** (_BITS + 2))

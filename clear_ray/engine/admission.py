@@ -13,12 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from clear_ray.config import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.context import context_tokens
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.streaming import Partial
-from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.errors import EngineError, SchemaError
 
 _Item = TypeVar("_Item")
 
@@ -30,14 +32,14 @@ class Runner(Protocol):
         """Hand answers to the batch; each one's `on_end` will be called."""
 
     def abandon(self, answers: Iterable[Answer]) -> None:
-        """Let these answers end soon: nobody waits for them any more."""
+        """Let these answers end soon: nothing waits for them any more."""
 
 
 class Admission:
     """Turns grants into answers to be generated, and answers that have ended into generations.
 
     Args:
-        rendering: Of the model.
+        rendering: Rendering of prompts for the model.
         vocabulary: Tokens that the model knows.
         context_tokens: Prompt and answer together may not be longer.
     """
@@ -164,31 +166,22 @@ class Admission:
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)
 
 
-def model_card(name: str, folder: Path, config: Any, max_context_tokens: int | None) -> ModelCard:
+def model_card(config: ModelConfig, folder: Path, saved: Any) -> ModelCard:
     """Return the card of a saved model, hidden states included.
 
     Args:
-        name: Human-readable name.
+        config: Name of the model, and the longest context that is wanted.
         folder: Where the model is saved.
-        config: Its configuration, as transformers reads it.
-        max_context_tokens: Prompt and answer together; None takes the model's own limit.
+        saved: Its own configuration, as transformers reads it.
 
     Raises:
         ConfigError: The model's context is shorter, or unknown and not given.
     """
-    text_config = config.get_text_config()
-    limit = int(getattr(text_config, "max_position_embeddings", 0)) or max_context_tokens
-    if limit is None:
-        raise ConfigError("the model states no longest context", "max_context_tokens", remedy="Set max_context_tokens.")
-    if max_context_tokens is not None and not 1 < max_context_tokens <= limit:
-        raise ConfigError(
-            f"the model's context is {limit} tokens", "max_context_tokens", str(max_context_tokens), "Give less."
-        )
     return ModelCard(
-        name=name,
+        name=config.model,
         fingerprint=model_fingerprint(folder),
-        context_tokens=max_context_tokens or limit,
-        hidden_width=int(text_config.hidden_size),
+        context_tokens=context_tokens(config, saved),
+        hidden_width=int(saved.get_text_config().hidden_size),
     )
 
 
@@ -201,8 +194,9 @@ def end_token_ids(config: Any, generation_config: Any, rendering: Rendering) -> 
         rendering: Its tokenizer.
     """
     named: set[int] = set()
-    for source in (getattr(generation_config, "eos_token_id", None), config.get_text_config().eos_token_id):
-        named.update([source] if isinstance(source, int) else source or ())
+    for source in (generation_config, config, config.get_text_config()):
+        ids = getattr(source, "eos_token_id", None)
+        named.update([ids] if isinstance(ids, int) else ids or ())
     if rendering.end_token_id is not None:
         named.add(rendering.end_token_id)
     return frozenset(named)
@@ -223,21 +217,9 @@ def empty_features(queries: int, width: int) -> Features:
     )
 
 
-def check_sampling(*, max_batch: int, temperature: float, top_p: float) -> None:
-    """Raise ConfigError if a setting that all engines have is out of range."""
-    checks = {
-        "max_batch": (max_batch >= 1, max_batch, "Give at least 1."),
-        "temperature": (temperature >= 0, temperature, "Give 0 for greedy, or a positive number."),
-        "top_p": (0 < top_p <= 1, top_p, "Give a number above 0, at most 1."),
-    }
-    for setting, (is_fine, value, remedy) in checks.items():
-        if not is_fine:
-            raise ConfigError("the setting is out of range", setting, str(value), remedy)
-
-
 def _deliver_to(queue: asyncio.Queue[_Item], loop: asyncio.AbstractEventLoop) -> Callable[[_Item], None]:
     def deliver(item: _Item) -> None:
-        # A loop that was closed has nobody left who waits.
+        # A loop that was closed has nothing left that waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(queue.put_nowait, item)
 

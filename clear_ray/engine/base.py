@@ -5,8 +5,8 @@ An engine does two things. `prefill` reads prompts once and returns features for
 soon as it ends. Several `generate` calls may be open at once; they share the batch.
 
 The contract that the ledger rests on: a generation never holds more tokens than its grant. Engines count the tokens
-themselves, and `check_generation` is called on everything that leaves one, because caps have been silently ignored by
-real engines (facts/field.md E1).
+themselves, and `check_generation` is called on everything that leaves one, because real engines have silently ignored
+caps: a limit on thinking that vLLM 0.18 took as an extra argument did nothing.
 
 Shapes: N queries, D hidden width.
 """

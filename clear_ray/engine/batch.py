@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from clear_ray.engine.base import FinishReason, Grant
-from clear_ray.errors import EngineError, EngineFailedError
+from clear_ray.errors import EngineError, EngineFailedError, told
 
 
 @dataclass(eq=False, slots=True)
@@ -95,7 +95,7 @@ class Turns:
 
 
 class OpenAnswers:
-    """The answers that somebody waits for: each is handed back exactly once, whichever thread does it."""
+    """The answers that are waited for: each is handed back exactly once, whichever thread does it."""
 
     def __init__(self) -> None:
         self._open: set[Answer] = set()
@@ -125,7 +125,7 @@ class OpenAnswers:
         return found
 
     def hand_back(self, answer: Answer) -> None:
-        """Give an answer that has ended to whoever waits for it, unless it was failed meanwhile."""
+        """Give an answer that has ended to what waits for it, unless it was failed meanwhile."""
         with self._lock:
             if answer not in self._open:
                 return
@@ -174,7 +174,7 @@ class BatchThread:
         self._open.cancel(query_ids)
 
     def abandon(self, answers: Iterable[Answer]) -> None:
-        """Let these answers end at the next step: nobody waits for them any more."""
+        """Let these answers end at the next step: nothing waits for them any more."""
         for answer in answers:
             answer.is_cancelled = True
 
@@ -194,11 +194,9 @@ class BatchThread:
                 for answer in ended:
                     self._open.hand_back(answer)
                 self._tell_watchers()
-        # Whatever ends the thread has to reach those who wait for it: nobody else will tell them.
+        # Whatever ends the thread has to reach all that wait for it: nothing else will tell them.
         except BaseException as error:
-            self._open.fail(
-                EngineFailedError("the language model failed", "generate", f"{type(error).__name__}: {error}")
-            )
+            self._open.fail(EngineFailedError("the language model failed", "generate", told(error)))
         finally:
             with contextlib.suppress(Exception):
                 self._batch.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 
 from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
@@ -11,7 +10,6 @@ from clear_ray.errors import ConfigError
 from clear_ray.ingest import PromptLimit
 
 _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation of ordinary length
-_NO_LIMIT = 1 << 31
 
 
 def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> Engine:
@@ -29,65 +27,32 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
     if isinstance(config, ReplayConfig):
         from clear_ray.engine.replay import ReplayEngine
 
-        return ReplayEngine(
-            config.rollouts, config.features, tokens_per_second=config.tokens_per_second, max_batch=config.max_batch
-        )
+        return ReplayEngine(config)
     if config.fingerprint is not None:
-        _check_pin(config.model, config.fingerprint)
+        check_pin(config.model, config.fingerprint)
+    refuse_layers_of_vllm(config, probe_layers)
     if isinstance(config, VllmConfig):
-        if probe_layers is not None:
-            raise ConfigError(
-                "vLLM runs all layers of a model",
-                "estimate.layers",
-                str(probe_layers),
-                "Leave it out; a head that was fitted with it has to be fitted again.",
-            )
-        return _build_vllm(config)
+        from clear_ray.engine.vllm import VllmEngine
+
+        return VllmEngine(config)
     from clear_ray.engine.transformers import TransformersEngine
 
-    return TransformersEngine(
-        config.model,
-        device=config.device,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        max_batch=config.max_batch,
-        max_context_tokens=config.max_context_tokens,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        threads=config.threads,
-        enforce_eager=config.enforce_eager,
-        answer_reserve_tokens=config.answer_reserve_tokens,
-        closing_text=config.closing_text,
-        probe_layers=probe_layers,
-    )
+    return TransformersEngine(config, probe_layers=probe_layers)
 
 
-def _build_vllm(config: VllmConfig) -> Engine:
-    from clear_ray.engine.vllm import VllmEngine
-
-    return VllmEngine(
-        config.model,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        max_batch=config.max_batch,
-        max_context_tokens=config.max_context_tokens,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        tensor_parallel=config.tensor_parallel,
-        enforce_eager=config.enforce_eager,
-        cpu_cache_gib=config.cpu_cache_gib,
-        answer_reserve_tokens=config.answer_reserve_tokens,
-        closing_text=config.closing_text,
-        thinking_tokens=config.thinking_tokens,
-        thinking_start=config.thinking_start,
-        thinking_end=config.thinking_end,
-    )
+def refuse_layers_of_vllm(config: EngineConfig, probe_layers: int | None) -> None:
+    """Raise ConfigError if vLLM is to stop at a layer of the model."""
+    if isinstance(config, VllmConfig) and probe_layers is not None:
+        raise ConfigError(
+            "vLLM runs all layers of a model",
+            "estimate.layers",
+            str(probe_layers),
+            "Leave it out; a head that was fitted with it has to be fitted again.",
+        )
 
 
-def _check_pin(model: str, pinned: str) -> None:
+def check_pin(model: str, pinned: str) -> None:
+    """Raise ConfigError if a model does not have the fingerprint that was pinned."""
     from clear_ray.engine.fingerprint import model_fingerprint
     from clear_ray.engine.loading import model_folder
 
@@ -105,22 +70,22 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     """Return how long a prompt may be, told without loading weights; None where the engine knows no limit.
 
     Raises:
-        ConfigError: The model is not there.
+        ConfigError: The model is not there, or its context is shorter than what is wanted, or unknown.
     """
     if isinstance(config, ReplayConfig):
         return None
+    from clear_ray.engine.architectures import read_model_config
+    from clear_ray.engine.context import context_tokens
     from clear_ray.engine.loading import model_folder
 
-    folder = model_folder(config.model)
-    own_limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    context_tokens = min(limit for limit in (own_limit, config.max_context_tokens, _NO_LIMIT) if limit)
+    limit_tokens = context_tokens(config, read_model_config(model_folder(config.model)))
     added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
-    return PromptLimit(context_tokens, partial(_count_tokens, config), template_tokens=added)
+    return PromptLimit(limit_tokens, partial(_count_tokens, config), template_tokens=added)
 
 
 def _count_tokens(config: ModelConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
-    from clear_ray.engine.rendering import Rendering
+    from clear_ray.engine.rendering import rendering_of
 
-    rendering = Rendering(config.model, chat_template=config.chat_template, system_prompt=config.system_prompt)
+    rendering = rendering_of(config)
     read = [read_prompt(text, is_conversation=flag) for text, flag in zip(prompts, is_conversation, strict=True)]
     return [len(token_ids) for token_ids in rendering.token_ids(read)]

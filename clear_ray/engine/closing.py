@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from clear_ray.config import ModelConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError
-
-CLOSING_TEXT = "\nAnswer:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +69,13 @@ class Closing:
         return token_id
 
 
-def make_closing(rendering: Rendering, reserve_tokens: int | None, text: str) -> Closing | None:
-    """Return how answers are closed; None if `reserve_tokens` is.
+def make_closing(rendering: Rendering, config: ModelConfig) -> Closing | None:
+    """Return how answers are closed; None if the settings keep no reserve.
 
     Raises:
         ConfigError: The reserve has no room for the closing text and a token after it.
     """
-    if reserve_tokens is None:
+    if config.answer_reserve_tokens is None:
         return None
-    return Closing(reserve_tokens, tuple(rendering.plain_token_ids(text)), rendering.text, text.strip())
+    text = config.closing_text
+    return Closing(config.answer_reserve_tokens, tuple(rendering.plain_token_ids(text)), rendering.text, text.strip())

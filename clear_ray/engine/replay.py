@@ -15,11 +15,11 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from clear_ray.config import ReplayConfig
 from clear_ray.engine.base import Features, FinishReason, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.recordings import RecordedFeatures, Rollouts
 from clear_ray.engine.streaming import Partial
@@ -51,27 +51,17 @@ class ReplayEngine:
     Memory is that of the tokens, texts and features of the files, held once in Arrow and NumPy buffers.
 
     Args:
-        rollouts_path: Parquet file of rollouts.
-        features_path: Parquet file of probe features; without it `prefill` returns hidden states of width 0.
-        tokens_per_second: Rate of one running query. If given, each generation takes as long as it would, at most
-            `max_batch` at a time, like continuous batching with a constant step time; else everything ends at once.
-        max_batch: Queries that run at the same time.
+        config: The recordings. With a rate, each generation takes as long as it would, at most `max_batch` at a time, like
+            continuous batching with a constant step time; else everything ends at once.
 
     Raises:
         SchemaError: A file cannot be read or lacks a column.
     """
 
-    def __init__(
-        self,
-        rollouts_path: str | Path,
-        features_path: str | Path | None = None,
-        *,
-        tokens_per_second: float | None = None,
-        max_batch: int = 32,
-    ) -> None:
-        self._rollouts = Rollouts(rollouts_path)
-        self._features = RecordedFeatures(features_path)
-        self._tokens_per_second, self._max_batch = tokens_per_second, max_batch
+    def __init__(self, config: ReplayConfig) -> None:
+        self._rollouts = Rollouts(config.rollouts)
+        self._features = RecordedFeatures(config.features)
+        self._tokens_per_second, self._max_batch = config.tokens_per_second, config.max_batch
         self._open: dict[str, set[_Play]] = {}
         self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._is_closed = False

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from clear_ray.config import WorkersConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.closing import Closing
-from clear_ray.engine.graphs import GraphRunner, next_bucket
+from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, reading_groups
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+from clear_ray.engine.trial import Way, make_cache, make_runner
 
 _MOST_HELD_BACK = 16
 
@@ -28,37 +29,36 @@ class SlotBatch:
 
     Args:
         model: As for `SlotRunner`.
-        max_batch: Answers that run at the same time, if the cache can hold them.
+        config: How many answers run at the same time, if the cache can hold them, and how their tokens are chosen.
         cache_tokens: Positions that the cache may hold over all slots together.
         prefill_tokens: Positions of one prefill pass.
         end_token_ids: Tokens that end an answer.
-        temperature: As for `choose_tokens`.
-        top_p: As for `choose_tokens`.
         closing: How answers are forced at the end of their grants, if they are.
         graphs: Whether passes of one shape share a CUDA graph; see `GraphRunner`.
         refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
             costs several steps of decoding, more of them at a time are cheaper. Nobody waits longer than 16 steps for that.
+        way: How the model is run, as `find_way` found it.
     """
 
     def __init__(
         self,
         model: Any,
+        config: WorkersConfig,
         *,
-        max_batch: int,
         cache_tokens: int,
         prefill_tokens: int,
         end_token_ids: frozenset[int],
-        temperature: float,
-        top_p: float,
         closing: Closing | None = None,
         graphs: bool = False,
         refill_rows: int = 1,
+        way: Way = "slots",
     ) -> None:
-        self._runner: SlotRunner = GraphRunner(model) if graphs else SlotRunner(model)
-        self._cache = SlotCache()
+        self._way = way
+        self._runner: Any = make_runner(model, way, graphs=graphs)
+        self._cache: Any = make_cache(way)
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
-        self._max_batch, self._cache_tokens, self._prefill_tokens = max_batch, cache_tokens, prefill_tokens
-        self._end_token_ids, self._temperature, self._top_p = end_token_ids, temperature, top_p
+        self._max_batch, self._temperature, self._top_p = config.max_batch, config.temperature, config.top_p
+        self._cache_tokens, self._prefill_tokens, self._end_token_ids = cache_tokens, prefill_tokens, end_token_ids
         self._closing = closing
         self._held_back = 0
         self._waiting: deque[Answer] = deque()
@@ -72,7 +72,8 @@ class SlotBatch:
     @property
     def progress(self) -> int:
         """Passes of the model so far."""
-        return self._runner.passes
+        passes: int = self._runner.passes
+        return passes
 
     def add(self, answer: Answer) -> None:
         """Queue an answer; it starts in the order of adding."""
@@ -89,7 +90,7 @@ class SlotBatch:
 
     def close(self) -> None:
         """Drop the cache."""
-        self._cache = SlotCache()
+        self._cache = make_cache(self._way)
         self._runner.forget()
 
     def _end_cancelled(self) -> list[Answer]:
@@ -159,7 +160,7 @@ class SlotBatch:
         """Generate one token for each running answer; return those that ended."""
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
-        logits_NV = self._runner.next_logits(self._cache, ids_N, positions_N)
+        logits_NV: torch.Tensor = self._runner.next_logits(self._cache, ids_N, positions_N)
         uniform_N = [_draw(answer) for answer in self._running] if self._temperature > 0 else []
         chosen_N = choose_tokens(logits_NV, temperature=self._temperature, top_p=self._top_p, uniform_N=uniform_N)
         for answer, chosen in zip(self._running, chosen_N, strict=True):

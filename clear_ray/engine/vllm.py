@@ -13,16 +13,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.engine.admission import Admission, check_sampling, empty_features, end_token_ids, model_card
+from clear_ray.config import VllmConfig
+from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
-from clear_ray.engine.closing import CLOSING_TEXT, make_closing
-from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.closing import make_closing
+from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.vllm_settings import check_installed, placement, read_configs, reasoning, whole_model_folder
 from clear_ray.errors import EngineError
 
@@ -40,69 +40,30 @@ class VllmEngine:
     same grants give the same texts, but an answer that was cut into grants is not the uncut one, unless it is greedy.
 
     Args:
-        model: A local folder of safetensors, a hub name, or `smollm2-135m-instruct`.
-        dtype: `float32`, `bfloat16` or `float16`; None takes float32 on CPU, and on CUDA what the model was saved in.
-        max_batch: Answers that run at the same time, if memory allows.
-        max_context_tokens: Prompt and answer together; None takes the model's own limit.
-        chat_template: Wrap a plain prompt as one user message, where the model has a chat template.
-        system_prompt: System message put before every prompt that has none of its own.
-        temperature: 0 is greedy.
-        top_p: Nucleus of the sampling distribution.
-        gpu_memory_utilization: Share of a GPU's memory that the engine takes, weights included.
-        tensor_parallel: GPUs of this node over which the model is split.
-        enforce_eager: Neither compile nor capture CUDA graphs.
-        cpu_cache_gib: Memory of the key-value cache on CPU, GiB.
-        answer_reserve_tokens: Tokens at the end of each grant in which an unfinished answer is closed with `closing_text`
-            and made to give its answer; None closes nothing.
-        closing_text: What closes an answer.
-        thinking_tokens: Most tokens that an answer may think for, over all its grants; None for no limit.
-        thinking_start: What begins the model's thinking, one token.
-        thinking_end: What ends it, one token.
+        config: Model, devices and sampling.
         hidden_states: Read hidden states in the probe where this vLLM lets us; otherwise log-probabilities alone.
 
     Raises:
-        ConfigError: vLLM is not installed, a setting is out of range, or the model cannot be used.
+        ConfigError: vLLM is not installed, or the model cannot be used so.
         EngineError: The model cannot be loaded.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        dtype: str | None = None,
-        max_batch: int = 256,
-        max_context_tokens: int | None = None,
-        chat_template: bool = True,
-        system_prompt: str | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        gpu_memory_utilization: float = 0.9,
-        tensor_parallel: int = 1,
-        enforce_eager: bool = False,
-        cpu_cache_gib: float = 2.0,
-        answer_reserve_tokens: int | None = None,
-        closing_text: str = CLOSING_TEXT,
-        thinking_tokens: int | None = None,
-        thinking_start: str = "<think>",
-        thinking_end: str = "</think>",
-        hidden_states: bool = True,
-    ) -> None:
-        check_sampling(max_batch=max_batch, temperature=temperature, top_p=top_p)
+    def __init__(self, config: VllmConfig, *, hidden_states: bool = True) -> None:
         check_installed()
         from clear_ray.engine.vllm_thread import PROBE_LOGPROBS, STREAM_TOKENS, Decoding, VllmThread
 
-        folder = whole_model_folder(model)
-        config, generation_config = read_configs(folder)
-        self._rendering = Rendering(folder, chat_template=chat_template, system_prompt=system_prompt)
+        folder = whole_model_folder(config.model)
+        saved, generation_config = read_configs(folder)
+        self._rendering = rendering_of(config, folder)
         decoding = Decoding(
-            temperature,
-            top_p,
-            tuple(sorted(end_token_ids(config, generation_config, self._rendering))),
-            make_closing(self._rendering, answer_reserve_tokens, closing_text),
-            thinking_tokens,
+            config.temperature,
+            config.top_p,
+            tuple(sorted(end_token_ids(saved, generation_config, self._rendering))),
+            make_closing(self._rendering, config),
+            config.thinking_tokens,
         )
-        self._card = model_card(str(model), folder, config, max_context_tokens)
-        self._vocabulary = int(config.get_text_config().vocab_size)
+        self._card = model_card(config, folder, saved)
+        self._vocabulary = int(saved.get_text_config().vocab_size)
         self._admission = Admission(
             self._rendering, vocabulary=self._vocabulary, context_tokens=self._card.context_tokens
         )
@@ -112,11 +73,11 @@ class VllmEngine:
             "trust_remote_code": False,
             "load_format": "safetensors",
             "max_model_len": self._card.context_tokens,
-            "max_num_seqs": max_batch,
+            "max_num_seqs": config.max_batch,
             "enable_prefix_caching": True,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "tensor_parallel_size": tensor_parallel,
-            "enforce_eager": enforce_eager,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel,
+            "enforce_eager": config.enforce_eager,
             # Sampling is the run's, not what the model's files suggest.
             "generation_config": "vllm",
             "max_logprobs": PROBE_LOGPROBS,
@@ -124,10 +85,10 @@ class VllmEngine:
             "worker_extension_cls": "clear_ray.engine.vllm_probe.Probe",
             "disable_log_stats": True,
             "seed": 0,
-            **placement(dtype, tensor_parallel, cpu_cache_gib),
+            **placement(config),
         }
-        if thinking_tokens is not None:
-            arguments["reasoning_config"] = reasoning(self._rendering, thinking_start, thinking_end)
+        if config.thinking_tokens is not None:
+            arguments["reasoning_config"] = reasoning(self._rendering, config)
         self._thread = VllmThread(arguments, decoding)
         # Runs at the latest when the interpreter exits, so that vLLM's processes end before ours.
         self._close = weakref.finalize(self, self._thread.close)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clear_ray.config import VllmConfig
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
 from clear_ray.errors import ConfigError, EngineError
@@ -68,28 +69,29 @@ def read_configs(folder: Path) -> tuple[Any, Any]:
         ) from error
 
 
-def placement(dtype: str | None, tensor_parallel: int, cpu_cache_gib: float) -> dict[str, Any]:
+def placement(config: VllmConfig) -> dict[str, Any]:
     """Return the arguments that depend on the device."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         # Inside a Ray actor vLLM would otherwise look for a placement group and start actors of its own.
-        split = {"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {}
-        return {"dtype": dtype or "auto", **split}
-    if tensor_parallel > 1:
-        raise ConfigError("a model is split over GPUs only", "tensor_parallel", str(tensor_parallel), "Give 1.")
-    return {"dtype": dtype or "float32", "kv_cache_memory_bytes": int(cpu_cache_gib * _GIB)}
+        split = {"distributed_executor_backend": "mp"} if config.tensor_parallel > 1 else {}
+        return {"dtype": config.dtype, **split}
+    if config.tensor_parallel > 1:
+        raise ConfigError("a model is split over GPUs only", "tensor_parallel", str(config.tensor_parallel), "Give 1.")
+    dtype = "float32" if config.dtype == "auto" else config.dtype
+    return {"dtype": dtype, "kv_cache_memory_bytes": int(config.cpu_cache_gib * _GIB)}
 
 
-def reasoning(rendering: Rendering, start: str, end: str) -> Any:
+def reasoning(rendering: Rendering, config: VllmConfig) -> Any:
     """Return vLLM's settings of a model's thinking.
 
     Raises:
-        ConfigError: The model's tokenizer does not have start and end as one token each: it does not think.
+        ConfigError: The model's tokenizer does not have what begins and ends it as one token each: it does not think.
     """
     from vllm.config import ReasoningConfig
 
-    for setting, text in (("thinking_start", start), ("thinking_end", end)):
+    for setting, text in (("thinking_start", config.thinking_start), ("thinking_end", config.thinking_end)):
         tokens = len(rendering.plain_token_ids(text))
         if tokens != 1:
             raise ConfigError(
@@ -98,4 +100,4 @@ def reasoning(rendering: Rendering, start: str, end: str) -> Any:
                 text,
                 "Leave thinking_tokens out, or name the tokens between which this model thinks.",
             )
-    return ReasoningConfig(reasoning_start_str=start, reasoning_end_str=end)
+    return ReasoningConfig(reasoning_start_str=config.thinking_start, reasoning_end_str=config.thinking_end)

@@ -70,7 +70,7 @@ class Reading:
 
     Attributes:
         log_p: Log-probabilities of the likeliest next tokens, at most `PROBE_LOGPROBS`; empty if not asked for.
-        entropy: Of the next token, nats; None if the states were not asked for or not read.
+        entropy: Entropy of the next token, nats; None if the states were not asked for or not read.
         last_D: Final-norm state of the last prompt token, float32.
         mean_D: Mean state over the prompt.
     """
@@ -85,7 +85,7 @@ class VllmThread:
     """Runs one vLLM engine.
 
     Args:
-        arguments: Of `AsyncEngineArgs`.
+        arguments: Arguments of `AsyncEngineArgs`.
         decoding: How answers are generated.
 
     Attributes:
@@ -127,7 +127,7 @@ class VllmThread:
         self._end(self._open.cancel(query_ids))
 
     def abandon(self, answers: Iterable[Answer]) -> None:
-        """Let these answers end: nobody waits for them any more."""
+        """Let these answers end: nothing waits for them any more."""
         given_up = list(answers)
         for answer in given_up:
             answer.is_cancelled = True

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.hazards import Hazards, Incidence, fit_hazards, log_likelihood_N
-from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
+from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, join_arrays
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts, count, take_features
 from clear_ray.estimation.prior import uninformed
@@ -31,8 +31,8 @@ class Predictor:
     """Features to incidences: projection, landmarks, hazards, a share of the pooled curve, and doubt about strangers.
 
     Attributes:
-        projection: From features to short vectors.
-        landmarks: From short vectors to the coordinates that hazards are linear in.
+        projection: Map from features to short vectors.
+        landmarks: Map from short vectors to the coordinates that hazards are linear in.
         hazards: The fitted hazards.
         share: Weight of the fitted incidences against the pooled ones, 0 to 1.
     """
@@ -49,7 +49,7 @@ class Predictor:
         return doubt(fitted, self.landmarks.familiarity(z_NF), tokens_K=tokens_K)
 
 
-class CompetingRisksHead:
+class CompetingRisksHead(Head):
     """Hazards over the token grid that vary smoothly with the features, shrunk to the pooled curve.
 
     Args:
@@ -58,31 +58,19 @@ class CompetingRisksHead:
     """
 
     def __init__(self, card: HeadCard, *, predictor: Predictor) -> None:
-        self._card, self._predictor = card, predictor
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
-
-    def check_model(self, fingerprint: str) -> None:
-        """Raise ConfigError unless the head is for the model of this fingerprint."""
-        check_fingerprint(self._card, fingerprint)
+        super().__init__(card)
+        self._predictor = predictor
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
-        """Estimate one curve for each query.
-
-        Raises:
-            ConfigError: The hidden states have another width than the head was fitted on.
-        """
-        tokens_K = np.array(self._card.tokens_K, np.int64)
-        incidence = self._predictor.incidence(features, prompts, tokens_K=tokens_K)
-        return curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=tokens_K)
+        """Estimate one curve for each query; see `Head`."""
+        incidence = self._predictor.incidence(features, prompts, tokens_K=self.tokens_K)
+        return curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=self.tokens_K)
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""
-        parts = {name: getattr(self._predictor, name).arrays() for name in ("projection", "landmarks", "hazards")}
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        return join_arrays(
+            {name: getattr(self._predictor, name).arrays() for name in ("projection", "landmarks", "hazards")}
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return the share."""
@@ -91,14 +79,10 @@ class CompetingRisksHead:
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-
-        def of(part: str) -> Arrays:
-            return {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
-
         predictor = Predictor(
-            projection=Projection.restore(of("projection")),
-            landmarks=Landmarks.restore(of("landmarks")),
-            hazards=Hazards.restore(of("hazards")),
+            projection=Projection.restore(arrays_of("projection", arrays)),
+            landmarks=Landmarks.restore(arrays_of("landmarks", arrays)),
+            hazards=Hazards.restore(arrays_of("hazards", arrays)),
             share=float(settings["share"]),
         )
         return cls(card, predictor=predictor)
@@ -109,9 +93,9 @@ def fit_competing_risks(card: HeadCard, rollouts: Rollouts, features: Features, 
 
     Args:
         card: Its grid is used; kind and the rest are kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of the inner folds and the landmarks.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of the inner folds and the landmarks.
     """
     tokens_K = np.array(card.tokens_K, np.int64)
     best, chosen = _most_credible(_inner_scores(rollouts, features, tokens_K=tokens_K, seed=seed))

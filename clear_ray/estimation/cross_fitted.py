@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -11,13 +10,13 @@ import numpy as np
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves
-from clear_ray.estimation.head import Arrays, Head, HeadCard, card_from_json, check_fingerprint, head_class
+from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, head_from_json, head_to_json
 from clear_ray.estimation.observations import take_features
 
 UNKNOWN = -1
 
 
-class CrossFittedHead:
+class CrossFittedHead(Head):
     """A head for honest replay of the rollouts it was fitted on.
 
     Args:
@@ -33,16 +32,8 @@ class CrossFittedHead:
         bad = sorted(set(folds.values()) - set(range(len(fold_heads))))
         if bad:
             raise ConfigError(f"folds must be 0 to {len(fold_heads) - 1}", "folds", str(bad[0]))
-        self._card, self._heads, self._folds = card, (*fold_heads, whole_head), dict(folds)
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
-
-    def check_model(self, fingerprint: str) -> None:
-        """Raise ConfigError unless the heads are for the model of this fingerprint."""
-        check_fingerprint(self._card, fingerprint)
+        super().__init__(card)
+        self._heads, self._folds = (*fold_heads, whole_head), dict(folds)
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate each query with the head that was not fitted on it."""
@@ -64,15 +55,11 @@ class CrossFittedHead:
 
     def settings(self) -> dict[str, Any]:
         """Return folds, and card and settings of every head."""
-        heads = [{"card": asdict(head.card), "settings": head.settings()} for head in self._heads]
-        return {"folds": self._folds, "heads": heads}
+        return {"folds": self._folds, "heads": [head_to_json(head) for head in self._heads]}
 
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the heads again."""
-        heads = []
-        for i, stored in enumerate(settings["heads"]):
-            inner = card_from_json(stored["card"])
-            own = {n.removeprefix(f"{i}/"): array for n, array in arrays.items() if n.startswith(f"{i}/")}
-            heads.append(head_class(inner.kind).restore(inner, own, stored["settings"]))
+        stored = settings["heads"]
+        heads = [head_from_json(each, arrays_of(str(i), arrays, mark="/")) for i, each in enumerate(stored)]
         return cls(card, fold_heads=heads[:-1], whole_head=heads[-1], folds=settings["folds"])

@@ -1,8 +1,8 @@
 """Predicted curves: what one query is expected to return for each number of tokens it may generate.
 
-A curve is kept on a token grid as competing risks (method section 2.3): the chance that a correct answer has arrived,
-the tokens expected to be spent under that ceiling, and the chance that the answer is still running. The same estimate
-is also given as three numbers (threshold, solvability, rate), to be read as `ShiftedSurge` or `ShiftedErlang`.
+A curve is kept on a token grid as competing risks (docs/method.md, section 2.3): the chance that a correct answer has
+arrived, the tokens expected to be spent under that ceiling, and the chance that the answer is still running. The same
+estimate is also given as three numbers (threshold, solvability, rate), to be read as `ShiftedSurge` or `ShiftedErlang`.
 
 Shapes: N queries, K grid points.
 """
@@ -109,7 +109,7 @@ def curves_from_incidence(
     Raises:
         UtilityError: Shapes disagree, a value is not finite, or success and survival add up to more than 1.
 
-    Source: method section 2.3.
+    Source: docs/method.md, section 2.3.
     """
     success = np.maximum.accumulate(np.clip(np.asarray(success_NK, np.float64), 0.0, 1.0), axis=1)
     survival = np.minimum.accumulate(np.clip(np.asarray(survival_NK, np.float64), 0.0, 1.0), axis=1)
@@ -141,7 +141,7 @@ def erlang_moments(
     An Erlang-2 of rate beta has mean 2/beta and variance 2/beta^2; the shift makes up the rest of the mean. The
     threshold is cut at 0, and the rate then follows from the mean alone.
 
-    Source: method section 2.2 (moments of the density there).
+    Source: docs/method.md, section 2.2 (moments of the density there).
     """
     mass_NK = np.diff(success_NK, prepend=0.0, axis=1) + _TINY
     mass_NK /= mass_NK.sum(axis=1, keepdims=True)

@@ -74,7 +74,7 @@ def diagnose(
     """Compare held-out curves with what was observed.
 
     Args:
-        curves: Of the queries of `rollouts`, in order, each from a head that has not seen the query.
+        curves: Curves of the queries of `rollouts`, in order, each from a head that has not seen the query.
         rollouts: What was observed.
         fold_N: Fold of each query; pooled and task curves of a query come from the other folds.
         tasks: Task label of each query, for the task prior only.

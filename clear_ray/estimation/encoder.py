@@ -1,6 +1,6 @@
 """Features from an encoder of the user's own (the paper: DeBERTa-v3-base) in place of the serving model's states.
 
-For those who have such weights as a local folder; nothing is downloaded. The encoder reads the question's text, its first
+The weights are a local folder of the user's; nothing is downloaded. The encoder reads the question's text, its first
 and its mean hidden state stand where the probe's last and mean state would, and any kind of head is fitted on top. It
 runs where the probe runs, on the CPU of the engine worker unless a device is named.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves
-from clear_ray.estimation.head import Arrays, Head, HeadCard, card_from_json, check_fingerprint, head_class
+from clear_ray.estimation.head import Arrays, Head, HeadCard, head_from_json, head_to_json
 from clear_ray.estimation.text_features import question_text
 
 _MOST_TOKENS = 512
 _BATCH = 32
 
 
-class EncodedHead:
+class EncodedHead(Head):
     """A head that reads an encoder's states.
 
     Args:
@@ -40,16 +40,12 @@ class EncodedHead:
     """
 
     def __init__(self, card: HeadCard, *, inner: Head, encoder: str, digest: str) -> None:
-        self._card, self._inner, self._encoder, self._digest = card, inner, encoder, digest
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
+        super().__init__(card)
+        self._inner, self._encoder, self._digest = inner, encoder, digest
 
     def check_model(self, fingerprint: str) -> None:
         """Raise ConfigError unless the head is for this model, and its encoder is there and unchanged."""
-        check_fingerprint(self._card, fingerprint)
+        super().check_model(fingerprint)
         found = encoder_digest(self._encoder)
         if found != self._digest:
             raise ConfigError(
@@ -69,15 +65,13 @@ class EncodedHead:
 
     def settings(self) -> dict[str, Any]:
         """Return the encoder, and card and settings of the inner head."""
-        inner = {"card": asdict(self._inner.card), "settings": self._inner.settings()}
-        return {"encoder": self._encoder, "digest": self._digest, "inner": inner}
+        return {"encoder": self._encoder, "digest": self._digest, "inner": head_to_json(self._inner)}
 
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again; the encoder itself is read at its first use."""
-        inner = card_from_json(settings["inner"]["card"])
-        head = head_class(inner.kind).restore(inner, arrays, settings["inner"]["settings"])
-        return cls(card, inner=head, encoder=settings["encoder"], digest=settings["digest"])
+        inner = head_from_json(settings["inner"], arrays)
+        return cls(card, inner=inner, encoder=settings["encoder"], digest=settings["digest"])
 
 
 def with_encoder(inner: Head, *, encoder: str) -> EncodedHead:

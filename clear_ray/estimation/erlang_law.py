@@ -5,7 +5,7 @@ anywhere below the cap, so that one answer that ends before its predicted thresh
 
 Shapes: R rollouts, N queries, K grid points.
 
-Source: method.md sections 2.1 and 2.2.
+Source: docs/method.md, sections 2.1 and 2.2.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def log_likelihood_R(tokens_R: Array, is_ended_R: NDArray[np.bool_], *, threshol
 def fit_shared(tokens_R: Array, is_ended_R: NDArray[np.bool_], predicted_R: Array) -> tuple[float, float]:
     """Return the distance of the threshold before the predicted length, and the rate, tokens and per token.
 
-    One pair for all: `threshold = max(predicted - distance, 0)`, the rate shared (method.md 2.1).
+    One pair for all: `threshold = max(predicted - distance, 0)`, the rate shared (docs/method.md, section 2.1).
 
     Args:
         tokens_R: Lengths.

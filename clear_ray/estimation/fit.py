@@ -55,10 +55,10 @@ def fit_head(
     Args:
         rollouts: Columns query_id, output_tokens, finish_reason, correct, prompt; optionally task, max_tokens and
             tok_entropy. A rollout is right at ceiling b if correct, finish_reason is stop and output_tokens <= b.
-        features: Of the same queries: a table with query_id, prompt_tokens, hidden_last, hidden_mean (entropy is taken
-            from `tok_entropy` if there is no such column), or `Features` in order of first appearance in `rollouts`.
+        features: Features of the same queries: a table with query_id, prompt_tokens, hidden_last, hidden_mean (entropy is
+            taken from `tok_entropy` if there is no such column), or `Features` in order of first appearance in `rollouts`.
         kind: Which model of curves: a key of `FITS`.
-        seed: Of folds and fit.
+        seed: Seed of folds and fit.
         folds: Query id to fold. If given, the result is a `CrossFittedHead`.
         model_name: Model whose features these are.
         model_fingerprint: Its fingerprint; the head is refused for another. Empty: for any.

@@ -7,7 +7,7 @@ shrunk to zero, so that a query about which nothing is known gets the pooled cur
 
 Shapes: N queries, K grid points, F features, J and M basis functions along the grid, c = 0 right, 1 wrong.
 
-Source: method sections 2.3 and 5.
+Source: docs/method.md, sections 2.3 and 5.
 """
 
 from __future__ import annotations

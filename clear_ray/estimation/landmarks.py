@@ -34,7 +34,7 @@ class Landmarks:
         landmark_LF: Short vectors of the training queries that serve as landmarks.
         bandwidth: Squared distance over which nearness falls by a factor of the square root of e; shape (1,).
         mean_L: What is taken off the nearness to each landmark: 0; the mean nearness in heads of earlier versions.
-        map_LP: From nearness to coordinates; training queries have mean square about 1 in all.
+        map_LP: Map from nearness to coordinates; training queries have mean square about 1 in all.
         reach: Squared distance within which nearly every landmark has another; shape (1,). Infinite in heads of earlier
             versions: they take every query for known.
     """

@@ -142,7 +142,7 @@ def features_from_table(table: pa.Table, *, query_ids: Sequence[str], rollouts: 
     Args:
         table: Columns query_id, prompt_tokens, hidden_last, hidden_mean and, if it is there, entropy in nats.
         query_ids: Which queries, in which order.
-        rollouts: Where to take a missing entropy from: the first `tok_entropy` of any rollout of the query.
+        rollouts: Rollouts to take a missing entropy from: the first `tok_entropy` of any rollout of the query.
 
     Raises:
         SchemaError: A column or a query is missing, or hidden states differ in width.

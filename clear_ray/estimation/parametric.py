@@ -1,17 +1,18 @@
 """Two heads in closed form, to compare the default with: the paper's regressed threshold, and a shifted Erlang-2.
 
-`regressed_threshold` (method.md 2.1): the length of a right answer is regressed on the features; how far before it the
-emergence threshold lies, and the rate beta, are fitted by maximum likelihood to the lengths of right rollouts. All queries
-share alpha and beta, so all are equally solvable: the curves say when, not whether.
+`regressed_threshold` (docs/method.md, section 2.1): the length of a right answer is regressed on the features; how far before
+it the emergence threshold lies, and the rate beta, are fitted by maximum likelihood to the lengths of right rollouts. All
+queries share alpha and beta, so all are equally solvable: the curves say when, not whether.
 
-`shifted_erlang` (method.md 2.2): also the chance of a right answer is regressed, threshold and rate scale with the
-predicted length, and wrong answers have lengths of their own, so that spend is known too.
+`shifted_erlang` (docs/method.md, section 2.2): also the chance of a right answer is regressed, threshold and rate scale with
+the predicted length, and wrong answers have lengths of their own, so that spend is known too.
 
 Shapes: N queries, K grid points, R rollouts, P coordinates.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.erlang_law import cumulative, fit_scaled, fit_shared
-from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
+from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, join_arrays
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts
 from clear_ray.estimation.projection import Projection, fit_projection
@@ -44,12 +45,12 @@ class Coordinates:
         return self.landmarks(self.projection(features, prompts))
 
 
-class ParametricHead:
+class ParametricHead(Head):
     """What both heads share: coordinates, named regressions and a few numbers.
 
     Args:
         card: Where the head comes from.
-        coordinates: From features to coordinates.
+        coordinates: Map from features to coordinates.
         lines: Regressions by name.
         numbers: Shared parameters by name.
     """
@@ -57,27 +58,16 @@ class ParametricHead:
     def __init__(
         self, card: HeadCard, *, coordinates: Coordinates, lines: dict[str, Regression], numbers: dict[str, float]
     ) -> None:
-        self._card, self._coordinates, self._lines, self._numbers = card, coordinates, lines, numbers
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
-
-    def check_model(self, fingerprint: str) -> None:
-        """Raise ConfigError unless the head is for the model of this fingerprint."""
-        check_fingerprint(self._card, fingerprint)
+        super().__init__(card)
+        self._coordinates, self._lines, self._numbers = coordinates, lines, numbers
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
-        """Estimate one curve for each query.
+        """Estimate one curve for each query; see `Head`."""
+        return self._curves(self._coordinates(features, prompts), self.tokens_K.astype(np.float64))
 
-        Raises:
-            ConfigError: The hidden states have another width than the head was fitted on.
-        """
-        return self._curves(self._coordinates(features, prompts), np.array(self._card.tokens_K, np.float64))
-
+    @abstractmethod
     def _curves(self, x_NP: Array, tokens_K: Array) -> Curves:
-        raise NotImplementedError
+        """Return the curves of queries with these coordinates."""
 
     def _length(self, name: str, x_NP: Array) -> Array:
         """Return the predicted length, tokens, within what was seen in training."""
@@ -85,12 +75,9 @@ class ParametricHead:
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""
-        parts = {
-            "projection": self._coordinates.projection.arrays(),
-            "landmarks": self._coordinates.landmarks.arrays(),
-            **{name: line.arrays() for name, line in self._lines.items()},
-        }
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        coordinates = self._coordinates
+        parts = {"projection": coordinates.projection.arrays(), "landmarks": coordinates.landmarks.arrays()}
+        return join_arrays(parts | {name: line.arrays() for name, line in self._lines.items()})
 
     def settings(self) -> dict[str, Any]:
         """Return the shared parameters."""
@@ -99,14 +86,11 @@ class ParametricHead:
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-
-        def of(part: str) -> Arrays:
-            return {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
-
+        projection = Projection.restore(arrays_of("projection", arrays))
         return cls(
             card,
-            coordinates=Coordinates(Projection.restore(of("projection")), Landmarks.restore(of("landmarks"))),
-            lines={name: Regression.restore(of(name)) for name in settings["lines"]},
+            coordinates=Coordinates(projection, Landmarks.restore(arrays_of("landmarks", arrays))),
+            lines={name: Regression.restore(arrays_of(name, arrays)) for name in settings["lines"]},
             numbers={name: float(value) for name, value in settings["numbers"].items()},
         )
 
@@ -162,9 +146,9 @@ def fit_regressed_threshold(card: HeadCard, rollouts: Rollouts, features: Featur
 
     Args:
         card: Its grid is used; the rest is kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of landmarks and folds.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of landmarks and folds.
     """
     coordinates, x_NP = _coordinates(rollouts, features, seed=seed)
     line, held_N = _fit_length(x_NP, rollouts, rollouts.is_right_R, seed=seed)
@@ -181,9 +165,9 @@ def fit_shifted_erlang(card: HeadCard, rollouts: Rollouts, features: Features, *
 
     Args:
         card: Its grid is used; the rest is kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of landmarks and folds.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of landmarks and folds.
     """
     coordinates, x_NP = _coordinates(rollouts, features, seed=seed)
     count_N = np.bincount(rollouts.query_R, minlength=len(rollouts)).astype(np.float64)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
-from clear_ray.estimation.head import ANY_MODEL, Arrays, HeadCard, check_fingerprint
+from clear_ray.estimation.head import ANY_MODEL, Arrays, Head, HeadCard
 
 Curve = NDArray[np.float64]
 _TYPICAL_PROMPT_TOKENS = 100.0
@@ -43,7 +43,7 @@ def uninformed(
     return solvability * (1 - survival_K), survival_K
 
 
-class PriorHead:
+class PriorHead(Head):
     """The prior as a head; fits any model.
 
     Args:
@@ -52,25 +52,18 @@ class PriorHead:
     """
 
     def __init__(self, *, cap_tokens: int = 1024, probe_layers: int | None = None) -> None:
-        self._card = HeadCard(
-            kind="prior",
-            model_name="any",
-            model_fingerprint=ANY_MODEL,
-            data_digest="",
-            seeds=(),
-            tokens_K=tuple(token_grid(cap_tokens).tolist()),
-            created_by="built in",
-            probe_layers=probe_layers,
+        super().__init__(
+            HeadCard(
+                kind="prior",
+                model_name="any",
+                model_fingerprint=ANY_MODEL,
+                data_digest="",
+                seeds=(),
+                tokens_K=tuple(token_grid(cap_tokens).tolist()),
+                created_by="built in",
+                probe_layers=probe_layers,
+            )
         )
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
-
-    def check_model(self, fingerprint: str) -> None:
-        """Return: the prior fits any model."""
-        check_fingerprint(self._card, fingerprint)
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate curves from prompt length and next-token entropy; see the module for the formulas."""
@@ -80,7 +73,7 @@ class PriorHead:
         entropy_N = np.nan_to_num(features.entropy_N.astype(np.float64), nan=_TYPICAL_ENTROPY_NATS)
         # tanh keeps the factor within 1 +- _ENTROPY_EFFECT, whatever the entropy.
         solvability_N = _SOLVABILITY * (1 - _ENTROPY_EFFECT * np.tanh(entropy_N - _TYPICAL_ENTROPY_NATS))
-        tokens_K = np.array(self._card.tokens_K, np.int64)
+        tokens_K = self.tokens_K
         survival_NK = np.exp(-np.sqrt(tokens_K / scale_N[:, None]))
         return curves_from_incidence(
             solvability_N[:, None] * (1 - survival_NK), survival_NK=survival_NK, tokens_K=tokens_K

@@ -87,8 +87,8 @@ def fit_projection(features: Features, prompts: Sequence[Prompt], *, components:
     """Fit principal components and scales on training queries.
 
     Args:
-        features: Of the training queries.
-        prompts: Of the training queries.
+        features: Features of the training queries.
+        prompts: Prompts of the training queries.
         components: Most principal components kept of each kind of hidden state.
     """
     last_mean_D, last_DP = _principal(features.hidden_last_ND, components, _WEIGHT_LAST)

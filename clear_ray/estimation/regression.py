@@ -51,7 +51,7 @@ def fit_regression(x_NP: Array, value_N: Array, weight_N: Array, *, seed: int) -
         x_NP: Coordinates.
         value_N: What to fit; ignored where the weight is 0.
         weight_N: How much each query counts, such as its number of rollouts.
-        seed: Of the folds.
+        seed: Seed of the folds.
 
     Returns:
         The line fitted on all queries, and each query's prediction by the line that has not seen it.

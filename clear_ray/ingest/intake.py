@@ -30,7 +30,7 @@ class PromptLimit:
 
     Attributes:
         context_tokens: What the model holds, prompt and answer together; a prompt must leave room for one token.
-        count_tokens: From prompts, and for each whether it is a conversation, to token counts, template included.
+        count_tokens: Function from prompts, and for each whether it is a conversation, to token counts, template included.
         template_tokens: The most that the chat template and special tokens add to a prompt.
     """
 
@@ -56,7 +56,7 @@ def ingest(
         max_tokens: The run's ceiling of one query; a row's own can only lower it.
         prompt_limit: How long a prompt may be; not checked if not given.
         most_errors: Problems to collect before giving up; the error lists them, a line each.
-        accept: Asked before the queries take their place; what it raises refuses the input.
+        accept: Function that is asked before the queries take their place; what it raises refuses the input.
 
     Returns:
         What was taken in.

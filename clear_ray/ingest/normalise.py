@@ -1,6 +1,6 @@
 """One row, checked field by field and brought into the one form that the rest of clear_ray reads.
 
-Errors raised here name the column in `where`; whoever knows the file and line puts them in front.
+Errors raised here name the column in `where`; file and line are put in front where they are known.
 """
 
 from __future__ import annotations

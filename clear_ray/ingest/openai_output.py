@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from clear_ray.storage import Folder
+from clear_ray.storage import Folder, sync_path
 
 OUTPUT_FILE, ERRORS_FILE = "output.jsonl", "errors.jsonl"
 
@@ -95,6 +95,7 @@ def _appearing_whole(folder: Folder, name: str) -> Iterator[_Sink]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
+            sync_path(folder.path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(partial)

@@ -22,7 +22,7 @@ from clear_ray.errors import ConfigError, StorageError
 from clear_ray.ingest.digest import DIGEST_FILE, InputDigest
 from clear_ray.ingest.normalise import NormalRow
 from clear_ray.records import QUERY_SCHEMA
-from clear_ray.storage import DISK_ERRORS, Folder
+from clear_ray.storage import DISK_ERRORS, Folder, sync_path
 
 _FILE_ROWS = 50_000
 _FILE_CHARACTERS = 16_000_000  # long prompts make shorter files, so that memory stays flat
@@ -92,6 +92,7 @@ class QueryFiles:
             if self.folder.path != self._queries.path:
                 _delete(self._queries)
                 self._queries.filesystem.move(self.folder.path, self._queries.path)
+                sync_path(Path(self._queries.path).parent)
 
     def discard(self) -> None:
         """Remove everything that was made; a failure to do so must not hide the error that led here."""

@@ -1,1 +1,1 @@
-"""."""
+"""What a run tells people: progress, the report, its page and its figures."""

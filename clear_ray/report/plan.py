@@ -7,6 +7,19 @@ from pydantic import Field
 from clear_ray.report.summary import BudgetPoint, Part
 
 
+class ShareBudget(Part):
+    """What a share of the correct answers that ample tokens would give is expected to cost."""
+
+    share: float = Field(gt=0, lt=1)
+    """Which share."""
+    budget_tokens: int = Field(ge=0)
+    """The fewest tokens that are expected to be enough."""
+    expected_utility: float
+    """Correct answers expected from them."""
+    most_utility: float
+    """Correct answers expected from ample tokens."""
+
+
 class PlanReport(Part):
     """The priced batch: how many queries the budget would fund, at which price, and what that would spend."""
 
@@ -40,3 +53,7 @@ class PlanReport(Part):
     """Prompt tokens of the batch; read by the probe, not charged to the budget."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
+    for_share: ShareBudget | None = None
+    """What the share that was asked for would cost; none if nothing was asked, or if no tokens would give anything."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""

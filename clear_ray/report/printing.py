@@ -14,7 +14,7 @@ from clear_ray.errors import StorageError
 
 
 def print_result(text: str) -> None:
-    """Print a result, all of it before this returns; whoever reads no further is asked no question.
+    """Print a result, all of it before this returns; a reader that stops early is asked no question.
 
     Raises:
         StorageError: Standard output goes where nothing more can be written.

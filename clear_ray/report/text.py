@@ -10,6 +10,8 @@ from clear_ray.report.wording import answers, count, duration, expected, per_tho
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
+_PLAIN_VERDICTS = ("right", "wrong", "cut off")
+"""Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
 
 
@@ -22,11 +24,13 @@ def summary_text(report: RunReport) -> str:
     lines += [_labelled(label, value) for label, value in _account(report)]
     if report.rounds:
         lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
     if report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
+    lines += _notes(report.notes)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -47,9 +51,14 @@ def plan_text(plan: PlanReport) -> str:
         ("expected", f"{hoped} ({gain})" if gain else hoped),
         ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
     ]
+    if plan.for_share is not None:
+        asked = plan.for_share
+        buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
+        pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
+    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
@@ -59,6 +68,10 @@ def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
         return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:
@@ -104,6 +117,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
+        reasons = {reason: times for reason, times in report.verdicts.items() if reason not in _PLAIN_VERDICTS}
+        if reasons:
+            found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))

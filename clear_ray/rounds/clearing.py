@@ -1,7 +1,7 @@
-"""One round of the market, as a pure function: who is open, what is left -> whom to grant how much, in which order.
+"""One round of the market, as a pure function: what is open and what is left -> grants, in their order.
 
-A round (method.md sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that was
-cut off counts as what it is: a curve of further tokens, given that it has not ended yet.
+A round (docs/method.md, sections 3 and 4) prices the tokens that are left over everything that is not finished. A query that
+was cut off counts as what it is: a curve of further tokens, given that it has not ended yet.
 
 What is priced is the ceiling, because the ledger reserves it in full: all grants of a round fit together, none waits for
 another's refund, and no estimate of lengths can promise more than the budget pays for. What early finishers return is
@@ -47,7 +47,7 @@ class Clearing:
         shadow_price: The price, expected answers per token priced.
         dual_bound: No allocation of these tokens, counted as they were priced, can be expected to add more.
         gap: dual_bound minus the expected utility of the grants; at least 0.
-        kept_tokens: In tokens of cost 1, held back for the minimum service of queries that are not worth the price.
+        kept_tokens: Tokens of cost 1 that are held back for the minimum service of queries that are not worth the price.
         is_service: Whether these grants are that minimum service.
     """
 
@@ -87,7 +87,7 @@ def clear(
     Returns:
         The clearing; without grants if nothing is open, nothing is left, or what is left is owed as minimum service.
 
-    Source: method.md sections 3 and 4.4.
+    Source: docs/method.md, sections 3 and 4.4.
     """
     room_N = batch.max_tokens_N - generated_tokens_N
     index = np.flatnonzero(is_open_N & (room_N > 0))

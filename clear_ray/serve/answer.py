@@ -32,11 +32,11 @@ class Answer:
     """One query under way.
 
     Attributes:
-        request: As it came in.
+        request: Request as it came in.
         query_id: Its name for the engine.
         reading: What the probe found.
         sale: What was bought.
-        seed: Of its sampling.
+        seed: Seed of its sampling.
         choices: What has come of each choice.
     """
 

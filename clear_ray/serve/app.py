@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from clear_ray.room import settled
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
 from clear_ray.serve.routing import TokenRouter
@@ -35,12 +37,14 @@ def build_app(args: dict[str, Any]) -> serve.Application:
 
 def application(settings: ServeConfig) -> serve.Application:
     """Build the application of settings that are already checked."""
-    engine, price = settings.engine, settings.price.model_dump(mode="json")
+    # `serve build` has no cluster to look at: what it writes reserves what the settings say.
+    engine = settled(settings.engine) if ray.is_initialized() else settings.engine
+    price = settings.price.model_dump(mode="json")
     router: Any = TokenRouter
     shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
     engine_options: dict[str, Any] = {
         # num_cpus=0: see cluster.py; the engine takes what it was configured to.
-        "ray_actor_options": {"num_cpus": 0, "num_gpus": engine.num_gpus},
+        "ray_actor_options": {"num_cpus": 0, "num_gpus": engine.num_gpus or 0},
         **_number_of_replicas(engine.workers, settings.scaling),
         "request_router_config": RequestRouterConfig(request_router_class=router),
         # Twice the batch, so that the next query is there when one ends.

@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 
 from clear_ray.cluster import joined_cluster
+from clear_ray.room import settled, wait_for_room
 from clear_ray.serve.app import application
 from clear_ray.serve.settings import ServeConfig
 
@@ -21,9 +22,11 @@ def serve_until_interrupted(settings: ServeConfig) -> None:
 
     Raises:
         ConfigError: A setting cannot be used.
+        ClusterError: No Ray cluster can be had, or it is full.
     """
     stop = threading.Event()
     with joined_cluster():
+        wait_for_room(settled(settings.engine))
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
             serve.run(application(settings), name=_NAME, route_prefix="/")

@@ -25,7 +25,7 @@ class Guard:
         self._under_way: Counter[str] = Counter()
 
     def admit(self, authorization: str | None, client_host: str | None) -> str:
-        """Return who asks, as a digest, or raise.
+        """Return the digest of the client's key, or raise.
 
         Raises:
             ApiError: 401.

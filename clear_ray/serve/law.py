@@ -21,8 +21,8 @@ class PriceLaw:
         window_seconds: W, how far back demand is remembered; the stock's time constant is half of it.
         clearing_seconds: h, time between two clearings.
         step_octaves: s, the most doublings or halvings of the price in one clearing.
-        lowest_price: A price below this is 0, expected answers per token.
-        highest_price: The price never rises above this.
+        price_octaves: How many halvings below the dearest remembered query's reservation price the scale of prices ends:
+            there a price that rises from 0 begins, and one that falls to 0 is 0.
         most_remembered: Queries whose demand is kept; bounds memory and the time of a clearing.
         most_open: Holds open at the same time.
         lease_seconds: A hold that was not settled for so long is charged in full.
@@ -36,8 +36,7 @@ class PriceLaw:
     window_seconds: float = 20.0
     clearing_seconds: float = 2.0
     step_octaves: float = 2.0
-    lowest_price: float = 2.0**-16
-    highest_price: float = 1.0
+    price_octaves: float = 10.0
     most_remembered: int = 2_048
     most_open: int = 4_096
     lease_seconds: float = 600.0
@@ -49,7 +48,7 @@ class PriceLaw:
             "clearing_seconds": 0 < self.clearing_seconds < math.inf,
             "window_seconds": self.clearing_seconds <= self.window_seconds < math.inf,
             "step_octaves": self.step_octaves > 0,
-            "highest_price": 0 < self.lowest_price <= self.highest_price < math.inf,
+            "price_octaves": 0 < self.price_octaves < math.inf,
             "most_remembered": self.most_remembered >= 1,
             "most_open": self.most_open >= 1,
             "lease_seconds": self.lease_seconds > 0,
@@ -107,7 +106,7 @@ class Hold:
         slot: Its place in that purse.
         attempt: Which of the holds in that place, from 1.
         tokens: How many.
-        expires_seconds: When its lease ends, on the scale of whoever sold it.
+        expires_seconds: When its lease ends, on the scale of its seller.
     """
 
     purse: str

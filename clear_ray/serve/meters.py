@@ -25,7 +25,7 @@ class Meters:
         """Return all metrics in Prometheus' text form.
 
         Args:
-            account: Of the price, as of now.
+            account: Account of the price, as of now.
             waiting: Queries in its queue.
         """
         for name in _OF_ACCOUNT:

@@ -15,17 +15,19 @@ in force, R the tokens given back and X those sold outside the price (direct ans
 
     sellable rate S = r + (R - X) / W + max((L - Q - C/2) / (W/2), -r/2),  at least 0, tokens per second
     cleared price   = the lowest price at which the demand remembered from these w seconds fits w * S (the sketch), and at
-                      which the demand of all who wait fits h * S, or one query where that is less
+                      which the demand of all that wait fits h * S, or one query where that is less
     price           = the cleared price, but not more than `step_octaves` (s) doublings or halvings from the last price
 
 The first part of S is income; the last steers the stock, what is promised to the queue taken off, to half the carry-over with
 time constant W/2, and never takes more than half the income for that, so that a start with nothing sells at once. The bound
-for those who wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
-price promises tokens to all who were just below it, and everybody after them waits for tokens instead of for a price. The
-stock rests below C/2 for the same reason. Unit of the price: expected correct answers per token. Bounds: 0, or
-`lowest_price` to `highest_price`; a step from 0 starts at `lowest_price`, and below `lowest_price` it is 0. Where the step
-does not bind, equal queries are told apart by their tie class exactly as in a batch (`SketchPrice`), and at price 0 an
-unspent budget abandons nobody.
+for those that wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
+price promises tokens to all that were just below it, and every query after them waits for tokens instead of for a price. The
+stock rests below C/2 for the same reason. Unit of the price: expected correct answers per token. Octaves do not lead to 0
+or away from it, so they need a start: `price_octaves` halvings below the highest reservation price that is remembered. From 0
+the price steps up from there, and on its way to a cleared price of 0 it is 0 below. That is a share of what is for sale and
+no price of its own, so answers k times as long are sold k times the tokens at a k-th of the price. Where the step does not
+bind, equal queries are told apart by their tie class exactly as in a batch (`SketchPrice`), and at price 0 an unspent budget
+abandons no query.
 
 **After a step in load** at time 0 the memory holds old demand only in part, and none of it after W: the cleared price moves
 to the new static price within W, the price follows with at most s octaves every h, and what was sold too much or too little
@@ -35,7 +37,7 @@ over a minute and within 30 percent over any W (most of that is the luck of the 
 of the new static one (tests/unit/serve/test_price.py). Too little is never sold for lack of a buyer for longer than W; too
 much is never sold at all: the account is empty first.
 
-Source: method.md sections 3 and 4.4; the law is ours.
+Source: docs/method.md, sections 3 and 4.4; the law is ours.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ import numpy as np
 from clear_ray.allocation import Tabulated
 from clear_ray.allocation.sketch import DemandSketch
 from clear_ray.allocation.sketch_price import SketchPrice, tie_classes_of
+from clear_ray.config import MOST_TOKENS
 from clear_ray.errors import ConfigError
 from clear_ray.serve.law import Account, Ask, Hold, PriceLaw
 from clear_ray.serve.purse import Purse, to_ns, to_seconds
@@ -62,7 +65,7 @@ class OnlinePrice:
         now_seconds: The time at which tokens begin to become available.
 
     Attributes:
-        waiting: Queries in the queue, with surplus or not; whoever keeps the queue puts them in and takes them out.
+        waiting: Queries in the queue, with surplus or not; the keeper of the queue puts them in and takes them out.
     """
 
     def __init__(self, law: PriceLaw, *, now_seconds: float) -> None:
@@ -74,6 +77,7 @@ class OnlinePrice:
         self._flows: deque[tuple[int, int]] = deque()  # (time, R - X)
         self._clearing = _unpriced()
         self._cleared_price = 0.0
+        self._dearest = 0.0  # the highest reservation price seen at the last clearing that saw one
         self.waiting: dict[Ask, None] = {}
 
     @property
@@ -185,7 +189,7 @@ class OnlinePrice:
         return refund
 
     def seconds_until(self, tokens: int) -> float:
-        """Return how long until so many tokens are available if nobody else buys and nothing is given back, seconds."""
+        """Return how long until so many tokens are available if no other query buys and nothing is given back, seconds."""
         return max(0, tokens - self._purse.available_tokens) / self._law.budget_tokens_per_second
 
     def next_clearing_seconds(self) -> float:
@@ -196,7 +200,7 @@ class OnlinePrice:
     def advance(self, now_seconds: float) -> bool:
         """Let time pass: tokens become available, leases run out, and the price is cleared where that is due.
 
-        Clearings that were missed while nobody called are made up for by one.
+        Clearings that were missed while no call came are made up for by one.
 
         Returns:
             Whether the price was cleared.
@@ -223,6 +227,7 @@ class OnlinePrice:
             of_queue = self._price_of([ask for ask in waiting for _ in range(ask.choices)], most_tokens)
             found = max(found, of_queue, key=lambda priced: priced.shadow_price)
         self._cleared_price = found.shadow_price
+        self._dearest = self._highest_reservation([*(ask for _, ask in self._demand), *waiting]) or self._dearest
         price = self._bounded(found.shadow_price, before)
         if price != found.shadow_price:
             found = replace(
@@ -278,13 +283,21 @@ class OnlinePrice:
         """Return what queries demand at the price in force, all choices together."""
         return sum(ask.choices * tokens for ask, tokens in zip(waiting, self.offers(waiting), strict=True))
 
+    def _highest_reservation(self, asks: Sequence[Ask]) -> float:
+        """Return the price above which none of some queries buys anything; 0 if none ever does."""
+        blocks = ([asks[row] for row in rows] for rows in _rows_by_grid(asks).values())
+        return max((float(self._utility(block).reservation_price.max()) for block in blocks), default=0.0)
+
     def _bounded(self, price: float, price_before: float) -> float:
-        """Return `price` within the bounds and within one step of the price before."""
-        law, factor = self._law, 2.0**self._law.step_octaves
-        before = max(price_before, law.lowest_price)
-        price = min(price, law.highest_price, before * factor)
-        price = max(price, before / factor)
-        return price if price >= law.lowest_price else 0.0
+        """Return `price` within one step of the price before; see the module's docstring for steps from and to 0."""
+        factor: float = 2.0**self._law.step_octaves
+        start: float = self._dearest * 2.0**-self._law.price_octaves
+        if price == 0.0:
+            lower = price_before / factor
+            return lower if lower >= start else 0.0
+        if price_before == 0.0:
+            return min(price, start * factor)
+        return min(max(price, price_before / factor), price_before * factor)
 
 
 def _rows_by_grid(asks: Sequence[Ask]) -> dict[bytes, list[int]]:
@@ -295,8 +308,8 @@ def _rows_by_grid(asks: Sequence[Ask]) -> dict[bytes, list[int]]:
 
 
 def _unpriced() -> SketchPrice:
-    """Return the price of no demand: 0, with the highest level for whoever comes."""
-    level = 1 << 24
+    """Return the price of no demand: 0, with the highest level for the next query."""
+    level = MOST_TOKENS
     return SketchPrice(
         shadow_price=0.0,
         lower_price=0.0,

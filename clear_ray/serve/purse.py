@@ -89,7 +89,7 @@ class Purse:
     def settle(self, hold: Hold, spent_tokens: int) -> int:
         """Charge what was generated and give the rest back, which is returned; telling it again changes nothing.
 
-        Nor does a hold of another purse: its tokens went with that one, and its slot may be somebody else's here.
+        Nor does a hold of another purse: its tokens went with that one, and its slot may be another's here.
 
         Raises:
             BudgetError: More was generated than held.

@@ -86,8 +86,8 @@ class TokenRouter(FIFOMixin, RequestRouter):
     """Serve's request router over `TokenCount`.
 
     Serve tries the replicas in the order given here; one that has `max_ongoing_requests` already is passed over. The replica
-    found goes to whoever has waited longest (`FIFOMixin`): without it, calls that share a name, as the choices of one query
-    do, are taken for one another by Serve 2.60, and all but the first wait for ever.
+    found goes to the call that has waited longest (`FIFOMixin`): without it, calls that share a name, as the choices of one
+    query do, are taken for one another by Serve 2.60, and all but the first wait for ever.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:

@@ -92,9 +92,9 @@ def wanted_replicas(
     """Return how many replicas the outstanding tokens call for.
 
     Args:
-        outstanding_tokens: On all replicas, and of queries that wait for one.
+        outstanding_tokens: Tokens on all replicas, and of queries that wait for one.
         grants: How many they are of.
-        tokens_per_second: Of one replica; 0 if none has been measured.
+        tokens_per_second: Rate of one replica; 0 if none has been measured.
         target_seconds: Time in which they are to be generated.
         present: Replicas there are.
     """

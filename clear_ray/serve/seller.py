@@ -1,4 +1,4 @@
-"""The queue before the online price, on a real clock: who is sold tokens now, who waits, and who is told to come back.
+"""The queue before the online price, on a real clock: which query is sold tokens, which waits, which is to come back.
 
 Among waiting queries that have surplus the first come is served first: a later one, however small, does not pass it. Those
 without surplus stand aside until the price has fallen.
@@ -64,7 +64,7 @@ class Seller:
         self._settings, self._clock = settings, clock
         self._price = OnlinePrice(settings.law(), now_seconds=clock())
         self._waiting: dict[_Waiting, None] = {}
-        self._offered_at = 0  # the clearing from which the tokens of those who wait are
+        self._offered_at = 0  # the clearing from which the tokens of those that wait are
         self._ticker: asyncio.Task[None] | None = None
 
     @property
@@ -125,7 +125,7 @@ class Seller:
         return Sale("granted", tokens, self._price.price, hold, waited_seconds=self._clock() - since)
 
     async def _tick(self) -> None:
-        """Serve the queue at every clearing, and when the first in it can pay, until nobody waits."""
+        """Serve the queue at every clearing, and when the first in it can pay, until none waits."""
         while self._waiting:
             now = self._clock()
             until_paid = self._price.seconds_until(self._next_demand())
@@ -134,7 +134,7 @@ class Seller:
             self.serve_queue()
 
     def serve_queue(self) -> None:
-        """Sell to those who wait what the price and the account now allow."""
+        """Sell to those that wait what the price and the account now allow."""
         self._price.advance(self._clock())
         self._offer_again()
         for waiting in list(self._waiting):
@@ -147,7 +147,7 @@ class Seller:
             self._leave(waiting)
 
     def _offer_again(self) -> None:
-        """Ask for those who wait what they demand now, if the price was cleared since; all in one go."""
+        """Ask for those that wait what they demand now, if the price was cleared since; all in one go."""
         if self._offered_at == self._price.clearings:
             return
         self._offered_at = self._price.clearings

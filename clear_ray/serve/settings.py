@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from clear_ray.config import MOST_TOKENS, EngineConfig, EstimateConfig, Settings, TransformersConfig, read_yaml
-from clear_ray.errors import ConfigError
+from clear_ray.config import MOST_TOKENS, EngineConfig, EstimateConfig, TransformersConfig
+from clear_ray.config_base import ConfigFile, Settings
 from clear_ray.serve.law import PriceLaw
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -86,8 +85,10 @@ class ScalingSettings(Settings):
     """How long fewer replicas must be enough before some are stopped."""
 
 
-class ServeConfig(Settings):
+class ServeConfig(ConfigFile):
     """One server: which model, what it may generate, and who may ask."""
+
+    remedy: ClassVar[str] = "See jobs/serve/demo.yaml."
 
     engine: EngineConfig = TransformersConfig()
     """The language model; `workers` is the number of engine replicas."""
@@ -130,37 +131,3 @@ class ServeConfig(Settings):
         if self.scaling is not None and self.scaling.max_workers < self.engine.workers:
             raise ValueError("scaling.max_workers is below engine.workers")
         return self
-
-    @classmethod
-    def load(cls, path: str | Path) -> ServeConfig:
-        """Read a YAML file.
-
-        Raises:
-            ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
-        """
-        try:
-            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                "the configuration cannot be read",
-                str(path),
-                str(error),
-                remedy="Name a YAML file that this user may read.",
-            ) from error
-        return cls.parse(loaded, where=str(path))
-
-    @classmethod
-    def parse(cls, settings: Any, *, where: str = "config") -> ServeConfig:
-        """Check settings that are already in memory.
-
-        Raises:
-            ConfigError: A setting is unknown, missing or out of range; the first one is named.
-        """
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            # The whole configuration, and anything near a key, is better not shown.
-            shown = "" if not key or "key" in key else repr(first["input"])
-            raise ConfigError(first["msg"], f"{where}: {key}", shown, "See jobs/serve/demo.yaml.") from error

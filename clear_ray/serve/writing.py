@@ -1,7 +1,7 @@
 """From a bought grant to an answer: the engine's pieces, put together or passed on, and tried again where a replica dies.
 
 A query whose replica dies goes on once, on another replica and under the same hold, after the last piece that came; a second
-death fails it with status 503. What the dead replica had generated since its last piece is lost and counted by nobody: at
+death fails it with status 503. What the dead replica had generated since its last piece is lost and not counted: at
 most about `stream_tokens` for each choice.
 """
 
@@ -44,7 +44,7 @@ async def whole_choices(engine: Any, answer: Answer, every_tokens: int) -> list[
         return {"index": choice, "message": message, "logprobs": None, "finish_reason": pieces[-1].finish_reason}
 
     try:
-        # A group, so that a choice that fails ends the others: nobody would read them.
+        # A group, so that a choice that fails ends the others: they would not be read.
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(whole(choice)) for choice in range(answer.request.n)]
     except ExceptionGroup as failures:

@@ -33,7 +33,7 @@ class GenerateToFiles:
 
     Args:
         dispatch: See `Generate`.
-        folder: Of the round's attempts; those found there when the caller starts are not generated again.
+        folder: Folder of the round's attempts; those found there when the caller starts are not generated again.
         rows_per_file: See `AttemptFiles`.
         call_rows: Queries in one call to an engine.
         calls_in_flight: Calls that are open at the same time, over all batches.
@@ -75,7 +75,7 @@ class GenerateToFiles:
         """Return the queries whose attempts of this round were there when this caller began, or are its own."""
         async with self._looking:
             if self._written is None:
-                void = VoidAttempts(await self._market.void_attempts.remote())
+                void = VoidAttempts(await self._market.void_attempts())
                 self._written = await asyncio.to_thread(_indices_in, self._folder, void)
             return self._written
 
@@ -109,7 +109,7 @@ class AttemptFiles:
     """Collects attempts and writes them to files of a folder, each file as one step.
 
     Args:
-        folder: Where to.
+        folder: Folder to write to.
         rows_per_file: A file is written as soon as it has so many rows,
         linger_seconds: or when its first row has waited so long.
     """

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 
 class Door:
-    """Shared and exclusive entry for the calls of one event loop; who wants to be alone holds back those after him."""
+    """Shared and exclusive entry for the calls of one event loop; a call that wants to be alone holds back those after it."""
 
     def __init__(self) -> None:
         self._inside = 0
@@ -30,7 +30,7 @@ class Door:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Enter once everybody has left, and keep everybody out."""
+        """Enter once all others have left, and keep them out."""
         self._wanting_alone += 1
         try:
             async with self._changed:

@@ -3,7 +3,7 @@
 Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; yields rows of `records.ATTEMPT_SCHEMA` as
 dicts, since `attempt_files` makes one table of many. A query that the market refuses yields no row: nothing was generated
 for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
-charged in full, since nobody can say what it generated, and its queries are tried again while the budget allows: first one
+charged in full, since what it generated is not known, and its queries are tried again while the budget allows: first one
 by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
 is a failed row; the rest of the batch goes on. So it is with an answer that its scorer fails on, kills its process or hangs:
 what was generated is charged once, the row says why, and other answers are generated meanwhile.
@@ -25,9 +25,11 @@ import pyarrow as pa
 from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
+from clear_ray.market_client import AsyncMarketClient
+from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
-from clear_ray.tasks import scores_at_once
+from clear_ray.tasks import Verdict, judged_by, scores_at_once
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -39,12 +41,12 @@ class Dispatch:
 
     Attributes:
         workers: The engine workers.
-        market: Handle of the `MarketActor`.
+        market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
-        seed: Of the run.
+        seed: Seed of the run.
         sample: Which of several answers to the same query.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
-        this_caller: Returns who calls, the same after a restart of its process; None if nobody needs to know.
+        this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
         most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
@@ -52,7 +54,7 @@ class Dispatch:
     """
 
     workers: Workers
-    market: Any
+    market: AsyncMarketClient
     scorer: Callable[[], Scorer] | None
     seed: int
     sample: int
@@ -75,6 +77,7 @@ class Generate:
         self._caller = dispatch.this_caller() if dispatch.this_caller else ""
         self._life, self._requests = uuid4().hex[:8], itertools.count(1)
         self._quarantined = 0
+        self._lone_failures = LoneFailures()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
         """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
@@ -114,12 +117,11 @@ class Generate:
 
     async def give_up(self, indices: list[int]) -> None:
         """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
-        await self._dispatch.market.give_up.remote(indices, self._life)
+        await self._dispatch.market.give_up(indices, self._life)
 
     async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
         call = Call(self._caller, self._life, next(self._requests))
-        answers: list[int] = await self._dispatch.market.reserve.remote(round_number, requests, call)
-        return answers
+        return await self._dispatch.market.reserve(round_number, requests, call)
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
@@ -131,6 +133,7 @@ class Generate:
                 async for reference in worker.generate.remote(grants, tries == self._dispatch.most_attempts):
                     generations: list[Generation] = await reference
                     self._quarantined = 0
+                    self._lone_failures.forget()
                     ended = [(running.pop(generation.query_id), generation) for generation in generations]
                     for row in await self._settle(ended, time.monotonic() - started):
                         await finished.put(row)
@@ -142,20 +145,28 @@ class Generate:
     async def _try_again(
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
     ) -> None:
-        await self._dispatch.market.forfeit.remote([(row["index"], row["attempt"]) for row in rows])
+        await self._dispatch.market.forfeit([(row["index"], row["attempt"]) for row in rows])
+        is_last, failure = tries >= self._dispatch.most_attempts, engine_failure(error)
+        # An engine that said what it failed of does so again: the next attempt shows whether this query is the cause.
+        next_tries = tries + 1 if failure is None else self._dispatch.most_attempts
         for (
             row
         ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
-            if tries >= self._dispatch.most_attempts:
+            if is_last:
                 await finished.put(self._quarantine(row, error))
                 continue
             (answer,) = await self._reserve(row["round"], [(row["index"], row["granted_tokens"])])
             if answer != REFUSED:
-                await self._run([row | {"attempt": answer}], finished, tries=tries + 1)
+                await self._run([row | {"attempt": answer}], finished, tries=next_tries)
 
     def _quarantine(self, row: Row, error: Exception) -> Row:
         """Return the failed attempt of a query that killed the engine it had to itself."""
         self._quarantined += 1
+        if (failure := engine_failure(error)) is not None:
+            self._lone_failures.note(failure, row["query_id"])
+            said = f"the engine failed of it with no other query on it: {failure.value}"
+        else:
+            said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
         if self._quarantined > self._dispatch.most_quarantined:
             raise EngineError(
                 f"engines died with each of {self._quarantined} queries in a row, though each had one to itself",
@@ -163,7 +174,6 @@ class Generate:
                 repr(error),
                 "Look for the cause in the logs of the workers; then run the same command again.",
             ) from error
-        said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
         lost = Generation(row["query_id"], (), "", "cancelled", error=said)
         return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 
@@ -180,7 +190,7 @@ class Generate:
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         """Score what has ended, tell the market what it spent, and return the attempts."""
         rows = await self._attempts(ended, seconds)
-        await self._dispatch.market.settle.remote(
+        await self._dispatch.market.settle(
             [
                 Settlement(
                     index=row["index"],
@@ -204,12 +214,13 @@ class Generate:
         return await asyncio.get_running_loop().run_in_executor(self._scoring, attempts)
 
     def _attempt(self, row: Row, generation: Generation, seconds: float) -> Row:
-        error, correct = generation.error, None
+        error, verdict = generation.error, Verdict(None)
         if self._scorer and not error:
             try:
+                asked = {"prompt": row["prompt"], "is_conversation": row["is_conversation"]}
+                verdict = judged_by(self._scorer, generation.text, row["gold"], row["metadata"], **asked)
                 # A score of unfinished text would reward a cap for cutting a ramble off after a lucky line.
-                correct = self._scorer(generation.text, row["gold"], row["metadata"])
-                correct = correct if correct is None or generation.finish_reason == "stop" else 0.0
+                verdict = verdict if generation.finish_reason == "stop" else verdict.cut_off()
             except ConfigError:  # the scorer's process does not start: that is no row's doing
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
@@ -219,7 +230,9 @@ class Generate:
             "finish_reason": generation.finish_reason,
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
-            "correct": correct,
+            "correct": verdict.score,
+            "answer": verdict.answer,
+            "verdict": verdict.reason or None,
             "error": error,
             "seconds": seconds,
         }

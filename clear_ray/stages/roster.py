@@ -25,7 +25,7 @@ class Workers:
     """The engine workers of a run, and how their handles behave.
 
     Attributes:
-        handles: Of `EngineWorker` actors that are up.
+        handles: Handles of `EngineWorker` actors that are up.
         is_death: Tells a dead or unreachable worker from an error of its own.
         restart: Kills a worker and has it started again; its open calls end as a death does.
         stall_seconds: How long a worker that has work may bring nothing forward.

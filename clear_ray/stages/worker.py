@@ -1,7 +1,7 @@
 """One engine worker: a language model and the head that reads its features. The pipeline makes it a Ray actor.
 
 Both stages call the same workers, so a model is loaded once for each GPU. Hidden states never leave the worker: `probe`
-returns curve parameters only (method.md section 4.1).
+returns curve parameters only (docs/method.md, section 4.1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clear_ray.config import MOST_TOKENS, EngineConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
-from clear_ray.errors import ClearRayError, EngineError, EngineFailedError
+from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import asked_directly
@@ -49,7 +49,7 @@ class EngineWorker:
         head.check_model(self._engine.card.fingerprint)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return who the model and the head are."""
+        """Return the cards of the model and the head."""
         return self._engine.card, self._head.card
 
     async def pulse(self) -> int | None:
@@ -62,7 +62,7 @@ class EngineWorker:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
         Args:
-            query_ids: Whose prompts these are.
+            query_ids: Queries that these prompts are of.
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
@@ -130,15 +130,24 @@ class EngineWorker:
     @asynccontextmanager
     async def _turn(self, is_alone: bool) -> AsyncIterator[None]:
         async with self._door.alone() if is_alone else self._door.together():
+            await self._stop_if_failed()
             self._running += 1
             try:
                 yield
-            except Exception as error:
-                if isinstance(error, EngineFailedError) or not isinstance(error, ClearRayError):
-                    self._fail(error)
+            except EngineFailedError as failure:
+                self._fail(failure)
                 raise
+            except ClearRayError:
+                raise
+            except Exception as error:
+                unforeseen = EngineFailedError("the engine failed", value=told(error))
+                self._fail(unforeseen)
+                raise unforeseen from error
             finally:
                 self._running -= 1
+
+    async def _stop_if_failed(self) -> None:
+        """Let a call that comes after the failure end as the worker's calls are to end; the engine itself raises."""
 
     def _fail(self, failure: Exception) -> None:
         """Note that the engine has failed."""

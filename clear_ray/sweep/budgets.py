@@ -72,8 +72,8 @@ def sweep(
         features_path: Parquet of their probe features; or names of feature sets that need no probe, with commas: `text`
             (with `ngrams`), `length`, `task`.
         train: Folder with `rollouts.parquet` and `features.parquet` of other queries to fit heads on.
-        folds_path: Or JSON of folds for cross-fitting on the same queries; at most one of the two. Without either only the
-            policies in `UNTAUGHT` are played.
+        folds_path: JSON of folds instead, for cross-fitting on the same queries; at most one of the two. Without either only
+            the policies in `UNTAUGHT` are played.
         budgets: Average tokens a query.
         policies: Names out of `POLICIES`; all that can be played if not given.
         seeds: How many fits and orders of breaking ties to average over.

@@ -119,7 +119,7 @@ def estimate(recording: Recording, training: Training, *, kinds: Iterable[str], 
         recording: The queries asked about.
         training: What the heads are fitted on.
         kinds: Kinds of `estimation.fit`, and `task_prior`: the mean curve of the query's task.
-        seed: Of the fits.
+        seed: Seed of the fits.
     """
     known = recording.features, recording.rollouts.prompts, recording.rollouts.query_ids
     curves = {}

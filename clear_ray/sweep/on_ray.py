@@ -34,7 +34,7 @@ class RealRuns:
         rollouts_path: Where the engine reads them.
         features_path: Where it reads the features.
         head: Folder of the head.
-        folder: For input and run folders.
+        folder: Folder for input and run folders.
     """
 
     def __init__(self, recording: Recording, *, rollouts_path: str, features_path: str, head: str, folder: str) -> None:

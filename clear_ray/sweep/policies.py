@@ -1,4 +1,4 @@
-"""Every policy of method.md section 6 on recorded rollouts: who gets how many tokens, and what came of it.
+"""Every policy of docs/method.md, section 6 on recorded rollouts: how many tokens each query gets, and what came of it.
 
 Two kinds. Policies that could run are run: round by round through `Rounds` and the ledger (`replayed`), once for each
 recorded sample. Yardsticks that know the recording are read off it: `uniform`, the equal ceiling that spends exactly the
@@ -71,7 +71,7 @@ class Contest:
     Attributes:
         recording: The rollouts to replay.
         curves: Estimates by name; see `NEEDED`.
-        seed: Of the order in which ties are broken.
+        seed: Seed of the order in which ties are broken.
         dispatched: How grants travel.
         x_NP: Coordinates of the queries, for policies that teach themselves.
         fold_N: Where several rows are the same query asked again: its fold; see `learn`.
@@ -142,7 +142,7 @@ class Contest:
 
         Args:
             policy: Makes the offers from the order in which ties are broken.
-            budget_tokens: Of each run.
+            budget_tokens: Budget of each run.
             samples: Which samples to replay; all if not given.
             allocation: When rounds end, and whether there is a minimum service; as in a run if not given.
         """
@@ -239,7 +239,8 @@ class RuleOffers:
 
     Attributes:
         solve: Anything with the signature of `allocate`.
-        utility_of: From tokens generated, index and tokens left under the ceiling of the open queries to their curves.
+        utility_of: Function from tokens generated, index and tokens left under the ceiling of the open queries to their
+            curves.
         max_tokens_N: Ceiling of each query.
         tie_break_N: Order in which ties are broken.
     """

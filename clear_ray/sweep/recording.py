@@ -28,7 +28,7 @@ class Recording:
 
     Attributes:
         rollouts: As a head is fitted on them.
-        features: Of the same queries, in the same order.
+        features: Features of the same queries, in the same order.
         length_NS: Tokens of each rollout, end token included.
         is_stopped_NS: It ended by itself.
         is_right_NS: It ended by itself and was correct.

@@ -32,7 +32,7 @@ class Row:
         low: Lower end of the 95 % interval of the accuracy.
         high: Upper end.
         tokens_per_query: Tokens generated.
-        uniform_accuracy: Of the equal ceiling that generates as many.
+        uniform_accuracy: Accuracy of the equal ceiling that generates as many.
         difference: Accuracy less that.
         difference_error: Standard error of the difference.
         times_uniform: Accuracy over that of the equal ceiling; None if that is 0.
@@ -62,7 +62,7 @@ class Judge:
     Args:
         recording: The rollouts.
         draws: Bootstrap draws, B.
-        seed: Of the draws; the same draws for every row, so that rows can be compared.
+        seed: Seed of the draws; the same draws for every row, so that rows can be compared.
     """
 
     def __init__(self, recording: Recording, *, draws: int = DRAWS, seed: int = 0) -> None:

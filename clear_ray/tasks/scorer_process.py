@@ -77,7 +77,7 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):  # the near end has died
         print(json.dumps(reply), file=replies, flush=True)
         for line in requests:
-            # The near end ends a call that takes too long; if it died meanwhile, nobody else would.
+            # The near end ends a call that takes too long; if it died meanwhile, nothing else would.
             with _alarm(greeting["seconds"] + GRACE_SECONDS):
                 reply = reply_of(function, json.loads(line)["arguments"])
             print(json.dumps(reply), file=replies, flush=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from clear_ray.config import TransformersConfig
 from clear_ray.engine import Grant, TransformersEngine
 from clear_ray.engine.loading import cache_capacity_tokens, load_model
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
@@ -45,7 +46,7 @@ def exact_products() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(EMBEDDED_MODEL, device="cuda", dtype="float32", max_batch=4)
+    engine = TransformersEngine(TransformersConfig(device="cuda", dtype="float32", max_batch=4))
     yield engine
     engine.close()
 
@@ -77,7 +78,7 @@ def test_a_continuation_goes_on_exactly(engine: TransformersEngine, expected: li
 
 def test_the_features_are_those_of_the_cpu(engine: TransformersEngine) -> None:
     names, prompts = [grant.query_id for grant in GRANTS], [grant.prompt for grant in GRANTS]
-    on_cpu = TransformersEngine(EMBEDDED_MODEL, device="cpu", dtype="float32")
+    on_cpu = TransformersEngine(TransformersConfig(device="cpu", dtype="float32"))
     here, there = engine.prefill(names, prompts), on_cpu.prefill(names, prompts)
     on_cpu.close()
     assert here.prompt_tokens_N.tolist() == there.prompt_tokens_N.tolist()
@@ -92,9 +93,8 @@ def test_a_token_that_the_model_does_not_know_leaves_the_device_working(engine: 
     assert "Paris" in answers["q0", 0].text
 
 
-@pytest.mark.parametrize("batching", ["slots", "paged"])
-def test_bfloat16_is_the_default_and_answers(batching: str) -> None:
-    engine = TransformersEngine(EMBEDDED_MODEL, device="cuda", max_batch=8, batching=batching)  # type: ignore[arg-type]
+def test_bfloat16_is_the_default_and_answers() -> None:
+    engine = TransformersEngine(TransformersConfig(device="cuda", max_batch=8))
     answers = run_grants(engine, GRANTS)
     engine.close()
     assert engine.card.hidden_width == 576
@@ -120,7 +120,7 @@ def test_the_cache_is_bounded_by_what_the_device_has_free() -> None:
 def test_a_closed_engine_gives_its_memory_back() -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    engine = TransformersEngine(EMBEDDED_MODEL, device="cuda", dtype="float32", max_batch=4)
+    engine = TransformersEngine(TransformersConfig(device="cuda", dtype="float32", max_batch=4))
     run_grants(engine, GRANTS[:2])
     weights = 100_000_000 * 4
     assert torch.cuda.memory_allocated() - before > weights
@@ -130,7 +130,7 @@ def test_a_closed_engine_gives_its_memory_back() -> None:
 
 
 def test_more_queries_than_slots_all_keep_their_grants() -> None:
-    engine = TransformersEngine(EMBEDDED_MODEL, device="cuda", max_batch=64)
+    engine = TransformersEngine(TransformersConfig(device="cuda", max_batch=64))
     grants = [Grant(f"q{i}", f"Count from {i} to a thousand.", 1 + (37 * i) % 96) for i in range(256)]
     answers = run_grants(engine, grants)
     engine.close()
@@ -159,7 +159,7 @@ def test_graphs_give_the_tokens_of_single_kernels_also_after_the_cache_has_grown
 
 
 def test_an_eager_engine_answers_alike(engine: TransformersEngine, expected: list[tuple[int, ...]]) -> None:
-    eager = TransformersEngine(EMBEDDED_MODEL, device="cuda", dtype="float32", max_batch=4, enforce_eager=True)
+    eager = TransformersEngine(TransformersConfig(device="cuda", dtype="float32", max_batch=4, enforce_eager=True))
     answers = run_grants(eager, GRANTS)
     eager.close()
     assert [answers[grant.query_id, 0].token_ids for grant in GRANTS] == expected

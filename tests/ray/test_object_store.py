@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from clear_ray import cluster, journal
 from clear_ray.calibrate import calibrate
@@ -60,14 +59,14 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(settings: dict[str, Any], replay
 def test_a_cluster_has_one_market_for_a_folder_in_a_bucket(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_PATIENCE_SECONDS", 1.0)
     cost_N = np.ones(3)
-    with cluster.market(inside(home, "run"), 100, cost_N) as desk:
-        with pytest.raises(ResumeError, match="another run"), cluster.market(inside(home, "run/"), 100, cost_N):
+    with cluster.opened_market(inside(home, "run"), 100, cost_N) as market:
+        with pytest.raises(ResumeError, match="another run"), cluster.opened_market(inside(home, "run/"), 100, cost_N):
             pass
-        with cluster.market(inside(home, "other"), 100, cost_N):
+        with cluster.opened_market(inside(home, "other"), 100, cost_N):
             pass
-        assert ray.get(desk.balance.remote()).spent_tokens == 0, "the first one is not disturbed"
+        assert market.balance().spent_tokens == 0, "the first one is not disturbed"
     monkeypatch.undo()
-    with cluster.market(inside(home, "run"), 100, cost_N):
+    with cluster.opened_market(inside(home, "run"), 100, cost_N):
         pass
 
 

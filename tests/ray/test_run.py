@@ -260,13 +260,26 @@ def test_a_dataset_can_be_passed_in_place_of_an_input(replay_settings: dict[str,
 
 
 def test_a_plan_prices_the_batch_and_leaves_nothing_behind(replay_settings: dict[str, Any]) -> None:
-    planned = plan(None, RunConfig.parse(replay_settings))
+    planned = plan(None, RunConfig.parse(replay_settings), share=0.5)
     assert planned.funded + planned.abandoned == planned.queries == 199
     assert 0 < planned.low_tokens <= planned.expected_tokens <= planned.worst_tokens <= planned.budget_tokens
     assert planned.shadow_price > 0
     utilities = [point.utility for point in planned.budget_curve]
     assert utilities == sorted(utilities)
+    half = planned.for_share
+    assert half is not None
+    assert 0.5 * half.most_utility <= half.expected_utility < 0.51 * half.most_utility
+    dearer = [point.utility for point in planned.budget_curve if point.budget_tokens >= half.budget_tokens]
+    cheaper = [point.utility for point in planned.budget_curve if point.budget_tokens < half.budget_tokens]
+    assert max(cheaper, default=0.0) <= 0.51 * half.most_utility
+    assert min(dearer) >= 0.49 * half.most_utility
     assert not list(Path(replay_settings["run_dir"]).parent.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 50.0, float("nan")])
+def test_a_share_that_is_none_is_refused_before_anything_is_read(replay_settings: dict[str, Any], share: float) -> None:
+    with pytest.raises(ConfigError, match="a share lies between 0 and 1"):
+        plan(None, RunConfig.parse(replay_settings), share=share)
 
 
 def test_a_prompt_that_the_engine_cannot_read_fails_alone(replay_settings: dict[str, Any], tmp_path: Path) -> None:

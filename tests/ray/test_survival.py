@@ -203,7 +203,7 @@ def connect(address: str, environment: dict[str, str]) -> Any:
 
 
 def submit(client: Any, entrypoint: str) -> str:
-    """Submit; just after a head has started its job agent may not be there yet (facts/ray.md section 3)."""
+    """Submit; just after a head has started its job agent may not be there yet."""
     deadline = time.monotonic() + 90
     while True:
         try:

@@ -31,6 +31,7 @@ from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.market import MarketActor
+from clear_ray.market_client import AsyncMarketClient
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
@@ -429,7 +430,7 @@ class Simulation:
         blocks = [due[at : at + size] for at in range(0, len(due), size)]
         dispatch = Dispatch(
             workers=Workers(self.workers, is_death, restart=Worker.crash, stall_seconds=1e6),
-            market=self.desk,
+            market=AsyncMarketClient(self.desk),
             scorer=None,
             seed=0,
             sample=0,

@@ -5,25 +5,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import clear_ray
 from clear_ray.cli import app, guarded
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, EngineError, ResumeError
 from clear_ray.pipeline import run
-
-
-@pytest.fixture(autouse=True)
-def _interrupts() -> Iterator[None]:
-    """Have the tests go on hearing Ctrl-C, which a command that has ended does not."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 def ending(error: BaseException) -> Callable[[], None]:
@@ -123,3 +117,10 @@ def test_validate_refuses_the_run_folders_that_a_run_refuses(
     with pytest.raises(ClearRayError) as refused:
         run(None, RunConfig.load("run.yaml"))
     assert err == f"Refused: {refused.value}\n"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: app(args=["--version"])) == 0
+    said = capsys.readouterr().out
+    project = tomllib.loads(Path(clear_ray.__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    assert said == f"clear-ray {project['version']}\n"

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,11 +46,34 @@ def test_a_large_head_travels_in_pieces_that_ray_keeps_with_an_actor(replay_sett
         asyncio.run(BatchEngineWorker(ReplayConfig.model_validate(replay_settings["engine"]), *pieces).cards())
 
 
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
 def test_sigterm_is_an_interrupt_and_then_what_it_was_before() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():
+    with _terminated_as_interrupted() as take:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray sets a handler of its own
+        take()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_caller_that_handles_sigterm_goes_on_doing_so() -> None:
+    heard: list[int] = []
+    own = lambda number, frame: heard.append(number)  # noqa: E731 - compared below
+    signal.signal(signal.SIGTERM, own)
+    with _terminated_as_interrupted() as take:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        take()
         signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert heard == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is own
 
 
 FAILING = """

@@ -126,6 +126,7 @@ def test_unknown_keys_are_refused_by_name(changes: dict[str, Any], key: str) -> 
         {"allocation": {"max_tokens": 2**31}},
         {"allocation": {"max_tokens": math.inf}},
         {"engine": {"num_gpus": math.inf}},
+        {"engine": {"num_gpus": 1.5}},
         {"engine": {"num_gpus": math.nan}},
         {"engine": {"num_gpus": 1e300}},
         {"engine": {"temperature": math.nan}},

@@ -9,6 +9,7 @@ from clear_ray import errors
 from clear_ray.errors import (
     BudgetError,
     ClearRayError,
+    ClusterError,
     ConfigError,
     EngineError,
     EngineFailedError,
@@ -29,6 +30,7 @@ PARENTS = {
     EngineError: RuntimeError,
     EngineFailedError: EngineError,
     ResumeError: RuntimeError,
+    ClusterError: RuntimeError,
     StorageError: RuntimeError,
 }
 EVERY = pytest.mark.parametrize("kind", [ClearRayError, *PARENTS], ids=lambda kind: kind.__name__)

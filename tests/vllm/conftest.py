@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from clear_ray.config import TransformersConfig, VllmConfig
 from clear_ray.engine import TransformersEngine, VllmEngine
-from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 
 CONTEXT = 640
 THINKING = ("<repo_name>", "<file_sep>")  # the embedded model does not think; any two of its tokens will do
@@ -30,15 +30,16 @@ def engine() -> Iterator[VllmEngine]:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     engine = VllmEngine(
-        EMBEDDED_MODEL,
-        dtype="float32",
-        max_batch=8,
-        max_context_tokens=CONTEXT,
-        enforce_eager=True,
-        cpu_cache_gib=1,
-        thinking_tokens=6,
-        thinking_start=THINKING[0],
-        thinking_end=THINKING[1],
+        VllmConfig(
+            dtype="float32",
+            max_batch=8,
+            max_context_tokens=CONTEXT,
+            enforce_eager=True,
+            cpu_cache_gib=1,
+            thinking_tokens=6,
+            thinking_start=THINKING[0],
+            thinking_end=THINKING[1],
+        )
     )
     with decoding(engine, thinking_tokens=None):
         yield engine
@@ -47,7 +48,7 @@ def engine() -> Iterator[VllmEngine]:
 
 @pytest.fixture(scope="session")
 def reference() -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(EMBEDDED_MODEL, device="cpu", max_batch=8, max_context_tokens=CONTEXT, threads=1)
+    engine = TransformersEngine(TransformersConfig(device="cpu", max_batch=8, max_context_tokens=CONTEXT, threads=1))
     yield engine
     engine.close()
 

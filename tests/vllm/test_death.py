@@ -13,18 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from clear_ray.config import VllmConfig
 from clear_ray.engine import Grant, VllmEngine
-from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 from clear_ray.errors import EngineError
 from tests.unit.engine.conftest import run_grants
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-SETTINGS = {"dtype": "float32", "max_batch": 4, "max_context_tokens": 512, "enforce_eager": True, "cpu_cache_gib": 0.5}
+SETTINGS = VllmConfig(dtype="float32", max_batch=4, max_context_tokens=512, enforce_eager=True, cpu_cache_gib=0.5)
 OWNER = f"""
 import os, signal
+from clear_ray.config import VllmConfig
 from clear_ray.engine import VllmEngine
 if __name__ == "__main__":
-    engine = VllmEngine({EMBEDDED_MODEL!r}, **{SETTINGS!r})
+    engine = VllmEngine(VllmConfig.model_validate_json({SETTINGS.model_dump_json()!r}))
     import psutil
     print("processes", *(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -32,7 +33,7 @@ if __name__ == "__main__":
 
 
 def test_an_engine_that_dies_fails_what_is_open_and_what_comes() -> None:
-    engine = VllmEngine(EMBEDDED_MODEL, **SETTINGS)  # type: ignore[arg-type]
+    engine = VllmEngine(SETTINGS)
     processes = psutil.Process().children(recursive=True)
 
     async def killed() -> None:

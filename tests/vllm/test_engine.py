@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clear_ray.config import VllmConfig
 from clear_ray.engine import Generation, Grant, TransformersEngine, VllmEngine
 from clear_ray.engine.batch import OpenAnswers
 from clear_ray.engine.closing import make_closing
@@ -115,7 +116,7 @@ def test_a_reserve_forces_the_answer_that_our_own_batch_forces(
         Grant("ends", "What is the capital of France?", 40),
         Grant("given", "Say hi.", 14, prefix_token_ids=tuple(engine._rendering.plain_token_ids("So\nAnswer: 3"))),
     ]
-    closing = make_closing(reference._rendering, 8, "\nAnswer:")
+    closing = make_closing(reference._rendering, VllmConfig(answer_reserve_tokens=8))
     ids_N = reference._rendering.token_ids([grant.prompt for grant in grants])
     expected = [answer_for(grant, ids) for grant, ids in zip(grants, ids_N, strict=True)]
     run_batch(slot_batch(reference._model, closing=closing, end_token_ids=END), expected)
@@ -145,7 +146,7 @@ def test_thinking_ends_with_its_budget_over_all_grants(engine: VllmEngine) -> No
 
 def test_a_model_that_does_not_think_has_no_thinking_budget() -> None:
     with pytest.raises(ConfigError, match=r"does not think.*<think>"):
-        VllmEngine("smollm2-135m-instruct", thinking_tokens=100)
+        VllmEngine(VllmConfig(thinking_tokens=100))
 
 
 def test_the_probe_sees_what_transformers_sees(engine: VllmEngine, reference: TransformersEngine) -> None:
@@ -285,7 +286,7 @@ def test_no_generation_longer_than_its_grant_comes_out(engine: VllmEngine, monke
     monkeypatch.setattr(engine._thread, "_open", OpenAnswers())  # it remembers the failure
     with pytest.raises(EngineError, match=r"where 5 were allowed.*cap"):
         run_grants(engine, [Grant("w", "Write a long story.", 5)])
-    closing = make_closing(engine._rendering, 8, "\nAnswer:")
+    closing = make_closing(engine._rendering, VllmConfig(answer_reserve_tokens=8))
     monkeypatch.setattr(engine._thread, "_open", OpenAnswers())
     with decoding(engine, closing=closing), pytest.raises(EngineError, match="where 13 were allowed"):
         run_grants(engine, [Grant("w", "Write a long story.", 20)])

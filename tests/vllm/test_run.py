@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import RunConfig
+from clear_ray.config import RunConfig, TransformersConfig
 from clear_ray.engine import TransformersEngine
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.smollm2 import embedded_model_folder
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 def head_read_with_transformers(folder: Path) -> str:
     """Fit a head on what the transformers engine reads of some sums, all layers; their rollouts are made up."""
-    engine = TransformersEngine("smollm2-135m-instruct", device="cpu", threads=1)
+    engine = TransformersEngine(TransformersConfig(device="cpu", threads=1))
     names, prompts = [f"q{n}" for n in range(12)], [f"Calculate {n} + {2 * n}." for n in range(12)]
     try:
         features = engine.prefill(names, prompts)

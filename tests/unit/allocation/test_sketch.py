@@ -154,7 +154,7 @@ def test_a_budget_far_beyond_the_one_of_the_sketch_is_refused() -> None:
 
 def test_size_is_a_few_kilobytes_whatever_the_batch() -> None:
     first = DemandSketch.first_pass(budget_tokens=1000.0).add(ShiftedSurge(np.linspace(1.0, 500.0, 5000)))
-    assert len(first.to_bytes()) < 4_000
+    assert len(first.to_bytes()) < 5_000
     assert len(first.second_pass(budget_tokens=1000.0).to_bytes()) < 60_000
 
 

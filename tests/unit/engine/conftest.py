@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from clear_ray.engine import Engine, Generation, Grant
+from clear_ray.config import ReplayConfig
+from clear_ray.engine import Engine, Generation, Grant, ReplayEngine
 
-SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+def replay_engine(rollouts: Path, features: Path | None = None, **settings: Any) -> ReplayEngine:
+    return ReplayEngine(ReplayConfig(rollouts=str(rollouts), features=features and str(features), **settings))
 
 
 def run_grants(engine: Engine, grants: Sequence[Grant]) -> dict[tuple[str, int], Generation]:

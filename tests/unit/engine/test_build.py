@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,9 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(monkeypatch: pytes
             look()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
-def test_vllm_that_is_not_installed_is_told_with_what_to_do() -> None:
+def test_vllm_that_is_not_installed_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("clear_ray.engine.vllm")]:
+        monkeypatch.delitem(sys.modules, name)  # on a machine that has it
+    monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"vLLM cannot be imported.*clear_ray\[vllm\]"):
         build_engine(VllmConfig(kind="vllm"))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from clear_ray.engine import Grant
 from clear_ray.engine.closing import Closing
-from clear_ray.engine.decode_loop import decode
 from clear_ray.errors import ConfigError
+from tests.unit.engine.decode_loop import decode
 from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
 
 CLOSING = (50, 51)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from clear_ray.engine import Grant, ReplayEngine
 from clear_ray.errors import EngineError, SchemaError
-from tests.unit.engine.conftest import SHARED_DATA, run_grants
+from tests.conftest import ROLLOUTS
+from tests.unit.engine.conftest import replay_engine, run_grants
 
 
 def write_rollouts(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -37,16 +38,14 @@ def write_rollouts(path: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[tuple[str, int], dict[str, object]]:
-    if not (SHARED_DATA / "rollouts.parquet").is_file():
-        pytest.skip(f"the recorded rollouts are not at {SHARED_DATA}")
     columns = ["query_id", "sample", "prompt", "prompt_tokens", "finish_reason", "text", "token_ids", "tok_entropy"]
-    rows = pq.read_table(SHARED_DATA / "rollouts.parquet", columns=columns).to_pylist()
+    rows = pq.read_table(ROLLOUTS / "rollouts.parquet", columns=columns).to_pylist()
     return {(row["query_id"], row["sample"]): row for row in rows}
 
 
 @pytest.fixture(scope="module")
 def engine(recorded: object) -> ReplayEngine:
-    return ReplayEngine(SHARED_DATA / "rollouts.parquet", SHARED_DATA / "features.parquet")
+    return replay_engine(ROLLOUTS / "rollouts.parquet", ROLLOUTS / "features.parquet")
 
 
 @pytest.mark.parametrize("cap", [1, 16, 96, 399, 400, 1000])
@@ -81,7 +80,7 @@ def test_grants_in_any_pieces_play_the_whole_recording(engine: ReplayEngine, rec
 
 
 def test_features_are_the_recorded_ones(engine: ReplayEngine, recorded) -> None:
-    table = pq.read_table(SHARED_DATA / "features.parquet").slice(50, 20).to_pylist()
+    table = pq.read_table(ROLLOUTS / "features.parquet").slice(50, 20).to_pylist()
     query_ids = [row["query_id"] for row in table]
     features = engine.prefill(query_ids, ["" for _ in query_ids])
     assert features.hidden_last_ND.shape == features.hidden_mean_ND.shape == (20, engine.card.hidden_width)
@@ -105,13 +104,13 @@ def test_samples_wrap_around_in_the_order_of_the_column(tmp_path: Path) -> None:
         [{"query_id": "q", "sample": sample, "token_ids": [sample] * 4} for sample in (7, 2, 5)],
     )
     grants = [Grant("q", "", 9, sample=sample) for sample in range(7)]
-    answers = run_grants(ReplayEngine(path), grants)
+    answers = run_grants(replay_engine(path), grants)
     assert [answers["q", sample].token_ids[0] for sample in range(7)] == [2, 5, 7, 2, 5, 7, 2]
 
 
 def test_a_recording_cut_at_its_cap_ends_short_of_its_grant(tmp_path: Path) -> None:
     row = {"query_id": "q", "sample": 0, "token_ids": list(range(50)), "finish_reason": "length"}
-    engine = ReplayEngine(write_rollouts(tmp_path / "r.parquet", [row]))
+    engine = replay_engine(write_rollouts(tmp_path / "r.parquet", [row]))
     answer = run_grants(engine, [Grant("q", "", 80, prefix_token_ids=tuple(range(20)))])["q", 0]
     assert (len(answer.token_ids), answer.finish_reason, answer.error) == (30, "length", "")
     assert engine.card.context_tokens == 53
@@ -119,7 +118,7 @@ def test_a_recording_cut_at_its_cap_ends_short_of_its_grant(tmp_path: Path) -> N
 
 def test_what_cannot_be_played_is_that_querys_error_alone(tmp_path: Path) -> None:
     path = write_rollouts(tmp_path / "r.parquet", [{"query_id": "q", "sample": 0, "token_ids": [1, 2]}])
-    engine = ReplayEngine(path)
+    engine = replay_engine(path)
     grants = [Grant("unknown", "", 5), Grant("q", "", 5), Grant("q", "", 5, sample=1, prefix_token_ids=(1, 2, 3))]
     answers = run_grants(engine, [*grants, Grant("q", "", 0, sample=2)])
     assert "no recording" in answers["unknown", 0].error
@@ -132,7 +131,7 @@ def test_what_cannot_be_played_is_that_querys_error_alone(tmp_path: Path) -> Non
 
 def test_without_features_the_hidden_width_is_zero(tmp_path: Path) -> None:
     path = write_rollouts(tmp_path / "r.parquet", [{"query_id": "q", "sample": 0, "token_ids": [1, 2]}])
-    engine = ReplayEngine(path)
+    engine = replay_engine(path)
     assert engine.card.hidden_width == 0
     features = engine.prefill(["q", "q"], ["", ""])
     assert features.hidden_last_ND.shape == (2, 0)
@@ -142,7 +141,7 @@ def test_without_features_the_hidden_width_is_zero(tmp_path: Path) -> None:
 def test_the_fingerprint_is_that_of_the_recorded_model(tmp_path: Path) -> None:
     rows = [{"query_id": "q", "sample": 0, "token_ids": [1]}]
     cards = [
-        ReplayEngine(write_rollouts(tmp_path / f"{i}.parquet", [{**rows[0], "model": model}])).card
+        replay_engine(write_rollouts(tmp_path / f"{i}.parquet", [{**rows[0], "model": model}])).card
         for i, model in enumerate(["a", "a", "b"])
     ]
     assert cards[0].fingerprint == cards[1].fingerprint != cards[2].fingerprint
@@ -154,21 +153,21 @@ def test_a_missing_column_is_named(tmp_path: Path, missing: str) -> None:
     path = write_rollouts(tmp_path / "r.parquet", [{"query_id": "q", "sample": 0, "token_ids": [1]}])
     pq.write_table(pq.read_table(path).drop_columns([missing]), path)
     with pytest.raises(SchemaError, match=missing):
-        ReplayEngine(path)
+        replay_engine(path)
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.parquet").write_text("no parquet")
     with pytest.raises(SchemaError, match=r"r\.parquet"):
-        ReplayEngine(tmp_path / "r.parquet")
+        replay_engine(tmp_path / "r.parquet")
     with pytest.raises(SchemaError, match="absent"):
-        ReplayEngine(tmp_path / "absent.parquet")
+        replay_engine(tmp_path / "absent.parquet")
 
 
 def test_in_real_time_short_recordings_end_first_and_slots_are_shared(tmp_path: Path) -> None:
     lengths = {"long": 60, "short": 5, "middle": 25, "late": 5}
     rows = [{"query_id": name, "sample": 0, "token_ids": [1] * length} for name, length in lengths.items()]
-    engine = ReplayEngine(write_rollouts(tmp_path / "r.parquet", rows), tokens_per_second=200, max_batch=3)
+    engine = replay_engine(write_rollouts(tmp_path / "r.parquet", rows), tokens_per_second=200, max_batch=3)
 
     async def order() -> list[str]:
         ended: list[str] = []
@@ -187,7 +186,7 @@ def test_in_real_time_short_recordings_end_first_and_slots_are_shared(tmp_path: 
 
 def test_cancelled_queries_end_early_with_what_they_spent(tmp_path: Path) -> None:
     rows = [{"query_id": name, "sample": 0, "token_ids": list(range(400))} for name in ("gone", "kept")]
-    engine = ReplayEngine(write_rollouts(tmp_path / "r.parquet", rows), tokens_per_second=1000)
+    engine = replay_engine(write_rollouts(tmp_path / "r.parquet", rows), tokens_per_second=1000)
 
     async def run() -> dict[str, object]:
         asyncio.get_running_loop().call_later(0.05, engine.cancel, ["gone", "never asked"])
@@ -202,7 +201,7 @@ def test_cancelled_queries_end_early_with_what_they_spent(tmp_path: Path) -> Non
 
 def test_queries_not_yet_begun_can_be_cancelled(tmp_path: Path) -> None:
     rows = [{"query_id": str(i), "sample": 0, "token_ids": [1, 2]} for i in range(3)]
-    engine = ReplayEngine(write_rollouts(tmp_path / "r.parquet", rows))
+    engine = replay_engine(write_rollouts(tmp_path / "r.parquet", rows))
 
     async def run() -> list[tuple[str, str, int]]:
         seen = []
@@ -216,7 +215,7 @@ def test_queries_not_yet_begun_can_be_cancelled(tmp_path: Path) -> None:
 
 def test_a_closed_engine_refuses(tmp_path: Path) -> None:
     path = write_rollouts(tmp_path / "r.parquet", [{"query_id": "q", "sample": 0, "token_ids": [1]}])
-    engine = ReplayEngine(path)
+    engine = replay_engine(path)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         run_grants(engine, [Grant("q", "", 1)])
@@ -232,7 +231,7 @@ def test_a_copy_plays_the_recording_it_is_a_copy_of(tmp_path: Path) -> None:
     rollouts = write_rollouts(tmp_path / "r.parquet", rows)
     hidden = {"query_id": ["a", "a#1"], "hidden_last": [[1.0], [2.0]], "hidden_mean": [[3.0], [4.0]]}
     pq.write_table(pa.table(hidden), tmp_path / "f.parquet")
-    engine = ReplayEngine(rollouts, tmp_path / "f.parquet")
+    engine = replay_engine(rollouts, tmp_path / "f.parquet")
     ids = ["a", "a#1", "a#2", "b#1", "#1"]
     answers = run_grants(engine, [Grant(query_id, "", 50) for query_id in ids])
     assert [answers[query_id, 0].token_ids for query_id in ids[:3]] == [(1, 2, 3), (9,), (1, 2, 3)]

@@ -11,7 +11,7 @@ import pytest
 from clear_ray.engine import Generation, Grant, ReplayEngine
 from clear_ray.engine.streaming import Partial, StreamingEngine, stream
 from tests.conftest import ROLLOUTS
-from tests.unit.engine.conftest import run_grants
+from tests.unit.engine.conftest import replay_engine, run_grants
 
 EVERY = 8
 
@@ -30,7 +30,7 @@ class WithoutStream:
 
 @pytest.fixture(scope="module")
 def replay() -> ReplayEngine:
-    return ReplayEngine(ROLLOUTS / "rollouts.parquet")
+    return replay_engine(ROLLOUTS / "rollouts.parquet")
 
 
 @pytest.fixture(params=["streams", "in slices"])
@@ -100,7 +100,7 @@ def test_a_query_that_fails_fails_alone(engine: Any) -> None:
 
 
 def test_a_stream_in_real_time_takes_a_slot_and_is_cancelled_there(long: Grant) -> None:
-    engine = ReplayEngine(ROLLOUTS / "rollouts.parquet", tokens_per_second=2_000.0, max_batch=1)
+    engine = replay_engine(ROLLOUTS / "rollouts.parquet", tokens_per_second=2_000.0, max_batch=1)
 
     async def run() -> tuple[list[int], Generation]:
         first = asyncio.create_task(last_of(engine, long))

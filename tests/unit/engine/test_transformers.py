@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from clear_ray.config import TransformersConfig
 from clear_ray.engine import Generation, Grant, TransformersEngine
-from clear_ray.engine.decode_loop import decode
-from clear_ray.engine.paged import PagedBatch
+from clear_ray.engine.closing import make_closing
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 from clear_ray.engine.streaming import Partial, stream
-from clear_ray.engine.transformers import _closing
-from clear_ray.errors import ConfigError, SchemaError
+from clear_ray.errors import SchemaError
 from tests.unit.engine.conftest import run_grants
+from tests.unit.engine.decode_loop import decode
 from tests.unit.engine.tiny import answer_for, run_batch, slot_batch
 
 END = frozenset({2})
 CONTEXT = 300
+CONFIG = TransformersConfig(device="cpu", max_batch=4, max_context_tokens=CONTEXT, threads=1)
 ASKED = [
     ("What is the capital of France?", 24),
     ("Say hi.", 3),
@@ -38,9 +39,7 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(
-        EMBEDDED_MODEL, device="cpu", max_batch=4, max_context_tokens=CONTEXT, cache_tokens=2000, threads=1
-    )
+    engine = TransformersEngine(CONFIG, cache_tokens=2000)
     yield engine
     engine.close()
 
@@ -77,7 +76,7 @@ def test_the_card_describes_the_model(engine: TransformersEngine) -> None:
 
 
 def test_a_probe_may_run_some_layers_and_answers_run_all(engine: TransformersEngine, grants: list[Grant]) -> None:
-    few = TransformersEngine(EMBEDDED_MODEL, device="cpu", max_context_tokens=CONTEXT, threads=1, probe_layers=2)
+    few = TransformersEngine(CONFIG, probe_layers=2)
     try:
         prompts = [grant.prompt for grant in grants[:3]]
         features, whole = few.prefill(["a", "b", "c"], prompts), engine.prefill(["a", "b", "c"], prompts)
@@ -140,35 +139,6 @@ def test_an_answer_may_fill_the_context_to_its_last_token(engine: TransformersEn
     assert f"{CONTEXT + 1} tokens, the context is {CONTEXT}" in answers["not", 0].error
 
 
-def test_the_paged_batch_gives_the_same_answers(
-    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
-) -> None:
-    batch = PagedBatch(
-        model_of(engine),
-        max_batch=4,
-        cache_tokens=1200,
-        prefill_tokens=256,
-        end_token_ids=END,
-        temperature=0.0,
-        top_p=1.0,
-    )
-    too_long = answer_for(Grant("long", "", 1200), [5])
-    gone = answer_for(Grant("gone", "", 900), [5, 6, 7])
-    gone.is_cancelled = True
-    answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs_of(engine, grants), strict=True)]
-    try:
-        ended = run_batch(batch, [*answers, too_long, gone])
-    finally:
-        batch.close()
-    assert len(ended) == len(answers) + 2
-    assert [tuple(answer.generated) for answer in answers] == expected
-    assert [answer.finish_reason for answer in answers] == [
-        "stop" if tokens[-1] in END else "length" for tokens in expected
-    ]
-    assert "memory for 1200" in too_long.error
-    assert gone.finish_reason == "cancelled"
-
-
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_continuation_goes_on_exactly(
     engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]], share: float
@@ -199,7 +169,7 @@ def test_a_sampled_continuation_draws_as_the_uninterrupted_answer(engine: Transf
 
 
 def test_a_reserve_makes_an_unfinished_answer_give_its_result(engine: TransformersEngine) -> None:
-    closing = _closing(engine._rendering, 8, "\nAnswer:", "slots")
+    closing = make_closing(engine._rendering, TransformersConfig(answer_reserve_tokens=8))
     grants = [Grant("long", "Explain at length how rain is made.", 20), Grant("short", "Say hi.", 8)]
     answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs_of(engine, grants), strict=True)]
     run_batch(slot_batch(model_of(engine), closing=closing, end_token_ids=END), answers)
@@ -207,11 +177,6 @@ def test_a_reserve_makes_an_unfinished_answer_give_its_result(engine: Transforme
     assert engine._rendering.text(answers[0].generated[12:]).startswith("\nAnswer:")
     assert (texts[0].count("Answer:"), texts[1].count("Answer:")) == (1, 0)
     assert len(answers[0].generated) <= 20
-
-
-def test_only_slots_can_close_answers() -> None:
-    with pytest.raises(ConfigError, match="slots"):
-        TransformersEngine(EMBEDDED_MODEL, device="cpu", batching="paged", answer_reserve_tokens=8)
 
 
 def test_features_are_those_of_a_plain_pass(engine: TransformersEngine, grants: list[Grant]) -> None:

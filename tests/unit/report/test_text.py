@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from clear_ray.report.plan import ShareBudget
 from clear_ray.report.text import plan_text, summary_text
 from tests.unit.report.samples import hostile_report, plan_report, round_report, run_report
 
@@ -86,6 +87,13 @@ def test_a_plan_says_what_it_would_spend_and_marks_its_own_budget() -> None:
     assert text.count("*") == 1
     assert "estimated by a probe" in text
     assert "no model loaded" in plan_text(plan_report(is_probed=False))
+
+
+def test_a_plan_says_what_a_share_would_cost() -> None:
+    asked = ShareBudget(share=0.5, budget_tokens=2_401, expected_utility=24.25, most_utility=48.5)
+    line = next(line for line in plan_text(plan_report(for_share=asked)).split("\n") if "for 50%" in line)
+    assert line == "  for 50%      2,401 tokens, expected to give 24.2 of the 48.5 that ample tokens would give"
+    assert "ample" not in plan_text(plan_report())
 
 
 def test_a_long_budget_curve_is_thinned_and_keeps_its_own_budget_and_both_ends() -> None:

@@ -155,7 +155,7 @@ def test_without_scarcity_nobody_is_abandoned() -> None:
 
 
 def test_a_price_moves_by_one_step_a_clearing_at_most() -> None:
-    law = PriceLaw(100, 1_000, clearing_seconds=1.0, step_octaves=1.0, lowest_price=2.0**-12)
+    law = PriceLaw(100, 1_000, clearing_seconds=1.0, step_octaves=1.0)
     price, prices = OnlinePrice(law, now_seconds=0.0), []
     for number in range(300):
         price.ask(Ask(certain(20, 0.9), 400, number), now_seconds=number / 50)
@@ -163,7 +163,9 @@ def test_a_price_moves_by_one_step_a_clearing_at_most() -> None:
     steps = [now / before for before, now in itertools.pairwise(prices) if now != before and before]
     assert steps
     assert max(steps) <= 2.0 and min(steps) >= 0.5  # noqa: PT018
-    assert next(price for price in prices if price) == 2.0**-11  # from 0 it starts at the lowest price, one step up
+    dearest = 0.9 / min(int(k) for k in GRID_K if k >= 20)
+    # From 0 it starts ten octaves below what the dearest query would pay, one step up.
+    assert next(price for price in prices if price) == pytest.approx(dearest * 2.0**-9, rel=1e-6)
 
 
 def test_direct_answers_leave_less_to_sell() -> None:
@@ -285,7 +287,7 @@ def test_new_settings_keep_what_is_held() -> None:
         {"clearing_seconds": 0.0},
         {"window_seconds": 1.5},
         {"step_octaves": 0.0},
-        {"lowest_price": 2.0},
+        {"price_octaves": 0.0},
         {"lease_seconds": 0.0},
     ],
 )

@@ -19,6 +19,7 @@ from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger import Balance
 from clear_ray.market import MarketActor
+from clear_ray.market_client import AsyncMarketClient
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles
 from clear_ray.stages.generate import Dispatch
@@ -79,7 +80,7 @@ def generated(recorded: ReplayConfig, run_dir: Path, target: Folder, batch: pa.T
         market = MarketActor(str(run_dir), 10_000, len(batch))
         worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
-        dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0)
+        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
         caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=2, calls_in_flight=2)
         try:
             said = [index async for table in caller(batch) for index in table["index"].to_pylist()]
@@ -168,7 +169,7 @@ class Counted(EngineWorker):
 def stage(market: MarketActor, worker: EngineWorker, target: Folder) -> GenerateToFiles:
     """Return a caller with three calls of two queries."""
     workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
-    dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0)
+    dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
     return GenerateToFiles(dispatch, target, rows_per_file=8, call_rows=2, calls_in_flight=3)
 
 
@@ -248,7 +249,9 @@ def test_a_caller_that_begins_its_new_life_with_another_block_waits_for_nothing_
     async def both() -> Balance:
         market, worker = MarketActor(str(tmp_path), 850, len(whole)), Gated(recorded)
         workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
-        dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0, this_caller=lambda: "a")
+        dispatch = Dispatch(
+            workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0, this_caller=lambda: "a"
+        )
 
         def caller() -> GenerateToFiles:
             target = open_folder(str(tmp_path / "attempts"))
@@ -302,7 +305,9 @@ def test_a_block_that_comes_again_to_the_same_caller_waits_for_nothing_of_its_fi
     async def again() -> tuple[list[list[int]], Balance]:
         market = MarketActor(str(tmp_path), 490, len(whole))
         workers = Workers([LocalWorker(Failing(recorded))], lambda _: False, lambda _: None, 900.0)
-        dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0, this_caller=lambda: "a")
+        dispatch = Dispatch(
+            workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0, this_caller=lambda: "a"
+        )
         target = open_folder(str(tmp_path / "attempts"))
         caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=1, calls_in_flight=2)
         try:

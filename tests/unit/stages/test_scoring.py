@@ -17,6 +17,7 @@ from clear_ray.estimation.prior import PriorHead
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Balance
 from clear_ray.market import MarketActor
+from clear_ray.market_client import AsyncMarketClient
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
@@ -65,7 +66,7 @@ async def attempts_of(
     worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
     workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
     make = partial(load_scorer, name, timeout_seconds=2.0)
-    generate = Generate(Dispatch(workers, LocalActor(market), scorer=make, seed=0, sample=0))
+    generate = Generate(Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=make, seed=0, sample=0))
     turns = 0
 
     async def count() -> None:

@@ -1,6 +1,6 @@
-"""Continuous batching by transformers' own paged cache, for comparison with `slots`.
+"""Continuous batching by transformers' own paged cache: what `throughput.py` compares our batch with.
 
-Prefixes that queries share are read once. Against it: on CPU it takes about three times the processor time of `slots`
+Prefixes that queries share are read once. Against it: on CPU it takes about three times the processor time of ours
 (docs/performance.md); every draw of a sampled batch comes from one stream, so a seed does not fix a text; and a
 cancelled answer holds the tokens handed out so far, while the one in flight is lost.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from clear_ray.config import WorkersConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.errors import EngineError
 
@@ -27,35 +28,31 @@ class PagedBatch:
 
     Args:
         model: A causal language model of transformers.
-        max_batch: Answers that run at the same time.
+        config: How many answers run at the same time, and how their tokens are chosen.
         cache_tokens: Positions of the cache; on CUDA transformers derives it from the free memory instead.
         prefill_tokens: Positions of one pass.
         end_token_ids: Tokens that end an answer.
-        temperature: 0 is greedy.
-        top_p: Nucleus of the sampling distribution.
     """
 
     def __init__(
         self,
         model: Any,
+        config: WorkersConfig,
         *,
-        max_batch: int,
         cache_tokens: int,
         prefill_tokens: int,
         end_token_ids: frozenset[int],
-        temperature: float,
-        top_p: float,
     ) -> None:
         self._end_token_ids = sorted(end_token_ids) or [-1]
         sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if config.temperature > 0:
+            sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
         generation: Any = GenerationConfig
         self._scope = contextlib.ExitStack()
         self._manager: Any = self._scope.enter_context(
             model.continuous_batching_context_manager(
                 generation_config=generation(eos_token_id=self._end_token_ids, **sampling),
-                continuous_batching_config=_configure(model, max_batch, cache_tokens, prefill_tokens),
+                continuous_batching_config=_configure(model, config.max_batch, cache_tokens, prefill_tokens),
                 timeout=_STOP_SECONDS,
             )
         )

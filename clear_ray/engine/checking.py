@@ -1,0 +1,127 @@
+"""What loading an engine would refuse, as far as the files say it: told without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import CRITICAL as _CRITICAL
+from typing import Any
+
+from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, TransformersConfig
+from clear_ray.engine.build import build_engine, check_pin, refuse_layers_of_vllm
+from clear_ray.errors import ConfigError, EngineError
+
+
+def check_engine(
+    config: EngineConfig, *, probe_layers: int | None, check_model: Callable[[str], None], is_for_any_model: bool
+) -> None:
+    """Raise what building this engine would, or refuse its head.
+
+    Args:
+        config: Which engine.
+        probe_layers: Layers of the model that the head's features are read from; None for all.
+        check_model: The head's: raises for the fingerprint of a model that it was not fitted for.
+        is_for_any_model: Whether it accepts every model, so that no weights need be read to know this one.
+
+    Raises:
+        ConfigError: The model, its files, the pin, the head or a setting do not fit each other.
+        EngineError: A file of the model is missing or damaged.
+        SchemaError: A recording cannot be read.
+    """
+    if isinstance(config, ReplayConfig):
+        check_model(build_engine(config).card.fingerprint)
+        return
+    refuse_layers_of_vllm(config, probe_layers)
+    with _silent_transformers():
+        _check_files(config, probe_layers)
+    from clear_ray.engine.fingerprint import model_fingerprint
+    from clear_ray.engine.loading import model_folder
+
+    folder = model_folder(config.model)
+    if not any(folder.glob("*.safetensors")):
+        return  # of a hub's model the weights come when it is loaded
+    if config.fingerprint is not None:
+        check_pin(config.model, config.fingerprint)
+    if not is_for_any_model:
+        check_model(model_fingerprint(folder))
+
+
+def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
+    """Raise for a tokenizer, an architecture, a context or a folder that no engine can use."""
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    from clear_ray.engine.architectures import refuse_unfit
+    from clear_ray.engine.closing import make_closing
+    from clear_ray.engine.context import context_tokens
+    from clear_ray.engine.fingerprint import model_fingerprint
+    from clear_ray.engine.rendering import rendering_of
+    from clear_ray.engine.shallow import first_layers
+    from clear_ray.engine.smollm2 import resolve_model
+
+    make_closing(rendering_of(config), config)
+    source = resolve_model(config.model)
+    try:
+        architecture: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if isinstance(config, TransformersConfig):
+            refuse_unfit(architecture)  # first: making some models changes what they are made from
+        bare = _without_weights(architecture) if isinstance(config, TransformersConfig) else None
+    except ConfigError:
+        raise
+    except Exception as error:  # of as many kinds as there are architectures
+        remedy = "Look whether its folder is whole, and a model that transformers knows as a causal language model."
+        raise EngineError("the model cannot be loaded", f"model {config.model}", str(error), remedy) from error
+    context_tokens(config, architecture)
+    if bare is not None and probe_layers is not None:
+        first_layers(bare, probe_layers)
+    if isinstance(config, TransformersConfig) and config.device is not None:
+        _check_device(config.device)
+    if isinstance(source, Path) and not any(source.glob("*.safetensors")):
+        model_fingerprint(source)  # says that there are none
+
+
+def engine_notes(config: EngineConfig) -> tuple[str, ...]:
+    """Return a line for each thing about the model that a user would not expect; arguments and errors of `model_notes`."""
+    if isinstance(config, ReplayConfig):
+        return ()
+    from clear_ray.engine.notes import model_notes
+
+    with _silent_transformers():
+        return model_notes(config)
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Have transformers say nothing beside the one line that we make of its error."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(_CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _without_weights(architecture: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            architecture, trust_remote_code=False
+        )
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    from clear_ray.engine.grouping import PREFILL_TOKENS
+
+    try:
+        is_known = torch.device(name).type in PREFILL_TOKENS
+    except RuntimeError:
+        is_known = False
+    if not is_known:
+        raise ConfigError("no such device here", "device", name, "Give cpu or cuda.")

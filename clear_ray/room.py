@@ -1,0 +1,136 @@
+"""How many GPUs each engine takes where the configuration leaves that open, and whether the cluster has a place for them all.
+
+An engine that reserves no GPU sees every GPU of its node and takes the first, and so do its neighbours. An engine that finds
+no place waits for ever, without a word from Ray. So both are settled before one is started.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.experimental.internal_kv import _internal_kv_get
+
+from clear_ray.config import EngineConfig, TransformersConfig, VllmConfig
+from clear_ray.errors import ClusterError, ConfigError
+
+_PATIENCE_SECONDS = 20.0  # an earlier run's engines may just be ending
+_LOOK_SECONDS = 0.5
+_UNTYPED = "node_"
+_LOGGER = logging.getLogger("clear_ray")
+
+
+def with_gpus(config: EngineConfig, *, gpus: float) -> EngineConfig:
+    """Return the settings of an engine with the GPUs of each actor filled in.
+
+    Args:
+        config: `num_gpus` as the user gave it; None derives 1 (`tensor_parallel` with vLLM) for an engine that can use one.
+        gpus: That the cluster has.
+    """
+    if config.num_gpus is not None:
+        return config
+    can_use = isinstance(config, VllmConfig) or (
+        isinstance(config, TransformersConfig) and (config.device or "cuda").startswith("cuda")
+    )
+    each = config.tensor_parallel if isinstance(config, VllmConfig) else 1
+    return config.model_copy(update={"num_gpus": float(each) if can_use and gpus > 0 else 0.0})
+
+
+def settled(config: EngineConfig) -> EngineConfig:
+    """Return what `with_gpus` makes of the cluster that was joined; engines that share GPUs unreserved are said in a line."""
+    gpus = _total("GPU")
+    is_replay = not isinstance(config, VllmConfig | TransformersConfig)
+    is_on_cpu = isinstance(config, TransformersConfig) and (config.device or "cuda").startswith("cpu")
+    if config.num_gpus == 0 and gpus > 0 and not is_replay and not is_on_cpu:
+        _LOGGER.warning(
+            "engine.num_gpus is 0 and the cluster has %g GPUs: engines reserve none, and those of a node that use one share "
+            "its first. Leave num_gpus out to give each its own.",
+            gpus,
+        )
+    found = with_gpus(config, gpus=gpus)
+    if found.num_gpus != with_gpus(config, gpus=1.0).num_gpus and _may_grow():
+        _LOGGER.warning(
+            "engine.num_gpus is left out and the cluster has no GPU yet: the engines take none. "
+            "Set num_gpus: 1 to have nodes with GPUs started for them."
+        )
+    return found
+
+
+def wait_for_room(config: EngineConfig, *, seconds: float = _PATIENCE_SECONDS) -> None:
+    """Return when the engines of a run can be placed, or nodes may yet come for them.
+
+    Args:
+        config: `workers` engines of `num_gpus` each.
+        seconds: How long to wait for what others hold.
+
+    Raises:
+        ConfigError: The cluster is too small for them, and stays so.
+        ClusterError: Others hold what they need, or every CPU, without which no query can be read.
+    """
+    each, wanted = config.num_gpus or 0.0, config.workers
+    engines = f"{wanted} {'engine' if wanted == 1 else 'engines'} of {each:g} GPU each"
+    if each and (places := _places(each)) < wanted:
+        have = f"{_total('GPU'):g} GPUs, room for {places}"
+        if not _may_grow():
+            remedy = "Lower engine.workers or engine.num_gpus, or add nodes with GPUs."
+            raise ConfigError(f"the cluster has no place for {engines}", "engine.num_gpus", have, remedy)
+        _LOGGER.warning("%s: the cluster has %s and is asked for more nodes.", engines, have)
+        return
+    if each:
+        _wait_until_free("GPU", each * wanted, engines, seconds)
+    if not _may_grow():
+        _wait_until_free("CPU", 1.0, "the readers of queries, 1 CPU", seconds)
+
+
+def _wait_until_free(resource: str, wanted: float, of: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (free := _available(resource)) < wanted:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"it is full: there is no place for {of}",
+                "Ray cluster",
+                f"{free:g} of {_total(resource):g} {resource}s free for {seconds:.0f} s",
+                "See `ray status` for what holds them, and run it again when they are free.",
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
+def _places(each: float) -> int:
+    """Return how many engines the nodes that are there could hold if they held nothing else."""
+    nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = (node for node in nodes if node["Alive"])
+    return sum(int(node["Resources"].get("GPU", 0.0) / each + 1e-9) for node in alive)
+
+
+def _total(resource: str) -> float:
+    return _amount(ray.cluster_resources, resource)
+
+
+def _available(resource: str) -> float:
+    return _amount(ray.available_resources, resource)
+
+
+def _may_grow() -> bool:
+    """Return whether an autoscaler may bring nodes; true where nobody says.
+
+    Nodes that it brought, a head among them, have a type or a name of their own; those of `ray start` have their id's.
+    """
+    try:
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        nodes = [*status.active_nodes, *status.idle_nodes]
+        is_typed = any(node.instance_id or not node.ray_node_type_name.startswith(_UNTYPED) for node in nodes)
+        reported = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
+        types = reported.get("active_nodes") or {}
+        return is_typed or any(not name.startswith(_UNTYPED) for name in types)
+    except Exception:  # of interfaces that Ray may change: then nothing is refused for it
+        return True
+
+
+def _amount(ask: Callable[[], Any], resource: str) -> float:
+    return float(ask().get(resource, 0.0))

@@ -1,0 +1,127 @@
+"""`validate` says Valid of nothing that a run refuses before, or while, it loads its model: what the files say, it reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clear_ray.cli import app, guarded
+from clear_ray.config import RunConfig
+from clear_ray.engine.smollm2 import embedded_model_folder
+from clear_ray.ingest import InputDigest
+from clear_ray.run_folder import MANIFEST, describe
+
+ROWS = [{"query_id": f"q{number}", "prompt": f"What is 1 + {number}?", "gold": "2", "cost": 2} for number in range(3)]
+
+
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return {"run_dir": str(folder / "run"), "input": {"path": str(folder / "q.jsonl")}, "budget": 100} | changes
+
+
+def validated(settings: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    code = guarded(lambda: app(args=["validate", "--config", str(folder / "run.yaml")]))
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def copy_of_model(folder: Path, *, without: str = "", **changes: Any) -> str:
+    """Return a folder with the embedded model's files, linked, and some of its settings changed."""
+    copy = folder / "model"
+    copy.mkdir()
+    for file in embedded_model_folder().iterdir():
+        if file.name != without:
+            (copy / file.name).symlink_to(file)
+    if changes:
+        content = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").unlink()
+        (copy / "config.json").write_text(json.dumps(content | changes))
+    return str(copy)
+
+
+def test_a_run_that_can_be_started_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = validated(settings(tmp_path, estimate={"head": "demo"}), tmp_path, capsys)
+    assert (code, said[:17]) == (0, "Valid: 3 queries,")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"allocation": {"minimum_service_tokens": 20}}, "minimum service of 3 queries takes 120"),
+        ({"estimate": {"head": "no/such"}}, "no/such"),
+        ({"estimate": {"layers": 31}}, "the model has 30 layers"),
+        ({"estimate": {"head": "demo", "layers": 4}}, "the head was fitted on 8 layers"),
+        ({"engine": {"kind": "vllm"}, "estimate": {"layers": 4}}, "vLLM runs all layers"),
+        ({"engine": {"fingerprint": "0" * 64}}, "not the one that was pinned"),
+        ({"engine": {"model": "/no/such"}}, "no such model folder"),
+        ({"engine": {"max_context_tokens": 100_000}}, "context is"),
+        (
+            {"engine": {"answer_reserve_tokens": 2, "closing_text": "So, all in all, the answer is"}},
+            "closing text takes",
+        ),
+        ({"engine": {"device": "nonsense"}}, "no such device"),
+        ({"engine": {"device": "mps"}}, "no such device"),
+        ({"engine": {"kind": "replay", "rollouts": "no.parquet", "features": "no.parquet"}}, "no.parquet"),
+        ({"scoring": {"scorer": "no.such:scorer"}}, "no.such"),
+    ],
+    ids=str,
+)
+def test_what_its_engine_head_or_budget_would_refuse_is_not(
+    tmp_path: Path, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = validated(settings(tmp_path, **changes), tmp_path, capsys)
+    assert code in (1, 2), said
+    assert words in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("without", "changes", "words"),
+    [
+        ("model.safetensors", {}, "safetensors"),
+        ("config.json", {}, "no config.json"),
+        ("", {"model_type": "no_such_architecture"}, "cannot be loaded"),
+        ("", {"auto_map": {"AutoModel": "modeling.Own"}}, "Python code of its own"),
+        ("", {"num_hidden_layers": "many"}, "cannot be loaded"),
+    ],
+    ids=["no weights", "no config", "unknown architecture", "own code", "damaged config"],
+)
+def test_a_model_folder_that_cannot_be_loaded_is_not(
+    tmp_path: Path, without: str, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy_of_model(tmp_path, without=without, **changes)
+    code, said = validated(settings(tmp_path, engine={"model": model}), tmp_path, capsys)
+    assert code in (1, 2), said
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_a_head_for_another_model_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = copy_of_model(tmp_path, rope_theta=1.0)
+    code, said = validated(settings(tmp_path, engine={"model": model}, estimate={"head": "demo"}), tmp_path, capsys)
+    assert code == 2, said
+    assert "the head was fitted for" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"budget": 101}, "config.budget was 100"), ({}, "input.sha256 was"), ({"seed": 7}, "config.seed was 0")],
+    ids=["budget", "input", "seed"],
+)
+def test_a_folder_of_another_run_is_not(
+    tmp_path: Path, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig.parse(settings(tmp_path))
+    (tmp_path / "run").mkdir()
+    manifest = describe(config, InputDigest(3, "0" * 64, 1, None, 1))
+    (tmp_path / "run" / MANIFEST).write_text(json.dumps(manifest))
+    code, said = validated(settings(tmp_path, **changes), tmp_path, capsys)
+    assert code == 2, said
+    assert words in said
+    assert (tmp_path / "run" / MANIFEST).read_text() == json.dumps(manifest)
