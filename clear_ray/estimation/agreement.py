@@ -5,7 +5,7 @@ result that was extracted from each answer, as scorers extract it; an answer wit
 
 Shapes: N queries.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ scorer, an answer that ended by itself counts as right, and the curves are those
 
 Shapes: N queries, M observed answers, K grid points, P coordinates.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ The cost is bounded: at most `MOST_ANSWERS` of the answers are fitted, and the e
 
 Shapes: N queries, M observed answers, K grid points, P coordinates.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ A function of where the queries stand and of the seed, without memory: a resumed
 
 Shapes: N queries, M granted, K grid points, P coordinates.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations
