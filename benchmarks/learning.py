@@ -259,9 +259,10 @@ def main() -> None:
     elif arguments.head == "competing_risks":
         head = competing_risks(recording, folder)
     rows = compare(recording, x_NP, budgets, arguments, head)
+    names = ",".join(Path(path).name for path in arguments.path.split(","))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets")}
     found = {
-        "figure": "learning", **settings, "path": ",".join(Path(path).name for path in arguments.path.split(",")), "features": sets, "queries": len(recording) * arguments.copies,
+        "figure": "learning", **settings, "path": names, "features": sets, "queries": len(recording) * arguments.copies,
         "rows": rows, "share_to_64": share_over(rows, 64.0), "share_over_all": share_over(rows, np.inf),
     }  # fmt: skip
     print(json.dumps(found))
