@@ -15,6 +15,7 @@ from clear_ray.estimation.cross_fitted import CrossFittedHead
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.diagnostics import diagnose
 from clear_ray.estimation.encoder import encoded_features, with_encoder
+from clear_ray.estimation.factorised import fit_factorised
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.estimation.observations import (
     Rollouts,
@@ -27,6 +28,7 @@ from clear_ray.estimation.parametric import fit_regressed_threshold, fit_shifted
 
 FITS: Mapping[str, Callable[..., Head]] = {
     "competing_risks": fit_competing_risks,
+    "factorised": fit_factorised,
     "regressed_threshold": fit_regressed_threshold,
     "shifted_erlang": fit_shifted_erlang,
 }

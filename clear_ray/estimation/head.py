@@ -34,6 +34,7 @@ ANY_MODEL = ""
 _KINDS = {
     "prior": ("clear_ray.estimation.prior", "PriorHead"),
     "competing_risks": ("clear_ray.estimation.competing_risks", "CompetingRisksHead"),
+    "factorised": ("clear_ray.estimation.factorised", "FactorisedHead"),
     "regressed_threshold": ("clear_ray.estimation.parametric", "RegressedThresholdHead"),
     "shifted_erlang": ("clear_ray.estimation.parametric", "ShiftedErlangHead"),
     "encoded": ("clear_ray.estimation.encoder", "EncodedHead"),

@@ -35,9 +35,11 @@ _ENTROPY_EFFECT = 0.1
 _TYPICAL_ENTROPY_NATS = 0.5
 
 
-def uninformed(tokens_K: NDArray[np.int64], *, solvability: float = _SOLVABILITY) -> tuple[Curve, Curve]:
+def uninformed(
+    tokens_K: NDArray[np.int64], *, solvability: float = _SOLVABILITY, scale_tokens: float = _SCALE_TOKENS
+) -> tuple[Curve, Curve]:
     """Return success and survival of a query of which nothing at all is known, each of shape (K,)."""
-    survival_K: Curve = np.exp(-np.sqrt(tokens_K / _SCALE_TOKENS))
+    survival_K: Curve = np.exp(-np.sqrt(tokens_K / scale_tokens))
     return solvability * (1 - survival_K), survival_K
 
 

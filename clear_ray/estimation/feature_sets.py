@@ -1,0 +1,215 @@
+"""What an estimate may read of a query, as named sets that are put side by side.
+
+- `hidden`: last and mean hidden state of the probe, with the entropy of the next token. Costs the probe's prefill; see
+  docs/estimates.md for what it takes.
+- `text`: scalar features of the question: lengths, brackets, numbers and signs.
+- `ngrams`: words and pairs of words of the question, digits masked, hashed into `HASHED` columns, and their leading
+  components. The same hash everywhere: no vocabulary is stored.
+- `length`: tokens of the prompt alone.
+- `task`: the label of the query, where the input has one. Labels are hashed too, so an unknown one is simply new.
+
+An encoder's states take the place of the hidden ones before (`encoder.encoded_features`). A set is fitted on all prompts of
+a batch, which takes no labels; each is scaled to a mean square of its weight.
+
+Shapes: N queries, D columns of a set, F entries of the short vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import svds
+
+from clear_ray.engine.base import Features, Prompt
+from clear_ray.errors import ConfigError
+from clear_ray.estimation.head import Arrays
+from clear_ray.estimation.projection import Projection, fit_projection
+from clear_ray.estimation.text_features import question_text
+
+Array = NDArray[np.float64]
+FeatureSet = Literal["hidden", "text", "ngrams", "length", "task"]
+FEATURE_SETS: tuple[FeatureSet, ...] = ("hidden", "text", "ngrams", "length", "task")
+HASHED = 1 << 14
+_WEIGHT: Mapping[str, float] = {"ngrams": 1.0, "length": 0.3, "task": 1.0}
+_NGRAM_COMPONENTS, _FIT_QUERIES = 80, 5_000
+_LABELS = 64
+_WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
+_FEW = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMap:
+    """A fitted map from what is read of queries to short vectors.
+
+    Attributes:
+        sets: Which sets, in order.
+        projection: Of `hidden` and `text`; None if neither is read.
+        idf_D: Weight of each hashed column; empty without `ngrams`.
+        directions_DP: From hashed columns to components.
+        length: Mean and spread of the logarithm of the prompt's tokens, shape (2,).
+    """
+
+    sets: tuple[FeatureSet, ...]
+    projection: Projection | None
+    idf_D: Array
+    directions_DP: Array
+    length: Array
+
+    def __call__(self, features: Features, prompts: Sequence[Prompt], tasks: Sequence[str] | None = None) -> Array:
+        """Return one short vector a query.
+
+        Args:
+            features: Of the probe; the hidden states are read for `hidden` alone.
+            prompts: What is asked.
+            tasks: Labels, for `task`.
+
+        Raises:
+            ConfigError: The map reads task labels and none are given, or hidden states of another width.
+        """
+        blocks = []
+        if self.projection is not None:
+            blocks.append(self.projection(_read(features, self.sets), prompts))
+        if "ngrams" in self.sets:
+            blocks.append(_hashed(prompts, self.idf_D) @ self.directions_DP)
+        if "length" in self.sets:
+            place_N = (np.log(np.maximum(features.prompt_tokens_N, 1)) - self.length[0]) / self.length[1]
+            blocks.append(np.clip(place_N, -4.0, 4.0)[:, None] * np.sqrt(_WEIGHT["length"]))
+        if "task" in self.sets:
+            blocks.append(_labelled(_given(tasks, len(prompts))))
+        return np.concatenate(blocks, axis=1)
+
+    def arrays(self) -> Arrays:
+        """Return the arrays to store."""
+        own = {name: getattr(self, name).astype(np.float32) for name in ("idf_D", "directions_DP", "length")}
+        projection = {} if self.projection is None else self.projection.arrays()
+        return {**own, **{f"projection.{name}": array for name, array in projection.items()}}
+
+    @classmethod
+    def restore(cls, sets: Sequence[str], arrays: Arrays) -> FeatureMap:
+        """Make the map again."""
+        inner = {n.removeprefix("projection."): array for n, array in arrays.items() if n.startswith("projection.")}
+        own = {name: arrays[name].astype(np.float64) for name in ("idf_D", "directions_DP", "length")}
+        return cls(checked_sets(sets), projection=Projection.restore(inner) if inner else None, **own)
+
+
+def checked_sets(sets: Sequence[str]) -> tuple[FeatureSet, ...]:
+    """Return the names of feature sets in their usual order.
+
+    Raises:
+        ConfigError: There is no such set, or none is named.
+    """
+    for name in sets:
+        if name not in FEATURE_SETS:
+            raise ConfigError("no such feature set", "features", name, f"Use some of {', '.join(FEATURE_SETS)}.")
+    if not sets:
+        raise ConfigError("no feature set is named", "features", remedy=f"Use some of {', '.join(FEATURE_SETS)}.")
+    return tuple(name for name in FEATURE_SETS if name in sets)
+
+
+def fit_feature_map(features: Features, prompts: Sequence[Prompt], *, sets: Sequence[str], seed: int = 0) -> FeatureMap:
+    """Fit the map on prompts alone; of many, `_FIT_QUERIES` are drawn for its components.
+
+    Args:
+        features: Of all queries of a batch, or of those that a head is fitted on.
+        prompts: Their prompts.
+        sets: Names out of `FEATURE_SETS`.
+        seed: Of that draw.
+
+    Raises:
+        ConfigError: There is no such set.
+    """
+    wanted = checked_sets(sets)
+    rows = np.arange(len(prompts))
+    if len(rows) > _FIT_QUERIES:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, _FIT_QUERIES, replace=False))
+    some = [prompts[row] for row in rows]
+    log_N = np.log(np.maximum(features.prompt_tokens_N, 1)) if len(prompts) else np.zeros(1)
+    idf_D, directions_DP = _fit_ngrams(some, seed) if "ngrams" in wanted else (np.zeros(0), np.zeros((0, 0)))
+    projection = None
+    if {"hidden", "text"} & set(wanted):
+        projection = fit_projection(_rows_of(_read(features, wanted), rows), some)
+    fitted = FeatureMap(
+        wanted, projection, idf_D, directions_DP, np.array([log_N.mean(), max(float(log_N.std()), _FEW)])
+    )
+    # Stored in single precision: whatever is fitted behind this map must see what a reader of the file sees.
+    return FeatureMap.restore(wanted, fitted.arrays())
+
+
+def _read(features: Features, sets: Sequence[str]) -> Features:
+    """Return what `projection` may read: without `hidden` neither states nor the entropy of the probe."""
+    if "hidden" in sets:
+        return features
+    none_ND = np.zeros((len(features.prompt_tokens_N), 0), np.float32)
+    unknown_N = np.full(len(none_ND), np.nan, np.float32)
+    return replace(features, entropy_N=unknown_N, hidden_last_ND=none_ND, hidden_mean_ND=none_ND)
+
+
+def _rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
+    return Features(
+        features.prompt_tokens_N[rows],
+        features.entropy_N[rows],
+        features.hidden_last_ND[rows],
+        features.hidden_mean_ND[rows],
+    )
+
+
+def _fit_ngrams(prompts: Sequence[Prompt], seed: int) -> tuple[Array, Array]:
+    counts = _hashed(prompts, np.ones(HASHED))
+    seen_D = np.bincount(counts.indices, minlength=HASHED)
+    # A column that one query alone has tells it from all others, and nothing about any of them.
+    idf_D = np.where(seen_D > 1, np.log((1.0 + len(prompts)) / (1.0 + seen_D)), 0.0)
+    weighted = _hashed(prompts, idf_D)
+    kept = min(_NGRAM_COMPONENTS, min(weighted.shape) - 1)
+    if kept < 1 or not weighted.nnz or not np.abs(weighted.data).any():
+        return idf_D, np.zeros((HASHED, 0))
+    start = np.random.default_rng(seed).standard_normal(min(weighted.shape))
+    left, singular, right = svds(weighted, k=kept, v0=start)
+    kept_P = singular > 1e-3 * singular.max()
+    # Half whitened, as the hidden states are; signs of components carry nothing for a kernel of distances.
+    deviation_P = singular[kept_P] / np.sqrt(len(prompts))
+    directions_DP = right[kept_P].T * deviation_P**-0.5
+    total = np.sqrt(((left[:, kept_P] * singular[kept_P] * deviation_P**-0.5) ** 2).sum(axis=1).mean())
+    return idf_D, directions_DP * (np.sqrt(_WEIGHT["ngrams"]) / max(float(total), _FEW))
+
+
+def _hashed(prompts: Sequence[Prompt], idf_D: Array) -> csr_array:
+    """Return one row a query: which words and pairs of words it has, each row of length 1."""
+    columns, ends = [], [0]
+    for prompt in prompts:
+        words = ["0" if word[0].isdigit() else word.lower() for word in _WORD.findall(question_text(prompt))]
+        pairs = [f"{one} {two}" for one, two in itertools.pairwise(words)]
+        columns += sorted({crc32(term.encode()) % HASHED for term in (*words, *pairs)})
+        ends.append(len(columns))
+    columns_ = np.array(columns, np.int64)
+    row_of = np.repeat(np.arange(len(prompts)), np.diff(ends))
+    data = idf_D[columns_]
+    norm_N = np.sqrt(np.bincount(row_of, data**2, minlength=len(prompts)))
+    data = data / np.maximum(norm_N, _FEW)[row_of]
+    return csr_array((data, columns_, np.array(ends)), shape=(len(prompts), HASHED))
+
+
+def _given(tasks: Sequence[str] | None, queries: int) -> Sequence[str]:
+    if tasks is None or len(tasks) != queries:
+        raise ConfigError(
+            "the estimate reads task labels, and there are none", "features", "task", "Give the input a column task."
+        )
+    return tasks
+
+
+def _labelled(tasks: Sequence[str]) -> Array:
+    """Return directions of the labels: the same one for the same label, nearly at right angles for any two others."""
+    known = {task: position for position, task in enumerate(dict.fromkeys(tasks))}
+    drawn = np.stack(
+        [np.random.default_rng(crc32(task.encode())).standard_normal(_LABELS) for task in known] or [np.zeros(_LABELS)]
+    )
+    unit = drawn / np.sqrt((drawn**2).sum(axis=1, keepdims=True))
+    found: Array = unit[[known[task] for task in tasks]] * np.sqrt(_WEIGHT["task"])
+    return found

@@ -1,0 +1,178 @@
+"""What a run believes after some of its answers, and how far it trusts that.
+
+**The guard.** Features may say nothing (a label that was shuffled, a scorer that is random, a batch of twenty), and curves
+that follow noise are worse than equal ceilings. So what was learned has to show itself: every observed answer, cut ones too,
+is predicted by factors that were fitted without it, once with the coordinates and once without any. The difference of the two
+log-likelihoods is the evidence, in nats. The share of the learned curves is `1 / (1 + exp(bar - evidence))`; the rest is the
+*uninformed law*, at the pooled level, under which all queries ask for equal ceilings. Not the pooled curve: that one is as
+S-shaped as chance has drawn it, and a price would give up queries for it.
+
+**Given beliefs**, such as those of a head of an earlier run, are a third candidate: they predict the same answers, and
+need no fit.
+
+Deterministic, and without memory: the same answers give the same beliefs, so that a resumed run goes on with the same ones.
+The cost is bounded: at most `MOST_ANSWERS` of the answers are fitted, drawn by the seed.
+
+Shapes: N queries, M observed answers, K grid points, P coordinates.
+
+Source: method section 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors, law, log_likelihood_M
+from clear_ray.estimation.hazards import Incidence
+
+Array = NDArray[np.float64]
+MOST_ANSWERS = 10_000
+FOLDS = 4
+_BAR_NATS = 1.0
+_FURTHEST = 50.0
+_LEAST_SOLVABILITY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the answers say about the candidates, each predicting answers that it was not fitted on.
+
+    Attributes:
+        answers: How many answers were predicted.
+        learned_nats: Log-likelihood of the learned curves less that of the pooled one.
+        given_nats: That of the given beliefs less that of the pooled curve; None if nothing was given.
+    """
+
+    answers: int
+    learned_nats: float
+    given_nats: float | None = None
+
+    def shares(self) -> tuple[float, float]:
+        """Return the shares of learned and given curves; what is left of 1 is the uninformed law's."""
+        nats = np.array([0.0, self.learned_nats - _BAR_NATS, -np.inf if self.given_nats is None else self.given_nats])
+        weight = np.exp(np.clip(nats - nats.max(), -_FURTHEST, 0.0)) * np.isfinite(nats)
+        share = weight / weight.sum()
+        return float(share[1]), float(share[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """Curves of any query by its coordinates.
+
+    Attributes:
+        factors: One fit of all answers; or one for each fold of queries, without the answers of that fold.
+        evidence: How well they predict.
+        solvability: Of the uninformed law that they are mixed with.
+    """
+
+    factors: tuple[Factors, ...]
+    evidence: Evidence
+    solvability: float
+
+    def incidence(
+        self,
+        x_NP: Array,
+        *,
+        tokens_K: NDArray[np.int64],
+        given: Incidence | None = None,
+        fold_N: NDArray[np.int64] | None = None,
+        is_guarded: bool = True,
+    ) -> Incidence:
+        """Return the incidences of queries with these coordinates.
+
+        Args:
+            x_NP: Coordinates.
+            tokens_K: The grid.
+            given: Beliefs of these queries that were there before.
+            fold_N: Fold of each query, if the factors are by folds.
+            is_guarded: Whether to mix by the evidence; otherwise the learned curves are taken as they are.
+        """
+        learned = by_fold(self.factors, x_NP, fold_N, tokens_K=tokens_K)
+        if not is_guarded:
+            return learned
+        share, share_given = self.evidence.shares()
+        right_K, survival_K = law(tokens_K, solvability=self.solvability)
+        rest = 1.0 - share - share_given
+        right_NK = share * learned.right_NK + rest * right_K
+        survival_NK = share * learned.survival_NK + rest * survival_K
+        if given is not None:
+            right_NK, survival_NK = (
+                right_NK + share_given * given.right_NK,
+                survival_NK + share_given * given.survival_NK,
+            )
+        return Incidence(right_NK, np.maximum(1.0 - right_NK - survival_NK, 0.0), survival_NK)
+
+
+def learn(
+    x_NP: Array,
+    observed: Observed,
+    *,
+    tokens_K: NDArray[np.int64],
+    label: Label = "verdict",
+    seed: int = 0,
+    given: Incidence | None = None,
+    fold_N: NDArray[np.int64] | None = None,
+) -> Belief:
+    """Fit what was observed, and weigh it.
+
+    Args:
+        x_NP: Coordinates of all queries.
+        observed: Answers to some of them; at least one.
+        tokens_K: The grid.
+        label: What says that an answer is right.
+        seed: Of the folds, and of the sample of answers where there are more than `MOST_ANSWERS`.
+        given: Beliefs of all queries that were there before.
+        fold_N: For replays in which several queries are the same one asked again: their fold. No query is then believed
+            anything that an answer of its own fold has taught.
+    """
+    rng = np.random.default_rng(seed)
+    if len(observed) > MOST_ANSWERS:
+        observed = observed.take(np.sort(rng.choice(len(observed), MOST_ANSWERS, replace=False)))
+    parts = rng.permutation(np.arange(len(observed)) % FOLDS) if fold_N is None else fold_N[observed.query_M]
+    whole = None if fold_N is not None else fit_factors(x_NP, observed, tokens_K=tokens_K, label=label)
+    fitted, gain, given_gain, level = [], 0.0, 0.0, []
+    for fold in range(FOLDS if fold_N is None else int(fold_N.max()) + 1):
+        seen, held = observed.take(parts != fold), observed.take(parts == fold)
+        informed = fit_factors(x_NP, seen, tokens_K=tokens_K, label=label)
+        pooled = fit_factors(x_NP[:, :0], seen, tokens_K=tokens_K, label=label)
+        fitted.append(informed)
+        level.append(pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K).right_NK[0, -1])
+        if not len(held):
+            continue
+        x_MP = x_NP[held.query_M]
+        pooled_M = log_likelihood_M(pooled.incidence(x_MP[:, :0], tokens_K=tokens_K), held, tokens_K=tokens_K)
+        gain += float(
+            (log_likelihood_M(informed.incidence(x_MP, tokens_K=tokens_K), held, tokens_K=tokens_K) - pooled_M).sum()
+        )
+        if given is not None:
+            given_gain += float(
+                (log_likelihood_M(take_rows(given, held.query_M), held, tokens_K=tokens_K) - pooled_M).sum()
+            )
+    evidence = Evidence(len(observed), gain, None if given is None else given_gain)
+    return Belief(
+        tuple(fitted) if whole is None else (whole,), evidence, max(float(np.mean(level)), _LEAST_SOLVABILITY)
+    )
+
+
+def by_fold(
+    factors: tuple[Factors, ...], x_NP: Array, fold_N: NDArray[np.int64] | None, *, tokens_K: NDArray[np.int64]
+) -> Incidence:
+    """Return the incidences of each query by the factors of its fold; by the only ones if there are no folds."""
+    if fold_N is None or len(factors) == 1:
+        return factors[0].incidence(x_NP, tokens_K=tokens_K)
+    shape = (len(x_NP), len(tokens_K))
+    found = Incidence(np.empty(shape), np.empty(shape), np.empty(shape))
+    for fold, fitted in enumerate(factors):
+        rows = fold_N == fold
+        part = fitted.incidence(x_NP[rows], tokens_K=tokens_K)
+        for name in ("right_NK", "wrong_NK", "survival_NK"):
+            getattr(found, name)[rows] = getattr(part, name)
+    return found
+
+
+def take_rows(incidence: Incidence, index: NDArray[np.int64]) -> Incidence:
+    """Return the incidences of the queries at `index`."""
+    return Incidence(incidence.right_NK[index], incidence.wrong_NK[index], incidence.survival_NK[index])

@@ -1,0 +1,237 @@
+"""Offers of a run that teaches itself: nothing is known at the start, and every answer is a lesson.
+
+**The pilot** is the first round: a few random queries under generous ceilings, a multiple of the average budget.
+
+**A stage** clears the price over all that is left, on what is believed by now, and spends only a part of it, on a random
+subset of the grants of that clearing: so that each stage sees what the run would buy, and little is lost on a belief that the
+next answers overturn. A stage may spend a fixed multiple of what was spent so far; the multiple is such that about `stages`
+of them reach from the pilot to half of the budget.
+
+**The rest**: a stage that might spend half of what is left grants all of it. Later rounds do the same with what comes back.
+
+**The guard** (`estimation.learning`) is heeded once the explored share of the budget is spent; before that the learned curves
+are followed as they are, since a stage has to look where answers might be.
+
+A function of where the queries stand and of the seed, without memory: a resumed run goes on with the same grants.
+
+Shapes: N queries, M granted, K grid points, P coordinates.
+
+Source: method section 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.estimation.curves import curves_from_incidence
+from clear_ray.estimation.factors import Label, Observed, law
+from clear_ray.estimation.hazards import Incidence
+from clear_ray.estimation.learning import Belief, learn
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.minimum_service import minimum_service
+from clear_ray.rounds.states import QueryStates
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Sizes of pilot and stages.
+
+    Attributes:
+        pilot_queries: Most answers of the pilot, in a batch of up to a thousand queries; it grows with the root of more.
+        queries_a_pilot_query: So many queries of the batch for one of the pilot.
+        pilot_ceiling: Ceiling of the pilot, in average budgets of a query.
+        smallest_ceiling_tokens: And at least this.
+        growth: A stage spends at least this multiple of what was spent before.
+        most_stages: From the pilot to half of the budget; the growth is more where it has to be.
+        explored_share: Of the budget; once it is spent the guard is heeded.
+    """
+
+    pilot_queries: int = 16
+    queries_a_pilot_query: int = 25
+    pilot_ceiling: float = 4.0
+    smallest_ceiling_tokens: int = 16
+    growth: float = 0.4
+    most_stages: int = 9
+    explored_share: float = 0.15
+
+    def pilot_size(self, queries: int) -> int:
+        """Return how many queries the pilot asks."""
+        most = self.pilot_queries * max(1.0, (queries / 1_000) ** 0.5)
+        return max(1, min(round(most), -(-queries // self.queries_a_pilot_query)))
+
+    def pilot_ceiling_tokens(self, queries: int, *, budget_tokens: float) -> int:
+        """Return the ceiling of a query of the pilot."""
+        return max(int(self.pilot_ceiling * budget_tokens / max(queries, 1)), self.smallest_ceiling_tokens)
+
+    def multiple(self, queries: int, *, budget_tokens: float) -> float:
+        """Return which multiple of what was spent the next stage may spend."""
+        # Answers of the pilot take about half of their ceilings.
+        pilot_tokens = 0.5 * self.pilot_size(queries) * self.pilot_ceiling_tokens(queries, budget_tokens=budget_tokens)
+        reach = max(0.5 * budget_tokens / pilot_tokens, 1.0)
+        return max(self.growth, reach ** (1.0 / self.most_stages) - 1.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearningOffers:
+    """See the module.
+
+    Attributes:
+        x_NP: Coordinates of all queries, by a projection that was fitted on all of them, without labels.
+        tokens_K: The token grid of the curves.
+        weight_N: Value of a correct answer.
+        max_tokens_N: Ceiling of each query over all its grants.
+        tie_break_N: A number that belongs to the query and not to its place in the input.
+        cost_N: What a token of each query takes from the budget.
+        budget_tokens: What the run may generate, in tokens of cost 1.
+        label: What says that an answer is right.
+        stages: Sizes of pilot and stages.
+        given: Beliefs of a head that was there before; none if not given.
+        fold_N: For replays in which several queries are the same one asked again; see `learn`.
+        seed: Of all random choices.
+        basis: What a grant is priced at.
+    """
+
+    x_NP: Array
+    tokens_K: NDArray[np.int64]
+    weight_N: Array
+    max_tokens_N: NDArray[np.int64]
+    tie_break_N: NDArray[np.uint64]
+    cost_N: Array
+    budget_tokens: int
+    label: Label = "verdict"
+    stages: Stages = field(default_factory=Stages)
+    given: Incidence | None = None
+    fold_N: NDArray[np.int64] | None = None
+    seed: int = 0
+    basis: Basis = "ceilings"
+
+    def clear(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        owed_tokens_N: NDArray[np.int64],
+    ) -> Clearing:
+        """See `Offers`."""
+        rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
+        observed = observe(states, label=self.label)
+        if not len(observed):
+            return self._pilot(rng, is_free_N=is_free_N, available_tokens=available_tokens, owed_tokens_N=owed_tokens_N)
+        batch = self._believed(
+            self.learned(observed), is_guarded=self._spent_share(available_tokens) >= self.stages.explored_share
+        )
+        clearing = clear(
+            batch,
+            generated_tokens_N=states.answer_tokens_N,
+            is_open_N=is_free_N,
+            available_tokens=available_tokens,
+            basis=self.basis,
+            owed_tokens_N=owed_tokens_N,
+        )
+        spent_tokens = self.budget_tokens - available_tokens
+        stage_tokens = spent_tokens * self.stages.multiple(len(is_free_N), budget_tokens=self.budget_tokens)
+        if stage_tokens >= 0.5 * available_tokens:
+            return clearing
+        return random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
+
+    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
+        """See `Offers`."""
+        batch = self._of(self._law())
+        return minimum_service(
+            batch, owed_tokens_N=owed_tokens_N, available_tokens=available_tokens, shadow_price=shadow_price
+        )
+
+    def learned(self, observed: Observed) -> Belief:
+        """Return what some answers teach."""
+        return learn(
+            self.x_NP,
+            observed,
+            tokens_K=self.tokens_K,
+            label=self.label,
+            seed=self.seed,
+            given=self.given,
+            fold_N=self.fold_N,
+        )
+
+    def _believed(self, belief: Belief, *, is_guarded: bool) -> Batch:
+        return self._of(
+            belief.incidence(
+                self.x_NP, tokens_K=self.tokens_K, given=self.given, fold_N=self.fold_N, is_guarded=is_guarded
+            )
+        )
+
+    def _of(self, incidence: Incidence) -> Batch:
+        curves = curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=self.tokens_K)
+        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N)
+
+    def _law(self) -> Incidence:
+        right_K, survival_K = law(self.tokens_K)
+        right_NK, survival_NK = (np.tile(row, (len(self.x_NP), 1)) for row in (right_K, survival_K))
+        return self.given or Incidence(right_NK, 1.0 - right_NK - survival_NK, survival_NK)
+
+    def _spent_share(self, available_tokens: int) -> float:
+        return 1.0 - available_tokens / max(self.budget_tokens, 1)
+
+    def _pilot(
+        self,
+        rng: np.random.Generator,
+        *,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        owed_tokens_N: NDArray[np.int64],
+    ) -> Clearing:
+        """Grant a few random queries a generous ceiling each, as far as that is not owed to others."""
+        index = rng.permutation(np.flatnonzero(is_free_N & (self.max_tokens_N > 0)))
+        parts_N = cost_parts(self.cost_N)
+        mean_cost = float(self.cost_N[index].mean()) if len(index) else 1.0
+        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=self.budget_tokens / mean_cost)
+        # What is owed to all others has to be there beside the grants of the pilot.
+        left_parts = available_tokens * COST_PARTS - int(owed_tokens_N @ parts_N)
+        tokens_N = np.zeros(len(is_free_N), np.int64)
+        for query in index[: self.stages.pilot_size(len(index))]:
+            tokens = min(
+                int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query] + left_parts // parts_N[query])
+            )
+            tokens_N[query] = max(tokens, 0)
+            left_parts -= max(tokens - int(owed_tokens_N[query]), 0) * int(parts_N[query])
+        granted = self.serve(tokens_N, available_tokens=available_tokens, shadow_price=0.0)
+        return replace(granted, is_service=False)
+
+
+def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
+    """Return the answers of a run so far, cut ones too; those that came to an error teach nothing."""
+    index = np.flatnonzero((states.answer_tokens_N > 0) & ~states.has_failed_N & ~states.is_served_N)
+    is_ended = states.has_stopped_N[index]
+    right = np.where(is_ended, np.clip(states.correct_N[index], 0.0, 1.0), np.nan)
+    if label == "ended":
+        right = np.full(len(index), np.nan)
+    return Observed(index, states.answer_tokens_N[index], is_ended, right)
+
+
+def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.random.Generator) -> Clearing:
+    """Return a random subset of the grants that takes at most `tokens`, or the smallest grant if none does.
+
+    Price, surplus and certificate stay those of the whole clearing.
+    """
+    if not len(clearing.index_M):
+        return clearing
+    taken_M = clearing.tokens_M * cost_N[clearing.index_M]
+    order = rng.permutation(len(taken_M))
+    chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
+    if not len(chosen):
+        chosen = np.array([int(taken_M.argmin())])
+    return replace(
+        clearing,
+        index_M=clearing.index_M[chosen],
+        tokens_M=clearing.tokens_M[chosen],
+        expected_tokens_M=clearing.expected_tokens_M[chosen],
+        expected_utility_M=clearing.expected_utility_M[chosen],
+    )
