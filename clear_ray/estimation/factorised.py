@@ -20,7 +20,7 @@ from clear_ray.estimation.competing_risks import doubt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Factors, Observed, fit_factors
 from clear_ray.estimation.feature_sets import FeatureMap, fit_feature_map
-from clear_ray.estimation.head import Arrays, HeadCard, check_fingerprint
+from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, join_arrays
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import Rollouts
 
@@ -70,7 +70,7 @@ def fit_coordinates(
     return Coordinates(feature_map, fit_landmarks(z_NF, seed=seed, width=LANDMARK_WIDTH))
 
 
-class FactorisedHead:
+class FactorisedHead(Head):
     """When an answer ends, times whether it is right.
 
     Args:
@@ -80,16 +80,8 @@ class FactorisedHead:
     """
 
     def __init__(self, card: HeadCard, *, coordinates: Coordinates, factors: Factors) -> None:
-        self._card, self._coordinates, self._factors = card, coordinates, factors
-
-    @property
-    def card(self) -> HeadCard:
-        """Where this head comes from."""
-        return self._card
-
-    def check_model(self, fingerprint: str) -> None:
-        """Raise ConfigError unless the head is for the model of this fingerprint."""
-        check_fingerprint(self._card, fingerprint)
+        super().__init__(card)
+        self._coordinates, self._factors = coordinates, factors
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate one curve for each query.
@@ -97,7 +89,7 @@ class FactorisedHead:
         Raises:
             ConfigError: The hidden states have another width than the head was fitted on.
         """
-        tokens_K = np.array(self._card.tokens_K, np.int64)
+        tokens_K = self.tokens_K
         z_NF = self._coordinates.feature_map(features, prompts)
         landmarks = self._coordinates.landmarks
         fitted = self._factors.incidence(landmarks(z_NF), tokens_K=tokens_K)
@@ -106,12 +98,13 @@ class FactorisedHead:
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""
-        parts = {
-            "feature_map": self._coordinates.feature_map.arrays(),
-            "landmarks": self._coordinates.landmarks.arrays(),
-            "factors": self._factors.arrays(),
-        }
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        return join_arrays(
+            {
+                "feature_map": self._coordinates.feature_map.arrays(),
+                "landmarks": self._coordinates.landmarks.arrays(),
+                "factors": self._factors.arrays(),
+            }
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return the feature sets."""
@@ -120,14 +113,11 @@ class FactorisedHead:
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-
-        def of(part: str) -> Arrays:
-            return {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
-
         coordinates = Coordinates(
-            FeatureMap.restore(settings["sets"], of("feature_map")), Landmarks.restore(of("landmarks"))
+            FeatureMap.restore(settings["sets"], arrays_of("feature_map", arrays)),
+            Landmarks.restore(arrays_of("landmarks", arrays)),
         )
-        return cls(card, coordinates=coordinates, factors=Factors.restore(of("factors")))
+        return cls(card, coordinates=coordinates, factors=Factors.restore(arrays_of("factors", arrays)))
 
 
 def fit_factorised(
