@@ -11,7 +11,8 @@ S-shaped as chance has drawn it, and a price would give up queries for it.
 need no fit.
 
 Deterministic, and without memory: the same answers give the same beliefs, so that a resumed run goes on with the same ones.
-The cost is bounded: at most `MOST_ANSWERS` of the answers are fitted, drawn by the seed.
+The cost is bounded: at most `MOST_ANSWERS` of the answers are fitted, and the evidence is taken from at most
+`EVIDENCE_ANSWERS`, both drawn by the seed.
 
 Shapes: N queries, M observed answers, K grid points, P coordinates.
 
@@ -29,7 +30,7 @@ from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors, 
 from clear_ray.estimation.hazards import Incidence
 
 Array = NDArray[np.float64]
-MOST_ANSWERS = 10_000
+MOST_ANSWERS, EVIDENCE_ANSWERS = 10_000, 1_000
 FOLDS = 4
 _BAR_NATS = 1.0
 _FURTHEST = 50.0
@@ -123,7 +124,7 @@ def learn(
         observed: Answers to some of them; at least one.
         tokens_K: The grid.
         label: What says that an answer is right.
-        seed: Of the folds, and of the sample of answers where there are more than `MOST_ANSWERS`.
+        seed: Of the folds, and of the samples of answers where there are many.
         given: Beliefs of all queries that were there before.
         fold_N: For replays in which several queries are the same one asked again: their fold. No query is then believed
             anything that an answer of its own fold has taught.
@@ -131,8 +132,12 @@ def learn(
     rng = np.random.default_rng(seed)
     if len(observed) > MOST_ANSWERS:
         observed = observed.take(np.sort(rng.choice(len(observed), MOST_ANSWERS, replace=False)))
+    whole = None
+    if fold_N is None:
+        whole = fit_factors(x_NP, observed, tokens_K=tokens_K, label=label)
+        if len(observed) > EVIDENCE_ANSWERS:
+            observed = observed.take(np.sort(rng.choice(len(observed), EVIDENCE_ANSWERS, replace=False)))
     parts = rng.permutation(np.arange(len(observed)) % FOLDS) if fold_N is None else fold_N[observed.query_M]
-    whole = None if fold_N is not None else fit_factors(x_NP, observed, tokens_K=tokens_K, label=label)
     fitted, gain, given_gain, level = [], 0.0, 0.0, []
     for fold in range(FOLDS if fold_N is None else int(fold_N.max()) + 1):
         seen, held = observed.take(parts != fold), observed.take(parts == fold)

@@ -37,6 +37,8 @@ from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
+LEARNING_ROUNDS = 24
+"""Clearings that a run needs for its pilot, its stages, and what comes back of them."""
 
 
 @dataclass(frozen=True, slots=True)

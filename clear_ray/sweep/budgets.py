@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.factorised import DEFAULT_SETS, fit_coordinates
+from clear_ray.estimation.feature_sets import FEATURE_SETS, FeatureSet, checked_sets
 from clear_ray.estimation.head import save_head
-from clear_ray.sweep.estimates import Training, estimate, fit_for, training_apart, training_by_folds
+from clear_ray.sweep.estimates import Training, estimate, fit_for, training_apart, training_by_folds, untaught
 from clear_ray.sweep.figure import write_figure
 from clear_ray.sweep.on_ray import REAL_POLICIES, RealRuns
-from clear_ray.sweep.policies import NEEDED, POLICIES, Contest, mean_outcome
+from clear_ray.sweep.policies import LEARNING, NEEDED, POLICIES, UNTAUGHT, Contest, mean_outcome
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.rows import DRAWS, Judge, Row, share_of_way, table
 
@@ -55,48 +60,57 @@ def sweep(
     train: str | None = None,
     folds_path: str | None = None,
     budgets: Sequence[float] = BUDGETS,
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[str] | None = None,
     seeds: int = 1,
     on_ray: str | None = None,
+    model: str | None = None,
 ) -> Sweep:
     """Replay recorded rollouts under every policy and budget, through the policy and ledger code of real runs.
 
     Args:
         rollouts_path: Parquet of the rollouts to judge on; all queries with the same number of samples.
-        features_path: Parquet of their probe features.
+        features_path: Parquet of their probe features; or names of feature sets that need no probe, with commas: `text`
+            (with `ngrams`), `length`, `task`.
         train: Folder with `rollouts.parquet` and `features.parquet` of other queries to fit heads on.
-        folds_path: JSON of folds instead, for cross-fitting on the same queries; exactly one of the two.
+        folds_path: JSON of folds instead, for cross-fitting on the same queries; at most one of the two. Without either only
+            the policies in `UNTAUGHT` are played.
         budgets: Average tokens a query.
-        policies: Names out of `POLICIES`.
+        policies: Names out of `POLICIES`; all that can be played if not given.
         seeds: How many fits and orders of breaking ties to average over.
         on_ray: Folder for run folders: also run `clear_ray` and `uniform_refunds` on Ray, on as many samples as seeds.
+        model: Whose answers to read, where the file holds those of several models.
 
     Raises:
         SchemaError: A file cannot be read, or training and evaluation overlap.
-        ConfigError: Unknown policy, no budget, or not exactly one way of training.
+        ConfigError: Unknown policy, no budget, two ways of training, or a policy that needs one and none is given.
     """
+    sets, probed_path = _read_sets(features_path)
+    has_training = train is not None or folds_path is not None
+    policies = policies or (POLICIES if has_training else UNTAUGHT)
     _check(budgets, policies, seeds, train, folds_path)
-    recording = read_recording(rollouts_path, features_path)
+    recording = read_recording(rollouts_path, probed_path, model=model)
+    training = None
     if train is not None:
         training = training_apart(recording, train=train)
-    else:
+    elif folds_path is not None:
         training = training_by_folds(
-            recording, rollouts_path=rollouts_path, features_path=features_path, folds_path=folds_path or ""
+            recording, rollouts_path=rollouts_path, features_path=_probed(probed_path), folds_path=folds_path
         )
-    contests = [_contest(recording, training, policies, seed) for seed in range(seeds)]
+    contests = [_contest(recording, training, policies, sets, seed) for seed in range(seeds)]
     judge = Judge(recording)
     rows = tuple(
         judge.row(policy, budget, mean_outcome([contest.play(policy, budget) for contest in contests]))
         for budget in budgets
         for policy in policies
     )
-    if on_ray is not None:
+    if on_ray is not None and training is not None:
         rows += _real_rows(recording, training, judge, rollouts_path, features_path, budgets, policies, seeds, on_ray)
     facts = {
         "rollouts": rollouts_path,
         "train": train,
         "folds": folds_path,
-        "queries_adjusted": training.adjusted,
+        "queries_adjusted": 0 if training is None else training.adjusted,
+        "features": list(sets),
         "queries": len(recording),
         "samples": recording.samples,
         "seeds": seeds,
@@ -105,9 +119,40 @@ def sweep(
     return Sweep(rows, _summary(rows, judge, recording), facts)
 
 
-def _contest(recording: Recording, training: Training, policies: Sequence[str], seed: int) -> Contest:
-    kinds = dict.fromkeys(["competing_risks", *(kind for policy in policies for kind in NEEDED.get(policy, ()))])
-    return Contest(recording, estimate(recording, training, kinds=kinds, seed=seed), seed)
+def _contest(
+    recording: Recording, training: Training | None, policies: Sequence[str], sets: Sequence[str], seed: int
+) -> Contest:
+    if training is None:
+        curves = untaught(recording)
+    else:
+        kinds = dict.fromkeys(["competing_risks", *(kind for policy in policies for kind in NEEDED.get(policy, ()))])
+        curves = estimate(recording, training, kinds=kinds, seed=seed)
+    x_NP = _coordinates(recording, sets) if set(policies) & set(LEARNING) else None
+    return Contest(recording, curves, seed, x_NP=x_NP)
+
+
+def _coordinates(recording: Recording, sets: Sequence[str]) -> NDArray[np.float64]:
+    """Return the coordinates of the queries, fitted on all their prompts and on no answer."""
+    known = recording.features, recording.rollouts.prompts
+    return fit_coordinates(*known, sets=sets, tasks=recording.task_N.tolist())(*known, recording.task_N.tolist())
+
+
+def _read_sets(features: str) -> tuple[tuple[FeatureSet, ...], str | None]:
+    """Return which feature sets are read, and the file of probe features, if it is one that was named."""
+    words = features.replace(",", " ").split()
+    if not words or not set(words) <= set(FEATURE_SETS) - {"hidden"}:
+        return checked_sets(DEFAULT_SETS), features
+    return checked_sets([*words, "ngrams"] if "text" in words else words), None
+
+
+def _probed(path: str | None) -> str:
+    if path is None:
+        raise ConfigError(
+            "a head is fitted on probe features",
+            "sweep: features",
+            remedy="Give --features a file, or leave out --folds.",
+        )
+    return path
 
 
 def _real_rows(
@@ -152,7 +197,7 @@ def _summary(rows: Sequence[Row], judge: Judge, recording: Recording) -> dict[st
 def _check(
     budgets: Sequence[float], policies: Sequence[str], seeds: int, train: str | None, folds_path: str | None
 ) -> None:
-    if (train is None) == (folds_path is None):
+    if train is not None and folds_path is not None:
         raise ConfigError(
             "give either other rollouts to train on, or folds for cross-fitting",
             "sweep: train, folds",
@@ -161,6 +206,13 @@ def _check(
     for policy in policies:
         if policy not in POLICIES:
             raise ConfigError("no such policy", "sweep: policies", policy, f"Use some of {', '.join(POLICIES)}.")
+        if train is None and folds_path is None and policy not in UNTAUGHT:
+            raise ConfigError(
+                "this policy needs a head that was fitted beforehand",
+                "sweep: policies",
+                policy,
+                f"Give --train or --folds, or use some of {', '.join(UNTAUGHT)}.",
+            )
     if not policies or not budgets or min(budgets) <= 0:
         raise ConfigError(
             "a sweep needs policies, and budgets above 0",

@@ -15,22 +15,29 @@ _DEFAULT_BUDGETS = "8,12,16,24,32,48,64,96,128,192,256,320"
 
 def sweep(
     rollouts: Annotated[str, typer.Option("--rollouts", help="Parquet of the recorded rollouts to judge on.")],
-    features: Annotated[str, typer.Option("--features", help="Parquet of their probe features.")],
+    features: Annotated[
+        str,
+        typer.Option("--features", help="Parquet of their probe features; or `text`, `length`, `task`, with commas."),
+    ],
     output: Annotated[str, typer.Option("--output", help="Folder for sweep.json, sweep.txt and the figure.")],
     train: Annotated[str | None, typer.Option("--train", help="Folder of other rollouts to fit heads on.")] = None,
     folds: Annotated[str | None, typer.Option("--folds", help="Or JSON of folds, for cross-fitting.")] = None,
     budgets: Annotated[str, typer.Option("--budgets", help="Average tokens a query, with commas.")] = _DEFAULT_BUDGETS,
-    policies: Annotated[str, typer.Option("--policies", help="Names with commas, or `all`.")] = "all",
+    policies: Annotated[
+        str, typer.Option("--policies", help="Names with commas, or `all` that can be played.")
+    ] = "all",
     seeds: Annotated[int, typer.Option("--seeds", help="Fits and orders of breaking ties to average over.")] = 1,
     on_ray: Annotated[
         bool, typer.Option("--on-ray", help="Also run clear_ray and uniform_refunds on Ray, one run a seed: slow.")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Whose answers, where the file has those of several.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
 ) -> None:
     """Replay recorded rollouts under every policy over a range of budgets; nothing is generated."""
     from clear_ray.sweep.budgets import SWEEP
     from clear_ray.sweep.budgets import sweep as sweep_budgets
-    from clear_ray.sweep.policies import POLICIES
     from clear_ray.sweep.rows import table
 
     found = sweep_budgets(
@@ -39,7 +46,8 @@ def sweep(
         train=train,
         folds_path=folds,
         budgets=_numbers(budgets),
-        policies=POLICIES if policies == "all" else _words(policies),
+        policies=None if policies == "all" else _words(policies),
+        model=model,
         seeds=seeds,
         on_ray=f"{output}/runs" if on_ray else None,
     )

@@ -23,6 +23,7 @@ from clear_ray.estimation.diagnostics import prior_incidence
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head
 from clear_ray.estimation.observations import Counts, count
+from clear_ray.estimation.prior import PriorHead
 from clear_ray.sweep.recording import Recording, read_recording, read_table
 
 
@@ -128,6 +129,12 @@ def estimate(recording: Recording, training: Training, *, kinds: Iterable[str], 
             continue
         curves[kind] = fit_for(recording, training, kind=kind, seed=seed).curves(*known)
     return curves
+
+
+def untaught(recording: Recording) -> dict[str, Curves]:
+    """Return the curves of the prior in place of a head's, for policies that read nothing of them but the token grid."""
+    known = recording.features, recording.rollouts.prompts, recording.rollouts.query_ids
+    return {"competing_risks": PriorHead(cap_tokens=recording.cap_tokens).curves(*known)}
 
 
 def fit_for(recording: Recording, training: Training, *, kind: str, seed: int) -> Head:

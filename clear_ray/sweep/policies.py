@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, allocate, proportional, smallest_threshold
 from clear_ray.allocation.utility import Utility
 from clear_ray.config import AllocationConfig
-from clear_ray.estimation.curves import Curves
+from clear_ray.estimation.curves import Curves, token_grid
+from clear_ray.estimation.factors import Label
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, Solve, grants_of, nothing_to_grant
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.states import QueryStates
 from clear_ray.sweep.recording import Recording
@@ -31,8 +34,12 @@ RUN_POLICIES = (
     "clear_ray", "paper", "uniform_refunds", "proportional", "smallest_threshold", "task_prior", "uncertainty",
     "split_half_oracle",
 )  # fmt: skip
+LEARNING: Mapping[str, Label] = {"learning": "verdict", "learning_without_gold": "ended"}
+"""Policies that teach themselves, and what tells them that an answer is right."""
 YARDSTICKS = ("uniform", "oracle")
-POLICIES = (*RUN_POLICIES, *YARDSTICKS)
+POLICIES = (*RUN_POLICIES, *LEARNING, *YARDSTICKS)
+UNTAUGHT = ("uniform_refunds", *LEARNING, *YARDSTICKS)
+"""Policies that need nothing fitted beforehand."""
 NEEDED: Mapping[str, tuple[str, ...]] = {"paper": ("regressed_threshold",), "task_prior": ("task_prior",)}
 """Estimates that a policy reads, beside the default head's, whose token grid all share."""
 
@@ -66,12 +73,16 @@ class Contest:
         curves: Estimates by name; see `NEEDED`.
         seed: Seed of the order in which ties are broken.
         dispatched: How grants travel.
+        x_NP: Coordinates of the queries, for policies that teach themselves.
+        fold_N: Where several rows are the same query asked again: its fold; see `learn`.
     """
 
     recording: Recording
     curves: Mapping[str, Curves]
     seed: int = 0
     dispatched: Dispatched = field(default_factory=Dispatched)
+    x_NP: NDArray[np.float64] | None = None
+    fold_N: NDArray[np.int64] | None = None
 
     def play(self, policy: str, average_tokens: float) -> Outcome:
         """Return what a policy does with a budget of `average_tokens` a query."""
@@ -82,6 +93,8 @@ class Contest:
             return _in_sample_oracle(self.recording, self.curves["competing_risks"].tokens_K, budget_tokens)
         if policy == "split_half_oracle":
             return self._split_half(budget_tokens)
+        if policy in LEARNING:
+            return self._learning(LEARNING[policy], budget_tokens)
         cap_N = self.cap_N
         rules: dict[str, MakeOffers] = {
             "clear_ray": lambda key: BatchOffers(self.batch("competing_risks", key)),
@@ -93,6 +106,30 @@ class Contest:
             "uncertainty": lambda key: RuleOffers(proportional, self._entropies, cap_N, key),
         }
         return self.run(rules[policy], budget_tokens)
+
+    def _learning(self, label: Label, budget_tokens: int) -> Outcome:
+        """Run each sample as a batch of its own, with choices of its own."""
+
+        def offers(sample: int, tie_break_N: NDArray[np.uint64]) -> LearningOffers:
+            one_N = np.ones(len(self.recording))
+            return LearningOffers(
+                x_NP=np.zeros((len(one_N), 0)) if self.x_NP is None else self.x_NP,
+                tokens_K=token_grid(self.recording.cap_tokens),
+                weight_N=one_N,
+                max_tokens_N=self.cap_N,
+                tie_break_N=tie_break_N,
+                cost_N=one_N,
+                budget_tokens=budget_tokens,
+                label=label,
+                fold_N=self.fold_N,
+                seed=self.seed * self.recording.samples + sample,
+            )
+
+        samples = range(self.recording.samples)
+        rounds = AllocationConfig(max_rounds=LEARNING_ROUNDS)
+        return mean_outcome(
+            [self.run(partial(offers, sample), budget_tokens, np.array([sample]), rounds) for sample in samples]
+        )
 
     def run(
         self,
@@ -243,11 +280,11 @@ class RuleOffers:
 
 def equal_ceilings(recording: Recording, average_tokens: float) -> Outcome:
     """Return what equal ceilings bring that spend exactly `average_tokens`: two neighbouring ones, mixed."""
-    ceilings_T = np.arange(recording.cap_tokens + 1)
+    ceilings_T = recording.ceilings_T
     spent_NT = recording.spend_NST(ceilings_T).mean(axis=1)
     right_NT = recording.right_NST(ceilings_T).mean(axis=1)
     spent_T = spent_NT.mean(axis=0)
-    high = min(int(np.searchsorted(spent_T, average_tokens)), recording.cap_tokens)
+    high = min(int(np.searchsorted(spent_T, average_tokens)), len(ceilings_T) - 1)
     low = max(high - 1, 0)
     step = spent_T[high] - spent_T[low]
     share = float(np.clip((average_tokens - spent_T[low]) / step, 0.0, 1.0)) if step > 0 else 1.0

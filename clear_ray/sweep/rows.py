@@ -67,7 +67,7 @@ class Judge:
 
     def __init__(self, recording: Recording, *, draws: int = DRAWS, seed: int = 0) -> None:
         queries = len(recording)
-        ceilings_T = np.arange(recording.cap_tokens + 1)
+        ceilings_T = recording.ceilings_T
         self._spent_NT = recording.spend_NST(ceilings_T).mean(axis=1)
         self._right_NT = recording.right_NST(ceilings_T).mean(axis=1)
         rng = np.random.default_rng(seed)

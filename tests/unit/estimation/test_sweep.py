@@ -260,6 +260,39 @@ def renamed(folder: Path, *, keep: int) -> Path:
     return folder
 
 
+def test_policies_that_teach_themselves_need_no_training(drawn: Path, tmp_path: Path) -> None:
+    found = sweep(*paths(drawn), budgets=(15,))
+    assert [row.policy for row in found.rows] == [
+        "uniform_refunds",
+        "learning",
+        "learning_without_gold",
+        "uniform",
+        "oracle",
+    ]
+    assert all(row.tokens_per_query <= 15 * 1.02 for row in found.rows)
+    assert found.facts["features"] == ["hidden", "text"]
+
+
+def test_recorded_answers_of_a_model_need_no_features_and_no_prompts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"query_id": f"q{n}", "task": "ab"[n % 2], "sample": sample, "prompt_tokens": 10 + n, "model": model,
+         "output_tokens": int(rng.integers(0, 9_000)) if sample else 0, "finish_reason": "stop", "correct": n % 3 == 0}
+        for n in range(30) for model in ("one", "two") for sample in range(2 + (n == 3))
+    ]  # fmt: skip
+    path = str(tmp_path / "answers.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = sweep(path, "task,length", budgets=(500,), policies=("learning", "uniform"), model="two")
+    assert found.facts["queries"] == 30
+    assert found.facts["samples"] == 2
+    assert found.facts["features"] == ["length", "task"]
+    assert all(row.tokens_per_query <= 510 for row in found.rows)
+    with pytest.raises(SchemaError, match="several models"):
+        sweep(path, "task", budgets=(500,), policies=("learning",))
+    with pytest.raises(SchemaError, match="no answers of this model"):
+        sweep(path, "task", budgets=(500,), policies=("learning",), model="three")
+
+
 def test_training_and_evaluation_never_overlap(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="24 queries are in training and evaluation"):
         sweep(*paths(drawn), train=str(drawn), budgets=(20,))
@@ -295,7 +328,8 @@ def test_equal_prompts_share_a_fold(tmp_path: Path) -> None:
 def test_bad_sweeps_are_refused(drawn: Path, tmp_path: Path) -> None:
     folds = str(drawn / "split.json")
     for arguments, message in (
-        ({}, "either other rollouts"),
+        ({"policies": ("clear_ray",)}, "needs a head that was fitted beforehand"),
+        ({"policies": ("task_prior", "learning")}, "needs a head that was fitted beforehand"),
         ({"folds_path": folds, "train": "x"}, "either other rollouts"),
         ({"folds_path": folds, "policies": ("clear_ray", "greed")}, "no such policy"),
         ({"folds_path": folds, "budgets": (0,)}, "budgets above 0"),

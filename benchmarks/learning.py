@@ -1,0 +1,230 @@
+"""What does a run gain that knows nothing at the start, with its exploration charged?
+
+Replays of recorded answers through the real law (`Rounds`, ledger, offers). A batch is drawn from a recording: every query
+with `copies` of its samples. Where a query is in a batch more than once, no copy is believed anything that another copy of
+the same query has taught (folds by query), so that the figures are those of as many different queries. The yardsticks see
+the same batches: the equal ceiling that spends the budget exactly, and a head that was cross-fitted beforehand on all
+recorded answers of the other folds, uncharged.
+
+    python benchmarks/learning.py recorded DIR [--copies 2] [--draws 6] [--features hidden,text] [--label verdict]
+    python benchmarks/learning.py recorded DIR --shuffled      the coordinates of other queries: the guard
+    python benchmarks/learning.py recorded DIR --queries 50    tiny batches
+    python benchmarks/learning.py traces FILE --model NAME [--features text,ngrams]   at shares of ample spend
+
+DIR holds rollouts.parquet and features.parquet, such as tests/data/rollouts; FILE has the columns of recorded answers of a
+model. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.config import AllocationConfig
+from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
+from clear_ray.estimation.factorised import fit_coordinates
+from clear_ray.estimation.factors import Label, Observed, fit_factors
+from clear_ray.estimation.learning import by_fold
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
+from clear_ray.rounds.offers import BatchOffers, Offers
+from clear_ray.sweep.policies import equal_ceilings
+from clear_ray.sweep.recording import Recording, read_recording
+from clear_ray.sweep.replayed import Answers, Replayed, replay_run
+
+Array = NDArray[np.float64]
+FOLDS = 5
+RECORDED_BUDGETS = (16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One batch.
+
+    Attributes:
+        recording: Its rows, one sample each; lengths and outcomes alone are those of the batch.
+        row_N: Which queries of the whole recording they are.
+        x_NP: Coordinates of each.
+        fold_N: Fold of each query.
+        has_copies: Whether a query is in it more than once.
+        seed: Of the draw.
+    """
+
+    recording: Recording
+    row_N: NDArray[np.int64]
+    x_NP: Array
+    fold_N: NDArray[np.int64]
+    has_copies: bool
+    seed: int
+
+    @property
+    def answers(self) -> Answers:
+        """What the model would generate."""
+        r = self.recording
+        return Answers(r.length_NS[:, 0], r.is_stopped_NS[:, 0], r.is_right_NS[:, 0])
+
+    def run(self, offers: Offers, budget_tokens: int) -> Replayed:
+        """Run the batch."""
+        rounds = AllocationConfig(max_rounds=LEARNING_ROUNDS)
+        return replay_run(offers, self.answers, budget_tokens=budget_tokens, allocation=rounds)
+
+    def learning(self, average: float, *, label: Label, stages: Stages) -> Replayed:
+        """Run the batch as one that teaches itself."""
+        one_N, r = np.ones(len(self.recording)), self.recording
+        offers = LearningOffers(
+            x_NP=self.x_NP,
+            tokens_K=token_grid(r.cap_tokens),
+            weight_N=one_N,
+            max_tokens_N=np.full(len(r), r.cap_tokens),
+            tie_break_N=np.random.default_rng(self.seed).permutation(len(r)).astype(np.uint64),
+            cost_N=one_N,
+            budget_tokens=int(average * len(r)),
+            label=label,
+            stages=stages,
+            fold_N=self.fold_N if self.has_copies else None,
+            seed=self.seed,
+        )
+        return self.run(offers, offers.budget_tokens)
+
+    def informed(self, curves: Curves, average: float) -> Replayed:
+        """Run the batch with curves that were there before."""
+        one_N, r = np.ones(len(self.recording)), self.recording
+        cap_N = np.full(len(r), r.cap_tokens)
+        tie_break_N = np.random.default_rng(self.seed).permutation(len(r)).astype(np.uint64)
+        return self.run(BatchOffers(Batch(curves, one_N, cap_N, tie_break_N, one_N)), int(average * len(r)))
+
+
+def draw(recording: Recording, x_NP: Array, *, copies: int, queries: int | None, shuffled: bool, seed: int) -> Drawn:
+    """Draw one batch: some queries, some samples of each, and the folds."""
+    rng = np.random.default_rng([seed, copies])
+    chosen = np.sort(rng.permutation(len(recording))[: queries or len(recording)])
+    sample_NC = np.argsort(rng.random((len(chosen), recording.samples)), axis=1)[:, :copies]
+    row_N, sample_N = np.repeat(chosen, copies), sample_NC.ravel()
+    fold_of = rng.permutation(np.arange(len(chosen)) % FOLDS)
+    known_N = rng.permutation(chosen)[np.searchsorted(chosen, row_N)] if shuffled else row_N
+    some = replace(
+        recording,
+        length_NS=recording.length_NS[row_N, sample_N][:, None],
+        is_stopped_NS=recording.is_stopped_NS[row_N, sample_N][:, None],
+        is_right_NS=recording.is_right_NS[row_N, sample_N][:, None],
+        task_N=recording.task_N[row_N],
+    )
+    return Drawn(some, row_N, x_NP[known_N], np.repeat(fold_of, copies), copies > 1, seed)
+
+
+def cross_fitted(recording: Recording, x_NP: Array, *, samples: Sequence[int], seed: int) -> Curves:
+    """Return the curves of every query by factors fitted on all recorded answers of the other folds."""
+    tokens_K = token_grid(recording.cap_tokens)
+    fold_N = np.random.default_rng(seed).permutation(np.arange(len(recording)) % FOLDS)
+    query, sample = np.repeat(np.arange(len(recording)), len(samples)), np.tile(samples, len(recording))
+    is_ended = recording.is_stopped_NS[query, sample]
+    right = np.where(is_ended, recording.is_right_NS[query, sample].astype(np.float64), np.nan)
+    observed = Observed(query, recording.length_NS[query, sample], is_ended, right)
+    fits = [fit_factors(x_NP, observed.take(fold_N[query] != fold), tokens_K=tokens_K) for fold in range(FOLDS)]
+    found = by_fold(tuple(fits), x_NP, fold_N, tokens_K=tokens_K)
+    return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K)
+
+
+def compare(
+    recording: Recording, x_NP: Array, budgets: Sequence[float], arguments: argparse.Namespace, head: Curves | None
+) -> list[dict[str, Any]]:
+    """Return one row a budget: means over draws with their standard errors."""
+    rows = []
+    stages = Stages(growth=arguments.growth) if arguments.growth else Stages()
+    batches = [
+        draw(
+            recording, x_NP, copies=arguments.copies, queries=arguments.queries, shuffled=arguments.shuffled, seed=seed
+        )
+        for seed in range(arguments.first, arguments.first + arguments.draws)
+    ]
+    for average in budgets:
+        found = []
+        for drawn in batches:
+            even = float(equal_ceilings(drawn.recording, average).right_N.mean())
+            played = drawn.learning(average, label=arguments.label, stages=stages)
+            informed = np.nan
+            if head is not None:
+                informed = float(drawn.informed(head.take(drawn.row_N), average).is_right_N.mean())
+            found.append((even, float(played.is_right_N.mean()), informed, float(played.clearings)))
+        rows.append(_row(average, np.array(found)))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def _row(average: float, found_D4: Array) -> dict[str, Any]:
+    even, learning, informed, rounds = found_D4.mean(axis=0)
+    gain_D = found_D4[:, 1] - found_D4[:, 0]
+    way = informed - even
+    error = float(gain_D.std(ddof=1) / np.sqrt(len(gain_D))) if len(gain_D) > 1 else None
+    return {
+        "average_budget": round(average, 2),
+        "uniform": round(float(even), 4),
+        "learning": round(float(learning), 4),
+        "gain_error": None if error is None else round(float(error), 4),
+        "worst_gain": round(float(gain_D.min()), 4),
+        "head": None if np.isnan(informed) else round(float(informed), 4),
+        "share": None if np.isnan(informed) or way <= 0 else round(float(gain_D.mean() / way), 3),
+        "share_error": None if np.isnan(informed) or way <= 0 or error is None else round(float(error / way), 3),
+        "rounds": round(float(rounds), 1),
+    }
+
+
+def share_over(rows: Sequence[dict[str, Any]], most: float) -> float | None:
+    """Return the share of the head's gain over all budgets up to one."""
+    known = [row for row in rows if row["head"] is not None and row["average_budget"] <= most]
+    way = sum(row["head"] - row["uniform"] for row in known)
+    return round(sum(row["learning"] - row["uniform"] for row in known) / way, 3) if way > 0 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("recorded", "traces"))
+    parser.add_argument("path")
+    parser.add_argument("--model")
+    parser.add_argument("--features", default="")
+    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
+    parser.add_argument("--queries", type=int)
+    parser.add_argument("--budgets", default="")
+    parser.add_argument("--label", choices=("verdict", "ended"), default="verdict")
+    parser.add_argument("--growth", type=float)
+    parser.add_argument("--shuffled", action="store_true")
+    parser.add_argument("--no-head", action="store_true", help="do not run the cross-fitted head")
+    arguments = parser.parse_args()
+    is_recorded = arguments.kind == "recorded"
+    folder = Path(arguments.path)
+    recording = (
+        read_recording(str(folder / "rollouts.parquet"), str(folder / "features.parquet"))
+        if is_recorded
+        else read_recording(arguments.path, None, model=arguments.model)
+    )
+    sets = (arguments.features or ("hidden,text" if is_recorded else "text,ngrams")).split(",")
+    known, tasks = (recording.features, recording.rollouts.prompts), recording.task_N.tolist()
+    x_NP = np.zeros((len(recording), 0))
+    if sets != ["pooled"]:
+        x_NP = fit_coordinates(*known, sets=sets, tasks=tasks)(*known, tasks)
+    ample = float(recording.length_NS.mean())
+    budgets = [float(word) for word in arguments.budgets.split(",") if word]
+    budgets = budgets or list(RECORDED_BUDGETS if is_recorded else [share * ample for share in SHARES])
+    head = None if arguments.no_head else cross_fitted(recording, x_NP, samples=range(recording.samples), seed=0)
+    rows = compare(recording, x_NP, budgets, arguments, head)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets", "no_head")}
+    found = {
+        "figure": "learning", **settings, "path": folder.name, "features": sets, "queries": len(recording) * arguments.copies,
+        "rows": rows, "share_to_64": share_over(rows, 64.0), "share_over_all": share_over(rows, np.inf),
+    }  # fmt: skip
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""A run that teaches itself, through the law: budget, determinism, resume, the guard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from clear_ray.config import AllocationConfig
+from clear_ray.estimation.curves import token_grid
+from clear_ray.estimation.factors import Label, Observed
+from clear_ray.estimation.hazards import Incidence
+from clear_ray.estimation.learning import Evidence, learn
+from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe, random_part
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.states import QueryStates
+from clear_ray.sweep.replayed import Answers, replay_run
+
+CAP = 200
+ROUNDS = AllocationConfig(max_rounds=LEARNING_ROUNDS)
+
+
+def world(queries: int, *, seed: int = 0, shuffled: bool = False) -> tuple[NDArray[np.float64], Answers]:
+    """Two kinds of query: short and mostly right, long and mostly wrong; coordinates say which, unless shuffled."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, queries)
+    length = np.minimum(5 + rng.gamma(3.0, np.where(kind == 0, 6.0, 45.0)).astype(np.int64), CAP)
+    is_right = rng.random(queries) < np.where(kind == 0, 0.8, 0.1)
+    seen = rng.permutation(kind) if shuffled else kind
+    return np.eye(2)[seen], Answers(length, length < CAP, is_right & (length < CAP))
+
+
+def offers(x_NP: NDArray[np.float64], average: float, *, seed: int = 0, label: Label = "verdict") -> LearningOffers:
+    queries = len(x_NP)
+    return LearningOffers(
+        x_NP=x_NP,
+        tokens_K=token_grid(CAP, points=12),
+        weight_N=np.ones(queries),
+        max_tokens_N=np.full(queries, CAP),
+        tie_break_N=np.random.default_rng(seed).permutation(queries).astype(np.uint64),
+        cost_N=np.ones(queries),
+        budget_tokens=int(average * queries),
+        label=label,
+        seed=seed,
+    )
+
+
+def accuracy(
+    x_NP: NDArray[np.float64], answers: Answers, average: float, *, seed: int, label: Label = "verdict"
+) -> float:
+    learning = offers(x_NP, average, seed=seed, label=label)
+    run = replay_run(learning, answers, budget_tokens=learning.budget_tokens, allocation=ROUNDS)
+    assert run.spent_tokens_N.sum() <= learning.budget_tokens
+    return float(run.is_right_N.mean())
+
+
+def even(answers: Answers, average: float) -> float:
+    """Return what the equal ceiling brings that spends the budget."""
+    ceilings = np.arange(CAP + 1)
+    spent = np.minimum(answers.length_N[:, None], ceilings).mean(axis=0)
+    right = (answers.is_right_N[:, None] & (answers.length_N[:, None] <= ceilings)).mean(axis=0)
+    return float(np.interp(average, spent, right))
+
+
+def test_a_run_that_knows_nothing_learns_which_queries_are_worth_it() -> None:
+    gains = []
+    for seed in range(2):
+        x_NP, answers = world(120, seed=seed)
+        gains.append(accuracy(x_NP, answers, 14.0, seed=seed) - even(answers, 14.0))
+    assert min(gains) > 0.05
+
+
+def test_without_gold_it_finishes_more_answers() -> None:
+    x_NP, answers = world(100, seed=1)
+    everything = replace(answers, is_right_N=answers.is_stopped_N)
+    assert accuracy(x_NP, everything, 14.0, seed=1, label="ended") > even(everything, 14.0) + 0.1
+
+
+@pytest.mark.parametrize("average", [8.0, 30.0, 80.0])
+def test_where_coordinates_say_nothing_a_run_stays_near_equal_ceilings(average: float) -> None:
+    """What it may lose is what exploring costs: equal ceilings on the rest of the budget are the floor."""
+    gains = []
+    for seed in range(3):
+        x_NP, answers = world(100, seed=seed, shuffled=True)
+        floor = even(answers, average * (1.0 - Stages().explored_share))
+        gains.append(accuracy(x_NP, answers, average, seed=seed) - floor)
+    assert np.mean(gains) > -0.02
+
+
+@given(st.integers(1, 30), st.floats(0.1, 150.0), st.integers(0, 50))
+@settings(max_examples=8, deadline=None)
+def test_any_batch_keeps_its_budget_and_ends(queries: int, average: float, seed: int) -> None:
+    x_NP, answers = world(queries, seed=seed)
+    accuracy(x_NP, answers, average, seed=seed)
+
+
+def test_a_resumed_run_goes_on_with_the_same_grants() -> None:
+    """What is believed follows from where the queries stand, so nothing of it has to be remembered."""
+    x_NP, answers = world(80, seed=2)
+    learning = offers(x_NP, 20.0)
+    straight = replay_run(learning, answers, budget_tokens=learning.budget_tokens, allocation=ROUNDS)
+    rounds, left = Rounds(offers(x_NP, 20.0), ROUNDS), learning.budget_tokens
+    for kept in straight.rounds[:4]:
+        before_N = rounds.states.answer_tokens_N.copy()
+        rounds.replay(kept)
+        index_M, tokens_M = kept.clearing.index_M, kept.clearing.tokens_M
+        attempts = answers.attempts(index_M, tokens_M, before_N[index_M])
+        left -= int(attempts.attempt_tokens_M.sum())
+        rounds.take(kept.number, [attempts])
+    fifth = rounds.next(left)
+    assert fifth is not None
+    assert np.array_equal(fifth.clearing.index_M, straight.rounds[4].clearing.index_M)
+    assert np.array_equal(fifth.clearing.tokens_M, straight.rounds[4].clearing.tokens_M)
+
+
+def test_another_seed_asks_other_queries_first() -> None:
+    x_NP, answers = world(80, seed=2)
+    first = []
+    for seed in (0, 1):
+        learning = offers(x_NP, 20.0, seed=seed)
+        first.append(
+            set(
+                replay_run(learning, answers, budget_tokens=1_600, allocation=ROUNDS)
+                .rounds[0]
+                .clearing.index_M.tolist()
+            )
+        )
+    assert first[0] != first[1]
+
+
+def test_the_minimum_service_is_not_sold_to_the_pilot() -> None:
+    x_NP, answers = world(40, seed=3)
+    service = AllocationConfig(max_rounds=LEARNING_ROUNDS, minimum_service_tokens=4)
+    run = replay_run(offers(x_NP, 10.0), answers, budget_tokens=400, allocation=service)
+    assert (run.spent_tokens_N >= np.minimum(answers.length_N, 4)).all()
+    tight = replay_run(offers(x_NP, 4.0), answers, budget_tokens=160, allocation=service)
+    assert (tight.spent_tokens_N >= np.minimum(answers.length_N, 4)).all()
+
+
+def evidence_of(*, shuffled: bool) -> list[float]:
+    found = []
+    for seed in range(4):
+        x_NP, answers = world(60, seed=seed, shuffled=shuffled)
+        right = np.where(answers.is_stopped_N, answers.is_right_N.astype(float), np.nan)
+        observed = Observed(np.arange(60), answers.length_N, answers.is_stopped_N, right)
+        found.append(learn(x_NP, observed, tokens_K=token_grid(CAP, points=12)).evidence.learned_nats)
+    return found
+
+
+def test_evidence_tells_what_says_something_from_what_does_not() -> None:
+    assert min(evidence_of(shuffled=False)) > 5.0
+    assert np.mean(evidence_of(shuffled=True)) < 1.0
+
+
+def test_shares_follow_the_evidence() -> None:
+    assert Evidence(50, 30.0).shares()[0] > 0.99
+    assert Evidence(50, -30.0).shares()[0] < 1e-6
+    learned, prior = Evidence(50, 0.0, 40.0).shares()
+    assert learned < 1e-6
+    assert prior > 0.99
+    assert Evidence(50, 0.0).shares()[1] == 0.0
+
+
+def test_given_beliefs_are_weighed_like_what_was_learned() -> None:
+    """True beliefs of an earlier run are taken over after a few answers, wrong ones are dropped."""
+    x_NP, answers = world(60, seed=5)
+    tokens_K = token_grid(CAP, points=12)
+    right = np.where(answers.is_stopped_N, answers.is_right_N.astype(float), np.nan)
+    observed = Observed(np.arange(60), answers.length_N, answers.is_stopped_N, right)
+    true = learn(x_NP, observed, tokens_K=tokens_K).factors[0].incidence(x_NP, tokens_K=tokens_K)
+    wrong = Incidence(
+        true.right_NK[::-1] * 0.01, 1 - true.right_NK[::-1] * 0.01 - true.survival_NK[::-1], true.survival_NK[::-1]
+    )
+    few = observed.take(np.arange(12))
+    assert learn(x_NP, few, tokens_K=tokens_K, given=true).evidence.shares()[1] > 0.5
+    assert learn(x_NP, few, tokens_K=tokens_K, given=wrong).evidence.shares()[1] < 0.2
+
+
+def test_answers_that_failed_teach_nothing() -> None:
+    states = QueryStates(np.ones(3))
+    states.answer_tokens_N[:] = (5, 7, 0)
+    states.has_stopped_N[:2] = True
+    states.has_failed_N[1] = True
+    states.correct_N[0] = 1.0
+    seen = observe(states)
+    assert seen.query_M.tolist() == [0]
+    assert seen.right_M.tolist() == [1.0]
+    assert np.isnan(observe(states, label="ended").right_M).all()
+
+
+def test_a_part_of_the_grants_keeps_within_its_tokens_and_the_order() -> None:
+    tokens = np.array([50, 40, 30, 20, 10])
+    whole = Clearing(np.arange(5), tokens, tokens * 0.5, tokens * 0.01, np.zeros(5), 0.01, 2.0, 0.1)
+    for seed in range(5):
+        part = random_part(whole, 70, cost_N=np.ones(5), rng=np.random.default_rng(seed))
+        assert 0 < part.tokens_M.sum() <= 70
+        assert (np.diff(part.index_M) > 0).all()
+    smallest = random_part(whole, 1, cost_N=np.ones(5), rng=np.random.default_rng(0))
+    assert smallest.index_M.tolist() == [4]
+
+
+def test_sizes_follow_from_budget_and_batch() -> None:
+    stages = Stages()
+    assert [stages.pilot_size(queries) for queries in (1, 20, 100, 400, 1_000, 100_000)] == [1, 1, 4, 16, 16, 160]
+    assert stages.pilot_ceiling_tokens(100, budget_tokens=3_200) == 128
+    small, large = (stages.multiple(queries, budget_tokens=32.0 * queries) for queries in (100, 1_000_000))
+    assert small == stages.growth
+    spent = 0.5 * stages.pilot_size(1_000_000) * 128
+    for _ in range(stages.most_stages):
+        spent *= 1 + large
+    assert spent == pytest.approx(16_000_000, rel=0.01)
