@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import ray.data
 from numpy.typing import NDArray
 
 from clear_ray.account import make_report
+from clear_ray.batch.learning import head_name, learned
 from clear_ray.errors import BudgetError
 from clear_ray.generating import mark_lost_answers, union
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
-from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.report.summary import LearningReport, RoundReport, RunReport
+from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder import SUMMARY
 from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
 from clear_ray.storage import Folder
@@ -25,8 +28,9 @@ from clear_ray.storage import Folder
 
 def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    folder, estimates = work.folder, work.estimates
     work.progress.begin("write")
+    work, learning = _with_what_it_learned(work)
+    folder, estimates = work.folder, work.estimates
     mark_lost_answers(work, work.states.written_tokens_N)
     spent_N, _ = work.market.charges()
     verdicts = Verdicts(
@@ -38,13 +42,27 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     )
     _write_completions(folder, verdicts, work.void_attempts())
     has_gold_N = _gold_of_completions(folder, len(spent_N))
-    report = make_report(work, tuple(rounds), spent_tokens_N=spent_N, has_gold_N=has_gold_N)
+    head = head_name(work.lesson, work.hiring.crew.head.kind)
+    report = make_report(
+        work, tuple(rounds), spent_tokens_N=spent_N, has_gold_N=has_gold_N, head=head, learning=learning
+    )
     if digest.openai_url is not None:
         model = work.hiring.crew.model.name
         write_openai_outputs(_completion_rows(folder), folder, model=model, url=digest.openai_url)
     write_page(report, completions=_completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
+
+
+def _with_what_it_learned(work: OpenRun) -> tuple[OpenRun, LearningReport | None]:
+    """Return the run with the curves that it believes in the end, which its account is drawn from, and what they rest on."""
+    if work.lesson is None:
+        return work, None
+    offers, estimates = work.rounds.offers, work.estimates
+    if not isinstance(offers, LearningOffers):
+        return work, work.lesson.report()
+    batch, learning = learned(offers, work.states, work.lesson, estimates.batch)
+    return replace(work, estimates=replace(estimates, batch=batch)), learning
 
 
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:

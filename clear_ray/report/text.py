@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport
-from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, times
+from clear_ray.report.summary import BudgetPoint, LearningReport, RoundReport, RunReport
+from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, taught, times
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
@@ -21,11 +21,15 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("ended", f"early: {printable(report.stopped_early, most=160)}"))
     lines += [_labelled(label, value) for label, value in _account(report)]
     if report.rounds:
-        lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+        lines += ["", *_round_table(report.rounds)]
+    if report.main_round is not None:
+        lines += ["", _certificate(report.main_round)]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
-    if report.head == "prior" and report.policy == "clear_ray":
+    if report.learning is not None:
+        lines.append(_labelled("learned", _learned(report.learning)))
+    elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
@@ -52,7 +56,9 @@ def plan_text(plan: PlanReport) -> str:
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
         pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
-    if plan.head == "prior":
+    if plan.learning is not None:
+        lines.append(_labelled("learns", _will_learn(plan.learning)))
+    elif plan.head == "prior":
         lines.append(_UNCALIBRATED)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
@@ -72,6 +78,19 @@ def _labelled(label: str, value: str) -> str:
 _UNCALIBRATED = _labelled(
     "estimate", "the prior, which knows too little to beat equal ceilings; `clear-ray calibrate` fits a head"
 )
+
+
+def _will_learn(learning: LearningReport) -> str:
+    if learning.left_out:
+        return f"nothing: {learning.left_out}; equal ceilings, about"
+    return f"from {taught(learning.label, learning.features)}; nothing is known yet, and the figures say so"
+
+
+def _learned(learning: LearningReport) -> str:
+    if learning.left_out:
+        return f"nothing: {learning.left_out}; equal ceilings, about"
+    share = percent(learning.learned_share + learning.given_share)
+    return f"from {count(learning.answers)} answers: {taught(learning.label, learning.features)}; trusted {share}"
 
 
 def _price(shadow_price: float) -> str:
@@ -97,7 +116,8 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     answered = f"{count(report.stopped)} ended by themselves, {count(report.truncated)} cut off"
     gain = times(report.expected_utility, report.uniform_expected_utility)
     uniform = _against(report.uniform_expected_utility, report.uniform_max_tokens)
-    hoped = f"{expected(report.expected_utility)} correct at the first clearing; {uniform}"
+    when = "by what it knows now" if report.has_learned else "at the first clearing"
+    hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
         ("budget", f"{count(report.budget_tokens)} tokens, {spent}"),
         ("price", _price(report.shadow_price)),
@@ -114,9 +134,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     return pairs
 
 
-def _certificate(first: RoundReport) -> str:
-    bound = f"no sharing of round 1 can be expected to give more than {expected(first.dual_bound)} correct"
-    return _labelled("certificate", f"{bound}; this one {expected(first.expected_utility)} (gap {answers(first.gap)})")
+def _certificate(main: RoundReport) -> str:
+    bound = f"no sharing of round {main.number} can be expected to give more than {expected(main.dual_bound)} correct"
+    return _labelled("certificate", f"{bound}; this one {expected(main.expected_utility)} (gap {answers(main.gap)})")
 
 
 def _round_table(rounds: Sequence[RoundReport]) -> list[str]:
