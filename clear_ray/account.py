@@ -13,7 +13,15 @@ from clear_ray.config import RunConfig
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport, ShareBudget
-from clear_ray.report.summary import BudgetPoint, LearningReport, RoundReport, RunReport, TaskReport, main_round
+from clear_ray.report.summary import (
+    BudgetPoint,
+    FailureReport,
+    LearningReport,
+    RoundReport,
+    RunReport,
+    TaskReport,
+    main_round,
+)
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.states import QueryStates
@@ -36,6 +44,8 @@ def make_report(
     has_gold_N: NDArray[np.bool_],
     head: str,
     learning: LearningReport | None = None,
+    notices: tuple[str, ...] = (),
+    failures: tuple[FailureReport, ...] = (),
 ) -> RunReport:
     """Put the account of a finished run together.
 
@@ -46,6 +56,8 @@ def make_report(
         has_gold_N: Whether a query can be scored, shape (N,).
         head: Name of the estimate.
         learning: What it learned; the estimates in `work` are then what it knew in the end.
+        notices: What is said about its input.
+        failures: Why queries failed.
     """
     config, estimates, states, hiring = work.config, work.estimates, work.states, work.hiring
     balance = work.market.balance()
@@ -95,6 +107,9 @@ def make_report(
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
         stopped_early=_stopped_early(config, states, balance),
+        notices=notices,
+        failures=failures,
+        notes=work.notes,
     )
 
 

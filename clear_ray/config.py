@@ -31,6 +31,15 @@ CHANGEABLE = "scaling"
 """The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
 
 
+def _checked_json(value: dict[str, Any], what: str) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+        to_json(value)  # which writes the manifest, and nests less deep
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{what} are written as JSON, which cannot hold these: {error}") from error
+    return value
+
+
 class Demonstration(Settings):
     """A worked example written by hand."""
 
@@ -63,12 +72,7 @@ class ReasoningGymSource(Settings):
     @field_validator("params")
     @classmethod
     def _params_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(value, allow_nan=False)
-            to_json(value)  # which writes the manifest, and nests less deep
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"params are written as JSON, which cannot hold these: {error}") from error
-        return value
+        return _checked_json(value, "params")
 
     @property
     def display_name(self) -> str:
@@ -92,7 +96,7 @@ class ColumnsConfig(Settings):
     max_tokens: str = "max_tokens"
     """This query's own ceiling; optional column."""
     gold: str = "gold"
-    """Reference answer for scoring; optional column."""
+    """Reference answer for scoring, a text, a number, true or false, or a list or object of JSON; optional column."""
     task: str = "task"
     """Kind of query, used in reports only; optional column."""
     metadata: str = "metadata"
@@ -103,9 +107,11 @@ class InputConfig(Settings):
     """Where the queries come from: files or generated tasks, exactly one of them."""
 
     path: str | None = None
-    """A JSONL or Parquet file, a glob, a folder, or a URI of one, outside `run_dir`; `.gz` JSONL is read as it is."""
-    format: Literal["auto", "jsonl", "parquet", "openai"] = "auto"
-    """`openai` is the OpenAI batch format; `auto` tells by the ending and by the first line."""
+    """A file of JSON, CSV or Parquet, a glob, a folder, or a URI of one, outside `run_dir`; also compressed."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "openai"] = "auto"
+    """`openai` is a batch file of requests; `auto` tells by the first bytes, the first line and the name."""
+    on_error: Literal["refuse", "fail_row"] = "refuse"
+    """What becomes of a row that is no query or too long: the whole input is refused, or that row alone fails."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the input."""
     tasks: tuple[ReasoningGymSource, ...] = ()
@@ -156,6 +162,10 @@ class ModelConfig(WorkersConfig):
     """Wrap a plain prompt as one user message, where the model has a chat template."""
     system_prompt: str | None = None
     """System message put before every prompt that has none of its own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model's chat template, such as `enable_thinking: false`; one that it does not know is refused."""
+    continue_final_message: bool = False
+    """Let a conversation that ends with the assistant's words go on after them, instead of beginning a new turn."""
     max_context_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
     """Prompt and answer together; the model's own limit if not given."""
     answer_reserve_tokens: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
@@ -164,6 +174,11 @@ class ModelConfig(WorkersConfig):
     """What closes such an answer."""
     enforce_eager: bool = False
     """Neither compile nor capture CUDA graphs: starts sooner and decodes more slowly."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_settings_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked_json(value, "template settings")
 
 
 class TransformersConfig(ModelConfig):
@@ -281,9 +296,14 @@ class ScoringConfig(Settings):
     """Whether and how answers are compared with the gold column."""
 
     scorer: str | None = None
-    """`exact`, `math_verify`, `reasoning_gym`, or `package.module:function`; not scored if not given."""
+    """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
+    `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
+    code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Processor time that one program of `code` may use with all its tests; of wall time three times as much."""
+    code_memory_mib: int = Field(default=1_024, ge=64, le=1_000_000)
+    """Memory that it may use, MiB."""
 
 
 class DispatchConfig(Settings):

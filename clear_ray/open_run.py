@@ -29,6 +29,7 @@ class OpenRun:
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
         lesson: What the run is to learn from; None if that is not asked of it.
+        notes: What is to be said of the model.
     """
 
     folder: Folder
@@ -39,6 +40,7 @@ class OpenRun:
     rounds: Rounds
     progress: Progress
     lesson: Lesson | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def states(self) -> QueryStates:

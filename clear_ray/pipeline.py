@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -26,11 +27,15 @@ from clear_ray.checking import head_of
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
+from clear_ray.engine.checking import engine_notes
+from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
+from clear_ray.identity import begin
 from clear_ray.ingest import InputDigest
 from clear_ray.journal import alone_with, wait_until_unused
+from clear_ray.locations import with_absolute_paths
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, is_sketched_run, offers_of
@@ -49,6 +54,7 @@ from clear_ray.run_folder import (
     MANIFEST,
     Estimates,
     check_same_run,
+    completion_rows,
     describe,
     describe_config,
     estimated_already,
@@ -63,6 +69,7 @@ from clear_ray.run_folder import (
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
+from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,12 @@ class RunResult:
     report: RunReport
     run_dir: str
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the completions in the order of the input, one row a query (`records.COMPLETION_SCHEMA`)."""
+        return completion_rows(open_folder(self.run_dir))
+
     def completions(self) -> Dataset:
-        """Return the completions as a Ray Dataset, one row a query (`records.COMPLETION_SCHEMA`)."""
+        """Return the completions as a Ray Dataset, in no order that Ray promises; `index` is the place in the input."""
         folder = open_folder(self.run_dir).child("completions")
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
 
@@ -104,6 +115,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
+    config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with writing_errors(config.run_dir):
         folder.refuse_links()
@@ -116,36 +128,42 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = head_of(config)
+    head, notes = head_of(config), engine_notes(config.engine)
     wait_until_unused(folder)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
+        if config.scoring.scorer is not None:
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
+        notes += check_conversations(config.engine, folder.child("queries"))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
+        run_id = begin(folder, manifest)
         engine = settled(config.engine)
         with (
             # First: it makes sure that we are alone.
-            opened_market(config.run_dir, config.budget_tokens, cost_N) as market,
+            opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
             gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
             engine_workers(
                 engine,
                 head,
                 run_dir=config.run_dir,
+                run_id=run_id,
                 ask_for=ask_for,
                 calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
             ) as crew,
             progress.watching(market),
         ):
-            _open_run(folder, manifest, config, digest, crew)
+            _open_run(folder, manifest, config, digest, crew, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
-            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, lesson)
+            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, lesson, notes)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
@@ -169,6 +187,7 @@ def plan(
     """
     if share is not None and not 0 < share < 1:
         raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
+    config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
@@ -178,14 +197,16 @@ def plan(
 def _plan_in(
     folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
 ) -> PlanReport:
-    head = head_of(config)
+    load_scorer_of(config)
+    head, notes = head_of(config), engine_notes(config.engine)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
+            notes += check_conversations(config.engine, folder.child("queries"))
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(settled(config.engine), head, run_dir=folder.path) as crew:
+            with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
@@ -195,9 +216,14 @@ def _plan_in(
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
-            learning = None if lesson is None else lesson.report()
-            name = head_name(lesson, crew.head.kind)
-            return report.model_copy(update={"for_share": asked, "learning": learning, "head": name})
+            learned = {
+                "learning": None if lesson is None else lesson.report(),
+                "head": head_name(lesson, crew.head.kind),
+            }
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
+            scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
+            return report.model_copy(update=facts | scores | learned)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -213,11 +239,12 @@ def _rounds_of(
 
 
 def _open_run(
-    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew
+    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew, run_id: str
 ) -> None:
     wanted = describe(
         config,
         digest,
+        run_id=run_id,
         model={"name": crew.model.name, "fingerprint": crew.model.fingerprint},
         head={"kind": crew.head.kind, "data_digest": crew.head.data_digest},
     )

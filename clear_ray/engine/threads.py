@@ -7,13 +7,14 @@ runs there (Ray, callers, a market) holds all of them up. No table of machines t
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+from clear_ray.engine.trial import Way, make_cache, make_runner
 
 WORTH_DOUBLING = 1.4
 """How many times faster a pass has to be for twice the threads; 2 would be perfect."""
@@ -38,15 +39,20 @@ def threads_worth_having(cores: int, seconds_of: Callable[[int], float]) -> int:
     return threads
 
 
-def pass_seconds(model: Any, rows: int) -> Callable[[int], float]:
+def pass_seconds(model: Any, rows: int, way: Way = "slots") -> Callable[[int], float]:
     """Return what times a decoding pass with a number of threads, which torch keeps.
 
     Args:
         model: As for `SlotRunner`, on CPU.
         rows: Answers that run at once.
+        way: How they run.
     """
-    cache, runner = SlotCache(), SlotRunner(model)
+    cache: Any = make_cache(way)
+    runner: Any = make_runner(model, way)
     cache.reserve(rows, _POSITIONS, kept_rows=0)
+
+    # A slot holds something at every position; a cache of the model's own is written one token after the other.
+    positions = itertools.repeat(_POSITIONS - 1) if way == "slots" else itertools.count()
 
     @torch.inference_mode()
     def seconds_of(threads: int) -> float:
@@ -54,7 +60,7 @@ def pass_seconds(model: Any, rows: int) -> Callable[[int], float]:
         seconds = []
         for _ in range(1 + _PASSES):
             started = time.perf_counter()
-            runner.decode(cache, [0] * rows, [_POSITIONS - 1] * rows)
+            runner.decode(cache, [0] * rows, [next(positions)] * rows)
             seconds.append(time.perf_counter() - started)
         return min(seconds)
 

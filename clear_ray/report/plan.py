@@ -51,9 +51,17 @@ class PlanReport(Part):
     """What other budgets are expected to buy, in rising order."""
     prefill_tokens: int = Field(ge=0)
     """Prompt tokens of the batch; read by the probe, not charged to the budget."""
+    notices: tuple[str, ...] = ()
+    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
     learning: LearningReport | None = None
     """What the run would learn from; None if that is not asked of it."""
+    scorer: str | None = None
+    """What would score the answers; of a batch that left the choice, with the golds it was chosen by."""
+    warnings: tuple[str, ...] = ()
+    """What is amiss with the gold answers; see `RunReport`."""
     for_share: ShareBudget | None = None
     """What the share that was asked for would cost; none if nothing was asked, or if no tokens would give anything."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""

@@ -10,6 +10,9 @@ from clear_ray.report.wording import answers, count, duration, expected, per_tho
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
+_MOST_NOTICES, _MOST_FAILURES = 4, 3
+_PLAIN_VERDICTS = ("right", "wrong", "cut off")
+"""Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
 
 
@@ -19,11 +22,17 @@ def summary_text(report: RunReport) -> str:
     lines = [f"{plural(report.queries, 'query')} in {duration(report.seconds)}, model {model}, head {head}"]
     if report.stopped_early:
         lines.append(_labelled("ended", f"early: {printable(report.stopped_early, most=160)}"))
+    lines += _noticed(report.notices)
     lines += [_labelled(label, value) for label, value in _account(report)]
+    lines += [
+        _labelled("failed", f"{count(failure.queries)}: {printable(failure.reason, most=160)}")
+        for failure in report.failures[:_MOST_FAILURES]
+    ]
     if report.rounds:
         lines += ["", *_round_table(report.rounds)]
     if report.main_round is not None:
         lines += ["", _certificate(report.main_round)]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
@@ -31,6 +40,7 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("learned", _learned(report.learning)))
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
+    lines += _notes(report.notes)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -55,20 +65,37 @@ def plan_text(plan: PlanReport) -> str:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
         pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
-    lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
+    lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
+    lines += [_labelled(label, value) for label, value in pairs]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
     if plan.learning is not None:
         lines.append(_labelled("learns", _will_learn(plan.learning)))
     elif plan.head == "prior":
         lines.append(_UNCALIBRATED)
+    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
+
+
+def notices_text(notices: Sequence[str]) -> list[str]:
+    """Return what is said about an input, a line each, as a terminal may show it."""
+    return [printable(line, most=400) for line in notices]
+
+
+def _noticed(notices: Sequence[str]) -> list[str]:
+    shown = notices_text(notices[:_MOST_NOTICES])
+    return [_labelled("input", line) for line in shown]
 
 
 def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
         return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:
@@ -128,6 +155,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
+        reasons = {reason: times for reason, times in report.verdicts.items() if reason not in _PLAIN_VERDICTS}
+        if reasons:
+            found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))

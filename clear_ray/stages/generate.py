@@ -22,13 +22,15 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant, Prompt
+from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
+from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
+from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
-from clear_ray.tasks import scores_at_once
+from clear_ray.tasks import Verdict, judged_by, scores_at_once
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -76,6 +78,7 @@ class Generate:
         self._caller = dispatch.this_caller() if dispatch.this_caller else ""
         self._life, self._requests = uuid4().hex[:8], itertools.count(1)
         self._quarantined = 0
+        self._lone_failures = LoneFailures()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
         """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
@@ -131,6 +134,7 @@ class Generate:
                 async for reference in worker.generate.remote(grants, tries == self._dispatch.most_attempts):
                     generations: list[Generation] = await reference
                     self._quarantined = 0
+                    self._lone_failures.forget()
                     ended = [(running.pop(generation.query_id), generation) for generation in generations]
                     for row in await self._settle(ended, time.monotonic() - started):
                         await finished.put(row)
@@ -143,19 +147,27 @@ class Generate:
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
     ) -> None:
         await self._dispatch.market.forfeit([(row["index"], row["attempt"]) for row in rows])
+        is_last, failure = tries >= self._dispatch.most_attempts, engine_failure(error)
+        # An engine that said what it failed of does so again: the next attempt shows whether this query is the cause.
+        next_tries = tries + 1 if failure is None else self._dispatch.most_attempts
         for (
             row
         ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
-            if tries >= self._dispatch.most_attempts:
+            if is_last:
                 await finished.put(self._quarantine(row, error))
                 continue
             (answer,) = await self._reserve(row["round"], [(row["index"], row["granted_tokens"])])
             if answer != REFUSED:
-                await self._run([row | {"attempt": answer}], finished, tries=tries + 1)
+                await self._run([row | {"attempt": answer}], finished, tries=next_tries)
 
     def _quarantine(self, row: Row, error: Exception) -> Row:
         """Return the failed attempt of a query that killed the engine it had to itself."""
         self._quarantined += 1
+        if (failure := engine_failure(error)) is not None:
+            self._lone_failures.note(failure, row["query_id"])
+            said = f"{ENGINE_FAILED}{failure.value}"
+        else:
+            said = f"{ENGINE_DIED} {self._dispatch.most_attempts} times, the last time with no other query on it"
         if self._quarantined > self._dispatch.most_quarantined:
             raise EngineError(
                 f"engines died with each of {self._quarantined} queries in a row, though each had one to itself",
@@ -163,7 +175,6 @@ class Generate:
                 repr(error),
                 "Look for the cause in the logs of the workers; then run the same command again.",
             ) from error
-        said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
         lost = Generation(row["query_id"], (), "", "cancelled", error=said)
         return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 
@@ -204,33 +215,38 @@ class Generate:
         return await asyncio.get_running_loop().run_in_executor(self._scoring, attempts)
 
     def _attempt(self, row: Row, generation: Generation, seconds: float) -> Row:
-        error, correct = generation.error, None
+        error, verdict = generation.error, Verdict(None)
         if self._scorer and not error:
             try:
+                asked = {"prompt": row["prompt"], "is_conversation": row["is_conversation"]}
+                verdict = judged_by(self._scorer, generation.text, row["gold"], row["metadata"], **asked)
                 # A score of unfinished text would reward a cap for cutting a ramble off after a lucky line.
-                correct = self._scorer(generation.text, row["gold"], row["metadata"])
-                correct = correct if correct is None or generation.finish_reason == "stop" else 0.0
+                verdict = verdict if generation.finish_reason == "stop" else verdict.cut_off()
             except ConfigError:  # the scorer's process does not start: that is no row's doing
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
-                error = f"scorer: {type(failure).__name__}: {failure}"
+                error = f"{SCORER}{type(failure).__name__}: {failure}"
         return row | {
             "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
-            "correct": correct,
+            "correct": verdict.score,
+            "answer": verdict.kept_answer(),
+            "verdict": verdict.reason or None,
             "error": error,
             "seconds": seconds,
+            "ended_at": time.time(),
         }
 
 
 def asked_directly(prompt: Prompt, text: str) -> Prompt:
     """Return a prompt with a text after it: at the end of the last turn of a conversation."""
-    if not text:
+    if not text or isinstance(prompt, TokenIds):  # ids of a tokenizer that is not here
         return prompt
     if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
+        asked = f"{prompt}\n\n{text}"
+        return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
     return (*turns, (role, f"{content}\n\n{text}"))
 

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
+from clear_ray.stages.causes import LOST, code_of, code_of_answer
+from clear_ray.stages.probe import with_added_columns
 
 if TYPE_CHECKING:
     from clear_ray.rounds.states import QueryStates
 
-_LOST = "its workers died and the budget does not pay for another try"
 _MOST_ATTEMPTS = 1 << 20
 GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
 
@@ -89,7 +90,7 @@ class SelectGranted:
         is_granted = self._index_M[at] == index
         if self._last_round_N is not None:
             is_granted &= batch["round"].to_numpy() == self._last_round_N[index]
-        rows = batch.select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
+        rows = with_added_columns(batch).select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
         at = at[is_granted]
         token_ids = (
             pa.array([[]] * len(rows), pa.list_(pa.int32()))
@@ -167,6 +168,10 @@ class Complete:
             reason=reasons,
             error=[error or None for error in errors],
             correct=batch["correct"],
+            error_code=[code_of_answer(error) if error else None for error in errors],
+            ended_at=batch["ended_at"] if "ended_at" in batch.column_names else pa.nulls(len(batch), pa.float64()),
+            answer=batch["answer"],
+            verdict=batch["verdict"],
         )
 
 
@@ -183,7 +188,7 @@ class Abandon:
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
         errors = [
-            self._verdicts.error_of_index.get(int(i)) or (_LOST if spent else None)
+            self._verdicts.error_of_index.get(int(i)) or (LOST if spent else None)
             for i, spent in zip(index, numbers["spent_tokens"], strict=True)
         ]
         # A query without gold answer has no score; one with, that was given up, has not been answered correctly.
@@ -200,6 +205,13 @@ class Abandon:
             ],
             error=errors,
             correct=correct,
+            error_code=[
+                code_of(error) if error else "abandoned_by_price" if highest <= price else "batch_expired"
+                for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
+            ],
+            ended_at=pa.nulls(len(batch), pa.float64()),
+            answer=pa.nulls(len(batch), pa.string()),
+            verdict=pa.nulls(len(batch), pa.string()),
         )
 
 
@@ -234,7 +246,7 @@ def _reason_served(finish_reason: str, spent_tokens: int, max_tokens: int, price
 
 
 def _reason_failed(error: str) -> str:
-    return f"Failed: {error.splitlines()[0][:200]}."
+    return f"Failed: {error.splitlines()[0][:200].rstrip('.')}."
 
 
 def _reason_abandoned(price: float, reservation_price: float) -> str:

@@ -32,9 +32,7 @@ def offers_of_folder(config: RunConfig, run_dir: str) -> LearningOffers:
     return learning_offers(folder, config, estimates, lesson)
 
 
-def test_a_run_that_knows_nothing_learns_and_beats_the_prior(
-    replay_settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_that_knows_nothing_learns_and_beats_the_prior(replay_settings: dict[str, Any], tmp_path: Path) -> None:
     config = RunConfig.parse(learning_settings(replay_settings))
     result = run(None, config)
     whole = on_ray(result)
@@ -45,8 +43,13 @@ def test_a_run_that_knows_nothing_learns_and_beats_the_prior(
     prior = run(None, RunConfig.parse(replay_settings | {"run_dir": str(tmp_path / "prior")})).report
     print(prior.correct)
     from clear_ray.report.text import summary_text
+
     print(summary_text(report))
-    query_ids = pq.read_table(f"{result.run_dir}/estimates", columns=["index", "query_id"]).sort_by("index")["query_id"].to_pylist()
+    query_ids = (
+        pq.read_table(f"{result.run_dir}/estimates", columns=["index", "query_id"])
+        .sort_by("index")["query_id"]
+        .to_pylist()
+    )
     answers = recorded_answers(query_ids)
     allocation = config.allocation.model_copy(update={"max_rounds": LEARNING_ROUNDS})
     offers = offers_of_folder(config, result.run_dir)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, learned, learning_offers, lesson_of
+from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, lesson_of
 from clear_ray.config import MOST_ROUNDS, AllocationConfig, RunConfig
 from clear_ray.errors import ConfigError
-from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.records import QUERY_SCHEMA
-from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
@@ -101,7 +99,12 @@ def test_what_keeps_a_run_from_learning_is_said(
 
 @pytest.mark.parametrize(
     "estimate",
-    [{"frozen": True}, {"head": "prior", "frozen": False}, {"head": "demo", "features": ["text"]}, {"features": ["hidden"]}],
+    [
+        {"frozen": True},
+        {"head": "prior", "frozen": False},
+        {"head": "demo", "features": ["text"]},
+        {"features": ["hidden"]},
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, estimate: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"frozen|features"):
@@ -122,4 +125,7 @@ def test_names_that_name_no_head_are_the_uninformed_law() -> None:
 
 def test_the_documented_rounds_are_those_of_the_law() -> None:
     description = AllocationConfig.model_fields["max_rounds"].description or ""
-    assert f"{LEARNING_ROUNDS} of a run that learns, which takes {FEWEST_ROUNDS} at least, and {MOST_ROUNDS} of others" in description
+    assert (
+        f"{LEARNING_ROUNDS} of a run that learns, which takes {FEWEST_ROUNDS} at least, and {MOST_ROUNDS} of others"
+        in description
+    )
