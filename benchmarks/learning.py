@@ -9,7 +9,7 @@ recorded answers of the other folds, uncharged.
     python benchmarks/learning.py recorded DIR [--copies 2] [--draws 6] [--features hidden,text] [--label verdict]
     python benchmarks/learning.py recorded DIR --shuffled      the coordinates of other queries: the guard
     python benchmarks/learning.py recorded DIR --queries 50    tiny batches
-    python benchmarks/learning.py traces FILE --model NAME [--features text,ngrams]   at shares of ample spend
+    python benchmarks/learning.py traces FILE[,FILE] --model NAME [--features text,ngrams]   at shares of ample spend
 
 DIR holds rollouts.parquet and features.parquet, such as tests/data/rollouts; FILE has the columns of recorded answers of a
 model. Prints one JSON line.
@@ -20,12 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.config import AllocationConfig
@@ -36,8 +39,9 @@ from clear_ray.estimation.learning import by_fold
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
 from clear_ray.rounds.offers import BatchOffers, Offers
+from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.policies import equal_ceilings
-from clear_ray.sweep.recording import Recording, read_recording
+from clear_ray.sweep.recording import Recording, read_recording, read_table
 from clear_ray.sweep.replayed import Answers, Replayed, replay_run
 
 Array = NDArray[np.float64]
@@ -134,12 +138,19 @@ def cross_fitted(recording: Recording, x_NP: Array, *, samples: Sequence[int], s
     return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K)
 
 
+def competing_risks(recording: Recording, folder: Path) -> Curves:
+    """Return the curves of the default kind of head, cross-fitted by the recording's own folds."""
+    names = {"rollouts_path": "rollouts.parquet", "features_path": "features.parquet", "folds_path": "split.json"}
+    training = training_by_folds(recording, **{name: str(folder / file) for name, file in names.items()})
+    return estimate(recording, training, kinds=["competing_risks"], seed=0)["competing_risks"]
+
+
 def compare(
     recording: Recording, x_NP: Array, budgets: Sequence[float], arguments: argparse.Namespace, head: Curves | None
 ) -> list[dict[str, Any]]:
     """Return one row a budget: means over draws with their standard errors."""
     rows = []
-    stages = Stages(growth=arguments.growth) if arguments.growth else Stages()
+    stages = replace(Stages(), **json.loads(arguments.stages))
     batches = [
         draw(
             recording, x_NP, copies=arguments.copies, queries=arguments.queries, shuffled=arguments.shuffled, seed=seed
@@ -154,20 +165,46 @@ def compare(
             informed = np.nan
             if head is not None:
                 informed = float(drawn.informed(head.take(drawn.row_N), average).is_right_N.mean())
-            found.append((even, float(played.is_right_N.mean()), informed, float(played.clearings)))
+            mixed = best_mixture(drawn.recording, average)
+            found.append((even, float(played.is_right_N.mean()), informed, float(played.clearings), mixed))
         rows.append(_row(average, np.array(found)))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
-def _row(average: float, found_D4: Array) -> dict[str, Any]:
-    even, learning, informed, rounds = found_D4.mean(axis=0)
-    gain_D = found_D4[:, 1] - found_D4[:, 0]
+def best_mixture(recording: Recording, average: float) -> float:
+    """Return what the best mixture of ceilings brings, 0 among them, given to random queries: in hindsight."""
+    ceilings_T = recording.ceilings_T
+    spent_T = recording.spend_NST(ceilings_T).mean(axis=(0, 1))
+    right_T = recording.right_NST(ceilings_T).mean(axis=(0, 1))
+    low, high = spent_T <= average, spent_T > average
+    if not high.any():
+        return float(right_T[-1])
+    slope = (right_T[high][None, :] - right_T[low][:, None]) / (spent_T[high][None, :] - spent_T[low][:, None])
+    return float((right_T[low][:, None] + slope * (average - spent_T[low][:, None])).max())
+
+
+def read_traces(paths: Sequence[str], model: str | None) -> Recording:
+    """Read recorded answers of a model from one file, or from several as one batch."""
+    if len(paths) == 1:
+        return read_recording(paths[0], model=model)
+    tables = [read_table(path) for path in paths]
+    shared = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "answers.parquet")
+        pq.write_table(pa.concat_tables([table.select(shared) for table in tables], promote_options="permissive"), path)
+        return read_recording(path, model=model)
+
+
+def _row(average: float, found_D5: Array) -> dict[str, Any]:
+    even, learning, informed, rounds, mixed = found_D5.mean(axis=0)
+    gain_D = found_D5[:, 1] - found_D5[:, 0]
     way = informed - even
     error = float(gain_D.std(ddof=1) / np.sqrt(len(gain_D))) if len(gain_D) > 1 else None
     return {
         "average_budget": round(average, 2),
         "uniform": round(float(even), 4),
+        "best_mixture": round(float(mixed), 4),
         "learning": round(float(learning), 4),
         "gain_error": None if error is None else round(float(error), 4),
         "worst_gain": round(float(gain_D.min()), 4),
@@ -197,16 +234,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int)
     parser.add_argument("--budgets", default="")
     parser.add_argument("--label", choices=("verdict", "ended"), default="verdict")
-    parser.add_argument("--growth", type=float)
+    parser.add_argument("--stages", default="{}", help="JSON of fields of Stages that are to be otherwise")
     parser.add_argument("--shuffled", action="store_true")
-    parser.add_argument("--no-head", action="store_true", help="do not run the cross-fitted head")
+    parser.add_argument("--head", choices=("factorised", "competing_risks", "none"), default="factorised")
     arguments = parser.parse_args()
     is_recorded = arguments.kind == "recorded"
     folder = Path(arguments.path)
     recording = (
         read_recording(str(folder / "rollouts.parquet"), str(folder / "features.parquet"))
         if is_recorded
-        else read_recording(arguments.path, None, model=arguments.model)
+        else read_traces(arguments.path.split(","), arguments.model)
     )
     sets = (arguments.features or ("hidden,text" if is_recorded else "text,ngrams")).split(",")
     known, tasks = (recording.features, recording.rollouts.prompts), recording.task_N.tolist()
@@ -216,11 +253,16 @@ def main() -> None:
     ample = float(recording.length_NS.mean())
     budgets = [float(word) for word in arguments.budgets.split(",") if word]
     budgets = budgets or list(RECORDED_BUDGETS if is_recorded else [share * ample for share in SHARES])
-    head = None if arguments.no_head else cross_fitted(recording, x_NP, samples=range(recording.samples), seed=0)
+    head = None
+    if arguments.head == "factorised":
+        head = cross_fitted(recording, x_NP, samples=range(recording.samples), seed=0)
+    elif arguments.head == "competing_risks":
+        head = competing_risks(recording, folder)
     rows = compare(recording, x_NP, budgets, arguments, head)
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets", "no_head")}
+    names = ",".join(Path(path).name for path in arguments.path.split(","))
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets")}
     found = {
-        "figure": "learning", **settings, "path": folder.name, "features": sets, "queries": len(recording) * arguments.copies,
+        "figure": "learning", **settings, "path": names, "features": sets, "queries": len(recording) * arguments.copies,
         "rows": rows, "share_to_64": share_over(rows, 64.0), "share_over_all": share_over(rows, np.inf),
     }  # fmt: skip
     print(json.dumps(found))

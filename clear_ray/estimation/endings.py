@@ -7,7 +7,7 @@ zero: a query of which nothing is known gets the pooled curve, and with no answe
 
 Shapes: N queries, K grid points, P coordinates, J and M basis functions along the grid.
 
-Source: method sections 2.3 and 8.
+Source: method.md sections 2.3 and 8.
 """
 
 from __future__ import annotations

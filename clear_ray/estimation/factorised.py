@@ -22,6 +22,7 @@ from clear_ray.estimation.factors import Factors, Observed, fit_factors
 from clear_ray.estimation.feature_sets import FeatureMap, fit_feature_map
 from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, join_arrays
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
+from clear_ray.estimation.learning import Belief, with_law
 from clear_ray.estimation.observations import Rollouts
 
 LANDMARK_WIDTH = 0.3
@@ -75,25 +76,33 @@ class FactorisedHead(Head):
 
     Args:
         card: Where the head comes from.
-        coordinates: From features to coordinates; task labels are not read.
+        coordinates: Map from features to coordinates; task labels are not read.
         factors: The fitted factors.
+        share: Weight of the fitted curves against the uninformed law, 0 to 1: how far a guard trusts them.
+        solvability: Solvability of that law.
     """
 
-    def __init__(self, card: HeadCard, *, coordinates: Coordinates, factors: Factors) -> None:
+    def __init__(
+        self,
+        card: HeadCard,
+        *,
+        coordinates: Coordinates,
+        factors: Factors,
+        share: float = 1.0,
+        solvability: float = 0.5,
+    ) -> None:
         super().__init__(card)
         self._coordinates, self._factors = coordinates, factors
+        self._share, self._solvability = share, solvability
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
-        """Estimate one curve for each query.
-
-        Raises:
-            ConfigError: The hidden states have another width than the head was fitted on.
-        """
+        """Estimate one curve for each query; see `Head`."""
         tokens_K = self.tokens_K
         z_NF = self._coordinates.feature_map(features, prompts)
         landmarks = self._coordinates.landmarks
         fitted = self._factors.incidence(landmarks(z_NF), tokens_K=tokens_K)
-        found = doubt(fitted, landmarks.familiarity(z_NF), tokens_K=tokens_K)
+        trusted = with_law(fitted, share=self._share, solvability=self._solvability, tokens_K=tokens_K)
+        found = doubt(trusted, landmarks.familiarity(z_NF), tokens_K=tokens_K)
         return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K)
 
     def arrays(self) -> Arrays:
@@ -107,8 +116,9 @@ class FactorisedHead(Head):
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return the feature sets."""
-        return {"sets": list(self._coordinates.feature_map.sets)}
+        """Return the feature sets, and how far the curves are trusted."""
+        sets = list(self._coordinates.feature_map.sets)
+        return {"sets": sets, "share": self._share, "solvability": self._solvability}
 
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
@@ -117,7 +127,22 @@ class FactorisedHead(Head):
             FeatureMap.restore(settings["sets"], arrays_of("feature_map", arrays)),
             Landmarks.restore(arrays_of("landmarks", arrays)),
         )
-        return cls(card, coordinates=coordinates, factors=Factors.restore(arrays_of("factors", arrays)))
+        trust = {name: float(settings[name]) for name in ("share", "solvability")}
+        return cls(card, coordinates=coordinates, factors=Factors.restore(arrays_of("factors", arrays)), **trust)
+
+
+def head_of(belief: Belief, coordinates: Coordinates, *, card: HeadCard, is_guarded: bool = True) -> FactorisedHead:
+    """Return what a run has learned as a head: for a store, or for workers that make the curves where the estimates are.
+
+    Args:
+        belief: What was learned, of all queries alike (not by folds); given beliefs are no part of it.
+        coordinates: The map to the coordinates that it was learned in.
+        card: Where it comes from; its kind is `factorised`.
+        is_guarded: Whether to trust it only as far as the evidence goes.
+    """
+    share = belief.evidence.shares()[0] if is_guarded else 1.0
+    trust = {"share": share, "solvability": belief.solvability}
+    return FactorisedHead(card, coordinates=coordinates, factors=belief.factors[0], **trust)
 
 
 def fit_factorised(

@@ -5,7 +5,7 @@ scorer, an answer that ended by itself counts as right, and the curves are those
 
 Shapes: N queries, M observed answers, K grid points, P coordinates.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clear_ray.estimation.endings import Endings, fit_endings
 from clear_ray.estimation.hazards import Incidence, incidence_from_hazards
-from clear_ray.estimation.head import Arrays
+from clear_ray.estimation.head import Arrays, arrays_of, join_arrays
 from clear_ray.estimation.prior import uninformed
 from clear_ray.estimation.verdicts import Verdicts, fit_verdicts
 
@@ -79,18 +79,14 @@ class Factors:
 
     def arrays(self) -> Arrays:
         """Return the arrays to store."""
-        parts = {"endings": self.endings.arrays(), "verdicts": {} if self.verdicts is None else self.verdicts.arrays()}
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        verdicts = {} if self.verdicts is None else self.verdicts.arrays()
+        return join_arrays({"endings": self.endings.arrays(), "verdicts": verdicts})
 
     @classmethod
     def restore(cls, arrays: Arrays) -> Factors:
         """Make the factors again."""
-
-        def of(part: str) -> Arrays:
-            return {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
-
-        verdicts = of("verdicts")
-        return cls(Endings.restore(of("endings")), Verdicts.restore(verdicts) if verdicts else None)
+        verdicts = arrays_of("verdicts", arrays)
+        return cls(Endings.restore(arrays_of("endings", arrays)), Verdicts.restore(verdicts) if verdicts else None)
 
 
 def fit_factors(x_NP: Array, observed: Observed, *, tokens_K: NDArray[np.int64], label: Label = "verdict") -> Factors:

@@ -130,7 +130,7 @@ def fit_feature_map(features: Features, prompts: Sequence[Prompt], *, sets: Sequ
     rows = np.arange(len(prompts))
     if len(rows) > _FIT_QUERIES:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _FIT_QUERIES, replace=False))
-    some = [prompts[row] for row in rows]
+    some = [prompts[row] for row in rows.tolist()]
     log_N = np.log(np.maximum(features.prompt_tokens_N, 1)) if len(prompts) else np.zeros(1)
     idf_D, directions_DP = _fit_ngrams(some, seed) if "ngrams" in wanted else (np.zeros(0), np.zeros((0, 0)))
     projection = None

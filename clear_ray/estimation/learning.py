@@ -16,7 +16,7 @@ The cost is bounded: at most `MOST_ANSWERS` of the answers are fitted, and the e
 
 Shapes: N queries, M observed answers, K grid points, P coordinates.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations
@@ -95,16 +95,11 @@ class Belief:
         if not is_guarded:
             return learned
         share, share_given = self.evidence.shares()
-        right_K, survival_K = law(tokens_K, solvability=self.solvability)
-        rest = 1.0 - share - share_given
-        right_NK = share * learned.right_NK + rest * right_K
-        survival_NK = share * learned.survival_NK + rest * survival_K
-        if given is not None:
-            right_NK, survival_NK = (
-                right_NK + share_given * given.right_NK,
-                survival_NK + share_given * given.survival_NK,
-            )
-        return Incidence(right_NK, np.maximum(1.0 - right_NK - survival_NK, 0.0), survival_NK)
+        if given is not None and share_given > 0.0:
+            # Shares of what is not the law's; together they are 1.
+            own = share / (share + share_given)
+            learned = _mixed(learned, own, given.right_NK, given.survival_NK)
+        return with_law(learned, share=share + share_given, solvability=self.solvability, tokens_K=tokens_K)
 
 
 def learn(
@@ -176,6 +171,17 @@ def by_fold(
         for name in ("right_NK", "wrong_NK", "survival_NK"):
             getattr(found, name)[rows] = getattr(part, name)
     return found
+
+
+def with_law(fitted: Incidence, *, share: float, solvability: float, tokens_K: NDArray[np.int64]) -> Incidence:
+    """Return `share` of fitted incidences and the rest of the uninformed law."""
+    return _mixed(fitted, share, *law(tokens_K, solvability=solvability))
+
+
+def _mixed(one: Incidence, share: float, right_NK: Array, survival_NK: Array) -> Incidence:
+    right = share * one.right_NK + (1.0 - share) * right_NK
+    survival = share * one.survival_NK + (1.0 - share) * survival_NK
+    return Incidence(right, np.maximum(1.0 - right - survival, 0.0), survival)
 
 
 def take_rows(incidence: Incidence, index: NDArray[np.int64]) -> Incidence:

@@ -6,7 +6,7 @@ The pooled curve is drawn, weakly, to the chance of the uninformed law, so that 
 
 Shapes: N queries, K grid points, P coordinates, J basis functions along the grid, E answers that ended and were judged.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ A function of where the queries stand and of the seed, without memory: a resumed
 
 Shapes: N queries, M granted, K grid points, P coordinates.
 
-Source: method section 8.
+Source: method.md section 8.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,7 +67,7 @@ class Stages:
 
     def pilot_size(self, queries: int) -> int:
         """Return how many queries the pilot asks."""
-        most = self.pilot_queries * max(1.0, (queries / 1_000) ** 0.5)
+        most: float = self.pilot_queries * max(1.0, math.sqrt(queries / 1_000))
         return max(1, min(round(most), -(-queries // self.queries_a_pilot_query)))
 
     def pilot_ceiling_tokens(self, queries: int, *, budget_tokens: float) -> int:
@@ -78,7 +79,7 @@ class Stages:
         # Answers of the pilot take about half of their ceilings.
         pilot_tokens = 0.5 * self.pilot_size(queries) * self.pilot_ceiling_tokens(queries, budget_tokens=budget_tokens)
         reach = max(0.5 * budget_tokens / pilot_tokens, 1.0)
-        return max(self.growth, reach ** (1.0 / self.most_stages) - 1.0)
+        return max(self.growth, math.exp(math.log(reach) / self.most_stages) - 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -164,7 +164,8 @@ def _of_model(table: pa.Table, path: str, model: str | None) -> pa.Table:
 def _even(table: pa.Table) -> pa.Table:
     """Return the first samples of each query, as many as all queries have, with a prompt for each row."""
     ids = table["query_id"].to_pylist()
-    place, before = [], {}
+    place: list[int] = []
+    before: dict[str, int] = {}
     for query_id in ids:
         place.append(before.get(query_id, 0))
         before[query_id] = place[-1] + 1

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
+from clear_ray.estimation.factorised import fit_coordinates, head_of
 from clear_ray.estimation.factors import Factors, Observed, fit_factors, law, log_likelihood_M
 from clear_ray.estimation.feature_sets import FEATURE_SETS, FeatureMap, fit_feature_map
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.estimation.head import load_head, save_head
+from clear_ray.estimation.head import HeadCard, load_head, save_head
+from clear_ray.estimation.learning import learn
 from clear_ray.estimation.observations import features_from_table, rollouts_from_table
 
 TOKENS_K = token_grid(200)
@@ -118,6 +120,26 @@ def test_a_stored_factorised_head_predicts_the_same(tables: tuple[pa.Table, pa.T
     one, other = (which.curves(*known, rollouts.query_ids) for which in (head, again))
     assert np.array_equal(one.success_NK, other.success_NK)
     assert np.array_equal(one.spend_NK, other.spend_NK)
+
+
+def test_what_a_run_has_learned_is_kept_as_a_head(tmp_path: Path) -> None:
+    """The head says of every query what the run believed of it, trusted as far as there."""
+    prompts = [f"Add {n} and {n + 1}." if n % 2 else f"Which animal has ({n}) legs, if any?" for n in range(60)]
+    coordinates = fit_coordinates(bare(60), prompts, sets=("text", "ngrams"))
+    x_NP = coordinates(bare(60), prompts)
+    rng = np.random.default_rng(0)
+    kind, length = np.arange(60) % 2, 5 + rng.integers(0, 30, 60)
+    for is_told in (True, False):
+        right = (kind if is_told else rng.permutation(kind)).astype(float)
+        observed = Observed(np.arange(60), length, np.ones(60, bool), right)
+        belief = learn(x_NP, observed, tokens_K=TOKENS_K)
+        assert (belief.evidence.shares()[0] > 0.9) == is_told
+        card = HeadCard("factorised", "", "", "", (0,), tuple(TOKENS_K.tolist()))
+        save_head(head_of(belief, coordinates, card=card), tmp_path / str(is_told))
+        curves = load_head(tmp_path / str(is_told)).curves(bare(60), prompts, [""] * 60)
+        believed = belief.incidence(x_NP, tokens_K=TOKENS_K)
+        assert np.allclose(curves.survival_NK, believed.survival_NK, atol=1e-3)
+        assert np.allclose(curves.success_NK, believed.right_NK, atol=1e-3)
 
 
 def bare(prompts: int) -> Features:
