@@ -1,8 +1,9 @@
 """Does the demo answer more than equal ceilings on other queries too, with a real model under a real budget?
 
-Whole runs of `jobs/configs/demo.yaml` on local Ray with the embedded model, once by the price with its own head, once by
-equal ceilings, and once without any head, as a run that learns from its own answers, under the same budget. Each seed asks other queries with other worked examples: every source's seed is moved
-far away from those of the demo and of its head's calibration. Everything else is the configuration's. Prints one JSON line.
+Whole runs of `jobs/configs/demo.yaml` on local Ray with the embedded model under the same budget: once by the price with its
+own head, once by equal ceilings, and once without any head, as a run that learns from its own answers. Each seed asks other
+queries with other worked examples: every source's seed is moved far away from those of the demo and of its head's
+calibration. Everything else is the configuration's. Prints one JSON line.
 
     python benchmarks/live_demo.py                seeds 1, 2 and 3: nine runs of about three minutes of two cores
     python benchmarks/live_demo.py --seeds 4,5    others

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
 from numpy.typing import NDArray
 
-from clear_ray.engine.base import Features
+from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.factorised import Coordinates, fit_coordinates
 from clear_ray.stages.probe import prompts_of
@@ -34,7 +35,7 @@ COORDINATES = "coordinates"
 COORDINATES_WHOLE = "coordinates.json"
 MOST_SAMPLED = 5_000
 """Most prompts that the map is fitted on."""
-_READ = ["index", "prompt", "is_conversation", "task"]
+_READ = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
 _BATCH_ROWS = 2_048
 
 
@@ -146,8 +147,7 @@ def _read(batch: pa.Table, prompt_tokens_N: NDArray[np.int64]) -> tuple[Features
     rows = len(batch)
     none = np.zeros((rows, 0), np.float32)
     known = Features(prompt_tokens_N[batch["index"].to_numpy()], np.full(rows, np.nan, np.float32), none, none)
-    texts = [
-        prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt)
-        for prompt in prompts_of(batch)
-    ]
+    is_query = pc.is_null(batch["input_error"])
+    words = iter(words_of(prompt) for prompt in prompts_of(batch.filter(is_query)))
+    texts = [next(words) if is_one else "" for is_one in is_query.to_pylist()]
     return known, texts, [task or "" for task in batch["task"].to_pylist()]

@@ -28,7 +28,8 @@ from clear_ray.storage import Folder
 FEWEST_ROUNDS = 3
 """A pilot, one clearing by what it taught, and one of what comes back."""
 DEFAULT_FEATURES = ("text", "ngrams")
-_NEED_GOLD = ("exact", "math_verify")
+_READ_METADATA = ("reasoning_gym", "code")
+"""Scorers that can do without gold answers; so can functions of a user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,9 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
         return None
     left_out = _hindrance(config, queries)
     has = set() if left_out else _judged_by(folder)
-    judges = {"gold"} if config.scoring.scorer in _NEED_GOLD else {"gold", "metadata"}
-    is_judged = config.scoring.scorer is not None and bool(has & judges)
+    scorer = config.scoring.scorer
+    judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
+    is_judged = scorer is not None and bool(has & judges)
     return Lesson("verdict" if is_judged else "ended", config.estimate.features or DEFAULT_FEATURES, left_out)
 
 
@@ -101,12 +103,16 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         cost_N=batch.cost_N,
         budget_tokens=config.budget_tokens,
         label=lesson.label,
-        # The pilot comes before the stages; the two last rounds, and what is in them, after.
-        stages=Stages(most_stages=max(1, min(Stages().most_stages, rounds - FEWEST_ROUNDS))),
+        stages=stages_for(rounds),
         given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
         seed=config.seed,
         most_rounds=rounds,
     )
+
+
+def stages_for(rounds: int) -> Stages:
+    """Return the sizes of the stages of a run that may clear its price so often; the pilot and the last two are none."""
+    return Stages(most_stages=max(1, min(Stages().most_stages, rounds - FEWEST_ROUNDS)))
 
 
 def _incidence_of(curves: Curves) -> Incidence:

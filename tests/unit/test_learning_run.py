@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, lesson_of
+from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, lesson_of, stages_for
 from clear_ray.config import MOST_ROUNDS, AllocationConfig, RunConfig
+from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.curves import token_grid
+from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.records import QUERY_SCHEMA
-from clear_ray.rounds.learning_offers import LEARNING_ROUNDS
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
+from clear_ray.sweep.replayed import Answers, replay_run
 
 SCORER = "clear_ray.tasks.recorded:score_recorded"
 
@@ -32,7 +37,7 @@ def folder_with(path: Path, **columns: list[Any]) -> Folder:
     rows: dict[str, list[Any]] = {
         "index": [0, 1], "query_id": ["a", "b"], "prompt": ["one", "two"], "is_conversation": [False] * 2,
         "weight": [1.0] * 2, "cost": [1.0] * 2, "max_tokens": [9] * 2, "gold": [None] * 2, "task": [None] * 2,
-        "metadata": [None] * 2,
+        "metadata": [None] * 2, "prompt_form": [None] * 2, "input_error": [None] * 2,
     }  # fmt: skip
     (path / "queries").mkdir(parents=True)
     pq.write_table(pa.table(rows | columns, schema=QUERY_SCHEMA), path / "queries" / "part-000000.parquet")
@@ -91,7 +96,8 @@ def test_what_keeps_a_run_from_learning_is_said(
 ) -> None:
     lesson = lesson_of(folder_with(tmp_path), config_of(tmp_path, allocation=allocation), queries)
     assert lesson is not None
-    assert said in lesson.left_out and bool(said) == bool(lesson.left_out)
+    assert said in lesson.left_out
+    assert bool(said) == bool(lesson.left_out)
     assert lesson.report().left_out == lesson.left_out
     assert head_name(lesson, "prior") == ("prior" if said else "learn")
     assert head_name(lesson, "competing_risks") == "competing_risks"
@@ -124,8 +130,36 @@ def test_names_that_name_no_head_are_the_uninformed_law() -> None:
 
 
 def test_the_documented_rounds_are_those_of_the_law() -> None:
-    description = AllocationConfig.model_fields["max_rounds"].description or ""
-    assert (
-        f"{LEARNING_ROUNDS} of a run that learns, which takes {FEWEST_ROUNDS} at least, and {MOST_ROUNDS} of others"
-        in description
+    said = f"{LEARNING_ROUNDS} of a run that learns, which takes {FEWEST_ROUNDS} at least, and {MOST_ROUNDS} of others"
+    assert said in (AllocationConfig.model_fields["max_rounds"].description or "")
+
+
+def offers_on(texts: list[str], features: tuple[str, ...], rounds: int) -> LearningOffers:
+    """Return offers to queries with these prompts, as a run with so many rounds makes them."""
+    none = np.zeros((len(texts), 0), np.float32)
+    tokens_N = np.array([len(text) for text in texts])
+    known = Features(tokens_N, np.full(len(texts), np.nan, np.float32), none, none)
+    one_N = np.ones(len(texts))
+    return LearningOffers(
+        x_NP=fit_coordinates(known, texts, sets=features)(known, texts),
+        tokens_K=token_grid(64),
+        weight_N=one_N,
+        max_tokens_N=np.full(len(texts), 64),
+        tie_break_N=np.arange(len(texts), dtype=np.uint64),
+        cost_N=one_N,
+        budget_tokens=10 * len(texts),
+        stages=stages_for(rounds),
+        most_rounds=rounds,
     )
+
+
+@pytest.mark.parametrize("rounds", [3, 4, 6, LEARNING_ROUNDS])
+def test_however_few_rounds_there_are_the_last_ones_leave_nothing_unsold(rounds: int) -> None:
+    """Every answer runs on to its ceiling, so a run that is not through by its last clearing leaves tokens lying."""
+    texts = [f"count to {number}" for number in range(60)]
+    never = Answers(np.full(60, 64), np.zeros(60, bool), np.zeros(60, bool))
+    offers = offers_on(texts, ("text", "ngrams"), rounds)
+    settings = AllocationConfig(max_rounds=rounds)
+    played = replay_run(offers, never, budget_tokens=offers.budget_tokens, allocation=settings)
+    assert played.clearings <= rounds
+    assert played.spent_tokens_N.sum() > 0.99 * offers.budget_tokens
