@@ -240,6 +240,10 @@ EngineConfig = Annotated[
 ]
 
 
+NAMED_HEADS = ("learn", "prior", "demo")
+"""Names of `estimate.head` that are no folders."""
+
+
 class EstimateConfig(Settings):
     """How probe features become curves."""
 

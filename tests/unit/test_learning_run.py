@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, lesson_of, stages_for
-from clear_ray.config import MOST_ROUNDS, AllocationConfig, RunConfig
+from clear_ray.config import MOST_ROUNDS, NAMED_HEADS, AllocationConfig, RunConfig
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.locations import with_absolute_paths
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.serve.settings import ServeConfig
@@ -127,6 +128,13 @@ def test_a_server_does_not_learn(estimate: dict[str, Any]) -> None:
 def test_names_that_name_no_head_are_the_uninformed_law() -> None:
     for name in (None, "learn", "prior"):
         assert isinstance(resolve_head(name, cap_tokens=64), PriorHead)
+
+
+@pytest.mark.parametrize("name", NAMED_HEADS)
+def test_names_stay_names_where_paths_become_absolute(tmp_path: Path, name: str) -> None:
+    config = config_of(tmp_path, estimate={"head": name})
+    assert with_absolute_paths(config).estimate.head == name
+    resolve_head(name, cap_tokens=64)
 
 
 def test_the_documented_rounds_are_those_of_the_law() -> None:
