@@ -1,10 +1,11 @@
 """Does the demo answer more than equal ceilings on other queries too, with a real model under a real budget?
 
-Whole runs of `jobs/configs/demo.yaml` on local Ray with the embedded model and its own head, once by the price and once by
-equal ceilings, under the same budget. Each seed asks other queries with other worked examples: every source's seed is moved
-far away from those of the demo and of its head's calibration. Everything else is the configuration's. Prints one JSON line.
+Whole runs of `jobs/configs/demo.yaml` on local Ray with the embedded model under the same budget: once by the price with its
+own head, once by equal ceilings, and once without any head, as a run that learns from its own answers. Each seed asks other
+queries with other worked examples: every source's seed is moved far away from those of the demo and of its head's
+calibration. Everything else is the configuration's. Prints one JSON line.
 
-    python benchmarks/live_demo.py                seeds 1, 2 and 3: six runs of about three minutes of two cores
+    python benchmarks/live_demo.py                seeds 1, 2 and 3: nine runs of about three minutes of two cores
     python benchmarks/live_demo.py --seeds 4,5    others
     python benchmarks/live_demo.py --policies uniform --seeds 2
 
@@ -23,17 +24,22 @@ from clear_ray.pipeline import run
 
 DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 SEEDS_APART = 100_000
-POLICIES = ("clear_ray", "uniform")
+POLICIES = ("clear_ray", "uniform", "learning")
 
 
 def moved(seed: int, policy: str, folder: str) -> RunConfig:
     """Return the demo's configuration with the queries of another seed."""
     demo = RunConfig.load(DEMO)
     tasks = [task.model_copy(update={"seed": task.seed + seed * SEEDS_APART}) for task in demo.input.tasks]
+    estimate, allocation = demo.estimate.model_dump(), demo.allocation.model_dump() | {"policy": policy}
+    if policy == "learning":
+        estimate |= {"head": None, "layers": 8}  # as many as the demo's head reads
+        allocation |= {"policy": "clear_ray", "max_rounds": None}
     settings = demo.model_dump() | {
         "run_dir": f"{folder}/seed-{seed}-{policy}",
         "input": demo.input.model_dump() | {"tasks": [task.model_dump() for task in tasks]},
-        "allocation": demo.allocation.model_dump() | {"policy": policy},
+        "estimate": estimate,
+        "allocation": allocation,
     }
     return RunConfig.parse(settings, where=str(DEMO))
 

@@ -13,7 +13,15 @@ from clear_ray.config import RunConfig
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport, ShareBudget
-from clear_ray.report.summary import BudgetPoint, FailureReport, RoundReport, RunReport, TaskReport
+from clear_ray.report.summary import (
+    BudgetPoint,
+    FailureReport,
+    LearningReport,
+    RoundReport,
+    RunReport,
+    TaskReport,
+    main_round,
+)
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.states import QueryStates
@@ -34,6 +42,8 @@ def make_report(
     *,
     spent_tokens_N: NDArray[np.int64],
     has_gold_N: NDArray[np.bool_],
+    head: str,
+    learning: LearningReport | None = None,
     notices: tuple[str, ...] = (),
     failures: tuple[FailureReport, ...] = (),
 ) -> RunReport:
@@ -44,6 +54,8 @@ def make_report(
         rounds: What each clearing bought.
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
         has_gold_N: Whether a query can be scored, shape (N,).
+        head: Name of the estimate.
+        learning: What it learned; the estimates in `work` are then what it knew in the end.
         notices: What is said about its input.
         failures: Why queries failed.
     """
@@ -58,17 +70,24 @@ def make_report(
     ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
     stopped = int((states.has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
+    has_learned = learning is not None and not learning.left_out
+    main = main_round(rounds, has_learned=has_learned)
+    curve = budget_curve(batch, config.budget_tokens, queries=estimates.queries)
+    expected = main.expected_utility if main else 0.0
+    if has_learned:
+        # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
+        expected = next(point.utility for point in curve if point.budget_tokens == config.budget_tokens)
     return RunReport(
         run_dir=without_secrets(config.run_dir),
         model=hiring.crew.model.name,
-        head=hiring.crew.head.kind,
+        head=head,
         policy=config.allocation.policy,
         budget_tokens=config.budget_tokens,
         spent_tokens=balance.spent_tokens,
         generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
-        shadow_price=rounds[0].shadow_price if rounds else 0.0,
+        shadow_price=main.shadow_price if main else 0.0,
         queries=len(was_run_N),
         completed=completed,
         stopped=stopped,
@@ -77,12 +96,13 @@ def make_report(
         failed=int(has_failed_N.sum()),
         scored=int(has_gold_N.sum()) if is_scored else 0,
         correct=float(correct_N.sum()) if is_scored else None,
-        expected_utility=rounds[0].expected_utility if rounds else 0.0,
+        expected_utility=expected,
         uniform_max_tokens=ceiling,
         uniform_expected_utility=uniform_utility * scale,
         rounds=rounds,
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
-        budget_curve=budget_curve(batch, config.budget_tokens, queries=estimates.queries),
+        budget_curve=curve,
+        learning=learning,
         workers=hiring.most_up,
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 import ray.data
 
 from clear_ray.account import make_report
+from clear_ray.batch.learning import head_name, learned
 from clear_ray.generating import in_order, mark_lost_answers, union
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
-from clear_ray.report.summary import FailureReport, RoundReport, RunReport
+from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
+from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder import SUMMARY, completion_rows
 from clear_ray.scores import read_scores
 from clear_ray.stages.causes import reason_of
@@ -26,8 +29,9 @@ _MOST_REASONS, _MOST_FAILURES = 10_000, 20
 
 def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    folder, estimates = work.folder, work.estimates
     work.progress.begin("write")
+    work, learning = _with_what_it_learned(work)
+    folder, estimates = work.folder, work.estimates
     mark_lost_answers(work, work.states.written_tokens_N)
     spent_N, _ = work.market.charges()
     verdicts = Verdicts(
@@ -44,6 +48,8 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         tuple(rounds),
         spent_tokens_N=spent_N,
         has_gold_N=scores.has_gold_N,
+        head=head_name(work.lesson, work.hiring.crew.head.kind),
+        learning=learning,
         notices=digest.notices,
         failures=_failures(folder),
     )
@@ -54,6 +60,17 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
     write_page(report, completions=completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
+
+
+def _with_what_it_learned(work: OpenRun) -> tuple[OpenRun, LearningReport | None]:
+    """Return the run with the curves that it believes in the end, which its account is drawn from, and what they rest on."""
+    if work.lesson is None:
+        return work, None
+    offers, estimates = work.rounds.offers, work.estimates
+    if not isinstance(offers, LearningOffers):
+        return work, work.lesson.report()
+    batch, learning = learned(offers, work.states, work.lesson, estimates.batch)
+    return replace(work, estimates=replace(estimates, batch=batch)), learning
 
 
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, block_rows: int) -> None:

@@ -25,6 +25,8 @@ from clear_ray.scaling import seconds_of
 EXAMPLE_SEEDS_AWAY = 1_000_000_007
 MOST_TOKENS = MOST_ROWS = 2**31 - 1
 """Tokens of one query; queries of a run, a call or a file. Below, such counts are kept in 32 or 64 bits, and added up."""
+MOST_ROUNDS = 8
+"""Clearings of the price after which a run ends that does not teach itself."""
 CHANGEABLE = "scaling"
 """The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
 
@@ -238,16 +240,41 @@ EngineConfig = Annotated[
 ]
 
 
+NAMED_HEADS = ("learn", "prior", "demo")
+"""Names of `estimate.head` that are no folders."""
+
+
 class EstimateConfig(Settings):
     """How probe features become curves."""
 
     head: str | None = None
-    """Folder of a fitted head, or `demo` for the one shipped for the embedded model; the uncalibrated prior if not given."""
+    """`learn` from this run's own answers, which it does if not given; a folder of a fitted head, `demo` for the one shipped
+    for the embedded model, or `prior`, the uninformed law."""
+    frozen: bool | None = None
+    """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
+    features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
+    """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
     layers: int | None = Field(default=None, ge=1, le=100_000)
     """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
     not given. A fitted head keeps its own number."""
     batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Queries in one probe call; up to 128 if not given, fewer where an engine would have none to read."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether a run is to learn from its own answers."""
+        return self.head in (None, "learn") or self.frozen is False
+
+    @model_validator(mode="after")
+    def _agrees(self) -> EstimateConfig:
+        is_given = self.head not in (None, "learn", "prior")
+        if self.frozen is not None and not is_given:
+            raise ValueError(
+                "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
+            )
+        if self.features is not None and not self.learns:
+            raise ValueError("features are read by a run that learns, and this one keeps its head as it is")
+        return self
 
 
 class AllocationConfig(Settings):
@@ -257,8 +284,8 @@ class AllocationConfig(Settings):
     """Ceiling of one query over all its grants; less where the model's context leaves less beside its prompt."""
     smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
     """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
-    max_rounds: int = Field(default=8, ge=1, le=100)
-    """Most clearings of the price."""
+    max_rounds: int | None = Field(default=None, ge=1, le=100)
+    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clear_ray.config import EstimateConfig, ModelConfig, RunConfig, WorkersConfig
+from clear_ray.config import NAMED_HEADS, EstimateConfig, ModelConfig, RunConfig, WorkersConfig
 from clear_ray.storage import is_plain_path
 
-_SHIPPED_HEAD, _EMBEDDED_MODEL = "demo", "smollm2-135m-instruct"
+_EMBEDDED_MODEL = "smollm2-135m-instruct"
 _PATHS = ("input.path", "engine.model", "engine.rollouts", "engine.features", "estimate.head")
 PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
 """Settings that hold paths, as `run_folder.check_same_run` names them."""
@@ -53,8 +53,8 @@ def absolute_engine(engine: Engine) -> Engine:
 
 
 def absolute_estimate(estimate: EstimateConfig) -> EstimateConfig:
-    """Return the settings of an estimate with the head's path absolute; the shipped head's name is no path."""
-    if estimate.head is None or estimate.head == _SHIPPED_HEAD:
+    """Return the settings of an estimate with the head's path absolute; some names are no path."""
+    if estimate.head is None or estimate.head in NAMED_HEADS:
         return estimate
     return estimate.model_copy(update={"head": absolute(estimate.head)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clear_ray.batch.learning import Lesson
 from clear_ray.config import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.market_client import MarketClient
@@ -27,6 +28,7 @@ class OpenRun:
         estimates: What the probe found.
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
+        lesson: What the run is to learn from; None if that is not asked of it.
         notes: What is to be said of the model.
     """
 
@@ -37,6 +39,7 @@ class OpenRun:
     estimates: Estimates
     rounds: Rounds
     progress: Progress
+    lesson: Lesson | None = None
     notes: tuple[str, ...] = ()
 
     @property

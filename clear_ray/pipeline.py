@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
+from clear_ray.batch.learning import Lesson, head_name, lesson_of
 from clear_ray.checking import head_of
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
@@ -44,6 +45,7 @@ from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
 from clear_ray.room import settled
 from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.run_folder import (
@@ -156,10 +158,12 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             progress.watching(market),
         ):
             _open_run(folder, manifest, config, digest, crew, run_id)
+            lesson = lesson_of(folder, config, digest.rows)
+            progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, market, lambda: progress.seconds)
-            rounds = _rounds_of(folder, config, estimates, cost_N)
-            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, notes)
+            rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
+            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, lesson, notes)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
@@ -205,23 +209,33 @@ def _plan_in(
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
-            rounds = _rounds_of(folder, config, estimates, cost_N)
+            # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
+            rounds = _rounds_of(folder, config, estimates, cost_N, None)
             first = rounds.next(config.budget_tokens)
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
             asked = None if share is None else budget_for_share(estimates, share)
+            lesson = lesson_of(folder, config, digest.rows)
+            learned = {
+                "learning": None if lesson is None else lesson.report(),
+                "head": head_name(lesson, crew.head.kind),
+            }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer)
             facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
-            return report.model_copy(update=facts | scores)
+            return report.model_copy(update=facts | scores | learned)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
 
 
-def _rounds_of(folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> Rounds:
-    offers = offers_of(folder, config, estimates, cost_N)
-    return Rounds(offers, config.allocation, failed=estimates.error_of_index)
+def _rounds_of(
+    folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
+) -> Rounds:
+    offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
+    if isinstance(offers, LearningOffers):
+        settings = settings.model_copy(update={"max_rounds": offers.most_rounds})
+    return Rounds(offers, settings, failed=estimates.error_of_index)
 
 
 def _open_run(

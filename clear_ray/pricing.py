@@ -9,10 +9,12 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
+from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.clearing_rows import SketchedOffers, reservation_prices_of_rows
 from clear_ray.config import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import reservation_prices, taken_tokens
+from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.sketching import is_sketched
@@ -25,9 +27,11 @@ def is_sketched_run(config: RunConfig, queries: int) -> bool:
 
 
 def offers_of(
-    folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]
-) -> BatchOffers | SketchedOffers:
-    """Return what every query is offered: further tokens, by its estimate."""
+    folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None = None
+) -> BatchOffers | SketchedOffers | LearningOffers:
+    """Return what every query is offered: further tokens, by its estimate or by what the run learns."""
+    if lesson is not None and not lesson.left_out:
+        return learning_offers(folder, config, estimates, lesson)
     if not is_sketched_run(config, estimates.queries):
         return BatchOffers(estimates.batch, policy=config.allocation.policy)
     return SketchedOffers(

@@ -31,6 +31,7 @@ class Progress:
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
         self._price: float | None = None
+        self._label = ""
         self._market: MarketClient | None = None
         self._warning = self._if_all_wrong = ""
         self._balance: Balance | None = None
@@ -55,6 +56,10 @@ class Progress:
     def seconds(self) -> float:
         """Wall time since the run began."""
         return time.monotonic() - self._started
+
+    def learns_from(self, label: str) -> None:
+        """Note what the run learns from, from the next snapshot on."""
+        self._label = label
 
     @contextmanager
     def watching(self, market: MarketClient) -> Iterator[None]:
@@ -118,6 +123,7 @@ class Progress:
                     scored=balance.scored if balance else 0,
                     seconds=self.seconds,
                     recent=balance.recent if balance else (),
+                    label=self._label,
                     warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )
             )

@@ -55,6 +55,7 @@ def replay_settings(tmp_path: Path) -> dict[str, Any]:
             "features": str(ROLLOUTS / "features.parquet"),
             "max_batch": 64,
         },
+        "estimate": {"head": "prior"},
         "allocation": {"max_tokens": 400, "max_rounds": 3},
         "scoring": {"scorer": "clear_ray.tasks.recorded:score_recorded"},
         "dispatch": {"rows_per_file": 16},

@@ -9,21 +9,23 @@ from clear_ray.estimation.head import Head, load_head
 from clear_ray.estimation.prior import PriorHead
 
 SHIPPED = {"demo": "smollm2-135m-instruct"}
+UNINFORMED = (None, "learn", "prior")
+"""Names that name no fitted head: a run begins, and may end, with the uninformed law."""
 
 
 def resolve_head(name: str | None, *, cap_tokens: int, layers: int | None = None) -> Head:
     """Return the head that a configuration names.
 
     Args:
-        name: A folder written by `clear-ray calibrate`; `demo` for the one shipped for the embedded model; None for the
-            uncalibrated prior.
+        name: A folder written by `clear-ray calibrate`; `demo` for the one shipped for the embedded model; one of
+            `UNINFORMED` for the uncalibrated prior.
         cap_tokens: Largest ceiling of a query, for the prior's grid.
         layers: Layers of the model that the probe is to run; a fitted head has its own number, which this may repeat.
 
     Raises:
         ConfigError: The folder holds no head, or one for another number of layers.
     """
-    if name is None:
+    if name in UNINFORMED:
         return PriorHead(cap_tokens=cap_tokens, probe_layers=layers)
     head = load_head(_folder_of(name))
     if layers not in (None, head.card.probe_layers):

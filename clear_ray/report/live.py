@@ -20,7 +20,7 @@ from rich.text import Text
 
 from clear_ray.report.pace import Pace
 from clear_ray.report.summary import ProgressSnapshot
-from clear_ray.report.wording import UNKNOWN, answers, count, duration, per_thousand
+from clear_ray.report.wording import LABELS, UNKNOWN, answers, count, duration, per_thousand
 from clear_ray.showing import printable
 
 _LINE_SECONDS = 5.0
@@ -206,6 +206,7 @@ def _speed(pace: Pace) -> str:
 
 
 def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
+    learning = (f"learning from {LABELS.get(snapshot.label, snapshot.label)}",) if snapshot.label else ()
     parts = (
         f"{duration(snapshot.seconds):>12}  {_stage(snapshot)}",
         f"queries {_queries(snapshot)}",
@@ -214,6 +215,7 @@ def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
         f"answers {_correct(snapshot)}",
         _speed(pace),
         f"ETA {duration(pace.eta_seconds)}",
+        *learning,
     )
     return " | ".join(parts)
 
@@ -256,6 +258,8 @@ def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
     facts.add_row("price  ", Text(_price(snapshot)))
     facts.add_row("answers", Text(_correct(snapshot)))
     facts.add_row("speed  ", Text(f"{_speed(pace)}, ETA {duration(pace.eta_seconds)}"))
+    if snapshot.label:
+        facts.add_row("learning", Text(f"from {LABELS.get(snapshot.label, snapshot.label)}"))
     title = Text.assemble((_stage(snapshot), "bold"), (f"  {duration(snapshot.seconds)}", "dim"))
     lines: list[RenderableType] = [title, grid, facts]
     if snapshot.warning:

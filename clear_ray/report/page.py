@@ -90,6 +90,7 @@ def _environment() -> Environment:
         "reason": lambda text: _shown(text, _REASON_CHARACTERS),
         "answer": lambda text: _shown(text, _ANSWER_CHARACTERS),
         "outcome": outcome,
+        "label": lambda label: wording.LABELS.get(label, label),
     }
     environment.filters.update(filters)
     return environment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from clear_ray.report.summary import BudgetPoint, Part
+from clear_ray.report.summary import BudgetPoint, LearningReport, Part
 
 
 class ShareBudget(Part):
@@ -24,7 +24,7 @@ class PlanReport(Part):
     """The priced batch: how many queries the budget would fund, at which price, and what that would spend."""
 
     head: str
-    """Kind of the head that estimated; `prior` if none was fitted."""
+    """Kind of the head that estimated; `learn` or `prior` if none was fitted."""
     queries: int = Field(ge=0)
     """Valid queries in the batch; funded + abandoned."""
     budget_tokens: int = Field(ge=0)
@@ -55,6 +55,8 @@ class PlanReport(Part):
     """How the input was read, and what of it is ignored, lowered or failed; a line each."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
+    learning: LearningReport | None = None
+    """What the run would learn from; None if that is not asked of it."""
     scorer: str | None = None
     """What would score the answers; of a batch that left the choice, with the golds it was chosen by."""
     warnings: tuple[str, ...] = ()

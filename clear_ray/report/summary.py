@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -87,6 +89,25 @@ class BudgetPoint(Part):
     """Queries granted tokens."""
 
 
+class LearningReport(Part):
+    """What a run learned from its own answers."""
+
+    label: str
+    """What said that an answer is right: a scorer's `verdict`, or that the answer `ended` by itself."""
+    features: tuple[str, ...]
+    """What was read of the prompts."""
+    left_out: str = ""
+    """Why the run learned nothing after all, and went by the uninformed law; empty if it did learn."""
+    answers: int = 0
+    """Answers that taught, cut ones too; at most 10,000 of them are fitted."""
+    evidence_nats: float | None = None
+    """How much better answers are predicted with the prompts than without, each by a fit that left it out; nats, in all."""
+    learned_share: float = 0.0
+    """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
+    given_share: float = 0.0
+    """Share of the curves of a head that was given."""
+
+
 class RunReport(Part):
     """The account of one run; `summary.json` in its folder."""
 
@@ -95,7 +116,7 @@ class RunReport(Part):
     model: str
     """Name of the model."""
     head: str
-    """Name of the estimate: `prior`, or the fitted head."""
+    """Name of the estimate: `learn`, `prior`, or the kind of the fitted head."""
     policy: str
     """`clear_ray` or `uniform`."""
     budget_tokens: int
@@ -109,7 +130,7 @@ class RunReport(Part):
     prefill_tokens: int
     """Prompt tokens read by the probe; reported beside the budget, not charged to it."""
     shadow_price: float
-    """Price of the first clearing: what one further token was worth, in expected correct answers."""
+    """Price of the main clearing: what one further token was worth, in expected correct answers."""
     queries: int
     """Queries in the batch; completed + abandoned + failed."""
     completed: int
@@ -133,7 +154,7 @@ class RunReport(Part):
     warnings: tuple[str, ...] = ()
     """What is amiss with the scores: golds that the scorer cannot read, or not one right answer, with the likeliest cause."""
     expected_utility: float
-    """Correct answers expected at the first clearing."""
+    """Correct answers expected at the first clearing; if the run learned, from the whole budget by its last estimates."""
     uniform_max_tokens: int
     """The equal ceiling that was expected to spend the same tokens."""
     uniform_expected_utility: float
@@ -144,6 +165,8 @@ class RunReport(Part):
     """By kind of query, most queries first."""
     budget_curve: tuple[BudgetPoint, ...]
     """What other budgets were expected to buy."""
+    learning: LearningReport | None = None
+    """What the run learned from its own answers; None if that was not asked of it."""
     workers: int | None = None
     """Most engines that were up at once."""
     worker_tokens_per_second: float | None = None
@@ -175,9 +198,26 @@ class RunReport(Part):
         return sum(row.fresh for row in self.rounds if row.is_service)
 
     @property
+    def has_learned(self) -> bool:
+        """Whether the run went by what its own answers taught."""
+        return self.learning is not None and not self.learning.left_out
+
+    @property
+    def main_round(self) -> RoundReport | None:
+        """See `main_round`."""
+        return main_round(self.rounds, has_learned=self.has_learned)
+
+    @property
     def accuracy(self) -> float | None:
         """Share of the scored queries that were answered correctly; None if nothing was scored."""
         return self.correct / self.scored if self.scored and self.correct is not None else None
+
+
+def main_round(rounds: Sequence[RoundReport], *, has_learned: bool) -> RoundReport | None:
+    """Return the round that says what the budget was worth: the first; where a run learned, the one that granted most."""
+    if not has_learned:
+        return rounds[0] if rounds else None
+    return max((row for row in rounds if not row.is_service), key=lambda row: row.granted_tokens, default=None)
 
 
 class ProgressSnapshot(Part):
@@ -211,5 +251,7 @@ class ProgressSnapshot(Part):
     """Since the run began."""
     recent: tuple[str, ...]
     """The last few queries to end, each as one short line without prompt or answer."""
+    label: str = ""
+    """What the run learns from, see `LearningReport`; empty if it does not learn."""
     warning: str = ""
     """What should be looked at before more is spent: not one of the first scored answers was right."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport
-from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, times
+from clear_ray.report.summary import BudgetPoint, LearningReport, RoundReport, RunReport
+from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, taught, times
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
@@ -29,12 +29,16 @@ def summary_text(report: RunReport) -> str:
         for failure in report.failures[:_MOST_FAILURES]
     ]
     if report.rounds:
-        lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+        lines += ["", *_round_table(report.rounds)]
+    if report.main_round is not None:
+        lines += ["", _certificate(report.main_round)]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
-    if report.head == "prior" and report.policy == "clear_ray":
+    if report.learning is not None:
+        lines.append(_labelled("learned", _learned(report.learning)))
+    elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
     lines += _notes(report.notes)
     lines.append(
@@ -64,7 +68,9 @@ def plan_text(plan: PlanReport) -> str:
     lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
     lines += [_labelled(label, value) for label, value in pairs]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
-    if plan.head == "prior":
+    if plan.learning is not None:
+        lines.append(_labelled("learns", _will_learn(plan.learning)))
+    elif plan.head == "prior":
         lines.append(_UNCALIBRATED)
     lines += _notes(plan.notes)
     if plan.budget_curve:
@@ -101,6 +107,19 @@ _UNCALIBRATED = _labelled(
 )
 
 
+def _will_learn(learning: LearningReport) -> str:
+    if learning.left_out:
+        return f"nothing: {learning.left_out}; equal ceilings, about"
+    return f"from {taught(learning.label, learning.features)}; nothing is known yet, and the figures say so"
+
+
+def _learned(learning: LearningReport) -> str:
+    if learning.left_out:
+        return f"nothing: {learning.left_out}; equal ceilings, about"
+    share = percent(learning.learned_share + learning.given_share)
+    return f"from {count(learning.answers)} answers: {taught(learning.label, learning.features)}; trusted {share}"
+
+
 def _price(shadow_price: float) -> str:
     if shadow_price == 0:
         return "0: nothing competes for the budget"
@@ -124,7 +143,8 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     answered = f"{count(report.stopped)} ended by themselves, {count(report.truncated)} cut off"
     gain = times(report.expected_utility, report.uniform_expected_utility)
     uniform = _against(report.uniform_expected_utility, report.uniform_max_tokens)
-    hoped = f"{expected(report.expected_utility)} correct at the first clearing; {uniform}"
+    when = "by what it knows now" if report.has_learned else "at the first clearing"
+    hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
         ("budget", f"{count(report.budget_tokens)} tokens, {spent}"),
         ("price", _price(report.shadow_price)),
@@ -144,9 +164,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     return pairs
 
 
-def _certificate(first: RoundReport) -> str:
-    bound = f"no sharing of round 1 can be expected to give more than {expected(first.dual_bound)} correct"
-    return _labelled("certificate", f"{bound}; this one {expected(first.expected_utility)} (gap {answers(first.gap)})")
+def _certificate(main: RoundReport) -> str:
+    bound = f"no sharing of round {main.number} can be expected to give more than {expected(main.dual_bound)} correct"
+    return _labelled("certificate", f"{bound}; this one {expected(main.expected_utility)} (gap {answers(main.gap)})")
 
 
 def _round_table(rounds: Sequence[RoundReport]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 UNKNOWN = "\N{EN DASH}"
 """Stands where a number is not known, or does not exist."""
@@ -38,6 +39,16 @@ def per_thousand(price: float | None) -> str:
 def percent(share: float | None) -> str:
     """Return a share of one as a percentage with one decimal."""
     return UNKNOWN if share is None else f"{100 * share:.1f} %"
+
+
+LABELS = {"verdict": "the scorer's verdicts", "ended": "which answers ended by themselves"}
+"""What a run may learn from."""
+
+
+def taught(label: str, features: Sequence[str]) -> str:
+    """Return what a run learns from, such as `the scorer's verdicts, by text and ngrams of the prompts`."""
+    read = " and ".join(part for part in (", ".join(features[:-1]), *features[-1:]) if part)
+    return f"{LABELS.get(label, label)}, by {read} of the prompts"
 
 
 def duration(seconds: float | None) -> str:

@@ -32,7 +32,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config import AllocationConfig
+from clear_ray.config import MOST_ROUNDS, AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport
@@ -68,6 +68,11 @@ class Rounds:
         self._running: dict[int, RunningRound] = {}
         self._came_to_nothing = False
         self._has_served = False
+
+    @property
+    def offers(self) -> Offers:
+        """What queries are offered, and what is believed of them."""
+        return self._offers
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -162,7 +167,7 @@ class Rounds:
         return owed_tokens(is_unserved_N, self._offers.max_tokens_N, self._settings.minimum_service_tokens)
 
     def _may_clear(self, available_tokens: int, owed_tokens_N: NDArray[np.int64]) -> bool:
-        if self._came_to_nothing or self._has_served or self.number >= self._settings.max_rounds:
+        if self._came_to_nothing or self._has_served or self.number >= (self._settings.max_rounds or MOST_ROUNDS):
             return False
         if self.number == 0:
             return available_tokens >= 1

@@ -127,6 +127,14 @@ class ServeConfig(ConfigFile):
         return self
 
     @model_validator(mode="after")
+    def _learns_nothing(self) -> ServeConfig:
+        if self.estimate.head == "learn" or self.estimate.frozen is False or self.estimate.features is not None:
+            raise ValueError(
+                "a server learns nothing from its answers: name a fitted head, or none for the uninformed law"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scaling_goes_up(self) -> ServeConfig:
         if self.scaling is not None and self.scaling.max_workers < self.engine.workers:
             raise ValueError("scaling.max_workers is below engine.workers")

@@ -1,0 +1,153 @@
+"""Coordinates of a batch's queries, by which a run learns from its own answers (docs/method.md, section 8).
+
+    queries/ --a sample of the prompts, in one task--> map --every block, in tasks--> coordinates/ --> driver: numbers alone
+
+No label and no answer goes into the map, and no prompt comes to the driver. `coordinates/` is replaced in one step and
+`coordinates.json` is written when it is whole, before the first grant that depends on it: a resumed run reads the same
+numbers. They are kept in single precision and held in double, at most 400 of them: 1.6 kB a query on disk and 3.2 kB on the
+driver, 320 MB at a hundred thousand queries.
+
+Shapes: N queries of the batch, P coordinates, B rows of a block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from clear_ray.engine.base import Features, words_of
+from clear_ray.errors import BudgetError, own_error
+from clear_ray.estimation.factorised import Coordinates, fit_coordinates
+from clear_ray.stages.probe import prompts_of
+from clear_ray.storage import Folder
+
+COORDINATES = "coordinates"
+COORDINATES_WHOLE = "coordinates.json"
+MOST_SAMPLED = 5_000
+"""Most prompts that the map is fitted on."""
+_READ = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
+_BATCH_ROWS = 2_048
+
+
+def coordinates_of(
+    folder: Folder, prompt_tokens_N: NDArray[np.int64], *, features: Sequence[str], seed: int
+) -> NDArray[np.float64]:
+    """Return the coordinates of all queries, shape (N, P); made and written if the run folder does not hold them yet.
+
+    Args:
+        folder: The run folder, with its queries.
+        prompt_tokens_N: Length of every prompt, tokens.
+        features: Names out of `estimation.feature_sets.FEATURE_SETS`; of hidden states nothing is kept.
+        seed: Which prompts the map is fitted on, where there are many.
+
+    Raises:
+        BudgetError: Not every query has coordinates; a defect.
+    """
+    if not folder.exists(COORDINATES_WHOLE):
+        _write(folder, prompt_tokens_N, tuple(features), seed)
+        whole = {"rows": len(prompt_tokens_N), "features": list(features), "seed": seed}
+        folder.write(COORDINATES_WHOLE, json.dumps(whole).encode())
+    return read_coordinates(folder, len(prompt_tokens_N))
+
+
+def read_coordinates(folder: Folder, queries: int) -> NDArray[np.float64]:
+    """Return the coordinates in a run folder, in the order of the queries, shape (N, P).
+
+    Raises:
+        BudgetError: Not every query has coordinates.
+    """
+    x_NP, seen_N = np.zeros((queries, 0)), np.zeros(queries, np.int64)
+    for path in folder.child(COORDINATES).files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem).combine_chunks()
+        index = table["index"].to_numpy()
+        x_BP = np.asarray(table["x"].combine_chunks().flatten()).reshape(len(table), -1)
+        if not seen_N.any():
+            x_NP = np.zeros((queries, x_BP.shape[1]))
+        x_NP[index] = x_BP
+        seen_N += np.bincount(index, minlength=queries)
+    if (seen_N != 1).any():
+        said = f"query {int((seen_N != 1).argmax())} of {queries}"
+        raise BudgetError(
+            "a query has no coordinates, or has them twice",
+            folder.path,
+            said,
+            f"Delete {COORDINATES} and {COORDINATES_WHOLE} in the run folder, and run again.",
+        )
+    return x_NP
+
+
+@dataclass(frozen=True)
+class AddCoordinates:
+    """Callable for `map_batches`: from the columns of `records.QUERY_SCHEMA` to coordinates.
+
+    Attributes:
+        fitted: Reference to the map.
+        prompt_tokens: Reference to the length of every prompt, shape (N,).
+    """
+
+    fitted: Any
+    prompt_tokens: Any
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return index and coordinates of each row."""
+        fitted: Coordinates = ray.get(self.fitted)
+        x_BP = np.ascontiguousarray(fitted(*_read(batch, ray.get(self.prompt_tokens))), np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
+        return pa.table({"index": batch["index"].combine_chunks(), "x": column})
+
+
+def _write(folder: Folder, prompt_tokens_N: NDArray[np.int64], features: tuple[str, ...], seed: int) -> None:
+    queries = folder.child("queries")
+    paths = queries.files(".parquet")
+    fit: Any = ray.remote(_fit)
+    prompt_tokens = ray.put(prompt_tokens_N)
+    fitted = fit.remote(folder, paths, prompt_tokens, features, seed)
+    try:
+        ray.wait([fitted], fetch_local=False)
+        with folder.replacing(COORDINATES) as target:
+            (
+                ray.data.read_parquet(paths, filesystem=folder.filesystem)
+                .select_columns(_READ)
+                .map_batches(AddCoordinates(fitted, prompt_tokens), batch_size=_BATCH_ROWS, batch_format="pyarrow")
+                .write_parquet(target.path, filesystem=folder.filesystem)
+            )
+    except Exception as error:
+        raise own_error(error) or error from error
+    folder.child(COORDINATES).sync()
+
+
+def _fit(
+    folder: Folder, paths: Sequence[str], prompt_tokens_N: NDArray[np.int64], features: Sequence[str], seed: int
+) -> Coordinates:
+    """Return the map, fitted on the prompts of a sample; runs in a task."""
+    queries = len(prompt_tokens_N)
+    is_drawn_N = np.zeros(queries, bool)
+    is_drawn_N[np.random.default_rng(seed).permutation(queries)[:MOST_SAMPLED]] = True
+    drawn = []
+    for path in paths:
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=_READ)
+        drawn.append(table.filter(pa.array(is_drawn_N[table["index"].to_numpy()])))
+    sample = pa.concat_tables(drawn).sort_by("index")
+    known, prompts, tasks = _read(sample, prompt_tokens_N)
+    return fit_coordinates(known, prompts, sets=features, tasks=tasks, seed=seed)
+
+
+def _read(batch: pa.Table, prompt_tokens_N: NDArray[np.int64]) -> tuple[Features, list[str], list[str]]:
+    """Return what a map may read of rows: numbers of the probe, texts as heads are shown them, and labels."""
+    rows = len(batch)
+    none = np.zeros((rows, 0), np.float32)
+    known = Features(prompt_tokens_N[batch["index"].to_numpy()], np.full(rows, np.nan, np.float32), none, none)
+    is_query = pc.is_null(batch["input_error"])
+    words = iter(words_of(prompt) for prompt in prompts_of(batch.filter(is_query)))
+    texts = [next(words) if is_one else "" for is_one in is_query.to_pylist()]
+    return known, texts, [task or "" for task in batch["task"].to_pylist()]

@@ -1,0 +1,140 @@
+"""A run that learns from its own answers: whether one does, from what, and what it knows in the end.
+
+Which queries are asked in which stage, and how far the learned is trusted, is the law's part (`rounds.learning_offers`). Here
+it gets its coordinates, the label that there is, and the rounds that it may have.
+
+Shapes: N queries of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pyarrow.dataset as ds
+
+from clear_ray.batch.coordinates import coordinates_of
+from clear_ray.config import RunConfig
+from clear_ray.estimation.curves import Curves, curves_from_incidence
+from clear_ray.estimation.factors import Label
+from clear_ray.estimation.hazards import Incidence
+from clear_ray.report.summary import LearningReport
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
+from clear_ray.rounds.states import QueryStates
+from clear_ray.run_folder import Estimates
+from clear_ray.sketching import is_sketched
+from clear_ray.storage import Folder
+
+FEWEST_ROUNDS = 3
+"""A pilot, one clearing by what it taught, and one of what comes back."""
+DEFAULT_FEATURES = ("text", "ngrams")
+_READ_METADATA = ("reasoning_gym", "code")
+"""Scorers that can do without gold answers; so can functions of a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a run is to learn from.
+
+    Attributes:
+        label: What says that an answer is right.
+        features: What is read of the prompts.
+        left_out: Why it learns nothing after all; empty if it does learn.
+    """
+
+    label: Label
+    features: tuple[str, ...]
+    left_out: str = ""
+
+    def report(self) -> LearningReport:
+        """Return what can be said before the first answer."""
+        return LearningReport(label=self.label, features=self.features, left_out=self.left_out)
+
+
+def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
+    """Return what a run is to learn from, or None if that is not asked of it.
+
+    Args:
+        folder: The run folder, with its queries.
+        config: As for `run`.
+        queries: N.
+    """
+    if not config.estimate.learns or config.allocation.policy == "uniform":
+        return None
+    left_out = _hindrance(config, queries)
+    has = set() if left_out else _judged_by(folder)
+    scorer = config.scoring.scorer
+    judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
+    is_judged = scorer is not None and bool(has & judges)
+    return Lesson("verdict" if is_judged else "ended", config.estimate.features or DEFAULT_FEATURES, left_out)
+
+
+def head_name(lesson: Lesson | None, kind: str) -> str:
+    """Return what a report calls the estimate: `learn` where the run's own answers alone are behind it, else the head."""
+    return "learn" if lesson is not None and not lesson.left_out and kind == "prior" else kind
+
+
+def _hindrance(config: RunConfig, queries: int) -> str:
+    if is_sketched(queries, config.allocation.sketched):
+        return "a batch that is priced where its estimates are does not learn yet"
+    rounds = config.allocation.max_rounds
+    if rounds is not None and rounds < FEWEST_ROUNDS:
+        return f"learning takes {FEWEST_ROUNDS} rounds at least, and allocation.max_rounds is {rounds}"
+    return ""
+
+
+def _judged_by(folder: Folder) -> set[str]:
+    """Return which of the columns that scorers read hold anything."""
+    queries = folder.child("queries")
+    source = ds.dataset(queries.files(".parquet"), filesystem=folder.filesystem, format="parquet")
+    optional = ("gold", "metadata")
+    return {name for name in optional if len(source.head(1, columns=["index"], filter=ds.field(name).is_valid()))}
+
+
+def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> LearningOffers:
+    """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
+    batch, rounds = estimates.batch, config.allocation.max_rounds or LEARNING_ROUNDS
+    return LearningOffers(
+        x_NP=coordinates_of(folder, estimates.prompt_tokens_N, features=lesson.features, seed=config.seed),
+        tokens_K=batch.curves.tokens_K,
+        weight_N=batch.weight_N,
+        max_tokens_N=batch.max_tokens_N,
+        tie_break_N=batch.tie_break_N,
+        cost_N=batch.cost_N,
+        budget_tokens=config.budget_tokens,
+        label=lesson.label,
+        stages=stages_for(rounds),
+        given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
+        seed=config.seed,
+        most_rounds=rounds,
+    )
+
+
+def stages_for(rounds: int) -> Stages:
+    """Return the sizes of the stages of a run that may clear its price so often; the pilot and the last two are none."""
+    return Stages(most_stages=max(1, min(Stages().most_stages, rounds - FEWEST_ROUNDS)))
+
+
+def _incidence_of(curves: Curves) -> Incidence:
+    right_NK, survival_NK = curves.success_NK.astype(float), curves.survival_NK.astype(float)
+    return Incidence(right_NK, (1.0 - right_NK - survival_NK).clip(0.0), survival_NK)
+
+
+def learned(
+    offers: LearningOffers, states: QueryStates, lesson: Lesson, believed_before: Batch
+) -> tuple[Batch, LearningReport]:
+    """Return what a run knows at its end: the batch by its last beliefs, and what they rest on."""
+    observed = observe(states, label=offers.label)
+    if not len(observed):
+        return believed_before, lesson.report()
+    belief = offers.learned(observed)
+    found = belief.incidence(offers.x_NP, tokens_K=offers.tokens_K, given=offers.given, fold_N=offers.fold_N)
+    curves = curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=offers.tokens_K)
+    share, given_share = belief.evidence.shares()
+    known = {
+        "answers": len(observed),
+        "evidence_nats": belief.evidence.learned_nats,
+        "learned_share": share,
+        "given_share": given_share,
+    }
+    return replace(believed_before, curves=curves), lesson.report().model_copy(update=known)

@@ -1,0 +1,122 @@
+"""A run that learns from its own answers, whole and on a local cluster, with recorded rollouts of a real model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
+from clear_ray.batch.learning import learning_offers, lesson_of
+from clear_ray.config import RunConfig
+from clear_ray.errors import BudgetError
+from clear_ray.estimation.resolve import resolve_head
+from clear_ray.pipeline import RunResult, plan, run
+from clear_ray.report.text import plan_text, summary_text
+from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.run_folder import read_estimates
+from clear_ray.storage import open_folder
+from tests.ray.test_drivers import cut_before, on_ray
+from tests.unit.rounds.drivers import Played, recorded_answers, replayed, simulated
+
+QUERIES = 199
+ROUNDS = 5
+"""Enough for a pilot, stages and the rest, and few enough for a test."""
+
+
+def learning(settings: dict[str, Any], **changes: Any) -> RunConfig:
+    allocation = {"max_tokens": 400, "max_rounds": ROUNDS}
+    return RunConfig.parse(settings | {"estimate": {}, "allocation": allocation} | changes)
+
+
+def by_other_drivers(config: RunConfig) -> tuple[Played, Played]:
+    """Return what replay and simulation make of what the folder of a run offers; nothing of its rounds is read."""
+    folder = open_folder(config.run_dir)
+    grid = np.array(resolve_head(None, cap_tokens=400).card.tokens_K)
+    estimates = read_estimates(folder, grid, config.seed)
+    lesson = lesson_of(folder, config, estimates.queries)
+    assert lesson is not None
+    offers = learning_offers(folder, config, estimates, lesson)
+    assert isinstance(offers, LearningOffers)
+    names = pq.read_table(folder.child("estimates").path, columns=["index", "query_id"]).sort_by("index")["query_id"]
+    answers, allocation = recorded_answers(names.to_pylist()), config.allocation
+    return (
+        replayed(offers, answers, config.budget_tokens, allocation),
+        simulated(offers, answers, config.budget_tokens, allocation),
+    )
+
+
+@pytest.fixture
+def learned(replay_settings: dict[str, Any]) -> tuple[RunConfig, RunResult]:
+    """A run without a head at 32 tokens a query."""
+    config = learning(replay_settings)
+    return config, run(None, config)
+
+
+def test_a_run_that_knows_nothing_learns_and_a_resumed_one_goes_on_with_the_same_grants(
+    replay_settings: dict[str, Any], learned: tuple[RunConfig, RunResult], tmp_path: Path
+) -> None:
+    config, result = learned
+    report, whole = result.report, on_ray(result)
+    prior = run(None, RunConfig.parse(replay_settings | {"run_dir": str(tmp_path / "prior")})).report
+    assert (prior.head, prior.learning) == ("prior", None)
+    assert report.head == "learn"
+    assert report.correct is not None
+    assert prior.correct is not None
+    assert report.correct > 1.7 * prior.correct, f"{report.correct} with learning, {prior.correct} without"
+
+    found = report.learning
+    assert found is not None
+    assert (found.label, found.features, found.left_out) == ("verdict", ("text", "ngrams"), "")
+    assert found.answers == report.completed
+    assert found.learned_share > 0.9
+    main = report.main_round
+    assert main is not None
+    assert report.shadow_price == main.shadow_price > 0
+    assert main.granted_tokens == max(row.granted_tokens for row in report.rounds)
+    assert report.expected_utility > 1.5 * report.uniform_expected_utility, "by what it learned the price pays"
+    assert "learned" in summary_text(report)
+
+    here, there = by_other_drivers(config)
+    assert here == whole
+    assert there == whole
+
+    # A driver that dies between two stages, and one that dies before its coordinates were whole.
+    copy = tmp_path / "cut"
+    cut_before(3, result.run_dir, copy)
+    x_NP = read_coordinates(open_folder(result.run_dir), QUERIES)
+    (copy / COORDINATES_WHOLE).unlink()
+    torn = next((copy / COORDINATES).glob("*.parquet"))
+    pq.write_table(pq.read_table(torn).slice(1), torn)
+    with pytest.raises(BudgetError, match="coordinates"):
+        read_coordinates(open_folder(str(copy)), QUERIES)
+    assert on_ray(run(None, learning(replay_settings, run_dir=str(copy)))) == whole
+    assert np.array_equal(read_coordinates(open_folder(str(copy)), QUERIES), x_NP)
+
+
+def test_without_gold_a_run_learns_which_answers_end(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    queries = pq.read_table(replay_settings["input"]["path"])
+    queries = queries.take(pa.array(range(0, QUERIES, 4)))
+    pq.write_table(queries.drop_columns(["gold", "metadata"]), tmp_path / "queries.parquet")
+    config = learning(replay_settings, input={"path": str(tmp_path / "queries.parquet")}, budget=16 * len(queries))
+    planned = plan(None, config)
+    assert planned.head == "learn"
+    assert planned.learning is not None
+    assert (planned.learning.label, planned.learning.answers) == ("ended", 0)
+    assert "which answers ended by themselves" in plan_text(planned)
+    assert not Path(config.run_dir).exists()
+    result = run(None, config)
+    here, there = by_other_drivers(config)
+    assert here == there == on_ray(result)
+    assert result.report.learning is not None
+    assert (result.report.learning.label, result.report.correct) == ("ended", None)
+    shutil.rmtree(config.run_dir)
+    priced_from_sketches = {"input": config.input.model_dump(), "allocation": {"sketched": True, "max_rounds": 1}}
+    left_out = run(None, learning(replay_settings, budget=500, **priced_from_sketches))
+    assert left_out.report.head == "prior"
+    assert "priced where its estimates are" in summary_text(left_out.report)
