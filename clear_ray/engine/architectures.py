@@ -18,6 +18,9 @@ from clear_ray.engine.context import moving_positions, unscaled_context
 from clear_ray.errors import ConfigError
 
 TABLE = Path(__file__).with_name("architectures.json")
+_ENCODER_DECODER = "it is an encoder-decoder model"
+_ENCODER = "it is an encoder, whose tokens look ahead (its config.json does not set is_decoder)"
+_BY_SETTING = frozenset((_ENCODER, _ENCODER_DECODER))
 _REMEDY = "Set engine.kind to vllm, or use another model."
 
 
@@ -68,7 +71,10 @@ def refuse_unfit(config: Any) -> None:
         ConfigError: Its architecture is known not to run.
     """
     known = known_architectures().get(config.model_type)
-    reason = unfit_reason(config) or (known.reason if known is not None and known.way == "refused" else "")
+    reason = unfit_reason(config)
+    # What the zoo refused by a setting is not refused where the setting is another.
+    if not reason and known is not None and known.way == "refused" and known.reason not in _BY_SETTING:
+        reason = known.reason
     if reason:
         raise unfit(config, reason)
 
@@ -83,10 +89,10 @@ def unfit(config: Any, reason: str) -> ConfigError:
 def unfit_reason(config: Any) -> str:
     """Return why a model is no causal language model by its own settings; empty if it may be one."""
     if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder model"
+        return _ENCODER_DECODER
     # Those that know cross-attention are encoders unless they are told to decode.
     if hasattr(config, "add_cross_attention") and not getattr(config, "is_decoder", True):
-        return "it is an encoder, whose tokens look ahead (its config.json does not set is_decoder)"
+        return _ENCODER
     return ""
 
 

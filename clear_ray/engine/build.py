@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
-from clear_ray.engine.base import Engine, read_prompt
-from clear_ray.errors import ConfigError
+from clear_ray.engine.base import Engine, Prompt, read_prompt
+from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest import PromptLimit
+
+if TYPE_CHECKING:
+    from clear_ray.engine.rendering import Rendering
 
 _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation of ordinary length
 
@@ -87,8 +91,15 @@ def _count_tokens(config: ModelConfig, prompts: list[str], forms: list[str]) -> 
     from clear_ray.engine.rendering import rendering_of
 
     rendering = rendering_of(config)
-    read = [
-        read_prompt(text, is_conversation=form == "conversation", form=form)
+    return [
+        _length(rendering, read_prompt(text, is_conversation=form == "conversation", form=form))
         for text, form in zip(prompts, forms, strict=True)
     ]
-    return [len(token_ids) for token_ids in rendering.token_ids(read)]
+
+
+def _length(rendering: Rendering, prompt: Prompt) -> int:
+    """Return the tokens of a prompt; 0 of one that its template refuses, which is not refused for its length."""
+    try:
+        return len(rendering.token_ids([prompt])[0])
+    except SchemaError:
+        return 0

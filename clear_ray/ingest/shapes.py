@@ -15,15 +15,23 @@ from typing import Any, Literal
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 
-Kind = Literal["text", "number", "list", "object", "null", "other"]
+Kind = Literal["text", "number", "truth", "list", "object", "null", "other"]
 Kinds = Mapping[str, frozenset[Kind]]
+_PLAIN_KINDS: set[Kind] = {"text", "number"}
+_GOLD_KINDS: set[Kind] = {"text", "number", "truth", "list", "object"}
 
 _CONVERSATIONS = ("conversations", "conversation")
 _PROMPTS = ("question", "problem", "instruction")
 _LATER_PROMPTS = ("query", "input", "text")  # which stand for something else beside one of the others
 _IDS = ("id", "custom_id", "uid", "unique_id", "extra_info.index")
 _GOLD_OF = {"problem": (("answer",), ("solution",)), "instruction": (("output",), ("response", "answer"))}
-_GOLD = (("reward_model.ground_truth",), ("answer", "ground_truth", "target", "completion"), ("solution", "response"))
+_GOLD = (
+    ("reward_model.ground_truth",),
+    ("answer", "answers", "ground_truth", "target", "completion"),
+    ("solution", "response"),
+)
+_OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "ground_truth", "target")
+"""Which hold lists of accepted answers and the like; the others are taken only where they hold texts or numbers."""
 _TASK = "data_source"  # of files that have reward_model, too
 _ADDED = {"instruction": "input"}
 _BESIDE = (
@@ -167,7 +175,7 @@ def _alone(prompt: str, kinds: Kinds, where: str) -> dict[str, str]:
 
 def _gold(prompt: str, kinds: Kinds, where: str) -> str | None:
     for level in _GOLD_OF.get(prompt, _GOLD):
-        choices = [name for name in level if _has(name, kinds, {"text", "number"})]
+        choices = [name for name in level if _has(name, kinds, _GOLD_KINDS if name in _OF_ANY_KIND else _PLAIN_KINDS)]
         if len(choices) > 1:
             remedy = f"Set input.columns.gold to one of {', '.join(choices)}, or to gold to read none of them."
             raise SchemaError("more than one column could be the reference answer", where, ", ".join(choices), remedy)
@@ -196,7 +204,7 @@ def _kind(value: Any) -> Kind:
     if isinstance(value, str):
         return "text"
     if isinstance(value, bool):
-        return "other"
+        return "truth"
     if isinstance(value, (numbers.Real, Decimal)):
         return "number"
     if isinstance(value, list):

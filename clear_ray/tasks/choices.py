@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
-from clear_ray.tasks.writing import bold_spans, plain, unwrapped, words_of
+from clear_ray.tasks.writing import asked_last, bold_spans, plain, unwrapped, words_of
 
 _LONGEST = 2_000
 _LABEL = re.compile(r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)", re.MULTILINE)
@@ -68,12 +67,7 @@ def options_of(prompt: str, *, is_conversation: bool = False) -> dict[str, str]:
         prompt: The question; or, of a conversation, JSON messages, of which the last one is read.
         is_conversation: Whether it is one.
     """
-    if is_conversation:
-        try:
-            prompt = str(json.loads(prompt)[-1]["content"])
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return {}
-    text = plain(prompt)[-20 * _LONGEST :]
+    text = plain(asked_last(prompt, is_conversation=is_conversation))[-20 * _LONGEST :]
     best: list[tuple[str, int, int]] = []
     run: list[tuple[str, int, int]] = []
     for found in _LABEL.finditer(text):

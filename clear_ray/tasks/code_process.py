@@ -84,7 +84,7 @@ def run(
             _begin(program, tests, folder, seconds, memory_bytes, words, telling, printing)
         for end in (telling, words, printing):
             os.close(end)
-        said, output, is_late = _listen(told, printed, seconds * WALL_TIMES_CPU + 1)
+        said, output, is_late = _listen(child, told, printed, seconds * WALL_TIMES_CPU + 1)
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -163,26 +163,36 @@ def _play(program: str, tests: str | None, words: int, telling: int) -> int:
     return 0
 
 
-def _listen(told: int, printed: int, seconds: float) -> tuple[bytes, str, bool]:
-    """Return what was told and printed until both ended, or the time was over."""
+def _listen(child: int, told: int, printed: int, seconds: float) -> tuple[bytes, str, bool]:
+    """Return what was told and printed until the process ended, and whether the time was over before it did.
+
+    Its end counts, not that of the pipes: what it has left running may hold them open.
+    """
     parts: dict[int, bytearray] = {told: bytearray(), printed: bytearray()}
-    open_ends = [told, printed]
+    watched = [told, printed]
+    end_of_child = -1
+    if sys.platform == "linux":  # elsewhere the ends of the pipes have to do
+        end_of_child = os.pidfd_open(child)
+        watched.append(end_of_child)
     deadline = time.monotonic() + seconds
     is_late = False
-    while open_ends:
-        ready, _, _ = select.select(open_ends, [], [], max(deadline - time.monotonic(), 0))
+    while told in watched or printed in watched:
+        has_ended = end_of_child >= 0 and end_of_child not in watched
+        ready, _, _ = select.select(watched, [], [], 0 if has_ended else max(deadline - time.monotonic(), 0))
         if not ready:
-            is_late = True
+            is_late = not has_ended
             break
         for end in ready:
-            piece = os.read(end, 1 << 16)
-            parts[end] += piece
-            if not piece:
-                open_ends.remove(end)
+            piece = os.read(end, 1 << 16) if end in parts else b""
+            if piece:
+                parts[end] += piece
+            else:
+                watched.remove(end)
         if len(parts[told]) + len(parts[printed]) > MOST_OUTPUT:
             break
-    for end in (told, printed):
-        os.close(end)
+    for end in (told, printed, end_of_child):
+        if end >= 0:
+            os.close(end)
     return bytes(parts[told]), parts[printed].decode(errors="replace"), is_late
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from clear_ray.tasks.gold import unwrapped_gold
 from clear_ray.tasks.programs import completed, read_program, tests_of
 from clear_ray.tasks.thinking import without_thinking
 from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, RIGHT, TIMED_OUT, WRONG, Verdict
+from clear_ray.tasks.writing import asked_last
 
 CODE_SECONDS = 10.0
 CODE_MEMORY_MIB = 1_024
@@ -49,7 +49,7 @@ def judge_code(
     """
     if gold is None:
         return Verdict(None, NO_GOLD)
-    asked = _last_message(prompt) if is_conversation else prompt
+    asked = asked_last(prompt, is_conversation=is_conversation)
     tests = tests_of(unwrapped_gold(gold), metadata, asked)
     if tests is None:
         return Verdict(None, BAD_GOLD)
@@ -105,10 +105,3 @@ def _ask(request: dict[str, Any], seconds: float) -> dict[str, Any]:
 def _child_of(process_id: int) -> Child:
     """Return this process's child; a forked process gets one of its own, as with the referee."""
     return Child(_PROGRAM, settings=_SETTINGS, is_bare=True)
-
-
-def _last_message(prompt: str) -> str:
-    try:
-        return str(json.loads(prompt)[-1]["content"])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return prompt

@@ -22,7 +22,7 @@ from clear_ray.tasks.programs import tests_of
 from clear_ray.tasks.scorers import AUTO
 from clear_ray.tasks.structured import NOTHING, read_json
 from clear_ray.tasks.verdict import CUT_OFF, NO_ANSWER, TIMED_OUT
-from clear_ray.tasks.writing import shortened
+from clear_ray.tasks.writing import asked_last, shortened
 
 FIRST_SCORED = 50
 """If none of so many scored answers is right, a run says so."""
@@ -175,7 +175,9 @@ def survey(rows: Iterable[Mapping[str, Any]], scorer: str | None) -> Survey:
 
 def _rows(queries: Folder, scorer: str | None) -> Iterator[Mapping[str, Any]]:
     columns = ["index", "query_id", "gold"]
-    columns += {"choice": ["prompt", "is_conversation"], "code": ["prompt", "metadata"]}.get(scorer or "", [])
+    columns += {"choice": ["prompt", "is_conversation"], "code": ["prompt", "is_conversation", "metadata"]}.get(
+        scorer or "", []
+    )
     for path in sorted(queries.files(".parquet")):
         with queries.filesystem.open_input_file(path) as source:
             for batch in pq.ParquetFile(source).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
@@ -237,7 +239,8 @@ def _fits(kind: Kind, gold: str, row: Mapping[str, Any]) -> bool:
     if kind == "json":
         return read_json(gold) is not NOTHING
     if kind == "code":
-        return tests_of(unwrapped_gold(gold), row.get("metadata"), row.get("prompt") or "") is not None
+        asked = asked_last(row.get("prompt") or "", is_conversation=bool(row.get("is_conversation")))
+        return tests_of(unwrapped_gold(gold), row.get("metadata"), asked) is not None
     reference = reference_of(gold, are_numbers_a_list=kind in ("exact", "math"))
     if kind == "choice":
         options = options_of(row.get("prompt") or "", is_conversation=bool(row.get("is_conversation")))

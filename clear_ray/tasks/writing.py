@@ -5,6 +5,7 @@ Full-width forms, the many dashes, quotation marks and spaces become those of AS
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
@@ -86,6 +87,21 @@ def words_of(text: str) -> str:
     text = " ".join(text.casefold().split()).strip(" .,;:!?\"'").removeprefix("- ")
     text = _AROUND_SIGNS.sub(r"\1", text)
     return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
+
+
+def asked_last(prompt: str, *, is_conversation: bool) -> str:
+    """Return the question itself: of a conversation, the text of its last message.
+
+    Args:
+        prompt: A text, or the JSON messages of a conversation.
+        is_conversation: Whether it is one.
+    """
+    if not is_conversation:
+        return prompt
+    try:
+        return str(json.loads(prompt)[-1]["content"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return prompt
 
 
 def shortened(text: str, most: int) -> str:

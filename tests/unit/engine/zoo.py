@@ -50,6 +50,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "axk2": _MLA,
     "bailing_hybrid": {"num_hidden_layers": 8, "layer_group_size": 4, **_GROUPS},
     "bamba": {"attn_layer_indices": [2]},
+    "beam": _GROUPS,
     "codegen": {"rotary_dim": 4},
     "cpmant": {"dim_head": 8, "dim_ff": 48},
     "dbrx": {
@@ -86,6 +87,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "minicpm3": _MLA,
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16), "attention_head_size": 8},
+    "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
     "youtu": _MLA,
     "zamba": {
         "num_hidden_layers": 6,

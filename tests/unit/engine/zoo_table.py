@@ -19,7 +19,7 @@ import transformers
 from clear_ray.engine.architectures import TABLE, Architecture, known_architectures, unfit_reason
 from clear_ray.engine.trial import try_ways
 from tests.unit.engine.zoo import NotTriedError, causal_architectures, tiny_config, tiny_model
-from tests.unit.engine.zoo_trial import assert_as_transformers, quiet
+from tests.unit.engine.zoo_trial import assert_as_transformers, prompts, quiet
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 _BEGIN, _END = "<!-- written by tests/unit/engine/zoo_table.py -->\n", "<!-- end -->\n"
@@ -40,12 +40,24 @@ def tried(name: str, **changes: Any) -> Architecture:
     if reason := unfit_reason(config):
         return Architecture("refused", reason)
     model = tiny_model(config)
+    if (why := broken(model)) is not None:
+        return Architecture("untried", f"no tiny model of it could be made ({why})")
     with quiet():
         way, reason = try_ways(model)
     if way is None:
         return Architecture("refused", reason)
     assert_as_transformers(model, way)
     return Architecture(way, reason)
+
+
+def broken(model: Any) -> str | None:
+    """Return what a plain pass of a tiny model raises: then it is no model of its architecture."""
+    try:
+        with torch.inference_mode(), quiet():
+            model(input_ids=torch.tensor([prompts()[3]]), use_cache=False)
+    except Exception as error:
+        return type(error).__name__
+    return None
 
 
 def found(name: str, **changes: Any) -> Architecture:

@@ -99,11 +99,23 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
     "number ids of a table": ([{"id": 1.0, "prompt": "p"}], "p", None, "reading `id` as id"),
     "a query alone": ([{"uid": "u", "query": "q", "other": 1}], "q", None, "reading `query` as prompt, `uid` as id"),
     "texts alone": ([{"text": "t"}], "t", None, f"reading `text` as prompt; {MADE}"),
-    "no text for a gold": (
+    "accepted answers": (
         [{"id": 1, "question": "q", "answer": ["a", "b"]}],
         "q",
+        '["a","b"]',
+        "reading `question` as prompt, `answer` as gold, `id` as id",
+    ),
+    "true or false": (
+        [{"id": 1, "question": "q", "answer": True}],
+        "q",
+        "true",
+        "reading `question` as prompt, `answer` as gold, `id` as id",
+    ),
+    "a conversation for a completion": (
+        [{"id": 1, "prompt": "q", "completion": [{"role": "assistant", "content": "a"}]}],
+        "q",
         None,
-        "reading `question` as prompt, `id` as id",
+        "reading `id` as id",
     ),
 }
 

@@ -10,10 +10,21 @@ import pytest
 import yaml
 
 from clear_ray.cli import app, guarded
+from clear_ray.tasks.code_scorer import sandbox_warning
 from clear_ray.tasks.survey import Survey, survey
 from clear_ray.tasks.verdict import CUT_OFF, NO_ANSWER, WRONG
+from tests.conftest import ROLLOUTS
 
+RECORDED = {
+    "kind": "replay",
+    "rollouts": str(ROLLOUTS / "rollouts.parquet"),
+    "features": str(ROLLOUTS / "features.parquet"),
+}
 GSM8K = ["We add 2 and 3.\n2+3=<<2+3=5>>5\n#### 5", "4+4=<<4+4=8>>8\n#### 8"]
+
+
+LACKS = tuple(filter(None, [sandbox_warning()]))
+"""What is said of a machine whose kernel shuts off neither network nor files."""
 
 
 def survey_of(golds: list[str | None], scorer: str | None, **columns: Any) -> Survey:
@@ -59,8 +70,10 @@ def test_auto_chooses_by_the_look_of_all_golds(golds: list[str | None], kind: st
     ],
 )
 def test_golds_that_a_scorer_cannot_read_are_counted_and_the_first_is_named(scorer: str, good: str, bad: str) -> None:
-    assert survey_of([good] * 3, scorer).warnings() == ()
-    (warning,) = survey_of([good, None, bad, bad], scorer).warnings()
+    lacks = LACKS if scorer == "code" else ()
+    assert survey_of([good] * 3, scorer).warnings() == lacks
+    warning, *others = survey_of([good, None, bad, bad], scorer).warnings()
+    assert tuple(others) == lacks
     assert warning.startswith("gold of 2 of 3 rows does not look like")
     assert "first in row 3 (query_id q2)" in warning
 
@@ -69,6 +82,13 @@ def test_the_text_of_an_option_is_a_gold_answer_of_its_prompt() -> None:
     prompt = {"prompt": "Q?\nA) Paris\nB) Rome", "is_conversation": False}
     assert survey_of(["Paris"], "choice", **prompt).warnings() == ()
     assert len(survey_of(["London"], "choice", **prompt).warnings()) == 1
+
+
+def test_tests_are_of_the_function_that_the_last_message_begins() -> None:
+    asked = json.dumps([{"role": "user", "content": "Go on:\ndef add(a, b):\n"}])
+    check = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
+    assert survey_of([check], "code", prompt=asked, is_conversation=True).warnings() == LACKS
+    assert survey_of([check], "code", prompt="Add.", is_conversation=False).unfit == 1
 
 
 def test_a_batch_that_is_not_scored_says_so_once() -> None:
@@ -113,7 +133,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         columns = {"query_id": "id", "gold": "answer"}
         settings = {"run_dir": "run", "budget": 200, "input": {"path": "input.jsonl", "columns": columns}}
         settings |= {
-            "engine": {"kind": "replay", "rollouts": "none", "features": "none"},
+            "engine": RECORDED,
             "scoring": {"scorer": scorer},
         }
         Path("run.yaml").write_text(yaml.safe_dump(settings))

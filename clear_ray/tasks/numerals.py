@@ -1,0 +1,133 @@
+"""How numbers are written: in digits, fractions, exponents, LaTeX and words; cleaned, matched, and given their value."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+from clear_ray.tasks.writing import plain, unwrapped
+
+LONGEST = 2_000
+_MOST_DIGITS = 400
+_NAMED = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_MOST_WORDS = 12
+_WORD_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_DIGITS = (
+    r"(?:\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d)"  # 1.234,50
+    r"|\d{1,3}(?:(?P<group>[,'_ ])\d{3})(?:(?P=group)\d{3})*(?!\d)(?:\.\d+)?"
+    r"|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)(?:\.\d+)?"  # 12,34,567
+    r"|\d+(?:\.\d+)?|\.\d+)"
+)
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]? ?)(?P<currency>US\$|[$£€¥₹₩]|(?:USD|EUR|GBP|INR|Rs\.?) ?)? ?(?P<inner>-?)"
+    rf"(?:(?P<whole>\d+) (?P<top>\d+) ?/ ?(?P<bottom>\d+)(?![\d/])"
+    rf"|(?P<over>{_DIGITS.replace('group', 'group_a')}) ?/ ?(?P<under>\d+(?:\.\d+)?)(?![\d/])"
+    rf"|(?P<digits>{_DIGITS.replace('group', 'group_b')})"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?![\w.])"
+    r"| ?(?:[*x\u00d7\u00b7]|\\times|\\cdot) ?10 ?(?:\^|\*\*) ?[{(]?(?P<power>[-+]?\d{1,3})[)}]?(?!\d)"
+    r"|(?:\^|\*\*) ?[{(]?(?P<raised>[-+]?\d{1,3})[)}]?(?!\d))?)",
+    re.IGNORECASE,
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_RAISED = re.compile(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+VULGAR = re.compile("[¼½¾⅐-⅞]")
+_LATEX_FRACTION = re.compile(
+    r"\\[dtc]?frac ?(?:\{ ?(-?)([\d.]+) ?\} ?\{ ?([\d.]+) ?\}|()(\d) ?(\d)|()\{ ?(\d+) ?\} ?(\d)|()(\d) ?\{ ?(\d+) ?\})"
+)
+_REPEATING = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot) ?\{?(\d{1,20})\}?")
+_LATEX_GROUP = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|,?\{\}|~)(?=\d{3}(?!\d))")
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|displaystyle)\b|\\[()\[\]]")
+_MATH = re.compile(r"\$\$?(?=[^\s$])([^$\n]{0,300}?[^\s$\\]|[^\s$])\$\$?(?!\d)")
+_DEGREES = re.compile(r" ?(?:\^ ?\{ ?\\circ ?\}|\^ ?\\circ|\\circ|\\degree|°)")
+_ITALIC = re.compile(r"(?<![\w_])_([^_\n]{1,100})_(?![\w_])")
+
+
+def cleaned(line: str) -> str:
+    """Return a line with LaTeX and typographic ways of writing a number made plain."""
+    line = plain(line)[:LONGEST]
+    if "\\" in line:
+        line = line.replace("\\$", " $ ").replace("\\%", "%").replace("\\#", "#").replace("\\pounds", "£")
+        line = _LATEX_GROUP.sub("", line)
+        line = unwrapped(line)
+        line = _LATEX_FRACTION.sub(_fraction, line)
+        line = _REPEATING.sub(_repeating, line)
+    if "$" in line:
+        line = _MATH.sub(r" \1 ", line)
+    line = _DEGREES.sub(" degree ", line)
+    if "\\" in line:
+        line = _LATEX_SPACE.sub(" ", line).replace("{,}", ",")
+    if not line.isascii():
+        line = VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/"), line)
+        line = _RAISED.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPTS), line)
+    line = _ITALIC.sub(r"\1", line.replace("**", "").replace("`", ""))
+    return re.sub(r" {2,}", " ", line).replace(" ^", "^").strip()
+
+
+def _fraction(found: re.Match[str]) -> str:
+    sign, top, bottom = [part for part in found.groups() if part is not None][:3]
+    return f" {sign}{top}/{bottom}"
+
+
+def _repeating(found: re.Match[str]) -> str:
+    whole, fixed, repeated = found.groups()
+    scale = 10 ** len(fixed)
+    value = Fraction(int(whole + fixed), scale) + Fraction(int(repeated), scale * (10 ** len(repeated) - 1))
+    return f" {value.numerator}/{value.denominator}"
+
+
+def value_of(match: re.Match[str]) -> Fraction | None:
+    """Return the exact value of a match of `NUMBER`; None if it has none, or far too many digits."""
+    if len(match[0]) > _MOST_DIGITS:
+        return None
+    try:
+        if match["whole"]:
+            value = int(match["whole"]) + Fraction(int(match["top"]), int(match["bottom"]))
+        elif match["over"]:
+            value = _decimal(match["over"]) / _decimal(match["under"])
+        else:
+            value = _decimal(match["digits"])
+            for name in ("exponent", "power"):
+                if match[name]:
+                    value *= Fraction(10) ** int(match[name])
+            if match["raised"]:
+                value = _raised(value, int(match["raised"]))
+    except (ZeroDivisionError, ValueError, OverflowError):
+        return None
+    return -value if (match["sign"].strip() == "-") != (match["inner"] == "-") else value
+
+
+def _raised(value: Fraction, exponent: int) -> Fraction:
+    if abs(exponent) * max(len(str(value.numerator)), len(str(value.denominator))) > _MOST_DIGITS:
+        raise OverflowError
+    return value**exponent
+
+
+def _decimal(digits: str) -> Fraction:
+    if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d{1,2}", digits):
+        digits = digits.replace(".", "").replace(",", ".")
+    return Fraction(re.sub(r"[,'_ ]", "", digits))
+
+
+def number_in_words(line: str) -> tuple[int, list[str]] | None:
+    """Return the number that a line begins with in words, such as `twenty-one`, and the words after it; None without one."""
+    words = re.sub(r"[-\s]+", " ", line.lower().strip(" .!\"'*_")).split(" ")
+    if len(words) > _MOST_WORDS or words[0] not in _NAMED:
+        return None
+    total, part, used = 0, 0, 0
+    for k, word in enumerate(words):
+        if word in _NAMED:
+            part += _NAMED[word]
+        elif word == "hundred":
+            part *= 100
+        elif word in _WORD_SCALES:
+            total, part = total + part * _WORD_SCALES[word], 0
+        elif word != "and" or k + 1 == len(words) or words[k + 1] not in _NAMED:
+            break
+        used = k + 1
+    return total + part, words[used:]
