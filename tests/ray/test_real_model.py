@@ -57,7 +57,8 @@ def test_a_prompt_that_leaves_less_than_its_ceiling_is_answered_in_what_is_left(
     queries = tmp_path / "queries.jsonl"
     rows = [{"query_id": f"q{count}", "prompt": "Tell a long story of a ship. " * count} for count in (1, 2, 3, 4)]
     queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    few = {"engine": settings["engine"] | {"max_context_tokens": 64}, "input": {"path": str(queries)}, "scoring": {}}
+    few = {"engine": settings["engine"] | {"max_context_tokens": 64}, "input": {"path": str(queries)}}
+    few |= {"scoring": {}, "estimate": {"head": "prior"}}
     result = run(None, RunConfig.parse(settings | few))
     check_account(result)
     assert result.report.failed == 0
