@@ -401,7 +401,7 @@ def _end_if_out_of_place(name: str) -> None:
     """End a market whose run folder is gone; one that does not say so is left alone, and its name stays taken."""
     with suppress(Exception):
         other: Any = ray.get_actor(name, namespace=_NAMESPACE)
-        if not ray.get(other.is_in_place.remote(), timeout=_ANSWER_SECONDS):
+        if not MarketClient(other, ray.get, _ANSWER_SECONDS).is_in_place():
             ray.kill(other)
 
 

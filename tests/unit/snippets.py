@@ -2,9 +2,9 @@
 
 python          runs as it stands, on a tiny input (tests/ray/test_snippets.py)
 sh              commands of ours and of Ray: each is parsed by its program (tests/unit/test_shell_snippets.py)
-json yaml       is parsed
+json jsonl yaml is parsed
 console         commands of other programs (a cloud's, a container's): bash must be able to read it
-text mermaid    is looked at
+text csv mermaid  is looked at
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = {"python", "sh", "json", "yaml", "console", "text", "mermaid"}
+LANGUAGES = {"python", "sh", "json", "jsonl", "yaml", "console", "text", "csv", "mermaid"}
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<language>[^\n`]*)\n(?P<text>.*?)^ *(?P=fence) *$", re.MULTILINE | re.DOTALL
 )

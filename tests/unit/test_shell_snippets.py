@@ -172,7 +172,7 @@ def read_data(snippet: Snippet) -> list[Any]:
 
 
 def test_data_can_be_read() -> None:
-    rows = [row for snippet in written_in("json", "yaml") for row in read_data(snippet)]
+    rows = [row for snippet in written_in("json", "jsonl", "yaml") for row in read_data(snippet)]
     assert all(rows)
     answers = [row for row in rows if isinstance(row, dict) and "status" in row]
     assert [row for row in answers if not set(row) <= set(COMPLETION_SCHEMA.names)] == []
