@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
-from clear_ray.batch.learning import Lesson, head_name, lesson_of
+from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
 from clear_ray.checking import head_of
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
@@ -234,7 +234,7 @@ def _rounds_of(
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
-        settings = settings.model_copy(update={"max_rounds": offers.most_rounds})
+        settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
     return Rounds(offers, settings, failed=estimates.error_of_index)
 
 

@@ -93,7 +93,7 @@ def _judged_by(folder: Folder) -> set[str]:
 
 def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> LearningOffers:
     """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
-    batch, rounds = estimates.batch, config.allocation.max_rounds or LEARNING_ROUNDS
+    batch = estimates.batch
     return LearningOffers(
         x_NP=coordinates_of(folder, estimates.prompt_tokens_N, features=lesson.features, seed=config.seed),
         tokens_K=batch.curves.tokens_K,
@@ -103,16 +103,21 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         cost_N=batch.cost_N,
         budget_tokens=config.budget_tokens,
         label=lesson.label,
-        stages=stages_for(rounds),
+        stages=stages_for(rounds_of(config)),
         given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
         seed=config.seed,
-        most_rounds=rounds,
     )
+
+
+def rounds_of(config: RunConfig) -> int:
+    """Return how often a run that learns may clear its price."""
+    return config.allocation.max_rounds or LEARNING_ROUNDS
 
 
 def stages_for(rounds: int) -> Stages:
     """Return the sizes of the stages of a run that may clear its price so often; the pilot and the last two are none."""
-    return Stages(most_stages=max(1, min(Stages().most_stages, rounds - FEWEST_ROUNDS)))
+    stages, most = Stages(), rounds - FEWEST_ROUNDS
+    return replace(stages, most_stages=max(1, min(stages.most_stages, most)), most_rounds=min(stages.most_rounds, most))
 
 
 def _incidence_of(curves: Curves) -> Incidence:

@@ -7,8 +7,8 @@ subset of the grants of that clearing: so that each stage sees what the run woul
 next answers overturn. A stage may spend a fixed multiple of what was spent so far; the multiple is such that about `stages`
 of them reach from the pilot to half of the budget.
 
-**The rest**: a stage that might spend half of what is left grants all of it, and so does the last but one of the clearings
-that a run may have. Later rounds do the same with what comes back.
+**The rest**: a stage that might spend half of what is left grants all of it, and so does any after `most_rounds`. Later
+rounds do the same with what comes back.
 
 **The guard** (`estimation.learning`) is heeded once the explored share of the budget is spent; before that the learned curves
 are followed as they are, since a stage has to look where answers might be.
@@ -54,6 +54,8 @@ class Stages:
         smallest_ceiling_tokens: And at least this.
         growth: A stage spends at least this multiple of what was spent before.
         most_stages: From the pilot to half of the budget; the growth is more where it has to be.
+        most_rounds: After so many all that is left is granted: where ceilings are far above what answers take, stages grow
+            slowly, and rounds are not without end.
         explored_share: Of the budget; once it is spent the guard is heeded.
     """
 
@@ -63,6 +65,7 @@ class Stages:
     smallest_ceiling_tokens: int = 16
     growth: float = 0.4
     most_stages: int = 9
+    most_rounds: int = 12
     explored_share: float = 0.15
 
     def pilot_size(self, queries: int) -> int:
@@ -100,7 +103,6 @@ class LearningOffers:
         fold_N: For replays in which several queries are the same one asked again; see `learn`.
         seed: Of all random choices.
         basis: What a grant is priced at.
-        most_rounds: Clearings that the run may have, at least 2; from the last but one on all that is left is granted.
     """
 
     x_NP: Array
@@ -116,7 +118,6 @@ class LearningOffers:
     fold_N: NDArray[np.int64] | None = None
     seed: int = 0
     basis: Basis = "ceilings"
-    most_rounds: int = LEARNING_ROUNDS
 
     def clear(
         self,
@@ -144,8 +145,7 @@ class LearningOffers:
         )
         spent_tokens = self.budget_tokens - available_tokens
         stage_tokens = spent_tokens * self.stages.multiple(len(is_free_N), budget_tokens=self.budget_tokens)
-        is_late = int(states.last_round_N.max(initial=0)) >= self.most_rounds - 2
-        if is_late or stage_tokens >= 0.5 * available_tokens:
+        if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
             return clearing
         return random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
 

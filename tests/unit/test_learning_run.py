@@ -157,7 +157,6 @@ def offers_on(texts: list[str], features: tuple[str, ...], rounds: int) -> Learn
         cost_N=one_N,
         budget_tokens=10 * len(texts),
         stages=stages_for(rounds),
-        most_rounds=rounds,
     )
 
 

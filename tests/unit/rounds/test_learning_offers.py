@@ -99,6 +99,13 @@ def test_any_batch_keeps_its_budget_and_ends(queries: int, average: float, seed:
     accuracy(x_NP, answers, average, seed=seed)
 
 
+@pytest.mark.parametrize("queries", [10, 50])
+def test_an_ample_budget_ends_every_answer(queries: int) -> None:
+    """Stages must not be so small that rounds run out before the budget does."""
+    x_NP, answers = world(queries, seed=4, shuffled=True)
+    assert accuracy(x_NP, answers, 1.2 * CAP, seed=4) == answers.is_right_N.mean()
+
+
 def test_a_resumed_run_goes_on_with_the_same_grants() -> None:
     """What is believed follows from where the queries stand, so nothing of it has to be remembered."""
     x_NP, answers = world(80, seed=2)
