@@ -49,11 +49,11 @@ from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
 from clear_ray.engine.batch import Answer, Batch
 from clear_ray.engine.grouping import PREFILL_TOKENS
-from clear_ray.engine.loading import cache_bytes_per_token
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL, resolve_model
+from clear_ray.engine.trial import measure_footprint
 from clear_ray.tasks import generate_queries
 
 WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]
@@ -170,7 +170,7 @@ def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 9
         batch.close()
         medians[name] = float(np.median(seconds[steps // 2 :]))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    cache = rows * (prompt_tokens + 3 * steps // 4) * cache_bytes_per_token(model)
+    cache = rows * (prompt_tokens + 3 * steps // 4) * measure_footprint(model, "slots").position_bytes
     roof = (weights + cache) / copied_bytes_per_second(model.device)
     return {
         "rows": rows,

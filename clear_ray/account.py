@@ -39,6 +39,7 @@ def make_report(
     workers: int,
     worker_tokens_per_second: float | None,
     seconds: float,
+    notes: tuple[str, ...] = (),
 ) -> RunReport:
     """Put the account of a finished run together.
 
@@ -55,6 +56,7 @@ def make_report(
         workers: Most engines that were up at once.
         worker_tokens_per_second: Measured of one of them; None if it was not.
         seconds: Wall time of the run.
+        notes: What is to be said of the model.
     """
     batch = estimates.batch
     was_run_N = states.rounds_N > 0
@@ -94,6 +96,7 @@ def make_report(
         worker_tokens_per_second=worker_tokens_per_second,
         seconds=seconds,
         stopped_early=_stopped_early(config, states, balance),
+        notes=notes,
     )
 
 

@@ -113,11 +113,14 @@ def plan(
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
     from clear_ray.checking import check_run
+    from clear_ray.engine.checking import engine_notes
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    digest = check_run(settings)
-    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    text = f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}."
+    digest, notes = check_run(settings), engine_notes(settings.engine)
+    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens, "notes": notes}
+    text = "\n".join(
+        (f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *(f"Note: {note}." for note in notes))
+    )
     print_result(json.dumps({"valid": True} | facts) if as_json else text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
@@ -32,7 +33,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import ClearRayError, EngineError, own_error
+from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.joining import join
 from clear_ray.journal import once_free, read_journal
@@ -47,6 +48,7 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 0.5  # in which the calls of a failed engine hear why
 _NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
 _INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 _DEATHS = (
@@ -260,7 +262,8 @@ class BatchEngineWorker(EngineWorker):
             # It has worked before: callers wait for it, and Ray repeats no constructor that raises.
             if _is_started_again():
                 time.sleep(_RELOAD_SECONDS)
-                self._fail(error)
+                print(f"the engine does not come back: {error}", file=sys.stderr, flush=True)
+                os._exit(1)
             if not isinstance(error, ClearRayError):
                 raise
             self._refusal = error
@@ -275,12 +278,21 @@ class BatchEngineWorker(EngineWorker):
         """
         if self._refusal is not None:
             raise self._refusal
+        await self._stop_if_failed()  # what asks whether it is up again must not be told that it is
         return await super().cards()
 
     def _fail(self, failure: Exception) -> None:
-        """End the process: callers take that for a death, and so find out which query the engine fails of."""
-        print(f"the engine has failed: {type(failure).__name__}: {failure}", file=sys.stderr, flush=True)
-        os._exit(1)
+        """End the process once it has said why: callers find out which query the engine fails of."""
+        if self.failure is not None:
+            return
+        super()._fail(failure)
+        why = getattr(failure, "value", "") or f"{type(failure).__name__}: {failure}"
+        print(f"the engine has failed: {why}", file=sys.stderr, flush=True)
+        asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, os._exit, 1)
+
+    async def _stop_if_failed(self) -> None:
+        if self.failure is not None:
+            await asyncio.Event().wait()  # until the process ends
 
 
 def in_pieces(head: Head) -> list[bytes]:
@@ -373,8 +385,8 @@ def this_actor() -> str:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Tell an engine that died or cannot be reached from one that raised an error of its own."""
-    return isinstance(error, _DEATHS)
+    """Tell an engine that died, is about to or cannot be reached from one that raised an error of its own."""
+    return isinstance(error, _DEATHS) or isinstance(own_error(error), EngineFailedError)
 
 
 def _find_worker(run_dir: str, number: int) -> Any | None:

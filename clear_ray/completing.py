@@ -56,6 +56,7 @@ def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> 
         workers=hiring.most_up,
         worker_tokens_per_second=hiring.tokens_per_second,
         seconds=work.progress.seconds,
+        notes=work.notes,
     )
     if digest.openai_url is not None:
         write_openai_outputs(_completion_rows(folder), folder, model=hiring.crew.model.name, url=digest.openai_url)

@@ -29,6 +29,15 @@ CHANGEABLE = "scaling"
 """The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
 
 
+def _checked_json(value: dict[str, Any], what: str) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+        to_json(value)  # which writes the manifest, and nests less deep
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{what} are written as JSON, which cannot hold these: {error}") from error
+    return value
+
+
 class Demonstration(Settings):
     """A worked example written by hand."""
 
@@ -61,12 +70,7 @@ class ReasoningGymSource(Settings):
     @field_validator("params")
     @classmethod
     def _params_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(value, allow_nan=False)
-            to_json(value)  # which writes the manifest, and nests less deep
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"params are written as JSON, which cannot hold these: {error}") from error
-        return value
+        return _checked_json(value, "params")
 
     @property
     def display_name(self) -> str:
@@ -154,6 +158,10 @@ class ModelConfig(WorkersConfig):
     """Wrap a plain prompt as one user message, where the model has a chat template."""
     system_prompt: str | None = None
     """System message put before every prompt that has none of its own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model's chat template, such as `enable_thinking: false`; one that it does not know is refused."""
+    continue_final_message: bool = False
+    """Let a conversation that ends with the assistant's words go on after them, instead of beginning a new turn."""
     max_context_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
     """Prompt and answer together; the model's own limit if not given."""
     answer_reserve_tokens: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
@@ -162,6 +170,11 @@ class ModelConfig(WorkersConfig):
     """What closes such an answer."""
     enforce_eager: bool = False
     """Neither compile nor capture CUDA graphs: starts sooner and decodes more slowly."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_settings_are_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked_json(value, "template settings")
 
 
 class TransformersConfig(ModelConfig):

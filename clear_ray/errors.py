@@ -19,10 +19,14 @@ from outside loses whatever steers a terminal, and URIs the keys in them.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 from clear_ray.showing import printable, without_secrets_inside
 
 _SHOWN_CHARACTERS = 120
 _LISTED = "\n  "
+_PLACE = " (at "
 _SPACES_AND_JOINERS = "\u00a0\u202f\u3000\u200c\u200d"  # of ordinary text, though Python calls them unprintable
 
 
@@ -77,6 +81,12 @@ class EngineError(ClearRayError, RuntimeError):
 class EngineFailedError(EngineError):
     """A language model failed while it ran: nothing more can be asked of it before it is loaded anew."""
 
+    @property
+    def kind(self) -> str:
+        """What failed: the type of the error and its place, where `told` said them; whatever its words were."""
+        name, _, rest = self.value.partition(": ")
+        return f"{name} {rest[rest.rfind(_PLACE) :]}" if _PLACE in rest else self.value
+
 
 class ResumeError(ClearRayError, RuntimeError):
     """The run folder does not belong to this configuration or input, is damaged, or is another run's at the moment."""
@@ -93,6 +103,14 @@ class StorageError(ClearRayError, RuntimeError):
 def _on_one_line(text: str) -> str:
     line = " ".join(without_secrets_inside(text).splitlines())
     return printable(line, most=len(line), keep=_SPACES_AND_JOINERS)
+
+
+def told(error: BaseException) -> str:
+    """Return an error that is not ours in a line: its type, its words and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{_PLACE}{Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    words = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {words[:_SHOWN_CHARACTERS]}{place}"
 
 
 def own_error(error: BaseException) -> ClearRayError | None:

@@ -27,6 +27,7 @@ class OpenRun:
         estimates: What the probe found.
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
+        notes: What is to be said of the model.
     """
 
     folder: Folder
@@ -36,6 +37,7 @@ class OpenRun:
     estimates: Estimates
     rounds: Rounds
     progress: Progress
+    notes: tuple[str, ...] = ()
 
     @property
     def states(self) -> QueryStates:

@@ -25,6 +25,7 @@ from clear_ray.checking import head_of
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
+from clear_ray.engine.checking import engine_notes
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
@@ -113,7 +114,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = head_of(config)
+    head, notes = head_of(config), engine_notes(config.engine)
     wait_until_unused(folder)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
@@ -140,7 +141,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N)
-            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress)
+            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, notes)
             report = close_run(work, _rounds(work), digest)
     return RunResult(report, config.run_dir)
 
@@ -173,7 +174,7 @@ def plan(
 def _plan_in(
     folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
 ) -> PlanReport:
-    head = head_of(config)
+    head, notes = head_of(config), engine_notes(config.engine)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
@@ -188,7 +189,7 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
             asked = None if share is None else budget_for_share(estimates, share)
-            return report.model_copy(update={"for_share": asked})
+            return report.model_copy(update={"for_share": asked, "notes": notes})
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)

@@ -16,10 +16,11 @@ import numpy as np
 from clear_ray.config import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.context import context_tokens
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.streaming import Partial
-from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.errors import EngineError, SchemaError
 
 _Item = TypeVar("_Item")
 
@@ -179,30 +180,9 @@ def model_card(config: ModelConfig, folder: Path, saved: Any) -> ModelCard:
     return ModelCard(
         name=config.model,
         fingerprint=model_fingerprint(folder),
-        context_tokens=context_tokens(saved, config.max_context_tokens),
+        context_tokens=context_tokens(config, saved),
         hidden_width=int(saved.get_text_config().hidden_size),
     )
-
-
-def context_tokens(config: Any, max_context_tokens: int | None) -> int:
-    """Return how long prompt and answer may be together.
-
-    Args:
-        config: The model's configuration, as transformers reads it.
-        max_context_tokens: The most that is wanted; None takes the model's own limit.
-
-    Raises:
-        ConfigError: The model's context is shorter, or unknown and not given.
-    """
-    text_config = config.get_text_config()
-    limit = int(getattr(text_config, "max_position_embeddings", 0)) or max_context_tokens
-    if limit is None:
-        raise ConfigError("the model states no longest context", "max_context_tokens", remedy="Set max_context_tokens.")
-    if max_context_tokens is not None and not 1 < max_context_tokens <= limit:
-        raise ConfigError(
-            f"the model's context is {limit} tokens", "max_context_tokens", str(max_context_tokens), "Give less."
-        )
-    return max_context_tokens or limit
 
 
 def end_token_ids(config: Any, generation_config: Any, rendering: Rendering) -> frozenset[int]:
@@ -214,8 +194,9 @@ def end_token_ids(config: Any, generation_config: Any, rendering: Rendering) -> 
         rendering: Its tokenizer.
     """
     named: set[int] = set()
-    for source in (getattr(generation_config, "eos_token_id", None), config.get_text_config().eos_token_id):
-        named.update([source] if isinstance(source, int) else source or ())
+    for source in (generation_config, config, config.get_text_config()):
+        ids = getattr(source, "eos_token_id", None)
+        named.update([ids] if isinstance(ids, int) else ids or ())
     if rendering.end_token_id is not None:
         named.add(rendering.end_token_id)
     return frozenset(named)

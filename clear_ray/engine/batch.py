@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from clear_ray.engine.base import FinishReason, Grant
-from clear_ray.errors import EngineError, EngineFailedError
+from clear_ray.errors import EngineError, EngineFailedError, told
 
 
 @dataclass(eq=False, slots=True)
@@ -196,9 +196,7 @@ class BatchThread:
                 self._tell_watchers()
         # Whatever ends the thread has to reach all that wait for it: nothing else will tell them.
         except BaseException as error:
-            self._open.fail(
-                EngineFailedError("the language model failed", "generate", f"{type(error).__name__}: {error}")
-            )
+            self._open.fail(EngineFailedError("the language model failed", "generate", told(error)))
         finally:
             with contextlib.suppress(Exception):
                 self._batch.close()

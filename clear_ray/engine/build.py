@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 
 from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
@@ -11,7 +10,6 @@ from clear_ray.errors import ConfigError
 from clear_ray.ingest import PromptLimit
 
 _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation of ordinary length
-_NO_LIMIT = 1 << 31
 
 
 def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> Engine:
@@ -72,24 +70,22 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     """Return how long a prompt may be, told without loading weights; None where the engine knows no limit.
 
     Raises:
-        ConfigError: The model is not there.
+        ConfigError: The model is not there, or its context is shorter than what is wanted, or unknown.
     """
     if isinstance(config, ReplayConfig):
         return None
+    from clear_ray.engine.architectures import read_model_config
+    from clear_ray.engine.context import context_tokens
     from clear_ray.engine.loading import model_folder
 
-    folder = model_folder(config.model)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    named = settings.get("max_position_embeddings") if isinstance(settings, dict) else None
-    own_limit = named if isinstance(named, int) else None
-    context_tokens = min(limit for limit in (own_limit, config.max_context_tokens, _NO_LIMIT) if limit)
+    limit_tokens = context_tokens(config, read_model_config(model_folder(config.model)))
     added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
-    return PromptLimit(context_tokens, partial(_count_tokens, config), template_tokens=added)
+    return PromptLimit(limit_tokens, partial(_count_tokens, config), template_tokens=added)
 
 
 def _count_tokens(config: ModelConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
-    from clear_ray.engine.rendering import Rendering
+    from clear_ray.engine.rendering import rendering_of
 
-    rendering = Rendering(config.model, chat_template=config.chat_template, system_prompt=config.system_prompt)
+    rendering = rendering_of(config)
     read = [read_prompt(text, is_conversation=flag) for text, flag in zip(prompts, is_conversation, strict=True)]
     return [len(token_ids) for token_ids in rendering.token_ids(read)]

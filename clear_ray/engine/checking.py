@@ -52,29 +52,43 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
 
     from transformers import AutoConfig
 
-    from clear_ray.engine.admission import context_tokens
+    from clear_ray.engine.architectures import refuse_unfit
     from clear_ray.engine.closing import make_closing
+    from clear_ray.engine.context import context_tokens
     from clear_ray.engine.fingerprint import model_fingerprint
-    from clear_ray.engine.rendering import Rendering
+    from clear_ray.engine.rendering import rendering_of
     from clear_ray.engine.shallow import first_layers
     from clear_ray.engine.smollm2 import resolve_model
 
-    rendering = Rendering(config.model, chat_template=config.chat_template, system_prompt=config.system_prompt)
-    make_closing(rendering, config.answer_reserve_tokens, config.closing_text)
+    make_closing(rendering_of(config), config)
     source = resolve_model(config.model)
     try:
         architecture: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if isinstance(config, TransformersConfig):
+            refuse_unfit(architecture)  # first: making some models changes what they are made from
         bare = _without_weights(architecture) if isinstance(config, TransformersConfig) else None
+    except ConfigError:
+        raise
     except Exception as error:  # of as many kinds as there are architectures
         remedy = "Look whether its folder is whole, and a model that transformers knows as a causal language model."
         raise EngineError("the model cannot be loaded", f"model {config.model}", str(error), remedy) from error
-    context_tokens(architecture, config.max_context_tokens)
+    context_tokens(config, architecture)
     if bare is not None and probe_layers is not None:
         first_layers(bare, probe_layers)
     if isinstance(config, TransformersConfig) and config.device is not None:
         _check_device(config.device)
     if isinstance(source, Path) and not any(source.glob("*.safetensors")):
         model_fingerprint(source)  # says that there are none
+
+
+def engine_notes(config: EngineConfig) -> tuple[str, ...]:
+    """Return a line for each thing about the model that a user would not expect; arguments and errors of `model_notes`."""
+    if isinstance(config, ReplayConfig):
+        return ()
+    from clear_ray.engine.notes import model_notes
+
+    with _silent_transformers():
+        return model_notes(config)
 
 
 @contextmanager
@@ -96,7 +110,7 @@ def _without_weights(architecture: Any) -> Any:
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            architecture, attn_implementation="sdpa", trust_remote_code=False
+            architecture, trust_remote_code=False
         )
 
 

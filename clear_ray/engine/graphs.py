@@ -117,7 +117,7 @@ class GraphRunner(SlotRunner):
         visible = min(_power_of_two(_LEAST_VISIBLE, longest), cache.positions)
 
         def run(row_N: torch.Tensor, ids_NL: torch.Tensor, position_NL: torch.Tensor) -> None:
-            self.forward(self._model.base_model, cache, row_N, ids_NL, position_NL, visible)
+            self.forward(self.decoder, cache, row_N, ids_NL, position_NL, visible)
 
         last = len(ids_per_row) - 1
         order = [min(row, last) for row in range(rows)]

@@ -11,14 +11,16 @@ import transformers
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
+from clear_ray.engine.trial import Way, measure_footprint
 from clear_ray.errors import ConfigError, EngineError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What takes a mask of any shape. transformers picks sdpa where an architecture has it; soft-capped scores, sinks and ALiBi
+# need eager.
+_WITH_MASKS = frozenset(("sdpa", "eager"))
 _CPU_CACHE_SHARE = 0.25
 _CUDA_CACHE_SHARE = 0.75
-_TRIAL_TOKENS = 7
 
 
 def model_folder(model: str | Path) -> Path:
@@ -70,14 +72,15 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
         )
+        if loaded.config._attn_implementation not in _WITH_MASKS:
+            loaded.set_attn_implementation("eager")
         return loaded.to(device).eval()
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise EngineError(
             "the model cannot be loaded",
             f"model {model}",
@@ -96,21 +99,21 @@ def _default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def cache_bytes_per_token(model: Any) -> int:
-    """Return the bytes of one position of key-value cache, over all layers."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * int(config.num_hidden_layers) * int(heads) * int(width) * int(model.dtype.itemsize)
+def cache_capacity_tokens(model: Any, way: Way = "slots", *, answers: int = 1) -> int:
+    """Return how many positions of cache the free memory can hold beside the model, over all answers.
 
-
-def cache_capacity_tokens(model: Any) -> int:
-    """Return how many positions of key-value cache the free memory can hold beside the model."""
+    Args:
+        model: A causal language model of transformers.
+        way: How it is run.
+        answers: How many run at the same time.
+    """
     if model.device.type == "cuda":
         free_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _CUDA_CACHE_SHARE)
     else:
         free_bytes = int(_available_bytes() * _CPU_CACHE_SHARE)
-    return max(1, free_bytes // cache_bytes_per_token(model))
+    footprint = measure_footprint(model, way)
+    left_bytes = free_bytes - answers * footprint.answer_bytes
+    return max(1, left_bytes // max(1, footprint.position_bytes))
 
 
 def _available_bytes() -> int:
@@ -144,38 +147,3 @@ def container_rooms(root: Path) -> list[int]:
             cached = dict(zip(statistics[::2], statistics[1::2], strict=True)).get(cached_name, "0")
             rooms.append(int(limit) - int(used) + int(cached))
     return rooms
-
-
-@torch.inference_mode()
-def check_slots_fit(model: Any) -> None:
-    """Compare a trial pass through a slot cache with a plain one.
-
-    Architectures differ in what they do with positions and masks. Instead of a list of names, the model is asked.
-
-    Raises:
-        ConfigError: The two disagree: the model does not attend to earlier positions in the usual way.
-    """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = [(7 * i + 3) % vocabulary for i in range(_TRIAL_TOKENS)]
-    try:
-        plain_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
-        cache, runner = SlotCache(), SlotRunner(model)
-        cache.reserve(2, _TRIAL_TOKENS + 1, kept_rows=0)
-        runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=4)
-        slots_V = runner.decode(cache, [ids[3], ids[-1]], [3, _TRIAL_TOKENS - 1]).logits[1, -1].float()
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise _unfit(model, str(error)) from error
-    # Half formats differ by their own rounding; a wrong mask or position differs by whole logits.
-    spread = float(plain_V.std()) or 1.0
-    worst = float((plain_V - slots_V).abs().max()) / spread
-    if not worst < (1e-3 if model.dtype == torch.float32 else 0.25):
-        raise _unfit(model, f"logits differ by {worst:.2g} standard deviations")
-
-
-def _unfit(model: Any, seen: str) -> ConfigError:
-    return ConfigError(
-        f"the architecture {model.config.model_type} cannot be batched here",
-        "model",
-        seen,
-        "Use a decoder-only transformer whose layers attend to earlier positions.",
-    )

@@ -5,13 +5,23 @@ Needs no weights, so that prompts can be counted and refused before a model is l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clear_ray.config import ModelConfig
 from clear_ray.engine.base import Prompt
 from clear_ray.engine.smollm2 import resolve_model
-from clear_ray.errors import EngineError, SchemaError
+from clear_ray.errors import ConfigError, EngineError, SchemaError
+
+_OURS = frozenset(
+    ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template")
+)
+
+
+class _TemplateError(Exception):
+    """A chat template refused a conversation."""
 
 
 class Rendering:
@@ -21,13 +31,23 @@ class Rendering:
         model: Name as for `resolve_model`.
         chat_template: Wrap a plain prompt as one user message, where the model has a chat template.
         system_prompt: System message put before every prompt that has none of its own.
+        template_settings: Handed to the chat template, such as `enable_thinking`.
+        continue_final_message: Let a conversation that ends with the assistant's words go on after them.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: There is no such model, or its chat template does not know one of the settings, or no system message.
         EngineError: Its tokenizer cannot be loaded.
     """
 
-    def __init__(self, model: str | Path, *, chat_template: bool = True, system_prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        chat_template: bool = True,
+        system_prompt: str | None = None,
+        template_settings: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+    ) -> None:
         from transformers import AutoTokenizer
 
         source = resolve_model(str(model))
@@ -40,9 +60,13 @@ class Rendering:
                 str(error),
                 remedy="Save the tokenizer beside the model's weights.",
             ) from error
-        self._has_template = bool(getattr(self._tokenizer, "chat_template", None))
-        self._wraps_text = chat_template and self._has_template
-        self._system_prompt = system_prompt
+        self.has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        self._wraps_text = chat_template and self.has_template
+        self._system_prompt, self._continues = system_prompt, continue_final_message
+        self._template_settings = dict(template_settings or {})
+        self._refuse_unknown_settings()
+        if self._wraps_text and system_prompt is not None:
+            self._refuse_system_prompt(system_prompt)
 
     @property
     def end_token_id(self) -> int | None:
@@ -84,7 +108,7 @@ class Rendering:
 
     def _apply_template(self, prompt: Prompt) -> str:
         """Return a conversation as the text of the model's chat template."""
-        if not self._has_template:
+        if not self.has_template:
             raise SchemaError(
                 "the model has no chat template, so it cannot read a conversation",
                 "prompt",
@@ -94,15 +118,68 @@ class Rendering:
         turns = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
         if self._system_prompt is not None and not any(role == "system" for role, _ in turns):
             turns.insert(0, ("system", self._system_prompt))
-        messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self._chat(turns)
+        except _TemplateError as error:
+            raise SchemaError(
+                f"the chat template refuses the conversation: {error}",
+                "prompt",
+                str(prompt),
+                "Give it the roles and the order that the model knows.",
+            ) from error
+
+    def _chat(self, turns: list[tuple[str, str]]) -> str:
+        """Return turns as the text of the model's chat template.
+
+        Raises:
+            _TemplateError: It refuses them; the words are its own.
+        """
+        messages = [{"role": role, "content": content} for role, content in turns]
+        goes_on = self._continues and turns[-1][0] == "assistant"
+        ending = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, **ending, **self._template_settings
+            )
         # Templates are programs of the model's author: what they raise (unknown role, turns out of order) is theirs.
         except Exception as error:
-            raise SchemaError(
-                "the chat template refuses the conversation", "prompt", str(prompt), str(error)
-            ) from error
+            raise _TemplateError(" ".join(str(error).split()) or type(error).__name__) from error
         return text
+
+    def _refuse_system_prompt(self, system_prompt: str) -> None:
+        """Refuse a system prompt that would fail every query, or that the template would leave out without a word."""
+        reason = "it leaves it out"
+        try:
+            if system_prompt.strip() in self._chat([("system", system_prompt), ("user", "Hello.")]):
+                return
+        except _TemplateError as error:
+            reason = str(error)
+        raise ConfigError(
+            f"the model's chat template takes no system message: {reason}",
+            "engine.system_prompt",
+            system_prompt,
+            "Put it into the prompts, or use another model.",
+        )
+
+    def _refuse_unknown_settings(self) -> None:
+        """Refuse settings that the template does not look at: nothing would come of them, and nobody would know."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        texts = list(template.values()) if isinstance(template, dict) else [template or ""]
+        for name in self._template_settings:
+            if name in _OURS:
+                raise ConfigError(
+                    "this is not a setting of the template's own",
+                    f"engine.chat_template_kwargs.{name}",
+                    remedy="Remove it.",
+                )
+            if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+                raise ConfigError(
+                    "the model's chat template knows no such setting"
+                    if any(texts)
+                    else "the model has no chat template",
+                    f"engine.chat_template_kwargs.{name}",
+                    remedy="Remove it, or look into the template for what it is called there.",
+                )
 
     def _with_system_prompt(self, text: str) -> str:
         return text if self._system_prompt is None else f"{self._system_prompt}\n\n{text}"
@@ -112,3 +189,23 @@ class Rendering:
             return []
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
+
+
+def rendering_of(config: ModelConfig, folder: str | Path | None = None) -> Rendering:
+    """Return how a run puts its prompts to its model.
+
+    Args:
+        config: The model and how it is prompted.
+        folder: Where the model is, if that is known already.
+
+    Raises:
+        ConfigError: There is no such model, or its chat template does not take what is set.
+        EngineError: Its tokenizer cannot be loaded.
+    """
+    return Rendering(
+        folder or config.model,
+        chat_template=config.chat_template,
+        system_prompt=config.system_prompt,
+        template_settings=config.chat_template_kwargs,
+        continue_final_message=config.continue_final_message,
+    )

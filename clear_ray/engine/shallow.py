@@ -6,6 +6,8 @@ A probe needs to know how hard a query is, not what comes next, and that is told
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -43,8 +45,36 @@ def first_layers(model: Any, layers: int) -> Any:
     return short_model
 
 
+def decoder_of(model: Any) -> Any:
+    """Return what turns tokens into hidden states: the model without its head.
+
+    Args:
+        model: A causal language model of transformers.
+    """
+    decoder = model.get_decoder()
+    if decoder is not model:
+        return decoder
+    return getattr(model, "model", model) if model.base_model is model else model.base_model
+
+
+@contextmanager
+def states_of(decoder: Any) -> Iterator[list[Any]]:
+    """Collect the hidden states of every pass in the block, after the last norm, without keeping those of other layers.
+
+    Args:
+        decoder: As `decoder_of` returns it.
+    """
+    states: list[Any] = []
+    hook = decoder.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+    try:
+        yield states
+    finally:
+        hook.remove()
+
+
 def _sharing(module: Any) -> Any:
     """Return a module with the same parts, of which each can be replaced without touching the other's."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    twin._forward_hooks = type(module._forward_hooks)()
     return twin

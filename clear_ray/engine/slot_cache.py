@@ -16,6 +16,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from clear_ray.engine.grouping import common_prefix_tokens, shared_tokens
+from clear_ray.engine.masks import LayerMasks
+from clear_ray.engine.shallow import decoder_of
 
 
 class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
@@ -39,6 +41,11 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
                 new[:kept_rows, :, :shared] = old[:kept_rows, :, :shared]
                 tensors[layer] = new
         self.slots, self.positions = slots, positions
+
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one slot takes, over the layers that have written so far."""
+        return sum(tensor[:1, :, :1].numel() * tensor.element_size() for tensor in (*self._keys, *self._values))
 
     def aim(self, rows: slice | torch.Tensor, position_NL: torch.Tensor, visible: int) -> None:
         """Set where the next pass writes: these rows, at their positions; it reads the first `visible` ones.
@@ -90,14 +97,14 @@ class SlotRunner:
     """Runs a model over rows and positions of a SlotCache.
 
     Args:
-        model: A causal language model of transformers in which every layer attends to all earlier positions.
+        model: A causal language model of transformers whose layers do nothing but attend to earlier positions.
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self.decoder = model, decoder_of(model)
         self._device: torch.device = model.device
         self.passes = 0
-        self._hidden_below = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self._device)
+        self._masks = LayerMasks(model.config, model.dtype, self._device)
 
     def prefill(
         self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int
@@ -147,20 +154,20 @@ class SlotRunner:
             end = min(start + chunk, longest)
             position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
             rows = slice(first, first + len(ids_per_row))
-            output = self.forward(self._model.base_model, cache, rows, padded_NL[:, start:end], position_NL, end)
+            output = self.forward(self.decoder, cache, rows, padded_NL[:, start:end], position_NL, end)
             is_own_NL1 = (position_NL < length_N1)[:, :, None]
             sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
             total_ND = sum_ND if total_ND is None else total_ND + sum_ND
         return total_ND
 
-    def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int], *, with_hidden: bool = False) -> Any:
+    def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> Any:
         """Read one token of each of the first N rows; return the model's output, logits (N, 1, V)."""
         position_N1 = torch.tensor(positions_N, device=self._device)[:, None]
         ids_N1 = torch.tensor(ids_N, device=self._device)[:, None]
         # Attention kernels of GPUs want the length of a mask divisible by 8 or 16.
         visible = min(-(-(max(positions_N) + 1) // 16) * 16, cache.positions)
         rows = slice(0, len(ids_N))
-        return self.forward(self._model, cache, rows, ids_N1, position_N1, visible, output_hidden_states=with_hidden)
+        return self.forward(self._model, cache, rows, ids_N1, position_N1, visible)
 
     def next_logits(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> torch.Tensor:
         """Read one token of each of the first N rows; return logits (N, V), good until the next pass."""
@@ -187,12 +194,10 @@ class SlotRunner:
         """Run the model or its layers over given rows and positions, which see the first `visible` positions."""
         self.passes += 1
         cache.aim(rows, position_NL, visible)
-        is_later_NLT = torch.arange(visible, device=self._device) > position_NL[:, :, None]
-        mask_N1LT = (self._hidden_below * is_later_NLT)[:, None]
         return module(
             input_ids=ids_NL,
             position_ids=position_NL,
-            attention_mask=mask_N1LT,
+            attention_mask=self._masks.masks(position_NL, visible),
             past_key_values=cache,
             use_cache=True,
             **options,

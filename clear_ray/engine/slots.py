@@ -16,10 +16,10 @@ import torch
 from clear_ray.config import WorkersConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.closing import Closing
-from clear_ray.engine.graphs import GraphRunner, next_bucket
+from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, reading_groups
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+from clear_ray.engine.trial import Way, make_cache, make_runner
 
 _MOST_HELD_BACK = 16
 
@@ -37,6 +37,7 @@ class SlotBatch:
         graphs: Whether passes of one shape share a CUDA graph; see `GraphRunner`.
         refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
             costs several steps of decoding, more of them at a time are cheaper. Nobody waits longer than 16 steps for that.
+        way: How the model is run, as `find_way` found it.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class SlotBatch:
         closing: Closing | None = None,
         graphs: bool = False,
         refill_rows: int = 1,
+        way: Way = "slots",
     ) -> None:
-        self._runner: SlotRunner = GraphRunner(model) if graphs else SlotRunner(model)
-        self._cache = SlotCache()
+        self._way = way
+        self._runner: Any = make_runner(model, way, graphs=graphs)
+        self._cache: Any = make_cache(way)
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
         self._max_batch, self._temperature, self._top_p = config.max_batch, config.temperature, config.top_p
         self._cache_tokens, self._prefill_tokens, self._end_token_ids = cache_tokens, prefill_tokens, end_token_ids
@@ -69,7 +72,8 @@ class SlotBatch:
     @property
     def progress(self) -> int:
         """Passes of the model so far."""
-        return self._runner.passes
+        passes: int = self._runner.passes
+        return passes
 
     def add(self, answer: Answer) -> None:
         """Queue an answer; it starts in the order of adding."""
@@ -86,7 +90,7 @@ class SlotBatch:
 
     def close(self) -> None:
         """Drop the cache."""
-        self._cache = SlotCache()
+        self._cache = make_cache(self._way)
         self._runner.forget()
 
     def _end_cancelled(self) -> list[Answer]:
@@ -156,7 +160,7 @@ class SlotBatch:
         """Generate one token for each running answer; return those that ended."""
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
-        logits_NV = self._runner.next_logits(self._cache, ids_N, positions_N)
+        logits_NV: torch.Tensor = self._runner.next_logits(self._cache, ids_N, positions_N)
         uniform_N = [_draw(answer) for answer in self._running] if self._temperature > 0 else []
         chosen_N = choose_tokens(logits_NV, temperature=self._temperature, top_p=self._top_p, uniform_N=uniform_N)
         for answer, chosen in zip(self._running, chosen_N, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
+from clear_ray.engine.trial import Way, make_cache, make_runner
 
 WORTH_DOUBLING = 1.4
 """How many times faster a pass has to be for twice the threads; 2 would be perfect."""
@@ -38,14 +38,16 @@ def threads_worth_having(cores: int, seconds_of: Callable[[int], float]) -> int:
     return threads
 
 
-def pass_seconds(model: Any, rows: int) -> Callable[[int], float]:
+def pass_seconds(model: Any, rows: int, way: Way = "slots") -> Callable[[int], float]:
     """Return what times a decoding pass with a number of threads, which torch keeps.
 
     Args:
         model: As for `SlotRunner`, on CPU.
         rows: Answers that run at once.
+        way: How they run.
     """
-    cache, runner = SlotCache(), SlotRunner(model)
+    cache: Any = make_cache(way)
+    runner: Any = make_runner(model, way)
     cache.reserve(rows, _POSITIONS, kept_rows=0)
 
     @torch.inference_mode()

@@ -18,14 +18,15 @@ from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import BatchThread, Turns
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
-from clear_ray.engine.loading import cache_capacity_tokens, check_slots_fit, load_model, model_folder
-from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
+from clear_ray.engine.reading import read_prompts
+from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.shallow import first_layers
-from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
-from clear_ray.errors import ConfigError, EngineError, EngineFailedError
+from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_runner
+from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 
 _TRIAL_ROWS = 32
 
@@ -52,9 +53,7 @@ class TransformersEngine:
     def __init__(
         self, config: TransformersConfig, *, probe_layers: int | None = None, cache_tokens: int | None = None
     ) -> None:
-        self._rendering = Rendering(
-            config.model, chat_template=config.chat_template, system_prompt=config.system_prompt
-        )
+        self._rendering = rendering_of(config)
         closing = make_closing(self._rendering, config)
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in PREFILL_TOKENS:
@@ -67,19 +66,23 @@ class TransformersEngine:
             vocabulary=self._model.get_input_embeddings().num_embeddings,
             context_tokens=self._card.context_tokens,
         )
-        self._runner = SlotRunner(self._model if probe_layers is None else first_layers(self._model, probe_layers))
-        check_slots_fit(self._model)
+        self._way: Way = find_way(self._model)
+        if self._way == "own_caches":
+            config = config.model_copy(update={"max_batch": min(config.max_batch, OWN_CACHE_ANSWERS)})
+        probed = self._model if probe_layers is None else first_layers(self._model, probe_layers)
+        self._runner: Any = make_runner(probed, self._way)
         if device.type == "cpu":
-            torch.set_num_threads(config.threads or _threads_for(self._model, config.max_batch))
+            torch.set_num_threads(config.threads or _threads_for(self._model, config.max_batch, self._way))
         batch = SlotBatch(
             self._model,
             config,
-            cache_tokens=cache_tokens or cache_capacity_tokens(self._model),
+            cache_tokens=cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch),
             prefill_tokens=self._prefill_tokens,
             end_token_ids=end_token_ids(self._model.config, self._model.generation_config, self._rendering),
             closing=closing,
             graphs=device.type == "cuda" and not config.enforce_eager,
             refill_rows=refill_rows(config.max_batch, device),
+            way=self._way,
         )
         self._model_turns = Turns()
         self._thread = BatchThread(batch, model_turns=self._model_turns)
@@ -119,12 +122,12 @@ class TransformersEngine:
             pass_cost = PASS_COST[self._model.device.type]
             for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens, pass_cost=pass_cost):
                 with self._model_turns:
-                    self._prefill_rows(features, rows, ids_N)
+                    read_prompts(self._runner, self._way, features, rows, ids_N, pass_tokens=self._prefill_tokens)
         except RuntimeError as error:
             raise EngineFailedError(
                 "the language model failed",
                 "prefill",
-                str(error),
+                told(error),
                 remedy="If memory ran out, lower engine.max_batch or engine.max_context_tokens.",
             ) from error
         return features
@@ -157,31 +160,11 @@ class TransformersEngine:
             self._close()
             del self._model, self._runner
 
-    @torch.inference_mode()
-    def _prefill_rows(self, features: Features, rows: list[int], ids_N: list[list[int]]) -> None:
-        """Fill in the features of some rows from one pass over all but their last token, and one over that."""
-        cache = SlotCache()
-        longest = max(len(ids_N[row]) for row in rows)
-        cache.reserve(len(rows), longest, kept_rows=0)
-        heads = [ids_N[row][:-1] for row in rows]
-        total_ND = (
-            self._runner.prefill(cache, 0, heads, max(1, self._prefill_tokens // len(rows))) if longest > 1 else 0.0
-        )
-        output = self._runner.decode(
-            cache, [ids_N[row][-1] for row in rows], [len(head) for head in heads], with_hidden=True
-        )
-        last_ND = output.hidden_states[-1][:, -1].float()
-        length_N1 = torch.tensor([[len(ids_N[row])] for row in rows], device=last_ND.device)
-        log_p_NV = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
-        features.hidden_last_ND[rows] = last_ND.cpu().numpy()
-        features.hidden_mean_ND[rows] = ((total_ND + last_ND) / length_N1).cpu().numpy()
-        features.entropy_N[rows] = torch.special.entr(log_p_NV.exp()).sum(dim=-1).cpu().numpy()
-
     def _refuse_if_closed(self) -> None:
         if not self._close.alive:
             raise EngineError("the engine is closed", remedy="Make a new one.")
 
 
-def _threads_for(model: Any, max_batch: int) -> int:
+def _threads_for(model: Any, max_batch: int, way: Way) -> int:
     cores = len(os.sched_getaffinity(0))
-    return threads_worth_having(cores, pass_seconds(model, min(max_batch, _TRIAL_ROWS))) if cores > 1 else 1
+    return threads_worth_having(cores, pass_seconds(model, min(max_batch, _TRIAL_ROWS), way)) if cores > 1 else 1

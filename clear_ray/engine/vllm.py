@@ -22,7 +22,7 @@ from clear_ray.config import VllmConfig
 from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.closing import make_closing
-from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.vllm_settings import check_installed, placement, read_configs, reasoning, whole_model_folder
 from clear_ray.errors import EngineError
 
@@ -54,7 +54,7 @@ class VllmEngine:
 
         folder = whole_model_folder(config.model)
         saved, generation_config = read_configs(folder)
-        self._rendering = Rendering(folder, chat_template=config.chat_template, system_prompt=config.system_prompt)
+        self._rendering = rendering_of(config, folder)
         decoding = Decoding(
             config.temperature,
             config.top_p,

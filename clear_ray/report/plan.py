@@ -55,3 +55,5 @@ class PlanReport(Part):
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
     for_share: ShareBudget | None = None
     """What the share that was asked for would cost; none if nothing was asked, or if no tokens would give anything."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""

@@ -137,6 +137,8 @@ class RunReport(Part):
     """Wall time of the whole run."""
     stopped_early: str
     """Why the run ended before its queries were done; empty if it did not."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""
 
     @property
     def slack_tokens(self) -> int:

@@ -27,6 +27,7 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("wasted", wasted))
     if report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
+    lines += _notes(report.notes)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -54,6 +55,7 @@ def plan_text(plan: PlanReport) -> str:
     lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
+    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
@@ -63,6 +65,10 @@ def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
         return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:

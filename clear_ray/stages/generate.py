@@ -26,6 +26,7 @@ from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
+from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
 from clear_ray.tasks import scores_at_once
@@ -76,6 +77,7 @@ class Generate:
         self._caller = dispatch.this_caller() if dispatch.this_caller else ""
         self._life, self._requests = uuid4().hex[:8], itertools.count(1)
         self._quarantined = 0
+        self._lone_failures = LoneFailures()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
         """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
@@ -131,6 +133,7 @@ class Generate:
                 async for reference in worker.generate.remote(grants, tries == self._dispatch.most_attempts):
                     generations: list[Generation] = await reference
                     self._quarantined = 0
+                    self._lone_failures.forget()
                     ended = [(running.pop(generation.query_id), generation) for generation in generations]
                     for row in await self._settle(ended, time.monotonic() - started):
                         await finished.put(row)
@@ -143,19 +146,27 @@ class Generate:
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
     ) -> None:
         await self._dispatch.market.forfeit([(row["index"], row["attempt"]) for row in rows])
+        is_last, failure = tries >= self._dispatch.most_attempts, engine_failure(error)
+        # An engine that said what it failed of does so again: the next attempt shows whether this query is the cause.
+        next_tries = tries + 1 if failure is None else self._dispatch.most_attempts
         for (
             row
         ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
-            if tries >= self._dispatch.most_attempts:
+            if is_last:
                 await finished.put(self._quarantine(row, error))
                 continue
             (answer,) = await self._reserve(row["round"], [(row["index"], row["granted_tokens"])])
             if answer != REFUSED:
-                await self._run([row | {"attempt": answer}], finished, tries=tries + 1)
+                await self._run([row | {"attempt": answer}], finished, tries=next_tries)
 
     def _quarantine(self, row: Row, error: Exception) -> Row:
         """Return the failed attempt of a query that killed the engine it had to itself."""
         self._quarantined += 1
+        if (failure := engine_failure(error)) is not None:
+            self._lone_failures.note(failure, row["query_id"])
+            said = f"the engine failed of it with no other query on it: {failure.value}"
+        else:
+            said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
         if self._quarantined > self._dispatch.most_quarantined:
             raise EngineError(
                 f"engines died with each of {self._quarantined} queries in a row, though each had one to itself",
@@ -163,7 +174,6 @@ class Generate:
                 repr(error),
                 "Look for the cause in the logs of the workers; then run the same command again.",
             ) from error
-        said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
         lost = Generation(row["query_id"], (), "", "cancelled", error=said)
         return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 

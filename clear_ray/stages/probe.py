@@ -18,6 +18,7 @@ from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import estimate_schema
+from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
@@ -38,6 +39,7 @@ class Probe:
         self._roster, self._is_death = Roster(workers), workers.is_death
         self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
+        self._lone_failures = LoneFailures()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Yield the estimates of one batch of queries.
@@ -47,18 +49,20 @@ class Probe:
         """
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
-            self._quarantined = 0
+            self._note_answer()
             yield estimate_table(batch, columns)
             return
+        has_said = engine_failure(columns) is not None
         for row in range(len(batch)):
             query = batch.slice(row, 1)
-            columns = await self._read(query, is_alone=False)
-            if isinstance(columns, Exception) and self._is_death(columns):
+            # An engine that said what it failed of does so again: alone, this query shows whether it is the cause.
+            columns = await self._read(query, is_alone=has_said)
+            if isinstance(columns, Exception) and self._is_death(columns) and not has_said:
                 columns = await self._read(query, is_alone=True)
             if isinstance(columns, Exception):
                 columns = self._unread(query, columns)
             else:
-                self._quarantined = 0
+                self._note_answer()
             yield estimate_table(query, columns)
 
     async def _read(self, batch: pa.Table, *, is_alone: bool) -> dict[str, Any] | Exception:
@@ -74,6 +78,10 @@ class Probe:
                 return error
             raise
 
+    def _note_answer(self) -> None:
+        self._quarantined = 0
+        self._lone_failures.forget()
+
     def _unread(self, query: pa.Table, error: Exception) -> dict[str, Any]:
         """Return an estimate that is worth nothing, with the reason."""
         query_id = query["query_id"][0].as_py()
@@ -81,6 +89,9 @@ class Probe:
         if self._is_death(error):  # a refusal says nothing about whether engines live on
             self._quarantined += 1
             reason = "its engine died three times while it read the prompt, the last time with no other query on it"
+            if (failure := engine_failure(error)) is not None:
+                self._lone_failures.note(failure, query_id)
+                reason = f"the engine failed of it with no other query on it: {failure.value}"
             if self._quarantined > _MOST_QUARANTINED:
                 raise EngineError(
                     f"engines died of each of {self._quarantined} prompts in a row, though each had one to itself",

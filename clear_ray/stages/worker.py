@@ -18,7 +18,7 @@ from clear_ray.config import MOST_TOKENS, EngineConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
-from clear_ray.errors import ClearRayError, EngineError, EngineFailedError
+from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.door import Door
 from clear_ray.stages.generate import asked_directly
@@ -130,15 +130,24 @@ class EngineWorker:
     @asynccontextmanager
     async def _turn(self, is_alone: bool) -> AsyncIterator[None]:
         async with self._door.alone() if is_alone else self._door.together():
+            await self._stop_if_failed()
             self._running += 1
             try:
                 yield
-            except Exception as error:
-                if isinstance(error, EngineFailedError) or not isinstance(error, ClearRayError):
-                    self._fail(error)
+            except EngineFailedError as failure:
+                self._fail(failure)
                 raise
+            except ClearRayError:
+                raise
+            except Exception as error:
+                failure = EngineFailedError("the engine failed", value=told(error))
+                self._fail(failure)
+                raise failure from error
             finally:
                 self._running -= 1
+
+    async def _stop_if_failed(self) -> None:
+        """Let a call that comes after the failure end as the worker's calls are to end; the engine itself raises."""
 
     def _fail(self, failure: Exception) -> None:
         """Note that the engine has failed."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clear_ray.engine import Grant
 from clear_ray.engine.grouping import reading_groups, shared_tokens
-from clear_ray.engine.loading import check_slots_fit
+from clear_ray.engine.trial import find_way
 from clear_ray.errors import ConfigError
 from tests.unit.engine.decode_loop import decode
 from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
@@ -220,7 +220,7 @@ def test_the_oracle_agrees_with_transformers_generate(model: Any) -> None:
         assert tuple(theirs[0, len(ids) :].tolist()) == tokens
 
 
-def test_an_architecture_with_other_attention_is_refused() -> None:
+def test_the_way_that_fits_a_model_is_found() -> None:
     from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
 
     torch.manual_seed(0)
@@ -235,12 +235,24 @@ def test_an_architecture_with_other_attention_is_refused() -> None:
         initializer_range=0.4,
     )
     biased = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
-    for config in (narrow, biased):
-        with pytest.raises(ConfigError, match="cannot be batched"):
-            check_slots_fit(AutoModelForCausalLM.from_config(config).eval())
-    check_slots_fit(tiny_model())
-    check_slots_fit(tiny_model(dtype=torch.float32))
-    check_slots_fit(tiny_model(dtype=torch.bfloat16))
+    ways = [find_way(AutoModelForCausalLM.from_config(config).eval()) for config in (narrow, biased)]
+    assert ways == ["slots", "own_caches"]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert find_way(tiny_model(dtype=dtype)) == "slots"
+
+
+def test_a_model_whose_layers_look_ahead_is_refused_by_name() -> None:
+    ahead = tiny_model()
+
+    def without_mask(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: forward(*args, **(options | {"attention_mask": None}))
+
+    for layer in ahead.model.layers:
+        layer.self_attn.forward, layer.self_attn.is_causal = without_mask(layer.self_attn.forward), False
+    with pytest.raises(
+        ConfigError, match=r"architecture llama cannot be run by this engine: .* Set engine.kind to vllm"
+    ):
+        find_way(ahead)
 
 
 def test_dear_passes_bring_prompts_together_that_share_nothing() -> None:

@@ -1,0 +1,104 @@
+"""What is known of an architecture before its weights are loaded: whether it runs, and whether its answers share passes.
+
+`architectures.json` is what the zoo found (tests/unit/engine/test_zoo.py): tiny random models of every causal architecture
+that transformers has, beside transformers' own `generate`. An architecture that it does not name is tried when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+
+from clear_ray.errors import ConfigError
+
+TABLE = Path(__file__).with_name("architectures.json")
+_REMEDY = "Set engine.kind to vllm, or use another model."
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How models of one architecture run.
+
+    Attributes:
+        way: `slots`: all running answers in one pass. `own_caches`: one after the other. `refused`, or `untried`.
+        reason: Why it does not run in slots; empty if it does.
+    """
+
+    way: Literal["slots", "own_caches", "refused", "untried"]
+    reason: str = ""
+
+
+@cache
+def known_architectures() -> dict[str, Architecture]:
+    """Return what the zoo found, by the `model_type` of a configuration."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: Architecture(**row) for name, row in table["architectures"].items()}
+
+
+def read_model_config(folder: Path) -> Any:
+    """Return the configuration of a saved model, as transformers reads it; none of its code is run.
+
+    Raises:
+        ConfigError: transformers does not know the architecture, or its configuration is broken.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # configurations are checked by their own classes, each in its own way
+        raise ConfigError(
+            f"the model cannot be loaded: transformers {transformers.__version__} does not read its configuration",
+            str(folder / "config.json"),
+            next(iter(str(error).splitlines()), repr(error)),
+            "Look whether the file is whole, and whether a newer transformers knows the architecture.",
+        ) from error
+
+
+def refuse_unfit(config: Any) -> None:
+    """Refuse a model that cannot be run here, told from its configuration alone.
+
+    Args:
+        config: As transformers reads it.
+
+    Raises:
+        ConfigError: Its architecture is known not to run.
+    """
+    known = known_architectures().get(config.model_type)
+    reason = unfit_reason(config) or (known.reason if known is not None and known.way == "refused" else "")
+    if reason:
+        raise unfit(config, reason)
+
+
+def unfit(config: Any, reason: str) -> ConfigError:
+    """Return the refusal of a model, which names its architecture."""
+    return ConfigError(
+        f"the architecture {config.model_type} cannot be run by this engine: {reason}", "engine.model", remedy=_REMEDY
+    )
+
+
+def unfit_reason(config: Any) -> str:
+    """Return why a model is no causal language model by its own settings; empty if it may be one."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder model"
+    # Those that know cross-attention are encoders unless they are told to decode.
+    if hasattr(config, "add_cross_attention") and not getattr(config, "is_decoder", True):
+        return "it is an encoder, whose tokens look ahead (its config.json does not set is_decoder)"
+    return ""
+
+
+def way_note(config: Any) -> str | None:
+    """Return a line for a model whose answers share no passes; None if they do, or nothing is known of it.
+
+    Args:
+        config: As transformers reads it.
+    """
+    known = known_architectures().get(config.model_type)
+    if known is None or known.way != "own_caches":
+        return None
+    return (
+        f"{config.model_type} answers are run one after the other, not in one batch: {known.reason}; "
+        "engine.kind vllm batches them"
+    )
