@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.errors import EngineError
+from clear_ray.sampling import Sampling
 
 Prompt = str | tuple[tuple[str, str], ...]
 """Plain text, or a conversation as (role, content) pairs."""
@@ -57,6 +58,7 @@ class Grant:
         seed: Seed of this query's sampling; the same for every grant of the same query and sample.
         prefix_token_ids: Tokens generated under earlier grants; generation goes on after them.
         sample: Which of several independent answers to the same query this is, from 0.
+        sampling: What the query asks for itself; None for the run's settings. Its seed is in `seed` already.
     """
 
     query_id: str
@@ -65,6 +67,7 @@ class Grant:
     seed: int = 0
     prefix_token_ids: tuple[int, ...] = ()
     sample: int = 0
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ class Generation:
     Attributes:
         query_id: The query of the grant.
         token_ids: Tokens generated under this grant alone, end token included; `len` is what it spent.
-        text: Answer so far as text, prefix included, special tokens dropped.
-        finish_reason: `stop` if the model ended by itself, `length` if the grant ran out, `cancelled` if told to.
+        text: Answer so far as text, prefix included, special tokens dropped; what stands before a stop text that came.
+        finish_reason: `stop` if the model ended by itself or a stop came, `length` if the grant ran out, else `cancelled`.
         error: Empty, or why this query alone could not be generated; its tokens still count.
         sample: The sample of the grant.
     """

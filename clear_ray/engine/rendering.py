@@ -74,6 +74,11 @@ class Rendering:
         end_token_id: int | None = self._tokenizer.eos_token_id
         return end_token_id
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers loads it."""
+        return self._tokenizer
+
     def token_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token ids of each prompt as the model is to read it, the opening of its answer included.
 

@@ -26,6 +26,7 @@ from clear_ray.engine.base import Generation, Grant, Prompt
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
+from clear_ray.sampling import Sampling
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
@@ -178,13 +179,15 @@ class Generate:
         return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 
     def _grant(self, row: Row) -> Grant:
+        sampling = Sampling.load(row.get("sampling"))
         return Grant(
             query_id=row["query_id"],
             prompt=asked_directly(row["conversation"], self._dispatch.direct_text),
             max_tokens=row["granted_tokens"],
-            seed=self._dispatch.seed + row["index"],
+            seed=seed_of(sampling, self._dispatch.seed + row["index"]),
             prefix_token_ids=tuple(row["token_ids"]),
             sample=self._dispatch.sample,
+            sampling=sampling,
         )
 
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
@@ -233,6 +236,11 @@ class Generate:
             "error": error,
             "seconds": seconds,
         }
+
+
+def seed_of(sampling: Sampling | None, otherwise: int) -> int:
+    """Return the seed of a query: its own, or what it is otherwise."""
+    return otherwise if sampling is None or sampling.seed is None else sampling.seed
 
 
 def asked_directly(prompt: Prompt, text: str) -> Prompt:
