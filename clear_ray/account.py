@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated, budget_for, demand_curve
 from clear_ray.config import RunConfig
-from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
 from clear_ray.report.plan import PlanReport, ShareBudget
-from clear_ray.report.summary import BudgetPoint, RoundReport, RunReport, TaskReport
+from clear_ray.report.summary import BudgetPoint, FailureReport, RoundReport, RunReport, TaskReport
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
 from clear_ray.showing import without_secrets
+
+if TYPE_CHECKING:
+    from clear_ray.open_run import OpenRun
 
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLE_QUERIES = 20_000
@@ -26,38 +29,26 @@ SAMPLE_QUERIES = 20_000
 
 
 def make_report(
-    config: RunConfig,
-    model: ModelCard,
-    head: HeadCard,
-    estimates: Estimates,
-    states: QueryStates,
-    balance: Balance,
-    spent_tokens_N: NDArray[np.int64],
+    work: OpenRun,
     rounds: tuple[RoundReport, ...],
     *,
+    spent_tokens_N: NDArray[np.int64],
     has_gold_N: NDArray[np.bool_],
-    workers: int,
-    worker_tokens_per_second: float | None,
-    seconds: float,
-    notes: tuple[str, ...] = (),
+    notices: tuple[str, ...] = (),
+    failures: tuple[FailureReport, ...] = (),
 ) -> RunReport:
     """Put the account of a finished run together.
 
     Args:
-        config: Configuration of the run.
-        model: Model that generated.
-        head: Head that estimated.
-        estimates: Estimates of the batch.
-        states: Where every query ended.
-        balance: The market's last.
-        spent_tokens_N: Tokens of each query that were charged, shape (N,).
+        work: The run, after its last round.
         rounds: What each clearing bought.
+        spent_tokens_N: Tokens of each query that were charged, shape (N,).
         has_gold_N: Whether a query can be scored, shape (N,).
-        workers: Most engines that were up at once.
-        worker_tokens_per_second: Measured of one of them; None if it was not.
-        seconds: Wall time of the run.
-        notes: What is to be said of the model.
+        notices: What is said about its input.
+        failures: Why queries failed.
     """
+    config, estimates, states, hiring = work.config, work.estimates, work.states, work.hiring
+    balance = work.market.balance()
     batch = estimates.batch
     was_run_N = states.rounds_N > 0
     has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
@@ -69,8 +60,8 @@ def make_report(
     completed = int((was_run_N & ~has_failed_N).sum())
     return RunReport(
         run_dir=without_secrets(config.run_dir),
-        model=model.name,
-        head=head.kind,
+        model=hiring.crew.model.name,
+        head=hiring.crew.head.kind,
         policy=config.allocation.policy,
         budget_tokens=config.budget_tokens,
         spent_tokens=balance.spent_tokens,
@@ -92,11 +83,13 @@ def make_report(
         rounds=rounds,
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=budget_curve(batch, config.budget_tokens, queries=estimates.queries),
-        workers=workers,
-        worker_tokens_per_second=worker_tokens_per_second,
-        seconds=seconds,
+        workers=hiring.most_up,
+        worker_tokens_per_second=hiring.tokens_per_second,
+        seconds=work.progress.seconds,
         stopped_early=_stopped_early(config, states, balance),
-        notes=notes,
+        notices=notices,
+        failures=failures,
+        notes=work.notes,
     )
 
 

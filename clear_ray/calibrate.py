@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.locations import with_absolute_paths
 from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.room import settled
@@ -87,6 +89,7 @@ def calibrate(
         raise ConfigError(
             "a calibration needs to know which answers are right", "scoring.scorer", remedy="Name a scorer."
         )
+    config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with reading_errors(folder):
         _refuse_other_features(config, folder)
@@ -221,7 +224,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     name = _features_name(config)
     queries = folder.child("sample-00").child("queries")
     prior = PriorHead(cap_tokens=config.allocation.max_tokens, probe_layers=config.estimate.layers)
-    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir) as crew:
+    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir, run_id=uuid4().hex) as crew:
         if not folder.exists(f"{name}.json"):
             folder.delete(name)
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 
 from clear_ray.config import RunConfig
 from clear_ray.engine.checking import check_engine
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.identity import check_journal
 from clear_ray.ingest import InputDigest
+from clear_ray.locations import with_absolute_paths
 from clear_ray.pricing import check_minimum_service
-from clear_ray.run_folder import check_same_run, describe_config, describe_input, read_costs, read_manifest
+from clear_ray.run_folder import (
+    check_same_run,
+    describe_config,
+    describe_input,
+    read_costs,
+    read_manifest,
+    read_summary,
+)
 from clear_ray.storage import open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
+from clear_ray.tasks import Survey, survey_queries
 
 
-def check_run(config: RunConfig) -> InputDigest:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found beside nothing to refuse.
+
+    Attributes:
+        digest: What the input holds.
+        survey: What its gold answers look like.
+    """
+
+    digest: InputDigest
+    survey: Survey
+
+
+def check_run(config: RunConfig) -> Checked:
     """Return what the input of a run holds, after everything about it was checked that needs no loaded model.
 
     Raises:
@@ -25,6 +49,7 @@ def check_run(config: RunConfig) -> InputDigest:
         EngineError: A file of the model is missing or damaged.
         StorageError: The run folder cannot be read.
     """
+    config = with_absolute_paths(config)
     folder, manifest = open_folder(config.run_dir), None
     with writing_errors(config.run_dir):
         folder.refuse_links()
@@ -32,12 +57,15 @@ def check_run(config: RunConfig) -> InputDigest:
             manifest = read_manifest(folder)
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
+        if read_summary(folder) is None:
+            check_journal(folder, manifest.get("run_id", ""))
     load_scorer_of(config)
     head = head_of(config)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as scratch:
         is_taken_in = manifest is not None and not config.input.path and not config.input.tasks
         into = folder if is_taken_in else open_folder(scratch)
         digest = take_in(None, config, into, manifest if is_taken_in else None)
+        survey = survey_queries(into.child("queries"), config.scoring.scorer)
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
@@ -48,7 +76,7 @@ def check_run(config: RunConfig) -> InputDigest:
         check_model=head.check_model,
         is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
     )
-    return digest
+    return Checked(digest, survey)
 
 
 def head_of(config: RunConfig) -> Head:

@@ -20,7 +20,7 @@ import typer
 from clear_ray.config import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.report.printing import give_up_unwritable, print_result, say
-from clear_ray.showing import without_secrets
+from clear_ray.showing import printable, without_secrets
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -114,14 +114,18 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
     from clear_ray.checking import check_run
     from clear_ray.engine.checking import engine_notes
+    from clear_ray.report.text import notices_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
-    digest, notes = check_run(settings), engine_notes(settings.engine)
-    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens, "notes": notes}
-    text = "\n".join(
-        (f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *(f"Note: {note}." for note in notes))
-    )
-    print_result(json.dumps({"valid": True} | facts) if as_json else text)
+    checked = check_run(settings)
+    digest, survey, notes = checked.digest, checked.survey, engine_notes(settings.engine)
+    facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes, "notices": list(digest.notices)}
+    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
+    lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
+    lines += [f"note: {note}" for note in notes]
+    lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
+    print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 
 
 @app.command()

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from clear_ray.config import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.identity import check_journal
 from clear_ray.joining import join
 from clear_ray.journal import once_free, read_journal
 from clear_ray.market import MarketActor
@@ -48,6 +49,7 @@ from clear_ray.storage import open_folder
 _CALLS_IN_FLIGHT = 100_000
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 _RELOAD_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 0.5  # in which the calls of a failed engine hear why
 _NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
 _INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
@@ -168,6 +170,7 @@ class Crew:
         config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
+        run_id: Of the run, in their names, too: those of a run before in this folder are no part of this one.
         ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """
@@ -180,10 +183,12 @@ class Crew:
         config: EngineConfig,
         head: Head,
         run_dir: str,
+        run_id: str,
         ask_for: Callable[[int], None],
         calls_each: int | None,
     ) -> None:
-        self._config, self._estimate, self._run_dir, self._ask_for = config, in_pieces(head), run_dir, ask_for
+        self._config, self._estimate, self._ask_for = config, in_pieces(head), ask_for
+        self._run_dir, self._run_id = run_dir, run_id
         self._handles: list[Any] = []
         self._cards: list[Any] = []
         self._calls_each = calls_each
@@ -200,7 +205,7 @@ class Crew:
             is_worker_death,
             _restart,
             self._config.stall_seconds,
-            find=None if self._calls_each is None else partial(_find_worker, self._run_dir),
+            find=None if self._calls_each is None else partial(_find_worker, self._run_dir, self._run_id),
             calls_each=self._calls_each,
         )
 
@@ -225,7 +230,7 @@ class Crew:
             ray.kill(self._handles.pop())
         self._ask_for(count)
         while len(self._handles) < count:
-            name = worker_name(self._run_dir, len(self._handles))
+            name = worker_name(self._run_dir, self._run_id, len(self._handles))
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
@@ -313,6 +318,7 @@ def engine_workers(
     head: Head,
     *,
     run_dir: str,
+    run_id: str,
     ask_for: Callable[[int], None] = lambda _: None,
     calls_each: int | None = None,
 ) -> Iterator[Crew]:
@@ -324,7 +330,7 @@ def engine_workers(
         EngineError: It could not be started for another reason.
     """
     wait_for_room(config)
-    crew = Crew(config, head, run_dir, ask_for, calls_each)
+    crew = Crew(config, head, run_dir, run_id, ask_for, calls_each)
     try:
         crew.resize(config.workers)
         crew.wait()
@@ -333,24 +339,28 @@ def engine_workers(
         crew.resize(0)
 
 
-def worker_name(run_dir: str, number: int) -> str:
+def worker_name(run_dir: str, run_id: str, number: int) -> str:
     """Return the actor name of a run's engine worker; worker `number` counts from 0."""
-    return f"clear_ray engine {number} of {run_dir}"
+    return f"clear_ray engine {number} of {run_dir} {run_id}"
 
 
 @contextmanager
-def opened_market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64]) -> Iterator[MarketClient]:
+def opened_market(
+    run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64], *, run_id: str
+) -> Iterator[MarketClient]:
     """Start the market on this node, where a local run folder is, and end it afterwards.
 
-    It has the folder's name, of which a cluster has one: object stores know no locks.
+    It has the folder's name, of which a cluster has one: object stores know no locks. One that still lives under that name
+    for a run whose folder was deleted is ended: it could only spoil the run that was begun in its place.
 
     Args:
         run_dir: The run folder.
         budget_tokens: What the run may generate, in tokens of cost 1.
         cost_N: What a token of each query takes from the budget, shape (N,).
+        run_id: Of the run; `identity.begin` made it.
 
     Raises:
-        ResumeError: The run's journal is damaged, or another run is writing it.
+        ResumeError: The run's journal is damaged, gone or another run's, or another run is writing it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     folder = open_folder(run_dir)
@@ -364,19 +374,35 @@ def opened_market(run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64])
         "scheduling_strategy": here,
     }
     remote: Any = ray.remote(MarketActor).options(**options).remote
-    start = partial(remote, run_dir, budget_tokens, len(cost_N), cost_N)
+
+    def start() -> Any:
+        try:
+            return remote(run_dir, budget_tokens, len(cost_N), cost_N, run_id)
+        except ActorAlreadyExistsError:
+            _end_if_out_of_place(str(options["name"]))
+            raise
+
     actor: Any = once_free(start, ActorAlreadyExistsError, folder)
     market = MarketClient(actor, ray.get)
     try:
         try:
             market.balance()
         except Exception as error:
-            for _ in read_journal(folder):  # a constructor's own error does not come back; damage is told here
+            check_journal(folder, run_id)  # a constructor's own error does not come back: it is told here
+            for _ in read_journal(folder):
                 pass
             raise _cause(error) from error
         yield market
     finally:
         ray.kill(actor)
+
+
+def _end_if_out_of_place(name: str) -> None:
+    """End a market whose run folder is gone; one that does not say so is left alone, and its name stays taken."""
+    with suppress(Exception):
+        other: Any = ray.get_actor(name, namespace=_NAMESPACE)
+        if not ray.get(other.is_in_place.remote(), timeout=_ANSWER_SECONDS):
+            ray.kill(other)
 
 
 def this_actor() -> str:
@@ -389,10 +415,10 @@ def is_worker_death(error: BaseException) -> bool:
     return isinstance(error, _DEATHS) or isinstance(own_error(error), EngineFailedError)
 
 
-def _find_worker(run_dir: str, number: int) -> Any | None:
+def _find_worker(run_dir: str, run_id: str, number: int) -> Any | None:
     """Return a worker of the run that this process belongs to, or None if none was started under the number."""
     try:
-        return ray.get_actor(worker_name(run_dir, number))
+        return ray.get_actor(worker_name(run_dir, run_id, number))
     except ValueError:
         return None
 

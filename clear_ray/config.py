@@ -105,9 +105,11 @@ class InputConfig(Settings):
     """Where the queries come from: files or generated tasks, exactly one of them."""
 
     path: str | None = None
-    """A JSONL or Parquet file, a glob, a folder, or a URI of one, outside `run_dir`; `.gz` JSONL is read as it is."""
-    format: Literal["auto", "jsonl", "parquet", "openai"] = "auto"
-    """`openai` is the OpenAI batch format; `auto` tells by the ending and by the first line."""
+    """A file of JSON, CSV or Parquet, a glob, a folder, or a URI of one, outside `run_dir`; also compressed."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "openai"] = "auto"
+    """`openai` is a batch file of requests; `auto` tells by the first bytes, the first line and the name."""
+    on_error: Literal["refuse", "fail_row"] = "refuse"
+    """What becomes of a row that is no query or too long: the whole input is refused, or that row alone fails."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the input."""
     tasks: tuple[ReasoningGymSource, ...] = ()
@@ -231,7 +233,7 @@ class ReplayConfig(WorkersConfig):
     rollouts: str
     """Parquet of recorded rollouts."""
     features: str | None = None
-    """Parquet of recorded probe features; without it the hidden states have no width, and a fitted head is refused."""
+    """Parquet of recorded probe features; without it there are no hidden states, and a head fitted on some is refused."""
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
@@ -281,9 +283,14 @@ class ScoringConfig(Settings):
     """Whether and how answers are compared with the gold column."""
 
     scorer: str | None = None
-    """`exact`, `math_verify`, `reasoning_gym`, or `package.module:function`; not scored if not given."""
+    """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
+    `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
+    code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Processor time that one program of `code` may use with all its tests; of wall time three times as much."""
+    code_memory_mib: int = Field(default=1_024, ge=64, le=1_000_000)
+    """Memory that it may use, MiB."""
 
 
 class DispatchConfig(Settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -40,12 +42,13 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
     calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
     rows = block_rows(config, len(grants.index_M), calls)
-    granted = _in_order(_granted_rows(work, grants), config, len(grants.index_M))
+    is_small = len(grants.index_M) <= config.dispatch.block_rows
+    granted = in_order(_granted_rows(work, grants), "rank", is_small=is_small)
     granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
         workers=work.hiring.crew.workers,
         market=work.market.awaitable(),
-        scorer=load_scorer_of(config),
+        scorer=load_scorer_of(config, folder),
         seed=config.seed,
         sample=config.sample,
         this_caller=this_actor,
@@ -119,15 +122,15 @@ def _granted_rows(work: OpenRun, grants: GrantTable) -> Dataset:
     return union(parts)
 
 
-def _in_order(granted: Dataset, config: RunConfig, queries: int) -> Dataset:
-    """Return granted rows in order of dispatch; what fits one block is not worth a distributed sort."""
-    if queries > config.dispatch.block_rows:
-        return granted.sort("rank")
-    return granted.repartition(1).map_batches(_sorted_by_rank, batch_size=None, batch_format="pyarrow")
+def in_order(rows: Dataset, column: str, *, is_small: bool) -> Dataset:
+    """Return rows in the order of a column; what fits one block is not worth a distributed sort."""
+    if not is_small:
+        return rows.sort(column)
+    return rows.repartition(1).map_batches(partial(_sorted, column), batch_size=None, batch_format="pyarrow")
 
 
-def _sorted_by_rank(block: pa.Table) -> pa.Table:
-    return block.sort_by("rank")
+def _sorted(column: str, block: pa.Table) -> pa.Table:
+    return block.sort_by(column)
 
 
 def union(parts: list[Dataset]) -> Dataset:

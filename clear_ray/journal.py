@@ -30,6 +30,8 @@ from clear_ray.storage import Folder, read_many, reading_errors, sync_path
 Record = dict[str, Any]
 Held = TypeVar("Held")
 JOURNAL = "journal.jsonl"
+FIRST_SEGMENT = "journal/000000000000.jsonl"
+"""Behind a URI, where every append is an object of its own."""
 _PATIENCE_SECONDS = 10.0
 """How long the actors of a driver that was killed may outlive it."""
 _POLL_SECONDS = 0.1

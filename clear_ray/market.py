@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from clear_ray.identity import check_journal, is_own
 from clear_ray.journal import Journal, Record, read_journal
 from clear_ray.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement
 from clear_ray.storage import open_folder
@@ -41,14 +42,19 @@ class MarketActor:
         budget_tokens: What the run may generate.
         queries: N.
         cost_N: What a token of each query takes from the budget, shape (N,); 1 if not given.
+        run_id: Of the run, whose journal must be there; empty for one that began before runs had identities.
 
     Raises:
-        ResumeError: The journal is damaged, or another run is writing it.
+        ResumeError: The journal is damaged, gone or another run's, or another run is writing it.
         BudgetError: The journal does not fit the budget.
     """
 
-    def __init__(self, run_dir: str, budget_tokens: int, queries: int, cost_N: ArrayLike = 1.0) -> None:
+    def __init__(
+        self, run_dir: str, budget_tokens: int, queries: int, cost_N: ArrayLike = 1.0, run_id: str = ""
+    ) -> None:
         folder = open_folder(run_dir)
+        check_journal(folder, run_id)  # first: opening it would make a new one in a folder that was deleted
+        self._folder, self._run_id = folder, run_id
         self._ledger = Ledger(budget_tokens, queries, cost_N=cost_N)
         self._round_N = np.zeros(queries, np.int32)
         self._settled_tokens_N = np.full(queries, _NOT_SETTLED)
@@ -177,6 +183,10 @@ class MarketActor:
         """Return tokens charged and tokens wasted by query, each int64 of shape (N,), after a full check of the ledger."""
         self._ledger.check()
         return self._ledger.spent_tokens_N, self._ledger.wasted_tokens_N
+
+    async def is_in_place(self) -> bool:
+        """Return whether the run folder still holds this run: deleted, or begun anew, it is another's."""
+        return await asyncio.to_thread(is_own, self._folder, self._run_id)
 
     async def void_attempts(self) -> list[tuple[int, int]]:
         """Return (query index, attempt) of what was charged and came to nothing; a row of it that turns up is no answer."""

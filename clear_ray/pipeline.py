@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -29,8 +30,10 @@ from clear_ray.engine.checking import engine_notes
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
+from clear_ray.identity import begin
 from clear_ray.ingest import InputDigest
 from clear_ray.journal import alone_with, wait_until_unused
+from clear_ray.locations import with_absolute_paths
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, is_sketched_run, offers_of
@@ -40,13 +43,15 @@ from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
 from clear_ray.room import settled
 from clear_ray.rounds.clearing import nothing_to_grant
-from clear_ray.rounds.rounds import Round, Rounds
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 from clear_ray.run_folder import (
     ESTIMATES,
     ESTIMATES_WHOLE,
     MANIFEST,
     Estimates,
     check_same_run,
+    completion_rows,
     describe,
     describe_config,
     estimated_already,
@@ -61,6 +66,7 @@ from clear_ray.run_folder import (
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in
+from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,12 @@ class RunResult:
     report: RunReport
     run_dir: str
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the completions in the order of the input, one row a query (`records.COMPLETION_SCHEMA`)."""
+        return completion_rows(open_folder(self.run_dir))
+
     def completions(self) -> Dataset:
-        """Return the completions as a Ray Dataset, one row a query (`records.COMPLETION_SCHEMA`)."""
+        """Return the completions as a Ray Dataset, in no order that Ray promises; `index` is the place in the input."""
         folder = open_folder(self.run_dir).child("completions")
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
 
@@ -102,6 +112,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
+    config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with writing_errors(config.run_dir):
         folder.refuse_links()
@@ -120,24 +131,29 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
+        if config.scoring.scorer is not None:
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
+        run_id = begin(folder, manifest)
         engine = settled(config.engine)
         with (
             # First: it makes sure that we are alone.
-            opened_market(config.run_dir, config.budget_tokens, cost_N) as market,
+            opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
             gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
             engine_workers(
                 engine,
                 head,
                 run_dir=config.run_dir,
+                run_id=run_id,
                 ask_for=ask_for,
                 calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
             ) as crew,
             progress.watching(market),
         ):
-            _open_run(folder, manifest, config, digest, crew)
+            _open_run(folder, manifest, config, digest, crew, run_id)
             estimates = _probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N)
@@ -165,6 +181,7 @@ def plan(
     """
     if share is not None and not 0 < share < 1:
         raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
+    config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
@@ -181,7 +198,7 @@ def _plan_in(
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(settled(config.engine), head, run_dir=folder.path) as crew:
+            with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as crew:
                 estimates = _probe(folder, config, crew, digest.rows)
             progress.begin("price")
             rounds = _rounds_of(folder, config, estimates, cost_N)
@@ -189,7 +206,8 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
             asked = None if share is None else budget_for_share(estimates, share)
-            return report.model_copy(update={"for_share": asked, "notes": notes})
+            facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
+            return report.model_copy(update=facts)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -201,11 +219,12 @@ def _rounds_of(folder: Folder, config: RunConfig, estimates: Estimates, cost_N: 
 
 
 def _open_run(
-    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew
+    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew, run_id: str
 ) -> None:
     wanted = describe(
         config,
         digest,
+        run_id=run_id,
         model={"name": crew.model.name, "fingerprint": crew.model.fingerprint},
         head={"kind": crew.head.kind, "data_digest": crew.head.data_digest},
     )

@@ -12,6 +12,7 @@ from clear_ray.ledger import Balance
 from clear_ray.market_client import MarketClient
 from clear_ray.report.live import Display
 from clear_ray.report.summary import ProgressSnapshot
+from clear_ray.tasks.survey import FIRST_SCORED
 
 _INTERVAL_SECONDS = 0.5
 _PATIENCE_SECONDS = 5.0
@@ -31,6 +32,7 @@ class Progress:
         self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
         self._price: float | None = None
         self._market: MarketClient | None = None
+        self._warning = self._if_all_wrong = ""
         self._balance: Balance | None = None
         self._lock = threading.Lock()
         self._asking = threading.Lock()
@@ -82,6 +84,10 @@ class Progress:
         self._granted = self._granted if granted is None else granted
         self._tell()
 
+    def warn(self, warning: str, *, if_all_wrong: str) -> None:
+        """Show a warning from now on, and another one once the first scored answers have all been wrong."""
+        self._warning, self._if_all_wrong = warning, if_all_wrong
+
     def _keep_telling(self) -> None:
         while not self._is_over.wait(_INTERVAL_SECONDS):
             with self._asking:
@@ -94,6 +100,7 @@ class Progress:
 
     def _tell(self) -> None:
         balance = self._balance
+        are_all_wrong = balance is not None and balance.scored >= FIRST_SCORED and not balance.correct
         with self._lock:
             self._display.update(
                 ProgressSnapshot(
@@ -111,5 +118,6 @@ class Progress:
                     scored=balance.scored if balance else 0,
                     seconds=self.seconds,
                     recent=balance.recent if balance else (),
+                    warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )
             )

@@ -35,11 +35,17 @@ QUERY_SCHEMA = pa.schema(
         pa.field("gold", pa.string()),
         pa.field("task", pa.string()),
         pa.field("metadata", pa.string()),
+        pa.field("prompt_form", pa.string()),
+        pa.field("input_error", pa.string()),
     ]
 )
 """A validated query. `prompt` is text, or a JSON list of {role, content} where `is_conversation`; `weight` is the value
 of a correct answer; `cost` is what one of its tokens takes from the budget, 1 unless the input says otherwise; `max_tokens`
-is this query's ceiling, at most the run's."""
+is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a text that no chat template is put around, or
+`tokens` for a JSON list of token ids. `input_error` says why the row of the input is no query, where such rows fail."""
+
+QUERY_COLUMNS_ADDED = ("prompt_form", "input_error")
+"""Columns that queries and attempts of older runs lack; all of them null there."""
 
 ATTEMPT_SCHEMA = pa.schema(
     [
@@ -52,11 +58,16 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
         pa.field("error", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("ended_at", pa.float64()),
     ]
 )
-"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far."""
+"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far. `answer`
+is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
+Unix seconds."""
 
 COMPLETION_SCHEMA = pa.schema(
     [
@@ -80,10 +91,16 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("task", pa.string()),
         pa.field("gold", pa.string()),
         pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
+        pa.field("error_code", pa.string()),
+        pa.field("ended_at", pa.float64()),
     ]
 )
-"""A query's answer and account. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (charged at
-`cost` each), `reservation_price` the price above which nothing would have been bought for it."""
+"""A query's answer and account, in the order of the input. `answer` is what the scorer read as the final answer, `verdict`
+why it got its score. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (at `cost` each),
+`reservation_price` the price above which nothing would have been bought for it, `error_code` one of `stages.causes`, and
+`ended_at` when its answer ended, Unix seconds."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:

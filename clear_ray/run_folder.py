@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -30,17 +31,19 @@ from clear_ray.budget import MOST_BUDGET_TOKENS
 from clear_ray.config import CHANGEABLE, MOST_ROWS, RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
+from clear_ray.identity import RUN_ID, has_only_begun
 from clear_ray.ingest import InputDigest, read_digest
-from clear_ray.journal import JOURNAL, read_journal
+from clear_ray.journal import FIRST_SEGMENT, JOURNAL, read_journal
 from clear_ray.ledger import Entry, Ledger
+from clear_ray.locations import PATH_SETTINGS, absolute
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing
-from clear_ray.rounds.rounds import Round
+from clear_ray.rounds.running import Round
 from clear_ray.stages.grants import VoidAttempts
-from clear_ray.storage import Folder, read_many, reading_errors
+from clear_ray.storage import Folder, is_plain_path, read_many, reading_errors
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
@@ -121,13 +124,16 @@ def _checked(manifest: Any) -> dict[str, Any]:
     for name, (number, most) in numbers.items():
         if type(number) is not int or not 1 <= number <= most:
             raise ValueError(f"{name} is {number!r}, not a whole number from 1 to {most:,}")
+    if not RUN_ID.fullmatch(manifest.get("run_id") or "0" * 32):
+        raise ValueError(f"run_id is {manifest['run_id']!r}, not 32 hexadecimal digits")
     whole: dict[str, Any] = manifest
     return whole
 
 
 def _may_precede_manifest(folder: Folder, name: str) -> bool:
-    """Tell what a run leaves that ended before it had a manifest: its input, and a journal that nothing stands in yet."""
-    return bool(_BEFORE_MANIFEST.fullmatch(name)) or (name == JOURNAL and not folder.read(name))
+    """Tell what a run leaves that ended before it had a manifest: its input, and a journal in which it has only begun."""
+    is_journal = name == JOURNAL if folder.is_local else name == FIRST_SEGMENT
+    return bool(_BEFORE_MANIFEST.fullmatch(name)) or (is_journal and has_only_begun(folder))
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:
@@ -162,15 +168,37 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
     for part in ("config", "input", "model", "head"):
         if part not in wanted:
             continue
-        old, new = _flat(manifest.get(part, {}), part), _flat(wanted[part], part)
+        kept = manifest.get(part, {})
+        old, new = _flat(_with_defaults(kept) if part == "config" else kept, part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
             is_free = key == "config.run_dir" or key.startswith(f"config.{CHANGEABLE}.")
-            if old.get(key) != new.get(key) and not is_free:
+            is_same = old.get(key) == new.get(key) or (key in PATH_SETTINGS and _is_same_path(key, old, new))
+            if not is_same and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",
                     folder.path,
                     remedy="Name a new run_dir, or put the setting back to go on with this run.",
                 )
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return kept settings with those that have come since at their defaults, under which the run began."""
+    try:
+        whole: dict[str, Any] = describe_config(RunConfig.model_validate(config))["config"]
+    except ValueError:  # settings that are gone: what differs is named one by one
+        return config
+    return whole
+
+
+def _is_same_path(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two paths lead to the same place from their run folders: both moved together, or one is written relative."""
+    if not isinstance(old.get(key), str) or not isinstance(new.get(key), str):
+        return False
+    before, after = ([absolute(settings[name]) for name in (key, "config.run_dir")] for settings in (old, new))
+    if before[0] == after[0]:
+        return True
+    is_local = all(map(is_plain_path, (*before, *after)))
+    return is_local and os.path.relpath(*before) == os.path.relpath(*after)
 
 
 def read_summary(folder: Folder) -> RunReport | None:
@@ -387,6 +415,22 @@ def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
 def round_folder(folder: Folder, number: int) -> Folder:
     """Return the folder of a round's attempts."""
     return folder.child("rounds").child(f"r{number:02d}")
+
+
+def completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:
+    """Yield completions one by one in the order of the input, with one batch of them in memory."""
+    firsts = {path: _first_index(folder, path) for path in folder.child("completions").files(".parquet")}
+    for path in sorted(firsts, key=lambda path: firsts[path]):
+        with folder.filesystem.open_input_file(path) as source:
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
+                yield from batch.to_pylist()
+
+
+def _first_index(folder: Folder, path: str) -> int:
+    with folder.filesystem.open_input_file(path) as source:
+        for batch in pq.ParquetFile(source).iter_batches(batch_size=1, columns=["index"]):
+            return int(batch["index"][0].as_py())
+    return -1
 
 
 def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[Attempts]:

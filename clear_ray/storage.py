@@ -282,6 +282,11 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str, bool]:
     raise ConfigError("unknown scheme", without_secrets(location), scheme, f"Use a local path or one of: {known}.")
 
 
+def is_plain_path(location: str) -> bool:
+    """Whether a location is a path of this machine and no URI, nor one that was mistyped."""
+    return "://" not in location and not _MISTYPED_SCHEME.match(location)
+
+
 def _from_one_slash(path: str) -> str:
     """Return an absolute path with one slash before it: after two, which POSIX allows, Ray reads the name of a host."""
     return f"/{path.lstrip('/')}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -15,7 +17,7 @@ from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
-from clear_ray.tasks import generate_queries, load_scorer
+from clear_ray.tasks import generate_queries, load_scorer, survey_queries
 
 _BATCH_ROWS = 4_096
 
@@ -55,6 +57,7 @@ def take_in(
         queries=folder.child("queries"),
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
+        on_error=config.input.on_error,
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
 
@@ -68,17 +71,32 @@ def _taken_in_already(folder: Folder, manifest: dict[str, Any]) -> InputDigest:
     return digest
 
 
-def load_scorer_of(config: RunConfig) -> Callable[[], Any] | None:
+def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[[], Any] | None:
     """Return what makes the scorer of a run, after trying it once here, where a mistake can still be mended.
+
+    Args:
+        config: Of the run.
+        folder: Of the run, whose queries `auto` is chosen by.
 
     Raises:
         ConfigError: No such scorer.
     """
-    if config.scoring.scorer is None:
+    scoring = config.scoring
+    if scoring.scorer is None:
         return None
-    make = partial(load_scorer, config.scoring.scorer, timeout_seconds=config.scoring.timeout_seconds)
+    name = scoring.scorer
+    if name == "auto" and folder is not None:
+        name = survey_queries(folder.child("queries"), name).chosen or name
+    make = partial(_load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
     make()
     return make
+
+
+def _load_scorer_from(folder: str, name: str, **settings: Any) -> Any:
+    """Load a scorer wherever this runs, from the driver's working folder at last: a worker stands in another one."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return load_scorer(name, **settings)
 
 
 def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:

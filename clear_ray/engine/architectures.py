@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import transformers
 
+from clear_ray.engine.context import moving_positions, unscaled_context
 from clear_ray.errors import ConfigError
 
 TABLE = Path(__file__).with_name("architectures.json")
@@ -89,16 +90,18 @@ def unfit_reason(config: Any) -> str:
     return ""
 
 
-def way_note(config: Any) -> str | None:
+def way_note(config: Any, context_tokens: int) -> str | None:
     """Return a line for a model whose answers share no passes; None if they do, or nothing is known of it.
 
     Args:
         config: As transformers reads it.
+        context_tokens: The longest row that there will be.
     """
     known = known_architectures().get(config.model_type)
-    if known is None or known.way != "own_caches":
+    reason = known.reason if known is not None and known.way == "own_caches" else ""
+    remedy = "engine.kind vllm batches them"
+    if not reason and (reason := moving_positions(config, context_tokens)):
+        remedy = f"engine.max_context_tokens of at most {unscaled_context(config)} batches them, and so does engine.kind vllm"
+    if not reason:
         return None
-    return (
-        f"{config.model_type} answers are run one after the other, not in one batch: {known.reason}; "
-        "engine.kind vllm batches them"
-    )
+    return f"answers of {config.model_type} are run one after the other, not in one batch: {reason}; {remedy}"

@@ -24,8 +24,21 @@ from numpy.typing import NDArray
 from clear_ray.errors import EngineError
 from clear_ray.sampling import Sampling
 
-Prompt = str | tuple[tuple[str, str], ...]
-"""Plain text, or a conversation as (role, content) pairs."""
+
+class RawText(str):
+    """A prompt that the model reads as it stands: no chat template and no system prompt is put around it."""
+
+    __slots__ = ()
+
+
+class TokenIds(tuple[int, ...]):
+    """A prompt that is given as the tokens that the model reads."""
+
+    __slots__ = ()
+
+
+Prompt = str | tuple[tuple[str, str], ...] | TokenIds
+"""Text, raw or to be put into a chat template; a conversation as (role, content) pairs; or token ids."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -141,11 +154,22 @@ class Engine(Protocol):
         """Release the model. Further calls are errors."""
 
 
-def read_prompt(prompt: str, *, is_conversation: bool) -> Prompt:
-    """Return a prompt as `records.QUERY_SCHEMA` keeps it: text, or a JSON list of {role, content}."""
+def read_prompt(prompt: str, *, is_conversation: bool, form: str | None = None) -> Prompt:
+    """Return a prompt that `records.QUERY_SCHEMA` keeps as a text, a JSON list of {role, content} or one of token ids."""
+    if form == "raw":
+        return RawText(prompt)
+    if form == "tokens":
+        return TokenIds(json.loads(prompt))
     if not is_conversation:
         return prompt
     return tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
+
+
+def words_of(prompt: Prompt) -> str:
+    """Return the text of a prompt: all contents of a conversation; nothing of token ids."""
+    if isinstance(prompt, TokenIds):
+        return ""
+    return prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt)
 
 
 def check_generation(grant: Grant, generation: Generation) -> Generation:

@@ -83,9 +83,12 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     return PromptLimit(limit_tokens, partial(_count_tokens, config), template_tokens=added)
 
 
-def _count_tokens(config: ModelConfig, prompts: list[str], is_conversation: list[bool]) -> list[int]:
+def _count_tokens(config: ModelConfig, prompts: list[str], forms: list[str]) -> list[int]:
     from clear_ray.engine.rendering import rendering_of
 
     rendering = rendering_of(config)
-    read = [read_prompt(text, is_conversation=flag) for text, flag in zip(prompts, is_conversation, strict=True)]
+    read = [
+        read_prompt(text, is_conversation=form == "conversation", form=form)
+        for text, form in zip(prompts, forms, strict=True)
+    ]
     return [len(token_ids) for token_ids in rendering.token_ids(read)]

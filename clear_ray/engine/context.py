@@ -75,8 +75,21 @@ def unscaled_context(saved: Any) -> int | None:
     for rope in _scalings(text_config):
         if rope.get("rope_type") in _BY_LENGTH:
             original = rope.get("original_max_position_embeddings")
-            limits.append(int(original or getattr(text_config, "max_position_embeddings", 0)))
+            limits.append(int(original or getattr(text_config, "max_position_embeddings", None) or 0))
     return min(limits, default=None)
+
+
+def moving_positions(saved: Any, context_tokens: int | None = None) -> str:
+    """Return why rows of this length cannot share passes, if their positions would move by it; empty if they would not.
+
+    Args:
+        saved: The model's configuration, as transformers reads it.
+        context_tokens: The longest row; None for the longest that the model reads.
+    """
+    unscaled, longest = unscaled_context(saved), context_tokens or longest_context(saved)
+    if unscaled is None or (longest is not None and longest <= unscaled):
+        return ""
+    return f"past {unscaled} tokens its positions are scaled by the longest row of a pass"
 
 
 def _scalings(text_config: Any) -> Iterable[dict[str, Any]]:

@@ -62,11 +62,11 @@ def model_notes(config: ModelConfig) -> tuple[str, ...]:
 
     folder = model_folder(config.model)
     saved = read_model_config(folder)
+    limit_tokens = context_tokens(config, saved)
     notes = []
     if not isinstance(config, VllmConfig):
         refuse_unfit(saved)
-        notes.append(way_note(saved))
-    context_tokens(config, saved)
+        notes.append(way_note(saved, limit_tokens))
     if not rendering_of(config).has_template and config.chat_template:
         notes.append("the model has no chat template: prompts are read as the plain text that they are")
     if untaken := untaken_settings(folder, config):

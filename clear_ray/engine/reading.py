@@ -28,17 +28,22 @@ def read_prompts(
         ids_N: Token ids of all prompts.
         pass_tokens: Positions of one pass.
     """
-    cache = make_cache(way)
-    longest = max(len(ids_N[row]) for row in rows)
-    cache.reserve(len(rows), longest, kept_rows=0)
-    heads = [ids_N[row][:-1] for row in rows]
-    total_ND = runner.prefill(cache, 0, heads, max(1, pass_tokens // len(rows))) if longest > 1 else 0.0
-    last_ids = [ids_N[row][-1] for row in rows]
-    with states_of(runner.decoder) as states:
-        output = runner.decode(cache, last_ids, [len(head) for head in heads])
-    last_ND = torch.cat(states)[:, -1].float()
-    length_N1 = torch.tensor([[len(ids_N[row])] for row in rows], device=last_ND.device)
-    log_p_NV = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
+    lengths = [len(ids_N[row]) for row in rows]
+    if way == "own_caches":
+        read = [runner.read(ids_N[row]) for row in rows]
+        last_ND = torch.stack([states_LD[-1] for states_LD, _ in read]).float()
+        total_ND = torch.stack([states_LD.float().sum(dim=0) for states_LD, _ in read])
+        logits_NV = torch.stack([logits_V for _, logits_V in read])
+    else:
+        cache = make_cache(way)
+        cache.reserve(len(rows), max(lengths), kept_rows=0)
+        heads = [ids_N[row][:-1] for row in rows]
+        head_ND = runner.prefill(cache, 0, heads, max(1, pass_tokens // len(rows))) if max(lengths) > 1 else 0.0
+        with states_of(runner.decoder) as states:
+            output = runner.decode(cache, [ids_N[row][-1] for row in rows], [len(head) for head in heads])
+        last_ND = torch.cat(states)[:, -1].float()
+        total_ND, logits_NV = head_ND + last_ND, output.logits[:, -1]
+    log_p_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     features.hidden_last_ND[rows] = last_ND.cpu().numpy()
-    features.hidden_mean_ND[rows] = ((total_ND + last_ND) / length_N1).cpu().numpy()
+    features.hidden_mean_ND[rows] = (total_ND / torch.tensor(lengths, device=last_ND.device)[:, None]).cpu().numpy()
     features.entropy_N[rows] = torch.special.entr(log_p_NV.exp()).sum(dim=-1).cpu().numpy()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clear_ray.engine.base import Prompt
+from clear_ray.engine.base import Prompt, TokenIds, words_of
 from clear_ray.errors import SchemaError
 
 _ROLLOUT_COLUMNS = (
@@ -77,7 +77,9 @@ class Rollouts:
 
     def count_prompt_tokens(self, prompt: Prompt) -> int:
         """Count exactly for a recorded prompt, else from its characters at the recordings' mean rate."""
-        text = prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt)
+        if isinstance(prompt, TokenIds):
+            return len(prompt)
+        text = words_of(prompt)
         known: int | None = self._prompt_tokens.get(_digest(text))
         return known if known is not None else max(1, math.ceil(len(text) * self._tokens_per_character))
 

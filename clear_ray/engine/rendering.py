@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clear_ray.config import ModelConfig
-from clear_ray.engine.base import Prompt
+from clear_ray.engine.base import Prompt, RawText, TokenIds
 from clear_ray.engine.smollm2 import resolve_model
 from clear_ray.errors import ConfigError, EngineError, SchemaError
 
@@ -86,13 +86,19 @@ class Rendering:
             SchemaError: A prompt has no tokens, or is a conversation that the model has no template for.
         """
         rendered: list[list[int] | None] = [None] * len(prompts)
-        with_template = [i for i, prompt in enumerate(prompts) if self._wraps_text or not isinstance(prompt, str)]
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, TokenIds):
+                rendered[i] = self._checked(prompt)
+        with_template = [i for i, prompt in enumerate(prompts) if rendered[i] is None and self._takes_template(prompt)]
         # The template writes the special tokens itself; the tokenizer must not add a second set.
         chats = [self._apply_template(prompts[i]) for i in with_template]
         for i, ids in zip(with_template, self._encode(chats, add_special_tokens=False), strict=True):
             rendered[i] = ids
         plain = [i for i in range(len(prompts)) if rendered[i] is None]
-        texts = [self._with_system_prompt(str(prompts[i])) for i in plain]
+        texts = [
+            str(prompt) if isinstance(prompt := prompts[i], RawText) else self._with_system_prompt(str(prompt))
+            for i in plain
+        ]
         for i, ids in zip(plain, self._encode(texts, add_special_tokens=True), strict=True):
             rendered[i] = ids
         whole = [ids for ids in rendered if ids]
@@ -111,6 +117,16 @@ class Rendering:
         )
         return text
 
+    def _takes_template(self, prompt: Prompt) -> bool:
+        return not isinstance(prompt, RawText) and (self._wraps_text or not isinstance(prompt, str))
+
+    def _checked(self, token_ids: TokenIds) -> list[int]:
+        most = max(token_ids, default=0)
+        if most >= len(self._tokenizer):
+            what, remedy = "a token id is none of this model's", "Give the text, or the ids of this model's tokenizer."
+            raise SchemaError(what, "prompt", f"{most} of a vocabulary of {len(self._tokenizer)}", remedy)
+        return list(token_ids)
+
     def _apply_template(self, prompt: Prompt) -> str:
         """Return a conversation as the text of the model's chat template."""
         if not self.has_template:
@@ -120,7 +136,7 @@ class Rendering:
                 str(prompt),
                 "Give the prompt as plain text, or use an instruction-tuned model.",
             )
-        turns = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        turns: list[tuple[str, str]] = [("user", prompt)] if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
         if self._system_prompt is not None and not any(role == "system" for role, _ in turns):
             turns.insert(0, ("system", self._system_prompt))
         try:

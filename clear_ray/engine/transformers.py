@@ -70,7 +70,7 @@ class TransformersEngine:
             context_tokens=self._card.context_tokens,
             structures=Structures(self._rendering, vocabulary=vocabulary, end_token_ids=ends),
         )
-        self._way: Way = find_way(self._model)
+        self._way: Way = find_way(self._model, context_tokens=self._card.context_tokens)
         if self._way == "own_caches":
             config = config.model_copy(update={"max_batch": min(config.max_batch, OWN_CACHE_ANSWERS)})
         probed = self._model if probe_layers is None else first_layers(self._model, probe_layers)
@@ -101,7 +101,7 @@ class TransformersEngine:
     @property
     def progress(self) -> int:
         """Passes of the model so far."""
-        return self._runner.passes + self._thread.progress
+        return int(self._runner.passes) + self._thread.progress
 
     def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Count the tokens of each rendered prompt, without running the model.

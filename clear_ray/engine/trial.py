@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from clear_ray.engine.architectures import refuse_unfit, unfit
+from clear_ray.engine.context import moving_positions
 from clear_ray.engine.graphs import GraphRunner
 from clear_ray.engine.own_caches import OwnCacheRunner, OwnCaches
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
@@ -33,28 +34,29 @@ _TRIAL_FAILURES = (TypeError, ValueError, LookupError, RuntimeError, AttributeEr
 
 
 @torch.inference_mode()
-def find_way(model: Any) -> Way:
+def find_way(model: Any, *, context_tokens: int | None = None) -> Way:
     """Return how the model's answers are to be run.
 
     Args:
         model: A causal language model of transformers.
+        context_tokens: The longest row that there will be; None for the longest that the model reads.
 
     Raises:
         ConfigError: Neither way gives the logits of a plain pass, or the architecture is known to go wrong further on.
     """
     refuse_unfit(model.config)
-    way, reason = try_ways(model)
+    way, reason = try_ways(model, context_tokens)
     if way is None:
         raise unfit(model.config, reason)
     return way
 
 
 @torch.inference_mode()
-def try_ways(model: Any) -> tuple[Way | None, str]:
+def try_ways(model: Any, context_tokens: int | None = None) -> tuple[Way | None, str]:
     """Return the first way that gives the logits of a plain pass, and why the one before it does not; None if none does."""
     ids = _trial_ids(model)
-    ways: tuple[Way, ...] = ("slots", "own_caches")
-    reason = ""
+    reason = moving_positions(model.config, context_tokens)
+    ways: tuple[Way, ...] = ("own_caches",) if reason else ("slots", "own_caches")
     for way in ways:
         try:
             apart = _logits_apart(model, ids, way)
@@ -105,7 +107,8 @@ def measure_footprint(model: Any, way: Way) -> Footprint:
     cache: Any = make_cache(way)
     runner: Any = make_runner(model, way)
     cache.reserve(2, _TRIAL_TOKENS, kept_rows=0)
-    runner.prefill(cache, 0, [[0] * _TRIAL_TOKENS, [0]], chunk=_TRIAL_TOKENS)
+    runner.prefill(cache, 0, [[0] * (_TRIAL_TOKENS - 1), []], chunk=_TRIAL_TOKENS)
+    runner.decode(cache, [0, 0], [_TRIAL_TOKENS - 1, 0])
     if way == "slots":
         return Footprint(0, cache.bytes_per_position)
     long, short = cache.row_bytes(0), cache.row_bytes(1)
@@ -137,8 +140,9 @@ def _logits_apart(model: Any, ids: list[int], way: Way) -> float:
     cache: Any = make_cache(way)
     runner: Any = make_runner(model, way)
     cache.reserve(2, len(ids) + 64, kept_rows=0)
-    runner.prefill(cache, 0, [ids[:3], ids[:-1]], chunk=max(4, len(ids) // 2))
-    pieces_V = runner.decode(cache, [ids[3], ids[-1]], [3, len(ids) - 1]).logits[1, -1].float()
+    runner.prefill(cache, 0, [ids[:3], ids[:-2]], chunk=max(4, len(ids) // 2))
+    runner.decode(cache, [ids[3], ids[-2]], [3, len(ids) - 2])
+    pieces_V = runner.decode(cache, [ids[4], ids[-1]], [4, len(ids) - 1]).logits[1, -1].float()
     apart = float((whole_V - pieces_V).abs().max()) / (float(whole_V.std()) or 1.0)
     return apart if apart == apart else float("inf")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.engine.base import Features, Prompt
+from clear_ray.engine.base import Features, Prompt, TokenIds
 
 TEXT_NAMES = (
     "log_prompt_tokens", "entropy_nats", "log_characters", "log_words", "log_lines", "log_brackets",
@@ -36,6 +36,8 @@ _OPERATORS = (
 
 def question_text(prompt: Prompt) -> str:
     """Return the last user message of a prompt, rendered or as a conversation; all of it if no turn is marked."""
+    if isinstance(prompt, TokenIds):
+        return ""
     if not isinstance(prompt, str):
         turns = [content for role, content in prompt if role == "user"]
         return turns[-1] if turns else ""

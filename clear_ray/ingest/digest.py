@@ -21,6 +21,7 @@ class InputDigest:
         files: Sources that were read.
         openai_url: Endpoint of an input in the OpenAI batch format; None for any other input.
         longest_prompt_characters: Length of the longest prompt.
+        notices: What is said about it, a line each: how it was read, what is ignored, lowered or failed.
     """
 
     rows: int
@@ -28,6 +29,7 @@ class InputDigest:
     files: int
     openai_url: str | None
     longest_prompt_characters: int
+    notices: tuple[str, ...] = ()
 
     @property
     def is_openai(self) -> bool:
@@ -40,6 +42,7 @@ def read_digest(queries: Folder) -> InputDigest | None:
     if not queries.exists(DIGEST_FILE):
         return None
     try:
-        return InputDigest(**json.loads(queries.read(DIGEST_FILE)))
-    except (ValueError, TypeError):
+        kept = json.loads(queries.read(DIGEST_FILE))
+        return InputDigest(**kept | {"notices": tuple(kept.get("notices", ()))})
+    except (ValueError, TypeError, AttributeError):
         return None

@@ -11,23 +11,27 @@ import pyarrow.fs as pafs
 
 from clear_ray.config import InputConfig
 from clear_ray.errors import ConfigError, SchemaError
-from clear_ray.ingest.jsonl import read_jsonl
+from clear_ray.ingest.documents import is_document, read_document
+from clear_ray.ingest.jsonl import Layout, Readable, read_jsonl
 from clear_ray.ingest.parquet import read_parquet
 from clear_ray.ingest.source import SourceBatch
+from clear_ray.ingest.tables import is_table, read_table
 from clear_ray.showing import without_secrets, without_secrets_inside
 from clear_ray.storage import Folder, open_location
 
-_ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson)(\.(gz|zst|bz2))?)$", re.IGNORECASE)
-_SHOWN_ENDINGS = ".jsonl, .json, .ndjson (also .gz, .zst, .bz2), .parquet or .pq"
+_ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson|csv|tsv|tab)(\.(gz|zst|zstd|bz2))?)$", re.IGNORECASE)
+_SHOWN_ENDINGS = ".jsonl, .json, .ndjson, .csv, .tsv (also .gz, .zst, .bz2), .parquet or .pq"
+_TABLES = re.compile(r"\.(csv|tsv|tab)(\.\w+)?$", re.IGNORECASE)
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
-_PARQUET = b"PAR1"
+_PARQUET, _BOM = b"PAR1", b"\xef\xbb\xbf"
+_PEEK_BYTES = 64 * 1024
 
 
 def read_input(config: InputConfig, *, run_folder: Folder | None = None) -> Iterator[SourceBatch]:
     """Return the rows of the files that `config.path` names, in the order of their sorted paths.
 
-    The format of a file is told by its first bytes and its first line, whatever its name. A file that cannot be read
-    comes as a batch that holds the error, so that checking can go on with the next one.
+    The format of a file is told by its first bytes and its first line, and of a table by its name, too. A file that cannot
+    be read comes as a batch that holds the error, so that checking can go on with the next one.
 
     Args:
         config: Path, format and columns; `config.tasks` is not read here.
@@ -38,7 +42,9 @@ def read_input(config: InputConfig, *, run_folder: Folder | None = None) -> Iter
         SchemaError: There is no such file, or no file matches.
     """
     if not config.path:
-        raise ConfigError("no input file is given", "input.path", "", "Name a JSONL or Parquet file, folder or URI.")
+        raise ConfigError(
+            "no input file is given", "input.path", "", "Name a file of JSON, CSV or Parquet, a folder or a URI."
+        )
     filesystem, found = _find(config.path)
     paths = [path for path in found if run_folder is None or not run_folder.holds(filesystem, path)]
     if run_folder is not None and not paths:
@@ -74,7 +80,45 @@ def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> I
     else:
         compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
         with filesystem.open_input_stream(path, compression=compression) as stream:
-            yield from read_jsonl(stream, origin=path, columns=config.columns, layout=config.format)
+            yield from _read_text(stream, path, config)
+
+
+class _Peeked:
+    """A stream whose first bytes have been looked at."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self.start = b""
+        while len(self.start) < _PEEK_BYTES and (block := stream.read(_PEEK_BYTES - len(self.start))):
+            self.start += block
+        self._unread = self.start
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+        if self._unread:
+            block, self._unread = self._unread[:size], self._unread[size:]
+            return block
+        return self._stream.read(size)
+
+
+def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[SourceBatch]:
+    """Yield the rows of uncompressed text: a table, a JSON document, or JSON lines."""
+    try:
+        peeked = _Peeked(stream)
+    except (OSError, pa.ArrowException) as error:  # a damaged archive
+        remedy = "Make the file again, or copy it again: its end or its compression is damaged."
+        yield SourceBatch.unreadable(SchemaError("the file cannot be read", path, str(error), remedy), origin=path)
+        return
+    layout: Layout = config.format if config.format in ("jsonl", "openai") else "auto"
+    start = peeked.start
+    is_json = start.removeprefix(_BOM).lstrip()[:1] in (b"{", b"[")
+    is_named_table = bool(_TABLES.search(path)) and not is_json
+    if config.format == "csv" or (config.format == "auto" and (is_named_table or is_table(start, config.columns))):
+        yield from read_table(peeked, origin=path, columns=config.columns)
+    elif is_document(start):
+        yield from read_document(peeked, origin=path, columns=config.columns, layout=layout)
+    else:
+        yield from read_jsonl(peeked, origin=path, columns=config.columns, layout=layout)
 
 
 def _find(location: str) -> tuple[pafs.FileSystem, list[str]]:

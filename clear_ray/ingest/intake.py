@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +13,20 @@ from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
-from clear_ray.ingest.normalise import NormalRow, normalise
-from clear_ray.ingest.openai_batch import REQUEST_COLUMNS, read_request, request_columns
+from clear_ray.ingest.nested import outermost
+from clear_ray.ingest.normalise import (
+    NormalRow,
+    asked_tokens,
+    failed_row,
+    ignored_in_messages,
+    made_id,
+    normalise,
+    query_id_of,
+)
+from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
+from clear_ray.ingest.requests import REQUEST_COLUMNS, read_request, request_columns
+from clear_ray.ingest.shapes import Reading, kinds_of, recognise
 from clear_ray.ingest.source import SourceBatch, shown
 from clear_ray.storage import Folder
 
@@ -30,12 +41,13 @@ class PromptLimit:
 
     Attributes:
         context_tokens: What the model holds, prompt and answer together; a prompt must leave room for one token.
-        count_tokens: Function from prompts, and for each whether it is a conversation, to token counts, template included.
+        count_tokens: Function from prompts, and what each is (`text`, `conversation`, `raw` or `tokens`), to token counts,
+            template included.
         template_tokens: The most that the chat template and special tokens add to a prompt.
     """
 
     context_tokens: int
-    count_tokens: Callable[[list[str], list[bool]], Sequence[int]]
+    count_tokens: Callable[[list[str], list[str]], Sequence[int]]
     template_tokens: int = 0
 
 
@@ -46,6 +58,7 @@ def ingest(
     max_tokens: int,
     prompt_limit: PromptLimit | None = None,
     most_errors: int = 20,
+    on_error: Literal["refuse", "fail_row"] = "refuse",
     accept: Callable[[InputDigest], None] | None = None,
 ) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
@@ -56,6 +69,8 @@ def ingest(
         max_tokens: The run's ceiling of one query; a row's own can only lower it.
         prompt_limit: How long a prompt may be; not checked if not given.
         most_errors: Problems to collect before giving up; the error lists them, a line each.
+        on_error: `fail_row` writes a row that is no query, or whose prompt is too long, as one that fails; an id given twice,
+            a source that cannot be read to its end and an input without any query are refused all the same.
         accept: Function that is asked before the queries take their place; what it raises refuses the input.
 
     Returns:
@@ -67,7 +82,7 @@ def ingest(
         StorageError: Its disk is full or broken.
     """
     files = QueryFiles(queries)
-    intake = _Intake(files, max_tokens, prompt_limit, most_errors)
+    intake = _Intake(files, max_tokens, prompt_limit, most_errors, fails_rows=on_error == "fail_row")
     try:
         for batch in batches:
             intake.take(batch)
@@ -80,12 +95,17 @@ def ingest(
 class _Intake:
     """The state of one `ingest`: problems so far, and what finding duplicates needs."""
 
-    def __init__(self, files: QueryFiles, max_tokens: int, limit: PromptLimit | None, most_errors: int) -> None:
+    def __init__(
+        self, files: QueryFiles, max_tokens: int, limit: PromptLimit | None, most_errors: int, *, fails_rows: bool
+    ) -> None:
         self._files = files
         self._max_tokens = max_tokens
         self._limit = limit
         self._most_errors = most_errors
+        self._fails_rows = fails_rows
+        self._notices = Notices()
         self._problems: list[SchemaError] = []
+        self._failures: list[SchemaError] = []  # the first of those that only fail their row
         self._hashes = array("q")
         self._numbers = array("q")
         self._sources: list[tuple[int, SourceBatch]] = []  # first index and, without rows, a batch of each source
@@ -94,28 +114,45 @@ class _Intake:
         self._unseen: dict[str, str] = {}  # columns that the user named and no row has shown yet, with the setting
         self._format: tuple[str | None, str] | None = None  # endpoint, if any, and the place that fixed it
         self._longest = 0
+        self._reading: tuple[str, Reading | None] = (
+            "",
+            None,
+        )  # of the source that is being read; None if it is refused
 
     def take(self, batch: SourceBatch) -> None:
         """Check and write the rows of one batch."""
         self._remember_source(batch)
         self._expect_named_columns(batch)
-        columns = request_columns(batch.columns) if batch.is_openai else batch.columns
-        long_rows: list[tuple[str, NormalRow]] = []
-        for k, row in enumerate(batch.rows):
-            try:
-                query = self._read(row, batch, columns)
-                self._expect_one_format(row, batch, k)
-            except SchemaError as error:
-                self._note(error if error is row else _at(error, batch.place(k)))
+        reading = self._reading_of(batch)
+        if reading is None:
+            return
+        reads = [self._read(batch, k, reading) for k in range(len(batch.rows))]
+        self._check_lengths(batch, reads)
+        for k, read in enumerate(reads):
+            query = read if isinstance(read, NormalRow) else self._fail(batch, k, read)
+            if query is None:
                 continue
             self._hashes.append(hash(query.query_id))
             self._numbers.append(batch.numbers[k])
             self._files.add(query)
             self._longest = max(self._longest, len(query.prompt))
-            if self._limit and _may_exceed(query.prompt, self._limit):
-                long_rows.append((batch.place(k), query))
-        if self._limit and long_rows:
-            self._check_lengths(long_rows, self._limit)
+
+    def _reading_of(self, batch: SourceBatch) -> Reading | None:
+        """Return how the rows of a source are read, told by the first of its batches that has any; None if they cannot be."""
+        if batch.is_openai:
+            return Reading(request_columns(batch.columns))
+        if not any(isinstance(row, dict) for row in batch.rows):
+            return Reading(batch.columns)
+        origin, reading = self._reading
+        if origin != batch.origin:
+            reading = None
+            try:
+                reading = recognise(kinds_of(batch.rows), batch.columns, where=batch.origin)
+                self._notices.read(reading.said)
+            except SchemaError as error:
+                self._note(error)
+            self._reading = batch.origin, reading
+        return reading
 
     def finish(self, accept: Callable[[InputDigest], None] | None) -> InputDigest:
         """Run the checks that need all rows, and publish."""
@@ -131,32 +168,73 @@ class _Intake:
             what = f"the id is given twice, first at {self._place(first)}"
             remedy = "Give every query an id of its own."
             self._note(SchemaError(what, f"{self._place(again)}, column query_id", shown(query_id), remedy))
+        if self._failures and self._notices.failed == self._files.rows:
+            self._problems += self._failures
         if self._problems:
             raise self._refusal()
         url = self._format[0] if self._format else None
-        digest = InputDigest(self._files.rows, self._files.sha256, len(self._origins), url, self._longest)
+        notices = self._notices.lines(self._max_tokens)
+        digest = InputDigest(self._files.rows, self._files.sha256, len(self._origins), url, self._longest, notices)
         if accept is not None:
             accept(digest)
         self._files.publish(digest)
         return digest
 
-    def _read(self, row: object, batch: SourceBatch, columns: ColumnsConfig) -> NormalRow:
+    def _read(self, batch: SourceBatch, k: int, reading: Reading) -> NormalRow | SchemaError:
+        """Return a row as a query, or what is wrong with it."""
+        row = batch.rows[k]
         if isinstance(row, SchemaError):
-            raise row
+            return row
+        try:
+            return self._query(row, batch, k, reading)
+        except SchemaError as error:
+            return _at(error, batch.place(k))
+
+    def _query(self, row: object, batch: SourceBatch, k: int, reading: Reading) -> NormalRow:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
+        columns, form, endpoint = reading.columns, None, None
         if batch.is_openai:
-            row = read_request(row, columns=batch.columns)
-        return normalise(row, columns=columns, max_tokens=self._max_tokens)
+            request = read_request(row, columns=batch.columns)
+            row, form, endpoint = request.row, request.form, request.endpoint
+        query = normalise(
+            row,
+            columns=columns,
+            max_tokens=self._max_tokens,
+            form=form,
+            added=reading.added,
+            query_id="" if reading.makes_ids else None,
+            is_nested=reading.is_nested,
+        )
+        self._expect_one_format(endpoint, batch, k)
+        if batch.is_openai:
+            self._notices.ignore(request.ignored)
+        self._notices.ignore(ignored_in_messages(row, columns))
+        asked = asked_tokens(row, columns)
+        if asked is not None and asked > self._max_tokens:
+            self._notices.lower(asked)
+        number = len(self._hashes) + k
+        return query._replace(query_id=made_id(number, query.prompt)) if reading.makes_ids else query
 
-    def _expect_one_format(self, row: dict[str, Any] | SchemaError, batch: SourceBatch, k: int) -> None:
+    def _expect_one_format(self, endpoint: str | None, batch: SourceBatch, k: int) -> None:
         """Refuse what could not be answered in one format: plain rows among requests, or two endpoints."""
-        url = str(row["url"]) if batch.is_openai and isinstance(row, dict) else None
         if self._format is None:
-            self._format = (url, batch.place(k))
-        elif self._format[0] != url:
+            self._format = (endpoint, batch.place(k))
+        elif self._format[0] != endpoint:
             what = f"the input mixes formats or endpoints: {self._format[1]} has another"
-            raise SchemaError(what, "url", url or "a plain row", "Run them as separate batches.")
+            raise SchemaError(what, "url", endpoint or "a plain row", "Run them as separate batches.")
+
+    def _fail(self, batch: SourceBatch, k: int, error: SchemaError) -> NormalRow | None:
+        """Return the row that takes the place of one that is no query, or note the problem where such rows are refused."""
+        if not self._fails_rows or not batch.is_whole:
+            self._note(error)
+            return None
+        self._notices.fail(error.what)
+        if len(self._failures) < self._most_errors:
+            self._failures.append(error)
+        number = len(self._hashes)
+        own = _own_id(batch.rows[k], batch.columns, is_request=batch.is_openai)
+        return failed_row(own or made_id(number, error.what), str(error), max_tokens=self._max_tokens)
 
     def _expect_named_columns(self, batch: SourceBatch) -> None:
         """Keep watch for columns that the user named: a typing error in an optional one would go unnoticed."""
@@ -168,17 +246,27 @@ class _Intake:
                     self._unseen[column] = setting
         for row in batch.rows if self._unseen else ():
             if isinstance(row, dict):
-                for column in self._unseen.keys() & row.keys():
+                for column in [name for name in self._unseen if outermost(name, row) in row]:
                     del self._unseen[column]
 
-    def _check_lengths(self, long_rows: list[tuple[str, NormalRow]], limit: PromptLimit) -> None:
-        counts = limit.count_tokens([row.prompt for _, row in long_rows], [row.is_conversation for _, row in long_rows])
-        for (place, row), count in zip(long_rows, counts, strict=True):
-            if count >= limit.context_tokens:
+    def _check_lengths(self, batch: SourceBatch, reads: list[NormalRow | SchemaError]) -> None:
+        """Put what is wrong in the place of queries whose prompts do not fit the model's context."""
+        limit = self._limit
+        if limit is None:
+            return
+        long_rows = [
+            k for k, read in enumerate(reads) if isinstance(read, NormalRow) and _may_exceed(read.prompt, limit)
+        ]
+        asked = [query for k in long_rows if isinstance(query := reads[k], NormalRow)]
+        for k, query, count in zip(long_rows, asked, _counts(asked, limit), strict=True):
+            column = "messages" if query.is_conversation else "prompt"
+            where = f"{batch.place(k)}, column {column}"
+            if isinstance(count, SchemaError):
+                reads[k] = SchemaError(count.what, where, count.value, count.remedy)
+            elif count >= limit.context_tokens:
                 what = f"the prompt does not fit the model's context of {limit.context_tokens} tokens"
-                column = "messages" if row.is_conversation else "prompt"
                 remedy = "Shorten it or use a model with a longer context."
-                self._note(SchemaError(what, f"{place}, column {column}", f"{count} tokens", remedy))
+                reads[k] = SchemaError(what, where, f"{count} tokens", remedy)
 
     def _note(self, problem: SchemaError) -> None:
         self._problems.append(problem)
@@ -209,6 +297,32 @@ class _Intake:
 
 def _at(error: SchemaError, place: str) -> SchemaError:
     return SchemaError(error.what, f"{place}, column {error.where}", error.value, error.remedy)
+
+
+def _own_id(row: object, columns: ColumnsConfig, *, is_request: bool) -> str | None:
+    """Return the id of a row that is no query, if it has one that can be used."""
+    if not isinstance(row, dict):
+        return None
+    try:
+        return query_id_of(row, "custom_id" if is_request else columns.query_id)
+    except SchemaError:
+        return None
+
+
+def _form(query: NormalRow) -> str:
+    return query.prompt_form or ("conversation" if query.is_conversation else "text")
+
+
+def _counts(queries: list[NormalRow], limit: PromptLimit) -> Sequence[int | SchemaError]:
+    """Return the tokens of each prompt, or why it cannot be rendered."""
+    if not queries:
+        return []
+    try:
+        return limit.count_tokens([query.prompt for query in queries], [_form(query) for query in queries])
+    except SchemaError as error:
+        if len(queries) == 1:
+            return [error]
+        return [_counts([query], limit)[0] for query in queries]
 
 
 def _may_exceed(prompt: str, limit: PromptLimit) -> bool:

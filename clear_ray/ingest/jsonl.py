@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.requests import is_request
 from clear_ray.ingest.source import SourceBatch, shown
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -20,14 +21,23 @@ _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ONE_LINE = "Write one JSON object per line."
 _decode = json.JSONDecoder().decode
+Layout = Literal["auto", "jsonl", "openai"]
+LAYOUTS: dict[Layout, bool | None] = {"auto": None, "jsonl": False, "openai": True}
+
+
+class Readable(Protocol):
+    """What a reader of text needs of a stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
 
 
 def read_jsonl(
-    stream: pa.NativeFile,
+    stream: Readable,
     *,
     origin: str,
     columns: ColumnsConfig,
-    layout: Literal["auto", "jsonl", "openai"],
+    layout: Layout,
 ) -> Iterator[SourceBatch]:
     """Yield the rows of JSON lines; blank lines count but yield nothing.
 
@@ -38,7 +48,7 @@ def read_jsonl(
         layout: `auto` takes the file for the OpenAI batch format if its first object looks like a request.
     """
     first_number = 1
-    is_openai = {"auto": None, "jsonl": False, "openai": True}[layout]
+    is_openai = LAYOUTS[layout]
     blocks = _line_blocks(stream)
     while True:
         try:
@@ -62,13 +72,14 @@ def read_jsonl(
                 numbers.append(number)
         first_number += len(lines)
         if is_openai is None:
-            is_openai = next((_is_request(row) for row in rows if isinstance(row, dict)), None)
-        yield SourceBatch(rows, origin, numbers, "line", columns, bool(is_openai))
-        if len(lines[-1]) > MAX_LINE_BYTES:
+            is_openai = next((is_request(row) for row in rows if isinstance(row, dict)), None)
+        is_whole = len(lines[-1]) <= MAX_LINE_BYTES
+        yield SourceBatch(rows, origin, numbers, "line", columns, bool(is_openai), is_whole)
+        if not is_whole:
             return
 
 
-def _line_blocks(stream: pa.NativeFile) -> Iterator[list[bytes]]:
+def _line_blocks(stream: Readable) -> Iterator[list[bytes]]:
     """Yield lists of whole lines; a line over the limit is cut there, comes last and ends the reading."""
     pending: list[bytes] = []
     pending_bytes = 0
@@ -113,7 +124,3 @@ def _row(line: bytes, place: str) -> dict[str, Any] | SchemaError:
     if not isinstance(row, dict):
         return SchemaError(f"the line is no JSON object but a {type(row).__name__}", place, shown(row), _ONE_LINE)
     return row
-
-
-def _is_request(row: dict[str, Any]) -> bool:
-    return "custom_id" in row and ("body" in row or "url" in row)

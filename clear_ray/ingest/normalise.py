@@ -5,16 +5,20 @@ Errors raised here name the column in `where`; file and line are put in front wh
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import json
 import math
 import numbers
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from clear_ray.config import MOST_TOKENS, ColumnsConfig
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.source import shown
 from clear_ray.records import COST_PARTS
 
@@ -24,8 +28,21 @@ MOST_WEIGHT = 10**12
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # `developer` is OpenAI's newer word for `system`; chat templates know only the older one.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+_CHAT_KEYS = {"from", "value", "weight", "loss", "train"}
 _IGNORED_MESSAGE_KEYS = {"role", "content", "name"}
-_dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+_dump = json.JSONEncoder(**_JSON).encode
+
+
+def _of_a_table(value: Any) -> Any:
+    """Return what JSON has no word for and tables hold."""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+_dump_with_dates = json.JSONEncoder(**_JSON, default=_of_a_table).encode
 
 
 class NormalRow(NamedTuple):
@@ -40,26 +57,40 @@ class NormalRow(NamedTuple):
     gold: str | None
     task: str | None
     metadata: str | None
+    prompt_form: str | None = None
+    input_error: str | None = None
 
 
-def normalise(row: Mapping[str, Any], *, columns: ColumnsConfig, max_tokens: int) -> NormalRow:
+def normalise(
+    row: Mapping[str, Any],
+    *,
+    columns: ColumnsConfig,
+    max_tokens: int,
+    form: Literal["raw", "tokens"] | None = None,
+    added: str = "",
+    query_id: str | None = None,
+    is_nested: bool = False,
+) -> NormalRow:
     """Return a row as a query.
 
     Args:
         row: Values under the source's column names; null and missing mean the same for optional columns.
         columns: Which column holds what.
         max_tokens: The run's ceiling; a row's own can only lower it.
+        form: Of its prompt, as `records.QUERY_SCHEMA` has it.
+        added: Column that is put after the prompt where the row has it.
+        query_id: Its id, where the rows have none of their own.
+        is_nested: Whether a column's name may lead into an object.
 
     Raises:
         SchemaError: A value is missing or cannot be what its column says; `where` is the column.
     """
-    get = row.get
-    query_id = _query_id(get(columns.query_id), row, columns)
-    messages = get(columns.messages)
-    if messages is not None:
-        prompt, is_conversation = _conversation(messages, columns.messages), True
-    else:
-        prompt, is_conversation = _prompt(get(columns.prompt), row, columns), False
+    get = partial(lookup, row) if is_nested else row.get
+    if query_id is None:
+        query_id = query_id_of(row, columns.query_id)
+    prompt, is_conversation = _asked(get(columns.messages), get(columns.prompt), row, columns, form)
+    if added and (more := get(added)) is not None and not is_conversation and (text := _text(more, added)).strip():
+        prompt = f"{prompt}\n\n{text}"
     weight = get(columns.weight)
     cost = get(columns.cost)
     ceiling = get(columns.max_tokens)
@@ -76,13 +107,72 @@ def normalise(row: Mapping[str, Any], *, columns: ColumnsConfig, max_tokens: int
         None if gold is None else _gold(gold, columns.gold),
         None if task is None else _text(task, columns.task),
         None if metadata is None else _metadata(metadata, columns.metadata),
+        form,
     )
 
 
-def _query_id(value: Any, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
-    column = columns.query_id
+def made_id(number: int, prompt: str) -> str:
+    """Return an id for a row that has none: its number in the input, from 0, and a digest of its prompt."""
+    return f"row-{number:07d}-{hashlib.sha256(prompt.encode(errors='replace')).hexdigest()[:8]}"
+
+
+def failed_row(query_id: str, error: str, *, max_tokens: int) -> NormalRow:
+    """Return a row of the input that is no query, which takes its place and fails."""
+    return NormalRow(query_id, "", False, 1.0, 1.0, max_tokens, None, None, None, None, error)
+
+
+def asked_tokens(row: Mapping[str, Any], columns: ColumnsConfig) -> int | None:
+    """Return the ceiling that a row asks for itself, if it does."""
+    ceiling = lookup(row, columns.max_tokens)
+    return None if ceiling is None else int(ceiling)
+
+
+def ignored_in_messages(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, ...]:
+    """Return what stands in the messages of a row and has no effect: no chat template is told who a speaker is."""
+    for column in (columns.messages, columns.prompt):
+        messages = lookup(row, column)
+        if (
+            isinstance(messages, str)
+            and messages.lstrip()[:1] == "["
+            and '"name"' in messages
+            and column == columns.messages
+        ):
+            messages = json.loads(messages)
+        if isinstance(messages, list) and any(_has_name(message) for message in messages):
+            return ("messages.name",)
+    return ()
+
+
+def _has_name(message: object) -> bool:
+    return isinstance(message, Mapping) and message.get("name") is not None
+
+
+def _asked(
+    messages: Any, prompt: Any, row: Mapping[str, Any], columns: ColumnsConfig, form: Literal["raw", "tokens"] | None
+) -> tuple[str, bool]:
+    """Return what a row asks, and whether it is a conversation: texts and lists of messages may stand in either column."""
+    if form == "tokens":
+        return _dump(prompt), False
+    if isinstance(messages, str) and messages.strip() and messages.lstrip()[0] not in '[{"':
+        return _text(messages, columns.messages), False
+    if messages is not None:
+        return _conversation(messages, columns.messages), True
+    if isinstance(prompt, list):
+        return _conversation(prompt, columns.prompt), True
+    return _prompt(prompt, row, columns), False
+
+
+def query_id_of(row: Mapping[str, Any], column: str) -> str:
+    """Return the id in a column of a row.
+
+    Raises:
+        SchemaError: There is none, or it can be no id.
+    """
+    value = lookup(row, column)
     if value is None:
         raise _missing(column, row)
+    if isinstance(value, float) and value.is_integer():  # tables with empty cells store whole numbers so
+        value = int(value)
     if not isinstance(value, str) and _is_integer(value):
         value = _digits(value, column)
     text = _text(value, column)
@@ -100,9 +190,6 @@ def _prompt(value: Any, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     column = columns.prompt
     if value is None:
         raise _missing(column, row)
-    if isinstance(value, list):
-        remedy = f"A conversation belongs in another column: set input.columns.messages to {column!r}."
-        raise SchemaError("the prompt is a list, not a text", column, shown(value), remedy)
     text = _text(value, column)
     if not text or text.isspace():
         raise SchemaError("the prompt is empty", column, shown(text), "Remove the row or give it a prompt.")
@@ -121,6 +208,13 @@ def _conversation(value: Any, column: str) -> str:
     if not isinstance(value, list) or not value:
         raise SchemaError("a conversation is a list of messages", column, shown(value), "Write [{role, content}, …].")
     messages = [_message(message, f"{column}[{k}]") for k, message in enumerate(value)]
+    if isinstance(value[-1], dict) and "from" in value[-1]:  # records of chats end with the answer that was given then
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+    if not messages:
+        raise SchemaError(
+            "the conversation asks nothing", column, shown(value), "Remove the row or give it a question."
+        )
     if not messages[-1]["content"].strip():
         raise SchemaError("the last message is empty", column, "", "Remove the row or give it a message.")
     return _dump(messages)
@@ -130,6 +224,8 @@ def _message(value: Any, column: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise SchemaError("a message is an object", column, shown(value), "Write {role, content}.")
     role = value.get("role")
+    if role is None and "from" in value:
+        role, value = _SPEAKERS.get(str(value["from"]), value["from"]), _turn_of_chat(value, column)
     if not isinstance(role, str) or role not in _ROLES:
         raise SchemaError("unknown role", column, shown(role), f"Use one of {', '.join(_ROLES)}.")
     for key, given in value.items():
@@ -139,6 +235,14 @@ def _message(value: Any, column: str) -> dict[str, str]:
     if isinstance(content, list):
         content = "\n".join(_part(part, f"{column}.content[{k}]") for k, part in enumerate(content))
     return {"role": _ROLES[role], "content": _text(content, f"{column}.content")}
+
+
+def _turn_of_chat(value: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return a {from, value} as a message; marks of training beside them say nothing to a model."""
+    for key, given in value.items():
+        if given is not None and key not in _CHAT_KEYS:
+            raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
+    return {"content": value.get("value")}
 
 
 def _part(value: Any, column: str) -> str:
@@ -202,7 +306,7 @@ def _metadata(value: Any, column: str) -> str:
     if isinstance(value, str):
         return _text(value, column)
     try:
-        return _text(_dump(value), column)
+        return _text(_dump_with_dates(value), column)
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise

@@ -1,4 +1,4 @@
-"""Answers in the OpenAI batch output format: `output.jsonl` for those completed, `errors.jsonl` for the others."""
+"""Answers in the format of the batch file: `output.jsonl` for those completed, `errors.jsonl` for the others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from clear_ray.storage import Folder, sync_path
 
 OUTPUT_FILE, ERRORS_FILE = "output.jsonl", "errors.jsonl"
 
-_CODES = {"abandoned": "abandoned_by_price", "failed": "generation_failed"}
+_CODES = {"abandoned": "abandoned_by_price", "failed": "engine_failed"}  # of rows without a code of their own
+_COLUMN = re.compile(r", column ([^:\s]+): ")
+_STATUS = {
+    "invalid_request": (400, "invalid_request_error"),
+    "context_length_exceeded": (400, "invalid_request_error"),
+    "engine_failed": (500, "server_error"),
+    "scorer_failed": (500, "server_error"),
+}
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -22,65 +31,140 @@ class _Sink(Protocol):
 
 
 def write_openai_outputs(
-    rows: Iterable[Mapping[str, Any]],
-    folder: Folder,
-    *,
-    model: str,
-    url: str = "/v1/chat/completions",
-    created: int = 0,
+    rows: Iterable[Mapping[str, Any]], folder: Folder, *, model: str, url: str = "/v1/chat/completions"
 ) -> None:
     """Write both files; each appears whole or not at all, and the same rows give the same bytes.
 
-    Completed queries go to `output.jsonl`. Abandoned ones go to `errors.jsonl` with the code `abandoned_by_price` and
-    their reason, failed ones with `generation_failed`. `usage` counts what the query was charged; it counts the prompt
-    too where the rows have a column `prompt_tokens`.
+    Completed queries go to `output.jsonl`, all others to `errors.jsonl`, in the order of the rows, which is the input's.
+    What a server would have answered with an HTTP status (a bad request, a failed engine) is a `response` of that status;
+    what never reached an engine (abandoned, or nothing was left for it) is an `error` of its own code. `usage` counts what
+    the query was charged.
 
     Args:
-        rows: Rows of `records.COMPLETION_SCHEMA`, in any order; read once.
+        rows: Rows of `records.COMPLETION_SCHEMA`; read once.
         folder: Where the files go.
         model: Name that the answers carry.
-        url: Endpoint of the requests, which decides the shape of the body.
-        created: Unix time that the answers carry, in seconds.
+        url: Endpoint of the requests, which decides the shape of a line.
     """
+    line_of = _anthropic_line if url == "/v1/messages" else partial(_line, url=url)
     folder.make()
     with _appearing_whole(folder, OUTPUT_FILE) as output, _appearing_whole(folder, ERRORS_FILE) as errors:
         for row in rows:
-            line, sink = _line(row, model, url, created), output if row["status"] == "completed" else errors
-            sink.write(f"{_encode(line)}\n".encode())
+            sink = output if row["status"] == "completed" else errors
+            sink.write(f"{_encode(line_of(row, model))}\n".encode())
 
 
-def _line(row: Mapping[str, Any], model: str, url: str, created: int) -> dict[str, Any]:
-    name = hashlib.sha256(row["query_id"].encode()).hexdigest()[:24]
+def _name_of(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(row["query_id"].encode()).hexdigest()[:24]
+
+
+def _line(row: Mapping[str, Any], model: str, url: str) -> dict[str, Any]:
+    name = _name_of(row)
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": row["query_id"], "response": None, "error": None}
-    if row["status"] != "completed":
-        message = row["reason"] if row["status"] == "abandoned" else row.get("error") or row["reason"]
-        line["error"] = {"code": _CODES[row["status"]], "message": message}
+    code = _code(row)
+    if row["status"] == "completed":
+        status_code, body = 200, _BODIES[url](row, model, name)
+    elif code in _STATUS:
+        status_code, kind = _STATUS[code]
+        body = {"error": {"message": _message(row), "type": kind, "param": _param(row), "code": code}}
+    else:
+        line["error"] = {"code": code, "message": _message(row)}
+        if row["status"] == "abandoned":
+            line["error"] |= {name: row[name] for name in ("price", "reservation_price")}
         return line
-    text = row.get("text") or ""
-    is_chat = url.endswith("/chat/completions")
-    answer: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
-    body = {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{name}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": created,
-        "model": model,
-        "choices": [{"index": 0, **answer, "logprobs": None, "finish_reason": row["finish_reason"]}],
-        "usage": _usage(row),
-    }
-    line["response"] = {"status_code": 200, "request_id": f"req_{name}", "body": body}
+    line["response"] = {"status_code": status_code, "request_id": f"req_{name}", "body": body}
     return line
 
 
-def _usage(row: Mapping[str, Any]) -> dict[str, int]:
-    completion = int(row["spent_tokens"])
-    prompt = row.get("prompt_tokens")
-    if prompt is None:
-        return {"completion_tokens": completion}
+def _param(row: Mapping[str, Any]) -> str | None:
+    """Return the field of the request that an error names, if it names one."""
+    found = _COLUMN.search(row.get("error") or "")
+    return found[1] if found else None
+
+
+def _code(row: Mapping[str, Any]) -> str:
+    return str(row["error_code"] or _CODES.get(row["status"], ""))
+
+
+def _message(row: Mapping[str, Any]) -> str:
+    return str(row["reason"] if row["status"] == "abandoned" else row.get("error") or row["reason"])
+
+
+def _created(row: Mapping[str, Any]) -> int:
+    return int(row.get("ended_at") or 0)
+
+
+def _chat(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
+    choice = {"message": {"role": "assistant", "content": row.get("text") or ""}}
+    return _choices(row, model, f"chatcmpl-{name}", "chat.completion", choice)
+
+
+def _completion(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
+    return _choices(row, model, f"cmpl-{name}", "text_completion", {"text": row.get("text") or ""})
+
+
+def _choices(row: Mapping[str, Any], model: str, name: str, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+    prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
     return {
-        "prompt_tokens": int(prompt),
-        "completion_tokens": completion,
-        "total_tokens": int(prompt) + completion,
+        "id": name,
+        "object": kind,
+        "created": _created(row),
+        "model": model,
+        "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": row["finish_reason"]}],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
+
+
+def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
+    prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
+    is_cut = row["finish_reason"] != "stop"
+    status = "incomplete" if is_cut else "completed"
+    text: dict[str, Any] = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
+    return {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": _created(row),
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "model": model,
+        "output": [{"type": "message", "id": f"msg_{name}", "status": status, "role": "assistant", "content": [text]}],
+        "usage": {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": completion,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+_BODIES = {"/v1/chat/completions": _chat, "/v1/completions": _completion, "/v1/responses": _response}
+
+
+def _anthropic_line(row: Mapping[str, Any], model: str) -> dict[str, Any]:
+    code = _code(row)
+    if row["status"] == "completed":
+        message = {
+            "id": f"msg_{_name_of(row)}",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "content": [{"type": "text", "text": row.get("text") or ""}],
+            "stop_reason": "end_turn" if row["finish_reason"] == "stop" else "max_tokens",
+            "stop_sequence": None,
+            "usage": {"input_tokens": int(row["prompt_tokens"]), "output_tokens": int(row["spent_tokens"])},
+        }
+        result: dict[str, Any] = {"type": "succeeded", "message": message}
+    elif code == "batch_expired":
+        result = {"type": "expired"}
+    else:
+        kind = "invalid_request_error" if _STATUS.get(code, (0, ""))[0] == 400 else "api_error"
+        error = {"type": kind, "message": _message(row), "code": code}
+        if row["status"] == "abandoned":
+            error |= {name: row[name] for name in ("price", "reservation_price")}
+        result = {"type": "errored", "error": {"type": "error", "error": error}}
+    return {"custom_id": row["query_id"], "result": result}
 
 
 @contextlib.contextmanager

@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.source import SourceBatch
+from clear_ray.ingest.nested import outermost
+from clear_ray.ingest.shapes import check_unread
+from clear_ray.ingest.source import SourceBatch, wanted_columns
 
 _BATCH_ROWS = 2_048
+_DEFAULTS = ColumnsConfig()
 
 
 def read_parquet(
@@ -33,10 +36,13 @@ def read_parquet(
             if refusal:
                 yield SourceBatch.unreadable(refusal, origin=origin)
                 return
-            wanted = [name for name in file.schema_arrow.names if name in set(columns.model_dump().values())]
+            check_unread(file.schema_arrow.names, columns, where=origin)
+            wanted = wanted_columns(file.schema_arrow.names, columns)
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
                 yield SourceBatch.from_arrow(batch, origin=origin, first_row=first_row, columns=columns)
                 first_row += batch.num_rows
+    except SchemaError as error:
+        yield SourceBatch.unreadable(error, origin=origin)
     except (OSError, ValueError, pa.ArrowException) as error:
         where = origin if first_row == 1 else f"{origin}, after row {first_row - 1}"
         refusal = SchemaError("the Parquet file cannot be read", where, str(error), "Write the file again.")
@@ -50,13 +56,12 @@ def _open(source: pa.NativeFile) -> pq.ParquetFile:
 
 def _missing(names: list[str], origin: str, columns: ColumnsConfig) -> SchemaError | None:
     """Return what is wrong with the columns themselves, once for the file and not once for each row."""
-    if columns.query_id not in names:
-        missing = f"column {columns.query_id!r} is missing"
-    elif columns.prompt not in names and columns.messages not in names:
-        missing = f"both columns {columns.prompt!r} and {columns.messages!r} are missing"
-    else:
-        twice = [name for name in columns.model_dump().values() if names.count(name) > 1]
-        if twice:
-            return SchemaError(f"column {twice[0]!r} is there twice", origin, "", "Rename one of them.")
-        return None
-    return SchemaError(missing, origin, f"columns {', '.join(names)}", "Map the names under input.columns.")
+    for setting in columns.model_fields_set & {"query_id", "prompt", "messages"}:
+        column = getattr(columns, setting)
+        if outermost(column, names) not in names and column != getattr(_DEFAULTS, setting):
+            what = f"column {column!r} is missing"
+            return SchemaError(what, origin, f"columns {', '.join(names)}", "Map the names under input.columns.")
+    twice = [name for name in wanted_columns(names, columns) if names.count(name) > 1]
+    if twice:
+        return SchemaError(f"column {twice[0]!r} is there twice", origin, "", "Rename one of them.")
+    return None

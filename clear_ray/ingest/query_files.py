@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from clear_ray.errors import ConfigError, StorageError
 from clear_ray.ingest.digest import DIGEST_FILE, InputDigest
 from clear_ray.ingest.normalise import NormalRow
-from clear_ray.records import QUERY_SCHEMA
+from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA
 from clear_ray.storage import DISK_ERRORS, Folder, sync_path
 
 _FILE_ROWS = 50_000
@@ -72,7 +72,8 @@ class QueryFiles:
         """Write what was added since the last file, if anything."""
         if not self._pending:
             return
-        self._digest.update(f"{_encode(self._pending)[1:-1]},".encode())
+        told = [_without_added(row) for row in self._pending]
+        self._digest.update(f"{_encode(told)[1:-1]},".encode())
         count = len(self._pending)
         columns = [range(self.rows - count, self.rows), *zip(*self._pending, strict=True)]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, QUERY_SCHEMA, strict=True)]
@@ -100,6 +101,12 @@ class QueryFiles:
             _delete(self.folder)
             for parent in self._made_folders:
                 parent.rmdir()
+
+
+def _without_added(row: tuple[object, ...]) -> tuple[object, ...]:
+    """Return a row as older versions knew it, if it is such a one: the same input has the same digest for ever."""
+    own = len(row) - len(QUERY_COLUMNS_ADDED)
+    return row[:own] if all(value is None for value in row[own:]) else row
 
 
 def _delete(folder: Folder) -> None:

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.nested import outermost
+from clear_ray.ingest.shapes import KNOWN, check_unread
 
 # Text that is not UTF-8, a date beyond year 9999, a time zone that is not known here.
 _UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
@@ -28,7 +30,8 @@ class SourceBatch:
         numbers: Line or row number of each row, counted from 1.
         unit: Whether `numbers` count lines of text or rows of a table.
         columns: Which column holds what.
-        is_openai: Whether the rows are requests in the OpenAI batch format.
+        is_openai: Whether the rows are requests of a batch file.
+        is_whole: False where the rest of the source cannot be read: the input is refused whatever becomes of bad rows.
     """
 
     rows: Sequence[dict[str, Any] | SchemaError]
@@ -37,6 +40,7 @@ class SourceBatch:
     unit: Literal["line", "row"] = "row"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     is_openai: bool = False
+    is_whole: bool = True
 
     @classmethod
     def from_arrow(
@@ -51,8 +55,11 @@ class SourceBatch:
             columns: Which column holds what; the default names if not given.
         """
         columns = columns or ColumnsConfig()
-        wanted = set(columns.model_dump().values())
-        table = table.select([name for name in table.schema.names if name in wanted])
+        try:
+            check_unread(table.schema.names, columns, where=origin)
+        except SchemaError as error:
+            return cls.unreadable(error, origin=origin)
+        table = table.select(wanted_columns(table.schema.names, columns))
         try:
             rows: list[dict[str, Any] | SchemaError] = list(table.to_pylist())
         except _UNREADABLE:
@@ -62,11 +69,17 @@ class SourceBatch:
     @classmethod
     def unreadable(cls, error: SchemaError, *, origin: str) -> SourceBatch:
         """Return a batch that stands for a source, or the rest of one, that cannot be read."""
-        return cls([error], origin, [1])
+        return cls([error], origin, [1], is_whole=False)
 
     def place(self, k: int) -> str:
         """Return where the row at position `k` came from, as `file:line` or `file row number`."""
         return f"{self.origin}:{self.numbers[k]}" if self.unit == "line" else f"{self.origin} row {self.numbers[k]}"
+
+
+def wanted_columns(names: Sequence[str], columns: ColumnsConfig) -> list[str]:
+    """Return the columns of a table that a query may need: those that are configured, and those that may be recognised."""
+    configured = {outermost(name, names) for name in columns.model_dump().values()}
+    return [name for name in names if name in configured or name in KNOWN]
 
 
 def shown(value: object) -> str:

@@ -118,6 +118,7 @@ class LineDisplay:
             shown is None
             or (shown.stage, shown.round) != (snapshot.stage, snapshot.round)
             or snapshot.seconds - shown.seconds >= _LINE_SECONDS
+            or shown.warning != snapshot.warning
         ):
             self._show(snapshot)
 
@@ -128,6 +129,8 @@ class LineDisplay:
 
     def _show(self, snapshot: ProgressSnapshot) -> None:
         self._writer.write(_line(snapshot, self._pace))
+        if snapshot.warning and (self._shown is None or self._shown.warning != snapshot.warning):
+            self._writer.write(f"warning: {printable(snapshot.warning, most=400)}")
         self._shown, self._held = snapshot, None
 
 
@@ -255,6 +258,8 @@ def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
     facts.add_row("speed  ", Text(f"{_speed(pace)}, ETA {duration(pace.eta_seconds)}"))
     title = Text.assemble((_stage(snapshot), "bold"), (f"  {duration(snapshot.seconds)}", "dim"))
     lines: list[RenderableType] = [title, grid, facts]
+    if snapshot.warning:
+        lines.append(Text(f"warning: {printable(snapshot.warning, most=400)}", style="yellow"))
     if snapshot.recent:
         lines.append(Rule(style="dim"))
     lines += [_recent(line) for line in snapshot.recent[-_RECENT_LINES:]]

@@ -51,6 +51,8 @@ class PlanReport(Part):
     """What other budgets are expected to buy, in rising order."""
     prefill_tokens: int = Field(ge=0)
     """Prompt tokens of the batch; read by the probe, not charged to the budget."""
+    notices: tuple[str, ...] = ()
+    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
     for_share: ShareBudget | None = None

@@ -63,6 +63,15 @@ class TaskReport(Part):
     """Correct answers found; None without gold answers."""
 
 
+class FailureReport(Part):
+    """Queries that failed of the same."""
+
+    reason: str
+    """What the input, the chat template, the engine or the scorer said."""
+    queries: int
+    """How many."""
+
+
 class BudgetPoint(Part):
     """What another budget was expected to buy, by the same estimates."""
 
@@ -117,6 +126,12 @@ class RunReport(Part):
     """Queries with a gold answer."""
     correct: float | None
     """Correct answers among them; None without gold answers or scorer."""
+    scorer: str | None = None
+    """What scored them; of a batch that left the choice, with the golds it was chosen by."""
+    verdicts: dict[str, int] = {}
+    """How often each reason was given for a score: `right`, `wrong`, `no answer found`, `cut off`, `time-out`, ..."""
+    warnings: tuple[str, ...] = ()
+    """What is amiss with the scores: golds that the scorer cannot read, or not one right answer, with the likeliest cause."""
     expected_utility: float
     """Correct answers expected at the first clearing."""
     uniform_max_tokens: int
@@ -137,6 +152,10 @@ class RunReport(Part):
     """Wall time of the whole run."""
     stopped_early: str
     """Why the run ended before its queries were done; empty if it did not."""
+    notices: tuple[str, ...] = ()
+    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
+    failures: tuple[FailureReport, ...] = ()
+    """Why queries failed, the commonest reason first; the least common ones are left out."""
     notes: tuple[str, ...] = ()
     """What is to be said of the model: how it runs, and which of its own settings the run does not take."""
 
@@ -192,3 +211,5 @@ class ProgressSnapshot(Part):
     """Since the run began."""
     recent: tuple[str, ...]
     """The last few queries to end, each as one short line without prompt or answer."""
+    warning: str = ""
+    """What should be looked at before more is spent: not one of the first scored answers was right."""

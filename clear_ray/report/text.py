@@ -10,6 +10,9 @@ from clear_ray.report.wording import answers, count, duration, expected, per_tho
 from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
+_MOST_NOTICES, _MOST_FAILURES = 4, 3
+_PLAIN_VERDICTS = ("right", "wrong", "cut off")
+"""Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
 
 
@@ -19,9 +22,15 @@ def summary_text(report: RunReport) -> str:
     lines = [f"{plural(report.queries, 'query')} in {duration(report.seconds)}, model {model}, head {head}"]
     if report.stopped_early:
         lines.append(_labelled("ended", f"early: {printable(report.stopped_early, most=160)}"))
+    lines += _noticed(report.notices)
     lines += [_labelled(label, value) for label, value in _account(report)]
+    lines += [
+        _labelled("failed", f"{count(failure.queries)}: {printable(failure.reason, most=160)}")
+        for failure in report.failures[:_MOST_FAILURES]
+    ]
     if report.rounds:
         lines += ["", *_round_table(report.rounds), "", _certificate(report.rounds[0])]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
@@ -52,13 +61,24 @@ def plan_text(plan: PlanReport) -> str:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
         pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
-    lines = [f"{plural(plan.queries, 'query')}, {source}", *(_labelled(label, value) for label, value in pairs)]
+    lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
+    lines += [_labelled(label, value) for label, value in pairs]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
     lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
+
+
+def notices_text(notices: Sequence[str]) -> list[str]:
+    """Return what is said about an input, a line each, as a terminal may show it."""
+    return [printable(line, most=400) for line in notices]
+
+
+def _noticed(notices: Sequence[str]) -> list[str]:
+    shown = notices_text(notices[:_MOST_NOTICES])
+    return [_labelled("input", line) for line in shown]
 
 
 def _unfunded(plan: PlanReport) -> str:
@@ -114,6 +134,9 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
+        reasons = {reason: times for reason, times in report.verdicts.items() if reason not in _PLAIN_VERDICTS}
+        if reasons:
+            found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))

@@ -28,7 +28,6 @@ Shapes: N queries of the batch, M of them granted in a round.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,27 +38,11 @@ from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import cost_parts, taken_tokens
-from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.minimum_service import owed_tokens
 from clear_ray.rounds.offers import Offers
+from clear_ray.rounds.running import DEFECT, Round, RunningRound
 from clear_ray.rounds.states import QueryStates
-
-_DEFECT = "This is a defect of clear_ray: keep the run folder and report it."
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Round:
-    """Grants that were made together.
-
-    Attributes:
-        number: From 1.
-        available_tokens: What could be granted, in tokens of cost 1.
-        clearing: The grants, in order of dispatch, and their price.
-    """
-
-    number: int
-    available_tokens: int
-    clearing: Clearing
 
 
 class Rounds:
@@ -82,7 +65,7 @@ class Rounds:
         self._parts_N = cost_parts(offers.cost_N)
         self._is_running_N = np.zeros(len(offers.cost_N), bool)
         self._promised_parts = 0
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, RunningRound] = {}
         self._came_to_nothing = False
         self._has_served = False
 
@@ -136,7 +119,7 @@ class Rounds:
             BudgetError: It is not the next one, or grants what is running.
         """
         if kept.number != self.number + 1:
-            raise BudgetError(f"round {self.number + 1} is the next one", "rounds", str(kept.number), _DEFECT)
+            raise BudgetError(f"round {self.number + 1} is the next one", "rounds", str(kept.number), DEFECT)
         return self._begin(kept)
 
     def note(self, number: int, attempts: Attempts) -> None:
@@ -190,9 +173,9 @@ class Rounds:
         clearing = granted.clearing
         index, is_free_N = clearing.index_M, self._is_free_N
         if len(np.unique(index)) < len(index) or not is_free_N[index].all() or (clearing.tokens_M < 1).any():
-            raise BudgetError("a query is granted twice, or is not free", f"round {granted.number}", remedy=_DEFECT)
+            raise BudgetError("a query is granted twice, or is not free", f"round {granted.number}", remedy=DEFECT)
         self.number = granted.number
-        self._running[granted.number] = _Running(granted)
+        self._running[granted.number] = RunningRound(granted)
         self._is_running_N[index] = True
         self._promised_parts += int(clearing.tokens_M @ self._parts_N[index])
         self._has_served |= clearing.is_service
@@ -203,75 +186,7 @@ class Rounds:
         self._is_running_N[index_M] = False
         self._promised_parts -= int(tokens_M @ self._parts_N[index_M])
 
-    def _running_round(self, number: int) -> _Running:
+    def _running_round(self, number: int) -> RunningRound:
         if number not in self._running:
-            raise BudgetError("no such round is running", "rounds", str(number), _DEFECT)
+            raise BudgetError("no such round is running", "rounds", str(number), DEFECT)
         return self._running[number]
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A round whose grants are running, and sums over those that have ended."""
-
-    granted: Round
-    was_run_M: NDArray[np.bool_] = field(init=False)
-    order_M: NDArray[np.int64] = field(init=False)
-    fresh: int = 0
-    granted_tokens: int = 0
-    spent_tokens: int = 0
-    finished: int = 0
-    scored: int = 0
-    correct: float = 0.0
-
-    def __post_init__(self) -> None:
-        index_M = self.granted.clearing.index_M
-        self.was_run_M, self.order_M = np.zeros(len(index_M), bool), np.argsort(index_M)
-
-    def note(self, attempts: Attempts, states: QueryStates) -> None:
-        """Count some attempts and note them in the states."""
-        place_M = self._places_of(attempts)
-        is_scored_M = ~np.isnan(attempts.correct_M)
-        self.was_run_M[place_M] = True
-        self.fresh += int((states.rounds_N[attempts.index_M] == 0).sum())
-        self.granted_tokens += int(attempts.granted_tokens_M.sum())
-        self.spent_tokens += int(attempts.attempt_tokens_M.sum())
-        self.finished += int(attempts.has_stopped_M.sum())
-        self.scored += int(is_scored_M.sum())
-        self.correct += float(attempts.correct_M[is_scored_M].sum())
-        states.take(self.granted.number, self.granted.clearing, place_M, attempts)
-
-    def _places_of(self, attempts: Attempts) -> NDArray[np.int64]:
-        """Return where the grants of attempts are in the clearing.
-
-        Raises:
-            BudgetError: One is not, or has an attempt already.
-        """
-        index_M, clearing = attempts.index_M, self.granted.clearing
-        at_M = np.searchsorted(clearing.index_M, index_M, sorter=self.order_M)
-        place_M = self.order_M[np.minimum(at_M, len(self.order_M) - 1)]
-        is_grant_M = (clearing.index_M[place_M] == index_M) & ~self.was_run_M[place_M]
-        is_grant_M &= clearing.tokens_M[place_M] == attempts.granted_tokens_M
-        if not is_grant_M.all() or len(np.unique(index_M)) < len(index_M):
-            said = f"query {index_M[~is_grant_M][:1]}"
-            raise BudgetError("an attempt of no running grant", f"round {self.granted.number}", said, _DEFECT)
-        return place_M
-
-    def report(self) -> RoundReport:
-        """Return what the round came to."""
-        clearing, was_run_M = self.granted.clearing, self.was_run_M
-        return RoundReport(
-            number=self.granted.number,
-            shadow_price=clearing.shadow_price,
-            available_tokens=self.granted.available_tokens,
-            fresh=self.fresh,
-            continued=int(was_run_M.sum()) - self.fresh,
-            granted_tokens=self.granted_tokens,
-            expected_tokens=float(clearing.expected_tokens_M[was_run_M].sum()),
-            expected_utility=float(clearing.expected_utility_M[was_run_M].sum()),
-            dual_bound=clearing.dual_bound,
-            gap=clearing.gap,
-            spent_tokens=self.spent_tokens,
-            finished=self.finished,
-            correct=self.correct if self.scored else None,
-            is_service=clearing.is_service,
-        )

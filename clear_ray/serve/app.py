@@ -8,6 +8,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from clear_ray.locations import absolute_engine, absolute_estimate
 from clear_ray.room import settled
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
@@ -39,6 +40,7 @@ def application(settings: ServeConfig) -> serve.Application:
     """Build the application of settings that are already checked."""
     # `serve build` has no cluster to look at: what it writes reserves what the settings say.
     engine = settled(settings.engine) if ray.is_initialized() else settings.engine
+    engine, estimate = absolute_engine(engine), absolute_estimate(settings.estimate)
     price = settings.price.model_dump(mode="json")
     router: Any = TokenRouter
     shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
@@ -71,7 +73,7 @@ def application(settings: ServeConfig) -> serve.Application:
     ).bind(
         # Without price and limits: what is in no constructor can change without a new replica.
         settings.model_dump(mode="json", exclude={"price", "limits"}),
-        engine_deployment.bind(engine, settings.estimate, settings.max_tokens),
+        engine_deployment.bind(engine, estimate, settings.max_tokens),
         price_deployment.bind(),
     )
     return app

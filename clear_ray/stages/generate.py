@@ -22,15 +22,16 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant, Prompt
+from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
 from clear_ray.sampling import Sampling
+from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
-from clear_ray.tasks import scores_at_once
+from clear_ray.tasks import Verdict, judged_by, scores_at_once
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -165,9 +166,9 @@ class Generate:
         self._quarantined += 1
         if (failure := engine_failure(error)) is not None:
             self._lone_failures.note(failure, row["query_id"])
-            said = f"the engine failed of it with no other query on it: {failure.value}"
+            said = f"{ENGINE_FAILED}{failure.value}"
         else:
-            said = f"its engine died {self._dispatch.most_attempts} times, the last time with no other query on it"
+            said = f"{ENGINE_DIED} {self._dispatch.most_attempts} times, the last time with no other query on it"
         if self._quarantined > self._dispatch.most_quarantined:
             raise EngineError(
                 f"engines died with each of {self._quarantined} queries in a row, though each had one to itself",
@@ -217,24 +218,28 @@ class Generate:
         return await asyncio.get_running_loop().run_in_executor(self._scoring, attempts)
 
     def _attempt(self, row: Row, generation: Generation, seconds: float) -> Row:
-        error, correct = generation.error, None
+        error, verdict = generation.error, Verdict(None)
         if self._scorer and not error:
             try:
+                asked = {"prompt": row["prompt"], "is_conversation": row["is_conversation"]}
+                verdict = judged_by(self._scorer, generation.text, row["gold"], row["metadata"], **asked)
                 # A score of unfinished text would reward a cap for cutting a ramble off after a lucky line.
-                correct = self._scorer(generation.text, row["gold"], row["metadata"])
-                correct = correct if correct is None or generation.finish_reason == "stop" else 0.0
+                verdict = verdict if generation.finish_reason == "stop" else verdict.cut_off()
             except ConfigError:  # the scorer's process does not start: that is no row's doing
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
-                error = f"scorer: {type(failure).__name__}: {failure}"
+                error = f"{SCORER}{type(failure).__name__}: {failure}"
         return row | {
             "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
-            "correct": correct,
+            "correct": verdict.score,
+            "answer": verdict.answer,
+            "verdict": verdict.reason or None,
             "error": error,
             "seconds": seconds,
+            "ended_at": time.time(),
         }
 
 
@@ -245,10 +250,11 @@ def seed_of(sampling: Sampling | None, otherwise: int) -> int:
 
 def asked_directly(prompt: Prompt, text: str) -> Prompt:
     """Return a prompt with a text after it: at the end of the last turn of a conversation."""
-    if not text:
+    if not text or isinstance(prompt, TokenIds):  # ids of a tokenizer that is not here
         return prompt
     if isinstance(prompt, str):
-        return f"{prompt}\n\n{text}"
+        asked = f"{prompt}\n\n{text}"
+        return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
     return (*turns, (role, f"{content}\n\n{text}"))
 

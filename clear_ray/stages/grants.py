@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
+from clear_ray.stages.causes import LOST, code_of, code_of_answer
+from clear_ray.stages.probe import with_added_columns
 
-_LOST = "its workers died and the budget does not pay for another try"
+if TYPE_CHECKING:
+    from clear_ray.rounds.states import QueryStates
+
 _MOST_ATTEMPTS = 1 << 20
 GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
 
@@ -86,7 +90,7 @@ class SelectGranted:
         is_granted = self._index_M[at] == index
         if self._last_round_N is not None:
             is_granted &= batch["round"].to_numpy() == self._last_round_N[index]
-        rows = batch.select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
+        rows = with_added_columns(batch).select(QUERY_SCHEMA.names).filter(pa.array(is_granted))
         at = at[is_granted]
         token_ids = (
             pa.array([[]] * len(rows), pa.list_(pa.int32()))
@@ -104,27 +108,15 @@ class Verdicts:
     """How every query of the batch ended, in numbers.
 
     Attributes:
-        last_round_N: Round of the last attempt; 0 if the query was never run.
-        rounds_N: How many grants were run.
-        max_tokens_N: Sum of its grants.
-        is_served_N: Whether its only grant was the minimum service.
-        spent_tokens_N: Tokens generated for it, those of lost work included.
-        price_N: Price it was last granted at, or was last refused at.
-        expected_utility_N: Correct answers its grants were expected to add, weighted.
-        surplus_N: That less price times tokens granted; 0 for a query that was never run.
+        states: Where every query stands after the last round.
+        spent_tokens_N: Tokens generated for each query, those of lost work included.
         reservation_price_N: Price above which a query is not worth a token.
-        prompt_tokens_N: Length of its prompt.
+        prompt_tokens_N: Length of its prompt, tokens.
         error_of_index: Why a query could not be read, of those few.
     """
 
-    last_round_N: NDArray[np.int32]
-    rounds_N: NDArray[np.int32]
-    max_tokens_N: NDArray[np.int64]
-    is_served_N: NDArray[np.bool_]
+    states: QueryStates
     spent_tokens_N: NDArray[np.int64]
-    price_N: NDArray[np.float64]
-    expected_utility_N: NDArray[np.float64]
-    surplus_N: NDArray[np.float64]
     reservation_price_N: NDArray[np.float64]
     prompt_tokens_N: NDArray[np.int64]
     error_of_index: Mapping[int, str]
@@ -132,12 +124,12 @@ class Verdicts:
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
         return {
-            "max_tokens": self.max_tokens_N[index],
+            "max_tokens": self.states.granted_tokens_N[index],
             "spent_tokens": self.spent_tokens_N[index],
-            "rounds": self.rounds_N[index],
-            "price": self.price_N[index],
-            "expected_utility": self.expected_utility_N[index],
-            "surplus": self.surplus_N[index],
+            "rounds": self.states.rounds_N[index],
+            "price": self.states.price_N[index],
+            "expected_utility": self.states.expected_utility_N[index],
+            "surplus": self.states.surplus_N[index],
             "reservation_price": self.reservation_price_N[index],
             "prompt_tokens": self.prompt_tokens_N[index],
         }
@@ -153,12 +145,12 @@ class Complete:
         """Return rows of `COMPLETION_SCHEMA`, completed or failed."""
         batch = self._void.dropped_from(batch)
         index = batch["index"].to_numpy()
-        batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.last_round_N[index]))
+        batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.states.last_round_N[index]))
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
         errors = batch["error"].to_pylist()
         finish = batch["finish_reason"].to_pylist()
-        is_served = self._verdicts.is_served_N[index]
+        is_served = self._verdicts.states.is_served_N[index]
         reasons = [
             _reason_failed(error)
             if error
@@ -176,6 +168,10 @@ class Complete:
             reason=reasons,
             error=[error or None for error in errors],
             correct=batch["correct"],
+            error_code=[code_of_answer(error) if error else None for error in errors],
+            ended_at=batch["ended_at"] if "ended_at" in batch.column_names else pa.nulls(len(batch), pa.float64()),
+            answer=batch["answer"],
+            verdict=batch["verdict"],
         )
 
 
@@ -188,11 +184,11 @@ class Abandon:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return rows of `COMPLETION_SCHEMA`: abandoned, or failed where the prompt or the answer was lost."""
         index = batch["index"].to_numpy()
-        batch = batch.filter(pa.array(self._verdicts.last_round_N[index] == 0))
+        batch = batch.filter(pa.array(self._verdicts.states.last_round_N[index] == 0))
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
         errors = [
-            self._verdicts.error_of_index.get(int(i)) or (_LOST if spent else None)
+            self._verdicts.error_of_index.get(int(i)) or (LOST if spent else None)
             for i, spent in zip(index, numbers["spent_tokens"], strict=True)
         ]
         # A query without gold answer has no score; one with, that was given up, has not been answered correctly.
@@ -209,6 +205,13 @@ class Abandon:
             ],
             error=errors,
             correct=correct,
+            error_code=[
+                code_of(error) if error else "abandoned_by_price" if highest <= price else "batch_expired"
+                for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
+            ],
+            ended_at=pa.nulls(len(batch), pa.float64()),
+            answer=pa.nulls(len(batch), pa.string()),
+            verdict=pa.nulls(len(batch), pa.string()),
         )
 
 
@@ -243,7 +246,7 @@ def _reason_served(finish_reason: str, spent_tokens: int, max_tokens: int, price
 
 
 def _reason_failed(error: str) -> str:
-    return f"Failed: {error.splitlines()[0][:200]}."
+    return f"Failed: {error.splitlines()[0][:200].rstrip('.')}."
 
 
 def _reason_abandoned(price: float, reservation_price: float) -> str:

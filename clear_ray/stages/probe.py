@@ -7,17 +7,19 @@ dies of again with no other query on it. A prompt that fails even so is a row wi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
-from clear_ray.records import estimate_schema
+from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
+from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.roster import Roster, Workers
 
@@ -47,14 +49,19 @@ class Probe:
         Raises:
             EngineError: Engines die of whatever they read.
         """
+        is_query = pc.is_null(with_added_columns(batch)["input_error"])
+        for query in _one_by_one(batch.filter(pc.invert(is_query))):
+            yield estimate_table(query, self._worthless(query, query["input_error"][0].as_py()))
+        batch = batch.filter(is_query)
+        if not len(batch):
+            return
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
             self._note_answer()
             yield estimate_table(batch, columns)
             return
         has_said = engine_failure(columns) is not None
-        for row in range(len(batch)):
-            query = batch.slice(row, 1)
+        for query in _one_by_one(batch):
             # An engine that said what it failed of does so again: alone, this query shows whether it is the cause.
             columns = await self._read(query, is_alone=has_said)
             if isinstance(columns, Exception) and self._is_death(columns) and not has_said:
@@ -85,13 +92,13 @@ class Probe:
     def _unread(self, query: pa.Table, error: Exception) -> dict[str, Any]:
         """Return an estimate that is worth nothing, with the reason."""
         query_id = query["query_id"][0].as_py()
-        reason = f"its prompt cannot be read: {error.what}" if isinstance(error, SchemaError) else ""
+        reason = f"{UNREADABLE}{error.what}" if isinstance(error, SchemaError) else ""
         if self._is_death(error):  # a refusal says nothing about whether engines live on
             self._quarantined += 1
-            reason = "its engine died three times while it read the prompt, the last time with no other query on it"
+            reason = f"{ENGINE_DIED} three times while it read the prompt, the last time with no other query on it"
             if (failure := engine_failure(error)) is not None:
                 self._lone_failures.note(failure, query_id)
-                reason = f"the engine failed of it with no other query on it: {failure.value}"
+                reason = f"{ENGINE_FAILED}{failure.value}"
             if self._quarantined > _MOST_QUARANTINED:
                 raise EngineError(
                     f"engines died of each of {self._quarantined} prompts in a row, though each had one to itself",
@@ -99,6 +106,10 @@ class Probe:
                     repr(error),
                     "Look for the cause in the logs of the workers; then run the same command again.",
                 ) from error
+        return self._worthless(query, reason)
+
+    def _worthless(self, query: pa.Table, reason: str) -> dict[str, Any]:
+        """Return an estimate of a query that fails."""
         points = len(self._tokens_K)
         return {
             **{name: np.zeros(1) for name in ("prompt_tokens", "entropy", "threshold_tokens", "solvability")},
@@ -109,6 +120,10 @@ class Probe:
             "survival_K": np.ones((1, points)),
             "error": np.asarray([reason]),
         }
+
+
+def _one_by_one(batch: pa.Table) -> Iterator[pa.Table]:
+    return (batch.slice(row, 1) for row in range(len(batch)))
 
 
 class SelectDue:
@@ -138,12 +153,19 @@ def call_rows(config: RunConfig, queries: int) -> int:
 
 def prompts_of(batch: pa.Table) -> list[Prompt]:
     """Return each row's prompt as text or as a conversation."""
+    columns = (with_added_columns(batch)[name].to_pylist() for name in ("prompt", "is_conversation", "prompt_form"))
     return [
-        read_prompt(prompt, is_conversation=is_conversation)
-        for prompt, is_conversation in zip(
-            batch["prompt"].to_pylist(), batch["is_conversation"].to_pylist(), strict=True
-        )
+        read_prompt(prompt, is_conversation=is_conversation, form=form)
+        for prompt, is_conversation, form in zip(*columns, strict=True)
     ]
+
+
+def with_added_columns(batch: pa.Table) -> pa.Table:
+    """Return queries or attempts with the columns that those of older runs lack."""
+    for name in QUERY_COLUMNS_ADDED:
+        if name not in batch.column_names:
+            batch = batch.append_column(name, pa.nulls(len(batch), pa.string()))
+    return batch
 
 
 def estimate_table(batch: pa.Table, columns: dict[str, Any]) -> pa.Table:

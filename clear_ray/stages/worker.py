@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config import MOST_TOKENS, EngineConfig
-from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
+from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation, words_of
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
@@ -73,10 +73,7 @@ class EngineWorker:
         async with self._turn(is_alone):
             features = await self.features(query_ids, prompts)
             room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
-        texts = [
-            prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt) for prompt in prompts
-        ]
-        curves = self._head.curves(features, texts, query_ids)
+        curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
         return {
             "room_tokens": room_tokens_N,
             "prompt_tokens": np.asarray(features.prompt_tokens_N),
@@ -140,9 +137,9 @@ class EngineWorker:
             except ClearRayError:
                 raise
             except Exception as error:
-                failure = EngineFailedError("the engine failed", value=told(error))
-                self._fail(failure)
-                raise failure from error
+                unforeseen = EngineFailedError("the engine failed", value=told(error))
+                self._fail(unforeseen)
+                raise unforeseen from error
             finally:
                 self._running -= 1
 

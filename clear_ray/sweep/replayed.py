@@ -23,7 +23,8 @@ from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.offers import Offers
-from clear_ray.rounds.rounds import Round, Rounds
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 300.0  # enough for a module that reads a model from a slow disk while it is imported
+_BARE = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 _PIECE_BYTES = 1 << 16
 _SHORTEST_SECONDS = 1e-3  # a socket takes 0 for "do not wait at all"
 
@@ -33,6 +34,7 @@ class Child:
         greeting: Makes the first request to every new process; its reply says that the process is up.
         settings: Environment variables besides this process's own.
         is_silent: Throw away what the process writes to its standard error; otherwise it goes where this process's goes.
+        is_bare: Give it none of this process's environment but what finds libraries and the language.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Child:
         greeting: Callable[[], dict[str, Any]] = dict,
         settings: dict[str, str] | None = None,
         is_silent: bool = False,
+        is_bare: bool = False,
     ) -> None:
         self._program, self._greeting, self._settings, self._is_silent = program, greeting, settings or {}, is_silent
+        self._inherited = _BARE if is_bare else None
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -88,7 +92,7 @@ class Child:
                     stdin=far_end.fileno(),
                     stdout=far_end.fileno(),
                     stderr=subprocess.DEVNULL if self._is_silent else None,
-                    env=os.environ | self._settings,
+                    env=_environment(self._inherited) | self._settings,
                     start_new_session=True,  # so that what the process starts can be ended with it
                 )
             reply = self._exchange(self._greeting(), START_SECONDS)
@@ -134,6 +138,10 @@ class Child:
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         return f"exit code {code}" if code >= 0 else _signal_name(-code)
+
+
+def _environment(inherited: tuple[str, ...] | None) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if inherited is None or name in inherited}
 
 
 def _signal_name(number: int) -> str:

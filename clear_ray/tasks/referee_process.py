@@ -106,9 +106,26 @@ def score_math(request: dict[str, Any]) -> float:
                 math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None)
                 for text in (request["gold"], request["answer"])
             ]
-            return float(math_verify.verify(*parsed, timeout_seconds=None))
+            return float(
+                math_verify.verify(*parsed, timeout_seconds=None)
+                or math_verify.verify(parsed[0], _with_constants(*parsed), timeout_seconds=None)
+            )
         except Exception:
             return 0.0
+
+
+def _with_constants(gold: list[Any], answer: list[Any]) -> list[Any]:
+    """Return a parsed answer with its e and i as numbers, if they are no variables of the gold answer: e^{i pi} is -1."""
+    import sympy
+
+    known = {name.name for part in gold for name in getattr(part, "free_symbols", ())}
+    constants = {name: value for name, value in (("e", sympy.E), ("i", sympy.I)) if name not in known}
+    return [
+        part.subs({name: constants[name.name] for name in part.free_symbols if name.name in constants})
+        if isinstance(part, sympy.Expr)
+        else part
+        for part in answer
+    ]
 
 
 @functools.lru_cache(maxsize=64)

@@ -90,16 +90,19 @@ def scaled_down(name: str, resources: Mapping[str, Mapping[str, float]], *, idle
 
 
 @contextmanager
-def ray_head(environment: Mapping[str, str], *options: str, scaled: dict[str, Any] | None = None) -> Iterator[Head]:
+def ray_head(
+    environment: Mapping[str, str], *options: str, scaled: dict[str, Any] | None = None, started_in: Path | None = None
+) -> Iterator[Head]:
     """Start a head, and end it and every process that came of it.
 
     Args:
         environment: See `clean_environment`.
         options: More options of `ray start`.
         scaled: A cluster's configuration: its node types are started as processes on this machine.
+        started_in: Working folder of its processes, and of every worker; this process's own if not given.
     """
     for tries_left in reversed(range(3)):  # Ray gives a node 30 s to come up, which a busy machine may not have
-        process, head = start_head(environment, options, scaled)
+        process, head = start_head(environment, options, scaled, started_in)
         try:
             if has_come_up(process, head):
                 yield head
@@ -111,7 +114,10 @@ def ray_head(environment: Mapping[str, str], *options: str, scaled: dict[str, An
 
 
 def start_head(
-    environment: Mapping[str, str], options: Sequence[str], scaled: dict[str, Any] | None
+    environment: Mapping[str, str],
+    options: Sequence[str],
+    scaled: dict[str, Any] | None,
+    started_in: Path | None = None,
 ) -> tuple[subprocess.Popen[bytes], Head]:
     port, dashboard, client, agent = free_ports(4)
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets lie in it: their path may have 107 characters
@@ -137,6 +143,7 @@ def start_head(
                 *more,
             ],
             env=own,
+            cwd=started_in,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -50,7 +50,7 @@ def test_a_run_changes_neither_environment_nor_signal_handlers(replay_settings: 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps({"whole": few, "broken": broken})],
-        env=environment | {"RAY_AUTH_MODE": "disabled"},
+        env=environment | {"HOME": str(tmp_path)},  # where Ray keeps the token of a cluster that it starts
         capture_output=True,
         text=True,
         timeout=240,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from clear_ray import cluster, journal
 from clear_ray.calibrate import calibrate
 from clear_ray.config import RunConfig
 from clear_ray.errors import ResumeError
+from clear_ray.identity import begin
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.run_folder import read_progress, read_summary
 from clear_ray.storage import Folder, inside, open_folder
@@ -59,14 +61,19 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(settings: dict[str, Any], replay
 def test_a_cluster_has_one_market_for_a_folder_in_a_bucket(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_PATIENCE_SECONDS", 1.0)
     cost_N = np.ones(3)
-    with cluster.opened_market(inside(home, "run"), 100, cost_N) as market:
-        with pytest.raises(ResumeError, match="another run"), cluster.opened_market(inside(home, "run/"), 100, cost_N):
+    run_id, other = (begin(open_folder(inside(home, name)), None) for name in ("run", "other"))
+
+    def same(name: str) -> AbstractContextManager[Any]:
+        return cluster.opened_market(inside(home, name), 100, cost_N, run_id=run_id)
+
+    with same("run") as market:
+        with pytest.raises(ResumeError, match="another run"), same("run/"):
             pass
-        with cluster.opened_market(inside(home, "other"), 100, cost_N):
+        with cluster.opened_market(inside(home, "other"), 100, cost_N, run_id=other):
             pass
         assert market.balance().spent_tokens == 0, "the first one is not disturbed"
     monkeypatch.undo()
-    with cluster.opened_market(inside(home, "run"), 100, cost_N):
+    with same("run"):
         pass
 
 

@@ -23,7 +23,7 @@ from clear_ray.journal import read_journal
 from clear_ray.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.run_folder import read_estimates
+from clear_ray.run_folder import read_estimates, read_manifest
 from clear_ray.storage import open_folder, writing_errors
 from clear_ray.sweep.recording import read_recording
 from clear_ray.sweep.replayed import Answers, replay_run
@@ -193,7 +193,10 @@ def test_a_killed_engine_is_replaced_and_its_reservations_are_charged(replay_set
         journal = Path(settings["run_dir"]) / "journal.jsonl"
         while time.monotonic() < deadline and not killed.is_set():
             if journal.exists() and b'"reserve"' in journal.read_bytes():
-                ray.kill(ray.get_actor(worker_name(settings["run_dir"], 0)), no_restart=False)
+                manifest = read_manifest(open_folder(settings["run_dir"]))
+                assert manifest is not None
+                name = worker_name(settings["run_dir"], manifest["run_id"], 0)
+                ray.kill(ray.get_actor(name), no_restart=False)
                 killed.set()
             time.sleep(0.05)
 

@@ -38,7 +38,8 @@ from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.offers import BatchOffers, Offers
-from clear_ray.rounds.rounds import Round, Rounds
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import attempts_of, slim_attempts
 from clear_ray.stages.door import Door

@@ -28,7 +28,7 @@ from clear_ray.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.clearing import nothing_to_grant
-from clear_ray.rounds.rounds import Round
+from clear_ray.rounds.running import Round
 from clear_ray.run_folder import (
     MANIFEST,
     SUMMARY,

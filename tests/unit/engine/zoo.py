@@ -144,6 +144,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    "llama, dynamic RoPE scaling past its length": (
+        "llama",
+        {"max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "phi3, longrope past its length": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "long_factor": [4.0, 3.0, 2.0, 5.0],
+                "short_factor": [1.0, 1.0, 1.0, 1.0],
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
     "mistral, no window": ("mistral", {"sliding_window": None}),
     "opt, norm after": ("opt", {"do_layer_norm_before": False}),
     "qwen2, window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),

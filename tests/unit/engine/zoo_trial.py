@@ -15,6 +15,7 @@ from clear_ray.config import WorkersConfig
 from clear_ray.engine import Grant
 from clear_ray.engine.admission import empty_features
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.own_caches import forget_longest
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.shallow import decoder_of
 from clear_ray.engine.slots import SlotBatch
@@ -39,6 +40,7 @@ def prompts() -> list[list[int]]:
 def generated(model: Any, ids: list[int]) -> list[int]:
     """Return what transformers generates greedily after a prompt, alone."""
     inputs = torch.tensor([ids])
+    forget_longest(model)  # as in a process that has generated nothing else
     with torch.inference_mode(), quiet():
         whole = model.generate(
             inputs,
@@ -101,6 +103,7 @@ def assert_same_features(model: Any, way: Way, asked: list[list[int]]) -> None:
     decoder = decoder_of(model)
     for row, ids in enumerate(asked):
         with torch.inference_mode(), quiet():
+            forget_longest(model)
             states = decoder(input_ids=torch.tensor([ids]), use_cache=False)[0][0].double()
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double()
         log_p = torch.log_softmax(logits, dim=-1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from clear_ray.estimation.cross_fitted import CrossFittedHead
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.estimation.head import Head, load_head, save_head
+from clear_ray.estimation.head import _KINDS, Head, head_class, load_head, save_head
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.observations import features_from_table, rollouts_from_table, take_features
 from clear_ray.estimation.prior import PriorHead
@@ -55,6 +56,18 @@ def test_a_stored_head_predicts_the_same(
     assert np.array_equal(one.success_NK, other.success_NK)
     assert np.array_equal(one.spend_NK, other.spend_NK)
     assert sorted(p.name for p in (tmp_path / "head").iterdir()) == ["head.json", "head.safetensors"]
+
+
+@pytest.mark.parametrize("kind", sorted(_KINDS))
+def test_every_kind_is_a_whole_head(kind: str) -> None:
+    found = head_class(kind)
+    assert issubclass(found, Head)
+    assert not inspect.isabstract(found)
+
+
+def test_a_kind_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown kind of head.*got oracle.*competing_risks"):
+        head_class("oracle")
 
 
 def test_a_head_is_refused_for_another_model(fitted: Head) -> None:

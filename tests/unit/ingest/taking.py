@@ -15,7 +15,14 @@ def take(
 ) -> InputDigest:
     config = InputConfig.model_validate({"path": str(path), **settings})
     queries = open_folder(str(run / "queries"))
-    return ingest(read_input(config), queries=queries, max_tokens=100, prompt_limit=limit, most_errors=most_errors)
+    return ingest(
+        read_input(config),
+        queries=queries,
+        max_tokens=100,
+        prompt_limit=limit,
+        most_errors=most_errors,
+        on_error=config.on_error,
+    )
 
 
 def taken(run: Path) -> list[dict[str, Any]]:

@@ -44,8 +44,28 @@ def _lines() -> bytes:
     )
 
 
+def _table(delimiter: str) -> bytes:
+    rows = [("query_id", "prompt", "weight", "gold")]
+    rows += [(f"q{k}", f'"say ""{k}"",\nnow"', str(k / 7), "" if k % 3 else str(k)) for k in range(20)]
+    return "\n".join(delimiter.join(row) for row in rows).encode()
+
+
 SEEDS = {
     "jsonl": _lines(),
+    "array": json.dumps([json.loads(line) for line in _lines().splitlines()], indent=1).encode(),
+    "array of requests": json.dumps([request() | {"custom_id": f"c{k}"} for k in range(8)]).encode(),
+    "pretty": b"\n".join(json.dumps(json.loads(line), indent=2).encode() for line in _lines().splitlines()[:5]),
+    "csv": _table(","),
+    "tsv": _table("\t"),
+    "zstd csv": pa.compress(_table(","), codec="zstd", asbytes=True),
+    "conversations": json.dumps([{"conversations": [{"from": "human", "value": f"v{k}"}]} for k in range(9)]).encode(),
+    "no ids": b"\n".join(json.dumps({"question": f"q{k}", "answer": k}).encode() for k in range(20)),
+    "anthropic": json.dumps(
+        [
+            {"custom_id": f"c{k}", "params": {"max_tokens": 5, "messages": request()["body"]["messages"]}}
+            for k in range(8)
+        ]
+    ).encode(),
     "openai": b"\n".join(json.dumps(request() | {"custom_id": f"c{k}"}).encode() for k in range(8)),
     "parquet plain": _parquet(compression="none", use_dictionary=False),
     "parquet zstd": _parquet(compression="zstd"),
@@ -82,14 +102,18 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
+_MANY = ("jsonl", "openai", "array", "csv")
+
+
+@pytest.mark.parametrize("on_error", ["refuse", "fail_row"])
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_damaged_file_is_refused_or_read(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "q.jsonl"
-    for seed in range(EXAMPLES if name in ("jsonl", "openai") or name.startswith("parquet") else EXAMPLES // 10):
+def test_a_damaged_file_is_refused_or_read(tmp_path: Path, name: str, on_error: str) -> None:
+    path = tmp_path / ("q.csv" if name in ("csv", "tsv") else "q.jsonl")
+    for seed in range(EXAMPLES if name in _MANY or name.startswith("parquet") else EXAMPLES // 10):
         path.write_bytes(mutated(SEEDS[name], random.Random(f"{name} {seed}")))
         run = tmp_path / f"run{seed}"
         try:
-            digest = take(path, run)
+            digest = take(path, run, on_error=on_error)
         except ClearRayError as error:
             assert str(path) in str(error), seed  # noqa: PT017 - both outcomes are right, each with its own promise
             assert error.remedy or "problems:" in error.what, seed  # noqa: PT017 - a list has one remedy a line

@@ -1,4 +1,4 @@
-"""The OpenAI batch output format."""
+"""The files of answers, in the format of the batch file."""
 
 import json
 from collections.abc import Iterator
@@ -15,15 +15,24 @@ from clear_ray.storage import Folder, open_folder
 def completion(query_id: str, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COMPLETION_SCHEMA.names)
     row |= {"query_id": query_id, "status": "completed", "finish_reason": "stop", "text": "é\n42", "spent_tokens": 3}
-    row |= {"reason": "answered"}
+    row |= {"reason": "answered", "prompt_tokens": 5, "ended_at": 1_764_400_000.75, "reservation_price": 0.25}
     return row | changes
 
 
+NEVER = {"finish_reason": None, "text": None, "ended_at": None, "spent_tokens": 0}
+TOO_LONG = "q.jsonl:5, column prompt: too long"
 ROWS = [
     completion("a"),
-    completion("b", status="abandoned", finish_reason=None, text=None, reason="worth less than its price"),
-    completion("c", status="failed", reason="failed", error="engine died"),
-    completion("d", finish_reason="length", prompt_tokens=5),
+    completion("b", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
+    completion("c", status="failed", error_code="engine_failed", error="its engine died"),
+    completion("d", finish_reason="length"),
+    completion(
+        "e", status="failed", error_code="context_length_exceeded", error="q.jsonl:5, column prompt: too long", **NEVER
+    ),
+    completion("f", status="failed", error_code="batch_expired", error="nothing was left", **NEVER),
+    completion("g", status="failed", error_code="invalid_request", error="System role not supported", **NEVER),
+    completion("h", status="failed", error_code="scorer_failed", error="scorer: ValueError: x"),
+    completion("i", status="abandoned", error_code="batch_expired", reason="its turn never came", price=0.5, **NEVER),
 ]
 
 
@@ -31,32 +40,74 @@ def read_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.read(name).decode().splitlines()]
 
 
-def test_every_row_comes_out_once(tmp_path: Path) -> None:
+def written(tmp_path: Path, url: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     folder = open_folder(str(tmp_path / "run"))
-    write_openai_outputs(iter(ROWS), folder, model="m", created=7)
+    write_openai_outputs(iter(ROWS), folder, model="m", url=url)
     done, errors = read_lines(folder, "output.jsonl"), read_lines(folder, "errors.jsonl")
-    assert [line["custom_id"] for line in done] == ["a", "d"]
-    assert [line["error"] for line in errors] == [
-        {"code": "abandoned_by_price", "message": "worth less than its price"},
-        {"code": "generation_failed", "message": "engine died"},
-    ]
-    assert all(line["response"] is None for line in errors)
-    assert len({line["id"] for line in done + errors}) == 4
+    assert [line["custom_id"] for line in done] == ["a", "d"], "in the order of the input"
+    assert [line["custom_id"] for line in errors] == ["b", "c", "e", "f", "g", "h", "i"]
+    return done, errors
+
+
+@pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+def test_errors_are_shaped_as_http_has_them_or_have_a_code_of_their_own(tmp_path: Path, url: str) -> None:
+    done, errors = written(tmp_path, url)
+    of = {line["custom_id"]: line for line in errors}
+    assert len({line["id"] for line in done + errors}) == len(ROWS)
+    for custom_id, status, kind, code, message in (
+        ("c", 500, "server_error", "engine_failed", "its engine died"),
+        ("e", 400, "invalid_request_error", "context_length_exceeded", TOO_LONG),
+        ("g", 400, "invalid_request_error", "invalid_request", "System role not supported"),
+        ("h", 500, "server_error", "scorer_failed", "scorer: ValueError: x"),
+    ):
+        line = of[custom_id]
+        assert line["error"] is None
+        assert line["response"]["status_code"] == status
+        error = {"message": message, "type": kind, "param": "prompt" if custom_id == "e" else None, "code": code}
+        assert line["response"]["body"] == {"error": error}
+    for custom_id in "bfi":
+        assert of[custom_id]["response"] is None
+    own = {"code": "abandoned_by_price", "message": "worth less", "price": 0.5, "reservation_price": 0.25}
+    assert of["b"]["error"] == own
+    assert of["f"]["error"] == {"code": "batch_expired", "message": "nothing was left"}
+    assert of["i"]["error"]["code"] == "batch_expired"
+
+
+def test_chat_completions(tmp_path: Path) -> None:
+    done, _ = written(tmp_path, "/v1/chat/completions")
     body = done[0]["response"]["body"]
     assert done[0]["error"] is None
     assert done[0]["response"]["status_code"] == 200
-    assert (body["object"], body["model"], body["created"]) == ("chat.completion", "m", 7)
-    assert body["choices"] == [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "é\n42"},
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ]
-    assert body["usage"] == {"completion_tokens": 3}
-    usage = done[1]["response"]["body"]["usage"]
-    assert usage == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert (body["object"], body["model"]) == ("chat.completion", "m")
+    assert body["created"] == 1_764_400_000, "when the answer ended"
+    message = {"role": "assistant", "content": "é\n42"}
+    assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+
+
+def test_responses_are_those_of_the_client(tmp_path: Path) -> None:
+    from openai.types.responses import Response
+
+    done, _ = written(tmp_path, "/v1/responses")
+    whole, cut = (line["response"]["body"] for line in done)
+    assert (whole["status"], whole["incomplete_details"], whole["created_at"]) == ("completed", None, 1_764_400_000)
+    assert (cut["status"], cut["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert Response.model_construct(**whole).output_text == "é\n42"  # type: ignore[arg-type]
+    assert whole["usage"]["total_tokens"] == 8
+
+
+def test_anthropics_lines_have_results(tmp_path: Path) -> None:
+    done, errors = written(tmp_path, "/v1/messages")
+    message = done[0]["result"]["message"]
+    assert done[0]["result"]["type"] == "succeeded"
+    assert message["content"] == [{"type": "text", "text": "é\n42"}]
+    assert [line["result"]["message"]["stop_reason"] for line in done] == ["end_turn", "max_tokens"]
+    assert message["usage"] == {"input_tokens": 5, "output_tokens": 3}
+    of = {line["custom_id"]: line["result"] for line in errors}
+    assert of["f"] == of["i"] == {"type": "expired"}
+    assert of["e"]["error"]["error"]["type"] == "invalid_request_error"
+    assert of["c"]["error"]["error"]["type"] == "api_error"
+    assert of["b"]["error"]["error"]["reservation_price"] == 0.25
 
 
 def test_same_rows_same_bytes_and_text_completions(tmp_path: Path) -> None:

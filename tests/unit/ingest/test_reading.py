@@ -48,6 +48,7 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
     take(write_lines(tmp_path / "q.jsonl", [GOOD, full]), tmp_path / "run")
     first, second = taken(tmp_path / "run")
     empty = {"weight": 1.0, "cost": 1.0, "max_tokens": 100, "gold": None, "task": None, "metadata": None}
+    empty |= {"prompt_form": None, "input_error": None}
     assert first == {"index": 0, **GOOD, "is_conversation": False, **empty}
     assert second == {
         "index": 1,
@@ -60,6 +61,8 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
         "gold": "3.5",
         "task": "sum",
         "metadata": '{"é":[1,null]}',
+        "prompt_form": None,
+        "input_error": None,
     }
     assert pq.read_schema(tmp_path / "run" / "queries" / "part-000000.parquet").equals(QUERY_SCHEMA)
 
@@ -220,10 +223,10 @@ def test_rows_from_memory(tmp_path: Path) -> None:
 
 
 def test_only_prompts_that_could_be_too_long_are_counted(tmp_path: Path) -> None:
-    asked: list[tuple[str, bool]] = []
+    asked: list[tuple[str, str]] = []
 
-    def count(prompts: list[str], is_conversation: list[bool]) -> list[int]:
-        asked.extend(zip(prompts, is_conversation, strict=True))
+    def count(prompts: list[str], forms: list[str]) -> list[int]:
+        asked.extend(zip(prompts, forms, strict=True))
         return [len(prompt.encode()) for prompt in prompts]
 
     limit = PromptLimit(context_tokens=40, count_tokens=count)
@@ -238,7 +241,7 @@ def test_only_prompts_that_could_be_too_long_are_counted(tmp_path: Path) -> None
     ]
     with pytest.raises(SchemaError) as caught:
         take(write_lines(tmp_path / "q.jsonl", rows), tmp_path / "run2", limit=limit)
-    assert [is_conversation for _, is_conversation in asked] == [False, True]
+    assert [form for _, form in asked] == ["text", "conversation"]
     assert "q.jsonl:5, column prompt: the prompt does not fit the model's context of 40 tokens (got 40 tokens)" in str(
         caught.value
     )
@@ -246,7 +249,7 @@ def test_only_prompts_that_could_be_too_long_are_counted(tmp_path: Path) -> None
     template = PromptLimit(context_tokens=40, count_tokens=count, template_tokens=1)
     asked.clear()
     take(write_lines(tmp_path / "q.jsonl", rows[:2]), tmp_path / "run3", limit=template)
-    assert asked == [("x" * 39, False)]
+    assert asked == [("x" * 39, "text")]
 
 
 def test_a_line_of_50_megabytes_is_read(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_bad_request(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (pa.table({"prompt": ["a"]}), "'query_id' is missing"),
-        (pa.table({"query_id": ["a"]}), "'prompt' and 'messages' are missing"),
+        (pa.table({"query_id": ["a"]}), "no column is known to be the prompt (got columns query_id)"),
+        (pa.table({"prompt": ["a"], "id": [True], "query_id": [None]}), "row 1, column query_id: the value is null"),
         (
             pa.table({"query_id": ["a"], "prompt": pa.array([None], pa.string())}),
             "row 1, column prompt: the value is null",
@@ -85,7 +85,7 @@ def test_bad_request(tmp_path: Path, name: str) -> None:
         (pa.table({"query_id": ["a"], "prompt": [1]}), "not a text"),
         (pa.table({"query_id": ["a"], "prompt": [b"bytes"]}), "not a text"),
         (pa.table({"query_id": ["a"], "prompt": [{"text": "b"}]}), "not a text"),
-        (pa.table({"query_id": ["a"], "prompt": [["b"]]}), "is a list"),
+        (pa.table({"query_id": ["a"], "prompt": [["b"]]}), "message is an object"),
         (pa.table({"query_id": ["a"], "prompt": ["b"], "weight": [float("nan")]}), "at most 1,000,000,000,000"),
         (
             pa.table({"query_id": ["a"], "prompt": ["b"], "max_tokens": pa.array([2**63], pa.uint64())}),

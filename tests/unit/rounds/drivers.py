@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from clear_ray.config import AllocationConfig
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.offers import Offers
-from clear_ray.rounds.rounds import Round
+from clear_ray.rounds.running import Round
 from clear_ray.sweep.replayed import Answers, replay_run
 from tests.conftest import ROLLOUTS
 from tests.unit.simulation import World, simulate

@@ -17,7 +17,8 @@ from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.rounds.rounds import Round, Rounds
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
 from clear_ray.sweep.replayed import Answers
 from tests.unit.rounds.test_clearing import batch_of

@@ -1,0 +1,212 @@
+"""What becomes of each field of a request's body: one table an endpoint, and one rule for what stands in none.
+
+A field is honoured, is harmless (no value of it changes an answer's text), is ignored and said, or is refused by name. One
+that no table knows is refused, too: what is silently left out is silently different. Null asks for nothing anywhere, and
+so do a field's neutral values. To honour a field of a row, give it the verdict `HONOURED` here and read it where
+`requests.read_request` makes the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clear_ray.errors import SchemaError
+from clear_ray.ingest.source import shown
+
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+Verdict = Literal["honoured", "harmless", "ignored", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What becomes of one field.
+
+    Attributes:
+        verdict: See the module.
+        neutral: Values that ask for nothing, and pass whatever the verdict.
+        remedy: What the user can do about a refusal.
+    """
+
+    verdict: Verdict
+    neutral: tuple[Any, ...] = ()
+    remedy: str = "Leave the field out."
+
+
+HONOURED, HARMLESS = Field("honoured"), Field("harmless")
+
+
+def ignored(*neutral: Any) -> Field:
+    """Return a field without effect, which is said unless its value is neutral."""
+    return Field("ignored", neutral)
+
+
+def refused(*neutral: Any, remedy: str = "Leave the field out.") -> Field:
+    """Return a field that is refused unless its value is neutral."""
+    return Field("refused", neutral, remedy)
+
+
+_FOR_THE_RUN = {
+    "temperature": ignored(),
+    "top_p": ignored(),
+    "top_k": ignored(-1, 0),
+    "min_p": ignored(0),
+    "presence_penalty": ignored(0),
+    "frequency_penalty": ignored(0),
+    "repetition_penalty": ignored(1),
+    "seed": ignored(),
+}
+"""Sampling, which the run's own settings decide for all rows."""
+
+_ACCOUNTS = dict.fromkeys(
+    (
+        "model",
+        "metadata",
+        "user",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "stream_options",
+        "parallel_tool_calls",
+        "priority",
+        "request_id",
+    ),
+    HARMLESS,
+)
+"""Of the service's bookkeeping: which model answers is the run's setting, and no tool is ever called."""
+
+_ENGINES = {
+    "best_of": refused(1),
+    "use_beam_search": refused(False),
+    "length_penalty": refused(1),
+    "stop": refused([], ""),
+    "stop_token_ids": refused([]),
+    "min_tokens": refused(0),
+    "ignore_eos": refused(False),
+    "skip_special_tokens": refused(True),
+    "spaces_between_special_tokens": refused(True),
+    "include_stop_str_in_output": refused(False),
+    "logit_bias": refused({}),
+    "truncate_prompt_tokens": refused(),
+    "structured_outputs": refused({}),
+    "guided_json": refused(),
+    "guided_regex": refused(),
+    "guided_choice": refused(),
+    "guided_grammar": refused(),
+    "n": refused(1, remedy="Write one row for each answer that you want."),
+    "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
+    "prompt_logprobs": refused(),
+}
+"""What engines of the field take beside the endpoint's own fields."""
+
+_TOOLS = {"tools": refused([]), "tool_choice": refused("none", "auto")}
+
+TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
+    "/v1/chat/completions": {
+        **_FOR_THE_RUN,
+        **_ACCOUNTS,
+        **_ENGINES,
+        **_TOOLS,
+        "messages": HONOURED,
+        "max_tokens": HONOURED,
+        "max_completion_tokens": HONOURED,
+        "functions": refused([]),
+        "function_call": refused("none", "auto"),
+        "response_format": refused({"type": "text"}),
+        "modalities": refused(["text"]),
+        "audio": refused(),
+        "prediction": HARMLESS,
+        "logprobs": refused(False),
+        "top_logprobs": refused(0),
+        "reasoning_effort": refused(),
+        "verbosity": refused(),
+        "web_search_options": refused(),
+        "chat_template": refused(),
+        "chat_template_kwargs": refused({}),
+        "add_generation_prompt": refused(True),
+        "continue_final_message": refused(False),
+        "add_special_tokens": refused(False),
+        "echo": refused(False),
+        "documents": refused([]),
+    },
+    "/v1/completions": {
+        **_FOR_THE_RUN,
+        **_ACCOUNTS,
+        **_ENGINES,
+        "prompt": HONOURED,
+        "max_tokens": HONOURED,
+        "logprobs": refused(),
+        "echo": refused(False),
+        "suffix": refused(""),
+        "response_format": refused({"type": "text"}),
+        "add_special_tokens": refused(True),
+    },
+    "/v1/responses": {
+        **_FOR_THE_RUN,
+        **_ACCOUNTS,
+        **_TOOLS,
+        "input": HONOURED,
+        "instructions": HONOURED,
+        "max_output_tokens": HONOURED,
+        "text": refused({}, {"format": {"type": "text"}}),
+        "reasoning": refused({}, {"effort": None}),
+        "truncation": refused("disabled"),
+        "include": refused([]),
+        "background": refused(False),
+        "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
+        "top_logprobs": refused(0),
+        "max_tool_calls": HARMLESS,
+        "previous_response_id": refused(remedy="Write the earlier turns into input."),
+        "conversation": refused(remedy="Write the earlier turns into input."),
+        "prompt": refused(remedy="Write the text of the template into input."),
+    },
+    "/v1/messages": {
+        **{name: _FOR_THE_RUN[name] for name in ("temperature", "top_p", "top_k")},
+        **dict.fromkeys(("model", "metadata", "service_tier", "inference_geo"), HARMLESS),
+        "messages": HONOURED,
+        "system": HONOURED,
+        "max_tokens": HONOURED,
+        "stop_sequences": refused([]),
+        "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
+        "thinking": refused({"type": "disabled"}),
+        "tools": refused([]),
+        "tool_choice": refused({"type": "none"}, {"type": "auto"}),
+    },
+}
+"""By endpoint, as `requests.endpoint_of` names it."""
+
+
+def check_fields(body: Mapping[str, Any], endpoint: Endpoint, *, place: str = "body") -> list[str]:
+    """Return the fields of a body that have no effect though they ask for something.
+
+    Args:
+        body: Of the request.
+        endpoint: Which table holds.
+        place: What the body is called in errors.
+
+    Raises:
+        SchemaError: A field is refused, or is in no table; it is named in `where`.
+    """
+    table, said = TABLES[endpoint], []
+    for name, value in body.items():
+        if value is None:
+            continue
+        field = table.get(name)
+        if field is None:
+            what = "this field is neither honoured nor known to be harmless"
+            raise SchemaError(what, f"{place}.{name}", shown(value), "Leave it out, if you can do without it.")
+        if field.verdict in ("honoured", "harmless") or _is_neutral(value, field):
+            continue
+        if field.verdict == "refused":
+            raise SchemaError("this is not supported", f"{place}.{name}", shown(value), field.remedy)
+        said.append(name)
+    return said
+
+
+def _is_neutral(value: Any, field: Field) -> bool:
+    # A truth value equals 0 or 1 in Python, but asks for something else.
+    return any(isinstance(value, bool) == isinstance(known, bool) and value == known for known in field.neutral)

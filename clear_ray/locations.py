@@ -1,0 +1,66 @@
+"""Paths of a configuration made absolute, once, where the user's working folder is known.
+
+The workers of a cluster that was joined stand in another folder than the driver: a relative path would name something else
+to each of them. URIs name the same thing everywhere and stay as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clear_ray.config import EstimateConfig, ModelConfig, RunConfig, WorkersConfig
+from clear_ray.storage import is_plain_path
+
+_SHIPPED_HEAD, _EMBEDDED_MODEL = "demo", "smollm2-135m-instruct"
+_PATHS = ("input.path", "engine.model", "engine.rollouts", "engine.features", "estimate.head")
+PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
+"""Settings that hold paths, as `run_folder.check_same_run` names them."""
+
+Engine = TypeVar("Engine", bound=WorkersConfig)
+
+
+def absolute(location: str) -> str:
+    """Return a path as an absolute one; a URI, or what can be no path, as it is."""
+    if not location or not is_plain_path(location):
+        return location
+    try:
+        return str(Path(location).expanduser().absolute())
+    except RuntimeError:  # a home folder that is not known, which whatever opens it refuses by name
+        return location
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the settings of a run with every path absolute: the run folder, input, engine and head."""
+    given: dict[str, Any] = {"run_dir": absolute(config.run_dir)}
+    if config.input.path:
+        given["input"] = config.input.model_copy(update={"path": absolute(config.input.path)})
+    given["engine"] = absolute_engine(config.engine)
+    given["estimate"] = absolute_estimate(config.estimate)
+    return config.model_copy(update=given)
+
+
+def absolute_engine(engine: Engine) -> Engine:
+    """Return the settings of an engine with the model's or the recordings' paths absolute; a hub name is no path."""
+    given: dict[str, Any] = {}
+    if isinstance(engine, ModelConfig):
+        if engine.model.lower() != _EMBEDDED_MODEL and _is_folder(engine.model):
+            given = {"model": absolute(engine.model)}
+    else:
+        names = ("rollouts", "features")
+        given = {name: absolute(getattr(engine, name)) for name in names if hasattr(engine, name)}
+    return engine.model_copy(update=given)
+
+
+def absolute_estimate(estimate: EstimateConfig) -> EstimateConfig:
+    """Return the settings of an estimate with the head's path absolute; the shipped head's name is no path."""
+    if estimate.head is None or estimate.head == _SHIPPED_HEAD:
+        return estimate
+    return estimate.model_copy(update={"head": absolute(estimate.head)})
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return is_plain_path(name) and Path(name).expanduser().is_dir()
+    except (RuntimeError, ValueError, OSError):  # no home folder, NUL, a name too long: refused where it is opened
+        return False

@@ -1,0 +1,210 @@
+"""Answers that are one of several options: a label alone, in brackets, before the option's text; or that text alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from clear_ray.tasks.writing import bold_spans, plain, unwrapped, words_of
+
+_LONGEST = 2_000
+_LABEL = re.compile(r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)", re.MULTILINE)
+_MOST_OPTIONS = 26
+_CLEAN = re.compile(r"[*_`\"$\\]|\bquad\b")
+_LABELLED = r"[(\[]?(?P<label>[A-Z])[)\]]?"
+_LEAD = re.compile(
+    r"[\s:({\[]*(?:the )?(?:(?:correct|right|best|final) )?(?:option|choice|letter|answer)s?(?: is)?[\s:]+"
+    r"(?=[(\[]?[A-Za-z1-9](?:\W|$))",
+    re.IGNORECASE,
+)
+_ONE = r"[(\[]{0,2}[A-Z][)\]]{0,2}"
+_SEVERAL = re.compile(
+    rf"{_ONE}(?:(?: ?[,;&/+] ?(?:and |or )?| and | or |(?<=\)) ?(?=\()){_ONE}){{1,9}}"
+    r"(?= ?(?:$|[.;:!)\n]|,(?! ?[A-Z]\b)))"
+)
+_TOGETHER = re.compile(r"[A-Z]{2,10}(?=\W{0,3}$)")
+_BRACKETED = re.compile(r"(?P<open>[(\[{]{1,2}) ?(?P<label>[A-Za-z]|[1-9]) ?[)\]}]{1,2}")
+_DELIMITED = re.compile(
+    r"(?P<label>[A-Z]|[1-9]) ?(?:$|[).:\]}!?;](?!\w)|,(?!\w)| - |\n| ?\(| because\b| since\b| as\b"
+    r"| is (?:the )?(?:correct|right|best)\b)"
+    r"|(?P<small>[a-z])[).\]]{0,2}$|(?P<only>[a-z])[)](?= )"
+)
+_AFTER_TEXT = re.compile(r"[^()\n]{1,200}\(([A-Z])\)\W{0,3}")
+_SPACED = re.compile(r"(?P<label>[A-Z]|[1-9]) +(?P<text>\S.*)")
+_NOT = re.compile(r"\W{0,4}(?:not|neither|none|never|any(?:thing)? (?:option )?but)\b", re.IGNORECASE)
+_SAID = (
+    re.compile(
+        r"\b(?:choose|pick|select|(?:go|going) (?:with|for)|opt for|choosing|picking) "
+        rf"(?:option |choice |answer |letter )?{_LABELLED}(?![\w'])"
+    ),
+    re.compile(
+        r"\b(?:correct|right|best|proper) (?:answer|option|choice|letter|one)(?: \w{1,15}){0,3}? ?(?:is|:|=) ?:? ?"
+        rf"(?:option |choice )?{_LABELLED}(?![\w'])(?! (?:and|or) [A-Z]\b)"
+    ),
+    re.compile(
+        r"(?<!and )(?<!or )(?<!nor )(?<!neither )(?:\b[Oo]ption |\b[Cc]hoice |\b[Aa]nswer )?(?<![\w'(])"
+        rf"{_LABELLED} (?:is|would be|seems|must be) (?:clearly |therefore |thus )?"
+        r"(?:the )?(?:only )?(?:correct|right|best|most)\b"
+    ),
+    re.compile(
+        r"\b(?:[Ii]t(?:'?s| is)|[Tt]hat(?:'?s| is)|[Tt]his is|[Dd]efinitely|[Cc]learly|[Pp]robably|[Ss]urely|[Oo]bviously) "
+        rf"(?:option |letter |choice )?{_LABELLED}(?=\W{{0,2}}(?:$|\n|[.,;!]))"
+    ),
+    re.compile(rf"(?:\b(?:leaves|leaving|[Cc]orrect ?:)|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
+    re.compile(rf"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election)s? ?(?::|->|=>|is) ?{_LABELLED}(?![\w'])"),
+    re.compile(r"\b[Aa]nswer [(\[]?(?P<label>[A-Za-z])[)\]]?[.!]?$", re.MULTILINE),
+)
+
+Options = Mapping[str, str]
+
+
+def options_of(prompt: str, *, is_conversation: bool = False) -> dict[str, str]:
+    """Return the labelled options of a prompt, label to text; empty if none can be told.
+
+    Of several lists, as worked examples have them, the last one counts. Labels rise without gaps from A or from 1.
+
+    Args:
+        prompt: The question; or, of a conversation, JSON messages, of which the last one is read.
+        is_conversation: Whether it is one.
+    """
+    if is_conversation:
+        try:
+            prompt = str(json.loads(prompt)[-1]["content"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return {}
+    text = plain(prompt)[-20 * _LONGEST :]
+    best: list[tuple[str, int, int]] = []
+    run: list[tuple[str, int, int]] = []
+    for found in _LABEL.finditer(text):
+        label = found[1] or found[2]
+        if label in "A1" and len(label) == 1:
+            best, run = (run if len(run) > 1 else best), [(label, found.start(), found.end())]
+        elif run and ord(label) == ord(run[-1][0]) + 1 and len(run) < _MOST_OPTIONS:
+            run.append((label, found.start(), found.end()))
+    best = run if len(run) > 1 else best
+    if not best:
+        return {}
+    ends = [start for _, start, _ in best[1:]] + [len(text)]
+    return {
+        label: text[end:until].strip().partition("\n")[0].strip()
+        for (label, _, end), until in zip(best, ends, strict=True)
+    }
+
+
+def read_choice(answer: str, options: Options) -> str | None:
+    """Return the label that an answer names: `B`, or `A,C` for several together; None if it names none, or is undecided.
+
+    Args:
+        answer: What follows a mark, or a short line.
+        options: Of the question, as far as they are known.
+    """
+    text = _clean(answer)
+    if not text or _NOT.match(text):
+        return _by_text(text, options)
+    several = _SEVERAL.match(text)
+    if several:
+        if re.search(r" or |/", several[0]):
+            return None
+        return _joined(re.findall(r"[A-Z]", several[0].replace("and", " ")))
+    line = text.partition("\n")[0]
+    together = _TOGETHER.match(line)
+    if together and list(together[0]) == sorted(set(together[0])):
+        return _joined(list(together[0]))
+    bracketed = _BRACKETED.match(text)
+    found = bracketed or _DELIMITED.match(text)
+    if found:
+        groups = found.groupdict()
+        label = next(groups[name] for name in ("label", "small", "only") if groups.get(name)).upper()
+        if label in options or (not options and label.isalpha()):
+            return label
+        return None if label.isalpha() else _by_text(line, options)
+    by_text = _by_text(line, options)
+    if by_text is not None:
+        return by_text
+    after = _AFTER_TEXT.fullmatch(line)
+    if after and (not options or after[1] in options):
+        return after[1]
+    spaced = _SPACED.match(line)
+    if (
+        spaced
+        and spaced["label"] in options
+        and words_of(spaced["text"]).startswith(words_of(options[spaced["label"]]))
+    ):
+        return spaced["label"]
+    return None
+
+
+def find_choice(text: str, options: Options) -> str | None:
+    """Return the label that an unmarked text ends on, or begins with; None if it names none."""
+    lines = [line for line in text[-20 * _LONGEST :].split("\n") if line.strip()]
+    if not lines:
+        return None
+    last, before = lines[-1], lines[-2] if len(lines) > 1 else ""
+    is_list = _is_option(last) and _is_option(before)
+    if not is_list and (found := read_choice(last, options)) is not None:
+        return found
+    if (found := _said(_clean(text[-2 * _LONGEST :]), options)) is not None:
+        return found
+    for span in reversed(bold_spans(last)):
+        if (found := read_choice(span, options)) is not None:
+            return found
+    if (found := _by_last_words(last, options)) is not None:
+        return found
+    if len(lines) > 1 and not _is_option(lines[1]) and not is_list:
+        return read_choice(lines[0], options)
+    return None
+
+
+def label_of(gold: str, options: Options) -> str | None:
+    """Return the label that a reference answer names, by its label or by the option's text."""
+    return read_choice(gold, options)
+
+
+def is_choice(gold: str) -> bool:
+    """Tell whether a reference answer is a letter as options have them, alone or in brackets."""
+    return re.fullmatch(r"\(?[A-Z]\)?[.)]?|\([a-z]\)|[a-z]", _clean(gold)) is not None
+
+
+def _clean(answer: str) -> str:
+    text = _CLEAN.sub("", unwrapped(plain(answer.strip()[:_LONGEST]))).strip()
+    text = re.sub(r" {2,}", " ", text)
+    lead = _LEAD.match(text)
+    return text[lead.end() :] if lead else text
+
+
+def _joined(labels: list[str]) -> str:
+    return ",".join(sorted(set(labels)))
+
+
+def _said(text: str, options: Options) -> str | None:
+    places = []
+    for pattern in _SAID:
+        places += [(found.start("label"), found["label"].upper()) for found in pattern.finditer(text)]
+    if not places:
+        return None
+    label = max(places)[1]
+    return label if not options or label in options else None
+
+
+def _is_option(line: str) -> bool:
+    return re.match(r"\s*[*(\[]{0,3}(?:[A-Z]|[1-9])[)\].:]", line) is not None
+
+
+def _by_last_words(line: str, options: Options) -> str | None:
+    """Return the option whose text a line ends on, the longest if one ends on another, unless it is denied."""
+    words = f" {words_of(line)}"
+    ending = [label for label, option in options.items() if words.endswith(f" {words_of(option)}")]
+    if not ending or len({words_of(options[label]) for label in ending}) < len(ending):
+        return None
+    longest = max(ending, key=lambda label: len(words_of(options[label])))
+    before = words[: -len(words_of(options[longest]))].rstrip()
+    return None if re.search(r"(?:\bnot|n't|\bnever|\bnor|\bor)( the| an?)?$", before) else longest
+
+
+def _by_text(text: str, options: Options) -> str | None:
+    if not options:
+        return None
+    words = words_of(text)
+    matching = [label for label, option in options.items() if words_of(option) == words]
+    return matching[0] if len(matching) == 1 else None

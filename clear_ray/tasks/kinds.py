@@ -1,0 +1,275 @@
+"""The kinds of scorers: what of a text is the answer (`extract`), and when two answers are the same (`same_answer`).
+
+Every kind reads in two steps that know nothing of each other: the answer is extracted, by the kind's rule, from the text
+without its thinking; then it is compared with the gold answer, which was prepared by the same rule. `extract` and
+`same_answer` serve without any gold, too: to group equal answers of several samples. docs/scoring.md has the rules.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal, get_args
+
+import regex
+
+from clear_ray.tasks.choices import Options, find_choice, label_of, options_of, read_choice
+from clear_ray.tasks.gold import Reference, look_of, reference_of, short_answer, unwrapped_gold
+from clear_ray.tasks.marks import Located, locate
+from clear_ray.tasks.mathematics import Prove, canonical_mathematics, equal_mathematics, is_any_order, read_mathematics
+from clear_ray.tasks.programs import read_program
+from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
+from clear_ray.tasks.structured import NOTHING, equal_json, read_json
+from clear_ray.tasks.thinking import without_thinking
+from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, TIMED_OUT, Verdict
+from clear_ray.tasks.wordings import concise, elements_of, last_line, line_answer, phrase_answers, read_truth, truth_of
+from clear_ray.tasks.writing import plain, shortened, tidy, words_of
+
+Kind = Literal["exact", "number", "choice", "math", "regex", "json", "code"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COMPARED_HERE: tuple[Kind, ...] = ("exact", "number", "choice", "json")
+"""Kinds that are judged in this process, in microseconds."""
+
+_PATTERN_SECONDS = 1.0
+_LONGEST = 1 << 20
+
+
+def extract(text: str, kind: Kind, *, prompt: str = "", is_conversation: bool = False) -> str | None:
+    """Return the final answer of a generated text as a kind reads it; None if it holds none. Never raises, whatever the text.
+
+    Args:
+        text: What the model wrote.
+        kind: One of `KINDS`.
+        prompt: The question, from which `choice` reads its options; JSON messages if it is a conversation.
+        is_conversation: Whether it is.
+    """
+    visible = without_thinking(text)
+    if visible is None:
+        return None
+    if kind == "code":
+        return read_program(visible) or None
+    if kind == "json":
+        value = read_json(visible)
+        return None if value is NOTHING else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    located = locate(plain(visible))
+    if kind == "number":
+        quantity = _quantity_of(located)
+        return None if quantity is None else quantity.text
+    if kind == "choice":
+        return _choice_of(located, options_of(prompt, is_conversation=is_conversation))
+    if kind == "math":
+        return read_mathematics(located.marked, located.rest)
+    answer = line_answer(located)
+    if kind == "exact" and located.marked is not None and located.marked.how == "said":
+        answer = concise(answer)
+    return answer or None
+
+
+def canonical(answer: str, kind: Kind) -> str:
+    """Return a key under which equal extracted answers are grouped.
+
+    For `number` a unit does not count, since a sample may leave it out; for `math` only what the writing tells is equal, so
+    that two formulas of one value may have two keys. `same_answer` knows more and costs more.
+
+    Args:
+        answer: What `extract` returned.
+        kind: By which it was extracted.
+    """
+    if kind in ("number", "exact", "math") and is_quantity(answer) and (quantity := read_quantity(answer)) is not None:
+        return str(quantity.value)
+    if kind == "math":
+        return canonical_mathematics(answer)
+    if kind in ("exact", "number"):
+        return truth_of(answer) or words_of(answer)
+    return answer.strip()
+
+
+def same_answer(one: str, other: str, kind: Kind, *, prove: Prove | None = None) -> bool:
+    """Tell whether two extracted answers are the same.
+
+    Args:
+        one: What `extract` returned.
+        other: As `one`, for another text.
+        kind: By which both were extracted.
+        prove: For `math`, asked whether two formulas are equal where their writing does not tell; not asked if not given.
+    """
+    if kind in ("number", "exact"):
+        return _same_words(one, other) or (truth_of(one) or one) == (truth_of(other) or other)
+    if canonical(one, kind) == canonical(other, kind):
+        return True
+    if kind == "math":
+        return bool(equal_mathematics(one, other, prove=prove or (lambda a, g: False)))
+    return False
+
+
+def judge_here(
+    kind: Kind,
+    text: str,
+    gold: str | None,
+    *,
+    prompt: str = "",
+    is_conversation: bool = False,
+    prove: Prove | None = None,
+) -> Verdict:
+    """Score a text against a gold answer by any kind but `code`, which needs a sandbox.
+
+    Args:
+        kind: By which to score.
+        text: What the model wrote.
+        gold: The reference, in any shape that `gold` reads; None gives no score.
+        prompt: The question, for the options of `choice` and for `any order`.
+        is_conversation: Whether `prompt` is JSON messages.
+        prove: For `math`; see `equal_mathematics`.
+    """
+    if gold is None:
+        return Verdict(None, NO_GOLD)
+    if kind == "regex":
+        return _judge_regex(text, unwrapped_gold(gold))
+    if kind == "json":
+        return _judge_json(text, gold)
+    reference = reference_of(gold, are_numbers_a_list=kind in ("exact", "math"))
+    options = options_of(prompt, is_conversation=is_conversation) if kind in ("choice", "exact") else {}
+    if not can_read(reference, kind, options):
+        return Verdict(None, BAD_GOLD)
+    visible = without_thinking(text)
+    if visible is None:
+        return Verdict(0.0, NO_ANSWER)
+    located = locate(plain(visible[-_LONGEST:]))
+    if kind == "math":
+        return _judge_math(located, reference, prompt, prove or (lambda a, g: False))
+    if reference.is_set:
+        return _judge_set(located, reference)
+    verdict = Verdict(0.0, NO_ANSWER)
+    for wanted in map(short_answer, reference.answers):
+        found, is_right = _compared(kind, located, wanted, options)
+        if is_right:
+            return Verdict.of(True, found)
+        verdict = Verdict.of(False, found) if verdict.answer is None else verdict
+    return verdict
+
+
+def can_read(reference: Reference, kind: Kind, options: Options | None = None) -> bool:
+    """Tell whether a kind can compare anything with a reference."""
+    answers = [short_answer(answer) for answer in reference.answers]
+    if kind == "number":
+        return any(_wanted_quantity(answer) is not None for answer in answers)
+    if kind == "choice":
+        return any(label_of(answer, options or {}) is not None for answer in answers)
+    return any(answers)
+
+
+def _compared(kind: Kind, located: Located, wanted: str, options: Options) -> tuple[str | None, bool]:
+    """Return what a kind reads in a text for one accepted answer, and whether it is that answer."""
+    look = kind if kind != "exact" else look_of(wanted)
+    if look == "number":
+        quantity, gold = _quantity_of(located), _wanted_quantity(wanted)
+        if quantity is not None and gold is not None and quantity.equals(gold):
+            return quantity.text, True
+        if kind == "number":
+            return (None if quantity is None else quantity.text), False
+    elif look == "choice":
+        label = _choice_of(located, options)
+        if label is not None or kind == "choice":
+            return label, label is not None and label == label_of(wanted, options)
+    elif look == "truth":
+        truth = read_truth(located)
+        if truth is not None:
+            return truth, truth == truth_of(wanted)
+    return _compared_words(located, wanted)
+
+
+def _compared_words(located: Located, wanted: str) -> tuple[str | None, bool]:
+    words = words_of(wanted)
+    phrases = list(phrase_answers(located))
+    for phrase in phrases:
+        if phrase and (tidy(phrase) == tidy(wanted) or (words and words_of(phrase) == words)):
+            return phrase, True
+    return next((phrase for phrase in phrases if phrase), None), False
+
+
+def _same_words(one: str, other: str) -> bool:
+    if words_of(one) == words_of(other):
+        return True
+    if is_quantity(one) and is_quantity(other):
+        left, right = read_quantity(one), read_quantity(other)
+        return left is not None and right is not None and left.equals(right)
+    return False
+
+
+def _quantity_of(located: Located) -> Quantity | None:
+    return read_quantity(located.marked.text) if located.marked is not None else find_quantity(located.rest)
+
+
+def _choice_of(located: Located, options: Options) -> str | None:
+    return (
+        read_choice(located.marked.text, options) if located.marked is not None else find_choice(located.rest, options)
+    )
+
+
+def _wanted_quantity(gold: str) -> Quantity | None:
+    return read_quantity(gold) if "\n" not in gold else find_quantity(gold)
+
+
+def _judge_math(located: Located, reference: Reference, prompt: str, prove: Prove) -> Verdict:
+    answer = read_mathematics(located.marked, located.rest)
+    if not answer:
+        return Verdict(0.0, NO_ANSWER)
+    any_order = is_any_order(prompt)
+    is_late = False
+    golds = (
+        ["{" + ",".join(reference.answers) + "}"] if reference.is_set else list(map(short_answer, reference.answers))
+    )
+    for gold in golds:
+        equal = equal_mathematics(answer, gold, prove=prove, any_order=any_order)
+        if equal:
+            return Verdict.of(True, answer)
+        is_late = is_late or equal is None
+    return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer)
+
+
+def _judge_set(located: Located, reference: Reference) -> Verdict:
+    answer = line_answer(located)
+    if not answer:
+        return Verdict(0.0, NO_ANSWER)
+    left = elements_of(answer)
+    for wanted in reference.answers:
+        match = next((part for part in left if _same_words(tidy(part), wanted)), None)
+        if match is None:
+            return Verdict.of(False, answer)
+        left.remove(match)
+    return Verdict.of(not left, answer)
+
+
+def _judge_regex(text: str, pattern: str) -> Verdict:
+    try:
+        compiled = regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError, MemoryError):
+        return Verdict(None, BAD_GOLD)
+    visible = without_thinking(text)
+    if not visible or not visible.strip():
+        return Verdict(0.0, NO_ANSWER)
+    located = locate(plain(visible[-_LONGEST:]))
+    searched = line_answer(located) if located.marked is not None else located.rest
+    try:
+        found = compiled.search(searched, timeout=_PATTERN_SECONDS)
+    except TimeoutError:
+        return Verdict(0.0, TIMED_OUT, shortened(searched, 200))
+    return Verdict.of(found is not None, shortened(searched if located.marked else last_line(searched), 200))
+
+
+def _judge_json(text: str, gold: str) -> Verdict:
+    wanted = read_json(gold)
+    if wanted is NOTHING:
+        return Verdict(None, BAD_GOLD)
+    visible = without_thinking(text)
+    value = NOTHING if visible is None else read_json(visible)
+    if value is NOTHING:
+        return Verdict(0.0, NO_ANSWER)
+    try:
+        return Verdict.of(equal_json(value, wanted), shortened(json.dumps(value, ensure_ascii=False), 1_000))
+    except RecursionError:
+        return Verdict(0.0, TIMED_OUT)
+
+
+def as_kind(name: str) -> Kind | None:
+    """Return a scorer's name as a kind; None if it is none."""
+    return next((kind for kind in KINDS if kind == name), None)

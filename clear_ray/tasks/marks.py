@@ -1,0 +1,176 @@
+r"""Where in a text its final answer stands.
+
+Marks, of which the last one wins: `\boxed{…}`; `<answer>…</answer>`; `#### …`; `Answer: …` and `the answer is …` in several
+languages, bold or not; a heading `Answer` on a line of its own. A mark that denies (`the answer is not 12`, `the wrong answer
+is 12`) is none, except for what follows its `but`; nor is one that speaks about the answer (`the answer is correct`). A base
+model that goes on with a question of its own is cut before it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+_MOST_MARKS = 50
+_LONGEST_OBJECT = 1 << 16
+How = Literal["box", "tag", "hash", "said"]
+
+_LEAD = r"(?:final |the |my |correct |right ){0,2}"
+_SAID = re.compile(
+    r"(?P<void>\b(?:wrong|incorrect|false|bad|previous|no) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
+    r"(?: (?:to|for|of|here|in)\b[^.:;\n]{0,100}?)?"
+    r"(?: {0,3}[*_]{0,3} {0,3}[:=](?!=)| {1,3}(?:is|was|are|would be|should be|must be|has to be|equals)\b ?:?)"
+    r"|(?:最终|正确)?(?:答案|答え|正解|정답|回答) {0,3}(?:[:=]|是|为|は|은|는)"
+    r"|\b(?:Antwort|Lösung|Réponse|Reponse|Respuesta|Risposta|Resposta|Ответ|Antwoord)\b[*_]{0,3} {0,3}"
+    r"(?::|ist\b|est\b|es\b|è\b|é\b)"
+    r"|\bans(?:\.:?| ?[:=])"
+    rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_ ]{{0,5}}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HASH = re.compile(r"^[ *]{0,6}####(?!#) {0,5}(?P<rest>\S[^\n]*)$", re.MULTILINE)
+_SHORT_RESULT = re.compile(
+    r"[^\w\n]{0,6}[-+]?[\d,./ ]{0,40}\d *%?(?: [^\W\d]{1,30}){0,2}[^\w\n]{0,4}|[^\w\n]{0,4}[A-Z][^\w\n]{0,4}"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox) {0,3}(?=(?P<brace>\{)|[^\s{])")
+_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_NEXT_QUESTION = re.compile(r"\n[ *#]{0,8}(?:Question|Q|Problem) ?\d{0,4} ?:")
+_DENIED = re.compile(
+    r"\W{0,6}(?:not|never|neither|isn't|n't)\b(?:[^.\n]{0,80}?\bbut (?:rather )?(?P<but>\S))?", re.IGNORECASE
+)
+_ABOUT = re.compile(
+    r"\W{0,6}(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|"
+    r"found|given|provided|shown|expected|needed|required)\b",
+    re.IGNORECASE,
+)
+_BESIDE = re.compile(r"(?:[*_:]{1,4}(?=\s|$)|[ \n]|[>#|]{1,6} |(?<=\n)[-+] (?=\S))+")
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A marked answer.
+
+    Attributes:
+        text: What the mark points at, to its end: the inside of a box or tag, else all that follows the mark.
+        how: The kind of mark.
+        is_complete: Whether the text that is still to come could not change it.
+    """
+
+    text: str
+    how: How
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a text's answer is.
+
+    Attributes:
+        marked: The last mark; None if there is none.
+        rest: The text in which an unmarked answer may be looked for.
+    """
+
+    marked: Marked | None
+    rest: str
+
+
+def locate(visible: str) -> Located:
+    """Find the last marked answer of a text. The work is linear in its length.
+
+    Args:
+        visible: What the model wrote, without its thinking, in plain characters.
+    """
+    visible = visible.replace("\\boxed{}", "")  # words about the format
+    text = visible.rstrip()
+    if (field := _field(text.lstrip())) is not None:
+        return Located(Marked(field, "tag", is_complete=True), text)
+    marks = sorted(_marks(text))
+    first = next((end for _, end, how in marks if how != "hash" or _is_result(text, end)), None)
+    if first is not None and (next_question := _NEXT_QUESTION.search(text, first)):
+        text = text[: next_question.start()].rstrip()
+        marks = sorted(_marks(text))
+    is_line_ended = "\n" in visible[len(text) :]
+    denied: Marked | None = None
+    for start, end, how in reversed(marks[-_MOST_MARKS:]):
+        marked = _read(text, start, end, how, is_line_ended)
+        if marked is None:
+            continue
+        if how != "said" or not _DENIED.match(marked.text):
+            return Located(marked, text)
+        denied = denied or marked  # what the answer is not, unless the text says elsewhere what it is
+    return Located(denied, text)
+
+
+def _field(text: str) -> str | None:
+    """Return the answer of a text that is a JSON object with one."""
+    if not (text.startswith("{") and text.endswith("}") and len(text) <= _LONGEST_OBJECT):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    for name, inside in value.items():
+        if name.lower().replace(" ", "_") in ("answer", "final_answer") and isinstance(inside, (str, int, float)):
+            return str(inside)
+    return None
+
+
+def _marks(text: str) -> Iterator[tuple[int, int, How]]:
+    """Yield (start, end, kind) of whatever may be a mark."""
+    for found in _SAID.finditer(text):
+        if not found["void"]:
+            yield found.start(), found.end(), "said"
+    if "####" in text:
+        for found in _HASH.finditer(text):
+            yield found.start(), found.start("rest"), "hash"
+    if "\\" in text:
+        for found in _BOX.finditer(text):
+            yield found.start(), found.end(), "box"
+    if "<" in text:
+        for found in _TAG.finditer(text):
+            yield found.start(), found.end(), "tag"
+
+
+def _read(text: str, start: int, end: int, how: How, is_line_ended: bool) -> Marked | None:
+    if how == "box":
+        inside, is_closed = (
+            _braced(text, end + 1) if text[end] == "{" else (re.split(r"[\s$]", text[end:], maxsplit=1)[0], False)
+        )
+        return Marked(inside.strip(), how, is_closed) if inside.strip(" ${}") else None
+    if how == "tag":
+        inside, tag, _ = text[end:].partition("</answer>")
+        return Marked(inside.strip(), how, bool(tag)) if inside.strip() else None
+    line_end = text.find("\n", end)
+    if how == "hash":
+        if not _is_result(text, end):
+            return None
+        return Marked(text[end : line_end if line_end >= 0 else None].strip(), how, line_end >= 0 or is_line_ended)
+    denied = _DENIED.match(text, end)
+    if denied is not None and denied["but"]:
+        end = denied.start("but")
+    elif text[start:end].rstrip()[-1] not in ":=" and _ABOUT.match(text, end):
+        return None
+    beside = _BESIDE.match(text, end)
+    tail = text[beside.end() if beside else end :]
+    return Marked(tail, how, "\n" in tail.lstrip() or (is_line_ended and bool(tail.strip())))
+
+
+def _is_result(text: str, end: int) -> bool:
+    """Tell the mark of a result from a heading: it is the last line, or holds a number or a letter and hardly more."""
+    line, _, rest = text[end : end + 2_000].partition("\n")
+    return not rest.strip() or _SHORT_RESULT.fullmatch(line.strip()) is not None
+
+
+def _braced(text: str, start: int) -> tuple[str, bool]:
+    depth = 1
+    for position in range(start, len(text)):
+        character = text[position]
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start:position], True
+    return text[start:].partition("\n")[0], False

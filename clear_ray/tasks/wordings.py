@@ -1,0 +1,113 @@
+"""Answers in words: names, phrases, yes and no."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from clear_ray.tasks.marks import Located
+from clear_ray.tasks.writing import bold_spans, tidy, words_of
+
+_FEW_WORDS, _TAIL_WORDS = 3, 6
+_LONGEST = 4_000
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_EXPLAINED = re.compile(r"[,;(]? \(?(?:because|since|as it|which|due to)\b|, (?:an?|who) ", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[^\W\d_]{4})[.!?](?= +[A-Z\"'(])|(?<=\d)\.(?= +[A-Z])")
+_ASIDE = re.compile(r"\s*\([^()]{1,200}\)\W{0,3}\Z")
+_COPULA = re.compile(r" (?:is|are|was|were|equals|named|called|be)[: ] ?")
+_DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor)\W*\Z", re.IGNORECASE)
+_TRUTH = {"yes": True, "true": True, "no": False, "false": False}
+_TRUE_OR_FALSE = re.compile(
+    r"\W{0,4}(?:(?:it|that|this)(?:'s| is) )?(?P<word>yes|no|true|false)\b(?:\W{0,3}$|[.,;:!(\n-]| -|\W{0,3}\n"
+    r"| (?:because|since|as|it|they|he|she|we|you|this|that|the|there)\b)",
+    re.IGNORECASE,
+)
+_CLOSES_WITH = re.compile(
+    r"\b(?:is|are|was|be) +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z", re.IGNORECASE
+)
+
+
+def line_answer(located: Located) -> str:
+    """Return what the mark points at; without a mark, the last line or the last number in it."""
+    marked = located.marked
+    if marked is not None:
+        return tidy(_head(marked.text) if marked.how == "said" else marked.text)
+    line = last_line(located.rest)
+    if len(line.split(maxsplit=_FEW_WORDS)) > _FEW_WORDS:
+        numbers = _NUMBER.findall(line)
+        if numbers:
+            return str(numbers[-1]).rstrip(",")
+    return tidy(line)
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text that is not empty."""
+    return text.rstrip().rpartition("\n")[2].strip()
+
+
+def phrase_answers(located: Located) -> Iterator[str]:
+    """Yield the phrases that may be the answer, the likeliest first.
+
+    A marked line without its explanation, then whole; of an unmarked one what is bold, then what it says after its last `is`.
+    """
+    line = line_answer(located)
+    marked = located.marked
+    if marked is not None:
+        if marked.how == "said":
+            yield concise(line)
+        yield line
+        yield tidy(_ASIDE.sub("", line))
+        return
+    whole = last_line(located.rest)[:_LONGEST]
+    for span in reversed(bold_spans(whole)):
+        if not _DENIES.search(whole[: whole.find(span)].rstrip(" *_")):
+            yield span
+    yield line
+    if line != tidy(whole):
+        yield tidy(whole)
+    ends = [found.end() for found in _COPULA.finditer(whole)]
+    if ends and len(whole[ends[-1] :].split()) <= _TAIL_WORDS:
+        yield tidy(whole[ends[-1] :])
+
+
+def concise(line: str) -> str:
+    """Return a marked line up to its first full stop or explanation."""
+    line = _SENTENCE.split(line[:_LONGEST], maxsplit=1)[0]
+    return tidy(_EXPLAINED.split(line, maxsplit=1)[0])
+
+
+def read_truth(located: Located) -> str | None:
+    """Return `true` or `false` for yes, no, true and false as an answer; None if it says neither, or both."""
+    if located.marked is not None:
+        found = _TRUE_OR_FALSE.match(located.marked.text[:_LONGEST]) or _TRUE_OR_FALSE.match(
+            tidy(words_of(located.marked.text[:200]))
+        )
+        return _said(found)
+    line = last_line(located.rest)[:_LONGEST]
+    found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line)
+    return _said(found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST]))
+
+
+def truth_of(gold: str) -> str | None:
+    """Return `true` or `false` for a gold answer of yes, no, true or false."""
+    value = _TRUTH.get(words_of(gold))
+    return None if value is None else str(value).lower()
+
+
+def elements_of(answer: str) -> list[str]:
+    """Return the parts of an answer that lists several."""
+    inside = answer.strip().strip("[]{}()")
+    return [part.strip() for part in re.split(r"[,;\n]| and ", inside) if part.strip()]
+
+
+def _said(found: re.Match[str] | None) -> str | None:
+    return None if found is None else str(_TRUTH[found["word"].lower()]).lower()
+
+
+def _head(text: str) -> str:
+    stripped = text.lstrip()
+    for opening, closing in (("\\[", "\\]"), ("$$", "$$"), ("```", "```")):
+        if stripped.startswith(opening) and closing in stripped[len(opening) :]:
+            inside = stripped[len(opening) :].partition(closing)[0].strip()
+            return inside.partition("\n")[2].strip() if opening == "```" and "\n" in inside else inside
+    return stripped.partition("\n")[0]

@@ -1,0 +1,94 @@
+"""One way to write a character: what every scorer's reading and comparing of answers begins with.
+
+Full-width forms, the many dashes, quotation marks and spaces become those of ASCII; superscripts stay, for x² is not x2.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"
+_SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t"
+_NOTHING = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+_TABLE: dict[int, str | None] = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+    **{ord(character): "-" for character in _DASHES},
+    **{ord(character): " " for character in _SPACES},
+    **dict.fromkeys(map(ord, _NOTHING)),
+    **{ord(character): '"' for character in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d"},
+    **{ord(character): "'" for character in "\u2018\u2019\u201a\u0060\u00b4"},
+    ord("\u3002"): ".",
+    ord("\u3001"): ",",
+    ord("\r"): "\n",
+}
+_TABLE[ord("`")] = "`"
+_WRAPPED = re.compile(
+    r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|emph)\s?\{([^{}]*)\}"
+)
+_PAIRS = (
+    ("**", "**"),
+    ("__", "__"),
+    ("`", "`"),
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ('"', '"'),
+    ("'", "'"),
+)
+_SINGLE = (("*", "*"), ("_", "_"))
+_BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__|\\textbf\{([^{}\n]{1,200})\}")
+_AROUND_SIGNS = re.compile(r"\s*([-+*/=^,;:()\[\]{}<>|])\s*")
+_ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)")
+
+
+def plain(text: str) -> str:
+    """Return a text with its full-width forms, dashes, quotation marks and spaces written in ASCII."""
+    return text if text.isascii() and "\t" not in text and "\r" not in text else text.translate(_TABLE)
+
+
+def unwrapped(text: str) -> str:
+    r"""Return a text without `\text{…}` and its like around words, however they nest up to three deep."""
+    for _ in range(3):
+        if "\\" not in text:
+            break
+        text = _WRAPPED.sub(r" \1 ", text)
+    return text
+
+
+def tidy(answer: str) -> str:
+    """Return an answer without the markup around it and without one full stop at its end."""
+    answer = answer.strip()
+    for _ in range(4):  # markup nests: **$12$**.
+        before = answer
+        if answer.endswith(".") and not answer.endswith(".."):
+            answer = answer[:-1].rstrip()
+        for opening, closing in (*_PAIRS, *_SINGLE):
+            if len(answer) > len(opening + closing) and answer.startswith(opening) and answer.endswith(closing):
+                inner = answer[len(opening) : -len(closing)]
+                answer = answer if closing in inner else inner.strip()
+        if answer.startswith("\\text") and (whole := _WRAPPED.fullmatch(answer)):
+            answer = whole[1].strip()
+        if answer == before:
+            break
+    return answer
+
+
+def bold_spans(line: str) -> list[str]:
+    """Return what is set in bold in a line, in its order."""
+    return [next(part for part in found.groups() if part is not None) for found in _BOLD.finditer(line)]
+
+
+def words_of(text: str) -> str:
+    """Return a text in the form in which equal words are equal: width, case, spaces, articles and end marks levelled."""
+    text = plain(unicodedata.normalize("NFKC", unwrapped(tidy(plain(text)))))
+    text = " ".join(text.casefold().split()).strip(" .,;:!?\"'").removeprefix("- ")
+    text = _AROUND_SIGNS.sub(r"\1", text)
+    return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text in one line of at most `most` characters."""
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most else line[: most - 1] + "…"

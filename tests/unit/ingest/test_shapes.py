@@ -1,0 +1,275 @@
+"""Files of strangers: each is read as its shape says, and what was recognised is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.errors import SchemaError
+from clear_ray.ingest.notices import Notices
+from tests.unit.ingest.taking import take, taken
+
+MADE = "ids are made from position and content: there is no id column"
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": "user" if k % 2 == 0 else "assistant", "content": text} for k, text in enumerate(contents)]
+
+
+def said_by(*speakers: str) -> list[dict[str, str]]:
+    return [{"from": speaker, "value": f"{speaker} {k}"} for k, speaker in enumerate(speakers)]
+
+
+# rows, prompt and gold of the first, what is said
+SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | None, str]] = {
+    "default names": ([{"query_id": "a", "prompt": "p", "gold": "g"}], "p", "g", ""),
+    "default names beside others": ([{"query_id": "a", "prompt": "p", "question": "q"}], "p", None, ""),
+    "GSM8K": (
+        [{"question": "How many?", "answer": "3*4=<<3*4=12>>12\n#### 12"}],
+        "How many?",
+        "3*4=<<3*4=12>>12\n#### 12",
+        f"reading `question` as prompt, `answer` as gold; {MADE}",
+    ),
+    "AIME": (
+        [{"id": 60, "problem": "Find x.", "solution": "Long.", "answer": 204}],
+        "Find x.",
+        "204",
+        "reading `problem` as prompt, `answer` as gold, `id` as id",
+    ),
+    "MATH": (
+        [{"problem": "Find x.", "level": "5", "type": "Algebra", "solution": "It is 4."}],
+        "Find x.",
+        "It is 4.",
+        f"reading `problem` as prompt, `solution` as gold; {MADE}",
+    ),
+    "Alpaca": (
+        [{"instruction": "Translate.", "input": "Hund", "output": "dog"}],
+        "Translate.\n\nHund",
+        "dog",
+        f"reading `instruction` and `input` as prompt, `output` as gold; {MADE}",
+    ),
+    "Alpaca without input": (
+        [{"instruction": "Say hi.", "input": "", "output": "hi"}],
+        "Say hi.",
+        "hi",
+        f"reading `instruction` and `input` as prompt, `output` as gold; {MADE}",
+    ),
+    "Dolly without context": (
+        [{"instruction": "Say hi.", "response": "hi", "category": "open_qa"}],
+        "Say hi.",
+        "hi",
+        f"reading `instruction` as prompt, `response` as gold; {MADE}",
+    ),
+    "ShareGPT": (
+        [{"id": "x1", "conversations": said_by("system", "human", "gpt", "human", "gpt")}],
+        [
+            {"role": "system", "content": "system 0"},
+            {"role": "user", "content": "human 1"},
+            {"role": "assistant", "content": "gpt 2"},
+            {"role": "user", "content": "human 3"},
+        ],
+        None,
+        "reading `conversations` as conversation, `id` as id",
+    ),
+    "messages without id": ([{"messages": turns("a")}], turns("a"), None, f"reading {MADE}"),
+    "TRL prompts": (
+        [{"id": 1, "prompt": turns("Say hi."), "completion": "hi"}],
+        turns("Say hi."),
+        "hi",
+        "reading `completion` as gold, `id` as id",
+    ),
+    "verl": (
+        [
+            {
+                "data_source": "gsm",
+                "prompt": turns("How many?"),
+                "reward_model": {"style": "rule", "ground_truth": "12"},
+                "extra_info": {"index": 3, "split": "train"},
+            }
+        ],
+        turns("How many?"),
+        "12",
+        "reading `reward_model.ground_truth` as gold, `data_source` as task, `extra_info.index` as id",
+    ),
+    "number ids of a table": ([{"id": 1.0, "prompt": "p"}], "p", None, "reading `id` as id"),
+    "a query alone": ([{"uid": "u", "query": "q", "other": 1}], "q", None, "reading `query` as prompt, `uid` as id"),
+    "texts alone": ([{"text": "t"}], "t", None, f"reading `text` as prompt; {MADE}"),
+    "no text for a gold": (
+        [{"id": 1, "question": "q", "answer": ["a", "b"]}],
+        "q",
+        None,
+        "reading `question` as prompt, `id` as id",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_is_recognised_and_said(tmp_path: Path, name: str, form: str) -> None:
+    rows, prompt, gold, said = SHAPES[name]
+    path = tmp_path / f"q.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text(json.dumps(rows, indent=1) if form == "json" else "\n".join(map(json.dumps, rows)))
+    digest = take(path, tmp_path / "run")
+    row = taken(tmp_path / "run")[0]
+    found = json.loads(row["prompt"]) if row["is_conversation"] else row["prompt"]
+    assert (found, row["gold"]) == (prompt, gold)
+    assert digest.notices == ((said,) if said else ())
+
+
+def test_texts_and_lists_of_messages_may_be_mixed_in_either_column(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": 1, "prompt": turns("Say hi.")}, {"id": 2, "prompt": "Say bye."}]
+    rows.append({"id": 3, "prompt": None, "messages": "Say nothing."})
+    rows.append({"id": 4, "messages": json.dumps(turns("Say it."))})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for columns in ({}, {"messages": "prompt"}):
+        if columns:
+            (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+        take(tmp_path / "q.jsonl", tmp_path / "run", columns=columns)
+        found = [(row["prompt"], row["is_conversation"]) for row in taken(tmp_path / "run")]
+        assert found[:2] == [('[{"role":"user","content":"Say hi."}]', True), ("Say bye.", False)]
+        assert columns or found[2:] == [("Say nothing.", False), ('[{"role":"user","content":"Say it."}]', True)]
+
+
+def test_names_with_dots_lead_into_objects(tmp_path: Path) -> None:
+    nested = {"data": {"question": "q", "deep": {"answer": 4}}, "meta": {"n": 7}}
+    columns = {"prompt": "data.question", "gold": "data.deep.answer", "query_id": "meta.n"}
+    flat = {"data.question": "flat", "data": {"question": "not this", "deep": {"answer": 5}}, "meta": {"n": 8}}
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, (nested, flat))))
+    pq.write_table(pa.Table.from_pylist([nested | {"meta": {"n": 9}}]), tmp_path / "q.parquet")
+    take(tmp_path / "q.*", tmp_path / "run", columns=columns)
+    rows = [(row["query_id"], row["prompt"], row["gold"]) for row in taken(tmp_path / "run")]
+    assert rows == [("7", "q", "4"), ("8", "flat", "5"), ("9", "q", "4")]
+
+
+def test_a_dotted_name_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"query_id": "a", "data": {"question": "q"}}]), tmp_path / "q.parquet")
+    with pytest.raises(SchemaError, match=r"column data.nothing: the column is missing"):
+        take(tmp_path / "q.parquet", tmp_path / "run", columns={"prompt": "data.nothing"})
+    with pytest.raises(SchemaError, match=r"column 'date.question' is missing"):
+        take(tmp_path / "q.parquet", tmp_path / "run", columns={"prompt": "date.question"})
+
+
+def test_made_ids_are_the_same_for_the_same_rows_and_no_two_alike(tmp_path: Path) -> None:
+    rows = [{"question": text} for text in ("a", "b", "a")]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "again.json").write_text(json.dumps(rows))
+    ids = []
+    for name in ("q.jsonl", "again.json"):
+        take(tmp_path / name, tmp_path / "run")
+        ids.append([row["query_id"] for row in taken(tmp_path / "run")])
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 3
+    assert ids[0][0].startswith("row-0000000-")
+    assert ids[0][0].rpartition("-")[2] == ids[0][2].rpartition("-")[2], "the content says which row it was"
+
+
+def test_a_gold_can_be_left_out_and_a_companion_be_asked_without(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": 1, "question": "q", "answer": "a", "context": "c"}))
+    take(tmp_path / "q.jsonl", tmp_path / "run", columns={"prompt": "question", "gold": "gold"})
+    (row,) = taken(tmp_path / "run")
+    assert (row["prompt"], row["gold"]) == ("q", None)
+
+
+def test_csv_keeps_texts_and_reads_numbers(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("id,question,answer,weight,max_tokens\n007,What?,1.50,2,\n8,Why?,,0.5,9\n")
+    digest = take(tmp_path / "q.csv", tmp_path / "run")
+    first, second = taken(tmp_path / "run")
+    assert (first["query_id"], first["gold"], first["weight"], first["max_tokens"]) == ("007", "1.50", 2.0, 100)
+    assert (second["gold"], second["weight"], second["max_tokens"]) == (None, 0.5, 9)
+    assert digest.notices == ("reading `question` as prompt, `answer` as gold, `id` as id",)
+
+
+def test_the_format_csv_can_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "odd").write_text("a,b\n1,What?\n")
+    with pytest.raises(SchemaError, match="bad JSON"):
+        take(tmp_path / "odd", tmp_path / "run")
+    take(tmp_path / "odd", tmp_path / "run", format="csv", columns={"query_id": "a", "prompt": "b"})
+    assert taken(tmp_path / "run")[0]["prompt"] == "What?"
+
+
+def test_a_long_array_is_read_one_object_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.ingest.documents._BLOCK_BYTES", 7)
+    monkeypatch.setattr("clear_ray.ingest.documents._BATCH_CHARACTERS", 300)
+    monkeypatch.setattr("clear_ray.ingest.files._PEEK_BYTES", 5)
+    rows = [{"query_id": f"q{k}", "prompt": f"é{k}" * (k % 5 + 1)} for k in range(60)]
+    (tmp_path / "q.json").write_text(json.dumps(rows, ensure_ascii=False, indent=2))
+    take(tmp_path / "q.json", tmp_path / "run")
+    assert [(row["query_id"], row["prompt"]) for row in taken(tmp_path / "run")] == [
+        tuple(row.values()) for row in rows
+    ]
+
+
+def test_notices_of_parts_are_those_of_the_whole() -> None:
+    parts = [Notices(), Notices(), Notices()]
+    whole = Notices()
+    for part, asked in zip(parts, (4_096, 900, 4_096), strict=True):
+        for notices in (part, whole):
+            notices.ignore(["seed", "top_p"])
+            notices.lower(asked)
+            notices.read("`question` as prompt")
+            notices.fail("the prompt is empty")
+    merged = Notices()
+    for part in reversed(parts):
+        merged.merge(part)
+    assert merged.lines(512) == whole.lines(512)
+    assert merged.lines(512) == (
+        "reading `question` as prompt",
+        "ignored: seed in 3 rows, top_p in 3 rows; lowered: max_tokens of 3 rows from up to 4,096 to 512",
+        "failed: 3 rows of the input, 3 because the prompt is empty",
+    )
+    one = Notices()
+    one.lower(4_096)
+    assert one.lines(512) == ("lowered: max_tokens of 1 row from 4,096 to 512",)
+    assert Notices().lines(512) == ()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is in <image>?", "images": ["a.png"]},
+        {"messages": turns("a"), "tools": ["f"]},
+        {"conversations": said_by("human", "gpt"), "system": "Be brief."},
+        {"instruction": "a", "output": "b", "system": "Be brief."},
+        {"question": "a", "image": {"bytes": "x"}},
+    ],
+)
+def test_what_belongs_to_a_prompt_and_is_not_read_is_refused(tmp_path: Path, form: str, row: dict[str, Any]) -> None:
+    path = tmp_path / f"q.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text(json.dumps(row))
+    with pytest.raises(
+        SchemaError, match=r"seems to belong to the prompts, and is not read.*Write it into the messages"
+    ):
+        take(path, tmp_path / "run")
+    named = {
+        "messages": next(
+            name for name in ("messages", "conversations", "prompt", "instruction", "question") if name in row
+        )
+    }
+    assert take(path, tmp_path / "run", columns=named).rows == 1
+
+
+def test_columns_of_choices_are_refused_and_empty_ones_are_not(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("question,A,B,C,D,answer\nWhich?,a,b,c,d,B\n")
+    with pytest.raises(SchemaError, match="'A' seems to belong to 'question'"):
+        take(tmp_path / "q.csv", tmp_path / "run")
+    row = {"instruction": "a", "input": "", "output": "b", "system": "", "history": [], "context": None}
+    (tmp_path / "q.json").write_text(json.dumps([row]))
+    assert take(tmp_path / "q.json", tmp_path / "run").rows == 1
+
+
+def test_a_list_inside_one_object_is_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(json.dumps({"version": 1, "data": [{"question": "a"}]}, indent=1))
+    with pytest.raises(SchemaError, match="If 'data' holds the queries, write that list as a file of its own"):
+        take(tmp_path / "q.json", tmp_path / "run")

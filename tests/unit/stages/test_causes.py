@@ -1,0 +1,127 @@
+"""A message keeps its cause: what a template, an engine or a scorer said reaches the row, with a code and a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clear_ray.engine.rendering import Rendering
+from clear_ray.engine.smollm2 import embedded_model_folder
+from clear_ray.errors import SchemaError
+from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
+from clear_ray.rounds.states import QueryStates
+from clear_ray.stages.causes import LOST, code_of, code_of_answer, reason_of
+from clear_ray.stages.generate import SCORER
+from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
+from tests.unit.simulation import query_row
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (LOST, "batch_expired", LOST),
+        (
+            "its engine died three times",
+            "engine_failed",
+            "its engine died three times",
+        ),
+        (
+            "/q.jsonl:17, column prompt: the prompt does not fit the model's context of 2048 tokens (got 5000 tokens). Cut.",
+            "context_length_exceeded",
+            "the prompt does not fit the model's context of 2048 tokens",
+        ),
+        (
+            "q.csv row 3: the row has 1 cells and the header 2. Quote it.",
+            "invalid_request",
+            "the row has 1 cells and the header 2. Quote it",
+        ),
+        (
+            "its prompt cannot be read: the chat template refuses the conversation: System role not supported",
+            "invalid_request",
+            "its prompt cannot be read: the chat template refuses the conversation: System role not supported",
+        ),
+    ],
+)
+def test_a_failure_has_a_code_and_a_reason_that_can_be_counted(error: str, code: str, reason: str) -> None:
+    assert code_of(error) == code
+    assert reason_of(error) == reason
+
+
+def test_an_answer_fails_of_its_scorer_or_its_engine() -> None:
+    assert code_of_answer(f"{SCORER}ValueError: no number") == "scorer_failed"
+    assert code_of_answer("a grant must allow at least 1 token") == "engine_failed"
+    said = (
+        f"{SCORER}ClearRayError: own:score: the scorer raised ValueError (got no number in it). Correct the function."
+    )
+    assert reason_of(said) == said, "what a scorer said is its reason"
+    assert reason_of("") == ""
+
+
+def test_the_template_says_why_it_refuses() -> None:
+    rendering = Rendering(embedded_model_folder())
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role\\n not supported') }}{% endif %}hi"
+    rendering._tokenizer.chat_template = template
+    with pytest.raises(SchemaError) as caught:
+        rendering.token_ids([(("system", "Be brief."), ("user", "a"))])
+    assert caught.value.what == "the chat template refuses the conversation: System role not supported"
+    assert rendering.token_ids([(("user", "a"),)])
+
+
+def verdicts(queries: int, *, error_of_index: dict[int, str] | None = None, **states: Any) -> Verdicts:
+    """Return how queries ended, all numbers 0 but those that are given: of a state, or of the verdicts themselves."""
+    found, zeros = QueryStates(np.ones(queries)), np.zeros(queries, np.int64)
+    own = {"spent_tokens_N": zeros, "reservation_price_N": np.zeros(queries), "prompt_tokens_N": zeros}
+    for name, values in states.items():
+        if name in own:
+            own[name] = values
+        else:
+            setattr(found, name, values)
+    return Verdicts(states=found, error_of_index=error_of_index or {}, **own)
+
+
+def test_every_end_has_its_code() -> None:
+    queries = pa.Table.from_pylist([query_row(index) for index in range(4)], schema=QUERY_SCHEMA)
+    found = Abandon(
+        verdicts(
+            4,
+            price_N=np.full(4, 0.5),
+            reservation_price_N=np.array([0.25, 0.75, 0.75, 0.75]),
+            spent_tokens_N=np.array([0, 0, 7, 0]),
+            error_of_index={3: "q.jsonl:4, column prompt: the prompt is empty (got ''). Remove the row."},
+        )
+    )(queries)
+    assert found["error_code"].to_pylist() == [
+        "abandoned_by_price",
+        "batch_expired",
+        "batch_expired",
+        "invalid_request",
+    ]
+    assert found["status"].to_pylist() == ["abandoned", "abandoned", "failed", "failed"]
+    assert found["ended_at"].null_count == 4
+    assert found["reason"][3].as_py().startswith("Failed: q.jsonl:4, column prompt: the prompt is empty")
+    assert not found["reason"][3].as_py().endswith("..")
+
+
+def test_an_answer_keeps_when_it_ended_and_old_attempts_have_no_such_time() -> None:
+    rest: dict[str, Any] = {"round": 1, "attempt": 1, "granted_tokens": 9, "attempt_tokens": 2, "finish_reason": "stop"}
+    rest |= {"text": "a", "token_ids": [1, 2], "correct": None, "seconds": 0.1}
+    rows = [query_row(0) | rest | {"error": "", "ended_at": 12.5}, query_row(1) | rest | {"error": "scorer: X: y"}]
+    attempts = pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)
+    complete = Complete(verdicts(2, last_round_N=np.ones(2, np.int64), rounds_N=np.ones(2, np.int64)), VoidAttempts())
+    found = complete(attempts)
+    assert found["ended_at"].to_pylist() == [12.5, None]
+    assert found["error_code"].to_pylist() == [None, "scorer_failed"]
+    old = attempts.drop_columns(["ended_at", "prompt_form", "input_error"])
+    assert complete(old)["ended_at"].to_pylist() == [None, None]
+
+
+def test_every_word_that_is_shown_is_told_apart_from_paths(tmp_path: Path) -> None:
+    assert reason_of(f"{tmp_path}/a b.jsonl:3: bad JSON at character 2: Expecting value (got '{{'). x") == (
+        "bad JSON at character 2: Expecting value"
+    )
+    assert SimpleNamespace(reason=reason_of("x" * 5_000)).reason == "x" * 300

@@ -1,0 +1,62 @@
+"""Every verdict of the corpus: what a careful person says of an answer is what its scorer says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clear_ray.tasks import KINDS, extract, load_scorer, same_answer
+from clear_ray.tasks.scorers import NamedScorer
+
+CORPUS = Path(__file__).parents[2] / "data/scoring"
+KNOWN_ERRORS = {"unseen": 2}
+"""Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
+
+
+def triples(name: str) -> Iterator[dict[str, Any]]:
+    with (CORPUS / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def scorer_of(kind: str) -> NamedScorer:
+    scorer = load_scorer(kind, code_seconds=2.0)
+    assert isinstance(scorer, NamedScorer)
+    return scorer
+
+
+@pytest.mark.parametrize("name", [*KINDS, "held_out", "unseen"])
+def test_no_verdict_differs_from_a_persons(name: str) -> None:
+    rows = list(triples(name))
+    wrong = []
+    for number, row in enumerate(rows, 1):
+        verdict = scorer_of(row["kind"]).judge(row["text"], row["gold"], None, prompt=row.get("prompt", ""))
+        if verdict.score != row["score"]:
+            wrong.append(f"{name}.jsonl:{number}: {verdict} for {row}")
+    assert len(wrong) == KNOWN_ERRORS.get(name, 0), "\n".join(wrong)
+
+
+def test_the_corpus_is_large_and_has_every_kind_and_verdict() -> None:
+    rows = [row for name in (*KINDS, "held_out", "unseen") for row in triples(name)]
+    assert len(rows) >= 900
+    assert {row["kind"] for row in rows} == set(KINDS)
+    for kind in KINDS:
+        scores = [row["score"] for row in rows if row["kind"] == kind]
+        assert scores.count(1) >= 5
+        assert scores.count(0) >= 8
+
+
+@pytest.mark.parametrize("kind", ["number", "choice", "exact", "json"])
+def test_an_extracted_answer_is_the_same_as_itself_and_is_right_where_its_text_was(kind: str) -> None:
+    scorer = scorer_of(kind)
+    for row in triples(kind):
+        answer = extract(row["text"], kind, prompt=row.get("prompt", ""))  # type: ignore[arg-type]
+        if answer is None:
+            assert row["score"] != 1 or kind == "exact"
+            continue
+        assert same_answer(answer, answer, kind)  # type: ignore[arg-type]
+        if row["score"] == 1 and kind != "exact":
+            assert scorer(f"Answer: {answer}", row["gold"], None) == 1.0 or row.get("prompt") or "set" in row["gold"]
