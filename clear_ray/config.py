@@ -99,6 +99,8 @@ class ColumnsConfig(Settings):
     """Kind of query, used in reports only; optional column."""
     metadata: str = "metadata"
     """JSON text handed to the scorer as it is; optional column."""
+    sampling_params: str = "sampling_params"
+    """This query's own sampling, an object such as `{"temperature": 0.2, "stop": ["\\n"]}`; optional column."""
 
 
 class InputConfig(Settings):

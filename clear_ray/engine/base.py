@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,25 @@ class TokenIds(tuple[int, ...]):
     """A prompt that is given as the tokens that the model reads."""
 
     __slots__ = ()
+
+
+class Chat(tuple[tuple[str, str], ...]):
+    """A conversation that says itself how the chat template is to take it.
+
+    Attributes:
+        sampling: What it says: `template`, `continue_final_message`, `add_generation_prompt`.
+    """
+
+    sampling: Sampling
+
+    def __new__(cls, turns: Iterable[tuple[str, str]], sampling: Sampling) -> Chat:
+        """Return the turns with what is said of them."""
+        chat = super().__new__(cls, turns)
+        chat.sampling = sampling
+        return chat
+
+    def __reduce__(self) -> tuple[type[Chat], tuple[Any, ...]]:
+        return Chat, (tuple(self), self.sampling)
 
 
 Prompt = str | tuple[tuple[str, str], ...] | TokenIds
@@ -154,15 +173,19 @@ class Engine(Protocol):
         """Release the model. Further calls are errors."""
 
 
-def read_prompt(prompt: str, *, is_conversation: bool, form: str | None = None) -> Prompt:
+def read_prompt(
+    prompt: str, *, is_conversation: bool, form: str | None = None, sampling: Sampling | None = None
+) -> Prompt:
     """Return a prompt that `records.QUERY_SCHEMA` keeps as a text, a JSON list of {role, content} or one of token ids."""
     if form == "raw":
         return RawText(prompt)
     if form == "tokens":
         return TokenIds(json.loads(prompt))
+    is_told = sampling is not None and sampling.is_for_the_template
     if not is_conversation:
-        return prompt
-    return tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
+        return Chat([("user", prompt)], sampling) if sampling is not None and is_told else prompt
+    turns = tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
+    return Chat(turns, sampling) if sampling is not None and is_told else turns
 
 
 def words_of(prompt: Prompt) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -103,17 +104,19 @@ class Structures:
             ) from error
 
 
+def is_installed() -> bool:
+    """Return whether llguidance is there."""
+    return find_spec("llguidance") is not None
+
+
 def check_installed() -> None:
-    """Raise ConfigError if llguidance cannot be imported."""
-    try:
-        import llguidance  # noqa: F401
-    except ImportError as error:
+    """Raise ConfigError if llguidance is not there."""
+    if not is_installed():
         raise ConfigError(
-            "structured outputs need llguidance",
+            "structured outputs need llguidance, which is not installed",
             "input",
-            str(error),
-            "Install it with `pip install 'clear_ray[structured]'`, or remove the fields that ask for a structure.",
-        ) from error
+            remedy="Run `pip install 'clear_ray[structured]'`, or remove the fields that ask for a structure.",
+        )
 
 
 @lru_cache(maxsize=4_096)

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
+from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
@@ -256,7 +256,8 @@ def asked_directly(prompt: Prompt, text: str) -> Prompt:
         asked = f"{prompt}\n\n{text}"
         return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
-    return (*turns, (role, f"{content}\n\n{text}"))
+    asked_turns = (*turns, (role, f"{content}\n\n{text}"))
+    return Chat(asked_turns, prompt.sampling) if isinstance(prompt, Chat) else asked_turns
 
 
 def _label(row: Row) -> str:
