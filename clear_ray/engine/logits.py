@@ -88,7 +88,8 @@ class LogitsShaper:
         new = [answer for answer in answers if answer not in self._row_of]
         self._make_room(len(self._row_of) + len(new), like)
         free = iter(set(range(len(self._count_RV))) - set(self._row_of.values()) if new else ())
-        rows, ids = [], []
+        rows: list[int] = []
+        ids: list[int] = []
         for answer in new:
             row = self._row_of[answer] = next(free)
             self._told[answer] = 0
@@ -119,7 +120,8 @@ class LogitsShaper:
 
     def _keep_going(self, logits_MV: torch.Tensor, answers: Sequence[Answer]) -> None:
         """Forbid the end of answers that are too short."""
-        rows, ids = [], []
+        rows: list[int] = []
+        ids: list[int] = []
         for row, answer in enumerate(answers):
             choice = choice_in(answer)
             if answer.length < choice.min_tokens:

@@ -174,8 +174,7 @@ def _stops(value: Any, where: str) -> list[str]:
 def _biases(value: Any, where: str) -> dict[int, float]:
     biases: dict[int, float] = {}
     for token, bias in value.items() if isinstance(value, dict) else [(value, None)]:
-        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-        if not is_number or not str(token).isdecimal():
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not str(token).isdecimal():
             raise SchemaError("it maps token ids to numbers", where, shown({token: bias}), 'Write {"50256": -100}.')
         biases[int(token)] = float(bias)
     return biases
