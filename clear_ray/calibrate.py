@@ -50,6 +50,7 @@ class Calibration:
         queries: Queries with a gold answer.
         rollouts: Answers sampled.
         spent_tokens: Tokens they cost.
+        warnings: What is amiss with the verdicts that it learned from; see `RunReport`.
     """
 
     head: Head
@@ -57,6 +58,7 @@ class Calibration:
     queries: int
     rollouts: int
     spent_tokens: int
+    warnings: tuple[str, ...] = ()
 
 
 def calibrate(
@@ -94,7 +96,8 @@ def calibrate(
     with reading_errors(folder):
         _refuse_other_features(config, folder)
     with writing_errors(config.run_dir), joined_cluster(), quiet_data():
-        rollouts = pa.concat_tables([_sample(config, number, samples, display) for number in range(samples)])
+        sampled = [_sample(config, number, samples, display) for number in range(samples)]
+        rollouts = pa.concat_tables([table for table, _ in sampled])
         model = _read_features(config, folder)
         features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
     head = fit_head(
@@ -116,6 +119,7 @@ def calibrate(
         queries=len(set(rollouts["query_id"].to_pylist())),
         rollouts=len(rollouts),
         spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
+        warnings=tuple(dict.fromkeys(warning for _, warnings in sampled for warning in warnings)),
     )
 
 
@@ -185,8 +189,11 @@ def diagnostics_lines(diagnostics: Mapping[str, float]) -> list[str]:
     return [f"  {name:<34}{value:10.4f}" for name, value in diagnostics.items()]
 
 
-def _sample(config: RunConfig, number: int, samples: int, display: Display | None) -> pa.Table:
-    """Run every query once and return its rollouts; queries without gold answer are left out."""
+def _sample(config: RunConfig, number: int, samples: int, display: Display | None) -> tuple[pa.Table, tuple[str, ...]]:
+    """Run every query once and return its rollouts, and what its report warns of.
+
+    Queries without a gold answer that the scorer can read are left out.
+    """
     settings = config.model_dump() | {
         "run_dir": inside(config.run_dir, f"sample-{number:02d}"),
         "budget": config.budget_tokens // samples,
@@ -204,8 +211,10 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
     rows = completions.join(prompts, "query_id").filter(pc.is_valid(completions["correct"]))
     usable = rows.filter(pc.equal(rows["status"], "completed"))
     if not len(usable):
-        raise ConfigError("no query has a gold answer", "input", remedy="Give the queries a gold column.")
-    return pa.table(
+        said = " ".join(result.report.warnings)
+        remedy = "Give the queries a gold column that the scorer reads."
+        raise ConfigError("no query has a gold answer", "input", said, remedy)
+    rollouts = pa.table(
         {
             "query_id": usable["query_id"],
             "task": usable["task"],
@@ -217,6 +226,7 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
             "max_tokens": usable["max_tokens"],
         }
     )
+    return rollouts, result.report.warnings
 
 
 def _read_features(config: RunConfig, folder: Folder) -> ModelCard:

@@ -6,7 +6,8 @@ import tempfile
 from dataclasses import dataclass
 
 from clear_ray.config import RunConfig
-from clear_ray.engine.checking import check_engine
+from clear_ray.engine.checking import check_engine, engine_notes
+from clear_ray.engine.conversations import check_conversations
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.identity import check_journal
@@ -33,10 +34,12 @@ class Checked:
     Attributes:
         digest: What the input holds.
         survey: What its gold answers look like.
+        notes: What is to be said of the model, and of the rows that it will not take.
     """
 
     digest: InputDigest
     survey: Survey
+    notes: tuple[str, ...]
 
 
 def check_run(config: RunConfig) -> Checked:
@@ -70,13 +73,14 @@ def check_run(config: RunConfig) -> Checked:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
             check_minimum_service(config, read_costs(into, digest.rows), into)
+        notes = engine_notes(config.engine) + check_conversations(config.engine, into.child("queries"))
     check_engine(
         config.engine,
         probe_layers=head.card.probe_layers,
         check_model=head.check_model,
         is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
     )
-    return Checked(digest, survey)
+    return Checked(digest, survey, notes)
 
 
 def head_of(config: RunConfig) -> Head:

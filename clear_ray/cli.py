@@ -113,12 +113,11 @@ def plan(
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
     from clear_ray.checking import check_run
-    from clear_ray.engine.checking import engine_notes
     from clear_ray.report.text import notices_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     checked = check_run(settings)
-    digest, survey, notes = checked.digest, checked.survey, engine_notes(settings.engine)
+    digest, survey, notes = checked.digest, checked.survey, checked.notes
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
     facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes, "notices": list(digest.notices)}
     lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
@@ -194,6 +193,7 @@ def calibrate(
         )
     sampled = f"{made.rollouts:,} rollouts of {made.queries:,} queries, {made.spent_tokens:,} tokens"
     lines = [f"Head in {made.head_dir}: {sampled}.", *diagnostics_lines(made.head.card.diagnostics)]
+    lines += [f"warning: {printable(warning, most=400)}" for warning in made.warnings]
     print_result("\n".join(lines))
 
 

@@ -94,7 +94,7 @@ class ColumnsConfig(Settings):
     max_tokens: str = "max_tokens"
     """This query's own ceiling; optional column."""
     gold: str = "gold"
-    """Reference answer for scoring; optional column."""
+    """Reference answer for scoring, a text, a number, true or false, or a list or object of JSON; optional column."""
     task: str = "task"
     """Kind of query, used in reports only; optional column."""
     metadata: str = "metadata"

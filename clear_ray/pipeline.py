@@ -27,6 +27,7 @@ from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_marke
 from clear_ray.completing import close_run
 from clear_ray.config import RunConfig
 from clear_ray.engine.checking import engine_notes
+from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
@@ -134,6 +135,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer)
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
+        notes += check_conversations(config.engine, folder.child("queries"))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
@@ -191,10 +193,12 @@ def plan(
 def _plan_in(
     folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
 ) -> PlanReport:
+    load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
+            notes += check_conversations(config.engine, folder.child("queries"))
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
@@ -206,8 +210,10 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
             asked = None if share is None else budget_for_share(estimates, share)
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
             facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
-            return report.model_copy(update=facts)
+            scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
+            return report.model_copy(update=facts | scores)
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)

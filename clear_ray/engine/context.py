@@ -71,7 +71,7 @@ def unscaled_context(saved: Any) -> int | None:
         saved: The model's configuration, as transformers reads it.
     """
     text_config = saved.get_text_config()
-    limits = []
+    limits: list[int] = []
     for rope in _scalings(text_config):
         if rope.get("rope_type") in _BY_LENGTH:
             original = rope.get("original_max_position_embeddings")

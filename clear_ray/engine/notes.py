@@ -62,10 +62,12 @@ def model_notes(config: ModelConfig) -> tuple[str, ...]:
 
     folder = model_folder(config.model)
     saved = read_model_config(folder)
+    is_ours = not isinstance(config, VllmConfig)
+    if is_ours:
+        refuse_unfit(saved)
     limit_tokens = context_tokens(config, saved)
     notes = []
-    if not isinstance(config, VllmConfig):
-        refuse_unfit(saved)
+    if is_ours:
         notes.append(way_note(saved, limit_tokens))
     if not rendering_of(config).has_template and config.chat_template:
         notes.append("the model has no chat template: prompts are read as the plain text that they are")

@@ -52,7 +52,7 @@ def decoder_of(model: Any) -> Any:
         model: A causal language model of transformers.
     """
     decoder = model.get_decoder()
-    if decoder is not model:
+    if decoder is not model and decoder is not model.get_output_embeddings():  # which some call their decoder
         return decoder
     return getattr(model, "model", model) if model.base_model is model else model.base_model
 

@@ -296,7 +296,9 @@ def _gold(value: Any, column: str) -> str:
         return _text(value, column)
     if _is_integer(value):
         return _digits(value, column)
-    if isinstance(value, bool) or not isinstance(value, (float, Decimal)):
+    if isinstance(value, (bool, list, dict)):  # accepted answers, `ground_truth`, tests: the scorer reads them as JSON
+        return _json(value, column, "the reference answer")
+    if not isinstance(value, (float, Decimal)):
         raise SchemaError("a reference answer is a text or a number", column, shown(value), "Write it as a string.")
     if not math.isfinite(value):
         raise SchemaError("a reference answer is finite", column, shown(value), "Write it as a string.")
@@ -304,14 +306,16 @@ def _gold(value: Any, column: str) -> str:
 
 
 def _metadata(value: Any, column: str) -> str:
-    if isinstance(value, str):
-        return _text(value, column)
+    return _text(value, column) if isinstance(value, str) else _json(value, column, "the metadata")
+
+
+def _json(value: Any, column: str, name: str) -> str:
     try:
         return _text(_dump_with_dates(value), column)
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise
-        raise SchemaError("the metadata is not JSON", column, str(error), "Write JSON values or a string.") from error
+        raise SchemaError(f"{name} is not JSON", column, str(error), "Write JSON values or a string.") from error
 
 
 def _text(value: Any, column: str) -> str:

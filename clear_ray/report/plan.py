@@ -55,6 +55,10 @@ class PlanReport(Part):
     """How the input was read, and what of it is ignored, lowered or failed; a line each."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
+    scorer: str | None = None
+    """What would score the answers; of a batch that left the choice, with the golds it was chosen by."""
+    warnings: tuple[str, ...] = ()
+    """What is amiss with the gold answers; see `RunReport`."""
     for_share: ShareBudget | None = None
     """What the share that was asked for would cost; none if nothing was asked, or if no tokens would give anything."""
     notes: tuple[str, ...] = ()

@@ -63,6 +63,7 @@ def plan_text(plan: PlanReport) -> str:
         pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
     lines += [_labelled(label, value) for label, value in pairs]
+    lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
     if plan.head == "prior":
         lines.append(_UNCALIBRATED)
     lines += _notes(plan.notes)

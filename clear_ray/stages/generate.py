@@ -235,7 +235,7 @@ class Generate:
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
             "correct": verdict.score,
-            "answer": verdict.answer,
+            "answer": verdict.kept_answer(),
             "verdict": verdict.reason or None,
             "error": error,
             "seconds": seconds,

@@ -111,6 +111,8 @@ def read_choice(answer: str, options: Options) -> str | None:
     together = _TOGETHER.match(line)
     if together and list(together[0]) == sorted(set(together[0])):
         return _joined(list(together[0]))
+    if text.startswith("A: ") and (asked := _by_reply(line[3:], options)) is not None:
+        return asked
     bracketed = _BRACKETED.match(text)
     found = bracketed or _DELIMITED.match(text)
     if found:
@@ -171,6 +173,12 @@ def _clean(answer: str) -> str:
     text = re.sub(r" {2,}", " ", text)
     lead = _LEAD.match(text)
     return text[lead.end() :] if lead else text
+
+
+def _by_reply(reply: str, options: Options) -> str | None:
+    """Return the label named by what follows `A: ` as the mark of an answer, not as the label A."""
+    label = re.fullmatch(r"[(\[]?([A-Z])[)\]]?\W{0,2}", reply.strip())
+    return label[1] if label else _by_text(reply, options)
 
 
 def _joined(labels: list[str]) -> str:

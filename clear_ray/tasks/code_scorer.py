@@ -74,6 +74,18 @@ def sandbox_in_force() -> dict[str, bool]:
     return _ask({}, 0.0)
 
 
+def sandbox_warning() -> str:
+    """Return what a program of `code` could do on this machine that it should not; empty if there is nothing of the kind.
+
+    Raises:
+        ConfigError: The sandbox's process does not start.
+    """
+    in_force = sandbox_in_force()
+    would_be = {"network": "use the network", "files": "read and write your files"}
+    free = [said for part, said in would_be.items() if not in_force[part]]
+    return f"programs that a model wrote can {' and '.join(free)} on this machine (docs/scoring.md)" if free else ""
+
+
 def _ask(request: dict[str, Any], seconds: float) -> dict[str, Any]:
     try:
         reply = _child_of(os.getpid()).ask(request, seconds=seconds + _SPARE_SECONDS)

@@ -12,10 +12,17 @@ from typing import Literal, get_args
 
 import regex
 
-from clear_ray.tasks.choices import Options, find_choice, label_of, options_of, read_choice
+from clear_ray.tasks.choices import Options, find_choice, is_choice, label_of, options_of, read_choice
 from clear_ray.tasks.gold import Reference, look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.marks import Located, locate
-from clear_ray.tasks.mathematics import Prove, canonical_mathematics, equal_mathematics, is_any_order, read_mathematics
+from clear_ray.tasks.mathematics import (
+    Prove,
+    canonical_mathematics,
+    equal_mathematics,
+    is_any_order,
+    letter_of,
+    read_mathematics,
+)
 from clear_ray.tasks.programs import read_program
 from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
 from clear_ray.tasks.structured import NOTHING, equal_json, read_json
@@ -127,7 +134,8 @@ def judge_here(
     if kind == "json":
         return _judge_json(text, gold)
     reference = reference_of(gold, are_numbers_a_list=kind in ("exact", "math"))
-    options = options_of(prompt, is_conversation=is_conversation) if kind in ("choice", "exact") else {}
+    needs_options = kind == "choice" or (kind == "exact" and any(map(is_choice, map(short_answer, reference.answers))))
+    options = options_of(prompt, is_conversation=is_conversation) if needs_options else {}
     if not can_read(reference, kind, options):
         return Verdict(None, BAD_GOLD)
     visible = without_thinking(text)
@@ -211,19 +219,20 @@ def _wanted_quantity(gold: str) -> Quantity | None:
 
 def _judge_math(located: Located, reference: Reference, prompt: str, prove: Prove) -> Verdict:
     answer = read_mathematics(located.marked, located.rest)
-    if not answer:
-        return Verdict(0.0, NO_ANSWER)
     any_order = is_any_order(prompt)
     is_late = False
-    golds = (
-        ["{" + ",".join(reference.answers) + "}"] if reference.is_set else list(map(short_answer, reference.answers))
-    )
-    for gold in golds:
-        equal = equal_mathematics(answer, gold, prove=prove, any_order=any_order)
+    golds = list(map(short_answer, reference.answers))
+    for gold in ["{" + ",".join(golds) + "}"] if reference.is_set else golds:
+        if (wanted := letter_of(gold)) is not None:
+            label = _choice_of(located, {})
+            equal: bool | None = label == wanted
+            answer = label or answer
+        else:
+            equal = bool(answer) and equal_mathematics(answer or "", gold, prove=prove, any_order=any_order)
         if equal:
             return Verdict.of(True, answer)
         is_late = is_late or equal is None
-    return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer)
+    return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer or None)
 
 
 def _judge_set(located: Located, reference: Reference) -> Verdict:
@@ -250,7 +259,7 @@ def _judge_regex(text: str, pattern: str) -> Verdict:
     located = locate(plain(visible[-_LONGEST:]))
     searched = line_answer(located) if located.marked is not None else located.rest
     try:
-        found = compiled.search(searched, timeout=_PATTERN_SECONDS)
+        found = compiled.search(searched, timeout=_PATTERN_SECONDS, concurrent=True)
     except TimeoutError:
         return Verdict(0.0, TIMED_OUT, shortened(searched, 200))
     return Verdict.of(found is not None, shortened(searched if located.marked else last_line(searched), 200))

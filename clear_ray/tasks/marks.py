@@ -20,7 +20,7 @@ How = Literal["box", "tag", "hash", "said"]
 
 _LEAD = r"(?:final |the |my |correct |right ){0,2}"
 _SAID = re.compile(
-    r"(?P<void>\b(?:wrong|incorrect|false|bad|previous|no) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
+    r"(?P<void>\b(?:wrong|incorrect|false|bad|previous|no|this|that|your) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
     r"(?: (?:to|for|of|here|in)\b[^.:;\n]{0,100}?)?"
     r"(?: {0,3}[*_]{0,3} {0,3}[:=](?!=)| {1,3}(?:is|was|are|would be|should be|must be|has to be|equals)\b ?:?)"
     r"|(?:最终|正确)?(?:答案|答え|正解|정답|回答) {0,3}(?:[:=]|是|为|は|은|는)"
@@ -30,6 +30,11 @@ _SAID = re.compile(
     rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_ ]{{0,5}}$",
     re.IGNORECASE | re.MULTILINE,
 )
+_HINTS = (
+    "answer", "ans.", "ans:", "ans ", "ans=", "答案", "答え", "正解", "정답", "回答", "antwort", "lösung", "réponse",
+    "reponse", "respuesta", "risposta", "resposta", "ответ", "antwoord",
+)  # fmt: skip
+"""Without one of them there is nothing that `_SAID` could find, which takes longer to say so."""
 _HASH = re.compile(r"^[ *]{0,6}####(?!#) {0,5}(?P<rest>\S[^\n]*)$", re.MULTILINE)
 _SHORT_RESULT = re.compile(
     r"[^\w\n]{0,6}[-+]?[\d,./ ]{0,40}\d *%?(?: [^\W\d]{1,30}){0,2}[^\w\n]{0,4}|[^\w\n]{0,4}[A-Z][^\w\n]{0,4}"
@@ -41,8 +46,9 @@ _DENIED = re.compile(
     r"\W{0,6}(?:not|never|neither|isn't|n't)\b(?:[^.\n]{0,80}?\bbut (?:rather )?(?P<but>\S))?", re.IGNORECASE
 )
 _ABOUT = re.compile(
-    r"\W{0,6}(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|"
-    r"found|given|provided|shown|expected|needed|required)\b",
+    r"\W{0,6}(?:the (?:answer|result|solution|correct (?:answer|solution)) (?:to|of|for)\b"
+    r"|(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|found|"
+    r"given|provided|shown|expected|needed|required)\b)",
     re.IGNORECASE,
 )
 _BESIDE = re.compile(r"(?:[*_:]{1,4}(?=\s|$)|[ \n]|[>#|]{1,6} |(?<=\n)[-+] (?=\S))+")
@@ -119,9 +125,14 @@ def _field(text: str) -> str | None:
 
 def _marks(text: str) -> Iterator[tuple[int, int, How]]:
     """Yield (start, end, kind) of whatever may be a mark."""
-    for found in _SAID.finditer(text):
-        if not found["void"]:
-            yield found.start(), found.end(), "said"
+    begin = 0
+    for line in text.split("\n"):
+        lowered = line.lower()
+        if any(hint in lowered for hint in _HINTS):
+            for found in _SAID.finditer(line):
+                if not found["void"]:
+                    yield begin + found.start(), begin + found.end(), "said"
+        begin += len(line) + 1
     if "####" in text:
         for found in _HASH.finditer(text):
             yield found.start(), found.start("rest"), "hash"

@@ -103,8 +103,8 @@ def equal_mathematics(answer: str, gold: str, *, prove: Prove, any_order: bool =
     a, g = canonical_mathematics(answer), canonical_mathematics(gold)
     if a == g:
         return True
-    if re.fullmatch(r"\(?[A-Z]\)?", words := tidy(unwrapped(plain(gold))).strip(" .")):
-        return read_choice(answer, {}) == words.strip("()")
+    if (letter := letter_of(gold)) is not None:
+        return read_choice(answer, {}) == letter
     if is_quantity(answer) and is_quantity(gold):
         one, other = read_quantity(answer), read_quantity(gold)
         return one is not None and other is not None and one.equals(other)
@@ -123,6 +123,12 @@ def equal_mathematics(answer: str, gold: str, *, prove: Prove, any_order: bool =
     if is_mathematics(answer) and is_mathematics(gold):
         return prove(answer, gold)
     return words_of(answer) == words_of(gold)
+
+
+def letter_of(gold: str) -> str | None:
+    r"""Return the letter that a gold answer is, as `\text{(B)}` is one of the options; None if it is none."""
+    words = tidy(unwrapped(plain(gold))).strip(" .")
+    return words.strip("()") if re.fullmatch(r"\(?[A-Z]\)?", words) else None
 
 
 def is_mathematics(text: str) -> bool:

@@ -78,11 +78,16 @@ _AFTER = re.compile(
     r"(?: [^\W\d_]{1,30}){0,3})?"
 )
 _GLUED = re.compile(r"[\w^]|[.,:/]\d|-\d|[-+*/\u00d7\u00b7^=] ?[\d\\(]")
+_OPERATOR = re.compile(r"(?: [a-z]{1,20}){0,3} [-+*/\u00d7\u00b7^] ?[\d(\\]| [-+*/\u00d7\u00b7^] ?[a-z]")
 _OTHER_NUMBER = re.compile(r"(?:[ ,;&/]| and| or| to){1,3}(?:[$£€] ?)?[-+]?\.?\d", re.IGNORECASE)
 _HALF = re.compile(r" and a half\b", re.IGNORECASE)
 _LEAD = re.compile(
     r"(?:[\s*_\"'(\[{~≈=:`]|\\approx\b|\\left\b|about\b|approximately\b|approx\b\.?|around\b|roughly\b|exactly\b|simply\b|just\b|only\b|"
     r"therefore\b|thus\b|then\b|hence\b|a total of\b|equal to\b|is\b|equals\b|[A-Za-z]\w{0,2} ?(?==))*"
+)
+_LISTED = re.compile(r"\s*1[.)] +[A-Za-z][^\n]*\n\s*2[.)] ")
+_COMPARED = re.compile(
+    r"[^A-Za-z\n]{1,40} ?(?:[a-z]{1,20} ){0,2}(?:(?:more|less|fewer|greater|higher|lower) than|times as)\b"
 )
 _THEREFORE = re.compile(r"\b(?:so|thus|therefore|hence|then)\b", re.IGNORECASE)
 _VETO = re.compile(
@@ -143,6 +148,8 @@ def read_quantity(answer: str) -> Quantity | None:
     Args:
         answer: What follows a mark.
     """
+    if _LISTED.match(answer):
+        return find_quantity(answer)
     line = _cleaned(_first_line(answer))
     words = _number_in_words(line)
     if words is not None:
@@ -151,11 +158,9 @@ def read_quantity(answer: str) -> Quantity | None:
     if len(sides) > 1:
         if len(sides) > 2 and re.search(r",|;| (?:or|and) ", line, re.IGNORECASE):  # x = 12 or x = 13
             return None
-        line = sides[-1]
-    lead = _LEAD.match(line)
-    start = lead.end() if lead else 0
-    if _NUMBER.match(line, start):
-        return _whole(line, start, is_alone=True)
+        return _at_start(sides[-1]) or _at_start(sides[0])
+    if _begins(line) and not _COMPARED.match(line):
+        return _at_start(line)
     if _VETO.search(line[:80].split(" ", 1)[0]) or _VETO.match(line):
         return None
     if re.match(
@@ -185,11 +190,19 @@ def find_quantity(text: str) -> Quantity | None:
     return None
 
 
+def _begins(line: str) -> bool:
+    lead = _LEAD.match(line)
+    return _NUMBER.match(line, lead.end() if lead else 0) is not None
+
+
+def _at_start(line: str, *, is_alone: bool = True) -> Quantity | None:
+    lead = _LEAD.match(line)
+    return _whole(line, lead.end() if lead else 0, is_alone=is_alone)
+
+
 def _after_equals(side: str) -> Quantity | None:
-    lead = _LEAD.match(side)
-    start = lead.end() if lead else 0
-    goes_on = _THEREFORE.search(side) is not None or not _NUMBER.match(side, start)
-    return _last(side) if goes_on else _whole(side, start, is_alone=False)
+    goes_on = _THEREFORE.search(side) is not None or not _begins(side)
+    return _last(side) if goes_on else _at_start(side, is_alone=False)
 
 
 def is_quantity(text: str) -> bool:
@@ -277,7 +290,7 @@ def _whole(line: str, start: int, *, is_alone: bool) -> Quantity | None:
     if half is not None:
         value, end = value + Fraction(1, 2), half.end()
     rest = line[end:]
-    if _GLUED.match(rest) or (rest[:1] == " " and re.match(r" [-+*/\u00d7\u00b7^] ?[\d(\\a-z]", rest)):
+    if _GLUED.match(rest) or _OPERATOR.match(rest):
         return None
     if is_alone and (_OTHER_NUMBER.match(rest) or re.match(r" (?:or|to) ", rest)):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ import regex
 
 from clear_ray.storage import Folder
 from clear_ray.tasks.choices import label_of, options_of
+from clear_ray.tasks.code_scorer import sandbox_warning
 from clear_ray.tasks.gold import look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.kinds import Kind, as_kind, can_read
 from clear_ray.tasks.mathematics import is_mathematics
@@ -25,7 +27,10 @@ from clear_ray.tasks.writing import shortened
 FIRST_SCORED = 50
 """If none of so many scored answers is right, a run says so."""
 _BATCH_ROWS = 4_096
+_KNOWN: dict[str | None, tuple[object, Survey]] = {}
+"""By scorer, the last folder's files and what was found in them: a run asks at its beginning, every round and its end."""
 _EXAMPLE = 60
+_SHORT = 40
 _WORDING = {
     "number": "a number", "choice": "a letter or an option of its prompt", "math": "a formula or a short answer",
     "exact": "a short answer", "regex": "a regular expression", "json": "JSON", "code": "tests in Python",
@@ -88,8 +93,9 @@ class Survey:
                 f"{self.golds:,} rows have a gold answer and no scorer is named: nothing will be scored "
                 f"(scoring.scorer: {self.fitting} fits {self.alike:,} of them)",
             )
+        lacks = sandbox_warning() if self.scorer == "code" else ""
         if self.first_unfit is None:
-            return ()
+            return (lacks,) if lacks else ()
         wanted = _WORDING[_kind_of(self.chosen or "") or "exact"]
         first = (
             f"first in row {self.first_unfit.row:,} (query_id {self.first_unfit.query_id}): {self.first_unfit.gold!r}"
@@ -97,6 +103,7 @@ class Survey:
         return (
             f"gold of {self.unfit:,} of {self.golds:,} rows does not look like {wanted}, which the scorer "
             f"{self.chosen} reads; {first}",
+            *([lacks] if lacks else []),
         )
 
     def all_wrong(
@@ -132,7 +139,12 @@ def survey_queries(queries: Folder, scorer: str | None) -> Survey:
         queries: `queries/` of a run.
         scorer: As the configuration names it; None if it names none.
     """
-    return survey(_rows(queries, scorer), scorer)
+    files = queries.filesystem.get_file_info(sorted(queries.files(".parquet")))
+    stamp = tuple((info.path, info.size, info.mtime_ns) for info in files)
+    known = _KNOWN.get(scorer)
+    if known is None or known[0] != stamp:
+        known = _KNOWN[scorer] = stamp, survey(_rows(queries, scorer), scorer)
+    return known[1]
 
 
 def survey(rows: Iterable[Mapping[str, Any]], scorer: str | None) -> Survey:
@@ -176,7 +188,17 @@ def _kind_of(scorer: str) -> Kind | None:
 
 
 def _look(gold: str) -> str:
-    if isinstance(value := read_json(gold), dict) and gold.strip().startswith("{") and gold.strip().endswith("}"):
+    return _known_look(gold) if len(gold) <= _SHORT else _look_of(gold)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_look(gold: str) -> str:
+    return _look_of(gold)
+
+
+def _look_of(gold: str) -> str:
+    stripped = gold.strip()
+    if stripped.startswith("{") and stripped.endswith("}") and isinstance(value := read_json(gold), dict):
         reference = reference_of(gold, are_numbers_a_list=True)
         if reference.answers == (gold,) and value:
             return "json"
@@ -220,6 +242,10 @@ def _fits(kind: Kind, gold: str, row: Mapping[str, Any]) -> bool:
     if kind == "choice":
         options = options_of(row.get("prompt") or "", is_conversation=bool(row.get("is_conversation")))
         return any(label_of(short_answer(answer), options) is not None for answer in reference.answers)
+    if kind == "number" and _look(gold) == "number":
+        return True
     if kind == "number":
         return can_read(reference, kind) and any(look_of(answer) == "number" for answer in reference.answers)
+    if len(gold) <= _SHORT:
+        return any(reference.answers)
     return can_read(reference, kind) and not all(look_of(answer) == "prose" for answer in reference.answers)

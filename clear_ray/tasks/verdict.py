@@ -10,6 +10,7 @@ TIMED_OUT = "time-out"
 CUT_OFF = "cut off"
 NO_GOLD = "no gold answer"
 BAD_GOLD = "the gold answer cannot be read"
+MOST_KEPT = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Verdict:
     score: float | None
     reason: str = ""
     answer: str | None = None
+
+    def kept_answer(self) -> str | None:
+        """Return the answer as a row keeps it: not too long, and without halves of surrogate pairs, which JSON can spell."""
+        return None if self.answer is None else self.answer[:MOST_KEPT].encode("utf-8", "replace").decode()
 
     def cut_off(self) -> Verdict:
         """Return the verdict on the same text if it is unfinished: wrong, where there is anything to compare it with."""

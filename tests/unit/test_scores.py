@@ -179,6 +179,15 @@ def test_the_reason_of_a_score_reaches_the_row(text: str, changes: dict[str, Any
     assert (row["correct"], row["answer"], row["verdict"], row["error"]) == expected
 
 
+@pytest.mark.parametrize("text", ['{"answer": "\\ud800"}', '{"a": "\\udfff"}', "Answer: " + "x" * 10_000])
+def test_an_answer_that_is_read_can_always_be_kept(text: str) -> None:
+    from clear_ray.tasks import load_scorer
+
+    for kind in ("exact", "json"):
+        answer = attempt_of(load_scorer(kind), text, gold='{"a": 1}')["answer"]
+        assert answer is None or len(pa.array([answer])[0].as_py()) <= 2_000
+
+
 def test_what_a_users_scorer_raises_is_the_rows_error() -> None:
     def raises(text: str, gold: str | None, metadata: str | None) -> float:
         raise KeyError("missing")

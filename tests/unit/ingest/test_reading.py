@@ -33,6 +33,21 @@ def test_odd_file(tmp_path: Path, name: str) -> None:
     assert digest.longest_prompt_characters == max(map(len, prompts))
 
 
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        (["12", "twelve"], '["12","twelve"]'),
+        ({"ground_truth": "72", "style": "rule"}, '{"ground_truth":"72","style":"rule"}'),
+        (True, "true"),
+        (False, "false"),
+        (12, "12"),
+    ],
+)
+def test_gold_answers_of_other_types_are_their_json(tmp_path: Path, gold: Any, text: str) -> None:
+    take(write_lines(tmp_path / "q.jsonl", [GOOD | {"gold": gold}]), tmp_path / "run")
+    assert taken(tmp_path / "run")[0]["gold"] == text
+
+
 def test_defaults_and_full_row(tmp_path: Path) -> None:
     full: dict[str, Any] = {
         "query_id": 12,

@@ -112,3 +112,11 @@ def test_a_minimum_service_is_told_apart_from_what_was_funded() -> None:
     assert "\n  service" in text
     assert "minimum service of 160 tokens for" in plan_text(plan_report(kept_tokens=160))
     assert "service" not in summary_text(run_report()) + plan_text(plan_report())
+
+
+def test_a_plan_and_a_summary_show_what_is_amiss_with_the_golds() -> None:
+    warnings = ("gold of 8 of 9 rows does not look like a number\x1b[2J",)
+    for text in (plan_text(plan_report(warnings=warnings)), summary_text(run_report(warnings=warnings))):
+        (line,) = (line for line in text.split("\n") if "warning" in line)
+        assert line.startswith("  warning      gold of 8 of 9 rows does not look like a number")
+        assert line.isprintable()

@@ -46,6 +46,17 @@ def test_no_text_and_no_gold_makes_a_scorer_raise(text: str, gold: str, kind: Ki
     suite_of(gold, text, prompt)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@settings(max_examples=10_000, deadline=None)
+@given(texts, texts, st.sampled_from(KINDS), texts)
+def test_no_text_and_no_gold_makes_a_scorer_raise_for_long(text: str, gold: str, kind: Kind, prompt: str) -> None:
+    extract(text, kind, prompt=prompt)
+    suite_of(gold, text, prompt)
+    if kind != "code":
+        assert judge_here(kind, text, gold, prompt=prompt).score in (None, 0.0, 1.0)
+
+
 @settings(max_examples=200, deadline=None)
 @given(texts, texts, st.sampled_from(["number", "exact", "math", "json", "choice"]))
 def test_sameness_is_symmetric(one: str, other: str, kind: Kind) -> None:
