@@ -35,7 +35,7 @@ def test_a_rows_own_sampling_gives_the_tokens_of_slots(engine: VllmEngine, refer
         assert here[name, 0].finish_reason == there[name, 0].finish_reason, name
     # A stop may be seen a token later than it came, which is spent.
     assert all(here[name, 0] == there[name, 0] for name, sampling in ASKED.items() if not (sampling and sampling.stop))
-    assert len({answer.text for answer in here.values()}) > 5
+    assert len({answer.text for answer in here.values()}) > 3
 
 
 @pytest.mark.parametrize("name", ["repetition", "frequency", "least", "stop", "all"])
