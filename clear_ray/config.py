@@ -101,6 +101,8 @@ class ColumnsConfig(Settings):
     """Kind of query, used in reports only; optional column."""
     metadata: str = "metadata"
     """JSON text handed to the scorer as it is; optional column."""
+    sampling_params: str = "sampling_params"
+    """This query's own sampling, an object such as `{"temperature": 0.2, "stop": ["\\n"]}`; optional column."""
 
 
 class InputConfig(Settings):
@@ -153,6 +155,16 @@ class ModelConfig(WorkersConfig):
 
     model: str = "smollm2-135m-instruct"
     """A local folder of safetensors weights, a hub name, or `smollm2-135m-instruct` for the embedded model."""
+    top_k: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    """Only so many of the likeliest tokens are drawn; 0 for all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Only tokens are drawn that are at least so likely as this share of the likeliest."""
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    """Divides the positive logits of tokens that stand in prompt or answer, and multiplies the negative ones."""
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken from the logits of tokens that stand in the answer."""
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken from a token's logit as many times as it stands in the answer."""
     fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Refuse any other model: SHA-256 over architecture, weights and tokenizer, as `manifest.json` names it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

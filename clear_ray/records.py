@@ -37,14 +37,16 @@ QUERY_SCHEMA = pa.schema(
         pa.field("metadata", pa.string()),
         pa.field("prompt_form", pa.string()),
         pa.field("input_error", pa.string()),
+        pa.field("sampling", pa.string()),
     ]
 )
 """A validated query. `prompt` is text, or a JSON list of {role, content} where `is_conversation`; `weight` is the value
 of a correct answer; `cost` is what one of its tokens takes from the budget, 1 unless the input says otherwise; `max_tokens`
 is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a text that no chat template is put around, or
-`tokens` for a JSON list of token ids. `input_error` says why the row of the input is no query, where such rows fail."""
+`tokens` for a JSON list of token ids. `input_error` says why the row of the input is no query, where such rows fail.
+`sampling` is null, or what the row asks of its answer in place of the run's settings: JSON, as `sampling.Sampling` has it."""
 
-QUERY_COLUMNS_ADDED = ("prompt_form", "input_error")
+QUERY_COLUMNS_ADDED = ("prompt_form", "input_error", "sampling")
 """Columns that queries and attempts of older runs lack; all of them null there."""
 
 ATTEMPT_SCHEMA = pa.schema(

@@ -13,6 +13,7 @@ from ray.data import Dataset
 
 from clear_ray.config import InputConfig, RunConfig
 from clear_ray.engine.build import prompt_limit
+from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder import check_same_run, describe_input
@@ -58,6 +59,7 @@ def take_in(
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
         on_error=config.input.on_error,
+        check_sampling=sampling_check(config.engine),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
 

@@ -16,11 +16,13 @@ import numpy as np
 from clear_ray.config import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.choice import Stops
 from clear_ray.engine.context import context_tokens
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.streaming import Partial
-from clear_ray.errors import EngineError, SchemaError
+from clear_ray.engine.structured import Structures
+from clear_ray.errors import ConfigError, EngineError, SchemaError
 
 _Item = TypeVar("_Item")
 
@@ -42,10 +44,14 @@ class Admission:
         rendering: Rendering of prompts for the model.
         vocabulary: Tokens that the model knows.
         context_tokens: Prompt and answer together may not be longer.
+        structures: Makes the matchers of answers that keep to a structure; None where the engine does so itself.
     """
 
-    def __init__(self, rendering: Rendering, *, vocabulary: int, context_tokens: int) -> None:
+    def __init__(
+        self, rendering: Rendering, *, vocabulary: int, context_tokens: int, structures: Structures | None = None
+    ) -> None:
         self._rendering, self._vocabulary, self._context_tokens = rendering, vocabulary, context_tokens
+        self._structures = structures
 
     def readable(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token ids of prompts that are to be read.
@@ -88,6 +94,25 @@ class Admission:
                 "cancelled",
                 f"prompt, prefix and grant are {needed} tokens, the context is {self._context_tokens}",
             )
+        return self._with_own_rules(answer)
+
+    def _with_own_rules(self, answer: Answer) -> Answer:
+        """Give an answer the stops and the structure that its query asks for, or let it fail."""
+        sampling = answer.grant.sampling
+        if sampling is None:
+            return answer
+        named = [*sampling.stop_token_ids, *(token_id for token_id, _ in sampling.logit_bias)]
+        if not self._is_known(named):
+            return answer.end(
+                "cancelled", f"stop_token_ids or logit_bias name tokens outside the vocabulary of {self._vocabulary}"
+            )
+        if sampling.stop:
+            answer.stops = Stops(sampling.stop, self._rendering.text, sampling.min_tokens)
+        if sampling.structure is not None and self._structures is not None:
+            try:
+                answer.matcher = self._structures.matcher(sampling.structure, answer.grant.prefix_token_ids)
+            except (ConfigError, SchemaError) as error:
+                return answer.end("cancelled", str(error))
         return answer
 
     def generation(self, answer: Answer) -> Generation:
@@ -97,12 +122,12 @@ class Admission:
             EngineError: It is longer than its grant.
         """
         grant = answer.grant
-        token_ids = [*grant.prefix_token_ids, *answer.generated]
+        # What is outside the vocabulary was refused, and has no text.
+        text = self._text(answer, answer.token_ids) if self._is_known(answer.token_ids) else ""
         generation = Generation(
             query_id=grant.query_id,
             token_ids=tuple(answer.generated),
-            # What is outside the vocabulary was refused, and has no text.
-            text=self._rendering.text(token_ids) if self._is_known(token_ids) else "",
+            text=text,
             finish_reason=answer.finish_reason or "cancelled",
             error=answer.error,
             sample=grant.sample,
@@ -158,9 +183,14 @@ class Admission:
                 if isinstance(item, Answer):
                     yield self.generation(item)
                     return
-                yield Partial(item, self._rendering.text([*grant.prefix_token_ids, *item]))
+                yield Partial(item, self._text(answer, [*grant.prefix_token_ids, *item]))
         finally:
             runner.abandon([answer])
+
+    def _text(self, answer: Answer, token_ids: Sequence[int]) -> str:
+        """Return the text of an answer's tokens, up to the first of its stops."""
+        cut = None if answer.stops is None else answer.stops.cut(token_ids)
+        return self._rendering.text(token_ids) if cut is None else cut
 
     def _is_known(self, token_ids: Sequence[int]) -> bool:
         return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary)

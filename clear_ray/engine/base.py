@@ -16,12 +16,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.errors import EngineError
+from clear_ray.sampling import Sampling
 
 
 class RawText(str):
@@ -34,6 +35,25 @@ class TokenIds(tuple[int, ...]):
     """A prompt that is given as the tokens that the model reads."""
 
     __slots__ = ()
+
+
+class Chat(tuple[tuple[str, str], ...]):
+    """A conversation that says itself how the chat template is to take it.
+
+    Attributes:
+        sampling: What it says: `template`, `continue_final_message`, `add_generation_prompt`.
+    """
+
+    sampling: Sampling
+
+    def __new__(cls, turns: Iterable[tuple[str, str]], sampling: Sampling) -> Chat:
+        """Return the turns with what is said of them."""
+        chat = super().__new__(cls, turns)
+        chat.sampling = sampling
+        return chat
+
+    def __reduce__(self) -> tuple[type[Chat], tuple[Any, ...]]:
+        return Chat, (tuple(self), self.sampling)
 
 
 Prompt = str | tuple[tuple[str, str], ...] | TokenIds
@@ -70,6 +90,7 @@ class Grant:
         seed: Seed of this query's sampling; the same for every grant of the same query and sample.
         prefix_token_ids: Tokens generated under earlier grants; generation goes on after them.
         sample: Which of several independent answers to the same query this is, from 0.
+        sampling: What the query asks for itself; None for the run's settings. Its seed is in `seed` already.
     """
 
     query_id: str
@@ -78,6 +99,7 @@ class Grant:
     seed: int = 0
     prefix_token_ids: tuple[int, ...] = ()
     sample: int = 0
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +109,8 @@ class Generation:
     Attributes:
         query_id: The query of the grant.
         token_ids: Tokens generated under this grant alone, end token included; `len` is what it spent.
-        text: Answer so far as text, prefix included, special tokens dropped.
-        finish_reason: `stop` if the model ended by itself, `length` if the grant ran out, `cancelled` if told to.
+        text: Answer so far as text, prefix included, special tokens dropped; what stands before a stop text that came.
+        finish_reason: `stop` if the model ended by itself or a stop came, `length` if the grant ran out, else `cancelled`.
         error: Empty, or why this query alone could not be generated; its tokens still count.
         sample: The sample of the grant.
     """
@@ -151,15 +173,19 @@ class Engine(Protocol):
         """Release the model. Further calls are errors."""
 
 
-def read_prompt(prompt: str, *, is_conversation: bool, form: str | None = None) -> Prompt:
+def read_prompt(
+    prompt: str, *, is_conversation: bool, form: str | None = None, sampling: Sampling | None = None
+) -> Prompt:
     """Return a prompt that `records.QUERY_SCHEMA` keeps as a text, a JSON list of {role, content} or one of token ids."""
     if form == "raw":
         return RawText(prompt)
     if form == "tokens":
         return TokenIds(json.loads(prompt))
+    is_told = sampling is not None and sampling.is_for_the_template
     if not is_conversation:
-        return prompt
-    return tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
+        return Chat([("user", prompt)], sampling) if sampling is not None and is_told else prompt
+    turns = tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
+    return Chat(turns, sampling) if sampling is not None and is_told else turns
 
 
 def words_of(prompt: Prompt) -> str:

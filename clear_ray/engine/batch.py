@@ -11,10 +11,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from clear_ray.engine.base import FinishReason, Grant
+from clear_ray.engine.choice import Choice, Stops
 from clear_ray.errors import EngineError, EngineFailedError, told
+
+if TYPE_CHECKING:
+    from clear_ray.engine.structured import Matcher
 
 
 @dataclass(eq=False, slots=True)
@@ -31,6 +35,9 @@ class Answer:
         is_closing: Whether its last tokens are forced; see `Closing`.
         finish_reason: Set when the answer has ended.
         error: Why this answer alone failed.
+        choice: How its tokens are chosen; set when it enters a batch.
+        stops: Texts that end it, if any.
+        matcher: How far it has come in the structure that it keeps to, if it keeps to one.
     """
 
     grant: Grant
@@ -42,6 +49,19 @@ class Answer:
     is_closing: bool = False
     finish_reason: FinishReason | None = None
     error: str = ""
+    choice: Choice | None = None
+    stops: Stops | None = None
+    matcher: Matcher | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens of the answer, those of earlier grants first."""
+        return [*self.grant.prefix_token_ids, *self.generated]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the answer, those of earlier grants among them."""
+        return len(self.grant.prefix_token_ids) + len(self.generated)
 
     def end(self, reason: FinishReason, error: str = "") -> Answer:
         """Mark the answer as ended."""

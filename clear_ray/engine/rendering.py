@@ -5,15 +5,17 @@ Needs no weights, so that prompts can be counted and refused before a model is l
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clear_ray.config import ModelConfig
-from clear_ray.engine.base import Prompt, RawText, TokenIds
+from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds
 from clear_ray.engine.smollm2 import resolve_model
 from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.sampling import Sampling
 
 _OURS = frozenset(
     ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template")
@@ -73,6 +75,11 @@ class Rendering:
         """Token with which the tokenizer says that an answer ends, if it names one."""
         end_token_id: int | None = self._tokenizer.eos_token_id
         return end_token_id
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers loads it."""
+        return self._tokenizer
 
     def token_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token ids of each prompt as the model is to read it, the opening of its answer included.
@@ -135,7 +142,7 @@ class Rendering:
         if self._system_prompt is not None and not any(role == "system" for role, _ in turns):
             turns.insert(0, ("system", self._system_prompt))
         try:
-            return self._chat(turns)
+            return self._chat(turns, prompt.sampling if isinstance(prompt, Chat) else None)
         except _TemplateError as error:
             raise SchemaError(
                 f"the chat template refuses the conversation: {error}",
@@ -144,19 +151,23 @@ class Rendering:
                 "Give it the roles and the order that the model knows.",
             ) from error
 
-    def _chat(self, turns: list[tuple[str, str]]) -> str:
-        """Return turns as the text of the model's chat template.
+    def _chat(self, turns: list[tuple[str, str]], own: Sampling | None = None) -> str:
+        """Return turns as the text of the model's chat template; what a conversation says itself goes before the run.
 
         Raises:
             _TemplateError: It refuses them; the words are its own.
         """
         messages = [{"role": role, "content": content} for role, content in turns]
+        settings = self._template_settings | (json.loads(own.template) if own and own.template else {})
         goes_on = self._continues and turns[-1][0] == "assistant"
-        ending = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+        if own is not None and own.continue_final_message is not None:
+            goes_on = own.continue_final_message
+            if goes_on and turns[-1][0] != "assistant":
+                raise _TemplateError("only what the assistant has begun is gone on with")
+        opens = own is None or own.add_generation_prompt is not False
+        ending = {"continue_final_message": True} if goes_on else {"add_generation_prompt": opens}
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, **ending, **self._template_settings
-            )
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **ending, **settings)
         # Templates are programs of the model's author: what they raise (unknown role, turns out of order) is theirs.
         except Exception as error:
             raise _TemplateError(" ".join(str(error).split()) or type(error).__name__) from error
@@ -179,8 +190,7 @@ class Rendering:
 
     def _refuse_unknown_settings(self) -> None:
         """Refuse settings that the template does not look at: nothing would come of them, and nobody would know."""
-        template = getattr(self._tokenizer, "chat_template", None)
-        texts = list(template.values()) if isinstance(template, dict) else [template or ""]
+        unknown = self.unknown_settings(self._template_settings)
         for name in self._template_settings:
             if name in _OURS:
                 raise ConfigError(
@@ -188,14 +198,20 @@ class Rendering:
                     f"engine.chat_template_kwargs.{name}",
                     remedy="Remove it.",
                 )
-            if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+            if name in unknown:
                 raise ConfigError(
                     "the model's chat template knows no such setting"
-                    if any(texts)
+                    if self.has_template
                     else "the model has no chat template",
                     f"engine.chat_template_kwargs.{name}",
                     remedy="Remove it, or look into the template for what it is called there.",
                 )
+
+    def unknown_settings(self, names: Iterable[str]) -> list[str]:
+        """Return which of these the model's chat template does not look at."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        texts = list(template.values()) if isinstance(template, dict) else [template or ""]
+        return [name for name in names if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)]
 
     def _with_system_prompt(self, text: str) -> str:
         return text if self._system_prompt is None else f"{self._system_prompt}\n\n{text}"

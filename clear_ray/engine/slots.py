@@ -15,9 +15,11 @@ import torch
 
 from clear_ray.config import WorkersConfig
 from clear_ray.engine.batch import Answer
+from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, reading_groups
+from clear_ray.engine.logits import LogitsShaper, choice_in
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 from clear_ray.engine.trial import Way, make_cache, make_runner
 
@@ -57,7 +59,8 @@ class SlotBatch:
         self._runner: Any = make_runner(model, way, graphs=graphs)
         self._cache: Any = make_cache(way)
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
-        self._max_batch, self._temperature, self._top_p = config.max_batch, config.temperature, config.top_p
+        self._config, self._max_batch = config, config.max_batch
+        self._shaper = LogitsShaper(end_token_ids)
         self._cache_tokens, self._prefill_tokens, self._end_token_ids = cache_tokens, prefill_tokens, end_token_ids
         self._closing = closing
         self._held_back = 0
@@ -77,6 +80,7 @@ class SlotBatch:
 
     def add(self, answer: Answer) -> None:
         """Queue an answer; it starts in the order of adding."""
+        answer.choice = choice_of(self._config, answer.grant.sampling)
         self._waiting.append(answer)
 
     @torch.inference_mode()
@@ -161,22 +165,48 @@ class SlotBatch:
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
         logits_NV: torch.Tensor = self._runner.next_logits(self._cache, ids_N, positions_N)
-        uniform_N = [_draw(answer) for answer in self._running] if self._temperature > 0 else []
-        chosen_N = choose_tokens(logits_NV, temperature=self._temperature, top_p=self._top_p, uniform_N=uniform_N)
+        chosen_N = self._choose(self._shaper.shape(logits_NV, self._running))
         for answer, chosen in zip(self._running, chosen_N, strict=True):
             token_id = chosen
-            if self._closing is not None:
-                is_end = token_id in self._end_token_ids
-                token_id = self._closing.next_token(answer, token_id, is_end=is_end)
+            if self._closing is not None and answer.matcher is None:  # a text put into a structure would break it
+                token_id = self._closing.next_token(answer, token_id, is_end=self._is_end(answer, token_id))
             answer.generated.append(token_id)
         ended: list[Answer] = []
         for row in reversed(range(len(self._running))):
             answer = self._running[row]
-            if answer.generated[-1] in self._end_token_ids:
+            if self._has_ended(answer):
                 ended.append(self._remove(row).end("stop"))
+            elif answer.matcher is not None and answer.matcher.error:
+                ended.append(self._remove(row).end("cancelled", f"its structure: {answer.matcher.error}"))
             elif len(answer.generated) >= answer.grant.max_tokens:
                 ended.append(self._remove(row).end("length"))
         return ended
+
+    def _choose(self, logits_NV: torch.Tensor) -> list[int]:
+        choices = [choice_in(answer) for answer in self._running]
+        return choose_tokens(
+            logits_NV,
+            temperature=[choice.temperature for choice in choices],
+            top_p=[choice.top_p for choice in choices],
+            top_k=[choice.top_k for choice in choices],
+            min_p=[choice.min_p for choice in choices],
+            uniform_N=[
+                _draw(answer) if choice.temperature > 0 else 0.0
+                for answer, choice in zip(self._running, choices, strict=True)
+            ],
+        )
+
+    def _is_end(self, answer: Answer, token_id: int) -> bool:
+        return token_id in self._end_token_ids or token_id in choice_in(answer).stop_token_ids
+
+    def _has_ended(self, answer: Answer) -> bool:
+        """Return whether the newest token ends the answer; told once for each token."""
+        token_id = answer.generated[-1]
+        if self._is_end(answer, token_id):
+            return True
+        if answer.matcher is not None and answer.matcher.take([token_id]) and answer.matcher.is_over:
+            return True
+        return answer.stops is not None and answer.stops.has_come(answer.token_ids)
 
     def _remove(self, row: int) -> Answer:
         """Take an answer out of its slot and move the last one into it."""

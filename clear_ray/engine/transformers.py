@@ -24,6 +24,7 @@ from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
+from clear_ray.engine.structured import Structures
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
 from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_runner
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
@@ -61,10 +62,13 @@ class TransformersEngine:
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
         self._prefill_tokens = PREFILL_TOKENS[device.type]
         self._card = model_card(config, model_folder(config.model), self._model.config)
+        vocabulary = int(self._model.get_input_embeddings().num_embeddings)
+        ends = end_token_ids(self._model.config, self._model.generation_config, self._rendering)
         self._admission = Admission(
             self._rendering,
-            vocabulary=self._model.get_input_embeddings().num_embeddings,
+            vocabulary=vocabulary,
             context_tokens=self._card.context_tokens,
+            structures=Structures(self._rendering, vocabulary=vocabulary, end_token_ids=ends),
         )
         self._way: Way = find_way(self._model, context_tokens=self._card.context_tokens)
         if self._way == "own_caches":
@@ -78,7 +82,7 @@ class TransformersEngine:
             config,
             cache_tokens=cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch),
             prefill_tokens=self._prefill_tokens,
-            end_token_ids=end_token_ids(self._model.config, self._model.generation_config, self._rendering),
+            end_token_ids=ends,
             closing=closing,
             graphs=device.type == "cuda" and not config.enforce_eager,
             refill_rows=refill_rows(config.max_batch, device),

@@ -56,8 +56,7 @@ class VllmEngine:
         saved, generation_config = read_configs(folder)
         self._rendering = rendering_of(config, folder)
         decoding = Decoding(
-            config.temperature,
-            config.top_p,
+            config,
             tuple(sorted(end_token_ids(saved, generation_config, self._rendering))),
             make_closing(self._rendering, config),
             config.thinking_tokens,
@@ -84,6 +83,8 @@ class VllmEngine:
             "stream_interval": STREAM_TOKENS,
             "worker_extension_cls": "clear_ray.engine.vllm_probe.Probe",
             "disable_log_stats": True,
+            # The library that keeps answers to structures on `slots`, so that both read the same schemas and grammars.
+            "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": False},
             "seed": 0,
             **placement(config),
         }

@@ -32,11 +32,14 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineGenerateError
 
+from clear_ray.config import VllmConfig
 from clear_ray.engine.base import FinishReason, Grant
 from clear_ray.engine.batch import Answer, OpenAnswers
+from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.sampling import sampling_key
 from clear_ray.engine.vllm_probe import PROBE_PREFIX
+from clear_ray.engine.vllm_sampling import asked_of_vllm, keeps_to_structure
 from clear_ray.errors import EngineError, EngineFailedError
 
 PROBE_LOGPROBS = 256
@@ -50,15 +53,13 @@ class Decoding:
     """How answers are generated.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_p: Nucleus of the sampling distribution.
+        config: The run's sampling.
         end_token_ids: Tokens that end an answer.
         closing: How answers are forced at the end of their grants, if they are.
         thinking_tokens: Most tokens that an answer may think for, over all its grants; None for no limit.
     """
 
-    temperature: float
-    top_p: float
+    config: VllmConfig
     end_token_ids: tuple[int, ...]
     closing: Closing | None = None
     thinking_tokens: int | None = None
@@ -238,6 +239,9 @@ class VllmThread:
     async def _generate(self, answer: Answer) -> FinishReason:
         """Fill `answer.generated`; return how it ended."""
         closing, most = self._decoding.closing, answer.grant.max_tokens
+        if keeps_to_structure(answer):
+            # vLLM would begin the structure anew: what one grant has cut is not gone on with.
+            return "length" if answer.grant.prefix_token_ids else await self._request(answer, most)
         if closing is None or most <= closing.reserve_tokens:
             return await self._request(answer, most)
         cut = most - closing.reserve_tokens
@@ -252,7 +256,7 @@ class VllmThread:
         """Add at most `max_tokens` to what the answer has; return how that ended."""
         if _is_given_up(answer):
             return "cancelled"
-        before, is_aborted, cached_tokens = len(answer.generated), False, 0
+        before, is_aborted, has_stopped, cached_tokens = len(answer.generated), False, False, 0
         reason: str | None = None
         name = self._names[answer] = f"clear_ray-{next(self._numbers)}"
         prompt = tokens_input([*answer.input_ids, *answer.generated])
@@ -261,6 +265,12 @@ class VllmThread:
                 answer.generated += output.outputs[0].token_ids
                 reason, cached_tokens = output.outputs[0].finish_reason, output.num_cached_tokens or 0
                 self.progress += 1
+                if answer.stops is not None and reason != "stop" and answer.stops.cut(answer.token_ids) is not None:
+                    # One that begins in an earlier grant, or in the text before this request: vLLM does not see it.
+                    has_stopped = True
+                    if reason is None and not is_aborted:
+                        is_aborted = True
+                        await self._llm.abort(name)
                 if reason is None and not is_aborted and _is_given_up(answer):
                     is_aborted = True
                     await self._llm.abort(name)
@@ -274,24 +284,25 @@ class VllmThread:
                 f"query {answer.grant.query_id}",
                 remedy="Report the version of vLLM: a cap that does not hold cannot be budgeted.",
             )
+        if has_stopped:
+            return "stop"
         if reason not in _REASONS:
             raise ValueError(f"it ended with {reason!r}")
         return _REASONS[reason]
 
     def _parameters(self, answer: Answer, max_tokens: int) -> SamplingParams:
-        decoding = self._decoding
-        position = len(answer.grant.prefix_token_ids) + len(answer.generated)
+        decoding, grant = self._decoding, answer.grant
+        choice = choice_of(decoding.config, grant.sampling)
         return SamplingParams(
             n=1,
             max_tokens=max_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            seed=request_seed(answer.grant, position) if decoding.temperature > 0 else None,
+            temperature=choice.temperature,
+            seed=request_seed(grant, answer.length) if choice.temperature > 0 else None,
+            **asked_of_vllm(answer, choice, decoding.end_token_ids),
             # The tokens that end an answer are ours, from all files of the model.
             ignore_eos=True,
-            stop_token_ids=list(decoding.end_token_ids),
             thinking_token_budget=decoding.thinking_tokens,
-            detokenize=False,
+            detokenize=answer.stops is not None,
             output_kind=RequestOutputKind.DELTA,
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.sampling_fields import NUMBERS
 from clear_ray.ingest.source import shown
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
@@ -47,17 +48,8 @@ def refused(*neutral: Any, remedy: str = "Leave the field out.") -> Field:
     return Field("refused", neutral, remedy)
 
 
-_FOR_THE_RUN = {
-    "temperature": ignored(),
-    "top_p": ignored(),
-    "top_k": ignored(-1, 0),
-    "min_p": ignored(0),
-    "presence_penalty": ignored(0),
-    "frequency_penalty": ignored(0),
-    "repetition_penalty": ignored(1),
-    "seed": ignored(),
-}
-"""Sampling, which the run's own settings decide for all rows."""
+_SAMPLING = dict.fromkeys((*NUMBERS, "seed"), HONOURED)
+"""What decides which tokens are drawn; what a row leaves out is the run's setting."""
 
 _ACCOUNTS = dict.fromkeys(
     (
@@ -83,20 +75,21 @@ _ENGINES = {
     "best_of": refused(1),
     "use_beam_search": refused(False),
     "length_penalty": refused(1),
-    "stop": refused([], ""),
-    "stop_token_ids": refused([]),
-    "min_tokens": refused(0),
+    "stop": HONOURED,
+    "stop_token_ids": HONOURED,
+    "min_tokens": HONOURED,
     "ignore_eos": refused(False),
     "skip_special_tokens": refused(True),
     "spaces_between_special_tokens": refused(True),
     "include_stop_str_in_output": refused(False),
-    "logit_bias": refused({}),
+    "logit_bias": HONOURED,
     "truncate_prompt_tokens": refused(),
-    "structured_outputs": refused({}),
-    "guided_json": refused(),
-    "guided_regex": refused(),
-    "guided_choice": refused(),
-    "guided_grammar": refused(),
+    "structured_outputs": HONOURED,
+    "guided_json": HONOURED,
+    "guided_regex": HONOURED,
+    "guided_choice": HONOURED,
+    "guided_grammar": HONOURED,
+    "guided_decoding_backend": HARMLESS,
     "n": refused(1, remedy="Write one row for each answer that you want."),
     "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
     "prompt_logprobs": refused(),
@@ -107,7 +100,7 @@ _TOOLS = {"tools": refused([]), "tool_choice": refused("none", "auto")}
 
 TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
     "/v1/chat/completions": {
-        **_FOR_THE_RUN,
+        **_SAMPLING,
         **_ACCOUNTS,
         **_ENGINES,
         **_TOOLS,
@@ -116,25 +109,25 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "max_completion_tokens": HONOURED,
         "functions": refused([]),
         "function_call": refused("none", "auto"),
-        "response_format": refused({"type": "text"}),
+        "response_format": HONOURED,
         "modalities": refused(["text"]),
         "audio": refused(),
         "prediction": HARMLESS,
         "logprobs": refused(False),
         "top_logprobs": refused(0),
-        "reasoning_effort": refused(),
+        "reasoning_effort": HONOURED,
         "verbosity": refused(),
         "web_search_options": refused(),
         "chat_template": refused(),
-        "chat_template_kwargs": refused({}),
-        "add_generation_prompt": refused(True),
-        "continue_final_message": refused(False),
+        "chat_template_kwargs": HONOURED,
+        "add_generation_prompt": HONOURED,
+        "continue_final_message": HONOURED,
         "add_special_tokens": refused(False),
         "echo": refused(False),
         "documents": refused([]),
     },
     "/v1/completions": {
-        **_FOR_THE_RUN,
+        **_SAMPLING,
         **_ACCOUNTS,
         **_ENGINES,
         "prompt": HONOURED,
@@ -142,18 +135,18 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "logprobs": refused(),
         "echo": refused(False),
         "suffix": refused(""),
-        "response_format": refused({"type": "text"}),
+        "response_format": HONOURED,
         "add_special_tokens": refused(True),
     },
     "/v1/responses": {
-        **_FOR_THE_RUN,
+        **_SAMPLING,
         **_ACCOUNTS,
         **_TOOLS,
         "input": HONOURED,
         "instructions": HONOURED,
         "max_output_tokens": HONOURED,
-        "text": refused({}, {"format": {"type": "text"}}),
-        "reasoning": refused({}, {"effort": None}),
+        "text": HONOURED,
+        "reasoning": HONOURED,
         "truncation": refused("disabled"),
         "include": refused([]),
         "background": refused(False),
@@ -165,12 +158,12 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "prompt": refused(remedy="Write the text of the template into input."),
     },
     "/v1/messages": {
-        **{name: _FOR_THE_RUN[name] for name in ("temperature", "top_p", "top_k")},
+        **dict.fromkeys(("temperature", "top_p", "top_k"), HONOURED),
         **dict.fromkeys(("model", "metadata", "service_tier", "inference_geo"), HARMLESS),
         "messages": HONOURED,
         "system": HONOURED,
         "max_tokens": HONOURED,
-        "stop_sequences": refused([]),
+        "stop_sequences": HONOURED,
         "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
         "thinking": refused({"type": "disabled"}),
         "tools": refused([]),

@@ -13,7 +13,7 @@ from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
-from clear_ray.ingest.nested import outermost
+from clear_ray.ingest.nested import lookup, outermost
 from clear_ray.ingest.normalise import (
     NormalRow,
     asked_tokens,
@@ -26,8 +26,10 @@ from clear_ray.ingest.normalise import (
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
 from clear_ray.ingest.requests import REQUEST_COLUMNS, read_request, request_columns
+from clear_ray.ingest.sampling_fields import sampling_params_of
 from clear_ray.ingest.shapes import Reading, kinds_of, recognise
 from clear_ray.ingest.source import SourceBatch, shown
+from clear_ray.sampling import Sampling
 from clear_ray.storage import Folder
 
 _PLAIN = ColumnsConfig()
@@ -59,6 +61,7 @@ def ingest(
     prompt_limit: PromptLimit | None = None,
     most_errors: int = 20,
     on_error: Literal["refuse", "fail_row"] = "refuse",
+    check_sampling: Callable[[Sampling], Sequence[str]] | None = None,
     accept: Callable[[InputDigest], None] | None = None,
 ) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
@@ -71,6 +74,8 @@ def ingest(
         most_errors: Problems to collect before giving up; the error lists them, a line each.
         on_error: `fail_row` writes a row that is no query, or whose prompt is too long, as one that fails; an id given twice,
             a source that cannot be read to its end and an input without any query are refused all the same.
+        check_sampling: Function that is asked of every row's own sampling: it returns what of it has no effect here, and
+            raises for what cannot be done.
         accept: Function that is asked before the queries take their place; what it raises refuses the input.
 
     Returns:
@@ -82,7 +87,9 @@ def ingest(
         StorageError: Its disk is full or broken.
     """
     files = QueryFiles(queries)
-    intake = _Intake(files, max_tokens, prompt_limit, most_errors, fails_rows=on_error == "fail_row")
+    intake = _Intake(
+        files, max_tokens, prompt_limit, most_errors, fails_rows=on_error == "fail_row", check_sampling=check_sampling
+    )
     try:
         for batch in batches:
             intake.take(batch)
@@ -96,8 +103,16 @@ class _Intake:
     """The state of one `ingest`: problems so far, and what finding duplicates needs."""
 
     def __init__(
-        self, files: QueryFiles, max_tokens: int, limit: PromptLimit | None, most_errors: int, *, fails_rows: bool
+        self,
+        files: QueryFiles,
+        max_tokens: int,
+        limit: PromptLimit | None,
+        most_errors: int,
+        *,
+        fails_rows: bool,
+        check_sampling: Callable[[Sampling], Sequence[str]] | None,
     ) -> None:
+        self._check_sampling = check_sampling or (lambda _: ())
         self._files = files
         self._max_tokens = max_tokens
         self._limit = limit
@@ -193,10 +208,14 @@ class _Intake:
     def _query(self, row: object, batch: SourceBatch, k: int, reading: Reading) -> NormalRow:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
-        columns, form, endpoint = reading.columns, None, None
+        columns, form, endpoint, sampling = reading.columns, None, None, None
         if batch.is_openai:
             request = read_request(row, columns=batch.columns)
-            row, form, endpoint = request.row, request.form, request.endpoint
+            row, form, endpoint, sampling = request.row, request.form, request.endpoint, request.sampling
+        elif (own := lookup(row, columns.sampling_params)) is not None:
+            sampling, ceiling = sampling_params_of(own, columns.sampling_params)
+            if ceiling is not None and lookup(row, columns.max_tokens) is None:
+                row = {**row, columns.max_tokens: ceiling}
         query = normalise(
             row,
             columns=columns,
@@ -209,6 +228,9 @@ class _Intake:
         self._expect_one_format(endpoint, batch, k)
         if batch.is_openai:
             self._notices.ignore(request.ignored)
+        if sampling is not None:
+            self._notices.ignore(self._check_sampling(sampling))
+            query = query._replace(sampling=sampling.dump())
         self._notices.ignore(ignored_in_messages(row, columns))
         asked = asked_tokens(row, columns)
         if asked is not None and asked > self._max_tokens:

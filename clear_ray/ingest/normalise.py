@@ -59,6 +59,7 @@ class NormalRow(NamedTuple):
     metadata: str | None
     prompt_form: str | None = None
     input_error: str | None = None
+    sampling: str | None = None
 
 
 def normalise(

@@ -15,7 +15,9 @@ from clear_ray.config import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import Endpoint, check_fields
 from clear_ray.ingest.nested import lookup
+from clear_ray.ingest.sampling_fields import sampling_of
 from clear_ray.ingest.source import shown
+from clear_ray.sampling import Sampling
 
 _BY_TAIL: dict[str, Endpoint] = {
     "chat/completions": "/v1/chat/completions",
@@ -45,12 +47,14 @@ class Request:
         endpoint: What the line asks.
         form: Of its prompt, as `records.QUERY_SCHEMA` has it.
         ignored: Fields without effect that ask for something.
+        sampling: What the line asks of its answer; None for the run's settings.
     """
 
     row: dict[str, Any]
     endpoint: Endpoint
     form: Literal["raw", "tokens"] | None
     ignored: list[str]
+    sampling: Sampling | None
 
 
 def is_request(row: Mapping[str, Any]) -> bool:
@@ -111,7 +115,44 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
         **beside,
         columns.metadata: body.get("metadata") if metadata is None else metadata,
     }
-    return Request(values, endpoint, form, said)
+    return Request(values, endpoint, form, said, _asked(body, endpoint, place))
+
+
+def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling | None:
+    """Return what a body asks of its answer, whatever its endpoint calls it."""
+    words = dict(body)
+    if endpoint == "/v1/messages":
+        words["stop"] = body.get("stop_sequences")
+        if _last_role(body) == "assistant":
+            words["continue_final_message"] = True  # an answer that was begun is gone on with
+    if endpoint == "/v1/responses":
+        words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
+    sampling = sampling_of(words, place=place)
+    if sampling is not None and sampling.continue_final_message and _last_role(body) != "assistant":
+        what, remedy = "only what the assistant has begun is gone on with", "End with a message of the assistant."
+        raise SchemaError(what, f"{place}.continue_final_message", "true", remedy)
+    return sampling
+
+
+def _of(body: Mapping[str, Any], name: str, part: str) -> Any:
+    """Return a part of an object in a response's body, and refuse what else it holds."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise SchemaError("it is an object", f"body.{name}", shown(value), "Write an object.")
+    harmless: dict[str, tuple[Any, ...]] = {"verbosity": ("medium",)}
+    for key, given in value.items():
+        is_told_of = key in ("summary", "generate_summary")  # of thoughts that are in no answer here
+        if key != part and given is not None and not is_told_of and given not in harmless.get(key, ()):
+            raise SchemaError("this is not supported", f"body.{name}.{key}", shown(given), "Leave it out.")
+    return value.get(part)
+
+
+def _last_role(body: Mapping[str, Any]) -> Any:
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return last.get("role") if isinstance(last, dict) else None
 
 
 def _needed(body: Mapping[str, Any], name: str, place: str = "body") -> Any:
@@ -174,10 +215,6 @@ def _message(body: Mapping[str, Any]) -> tuple[list[Any], None]:
     """Return the messages of Anthropic's params, with the system prompt before them."""
     _needed(body, "max_tokens", "params")
     turns = list(_list_of_messages(_needed(body, "messages", "params"), "params.messages"))
-    last = turns[-1] if turns else None
-    if isinstance(last, dict) and last.get("role") == "assistant":
-        what, remedy = "an answer that was begun cannot be gone on with", "Remove the last message."
-        raise SchemaError(what, f"params.messages[{len(turns) - 1}]", shown(last.get("content")), remedy)
     if body.get("system"):
         turns.insert(0, {"role": "system", "content": body["system"]})
     return turns, None

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from clear_ray.engine.base import Grant, Prompt
+from clear_ray.engine.base import Chat, Grant, Prompt
 from clear_ray.serve.deployments import Piece, Reading
 from clear_ray.serve.protocol import ChatRequest
 from clear_ray.serve.seller import Sale
@@ -76,6 +76,7 @@ class Answer:
             seed=self.seed,
             prefix_token_ids=token_ids,
             sample=number,
+            sampling=self.request.sampling,
         )
 
     @property
@@ -111,7 +112,9 @@ class Answer:
 
 def prompt_of(request: ChatRequest) -> Prompt:
     """Return the conversation as engines read it."""
-    return tuple((message.role, message.content) for message in request.messages)
+    turns = tuple((message.role, message.content) for message in request.messages)
+    sampling = request.sampling
+    return Chat(turns, sampling) if sampling is not None and sampling.is_for_the_template else turns
 
 
 def delta(choice: int, content: dict[str, str], finish_reason: str | None) -> dict[str, Any]:

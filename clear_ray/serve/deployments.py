@@ -6,6 +6,7 @@ replica's log.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from typing import Any
 
 from clear_ray.config import EngineConfig, EstimateConfig
 from clear_ray.engine.base import FinishReason, Generation, Grant, Prompt
-from clear_ray.errors import EngineError, SchemaError
+from clear_ray.engine.row_sampling import sampling_check
+from clear_ray.errors import ConfigError, EngineError, SchemaError
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.sampling import Sampling
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
 from clear_ray.serve.scaling import Outstanding
@@ -31,12 +34,14 @@ class Reading:
         context_tokens: Prompt and answer together may not be longer.
         curve: The estimate; None if the query cannot be read.
         error: Empty, or why not; no prompt text.
+        param: Parameter of the request that it is about.
     """
 
     prompt_tokens: int
     context_tokens: int
     curve: Curve | None
     error: str = ""
+    param: str = "messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class EngineReplica:
 
     def __init__(self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int) -> None:
         self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens, layers=estimate.layers))
+        self._config, self._check = config, sampling_check(config)
         self._health = Health(config.stall_seconds)
         self._outstanding = Outstanding()
 
@@ -104,9 +110,12 @@ class EngineReplica:
             raise EngineError("the engine has failed", value=f"{type(failure).__name__}: {failure}") from failure
         self._health.check(await self._worker.pulse(), time.monotonic())
 
-    async def read(self, query_id: str, prompt: Prompt) -> Reading:
-        """Read a prompt once and estimate its curve."""
+    async def read(self, query_id: str, prompt: Prompt, sampling: Sampling | None = None) -> Reading:
+        """Read a prompt once and estimate its curve, unless this engine cannot do what is asked of its answer."""
         model, head = await self._worker.cards()
+        if sampling is not None and (refusal := await asyncio.to_thread(self._refusal, sampling)) is not None:
+            param, reason = refusal
+            return Reading(0, model.context_tokens, None, reason, param)
         try:
             columns = await self._worker.probe([query_id], [prompt])
         except SchemaError as error:
@@ -116,6 +125,20 @@ class EngineReplica:
             context_tokens=model.context_tokens,
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
+
+    def _refusal(self, sampling: Sampling) -> tuple[str, str] | None:
+        """Return the parameter that this engine cannot honour, and why; None if it honours all."""
+        own = {"seed": None, "stop": ()}  # the server's own work
+        for name in ("temperature", "top_p"):
+            if getattr(sampling, name) == getattr(self._config, name):
+                own[name] = None
+        try:
+            unheeded = self._check(sampling.model_copy(update=own))
+        except (ConfigError, SchemaError) as error:
+            return error.where, f"{error.what} ({error.value})" if error.value else error.what
+        if not unheeded:
+            return None
+        return unheeded[0].partition(" ")[0], f"{unheeded[0]} has no effect here"
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `scaling.TokenPolicy` reads; called by Serve every second or so."""

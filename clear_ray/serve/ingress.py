@@ -124,13 +124,7 @@ class Ingress:
             body += chunk
             if len(body) > limits.body_bytes:
                 raise ApiError(413, f"The body has more than {limits.body_bytes} bytes.", code="too_large")
-        return read_request(
-            bytes(body),
-            limits=limits,
-            model_name=self._settings.model_name,
-            temperature=self._settings.engine.temperature,
-            top_p=self._settings.engine.top_p,
-        )
+        return read_request(bytes(body), limits=limits, model_name=self._settings.model_name)
 
     async def _buy(self, request: ChatRequest) -> Answer:
         """Probe a query and buy its tokens."""
@@ -138,7 +132,8 @@ class Ingress:
         query_id = self._query_id(request, name)
         reading = await self._read(query_id, request)
         if reading.curve is None:
-            raise ApiError(400, f"The query cannot be read: {reading.error}.", param="messages", code="unreadable")
+            message = f"The query cannot be read: {reading.error}."
+            raise ApiError(400, message, param=reading.param, code="unreadable")
         room = reading.context_tokens - reading.prompt_tokens
         limit = min(request.upper_limit_tokens or self._settings.max_tokens, self._settings.max_tokens, room)
         if limit < 1:
@@ -157,7 +152,7 @@ class Ingress:
         """Probe a query, on another replica if the first one dies."""
         for _ in range(2):
             try:
-                reading: Reading = await self._engine.read.remote(query_id, prompt_of(request))
+                reading: Reading = await self._engine.read.remote(query_id, prompt_of(request), request.sampling)
             except BackPressureError as error:
                 raise unavailable() from error
             except RayActorError:

@@ -11,10 +11,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from clear_ray.errors import SchemaError
+from clear_ray.ingest.sampling_fields import SAMPLING_FIELDS, STRUCTURE_FIELDS, TEMPLATE_FIELDS, sampling_of
+from clear_ray.sampling import Sampling
 from clear_ray.serve.settings import LimitSettings
 
 # Sent by ordinary clients and without effect on the answer's text here.
 _HARMLESS = frozenset({"user", "store", "metadata", "parallel_tool_calls", "service_tier", "safety_identifier"})
+
+_OF_SAMPLING = frozenset((*SAMPLING_FIELDS, *STRUCTURE_FIELDS, *TEMPLATE_FIELDS))
 
 
 class ApiError(Exception):
@@ -105,23 +110,29 @@ class ChatRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
     @property
+    def sampling(self) -> Sampling | None:
+        """What the query asks of its answer; None for the engine's settings.
+
+        Raises:
+            SchemaError: A value is not what its parameter takes.
+        """
+        named = self.model_dump(mode="json", include={"temperature", "top_p", "stop", "seed", "response_format"})
+        return sampling_of({**(self.model_extra or {}), **named}, place="body")
+
+    @property
     def upper_limit_tokens(self) -> int | None:
         """The client's own ceiling, tokens."""
         limits = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None]
         return min(limits) if limits else None
 
 
-def read_request(
-    body: bytes, *, limits: LimitSettings, model_name: str, temperature: float, top_p: float
-) -> ChatRequest:
+def read_request(body: bytes, *, limits: LimitSettings, model_name: str) -> ChatRequest:
     """Read a query and refuse what cannot be honoured.
 
     Args:
         body: JSON.
         limits: What one query may ask for.
         model_name: The model that is served.
-        temperature: The engine's; there is one for all queries.
-        top_p: The engine's.
 
     Raises:
         ApiError: 400 for what cannot be read or honoured, 404 for another model.
@@ -136,24 +147,25 @@ def read_request(
         raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
     if request.model != model_name:
         raise ApiError(404, f"The only model here is {model_name}.", param="model", code="model_not_found")
-    _refuse_what_is_not_done(request, temperature=temperature, top_p=top_p)
+    _refuse_what_is_not_done(request)
     _refuse_what_is_too_much(request, limits)
     return request
 
 
-def _refuse_what_is_not_done(request: ChatRequest, *, temperature: float, top_p: float) -> None:
-    for name, asked, fixed in (("temperature", request.temperature, temperature), ("top_p", request.top_p, top_p)):
-        if asked is not None and asked != fixed:
-            raise ApiError(
-                400,
-                f"{name} is set for the whole engine, to {fixed:g}; leave it out or send that.",
-                param=name,
-                code="unsupported_value",
-            )
-    if request.response_format not in (None, {"type": "text"}):
-        raise ApiError(400, "response_format: only text.", param="response_format", code="unsupported_value")
+def _refuse_what_is_not_done(request: ChatRequest) -> None:
+    try:
+        sampling = request.sampling
+    except SchemaError as error:
+        name = error.where.removeprefix("body.")
+        raise ApiError(400, f"{name}: {error.what}. {error.remedy}", param=name, code="invalid_value") from None
+    goes_on = sampling is not None and sampling.continue_final_message
+    if goes_on and request.messages[-1].role != "assistant":
+        message = "continue_final_message: only what the assistant has begun is gone on with."
+        raise ApiError(400, message, param="continue_final_message", code="invalid_value")
+    if sampling is not None and sampling.min_tokens and sampling.stop:
+        raise ApiError(400, "min_tokens: not beside stop.", param="min_tokens", code="unsupported_value")
     for name, value in (request.model_extra or {}).items():
-        if name not in _HARMLESS and value not in (None, False, 0, [], {}):
+        if name not in _HARMLESS and name not in _OF_SAMPLING and value not in (None, False, 0, [], {}):
             raise ApiError(400, f"{name} is not supported here.", param=name, code="unsupported_parameter")
 
 

@@ -22,10 +22,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.engine.base import Generation, Grant, Prompt, RawText, TokenIds
+from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.market_client import AsyncMarketClient
+from clear_ray.sampling import Sampling
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
@@ -179,13 +180,15 @@ class Generate:
         return self._attempt(row | {"attempt": 0}, lost, 0.0)  # no reservation stands behind it: all were charged
 
     def _grant(self, row: Row) -> Grant:
+        sampling = Sampling.load(row.get("sampling"))
         return Grant(
             query_id=row["query_id"],
             prompt=asked_directly(row["conversation"], self._dispatch.direct_text),
             max_tokens=row["granted_tokens"],
-            seed=self._dispatch.seed + row["index"],
+            seed=seed_of(sampling, self._dispatch.seed + row["index"]),
             prefix_token_ids=tuple(row["token_ids"]),
             sample=self._dispatch.sample,
+            sampling=sampling,
         )
 
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
@@ -240,6 +243,11 @@ class Generate:
         }
 
 
+def seed_of(sampling: Sampling | None, otherwise: int) -> int:
+    """Return the seed of a query: its own, or what it is otherwise."""
+    return otherwise if sampling is None or sampling.seed is None else sampling.seed
+
+
 def asked_directly(prompt: Prompt, text: str) -> Prompt:
     """Return a prompt with a text after it: at the end of the last turn of a conversation."""
     if not text or isinstance(prompt, TokenIds):  # ids of a tokenizer that is not here
@@ -248,7 +256,8 @@ def asked_directly(prompt: Prompt, text: str) -> Prompt:
         asked = f"{prompt}\n\n{text}"
         return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
-    return (*turns, (role, f"{content}\n\n{text}"))
+    asked_turns = (*turns, (role, f"{content}\n\n{text}"))
+    return Chat(asked_turns, prompt.sampling) if isinstance(prompt, Chat) else asked_turns
 
 
 def _label(row: Row) -> str:

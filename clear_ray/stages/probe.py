@@ -19,6 +19,7 @@ from clear_ray.config import RunConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
+from clear_ray.sampling import Sampling
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.roster import Roster, Workers
@@ -153,10 +154,11 @@ def call_rows(config: RunConfig, queries: int) -> int:
 
 def prompts_of(batch: pa.Table) -> list[Prompt]:
     """Return each row's prompt as text or as a conversation."""
-    columns = (with_added_columns(batch)[name].to_pylist() for name in ("prompt", "is_conversation", "prompt_form"))
+    names = ("prompt", "is_conversation", "prompt_form", "sampling")
+    columns = (with_added_columns(batch)[name].to_pylist() for name in names)
     return [
-        read_prompt(prompt, is_conversation=is_conversation, form=form)
-        for prompt, is_conversation, form in zip(*columns, strict=True)
+        read_prompt(prompt, is_conversation=is_conversation, form=form, sampling=Sampling.load(sampling))
+        for prompt, is_conversation, form, sampling in zip(*columns, strict=True)
     ]
 
 

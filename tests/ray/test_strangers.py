@@ -48,7 +48,9 @@ def test_a_batch_with_bad_rows_is_answered_in_order(
     check_account(result)
     report = result.report
     assert report.failed == len(BAD)
-    effects = "ignored: seed in 36 rows; lowered: max_tokens of 9 rows from 5,000 to 400"
+    effects = (
+        "ignored: seed (recordings are played as they are) in 36 rows; lowered: max_tokens of 9 rows from 5,000 to 400"
+    )
     assert report.notices[0] == effects
     assert report.notices[1].startswith("failed: 4 rows of the input, 2 because a conversation is a list of messages")
     assert [(failure.reason, failure.queries) for failure in report.failures] == [

@@ -94,7 +94,7 @@ def test_a_continued_query_does_not_pay_for_its_prefix_again(engine: VllmEngine)
 def test_a_seed_fixes_a_text_whatever_else_is_in_the_batch(engine: VllmEngine) -> None:
     grant = Grant("s", "Tell me a story.", 24, seed=11)
     others = [Grant(f"o{i}", f"Count from {i} to {3 * i}.", 3 + 4 * i, seed=i) for i in range(6)]
-    with decoding(engine, temperature=1.0, top_p=0.95):
+    with decoding(engine, config=VllmConfig(temperature=1.0, top_p=0.95)):
         alone = run_grants(engine, [grant])["s", 0].token_ids
         for crowd in ([*others, grant], [others[5], grant, *others[:3]]):
             assert run_grants(engine, crowd)["s", 0].token_ids == alone

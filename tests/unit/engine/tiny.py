@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from clear_ray.config import WorkersConfig
+from clear_ray.config import TransformersConfig
 from clear_ray.engine import Grant
 from clear_ray.engine.batch import Answer, Batch
 from clear_ray.engine.slots import SlotBatch
@@ -42,9 +42,9 @@ def tiny_model(*, dtype: torch.dtype = torch.float64, device: str = "cpu", **cha
 
 def slot_batch(model: Any, **changes: Any) -> SlotBatch:
     """Return a greedy batch of at most 3 answers, unless a change says otherwise: a setting, or an argument of the batch."""
-    settings = {name: changes.pop(name) for name in ("max_batch", "temperature", "top_p") if name in changes}
+    settings = {name: changes.pop(name) for name in list(changes) if name in TransformersConfig.model_fields}
     sizes: dict[str, Any] = {"cache_tokens": 10_000, "prefill_tokens": 16, "end_token_ids": END}
-    return SlotBatch(model, WorkersConfig(**({"max_batch": 3} | settings)), **(sizes | changes))
+    return SlotBatch(model, TransformersConfig(**({"max_batch": 3} | settings)), **(sizes | changes))
 
 
 def answer_for(grant: Grant, prompt_ids: Sequence[int]) -> Answer:

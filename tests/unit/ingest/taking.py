@@ -11,7 +11,13 @@ from clear_ray.storage import open_folder
 
 
 def take(
-    path: str | Path, run: Path, *, most_errors: int = 20, limit: PromptLimit | None = None, **settings: Any
+    path: str | Path,
+    run: Path,
+    *,
+    most_errors: int = 20,
+    limit: PromptLimit | None = None,
+    check_sampling: Any = None,
+    **settings: Any,
 ) -> InputDigest:
     config = InputConfig.model_validate({"path": str(path), **settings})
     queries = open_folder(str(run / "queries"))
@@ -22,6 +28,7 @@ def take(
         prompt_limit=limit,
         most_errors=most_errors,
         on_error=config.on_error,
+        check_sampling=check_sampling,
     )
 
 

@@ -91,7 +91,9 @@ def test_validate_says_what_is_lowered_and_ignored(
     command = ["validate", "--config", str(tmp_path / "run.yaml"), *(["--json"] if as_json else [])]
     assert guarded(lambda: app(args=command)) == 0
     out = capsys.readouterr().out
-    said = "ignored: seed in 3 rows; lowered: max_tokens of 2 rows from 4,096 to 512"
+    said = (
+        "ignored: seed (recordings are played as they are) in 3 rows; lowered: max_tokens of 2 rows from 4,096 to 512"
+    )
     if as_json:
         assert json.loads(out)["notices"] == [said]
     else:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clear_ray.errors import ConfigError
+from clear_ray.sampling import Sampling, Structure
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.protocol import ApiError, ChatRequest, read_request
@@ -24,7 +25,7 @@ DIGEST = hashlib.sha256(b"sk-right").hexdigest()
 
 def read(**changes: Any) -> ChatRequest:
     body = json.dumps(LEAST | changes).encode()
-    return read_request(body, limits=LIMITS, model_name="m", temperature=0.5, top_p=1.0)
+    return read_request(body, limits=LIMITS, model_name="m")
 
 
 def refused(**changes: Any) -> ApiError:
@@ -38,6 +39,17 @@ def refused(**changes: Any) -> ApiError:
     [
         ({"temperature": 0.5, "top_p": 1}, "temperature", 0.5),
         ({"stop": "abc"}, "stops", ("abc",)),
+        ({"user": "u", "seed": None}, "sampling", None),
+        (
+            {"temperature": 0.4, "top_p": 0.9, "stop": "abc", "seed": 3, "presence_penalty": 0.1, "top_k": 5},
+            "sampling",
+            Sampling(temperature=0.4, top_p=0.9, stop=("abc",), seed=3, presence_penalty=0.1, top_k=5),
+        ),
+        (
+            {"response_format": {"type": "json_object"}},
+            "sampling",
+            Sampling(structure=Structure(kind="json_object")),
+        ),
         ({"stop": ["a", "abc"]}, "stops", ("a", "abc")),
         ({"n": 2}, "n", 2),
         ({"max_tokens": 9, "max_completion_tokens": 5}, "upper_limit_tokens", 5),
@@ -53,11 +65,14 @@ def test_what_can_be_honoured_is_read(changes: dict[str, Any], attribute: str, v
 @pytest.mark.parametrize(
     ("changes", "status", "param"),
     [
-        ({"temperature": 0.4}, 400, "temperature"),
         ({"temperature": 3}, 400, "temperature"),
-        ({"top_p": 0.9}, 400, "top_p"),
-        ({"presence_penalty": 0.1}, 400, "presence_penalty"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"top_p": 1.9}, 400, "top_p"),
+        ({"presence_penalty": 2.1}, 400, "presence_penalty"),
+        ({"top_k": "all"}, 400, "top_k"),
+        ({"response_format": {"type": "xml"}}, 400, "response_format.type"),
+        ({"continue_final_message": True}, 400, "continue_final_message"),
+        ({"min_tokens": 3, "stop": "a"}, 400, "min_tokens"),
+        ({"best_of": 2}, 400, "best_of"),
         ({"n": 3}, 400, "n"),
         ({"stop": ["a", "b", "c"]}, 400, "stop"),
         ({"stop": "abcd"}, 400, "stop"),
@@ -77,7 +92,7 @@ def test_the_rest_is_refused_by_name(changes: dict[str, Any], status: int, param
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"null"])
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        read_request(body, limits=LIMITS, model_name="m", temperature=0.5, top_p=1.0)
+        read_request(body, limits=LIMITS, model_name="m")
     assert caught.value.status == 400
 
 

@@ -116,7 +116,7 @@ def test_an_answer_keeps_when_it_ended_and_old_attempts_have_no_such_time() -> N
     found = complete(attempts)
     assert found["ended_at"].to_pylist() == [12.5, None]
     assert found["error_code"].to_pylist() == [None, "scorer_failed"]
-    old = attempts.drop_columns(["ended_at", "prompt_form", "input_error"])
+    old = attempts.drop_columns(["ended_at", "prompt_form", "input_error", "sampling"])
     assert complete(old)["ended_at"].to_pylist() == [None, None]
 
 

@@ -1,0 +1,65 @@
+"""What an engine makes of a row's own sampling, told without loading weights: refused, or said to have no effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
+from clear_ray.errors import SchemaError
+from clear_ray.sampling import Sampling
+
+
+def sampling_check(config: EngineConfig) -> Callable[[Sampling], Sequence[str]]:
+    """Return a function that says what of a row's sampling has no effect with this engine.
+
+    It raises ConfigError if the library that keeps structures is not installed, and SchemaError for what cannot be done.
+    """
+    return _all_of_it if isinstance(config, ReplayConfig) else _ModelCheck(config)
+
+
+def _all_of_it(sampling: Sampling) -> list[str]:
+    """Return everything: a recording is played as it was made."""
+    names = {"structure": "response_format", "template": "chat_template_kwargs"}
+    asked = sorted(names.get(name, name) for name in sampling.model_dump(exclude_defaults=True))
+    return [f"{name} (recordings are played as they are)" for name in asked]
+
+
+class _ModelCheck:
+    """The check of an engine with a model; reads its tokenizer at the first row that needs it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self.check = lru_cache(maxsize=1_024)(self._check)  # rows of a batch ask for the same, mostly
+
+    def __call__(self, sampling: Sampling) -> Sequence[str]:
+        # The seed is each row's own, and no more is to be said of it.
+        return self.check(sampling.model_copy(update={"seed": None}))
+
+    def _check(self, sampling: Sampling) -> Sequence[str]:
+        if sampling.structure is not None:
+            self._check_structure(sampling)
+        named = [*sampling.stop_token_ids, *(token_id for token_id, _ in sampling.logit_bias)]
+        if named and max(named) >= (vocabulary := self._vocabulary()):
+            where = "stop_token_ids" if max(named) in sampling.stop_token_ids else "logit_bias"
+            what, remedy = "a token id is none of this model's", "Give ids of this model's tokenizer."
+            raise SchemaError(what, where, f"{max(named)} of a vocabulary of {vocabulary}", remedy)
+        if sampling.template is None:
+            return ()
+        from clear_ray.engine.rendering import rendering_of
+
+        unknown = rendering_of(self._config).unknown_settings(json.loads(sampling.template))
+        return [f"chat_template_kwargs.{name} (the model's template knows none)" for name in unknown]
+
+    def _check_structure(self, sampling: Sampling) -> None:
+        from clear_ray.engine.structured import check_structure, is_installed
+
+        if sampling.structure is not None and (is_installed() or not isinstance(self._config, VllmConfig)):
+            check_structure(sampling.structure)
+
+    def _vocabulary(self) -> int:
+        from clear_ray.engine.architectures import read_model_config
+        from clear_ray.engine.loading import model_folder
+
+        return int(read_model_config(model_folder(self._config.model)).get_text_config().vocab_size)

@@ -1,0 +1,69 @@
+"""What a row asks of its sampling, in vLLM's words.
+
+A request goes on behind the tokens of earlier grants, which to vLLM are a prompt. So what counts the answer's own tokens is
+told of them: the least length is what is left of it, and their penalties of presence and frequency are given as biases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from clear_ray.engine.batch import Answer
+from clear_ray.engine.choice import Choice
+from clear_ray.sampling import Structure
+
+
+def keeps_to_structure(answer: Answer) -> bool:
+    """Return whether an answer keeps to a structure."""
+    return answer.grant.sampling is not None and answer.grant.sampling.structure is not None
+
+
+def asked_of_vllm(answer: Answer, choice: Choice, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """Return arguments of `SamplingParams`, of all that shapes and filters logits and of what ends the answer.
+
+    Args:
+        answer: About to go on behind what it holds.
+        choice: How its tokens are chosen.
+        end_token_ids: Tokens that end every answer.
+    """
+    arguments: dict[str, Any] = {
+        "top_p": choice.top_p,
+        "top_k": choice.top_k,
+        "min_p": choice.min_p,
+        "repetition_penalty": choice.repetition_penalty,
+        "presence_penalty": choice.presence_penalty,
+        "frequency_penalty": choice.frequency_penalty,
+        "min_tokens": max(0, choice.min_tokens - answer.length),
+        "logit_bias": _biases(answer, choice) or None,
+        "stop_token_ids": sorted({*end_token_ids, *choice.stop_token_ids}),
+    }
+    if answer.stops is not None:
+        arguments["stop"] = list(answer.stops.texts)
+    if answer.grant.sampling is not None and answer.grant.sampling.structure is not None:
+        arguments["structured_outputs"] = _structured(answer.grant.sampling.structure)
+    return arguments
+
+
+def _biases(answer: Answer, choice: Choice) -> dict[int, float]:
+    biases = dict(choice.logit_bias)
+    if choice.presence_penalty or choice.frequency_penalty:
+        for token_id, count in Counter(answer.token_ids).items():
+            penalty = choice.presence_penalty + choice.frequency_penalty * count
+            biases[token_id] = biases.get(token_id, 0.0) - penalty
+    return biases
+
+
+def _structured(structure: Structure) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if structure.kind == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    if structure.kind == "json_schema":
+        return StructuredOutputsParams(json=structure.value)
+    if structure.kind == "choice":
+        return StructuredOutputsParams(choice=json.loads(structure.value))
+    if structure.kind == "regex":
+        return StructuredOutputsParams(regex=structure.value)
+    return StructuredOutputsParams(grammar=structure.value)
