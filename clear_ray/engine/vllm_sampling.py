@@ -20,13 +20,14 @@ def keeps_to_structure(answer: Answer) -> bool:
     return answer.grant.sampling is not None and answer.grant.sampling.structure is not None
 
 
-def asked_of_vllm(answer: Answer, choice: Choice, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
+def asked_of_vllm(answer: Answer, choice: Choice, end_token_ids: tuple[int, ...], *, max_tokens: int) -> dict[str, Any]:
     """Return arguments of `SamplingParams`, of all that shapes and filters logits and of what ends the answer.
 
     Args:
         answer: About to go on behind what it holds.
         choice: How its tokens are chosen.
         end_token_ids: Tokens that end every answer.
+        max_tokens: Of the request; vLLM refuses a least length above it.
     """
     arguments: dict[str, Any] = {
         "top_p": choice.top_p,
@@ -35,7 +36,7 @@ def asked_of_vllm(answer: Answer, choice: Choice, end_token_ids: tuple[int, ...]
         "repetition_penalty": choice.repetition_penalty,
         "presence_penalty": choice.presence_penalty,
         "frequency_penalty": choice.frequency_penalty,
-        "min_tokens": max(0, choice.min_tokens - answer.length),
+        "min_tokens": min(max_tokens, max(0, choice.min_tokens - answer.length)),
         "logit_bias": _biases(answer, choice) or None,
         "stop_token_ids": sorted({*end_token_ids, *choice.stop_token_ids}),
     }

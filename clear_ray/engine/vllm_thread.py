@@ -298,7 +298,7 @@ class VllmThread:
             max_tokens=max_tokens,
             temperature=choice.temperature,
             seed=request_seed(grant, answer.length) if choice.temperature > 0 else None,
-            **asked_of_vllm(answer, choice, decoding.end_token_ids),
+            **asked_of_vllm(answer, choice, decoding.end_token_ids, max_tokens=max_tokens),
             # The tokens that end an answer are ours, from all files of the model.
             ignore_eos=True,
             thinking_token_budget=decoding.thinking_tokens,
