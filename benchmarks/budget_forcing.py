@@ -16,7 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clear_ray.config import RunConfig, TransformersConfig
+from clear_ray.config.engine import TransformersConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine import Generation, Grant, TransformersEngine
 from clear_ray.engine.base import read_prompt
 from clear_ray.tasks import generate_queries, load_scorer

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clear_ray.config import AllocationConfig
+from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed, fit_factors

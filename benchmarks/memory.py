@@ -37,7 +37,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clear_ray.config import AllocationConfig, ReplayConfig
+from clear_ray.config.engine import ReplayConfig
+from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA

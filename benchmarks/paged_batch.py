@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from clear_ray.config import WorkersConfig
+from clear_ray.config.engine import WorkersConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.errors import EngineError
 

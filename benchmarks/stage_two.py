@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import Grant
 from clear_ray.engine.build import build_engine
 from clear_ray.pipeline import run

@@ -44,7 +44,8 @@ import torch
 from paged_batch import PagedBatch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from clear_ray.config import RunConfig, TransformersConfig, WorkersConfig
+from clear_ray.config.engine import TransformersConfig, WorkersConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
 from clear_ray.engine.batch import Answer, Batch

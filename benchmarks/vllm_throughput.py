@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from throughput import MOST_TOKENS, Seconds, demo_prompts, heavy_tailed_grants, per_second
 
-from clear_ray.config import TransformersConfig, VllmConfig
+from clear_ray.config.engine import TransformersConfig, VllmConfig
 from clear_ray.engine import Engine, Grant, TransformersEngine, VllmEngine
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 

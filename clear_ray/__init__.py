@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clear_ray.allocation import Allocation, ShiftedErlang, ShiftedSurge, Tabulated, allocate, solve_shadow_price
-    from clear_ray.config import RunConfig
+    from clear_ray.config.run import RunConfig
     from clear_ray.engine.base import Engine
     from clear_ray.engine.replay import ReplayEngine
     from clear_ray.errors import ClearRayError
@@ -38,7 +38,7 @@ _HOME = {
     "ClearRayError": "clear_ray.errors",
     "Engine": "clear_ray.engine.base",
     "ReplayEngine": "clear_ray.engine.replay",
-    "RunConfig": "clear_ray.config",
+    "RunConfig": "clear_ray.config.run",
     "RunReport": "clear_ray.report.summary",
     "RunResult": "clear_ray.pipeline",
     "ShiftedErlang": "clear_ray.allocation",

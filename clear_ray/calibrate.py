@@ -22,7 +22,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from clear_ray.cluster import engine_workers, joined_cluster, quiet_data
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.fit import fit_head

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
 from clear_ray.engine.conversations import check_conversations
 from clear_ray.estimation.head import ANY_MODEL, Head

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.report.printing import give_up_unwritable, print_result, say
 from clear_ray.showing import printable, without_secrets

@@ -31,7 +31,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from clear_ray.config import EngineConfig
+from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard

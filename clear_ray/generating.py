@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from clear_ray.cluster import this_actor
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.open_run import OpenRun
 from clear_ray.rounds.clearing import Clearing

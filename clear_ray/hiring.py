@@ -1,4 +1,4 @@
-"""Keeps the number of a run's engines at what its work calls for (`clear_ray/scaling.py` has the law).
+"""Keeps the number of a run's engines at what its work calls for (`clear_ray/cluster/scaling.py` has the law).
 
 Between rounds engines are added or ended; while one goes on they are added only, since those that are there are at work.
 """
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from clear_ray.cluster import Crew
-from clear_ray.config import RunConfig
+from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
+from clear_ray.config.run import RunConfig
 from clear_ray.ledger import Balance
 from clear_ray.market_client import MarketClient
-from clear_ray.scaling import RateMeter, Work, planned_work, workers_wanted
 
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clear_ray.config import NAMED_HEADS, EstimateConfig, ModelConfig, RunConfig, WorkersConfig
+from clear_ray.config.engine import ModelConfig, WorkersConfig
+from clear_ray.config.run import NAMED_HEADS, EstimateConfig, RunConfig
 from clear_ray.storage import is_plain_path
 
 _EMBEDDED_MODEL = "smollm2-135m-instruct"

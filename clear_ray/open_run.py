@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clear_ray.batch.learning import Lesson
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.market_client import MarketClient
 from clear_ray.progress import Progress

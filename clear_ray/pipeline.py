@@ -26,7 +26,7 @@ from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
 from clear_ray.checking import head_of
 from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
 from clear_ray.completing import close_run
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
 from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import BudgetError, ConfigError

@@ -11,7 +11,7 @@ from ray.data import Dataset
 
 from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.clearing_rows import SketchedOffers, reservation_prices_of_rows
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import reservation_prices, taken_tokens
 from clear_ray.rounds.learning_offers import LearningOffers

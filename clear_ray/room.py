@@ -17,7 +17,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
-from clear_ray.config import EngineConfig, TransformersConfig, VllmConfig
+from clear_ray.config.engine import EngineConfig, TransformersConfig, VllmConfig
 from clear_ray.errors import ClusterError, ConfigError
 
 _PATIENCE_SECONDS = 20.0  # an earlier run's engines may just be ending

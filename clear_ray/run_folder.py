@@ -27,8 +27,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clear_ray.budget import MOST_BUDGET_TOKENS
-from clear_ray.config import CHANGEABLE, MOST_ROWS, RunConfig
+from clear_ray.config.bounds import MOST_ROWS
+from clear_ray.config.run import CHANGEABLE, RunConfig
+from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
 from clear_ray.identity import RUN_ID, has_only_begun

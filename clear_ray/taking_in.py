@@ -11,7 +11,8 @@ from typing import Any
 
 from ray.data import Dataset
 
-from clear_ray.config import InputConfig, RunConfig
+from clear_ray.config.input import InputConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, ResumeError

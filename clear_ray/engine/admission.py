@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from clear_ray.config import ModelConfig
+from clear_ray.config.engine import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.choice import Stops

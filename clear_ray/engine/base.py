@@ -21,8 +21,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.config.sampling import Sampling
 from clear_ray.errors import EngineError
-from clear_ray.sampling import Sampling
 
 
 class RawText(str):

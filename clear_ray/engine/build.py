@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
+from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
 from clear_ray.engine.base import Engine, Prompt, read_prompt
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest import PromptLimit

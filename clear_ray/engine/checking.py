@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from logging import CRITICAL as _CRITICAL
 from typing import Any
 
-from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, TransformersConfig
+from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, TransformersConfig
 from clear_ray.engine.build import build_engine, check_pin, refuse_layers_of_vllm
 from clear_ray.errors import ConfigError, EngineError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from clear_ray.config import WorkersConfig
-from clear_ray.sampling import Sampling
+from clear_ray.config.engine import WorkersConfig
+from clear_ray.config.sampling import Sampling
 
 _NONE = Sampling()
 _OF_MODELS = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from clear_ray.config import ModelConfig
+from clear_ray.config.engine import ModelConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError

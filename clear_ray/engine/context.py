@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from clear_ray.config import ModelConfig
+from clear_ray.config.engine import ModelConfig
 from clear_ray.errors import ConfigError
 
 _LIMITS = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from clear_ray.config import EngineConfig, ReplayConfig
+from clear_ray.config.engine import EngineConfig, ReplayConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.engine.rendering import Rendering, rendering_of
 from clear_ray.errors import SchemaError

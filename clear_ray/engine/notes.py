@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clear_ray.config import ModelConfig, VllmConfig
+from clear_ray.config.engine import ModelConfig, VllmConfig
 from clear_ray.errors import ConfigError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clear_ray.config import ModelConfig
+from clear_ray.config.engine import ModelConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds
 from clear_ray.engine.smollm2 import resolve_model
 from clear_ray.errors import ConfigError, EngineError, SchemaError
-from clear_ray.sampling import Sampling
 
 _OURS = frozenset(
     ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template")

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from clear_ray.config import ReplayConfig
+from clear_ray.config.engine import ReplayConfig
 from clear_ray.engine.base import Features, FinishReason, Generation, Grant, ModelCard, Prompt, check_generation
 from clear_ray.engine.recordings import RecordedFeatures, Rollouts
 from clear_ray.engine.streaming import Partial

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from clear_ray.config import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
+from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
-from clear_ray.sampling import Sampling
 
 
 def sampling_check(config: EngineConfig) -> Callable[[Sampling], Sequence[str]]:

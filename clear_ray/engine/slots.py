@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from clear_ray.config import WorkersConfig
+from clear_ray.config.engine import WorkersConfig
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing

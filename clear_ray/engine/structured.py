@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.config.sampling import Structure
 from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError, SchemaError
-from clear_ray.sampling import Structure
 
 # JSON may have white space anywhere, and a weak model writes nothing else until its tokens are spent.
 _JSON: Any = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\n\r]{0,16}"}

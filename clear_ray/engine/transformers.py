@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import BatchThread, Turns

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config import VllmConfig
+from clear_ray.config.engine import VllmConfig
 from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.closing import make_closing

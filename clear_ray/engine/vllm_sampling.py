@@ -10,9 +10,9 @@ import json
 from collections import Counter
 from typing import Any
 
+from clear_ray.config.sampling import Structure
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.choice import Choice
-from clear_ray.sampling import Structure
 
 
 def keeps_to_structure(answer: Answer) -> bool:

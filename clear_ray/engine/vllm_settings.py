@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clear_ray.config import VllmConfig
+from clear_ray.config.engine import VllmConfig
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
 from clear_ray.errors import ConfigError, EngineError

@@ -32,7 +32,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineGenerateError
 
-from clear_ray.config import VllmConfig
+from clear_ray.config.engine import VllmConfig
 from clear_ray.engine.base import FinishReason, Grant
 from clear_ray.engine.batch import Answer, OpenAnswers
 from clear_ray.engine.choice import choice_of

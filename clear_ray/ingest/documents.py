@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.jsonl import LAYOUTS, MAX_LINE_BYTES, Layout, Readable
 from clear_ray.ingest.requests import is_request

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from clear_ray.config import InputConfig
+from clear_ray.config.input import InputConfig
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest.documents import is_document, read_document
 from clear_ray.ingest.jsonl import Layout, Readable, read_jsonl

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
@@ -29,7 +30,6 @@ from clear_ray.ingest.requests import REQUEST_COLUMNS, read_request, request_col
 from clear_ray.ingest.sampling_fields import sampling_params_of
 from clear_ray.ingest.shapes import Reading, kinds_of, recognise
 from clear_ray.ingest.source import SourceBatch, shown
-from clear_ray.sampling import Sampling
 from clear_ray.storage import Folder
 
 _PLAIN = ColumnsConfig()

@@ -16,7 +16,8 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from clear_ray.config import MOST_TOKENS, ColumnsConfig
+from clear_ray.config.bounds import MOST_TOKENS
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.source import shown

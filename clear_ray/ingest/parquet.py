@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.nested import outermost
 from clear_ray.ingest.shapes import check_unread

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import Endpoint, check_fields
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.sampling_fields import sampling_of
 from clear_ray.ingest.source import shown
-from clear_ray.sampling import Sampling
 
 _BY_TAIL: dict[str, Endpoint] = {
     "chat/completions": "/v1/chat/completions",

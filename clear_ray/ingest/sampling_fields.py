@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clear_ray.config.sampling import Sampling, Structure, json_text
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.source import shown
-from clear_ray.sampling import Sampling, Structure, json_text
 
 NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 SAMPLING_FIELDS = (*NUMBERS, "seed", "stop", "stop_token_ids", "min_tokens", "logit_bias")

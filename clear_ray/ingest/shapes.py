@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 
 Kind = Literal["text", "number", "truth", "list", "object", "null", "other"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.jsonl import MAX_LINE_BYTES, Readable
 from clear_ray.ingest.shapes import KNOWN

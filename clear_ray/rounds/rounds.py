@@ -32,7 +32,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config import MOST_ROUNDS, AllocationConfig
+from clear_ray.config.run import MOST_ROUNDS, AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport

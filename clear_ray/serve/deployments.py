@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clear_ray.config import EngineConfig, EstimateConfig
+from clear_ray.config.engine import EngineConfig
+from clear_ray.config.run import EstimateConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import FinishReason, Generation, Grant, Prompt
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, EngineError, SchemaError
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.sampling import Sampling
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
 from clear_ray.serve.scaling import Outstanding

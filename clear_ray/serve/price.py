@@ -51,7 +51,7 @@ import numpy as np
 from clear_ray.allocation import Tabulated
 from clear_ray.allocation.sketch import DemandSketch
 from clear_ray.allocation.sketch_price import SketchPrice, tie_classes_of
-from clear_ray.config import MOST_TOKENS
+from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.errors import ConfigError
 from clear_ray.serve.law import Account, Ask, Hold, PriceLaw
 from clear_ray.serve.purse import Purse, to_ns, to_seconds

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.sampling_fields import SAMPLING_FIELDS, STRUCTURE_FIELDS, TEMPLATE_FIELDS, sampling_of
-from clear_ray.sampling import Sampling
 from clear_ray.serve.settings import LimitSettings
 
 # Sent by ordinary clients and without effect on the answer's text here.

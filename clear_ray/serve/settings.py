@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from clear_ray.config import MOST_TOKENS, EngineConfig, EstimateConfig, TransformersConfig
-from clear_ray.config_base import ConfigFile, Settings
+from clear_ray.config.base import ConfigFile, Settings
+from clear_ray.config.bounds import MOST_TOKENS
+from clear_ray.config.engine import EngineConfig, TransformersConfig
+from clear_ray.config.run import EstimateConfig
 from clear_ray.serve.law import PriceLaw
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

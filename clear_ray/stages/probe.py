@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
-from clear_ray.sampling import Sampling
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.roster import Roster, Workers

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config import MOST_TOKENS, EngineConfig
+from clear_ray.config.bounds import MOST_TOKENS
+from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation, words_of
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.pipeline import run
 from clear_ray.sweep.policies import Outcome, mean_outcome

@@ -11,7 +11,7 @@ program, and neither can be stopped from inside a thread. So does a user's score
 and a program that a model wrote (`code_process`), which may read and write next to nothing.
 """
 
-from clear_ray.config import Demonstration, ReasoningGymSource
+from clear_ray.config.input import Demonstration, ReasoningGymSource
 from clear_ray.tasks.answers import extract_answer, has_complete_answer
 from clear_ray.tasks.kinds import KINDS, Kind, canonical, extract, same_answer
 from clear_ray.tasks.scorers import Scorer, judged_by, load_scorer, scores_at_once

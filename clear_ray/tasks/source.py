@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clear_ray.config import EXAMPLE_SEEDS_AWAY, ReasoningGymSource
+from clear_ray.config.input import EXAMPLE_SEEDS_AWAY, ReasoningGymSource
 from clear_ray.errors import ConfigError
 from clear_ray.tasks.referee import shared_referee
 from clear_ray.tasks.scorers import require

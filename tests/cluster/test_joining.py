@@ -205,7 +205,7 @@ def test_a_cluster_that_is_full(
 def test_engines_without_a_word_about_gpus_take_one_each_and_a_zero_is_said(head: Head) -> None:
     code = """
 import json, os, ray
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.cluster import joined_cluster
 from clear_ray.room import settled, wait_for_room
 def engine(**settings):

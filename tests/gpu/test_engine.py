@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant, TransformersEngine
 from clear_ray.engine.loading import cache_capacity_tokens, load_model
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL

@@ -36,7 +36,7 @@ import ray
 from ray._private.state import available_resources_per_node
 
 from clear_ray import completing, pipeline
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.pipeline import run
 
 POINTS = (

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.pipeline import RunResult, run
 from clear_ray.rounds.batch import Batch

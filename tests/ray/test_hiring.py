@@ -13,7 +13,7 @@ from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNE
 from ray.experimental.internal_kv import _internal_kv_get
 
 from clear_ray.cluster import engine_workers
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.node_requests import gpus_for

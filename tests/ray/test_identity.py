@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from clear_ray.cluster import opened_market
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.identity import begin
 from clear_ray.journal import read_journal

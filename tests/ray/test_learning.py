@@ -13,7 +13,7 @@ import pytest
 
 from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
 from clear_ray.batch.learning import learning_offers, lesson_of
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.pipeline import RunResult, plan, run

@@ -14,7 +14,7 @@ import pytest
 
 from clear_ray import cluster, journal
 from clear_ray.calibrate import calibrate
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.identity import begin
 from clear_ray.pipeline import RunResult, plan, run

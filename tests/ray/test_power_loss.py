@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.calibrate import calibrate
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 
 FOLDER_OF = {"features.json": "features", "estimates.json": "estimates", "summary.json": "completions"}
 """The file that says so, and the folder beside it that is whole."""

@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from clear_ray.cluster import quiet_data, worker_name
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, EngineError, ResumeError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.journal import read_journal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.pipeline import plan, run
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.tasks import load_scorer

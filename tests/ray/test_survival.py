@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport

@@ -15,7 +15,7 @@ import yaml
 
 import clear_ray
 from clear_ray.cli import app, guarded
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, EngineError, ResumeError
 from clear_ray.pipeline import run
 

@@ -14,7 +14,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ["cluster.yaml", "deploy/gcp.yaml"]

@@ -12,16 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from clear_ray import config as module
-from clear_ray.budget import MOST_BUDGET_TOKENS, budget_in_tokens
-from clear_ray.config import (
-    ReplayConfig,
-    RunConfig,
-    Settings,
-    TransformersConfig,
-    VllmConfig,
-    WorkersConfig,
-)
+from clear_ray.config import run as module
+from clear_ray.config.engine import ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
+from clear_ray.config.run import RunConfig, Settings
+from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
 from clear_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from clear_ray.config import RunConfig
-from clear_ray.config_base import ConfigFile
+from clear_ray.config.base import ConfigFile
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.serve.settings import ServeConfig
 

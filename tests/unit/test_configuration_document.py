@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 
 DOCUMENT = Path(__file__).parents[2] / "docs/configuration.md"
 ROW = re.compile(r"\| `([a-z_.\[\]]+)` \| ([^|]+) \| ([^|]+) \| (.+) \| `([^|]+)` \|")

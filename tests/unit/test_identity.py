@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.identity import begin, check_journal, has_only_begun, is_own
 from clear_ray.journal import Journal, read_journal

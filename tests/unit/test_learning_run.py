@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, lesson_of, stages_for
-from clear_ray.config import MOST_ROUNDS, NAMED_HEADS, AllocationConfig, RunConfig
+from clear_ray.config.run import MOST_ROUNDS, NAMED_HEADS, AllocationConfig, RunConfig
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import token_grid

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from clear_ray.cli import app, guarded
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import InputDigest
 from clear_ray.run_folder import MANIFEST, check_same_run, describe, describe_config

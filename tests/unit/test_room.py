@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.room import with_gpus
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.calibrate import _refuse_other_features, calibrate
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
 from clear_ray.generating import block_rows, calls_for
 from clear_ray.journal import read_journal, wait_until_unused

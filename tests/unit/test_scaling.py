@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from clear_ray.scaling import RateMeter, Work, planned_work, seconds_of, workers_wanted
+from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
+from clear_ray.config.durations import seconds_of
 
 MANY = 10_000
 works = st.builds(

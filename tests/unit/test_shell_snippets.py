@@ -18,7 +18,7 @@ import typer
 import yaml
 
 from clear_ray.cli import app
-from clear_ray.config import RunConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.records import COMPLETION_SCHEMA
 from clear_ray.serve.settings import ServeConfig
 from tests.unit.snippets import FENCE, LANGUAGES, ROOT, Snippet, snippets, snippets_in, written_in

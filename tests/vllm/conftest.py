@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from clear_ray.config import TransformersConfig, VllmConfig
+from clear_ray.config.engine import TransformersConfig, VllmConfig
 from clear_ray.engine import TransformersEngine, VllmEngine
 
 CONTEXT = 640

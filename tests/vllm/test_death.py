@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clear_ray.config import VllmConfig
+from clear_ray.config.engine import VllmConfig
 from clear_ray.engine import Grant, VllmEngine
 from clear_ray.errors import EngineError
 from tests.unit.engine.conftest import run_grants
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 SETTINGS = VllmConfig(dtype="float32", max_batch=4, max_context_tokens=512, enforce_eager=True, cpu_cache_gib=0.5)
 OWNER = f"""
 import os, signal
-from clear_ray.config import VllmConfig
+from clear_ray.config.engine import VllmConfig
 from clear_ray.engine import VllmEngine
 if __name__ == "__main__":
     engine = VllmEngine(VllmConfig.model_validate_json({SETTINGS.model_dump_json()!r}))

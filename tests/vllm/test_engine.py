@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clear_ray.config import VllmConfig
+from clear_ray.config.engine import VllmConfig
 from clear_ray.engine import Generation, Grant, TransformersEngine, VllmEngine
 from clear_ray.engine.batch import OpenAnswers
 from clear_ray.engine.closing import make_closing

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import RunConfig, TransformersConfig
+from clear_ray.config.engine import TransformersConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine import TransformersEngine
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.smollm2 import embedded_model_folder

@@ -7,8 +7,8 @@ import json
 import jsonschema
 import pytest
 
+from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine import Grant, TransformersEngine, VllmEngine
-from clear_ray.sampling import Sampling, Structure
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.test_structured import SCHEMAS
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clear_ray.config import ReplayConfig
+from clear_ray.config.engine import ReplayConfig
 from clear_ray.engine import Engine, Generation, Grant, ReplayEngine
 
 

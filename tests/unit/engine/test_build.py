@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
-from clear_ray.config import TransformersConfig, VllmConfig
+from clear_ray.config.engine import TransformersConfig, VllmConfig
 from clear_ray.engine.build import build_engine, prompt_limit
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.loading import load_model, model_folder

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine.context import context_tokens, longest_context, unscaled_context
 from clear_ray.errors import ConfigError
 

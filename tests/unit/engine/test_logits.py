@@ -19,12 +19,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine import Grant
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.choice import Choice, Stops
 from clear_ray.engine.logits import LogitsShaper
 from clear_ray.engine.sampling import keep_likely
-from clear_ray.sampling import Sampling
 from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
 
 token = st.integers(0, VOCABULARY - 1)

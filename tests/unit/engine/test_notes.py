@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clear_ray.config import TransformersConfig, VllmConfig
+from clear_ray.config.engine import TransformersConfig, VllmConfig
 from clear_ray.engine.admission import end_token_ids
 from clear_ray.engine.checking import engine_notes
 from clear_ray.engine.conversations import check_conversations

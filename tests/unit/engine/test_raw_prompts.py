@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine.base import Grant, RawText, TokenIds, read_prompt, words_of
 from clear_ray.engine.build import build_engine, prompt_limit
 from clear_ray.engine.rendering import Rendering

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine.rendering import Rendering, rendering_of
 from clear_ray.errors import ConfigError, SchemaError
 from tests.unit.engine.model_folders import ALTERNATING, save_model

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
+from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine import Engine, Generation, Grant, TransformersEngine, resolve_model
 from clear_ray.engine.structured import check_structure
 from clear_ray.errors import SchemaError
-from clear_ray.sampling import Sampling, Structure
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.tiny import tiny_config
 

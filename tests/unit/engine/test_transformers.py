@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Generation, Grant, TransformersEngine
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from clear_ray.config import TransformersConfig
+from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant
 from clear_ray.engine.batch import Answer, Batch
 from clear_ray.engine.slots import SlotBatch

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clear_ray.config import WorkersConfig
+from clear_ray.config.engine import WorkersConfig
 from clear_ray.engine import Grant
 from clear_ray.engine.admission import empty_features
 from clear_ray.engine.batch import Answer

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from clear_ray.config import InputConfig
+from clear_ray.config.input import InputConfig
 from clear_ray.ingest import InputDigest, PromptLimit, ingest, read_input
 from clear_ray.storage import open_folder
 

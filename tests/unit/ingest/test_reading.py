@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import ColumnsConfig
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest import InputDigest, PromptLimit, SourceBatch, ingest, read_digest
 from clear_ray.records import QUERY_SCHEMA

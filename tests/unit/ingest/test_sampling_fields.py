@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import ColumnsConfig, ReplayConfig, TransformersConfig
+from clear_ray.config.engine import ReplayConfig, TransformersConfig
+from clear_ray.config.input import ColumnsConfig
+from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine.base import Chat, read_prompt
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.row_sampling import sampling_check
@@ -18,7 +20,6 @@ from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import TABLES, check_fields
 from clear_ray.ingest.requests import read_request
 from clear_ray.ingest.sampling_fields import sampling_of
-from clear_ray.sampling import Sampling, Structure
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.probe import prompts_of
 from tests.unit.ingest.corpus import request

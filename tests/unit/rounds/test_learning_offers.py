@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clear_ray.config import AllocationConfig
+from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factors import Label, Observed
 from clear_ray.estimation.hazards import Incidence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clear_ray.clearing_rows import SketchedOffers
-from clear_ray.config import AllocationConfig
+from clear_ray.config.run import AllocationConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing

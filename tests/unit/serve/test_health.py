@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from clear_ray.config import EstimateConfig, ReplayConfig
+from clear_ray.config.engine import ReplayConfig
+from clear_ray.config.run import EstimateConfig
 from clear_ray.errors import EngineError
 from clear_ray.serve.deployments import EngineReplica, Health
 

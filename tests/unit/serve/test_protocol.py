@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.errors import ConfigError
-from clear_ray.sampling import Sampling, Structure
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.protocol import ApiError, ChatRequest, read_request

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import ReplayConfig
+from clear_ray.config.engine import ReplayConfig
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger import Balance

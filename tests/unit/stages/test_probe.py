@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config import ReplayConfig, RunConfig
+from clear_ray.config.engine import ReplayConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import Prompt
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clear_ray.config import ReplayConfig, TransformersConfig
+from clear_ray.config.engine import ReplayConfig, TransformersConfig
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.records import QUERY_SCHEMA

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clear_ray.config import ReplayConfig
+from clear_ray.config.engine import ReplayConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.journal import read_journal
 from clear_ray.ledger import Balance

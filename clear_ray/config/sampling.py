@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import to_json
 
-from clear_ray.config_base import Settings
+from clear_ray.config.base import Settings
 
 MOST_STOPS = 64
 MOST_STOP_CHARACTERS = 1_000

@@ -1,0 +1,1 @@
+"""Settings: one YAML file, checked before anything is loaded."""

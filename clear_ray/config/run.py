@@ -1,0 +1,222 @@
+"""The run configuration: one YAML file, checked before anything is loaded.
+
+The string under a field is its documentation. `None` means "derive it". Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import (
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from clear_ray.config.base import ConfigFile, Settings, apply_override
+from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
+from clear_ray.config.durations import seconds_of
+from clear_ray.config.engine import EngineConfig, TransformersConfig
+from clear_ray.config.input import InputConfig
+from clear_ray.config.units import budget_in_tokens, check_budget_text
+from clear_ray.errors import ConfigError
+
+MOST_ROUNDS = 8
+"""Clearings of the price after which a run ends that does not teach itself."""
+
+CHANGEABLE = "scaling"
+"""The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
+
+NAMED_HEADS = ("learn", "prior", "demo")
+"""Names of `estimate.head` that are no folders."""
+
+
+class EstimateConfig(Settings):
+    """How probe features become curves."""
+
+    head: str | None = None
+    """`learn` from this run's own answers, which it does if not given; a folder of a fitted head, `demo` for the one shipped
+    for the embedded model, or `prior`, the uninformed law."""
+    frozen: bool | None = None
+    """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
+    features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
+    """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
+    layers: int | None = Field(default=None, ge=1, le=100_000)
+    """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
+    not given. A fitted head keeps its own number."""
+    batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Queries in one probe call; up to 128 if not given, fewer where an engine would have none to read."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether a run is to learn from its own answers."""
+        return self.head in (None, "learn") or self.frozen is False
+
+    @model_validator(mode="after")
+    def _agrees(self) -> EstimateConfig:
+        is_given = self.head not in (None, "learn", "prior")
+        if self.frozen is not None and not is_given:
+            raise ValueError(
+                "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
+            )
+        if self.features is not None and not self.learns:
+            raise ValueError("features are read by a run that learns, and this one keeps its head as it is")
+        return self
+
+
+class AllocationConfig(Settings):
+    """How the budget is shared."""
+
+    max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
+    """Ceiling of one query over all its grants; less where the model's context leaves less beside its prompt."""
+    smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
+    """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
+    max_rounds: int | None = Field(default=None, ge=1, le=100)
+    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others."""
+    policy: Literal["clear_ray", "uniform"] = "clear_ray"
+    """`uniform` gives every query the same ceiling; for comparison."""
+    sketched: bool | None = None
+    """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
+    minimum_service_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
+    minimum_service_text: str | None = Field(default=None, min_length=1)
+    """What asks for the direct answer, put after the prompt; words to that effect in English if not given."""
+
+
+class ScoringConfig(Settings):
+    """Whether and how answers are compared with the gold column."""
+
+    scorer: str | None = None
+    """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
+    `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
+    timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
+    code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Processor time that one program of `code` may use with all its tests; of wall time three times as much."""
+    code_memory_mib: int = Field(default=1_024, ge=64, le=1_000_000)
+    """Memory that it may use, MiB."""
+
+
+class DispatchConfig(Settings):
+    """How rows travel; the defaults suit most clusters."""
+
+    callers: int = Field(default=1, ge=1, le=100_000)
+    """Thin actors that keep the engines fed."""
+    batch_rows: int = Field(default=4, ge=1, le=MOST_ROWS)
+    """Queries in one call to an engine."""
+    calls_in_flight: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
+    block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
+    """Queries in one block of the probe stage."""
+    rows_per_file: int = Field(default=64, ge=1, le=MOST_ROWS)
+    """Most answers in one file; after a second it is written with fewer. A crash loses those not written yet."""
+
+
+class ScalingConfig(Settings):
+    """Whether the number of engines follows the work; by default it is `engine.workers` throughout."""
+
+    max_workers: int | None = Field(default=None, ge=1, le=100_000)
+    """Most engines: a run begins with `engine.workers` and adds those its work calls for; no more are added if not given."""
+    deadline: str | None = None
+    """How long after its start a run should be done, such as `90m` or `2h`; a goal. Without one engines need only pay off."""
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """What one busy engine generates, from an earlier run's summary; measured in the first round if not given."""
+
+    @property
+    def deadline_seconds(self) -> float | None:
+        """The deadline in seconds."""
+        return None if self.deadline is None else seconds_of(self.deadline)
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> ScalingConfig:
+        if self.deadline is not None:
+            seconds_of(self.deadline)
+        if self.max_workers is None and (self.deadline is not None or self.tokens_per_second is not None):
+            raise ValueError("deadline and tokens_per_second need max_workers: without it no engine is added")
+        return self
+
+
+class RunConfig(ConfigFile):
+    """One batch run: what to ask, what it may cost, and how."""
+
+    remedy: ClassVar[str] = "See the comments in jobs/configs."
+
+    run_dir: str
+    """Folder of this run, a path or URI; made if missing. On several nodes it must be visible to all of them."""
+    input: InputConfig = InputConfig()
+    """Where the queries come from."""
+    budget: int | str
+    """What the run may generate: tokens (a whole number, or text such as `200k tokens`), money (`$5`) or `3 gpu-hours`."""
+    budget_rate: str | None = Field(default=None, validate_default=True)
+    """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
+    engine: EngineConfig = TransformersConfig()
+    """The language model and its workers."""
+    scaling: ScalingConfig = ScalingConfig()
+    """How many workers there are as the work comes and goes."""
+    estimate: EstimateConfig = EstimateConfig()
+    """How probe features become curves."""
+    allocation: AllocationConfig = AllocationConfig()
+    """How the budget is shared."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How answers are scored, where gold answers exist."""
+    dispatch: DispatchConfig = DispatchConfig()
+    """How rows travel."""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """Seed of sampling and of every tie that is broken."""
+    sample: int = Field(default=0, ge=0, le=MOST_ROWS)
+    """Which of several independent answers to the same queries this run draws; with replay, which recorded one."""
+
+    @field_validator("budget", mode="before")  # before: pydantic would take `true` for 1
+    @classmethod
+    def _budget_can_be_read(cls, value: Any) -> Any:
+        check_budget_text(value)
+        return value
+
+    @field_validator("budget_rate")
+    @classmethod
+    def _rate_fits_the_budget(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "budget" in info.data:  # otherwise the budget was refused already
+            budget_in_tokens(info.data["budget"], value)
+        return value
+
+    @property
+    def budget_tokens(self) -> int:
+        """The budget in generated tokens."""
+        return budget_in_tokens(self.budget, self.budget_rate)
+
+    @property
+    def most_workers(self) -> int:
+        """Most engines that may run at once."""
+        return self.scaling.max_workers or self.engine.workers
+
+    @model_validator(mode="after")
+    def _scales_up(self) -> RunConfig:
+        if self.most_workers < self.engine.workers:
+            raise ValueError("scaling.max_workers is below engine.workers, with which a run begins")
+        return self
+
+    def resumed(self, overrides: tuple[str, ...]) -> RunConfig:
+        """Return the settings with which a run that began with these goes on.
+
+        Args:
+            overrides: Each `dotted.key=value`; the value is read as YAML.
+
+        Raises:
+            ConfigError: One names no setting, one that is fixed since the run began, or a value out of range.
+        """
+        settings = self.model_dump(mode="json")
+        for override in overrides:
+            apply_override(settings, override)
+        now = RunConfig.parse(settings, where="--set")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            part = key.partition(".")[0]
+            if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
+                raise ConfigError(
+                    "this setting is fixed since the run began",
+                    f"--set {key}",
+                    value,
+                    f"Only {CHANGEABLE}.* may change on the way; for another {part} begin a run with another run_dir.",
+                )
+        return now
