@@ -12,6 +12,7 @@ from clear_ray.allocation import Tabulated, budget_for, demand_curve
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger import Balance
+from clear_ray.redaction import without_secrets
 from clear_ray.report.plan import PlanReport, ShareBudget
 from clear_ray.report.summary import (
     BudgetPoint,
@@ -26,7 +27,6 @@ from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
-from clear_ray.showing import without_secrets
 
 if TYPE_CHECKING:
     from clear_ray.open_run import OpenRun

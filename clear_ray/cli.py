@@ -19,8 +19,8 @@ import typer
 
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
+from clear_ray.redaction import printable, without_secrets
 from clear_ray.report.printing import give_up_unwritable, print_result, say
-from clear_ray.showing import printable, without_secrets
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130

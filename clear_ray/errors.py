@@ -22,7 +22,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from clear_ray.showing import printable, without_secrets_inside
+from clear_ray.redaction import printable, without_secrets_inside
 
 _SHOWN_CHARACTERS = 120
 _LISTED = "\n  "

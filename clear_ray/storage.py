@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from clear_ray.errors import ConfigError, StorageError, own_error
-from clear_ray.showing import without_secrets, without_secrets_inside
+from clear_ray.redaction import without_secrets, without_secrets_inside
 
 _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}

@@ -16,7 +16,7 @@ from clear_ray.ingest.jsonl import Layout, Readable, read_jsonl
 from clear_ray.ingest.parquet import read_parquet
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.tables import is_table, read_table
-from clear_ray.showing import without_secrets, without_secrets_inside
+from clear_ray.redaction import without_secrets, without_secrets_inside
 from clear_ray.storage import Folder, open_location
 
 _ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson|csv|tsv|tab)(\.(gz|zst|zstd|bz2))?)$", re.IGNORECASE)

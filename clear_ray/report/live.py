@@ -18,10 +18,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from clear_ray.redaction import printable
 from clear_ray.report.pace import Pace
 from clear_ray.report.summary import ProgressSnapshot
 from clear_ray.report.wording import LABELS, UNKNOWN, answers, count, duration, per_thousand
-from clear_ray.showing import printable
 
 _LINE_SECONDS = 5.0
 _RECENT_LINES = 6

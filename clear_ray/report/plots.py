@@ -22,9 +22,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from clear_ray.redaction import printable
 from clear_ray.report.summary import BudgetPoint, RoundReport, TaskReport
 from clear_ray.report.wording import answers, count, expected
-from clear_ray.showing import printable
 
 _VARIABLES = {
     "#0a0b01": "var(--ink)",

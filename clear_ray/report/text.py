@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clear_ray.redaction import printable
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import BudgetPoint, LearningReport, RoundReport, RunReport
 from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, taught, times
-from clear_ray.showing import printable
 
 _MOST_ROUNDS = 6
 _MOST_NOTICES, _MOST_FAILURES = 4, 3

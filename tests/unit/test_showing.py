@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clear_ray.showing import printable, without_secrets, without_secrets_inside
+from clear_ray.redaction import printable, without_secrets, without_secrets_inside
 from tests.unit.report.samples import HOSTILE
 
 
