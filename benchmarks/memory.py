@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.market import MarketActor
+from clear_ray.ledger.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.rounds import Rounds

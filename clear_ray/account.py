@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clear_ray.allocation import Tabulated, budget_for, demand_curve
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.head import HeadCard
-from clear_ray.ledger import Balance
+from clear_ray.ledger.ledger import Balance
 from clear_ray.redaction import without_secrets
 from clear_ray.report.plan import PlanReport, ShareBudget
 from clear_ray.report.summary import (

@@ -10,8 +10,8 @@ from clear_ray.engine.checking import check_engine, engine_notes
 from clear_ray.engine.conversations import check_conversations
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.identity import check_journal
 from clear_ray.ingest import InputDigest
+from clear_ray.ledger.identity import check_journal
 from clear_ray.locations import with_absolute_paths
 from clear_ray.pricing import check_minimum_service
 from clear_ray.run_folder import (

@@ -35,11 +35,12 @@ from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
-from clear_ray.identity import check_journal
 from clear_ray.joining import join
-from clear_ray.journal import once_free, read_journal
-from clear_ray.market import MarketActor
-from clear_ray.market_client import MarketClient
+from clear_ray.ledger.client import MarketClient
+from clear_ray.ledger.identity import check_journal
+from clear_ray.ledger.journal import read_journal
+from clear_ray.ledger.lock import once_free
+from clear_ray.ledger.market import MarketActor
 from clear_ray.room import wait_for_room
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker

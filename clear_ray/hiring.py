@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from clear_ray.cluster import Crew
 from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
 from clear_ray.config.run import RunConfig
-from clear_ray.ledger import Balance
-from clear_ray.market_client import MarketClient
+from clear_ray.ledger.client import MarketClient
+from clear_ray.ledger.ledger import Balance
 
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clear_ray.batch.learning import Lesson
 from clear_ray.config.run import RunConfig
 from clear_ray.hiring import Hiring
-from clear_ray.market_client import MarketClient
+from clear_ray.ledger.client import MarketClient
 from clear_ray.progress import Progress
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates

@@ -32,9 +32,10 @@ from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
 from clear_ray.hiring import Hiring
-from clear_ray.identity import begin
 from clear_ray.ingest import InputDigest
-from clear_ray.journal import alone_with, wait_until_unused
+from clear_ray.ledger.identity import begin
+from clear_ray.ledger.journal import wait_until_unused
+from clear_ray.ledger.lock import alone_with
 from clear_ray.locations import with_absolute_paths
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun

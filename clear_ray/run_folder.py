@@ -32,10 +32,10 @@ from clear_ray.config.run import CHANGEABLE, RunConfig
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import Curves
-from clear_ray.identity import RUN_ID, has_only_begun
 from clear_ray.ingest import InputDigest, read_digest
-from clear_ray.journal import FIRST_SEGMENT, JOURNAL, read_journal
-from clear_ray.ledger import Entry, Ledger
+from clear_ray.ledger.identity import RUN_ID, has_only_begun
+from clear_ray.ledger.journal import FIRST_SEGMENT, JOURNAL, read_journal
+from clear_ray.ledger.ledger import Entry, Ledger
 from clear_ray.locations import PATH_SETTINGS, absolute
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport

@@ -9,7 +9,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from clear_ray.errors import BudgetError
-from clear_ray.ledger import Ledger
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.serve.law import Hold, PriceLaw
 
 _NANOSECONDS = 1_000_000_000

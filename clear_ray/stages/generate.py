@@ -25,8 +25,8 @@ import pyarrow as pa
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
-from clear_ray.ledger import REFUSED, WAIT, Call, Settlement
-from clear_ray.market_client import AsyncMarketClient
+from clear_ray.ledger.client import AsyncMarketClient
+from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config.run import AllocationConfig
-from clear_ray.ledger import WAIT, Entry, Ledger
+from clear_ray.ledger.ledger import WAIT, Entry, Ledger
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clear_ray.journal import read_journal
+from clear_ray.ledger.journal import read_journal
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
 from clear_ray.storage import open_folder

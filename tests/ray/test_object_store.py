@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clear_ray import cluster, journal
+from clear_ray import cluster
 from clear_ray.calibrate import calibrate
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
-from clear_ray.identity import begin
+from clear_ray.ledger import journal
+from clear_ray.ledger.identity import begin
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.run_folder import read_progress, read_summary
 from clear_ray.storage import Folder, inside, open_folder

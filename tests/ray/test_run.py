@@ -19,8 +19,8 @@ from clear_ray.cluster import quiet_data, worker_name
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, EngineError, ResumeError
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.journal import read_journal
-from clear_ray.ledger import Entry, Ledger
+from clear_ray.ledger.journal import read_journal
+from clear_ray.ledger.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder import read_estimates, read_manifest

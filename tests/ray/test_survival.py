@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from clear_ray.config.run import RunConfig
-from clear_ray.journal import read_journal, wait_until_unused
+from clear_ray.ledger.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder import read_progress

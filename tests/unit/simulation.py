@@ -28,10 +28,10 @@ from clear_ray.config.run import AllocationConfig
 from clear_ray.engine.base import FinishReason, Generation, Grant
 from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
-from clear_ray.journal import read_journal
-from clear_ray.ledger import Entry, Ledger
-from clear_ray.market import MarketActor
-from clear_ray.market_client import AsyncMarketClient
+from clear_ray.ledger.client import AsyncMarketClient
+from clear_ray.ledger.journal import read_journal
+from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clear_ray import journal as journal_module
 from clear_ray.errors import ResumeError, StorageError
-from clear_ray.journal import Journal, Record, alone_with, read_journal, wait_until_unused
+from clear_ray.ledger import journal as journal_module
+from clear_ray.ledger.journal import Journal, Record, read_journal, wait_until_unused
+from clear_ray.ledger.lock import alone_with
 from clear_ray.storage import Folder, inside, open_folder
 
 RECORDS: list[Record] = [
@@ -310,7 +311,7 @@ def test_one_driver_at_a_time_goes_on_with_a_uri(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_writer_gets_the_journal_as_soon_as_the_other_has_died(tmp_path: Path) -> None:
-    code = "import sys; from clear_ray.journal import Journal; from clear_ray.storage import open_folder;"
+    code = "import sys; from clear_ray.ledger.journal import Journal; from clear_ray.storage import open_folder;"
     code += "journal = Journal(open_folder(sys.argv[1])); journal.append([{'round': 1}]); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

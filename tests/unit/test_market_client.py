@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from clear_ray.ledger import Settlement
-from clear_ray.market import MarketActor
-from clear_ray.market_client import AsyncMarketClient, MarketClient
+from clear_ray.ledger.client import AsyncMarketClient, MarketClient
+from clear_ray.ledger.ledger import Settlement
+from clear_ray.ledger.market import MarketActor
 from tests.unit.local_actors import LocalActor
 
 PACKAGE = Path(__file__).parents[2] / "clear_ray"

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray import journal as journal_module
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.head import load_head, save_head
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ingest import SourceBatch, ingest, read_digest, write_openai_outputs
-from clear_ray.journal import Journal, Record, read_journal
-from clear_ray.ledger import Call
-from clear_ray.market import MarketActor
+from clear_ray.ledger import journal as journal_module
+from clear_ray.ledger.journal import Journal, Record, read_journal
+from clear_ray.ledger.ledger import Call
+from clear_ray.ledger.market import MarketActor
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.running import Round
 from clear_ray.run_folder import read_attempts, read_grants, write_grants

@@ -24,7 +24,7 @@ from clear_ray.calibrate import _refuse_other_features, calibrate
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
 from clear_ray.generating import block_rows, calls_for
-from clear_ray.journal import read_journal, wait_until_unused
+from clear_ray.ledger.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.clearing import nothing_to_grant

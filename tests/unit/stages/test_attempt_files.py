@@ -17,9 +17,9 @@ import pytest
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.ledger import Balance
-from clear_ray.market import MarketActor
-from clear_ray.market_client import AsyncMarketClient
+from clear_ray.ledger.client import AsyncMarketClient
+from clear_ray.ledger.ledger import Balance
+from clear_ray.ledger.market import MarketActor
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles
 from clear_ray.stages.generate import Dispatch

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from clear_ray.market import MarketActor
+from clear_ray.ledger.market import MarketActor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

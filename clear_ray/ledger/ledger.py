@@ -16,7 +16,7 @@ unless the input says otherwise, they are the tokens themselves.
 
 Every query has at most one open reservation. Its attempts are numbered from 1, so a settlement that is told twice, or
 that comes after the query was reserved again, is recognised and changes nothing. The ledger keeps a few integers for each
-query and does no I/O; `clear_ray.journal` writes its entries down before they are acted on, and a ledger to which the
+query and does no I/O; `ledger.journal` writes its entries down before they are acted on, and a ledger to which the
 same entries are applied in the same order is in the same state.
 """
 

@@ -9,32 +9,24 @@ append is an object of its own, `journal/000000000000.jsonl` and so on; group co
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import socket
-import sys
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from itertools import chain
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from clear_ray.errors import ResumeError, StorageError
+from clear_ray.ledger.lock import in_use, lock_file
 from clear_ray.storage import Folder, read_many, reading_errors, sync_path
 
 Record = dict[str, Any]
-Held = TypeVar("Held")
+
 JOURNAL = "journal.jsonl"
+
 FIRST_SEGMENT = "journal/000000000000.jsonl"
 """Behind a URI, where every append is an object of its own."""
-_PATIENCE_SECONDS = 10.0
-"""How long the actors of a driver that was killed may outlive it."""
-_POLL_SECONDS = 0.1
 
 
 class Journal:
@@ -58,7 +50,7 @@ class Journal:
             folder.make()
             self._descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                _lock(self._descriptor, folder)
+                lock_file(self._descriptor, folder)
                 with open(f"{folder.path}/{JOURNAL}", "rb") as file:
                     os.ftruncate(self._descriptor, sum(map(len, _whole_lines(file, file.name, is_last=True))))
                 # A writer that was killed before its sync left records in memory alone, and from here on they are acted on.
@@ -84,7 +76,7 @@ class Journal:
         if self._descriptor is None:
             name = f"{self._next_segment:012d}.jsonl"
             if self._segments.exists(name):
-                raise _in_use(self._folder)
+                raise in_use(self._folder)
             self._segments.write(name, content)
             self._next_segment += 1
             return
@@ -126,25 +118,6 @@ class Journal:
             self._descriptor = None
 
 
-@contextmanager
-def alone_with(folder: Folder) -> Iterator[None]:
-    """Let one driver at a time, of this machine, take a run folder in: there is no journal to lock before it exists.
-
-    Held by an address that ends with the process and leaves no file behind. The market's name in its cluster and, on disks,
-    its lock on the journal are for the rest: other machines, and a market that outlives its driver.
-
-    Raises:
-        ResumeError: Another driver goes on with it.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    name = hashlib.sha256(folder.identity.encode()).hexdigest()
-    with socket.socket(socket.AF_UNIX) as held:
-        once_free(partial(held.bind, f"\0clear_ray {name}"), OSError, folder)
-        yield
-
-
 def wait_until_unused(folder: Folder) -> None:
     """Return once no process writes the journal of a local run folder; at once where there is none.
 
@@ -157,7 +130,7 @@ def wait_until_unused(folder: Folder) -> None:
         descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY) if is_there else None
     if descriptor is not None:
         try:
-            _lock(descriptor, folder)
+            lock_file(descriptor, folder)
         finally:
             os.close(descriptor)
 
@@ -187,35 +160,6 @@ def _files(folder: Folder) -> Iterator[tuple[str, BinaryIO, bool]]:
     contents = chain.from_iterable(read_many(segments.read, names))
     for name, content in zip(names, contents, strict=True):
         yield f"{segments.path}/{name}", BytesIO(content), name == names[-1]
-
-
-def _lock(descriptor: int, folder: Folder) -> None:
-    """Take the lock of a journal's file, which is let go when the file is closed or its process ends."""
-    once_free(partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), BlockingIOError, folder)
-
-
-def once_free(take: Callable[[], Held], busy: type[Exception], folder: Folder) -> Held:
-    """Return what `take` returns; it is tried again while it raises `busy`, for as long as a killed run may hold the folder.
-
-    Raises:
-        ResumeError: Another run goes on holding it.
-    """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return take()
-        except busy:
-            if time.monotonic() > deadline:
-                raise _in_use(folder) from None
-        time.sleep(_POLL_SECONDS)
-
-
-def _in_use(folder: Folder) -> ResumeError:
-    return ResumeError(
-        "another run is writing to this run folder",
-        folder.path,
-        remedy="Wait until it has ended (`clear-ray status` shows it), or give this run a folder of its own.",
-    )
 
 
 def _segment_names(segments: Folder) -> list[str]:

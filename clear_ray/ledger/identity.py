@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from clear_ray.errors import ResumeError
-from clear_ray.journal import JOURNAL, Journal, read_journal
+from clear_ray.ledger.journal import JOURNAL, Journal, read_journal
 from clear_ray.storage import Folder
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
