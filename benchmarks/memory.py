@@ -41,6 +41,7 @@ from clear_ray.config.engine import ReplayConfig
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.market import MarketActor
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.rounds import Rounds
@@ -48,7 +49,6 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
-from clear_ray.stages.grants import VoidAttempts
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import Folder, open_folder

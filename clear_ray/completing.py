@@ -13,6 +13,7 @@ from clear_ray.account import make_report
 from clear_ray.batch.learning import head_name, learned
 from clear_ray.generating import in_order, mark_lost_answers, union
 from clear_ray.ingest import InputDigest, write_openai_outputs
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
@@ -21,7 +22,7 @@ from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder import SUMMARY, completion_rows
 from clear_ray.scores import read_scores
 from clear_ray.stages.causes import reason_of
-from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
+from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.storage import Folder
 
 _MOST_REASONS, _MOST_FAILURES = 10_000, 20

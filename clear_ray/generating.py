@@ -18,7 +18,7 @@ from clear_ray.rounds.clearing import Clearing
 from clear_ray.run_folder import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
-from clear_ray.stages.grants import GrantTable, SelectGranted
+from clear_ray.stages.select import GrantTable, SelectGranted
 from clear_ray.taking_in import load_scorer_of
 
 DIRECT_TEXT = "Answer at once, with the result alone."

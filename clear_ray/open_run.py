@@ -8,11 +8,11 @@ from clear_ray.batch.learning import Lesson
 from clear_ray.config.run import RunConfig
 from clear_ray.hiring import Hiring
 from clear_ray.ledger.client import MarketClient
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.progress import Progress
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder import Estimates
-from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder
 
 

@@ -36,6 +36,7 @@ from clear_ray.ingest import InputDigest, read_digest
 from clear_ray.ledger.identity import RUN_ID, has_only_begun
 from clear_ray.ledger.journal import FIRST_SEGMENT, JOURNAL, read_journal
 from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.locations import PATH_SETTINGS, absolute
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.report.summary import RunReport
@@ -43,7 +44,6 @@ from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.running import Round
-from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, is_plain_path, read_many, reading_errors
 
 MANIFEST = "manifest.json"

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.generate import Dispatch, Generate, Row
-from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, read_many
 
 WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])

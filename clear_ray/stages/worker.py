@@ -21,8 +21,8 @@ from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
-from clear_ray.stages.door import Door
 from clear_ray.stages.generate import asked_directly
+from clear_ray.stages.lock import Door
 
 
 class EngineWorker:

@@ -25,6 +25,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
 from clear_ray.generating import block_rows, calls_for
 from clear_ray.ledger.journal import read_journal, wait_until_unused
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.clearing import nothing_to_grant
@@ -43,7 +44,6 @@ from clear_ray.run_folder import (
     round_folder,
     write_grants,
 )
-from clear_ray.stages.grants import VoidAttempts
 from clear_ray.storage import Folder, open_folder
 from clear_ray.taking_in import take_in
 from tests.unit.simulation import query_row

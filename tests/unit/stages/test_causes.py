@@ -13,11 +13,12 @@ import pytest
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.smollm2 import embedded_model_folder
 from clear_ray.errors import SchemaError
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.rounds.states import QueryStates
 from clear_ray.stages.causes import LOST, code_of, code_of_answer, reason_of
+from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.stages.generate import SCORER
-from clear_ray.stages.grants import Abandon, Complete, Verdicts, VoidAttempts
 from tests.unit.simulation import query_row
 
 
