@@ -46,7 +46,7 @@ from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder import read_attempts, round_folder
+from clear_ray.run_folder.attempts import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers

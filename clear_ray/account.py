@@ -26,7 +26,7 @@ from clear_ray.report.summary import (
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder import Estimates
+from clear_ray.run_folder.estimates import Estimates
 
 if TYPE_CHECKING:
     from clear_ray.open_run import OpenRun

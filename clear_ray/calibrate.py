@@ -28,10 +28,10 @@ from clear_ray.errors import ConfigError
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.locations import with_absolute_paths
 from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.room import settled
+from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, inside, open_folder, reading_errors, writing_errors

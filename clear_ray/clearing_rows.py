@@ -23,7 +23,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import expected_spend, further_utility, reservation_prices
 from clear_ray.rounds.clearing import Clearing, dispatch_order, nothing_to_grant
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder import read_batch
+from clear_ray.run_folder.estimates import read_batch
 from clear_ray.sketching import BlockCurves, price_rows
 
 _GRANTS = pa.schema(

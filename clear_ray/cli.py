@@ -69,7 +69,7 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was interrupted, under the configuration in its manifest; `--set scaling.…` may change it."""
-    from clear_ray.run_folder import MANIFEST, read_manifest
+    from clear_ray.run_folder.manifest import MANIFEST, read_manifest
     from clear_ray.storage import open_folder
 
     if (run_dir is None) == (config is None):
@@ -136,7 +136,7 @@ def status(
 ) -> None:
     """Say how far a run is, from its folder alone; works while it runs and after a crash."""
     from clear_ray.report.text import summary_text
-    from clear_ray.run_folder import read_progress, read_summary
+    from clear_ray.run_folder.status import read_progress, read_summary
     from clear_ray.storage import open_folder
 
     if (run_dir is None) == (config is None):

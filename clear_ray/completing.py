@@ -19,7 +19,7 @@ from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers
-from clear_ray.run_folder import SUMMARY, completion_rows
+from clear_ray.run_folder.manifest import SUMMARY, completion_rows
 from clear_ray.scores import read_scores
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts

@@ -15,7 +15,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.open_run import OpenRun
 from clear_ray.rounds.clearing import Clearing
-from clear_ray.run_folder import read_attempts, round_folder
+from clear_ray.run_folder.attempts import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.select import GrantTable, SelectGranted

@@ -12,7 +12,7 @@ from clear_ray.ledger.void import VoidAttempts
 from clear_ray.progress import Progress
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder import Estimates
+from clear_ray.run_folder.estimates import Estimates
 from clear_ray.storage import Folder
 
 

@@ -36,7 +36,6 @@ from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
-from clear_ray.locations import with_absolute_paths
 from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, is_sketched_run, offers_of
@@ -49,24 +48,26 @@ from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
-from clear_ray.run_folder import (
+from clear_ray.run_folder.attempts import read_attempts
+from clear_ray.run_folder.estimates import (
     ESTIMATES,
     ESTIMATES_WHOLE,
-    MANIFEST,
     Estimates,
+    estimated_already,
+    read_costs,
+    read_estimates,
+)
+from clear_ray.run_folder.grants import read_grants, write_grants
+from clear_ray.run_folder.locations import with_absolute_paths
+from clear_ray.run_folder.manifest import (
+    MANIFEST,
     check_same_run,
     completion_rows,
     describe,
     describe_config,
-    estimated_already,
-    read_attempts,
-    read_costs,
-    read_estimates,
-    read_grants,
     read_manifest,
-    read_summary,
-    write_grants,
 )
+from clear_ray.run_folder.status import read_summary
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.taking_in import load_scorer_of, take_in

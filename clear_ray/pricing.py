@@ -16,7 +16,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import reservation_prices, taken_tokens
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.run_folder import CURVE_COLUMNS, ESTIMATES, Estimates
+from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.sketching import is_sketched
 from clear_ray.storage import Folder
 

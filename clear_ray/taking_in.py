@@ -17,7 +17,7 @@ from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
-from clear_ray.run_folder import check_same_run, describe_input
+from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
 

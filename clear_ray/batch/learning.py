@@ -21,7 +21,7 @@ from clear_ray.report.summary import LearningReport
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder import Estimates
+from clear_ray.run_folder.estimates import Estimates
 from clear_ray.sketching import is_sketched
 from clear_ray.storage import Folder
 

@@ -21,7 +21,8 @@ from clear_ray.estimation.resolve import resolve_head
 from clear_ray.pipeline import RunResult, run
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.run_folder import read_estimates, read_grants
+from clear_ray.run_folder.estimates import read_estimates
+from clear_ray.run_folder.grants import read_grants
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 from tests.unit.rounds.drivers import Played, played, recorded_answers, replayed, simulated

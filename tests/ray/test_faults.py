@@ -16,7 +16,7 @@ import yaml
 
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
-from clear_ray.run_folder import estimated_already
+from clear_ray.run_folder.estimates import estimated_already
 from clear_ray.storage import open_folder
 from tests.ray.faulty_run import POINTS
 from tests.ray.test_run import check_account

@@ -19,7 +19,7 @@ from clear_ray.estimation.resolve import resolve_head
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.rounds.learning_offers import LearningOffers
-from clear_ray.run_folder import read_estimates
+from clear_ray.run_folder.estimates import read_estimates
 from clear_ray.storage import open_folder
 from clear_ray.sweep.replayed import Answers
 from tests.ray.test_drivers import cut_before, on_ray

@@ -19,7 +19,7 @@ from clear_ray.errors import ResumeError
 from clear_ray.ledger import journal
 from clear_ray.ledger.identity import begin
 from clear_ray.pipeline import RunResult, plan, run
-from clear_ray.run_folder import read_progress, read_summary
+from clear_ray.run_folder.status import read_progress, read_summary
 from clear_ray.storage import Folder, inside, open_folder
 from tests.conftest import ROLLOUTS
 from tests.ray.test_run import check_account

@@ -23,7 +23,8 @@ from clear_ray.ledger.journal import read_journal
 from clear_ray.ledger.ledger import Entry, Ledger
 from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.run_folder import read_estimates, read_manifest
+from clear_ray.run_folder.estimates import read_estimates
+from clear_ray.run_folder.manifest import read_manifest
 from clear_ray.storage import open_folder, writing_errors
 from clear_ray.sweep.recording import read_recording
 from clear_ray.sweep.replayed import Answers, replay_run

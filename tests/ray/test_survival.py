@@ -21,7 +21,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.ledger.journal import read_journal, wait_until_unused
 from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
-from clear_ray.run_folder import read_progress
+from clear_ray.run_folder.status import read_progress
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account
 

@@ -41,7 +41,8 @@ from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder import attempts_of, slim_attempts
+from clear_ray.run_folder.attempts import slim_attempts
+from clear_ray.run_folder.manifest import attempts_of
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.lock import Door
 from clear_ray.stages.roster import Workers

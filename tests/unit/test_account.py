@@ -10,7 +10,7 @@ import pytest
 from clear_ray.account import budget_curve, budget_for_share
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.rounds.batch import Batch
-from clear_ray.run_folder import Estimates
+from clear_ray.run_folder.estimates import Estimates
 
 
 def estimated(seed: int, *, copies: int = 1) -> Estimates:

@@ -16,8 +16,8 @@ from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ledger.identity import begin, check_journal, has_only_begun, is_own
 from clear_ray.ledger.journal import Journal, read_journal
 from clear_ray.ledger.market import MarketActor
-from clear_ray.locations import absolute, absolute_engine, with_absolute_paths
-from clear_ray.run_folder import check_same_run, describe_config, read_manifest
+from clear_ray.run_folder.locations import absolute, absolute_engine, with_absolute_paths
+from clear_ray.run_folder.manifest import check_same_run, describe_config, read_manifest
 from clear_ray.storage import Folder, open_folder
 
 

@@ -18,9 +18,9 @@ from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.locations import with_absolute_paths
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
+from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 from clear_ray.sweep.replayed import Answers, replay_run

@@ -25,7 +25,8 @@ from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.running import Round
-from clear_ray.run_folder import read_attempts, read_grants, write_grants
+from clear_ray.run_folder.attempts import read_attempts
+from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.stages.attempt_files import AttemptFiles
 from clear_ray.storage import Folder, open_folder
 from tests.unit.ingest.test_openai_output import ROWS, read_lines

@@ -13,7 +13,7 @@ from clear_ray.cli import app, guarded
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import InputDigest
-from clear_ray.run_folder import MANIFEST, check_same_run, describe, describe_config
+from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config
 from clear_ray.storage import open_folder
 
 

@@ -30,20 +30,11 @@ from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.running import Round
-from clear_ray.run_folder import (
-    MANIFEST,
-    SUMMARY,
-    describe,
-    estimated_already,
-    read_attempts,
-    read_estimates,
-    read_grants,
-    read_manifest,
-    read_progress,
-    read_summary,
-    round_folder,
-    write_grants,
-)
+from clear_ray.run_folder.attempts import read_attempts, round_folder
+from clear_ray.run_folder.estimates import estimated_already, read_estimates
+from clear_ray.run_folder.grants import read_grants, write_grants
+from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, describe, read_manifest
+from clear_ray.run_folder.status import read_progress, read_summary
 from clear_ray.storage import Folder, open_folder
 from clear_ray.taking_in import take_in
 from tests.unit.simulation import query_row

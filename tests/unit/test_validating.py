@@ -13,7 +13,7 @@ from clear_ray.cli import app, guarded
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.smollm2 import embedded_model_folder
 from clear_ray.ingest import InputDigest
-from clear_ray.run_folder import MANIFEST, describe
+from clear_ray.run_folder.manifest import MANIFEST, describe
 
 ROWS = [{"query_id": f"q{number}", "prompt": f"What is 1 + {number}?", "gold": "2", "cost": 2} for number in range(3)]
 

@@ -21,7 +21,7 @@ from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.run_folder import read_attempts, round_folder
+from clear_ray.run_folder.attempts import read_attempts, round_folder
 from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers

@@ -17,7 +17,7 @@ from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.minimum_service import minimum_service, owed_tokens
-from clear_ray.run_folder import read_batch
+from clear_ray.run_folder.estimates import read_batch
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.probe import Probe
 from clear_ray.stages.roster import Workers

@@ -1,0 +1,1 @@
+"""What a run folder remembers, and how it is read again."""

@@ -1,0 +1,172 @@
+"""What the probe found, as the driver reads it: curves of all queries or of a sample, and a few numbers of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from clear_ray.estimation.curves import Curves
+from clear_ray.rounds.batch import Batch
+from clear_ray.run_folder.parquet import damaged, read_columns
+from clear_ray.storage import Folder
+
+ESTIMATES = "estimates"
+
+ESTIMATES_WHOLE = "estimates.json"
+
+CURVE_COLUMNS = [
+    "index",
+    "weight",
+    "cost",
+    "max_tokens",
+    "success_K",
+    "spend_K",
+    "survival_K",
+    "threshold_tokens",
+    "solvability",
+    "beta",
+]
+"""What a round is cleared over, of `records.estimate_schema`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """The slim side of `estimates/`.
+
+    Attributes:
+        batch: All queries in order of `index`; of a batch that is priced from sketches an even sample of them.
+        sample: Which queries are in `batch`, rising.
+        task_names: Tasks of the batch; `all` for queries that name none.
+        task_N: Task of every query, an index into them.
+        prompt_tokens_N: Length of every prompt, tokens.
+        max_tokens_N: Ceiling of every query over all its grants.
+        tie_break_N: See `Batch`; of every query.
+        error_of_index: Why a query could not be read, of those few.
+    """
+
+    batch: Batch
+    sample: NDArray[np.int64]
+    task_names: tuple[str, ...]
+    task_N: NDArray[np.int32]
+    prompt_tokens_N: NDArray[np.int64]
+    max_tokens_N: NDArray[np.int64]
+    tie_break_N: NDArray[np.uint64]
+    error_of_index: dict[int, str]
+
+    @property
+    def queries(self) -> int:
+        """N."""
+        return len(self.task_N)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the curves in `batch` are only some of them."""
+        return len(self.sample) < self.queries
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens that the probe read in all."""
+        return int(self.prompt_tokens_N.sum())
+
+
+def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], list[str]]:
+    """Return for which queries runs before have written estimates, shape (N,), and in which files.
+
+    Files torn or damaged are removed, and so are those whose queries stand in others: what a killed run leaves running for a
+    moment may write once more what the next one has begun to write.
+    """
+    is_estimated_N, kept = np.zeros(queries, bool), []
+    for path in folder.child(ESTIMATES).files(".parquet"):
+        table = read_columns(folder, path, ["index"])
+        index = None if isinstance(table, Exception) else table["index"].to_numpy()
+        if index is None or is_estimated_N[index].any():
+            folder.filesystem.delete_file(path)
+            continue
+        is_estimated_N[index] = True
+        kept.append(path)
+    return is_estimated_N, kept
+
+
+def read_estimates(
+    folder: Folder, tokens_K: NDArray[np.int64], seed: int, *, most_curves: int | None = None
+) -> Estimates:
+    """Read the numbers of every query's estimate; no prompts.
+
+    Args:
+        folder: The run folder.
+        tokens_K: Token grid of the curves.
+        seed: Seed of the run.
+        most_curves: Read the curves of so many queries only, evenly drawn.
+
+    Raises:
+        ResumeError: A file of them is damaged.
+    """
+    try:
+        return _estimates_in(folder, tokens_K, seed, most_curves)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's doing
+            raise
+        raise damaged(folder, ESTIMATES, error) from error
+
+
+def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
+    source = ds.dataset(folder.child(ESTIMATES).files(".parquet"), filesystem=folder.filesystem, format="parquet")
+    slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens"])
+    failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
+    slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
+    queries = len(slim)
+    tasks = slim["task"].fill_null("all").combine_chunks().dictionary_encode()
+    tie_break_N = np.random.default_rng(seed).permutation(queries).astype(np.uint64)
+    sample, wanted = np.arange(queries), None
+    if most_curves is not None and most_curves < queries:
+        sample = np.unique(np.linspace(0, queries - 1, most_curves).astype(np.int64))
+        wanted = ds.field("index").isin(pa.array(sample))
+    table = source.to_table(columns=CURVE_COLUMNS, filter=wanted)
+    table = table.take(pa.array(np.argsort(table["index"].to_numpy())))
+    return Estimates(
+        batch=read_batch(table, tokens_K, tie_break_N[sample]),
+        sample=sample,
+        task_names=tuple(tasks.dictionary.to_pylist()),
+        task_N=tasks.indices.to_numpy(),
+        prompt_tokens_N=slim["prompt_tokens"].to_numpy().astype(np.int64),
+        max_tokens_N=slim["max_tokens"].to_numpy().astype(np.int64),
+        tie_break_N=tie_break_N,
+        error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
+    )
+
+
+def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArray[np.uint64]) -> Batch:
+    """Return rows of `estimates/` as what a round is cleared over, in their order."""
+
+    def grid(name: str) -> NDArray[np.float32]:
+        flat: NDArray[np.float32] = pc.list_flatten(table[name]).to_numpy()
+        return flat.reshape(len(table), len(tokens_K))
+
+    numbers = (table[name].to_numpy() for name in ("threshold_tokens", "solvability", "beta"))
+    return Batch(
+        Curves(tokens_K, grid("success_K"), grid("spend_K"), grid("survival_K"), *numbers),
+        weight_N=table["weight"].to_numpy(),
+        max_tokens_N=table["max_tokens"].to_numpy(),
+        tie_break_N=tie_break_N,
+        cost_N=table["cost"].to_numpy(),
+    )
+
+
+def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
+    """Return what a token of each query takes from the budget, shape (N,).
+
+    Raises:
+        ResumeError: A file of queries is damaged.
+    """
+    cost_N = np.ones(queries)
+    for path in folder.child("queries").files(".parquet"):
+        table = read_columns(folder, path, ["index", "cost"])
+        if isinstance(table, Exception):
+            raise damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
+        cost_N[table["index"].to_numpy()] = table["cost"].to_numpy()
+    return cost_N

@@ -1,0 +1,70 @@
+"""The grants of a round: written before anything acts on them, so that a resumed run goes on with the same ones."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.running import Round
+from clear_ray.run_folder.parquet import damaged
+from clear_ray.storage import Folder
+
+
+def write_grants(folder: Folder, granted: Round) -> None:
+    """Keep a round's grants before they are acted on, so that a resumed run goes on with the same ones."""
+    clearing = granted.clearing
+    table = pa.table(
+        {
+            "index": clearing.index_M,
+            "tokens": clearing.tokens_M,
+            "expected_tokens": clearing.expected_tokens_M,
+            "expected_utility": clearing.expected_utility_M,
+        }
+    ).replace_schema_metadata(
+        {
+            "shadow_price": repr(clearing.shadow_price),
+            "dual_bound": repr(clearing.dual_bound),
+            "gap": repr(clearing.gap),
+            "available_tokens": str(granted.available_tokens),
+            "is_service": "yes" if clearing.is_service else "",
+        }
+    )
+    sink = BytesIO()
+    pq.write_table(table, sink)
+    folder.child("grants").write(f"r{granted.number:02d}.parquet", sink.getvalue())
+
+
+def read_grants(folder: Folder, number: int) -> Round | None:
+    """Return a round's grants, or None if there were none.
+
+    Raises:
+        ResumeError: The file is damaged.
+    """
+    name = f"grants/r{number:02d}.parquet"
+    if not folder.exists(name):
+        return None
+    content = folder.read(name)
+    try:
+        return _grants_in(number, pq.read_table(BytesIO(content)))
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
+        raise damaged(folder, name, error) from error
+
+
+def _grants_in(number: int, table: pa.Table) -> Round:
+    facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    clearing = Clearing(
+        index_M=table["index"].to_numpy(),
+        tokens_M=table["tokens"].to_numpy(),
+        expected_tokens_M=table["expected_tokens"].to_numpy(),
+        expected_utility_M=table["expected_utility"].to_numpy(),
+        surplus_N=np.zeros(0),
+        shadow_price=float(facts["shadow_price"]),
+        dual_bound=float(facts["dual_bound"]),
+        gap=float(facts["gap"]),
+        is_service=bool(facts.get("is_service")),
+    )
+    return Round(number, int(facts["available_tokens"]), clearing)
