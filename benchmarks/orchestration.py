@@ -126,7 +126,7 @@ def bare(config_path: str) -> None:
     import ray
     from ray.data import ActorPoolStrategy
 
-    from clear_ray.cluster import joined_cluster, quiet_data
+    from clear_ray.cluster.joining import joined_cluster, quiet_data
     from clear_ray.config.run import RunConfig
     from clear_ray.stages.probe import call_rows
 

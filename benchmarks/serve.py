@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from clear_ray.calibrate import fit_recorded
-from clear_ray.cluster import joined_cluster
+from clear_ray.cluster.joining import joined_cluster
 from clear_ray.engine import Grant
 from clear_ray.serve.app import application
 from clear_ray.serve.deployments import EngineReplica

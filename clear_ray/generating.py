@@ -10,7 +10,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from clear_ray.cluster import this_actor
+from clear_ray.cluster.engines import this_actor
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.open_run import OpenRun

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clear_ray.batch.learning import Lesson
+from clear_ray.cluster.autoscaling import Hiring
 from clear_ray.config.run import RunConfig
-from clear_ray.hiring import Hiring
 from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.progress import Progress

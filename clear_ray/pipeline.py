@@ -24,26 +24,28 @@ from ray.data import ActorPoolStrategy, Dataset
 from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
 from clear_ray.checking import head_of
-from clear_ray.cluster import Crew, engine_workers, joined_cluster, opened_market, quiet_data
+from clear_ray.cluster.autoscaling import Hiring
+from clear_ray.cluster.engines import Crew, engine_workers
+from clear_ray.cluster.gpu_requests import gpus_for
+from clear_ray.cluster.joining import joined_cluster, quiet_data
+from clear_ray.cluster.market import opened_market
+from clear_ray.cluster.room import settled
 from clear_ray.completing import close_run
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
 from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import BudgetError, ConfigError
 from clear_ray.generating import calls_for, direct_text_of, generate_round
-from clear_ray.hiring import Hiring
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
-from clear_ray.node_requests import gpus_for
 from clear_ray.open_run import OpenRun
 from clear_ray.pricing import check_minimum_service, is_sketched_run, offers_of
 from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
-from clear_ray.room import settled
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds

@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-from clear_ray.room import settled
+from clear_ray.cluster.room import settled
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress

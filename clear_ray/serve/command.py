@@ -9,8 +9,8 @@ from typing import Any
 
 from ray import serve
 
-from clear_ray.cluster import joined_cluster
-from clear_ray.room import settled, wait_for_room
+from clear_ray.cluster.joining import joined_cluster
+from clear_ray.cluster.room import settled, wait_for_room
 from clear_ray.serve.app import application
 from clear_ray.serve.settings import ServeConfig
 

@@ -206,8 +206,8 @@ def test_engines_without_a_word_about_gpus_take_one_each_and_a_zero_is_said(head
     code = """
 import json, os, ray
 from clear_ray.config.run import RunConfig
-from clear_ray.cluster import joined_cluster
-from clear_ray.room import settled, wait_for_room
+from clear_ray.cluster.joining import joined_cluster
+from clear_ray.cluster.room import settled, wait_for_room
 def engine(**settings):
     return RunConfig.parse({"run_dir": "r", "budget": 1, "engine": settings}).engine
 with joined_cluster():

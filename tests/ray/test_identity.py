@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from clear_ray.cluster import opened_market
+from clear_ray.cluster.market import opened_market
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.ledger.identity import begin

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clear_ray import cluster
 from clear_ray.calibrate import calibrate
+from clear_ray.cluster import engines as cluster
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.ledger import journal

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from clear_ray.cluster import quiet_data, worker_name
+from clear_ray.cluster.engines import worker_name
+from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, EngineError, ResumeError
 from clear_ray.estimation.resolve import resolve_head

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from clear_ray.cluster import BatchEngineWorker, _terminated_as_interrupted, in_pieces
+from clear_ray.cluster.engines import BatchEngineWorker, in_pieces
+from clear_ray.cluster.joining import _terminated_as_interrupted
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.prior import PriorHead
@@ -78,7 +79,7 @@ def test_a_caller_that_handles_sigterm_goes_on_doing_so() -> None:
 
 FAILING = """
 import asyncio, json, sys
-from clear_ray.cluster import BatchEngineWorker, in_pieces
+from clear_ray.cluster.engines import BatchEngineWorker, in_pieces
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.errors import EngineFailedError, SchemaError
 from clear_ray.estimation.prior import PriorHead

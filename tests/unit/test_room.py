@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from clear_ray.cluster.room import with_gpus
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
-from clear_ray.room import with_gpus
 
 
 def engine(**settings: Any) -> Any:

@@ -7,9 +7,13 @@ from botocore.stub import Stubber
 from ray.autoscaler._private.providers import _NODE_PROVIDERS
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
-from clear_ray.spot_first import NO_SPOT_CAPACITY, SpotFirstProvider, on_demand
+from clear_ray.cluster.spot_first import NO_SPOT_CAPACITY, SpotFirstProvider, on_demand
 
-SETTINGS = {"type": "external", "module": "clear_ray.spot_first.SpotFirstProvider", "region": "us-west-2"}
+SETTINGS = {
+    "type": "external",
+    "module": "clear_ray.cluster.engines.spot_first.SpotFirstProvider",
+    "region": "us-west-2",
+}
 NODE: dict[str, Any] = {
     "InstanceType": "g6.2xlarge",
     "ImageId": "ami-0",

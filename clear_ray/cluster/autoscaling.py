@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from clear_ray.cluster import Crew
+from clear_ray.cluster.engines import Crew
 from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
 from clear_ray.config.run import RunConfig
 from clear_ray.ledger.client import MarketClient

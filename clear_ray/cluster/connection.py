@@ -47,7 +47,7 @@ def join(address: str | None, **options: Any) -> None:
         raise
     except Exception as error:
         ray.shutdown()
-        raise _cause(error, where, is_local=address in (None, "local")) from error
+        raise cause_of(error, where, is_local=address in (None, "local")) from error
 
 
 def _ask_head(address: str, where: str) -> None:
@@ -69,7 +69,7 @@ def _ask_control_store(target: str, where: str) -> None:
     try:
         channel = init_grpc_channel(target)
     except Exception as error:  # the token that is asked for cannot be found
-        raise _cause(error, where, is_local=False) from error
+        raise cause_of(error, where, is_local=False) from error
     with channel:
         stub: Any = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
         try:
@@ -83,14 +83,14 @@ def _ask_control_store(target: str, where: str) -> None:
             value = f"{error.code().name}: {error.details()}"
             raise ClusterError("what answers there is no Ray head, or hangs", where, value, _REMEDY) from error
         except Exception as error:
-            raise _cause(error, where, is_local=False) from error
+            raise cause_of(error, where, is_local=False) from error
     if found.ray_version != ray.__version__:
         value = f"{found.ray_version} there, {ray.__version__} here"
         remedy = f"Install ray=={found.ray_version} here, or start the cluster with {ray.__version__}."
         raise ClusterError("it runs another version of Ray", where, value, remedy)
 
 
-def _cause(error: Exception, where: str, *, is_local: bool) -> ClusterError:
+def cause_of(error: Exception, where: str, *, is_local: bool) -> ClusterError:
     """Return what Ray's own error comes to in one line."""
     lines = str(error).strip().splitlines() or [repr(error)]
     if "token" in str(error).lower() and ("auth" in str(error).lower()):

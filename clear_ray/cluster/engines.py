@@ -1,27 +1,20 @@
-"""Ray for a batch run: joining a cluster, and the actors that a run lives on."""
+"""The engine actors of a run: started, found again, resized and ended."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import pickle
-import signal
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
-from numpy.typing import NDArray
 from ray.exceptions import (
-    ActorAlreadyExistsError,
     ActorDiedError,
     ActorUnavailableError,
     NodeDiedError,
@@ -29,31 +22,26 @@ from ray.exceptions import (
     OutOfMemoryError,
     WorkerCrashedError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from clear_ray.cluster.room import wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
-from clear_ray.joining import join
-from clear_ray.ledger.client import MarketClient
-from clear_ray.ledger.identity import check_journal
-from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.lock import once_free
-from clear_ray.ledger.market import MarketActor
-from clear_ray.room import wait_for_room
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
-from clear_ray.storage import open_folder
 
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
 _CALLS_IN_FLIGHT = 100_000
+
 _LOAD_TIMEOUT_SECONDS = 1_800.0
+
 _RELOAD_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0
+
 _LAST_WORDS_SECONDS = 0.5  # in which the calls of a failed engine hear why
-_NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
+
 _INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
+
 _DEATHS = (
     ActorDiedError,
     ActorUnavailableError,
@@ -62,106 +50,6 @@ _DEATHS = (
     OutOfMemoryError,
     WorkerCrashedError,
 )
-
-
-@contextmanager
-def joined_cluster() -> Iterator[None]:
-    """Use the Ray cluster that is there (a job's, `RAY_ADDRESS`, or one already joined), else start a local one.
-
-    A local cluster is left behind no longer than the run; one that was there before is left alone. The environment and the
-    handler of SIGTERM are afterwards what they were: Ray and its settings change both.
-
-    Raises:
-        ClusterError: There is none, and none can be started.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    with _environment_kept(), _terminated_as_interrupted() as take_sigterm:
-        try:
-            _start_ray()
-            take_sigterm()
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _start_ray() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        address = os.environ.get("RAY_ADDRESS") or None
-        local: dict[str, Any] = {} if address else {"include_dashboard": False}
-        if not address:
-            os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
-            # Stages follow each other within seconds, and starting a worker process takes a second of a core.
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        join(address, **local)
-
-
-@contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Put the environment back as it was."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
-    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++.
-
-    A caller that handles SIGTERM goes on doing so. Yields what takes the signal again, once Ray has set a handler of its own.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    own = signal.default_int_handler if before in (None, signal.SIG_DFL) else before
-
-    def take() -> None:
-        signal.signal(signal.SIGTERM, own)
-
-    take()
-    try:
-        yield take
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-@contextmanager
-def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
-    """Set Ray Data up for a run: our own progress instead of its bars, stalls as errors, exact errors, few processes.
-
-    Ray Data starts nodes for its tasks as soon as half of the cluster's CPUs are busy; on our clusters those are nodes with
-    GPUs, for a little reading. So it is held to the CPUs that are there. And its new reader starts 32 actors for the footers
-    of Parquet files at every read, which was most of the CPU of a small run; the older reader starts none.
-    """
-    context = ray.data.DataContext.get_current()
-    limits = context.execution_options.resource_limits
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if (cpus := resources.get("CPU", 0.0)) >= 1:
-        context.execution_options.resource_limits = limits.copy(cpu=min(limits.cpu, cpus))
-    names = ("enable_progress_bars", "print_on_execution_start", "raise_original_map_exception", "use_datasource_v2")
-    before = {name: getattr(context, name) for name in names if hasattr(context, name)}
-    context.enable_progress_bars = not is_quiet
-    context.print_on_execution_start = not is_quiet
-    context.use_datasource_v2 = False
-    context.raise_original_map_exception = True  # in its wrapping the original is lost on the way to the driver
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    if is_quiet:
-        logger.setLevel(logging.CRITICAL)  # what Ray Data logs as an error it raises too
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        context.execution_options.resource_limits = limits
-        for name, value in before.items():
-            setattr(context, name, value)
 
 
 class Crew:
@@ -245,7 +133,7 @@ class Crew:
         try:
             cards = ray.get(self._cards, timeout=_LOAD_TIMEOUT_SECONDS)
         except Exception as error:
-            raise _cause(error) from error
+            raise cause_of(error) from error
         self.model, self.head = cards[0]
         self.start_seconds = time.monotonic() - started
 
@@ -345,67 +233,6 @@ def worker_name(run_dir: str, run_id: str, number: int) -> str:
     return f"clear_ray engine {number} of {run_dir} {run_id}"
 
 
-@contextmanager
-def opened_market(
-    run_dir: str, budget_tokens: int, cost_N: NDArray[np.float64], *, run_id: str
-) -> Iterator[MarketClient]:
-    """Start the market on this node, where a local run folder is, and end it afterwards.
-
-    It has the folder's name, of which a cluster has one: object stores know no locks. One that still lives under that name
-    for a run whose folder was deleted is ended: it could only spoil the run that was begun in its place.
-
-    Args:
-        run_dir: The run folder.
-        budget_tokens: What the run may generate, in tokens of cost 1.
-        cost_N: What a token of each query takes from the budget, shape (N,).
-        run_id: Of the run; `identity.begin` made it.
-
-    Raises:
-        ResumeError: The run's journal is damaged, gone or another run's, or another run is writing it.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    folder = open_folder(run_dir)
-    options = {
-        "name": f"clear_ray market of {folder.identity}",
-        "namespace": _NAMESPACE,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-        "max_concurrency": _CALLS_IN_FLIGHT,
-        "scheduling_strategy": here,
-    }
-    remote: Any = ray.remote(MarketActor).options(**options).remote
-
-    def start() -> Any:
-        try:
-            return remote(run_dir, budget_tokens, len(cost_N), cost_N, run_id)
-        except ActorAlreadyExistsError:
-            _end_if_out_of_place(str(options["name"]))
-            raise
-
-    actor: Any = once_free(start, ActorAlreadyExistsError, folder)
-    market = MarketClient(actor, ray.get)
-    try:
-        try:
-            market.balance()
-        except Exception as error:
-            check_journal(folder, run_id)  # a constructor's own error does not come back: it is told here
-            for _ in read_journal(folder):
-                pass
-            raise _cause(error) from error
-        yield market
-    finally:
-        ray.kill(actor)
-
-
-def _end_if_out_of_place(name: str) -> None:
-    """End a market whose run folder is gone; one that does not say so is left alone, and its name stays taken."""
-    with suppress(Exception):
-        other: Any = ray.get_actor(name, namespace=_NAMESPACE)
-        if not MarketClient(other, ray.get, _ANSWER_SECONDS).is_in_place():
-            ray.kill(other)
-
-
 def this_actor() -> str:
     """Return the id of the actor that this process is, the same after a restart; empty if it is none."""
     return ray.get_runtime_context().get_actor_id() or ""
@@ -429,7 +256,7 @@ def _restart(worker: Any) -> None:
     ray.kill(worker, no_restart=False)
 
 
-def _cause(error: BaseException) -> ClearRayError:
+def cause_of(error: BaseException) -> ClearRayError:
     """Return the error of ours that an actor raised, or an EngineError that says what Ray said."""
     return own_error(error) or EngineError(
         "an actor could not be started",

@@ -1,0 +1,117 @@
+"""Joining a Ray cluster, or starting one on this machine, and setting Ray Data up for a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+
+from clear_ray.cluster.connection import join
+
+
+@contextmanager
+def joined_cluster() -> Iterator[None]:
+    """Use the Ray cluster that is there (a job's, `RAY_ADDRESS`, or one already joined), else start a local one.
+
+    A local cluster is left behind no longer than the run; one that was there before is left alone. The environment and the
+    handler of SIGTERM are afterwards what they were: Ray and its settings change both.
+
+    Raises:
+        ClusterError: There is none, and none can be started.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    with _environment_kept(), _terminated_as_interrupted() as take_sigterm:
+        try:
+            _start_ray()
+            take_sigterm()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        address = os.environ.get("RAY_ADDRESS") or None
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        if not address:
+            os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
+            # Stages follow each other within seconds, and starting a worker process takes a second of a core.
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+        join(address, **local)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Put the environment back as it was."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[Callable[[], None]]:
+    """Take SIGTERM (`ray job stop`, `timeout`, a pod's end) for Ctrl-C: what Ray makes of it is a stack of its own C++.
+
+    A caller that handles SIGTERM goes on doing so. Yields what takes the signal again, once Ray has set a handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    own = signal.default_int_handler if before in (None, signal.SIG_DFL) else before
+
+    def take() -> None:
+        signal.signal(signal.SIGTERM, own)
+
+    take()
+    try:
+        yield take
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
+    """Set Ray Data up for a run: our own progress instead of its bars, stalls as errors, exact errors, few processes.
+
+    Ray Data starts nodes for its tasks as soon as half of the cluster's CPUs are busy; on our clusters those are nodes with
+    GPUs, for a little reading. So it is held to the CPUs that are there. And its new reader starts 32 actors for the footers
+    of Parquet files at every read, which was most of the CPU of a small run; the older reader starts none.
+    """
+    context = ray.data.DataContext.get_current()
+    limits = context.execution_options.resource_limits
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if (cpus := resources.get("CPU", 0.0)) >= 1:
+        context.execution_options.resource_limits = limits.copy(cpu=min(limits.cpu, cpus))
+    names = ("enable_progress_bars", "print_on_execution_start", "raise_original_map_exception", "use_datasource_v2")
+    before = {name: getattr(context, name) for name in names if hasattr(context, name)}
+    context.enable_progress_bars = not is_quiet
+    context.print_on_execution_start = not is_quiet
+    context.use_datasource_v2 = False
+    context.raise_original_map_exception = True  # in its wrapping the original is lost on the way to the driver
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    if is_quiet:
+        logger.setLevel(logging.CRITICAL)  # what Ray Data logs as an error it raises too
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        context.execution_options.resource_limits = limits
+        for name, value in before.items():
+            setattr(context, name, value)
