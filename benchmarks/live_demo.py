@@ -19,8 +19,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
-from clear_ray.pipeline import run
 
 DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 SEEDS_APART = 100_000

@@ -29,10 +29,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import Grant
 from clear_ray.engine.build import build_engine
-from clear_ray.pipeline import run
 from clear_ray.run_folder.grants import read_grants
 from clear_ray.stages.probe import prompts_of
 from clear_ray.storage import open_folder

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clear_ray.allocation import Allocation, ShiftedErlang, ShiftedSurge, Tabulated, allocate, solve_shadow_price
+    from clear_ray.batch.run import RunResult, plan, run
     from clear_ray.config.run import RunConfig
     from clear_ray.engine.base import Engine
     from clear_ray.engine.replay import ReplayEngine
     from clear_ray.errors import ClearRayError
-    from clear_ray.pipeline import RunResult, plan, run
     from clear_ray.report.summary import RunReport
 
 __all__ = [
@@ -40,13 +40,13 @@ _HOME = {
     "ReplayEngine": "clear_ray.engine.replay",
     "RunConfig": "clear_ray.config.run",
     "RunReport": "clear_ray.report.summary",
-    "RunResult": "clear_ray.pipeline",
+    "RunResult": "clear_ray.batch.run",
     "ShiftedErlang": "clear_ray.allocation",
     "ShiftedSurge": "clear_ray.allocation",
     "Tabulated": "clear_ray.allocation",
     "allocate": "clear_ray.allocation",
-    "plan": "clear_ray.pipeline",
-    "run": "clear_ray.pipeline",
+    "plan": "clear_ray.batch.run",
+    "run": "clear_ray.batch.run",
     "solve_shadow_price": "clear_ray.allocation",
 }
 

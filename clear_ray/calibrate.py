@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy
 
+from clear_ray.batch.run import run
 from clear_ray.cluster.engines import engine_workers
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.room import settled
@@ -30,7 +31,6 @@ from clear_ray.errors import ConfigError
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.pipeline import run
 from clear_ray.report.live import Display
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.stages.features import ReadFeatures

@@ -99,7 +99,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Check every line and price the batch, without generating a token."""
-    from clear_ray.pipeline import plan as price_batch
+    from clear_ray.batch.run import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
@@ -112,7 +112,7 @@ def plan(
 @app.command()
 def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
-    from clear_ray.checking import check_run
+    from clear_ray.batch.checking import check_run
     from clear_ray.report.text import notices_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
@@ -245,7 +245,7 @@ def _end(stop: BaseException) -> tuple[int, str]:
 
 
 def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
-    from clear_ray.pipeline import run as run_batch
+    from clear_ray.batch.run import run as run_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import summary_text
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pyarrow.dataset as ds
 
 from clear_ray.batch.coordinates import coordinates_of
+from clear_ray.batch.sketching import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Label
@@ -22,7 +23,6 @@ from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
-from clear_ray.sketching import is_sketched
 from clear_ray.storage import Folder
 
 FEWEST_ROUNDS = 3

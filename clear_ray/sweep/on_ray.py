@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
-from clear_ray.pipeline import run
 from clear_ray.sweep.policies import Outcome, mean_outcome
 from clear_ray.sweep.recording import Recording, read_table
 from clear_ray.tasks.recorded import text_digest

@@ -24,7 +24,7 @@ import yaml
 from ray.util.state import list_actors, list_nodes, list_tasks
 from ray.util.state.common import ActorState
 
-from clear_ray.pipeline import RunResult
+from clear_ray.batch.run import RunResult
 from clear_ray.report.summary import RunReport
 from tests.cluster.heads import Head, clean_environment, ray_head, scaled_down, wait_for
 from tests.ray.test_run import check_account

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from clear_ray.batch.run import RunResult
 from clear_ray.ledger.journal import read_journal
-from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
 from clear_ray.storage import open_folder
 from tests.cluster.heads import ROOT, clean_environment, ray_head

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from clear_ray.pipeline import RunResult
+from clear_ray.batch.run import RunResult
 from clear_ray.report.summary import RunReport
 from tests.cluster.heads import ROOT, Head, clean_environment, ray_head, wait_for
 from tests.conftest import ROLLOUTS

@@ -35,9 +35,10 @@ import psutil
 import ray
 from ray._private.state import available_resources_per_node
 
-from clear_ray import completing, pipeline
+from clear_ray.batch import complete as completing
+from clear_ray.batch import run as pipeline
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
-from clear_ray.pipeline import run
 
 POINTS = (
     "mid-probe",

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.run import RunResult, run
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.pipeline import RunResult, run
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import read_estimates

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clear_ray.pipeline import RunResult
+from clear_ray.batch.run import RunResult
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder.estimates import estimated_already
 from clear_ray.storage import open_folder

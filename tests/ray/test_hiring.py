@@ -12,12 +12,12 @@ import ray
 from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.experimental.internal_kv import _internal_kv_get
 
+from clear_ray.batch.run import run
 from clear_ray.cluster.engines import engine_workers
 from clear_ray.cluster.gpu_requests import gpus_for
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.pipeline import run
 from tests.ray.test_run import check_account
 
 

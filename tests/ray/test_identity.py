@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from clear_ray.batch.run import run
 from clear_ray.cluster.market import opened_market
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import read_journal
-from clear_ray.pipeline import run
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 

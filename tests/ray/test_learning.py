@@ -13,10 +13,10 @@ import pytest
 
 from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
 from clear_ray.batch.learning import learning_offers, lesson_of
+from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder.estimates import read_estimates

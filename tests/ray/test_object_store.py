@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.calibrate import calibrate
 from clear_ray.cluster import engines as cluster
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.ledger import journal
 from clear_ray.ledger.identity import begin
-from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.run_folder.status import read_progress, read_summary
 from clear_ray.storage import Folder, inside, open_folder
 from tests.conftest import ROLLOUTS

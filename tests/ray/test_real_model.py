@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
-from clear_ray.pipeline import run
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import SchemaError
-from clear_ray.pipeline import run
 from tests.ray.test_run import check_account, completions_of
 
 SCHEMA = {

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.cluster.engines import worker_name
 from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig
@@ -22,7 +23,6 @@ from clear_ray.errors import ClearRayError, ConfigError, EngineError, ResumeErro
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ledger.journal import read_journal
 from clear_ray.ledger.ledger import Entry, Ledger
-from clear_ray.pipeline import RunResult, plan, run
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import read_estimates
 from clear_ray.run_folder.manifest import read_manifest

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.run import plan, run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import SchemaError
-from clear_ray.pipeline import plan, run
 from tests.ray.test_run import check_account
 
 QUERIES = 40

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from clear_ray.batch.run import RunResult
 from clear_ray.config.run import RunConfig
 from clear_ray.ledger.journal import read_journal, wait_until_unused
-from clear_ray.pipeline import RunResult
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder.status import read_progress
 from clear_ray.storage import open_folder

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from clear_ray.checking import check_run
+from clear_ray.batch.checking import check_run
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError
-from clear_ray.pipeline import run
 from tests.unit.ingest.corpus import BAD_FILES, BAD_LINES, BAD_REQUESTS, BAD_VALUES, GOOD, request
 
 

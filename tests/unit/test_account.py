@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clear_ray.account import budget_curve, budget_for_share
+from clear_ray.batch.report import budget_curve, budget_for_share
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.rounds.batch import Batch
 from clear_ray.run_folder.estimates import Estimates

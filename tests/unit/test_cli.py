@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 import clear_ray
+from clear_ray.batch.run import run
 from clear_ray.cli import app, guarded
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, EngineError, ResumeError
-from clear_ray.pipeline import run
 
 
 def ending(error: BaseException) -> Callable[[], None]:

@@ -170,7 +170,7 @@ def test_a_manifest_with_a_damaged_identity_is_named(tmp_path: Path, run_id: Any
 
 
 def test_a_scorer_is_found_from_the_drivers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clear_ray.taking_in import load_scorer_of
+    from clear_ray.batch.intake import load_scorer_of
 
     (tmp_path / "driver").mkdir()
     (tmp_path / "raylet").mkdir()

@@ -20,13 +20,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.generate import block_rows, calls_for
+from clear_ray.batch.intake import take_in
+from clear_ray.batch.run import plan, run
 from clear_ray.calibrate import _refuse_other_features, calibrate
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
-from clear_ray.generating import block_rows, calls_for
 from clear_ray.ledger.journal import read_journal, wait_until_unused
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.pipeline import plan, run
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.running import Round
@@ -36,7 +37,6 @@ from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, describe, read_manifest
 from clear_ray.run_folder.status import read_progress, read_summary
 from clear_ray.storage import Folder, open_folder
-from clear_ray.taking_in import take_in
 from tests.unit.simulation import query_row
 
 _NOBODY = 65_534
@@ -354,7 +354,7 @@ def test_a_disk_that_is_full_before_a_plan_is_told_in_a_line(
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clear_ray.pipeline.joined_cluster", full)
+    monkeypatch.setattr("clear_ray.batch.run.joined_cluster", full)
     monkeypatch.setattr("clear_ray.calibrate.joined_cluster", full)
     config = RunConfig.parse(replay_settings)
     for use in (lambda: plan(None, config), lambda: calibrate(config, head_dir="/nowhere")):

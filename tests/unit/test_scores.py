@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.scores import read_scores
 from clear_ray.errors import BudgetError
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.live import LineDisplay
 from clear_ray.report.page import write_page
 from clear_ray.report.text import summary_text
-from clear_ray.scores import read_scores
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks.verdict import BAD_GOLD, CUT_OFF, NO_ANSWER, RIGHT, WRONG, Verdict

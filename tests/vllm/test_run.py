@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.run import run
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine import TransformersEngine
@@ -19,7 +20,6 @@ from clear_ray.engine.smollm2 import embedded_model_folder
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import save_head
-from clear_ray.pipeline import run
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clear_ray.clearing_rows import SketchedOffers
+from clear_ray.batch.sketched import SketchedOffers
 from clear_ray.config.run import AllocationConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.attempts import Attempts

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.batch.learning import Lesson, learning_offers
-from clear_ray.clearing_rows import SketchedOffers, reservation_prices_of_rows
+from clear_ray.batch.sketched import SketchedOffers, reservation_prices_of_rows
+from clear_ray.batch.sketching import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import reservation_prices, taken_tokens
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
-from clear_ray.sketching import is_sketched
 from clear_ray.storage import Folder
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray.data
 
-from clear_ray.account import make_report
+from clear_ray.batch.context import OpenRun
+from clear_ray.batch.generate import in_order, mark_lost_answers, union
 from clear_ray.batch.learning import head_name, learned
-from clear_ray.generating import in_order, mark_lost_answers, union
+from clear_ray.batch.pricing import all_reservation_prices
+from clear_ray.batch.report import make_report
+from clear_ray.batch.scores import read_scores
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.open_run import OpenRun
-from clear_ray.pricing import all_reservation_prices
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder.manifest import SUMMARY, completion_rows
-from clear_ray.scores import read_scores
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.storage import Folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clear_ray.batch.learning import Lesson
+from clear_ray.batch.progress import Progress
 from clear_ray.cluster.autoscaling import Hiring
 from clear_ray.config.run import RunConfig
 from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.progress import Progress
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 
+from clear_ray.batch.intake import load_scorer_of, take_in
+from clear_ray.batch.pricing import check_minimum_service
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
 from clear_ray.engine.conversations import check_conversations
@@ -12,13 +14,11 @@ from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import check_journal
-from clear_ray.pricing import check_minimum_service
 from clear_ray.run_folder.estimates import read_costs
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import check_same_run, describe_config, describe_input, read_manifest
 from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import open_folder, writing_errors
-from clear_ray.taking_in import load_scorer_of, take_in
 from clear_ray.tasks import Survey, survey_queries
 
 

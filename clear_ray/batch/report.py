@@ -29,7 +29,7 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
 
 if TYPE_CHECKING:
-    from clear_ray.open_run import OpenRun
+    from clear_ray.batch.context import OpenRun
 
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLE_QUERIES = 20_000

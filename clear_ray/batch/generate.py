@@ -10,16 +10,16 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
+from clear_ray.batch.context import OpenRun
+from clear_ray.batch.intake import load_scorer_of
 from clear_ray.cluster.engines import this_actor
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
-from clear_ray.open_run import OpenRun
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.run_folder.attempts import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.select import GrantTable, SelectGranted
-from clear_ray.taking_in import load_scorer_of
 
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""

@@ -19,30 +19,32 @@ from uuid import uuid4
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
-from clear_ray.account import SAMPLE_QUERIES, budget_for_share, plan_report
+from clear_ray.batch.checking import head_of
+from clear_ray.batch.complete import close_run
+from clear_ray.batch.context import OpenRun
+from clear_ray.batch.generate import calls_for, generate_round
+from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
-from clear_ray.checking import head_of
+from clear_ray.batch.pricing import check_minimum_service, offers_of
+from clear_ray.batch.probe import probe
+from clear_ray.batch.progress import Progress
+from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.cluster.autoscaling import Hiring
 from clear_ray.cluster.engines import Crew, engine_workers
 from clear_ray.cluster.gpu_requests import gpus_for
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
 from clear_ray.cluster.room import settled
-from clear_ray.completing import close_run
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
 from clear_ray.engine.conversations import check_conversations
-from clear_ray.errors import BudgetError, ConfigError
-from clear_ray.generating import calls_for, direct_text_of, generate_round
+from clear_ray.errors import ConfigError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
-from clear_ray.open_run import OpenRun
-from clear_ray.pricing import check_minimum_service, is_sketched_run, offers_of
-from clear_ray.progress import Progress
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
@@ -52,12 +54,8 @@ from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.run_folder.attempts import read_attempts
 from clear_ray.run_folder.estimates import (
-    ESTIMATES,
-    ESTIMATES_WHOLE,
     Estimates,
-    estimated_already,
     read_costs,
-    read_estimates,
 )
 from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.locations import with_absolute_paths
@@ -70,9 +68,7 @@ from clear_ray.run_folder.manifest import (
     read_manifest,
 )
 from clear_ray.run_folder.status import read_summary
-from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder, open_folder, writing_errors
-from clear_ray.taking_in import load_scorer_of, take_in
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
 
@@ -164,7 +160,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             _open_run(folder, manifest, config, digest, crew, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = _probe(folder, config, crew, digest.rows)
+            estimates = probe(folder, config, crew, digest.rows)
             hiring = Hiring(config, crew, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
             work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, lesson, notes)
@@ -211,7 +207,7 @@ def _plan_in(
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as crew:
-                estimates = _probe(folder, config, crew, digest.rows)
+                estimates = probe(folder, config, crew, digest.rows)
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
@@ -256,53 +252,6 @@ def _open_run(
         check_same_run(manifest, wanted, folder)
         return
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
-
-
-def _probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimates:
-    """Stage 1: have every query's prompt read once; what runs before have read is not read again."""
-    tokens_K = np.asarray(crew.head.tokens_K, np.int64)
-    if not folder.exists(ESTIMATES_WHOLE):
-        _probe_the_rest(folder, config, crew, rows)
-        folder.child(ESTIMATES).sync()
-        folder.write(ESTIMATES_WHOLE, json.dumps({"rows": rows}).encode())
-    most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
-    estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves)
-    if estimates.queries != rows:
-        raise BudgetError(
-            f"{rows} queries came in and {estimates.queries} estimates came out",
-            folder.path,
-            remedy="Delete the run folder and run again; if it comes back, please report it.",
-        )
-    return estimates
-
-
-def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> None:
-    """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
-
-    Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
-    """
-    is_estimated_N, kept = estimated_already(folder, rows)
-    if is_estimated_N.all():
-        return
-    queries, estimates = folder.child("queries"), folder.child(ESTIMATES)
-    due = ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
-    if kept:
-        due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
-    target = estimates.child(uuid4().hex[:8])
-    (
-        due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
-        .map_batches(
-            Probe,
-            fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K), direct_text_of(config)),
-            batch_size=call_rows(config, rows),
-            batch_format="pyarrow",
-            num_cpus=0.1,
-            compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * config.engine.workers),
-        )
-        .write_parquet(target.path, filesystem=folder.filesystem)
-    )
-    for path in set(estimates.files()).difference(kept, target.files()):  # a killed run's, written meanwhile
-        folder.filesystem.delete_file(path)
 
 
 def _rounds(work: OpenRun) -> list[RoundReport]:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
+from clear_ray.batch.sketching import BlockCurves, price_rows
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import expected_spend, further_utility, reservation_prices
 from clear_ray.rounds.clearing import Clearing, dispatch_order, nothing_to_grant
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import read_batch
-from clear_ray.sketching import BlockCurves, price_rows
 
 _GRANTS = pa.schema(
     [("index", pa.int64()), ("tokens", pa.int64())] + [(name, pa.float64()) for name in ("expected_tokens", "utility")]
