@@ -23,7 +23,7 @@ from serve import CAP_TOKENS, ROLLOUTS, Arrivals, arrivals, cross_fitted_head, e
 
 from clear_ray.estimation.head import load_head
 from clear_ray.serve.law import Ask, Curve, Hold
-from clear_ray.serve.seller import Sale, Seller
+from clear_ray.serve.sale_queue import Sale, Seller
 from clear_ray.serve.settings import PriceSettings
 from clear_ray.sweep.recording import read_recording
 

@@ -11,7 +11,7 @@ from typing import Any
 from clear_ray.engine.base import Chat, Grant, Prompt
 from clear_ray.serve.deployments import Piece, Reading
 from clear_ray.serve.protocol import ChatRequest
-from clear_ray.serve.seller import Sale
+from clear_ray.serve.sale_queue import Sale
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from clear_ray.errors import ConfigError, EngineError, SchemaError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
+from clear_ray.serve.sale_queue import Sale, Seller, settings_of
 from clear_ray.serve.scaling import Outstanding
-from clear_ray.serve.seller import Sale, Seller, settings_of
 from clear_ray.stages.worker import EngineWorker
 
 

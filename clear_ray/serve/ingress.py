@@ -28,7 +28,7 @@ from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
 from clear_ray.serve.meters import Meters
 from clear_ray.serve.protocol import ApiError, ChatRequest, read_request
-from clear_ray.serve.seller import Sale
+from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
 from clear_ray.serve.writing import events, unavailable, whole_choices
 

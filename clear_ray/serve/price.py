@@ -54,7 +54,7 @@ from clear_ray.allocation.sketch_price import SketchPrice, tie_classes_of
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.errors import ConfigError
 from clear_ray.serve.law import Account, Ask, Hold, PriceLaw
-from clear_ray.serve.purse import Purse, to_ns, to_seconds
+from clear_ray.serve.token_bucket import Purse, to_ns, to_seconds
 
 
 class OnlinePrice:

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 from clear_ray.serve.law import Ask, Curve
-from clear_ray.serve.seller import Sale, Seller
+from clear_ray.serve.sale_queue import Sale, Seller
 from clear_ray.serve.settings import PriceSettings
 from tests.unit.serve.test_price import curve
 
