@@ -1,6 +1,6 @@
 """The comparison of `serve.py` in virtual time: the same queries, price and queue, on any machine and under any load.
 
-Only the seller runs, on a clock that this file turns; answers take `--rate` tokens a second each, from recorded lengths, and
+Only the sale queue runs, on a clock that this file turns; answers take `--rate` tokens a second each, from recorded lengths, and
 HTTP and engines cost nothing. Prints one JSON line for each budget and policy.
 
     python benchmarks/serve_simulated.py [--budgets 75 150 300 600] [--seconds 120]
@@ -23,7 +23,7 @@ from serve import CAP_TOKENS, ROLLOUTS, Arrivals, arrivals, cross_fitted_head, e
 
 from clear_ray.estimation.head import load_head
 from clear_ray.serve.law import Ask, Curve, Hold
-from clear_ray.serve.sale_queue import Sale, Seller
+from clear_ray.serve.sale_queue import Sale, SaleQueue
 from clear_ray.serve.settings import PriceSettings
 from clear_ray.sweep.recording import read_recording
 
@@ -35,7 +35,7 @@ _LOADING_SECONDS = 5.0  # the price replica is up before the engines are
 class Play:
     """One server in virtual time."""
 
-    desk: Seller
+    queue: SaleQueue
     deadline_seconds: float
     rate: float
     waiting: list[tuple[float, dict[str, Any], asyncio.Task[Sale]]] = field(default_factory=list)
@@ -69,24 +69,24 @@ class Play:
         """Settle the answers that have ended."""
         while self.running and self.running[0][0] <= now:
             _, _, hold, spent = heapq.heappop(self.running)
-            self.desk.settle(hold, spent)
+            self.queue.settle(hold, spent)
 
 
 async def play(queries: Arrivals, curves: dict[str, Curve], settings: dict[str, Any], rate: float) -> Play:
     clock = [0.0]
     never = {"deadline_seconds": 1e6, "max_waiting": 10_000}  # the deadline is kept here, on the virtual clock
-    desk = Seller(PriceSettings.model_validate(settings | never), clock=lambda: clock[0])
-    played, ahead, now = Play(desk, settings["deadline_seconds"], rate), list(queries), 0.0
+    queue = SaleQueue(PriceSettings.model_validate(settings | never), clock=lambda: clock[0])
+    played, ahead, now = Play(queue, settings["deadline_seconds"], rate), list(queries), 0.0
     while ahead or played.waiting or played.running:
         now += _STEP_SECONDS
         clock[0] = _LOADING_SECONDS + now
         while ahead and ahead[0][0] <= now:
             _, row = ahead.pop(0)
             tie_break = (next(played.number) * 0x9E3779B97F4A7C15) % (1 << 62)
-            buyer = asyncio.create_task(desk.buy(Ask(curves[row["query_id"]], CAP_TOKENS, tie_break)))
+            buyer = asyncio.create_task(queue.buy(Ask(curves[row["query_id"]], CAP_TOKENS, tie_break)))
             played.waiting.append((now, row, buyer))
             await asyncio.sleep(0)
-        desk.serve_queue()
+        queue.serve_queue()
         for _ in range(3):
             await asyncio.sleep(0)
         played.take_in(now)

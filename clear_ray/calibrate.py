@@ -235,13 +235,13 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     name = _features_name(config)
     queries = folder.child("sample-00").child("queries")
     prior = PriorHead(cap_tokens=config.allocation.max_tokens, probe_layers=config.estimate.layers)
-    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir, run_id=uuid4().hex) as crew:
+    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir, run_id=uuid4().hex) as engines:
         if not folder.exists(f"{name}.json"):
             folder.delete(name)
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)
             rows.map_batches(
                 ReadFeatures,
-                fn_constructor_args=(crew.workers.handles,),
+                fn_constructor_args=(engines.workers.handles,),
                 batch_size=call_rows(config, rows.count()),
                 batch_format="pyarrow",
                 num_cpus=0.1,
@@ -249,7 +249,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
             ).write_parquet(folder.child(name).path, filesystem=folder.filesystem)
             folder.child(name).sync()
             folder.write(f"{name}.json", b"{}")
-        return crew.model
+        return engines.model
 
 
 def _refuse_other_features(config: RunConfig, folder: Folder) -> None:

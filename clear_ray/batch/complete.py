@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray.data
 
-from clear_ray.batch.context import OpenRun
+from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import in_order, mark_lost_answers, union
 from clear_ray.batch.learning import head_name, learned
 from clear_ray.batch.pricing import all_reservation_prices
@@ -28,50 +28,50 @@ from clear_ray.storage import Folder
 _MOST_REASONS, _MOST_FAILURES = 10_000, 20
 
 
-def close_run(work: OpenRun, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
+def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -> RunReport:
     """Write every query's completion and the report; the summary last."""
-    work.progress.begin("write")
-    work, learning = _with_what_it_learned(work)
-    folder, estimates = work.folder, work.estimates
-    mark_lost_answers(work, work.states.written_tokens_N)
-    spent_N, _ = work.market.charges()
+    run.progress.begin("write")
+    run, learning = _with_what_it_learned(run)
+    folder, estimates = run.folder, run.estimates
+    mark_lost_answers(run, run.states.written_tokens_N)
+    spent_N, _ = run.market.charges()
     verdicts = Verdicts(
-        states=work.states,
+        states=run.states,
         spent_tokens_N=spent_N,
         reservation_price_N=all_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
     )
-    _write_completions(folder, verdicts, work.void_attempts(), work.config.dispatch.block_rows)
+    _write_completions(folder, verdicts, run.void_attempts(), run.config.dispatch.block_rows)
     scores = read_scores(folder, len(spent_N))
     report = make_report(
-        work,
+        run,
         tuple(rounds),
         spent_tokens_N=spent_N,
         has_gold_N=scores.has_gold_N,
-        head=head_name(work.lesson, work.hiring.crew.head.kind),
+        head=head_name(run.lesson, run.scaler.engines.head.kind),
         learning=learning,
         notices=digest.notices,
         failures=_failures(folder),
     )
-    report = report.model_copy(update=scores.facts(folder, work.config.scoring.scorer))
+    report = report.model_copy(update=scores.facts(folder, run.config.scoring.scorer))
     if digest.openai_url is not None:
-        model = work.hiring.crew.model.name
+        model = run.scaler.engines.model.name
         write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url)
     write_page(report, completions=completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 
 
-def _with_what_it_learned(work: OpenRun) -> tuple[OpenRun, LearningReport | None]:
+def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport | None]:
     """Return the run with the curves that it believes in the end, which its account is drawn from, and what they rest on."""
-    if work.lesson is None:
-        return work, None
-    offers, estimates = work.rounds.offers, work.estimates
+    if run.lesson is None:
+        return run, None
+    offers, estimates = run.rounds.offers, run.estimates
     if not isinstance(offers, LearningOffers):
-        return work, work.lesson.report()
-    batch, learning = learned(offers, work.states, work.lesson, estimates.batch)
-    return replace(work, estimates=replace(estimates, batch=batch)), learning
+        return run, run.lesson.report()
+    batch, learning = learned(offers, run.states, run.lesson, estimates.batch)
+    return replace(run, estimates=replace(estimates, batch=batch)), learning
 
 
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, block_rows: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from clear_ray.batch.learning import Lesson
 from clear_ray.batch.progress import Progress
-from clear_ray.cluster.autoscaling import Hiring
+from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.config.run import RunConfig
 from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.void import VoidAttempts
@@ -17,13 +17,13 @@ from clear_ray.storage import Folder
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRun:
+class RunContext:
     """A batch whose engines and market are up.
 
     Attributes:
         folder: The run folder.
         config: What the batch may cost, and how.
-        hiring: The engines.
+        scaler: The engines.
         market: Where every token is reserved and settled.
         estimates: What the probe found.
         rounds: The law of the run; changes round by round.
@@ -34,7 +34,7 @@ class OpenRun:
 
     folder: Folder
     config: RunConfig
-    hiring: Hiring
+    scaler: EngineScaler
     market: MarketClient
     estimates: Estimates
     rounds: Rounds

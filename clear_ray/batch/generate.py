@@ -10,7 +10,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
-from clear_ray.batch.context import OpenRun
+from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import load_scorer_of
 from clear_ray.cluster.engines import this_actor
 from clear_ray.config.run import RunConfig
@@ -28,14 +28,14 @@ _OPEN_BLOCKS = 2
 _SHARES_A_CALLER = 16
 
 
-def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
+def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
     """Stage 2: run one round's grants that have no attempt yet."""
-    folder, config, states = work.folder, work.config, work.states
+    folder, config, states = run.folder, run.config, run.states
     has_attempt_N, written_N = np.zeros(len(states.is_open_N), bool), states.written_tokens_N.copy()
-    for attempts in read_attempts(folder, number, len(has_attempt_N), work.void_attempts()):
+    for attempts in read_attempts(folder, number, len(has_attempt_N), run.void_attempts()):
         has_attempt_N[attempts.index_M] = True
         written_N[attempts.index_M] += attempts.attempt_tokens_M
-    mark_lost_answers(work, written_N)
+    mark_lost_answers(run, written_N)
     is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():
         return
@@ -43,11 +43,11 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
     rows = block_rows(config, len(grants.index_M), calls)
     is_small = len(grants.index_M) <= config.dispatch.block_rows
-    granted = in_order(_granted_rows(work, grants), "rank", is_small=is_small)
+    granted = in_order(_granted_rows(run, grants), "rank", is_small=is_small)
     granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
-        workers=work.hiring.crew.workers,
-        market=work.market.awaitable(),
+        workers=run.scaler.engines.workers,
+        market=run.market.awaitable(),
         scorer=load_scorer_of(config, folder),
         seed=config.seed,
         sample=config.sample,
@@ -75,7 +75,7 @@ def generate_round(work: OpenRun, clearing: Clearing, number: int) -> None:
     )
     expected_tokens = float(clearing.expected_tokens_M[is_due] @ states.cost_N[grants.index_M])
     queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
-    with work.hiring.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
+    with run.scaler.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
         generated.materialize()
 
 
@@ -106,9 +106,9 @@ def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
     return max(min(share, dispatch.block_rows), calls_in_flight * dispatch.batch_rows)
 
 
-def _granted_rows(work: OpenRun, grants: GrantTable) -> Dataset:
+def _granted_rows(run: RunContext, grants: GrantTable) -> Dataset:
     """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
-    folder, states, void = work.folder, work.states, work.void_attempts()
+    folder, states, void = run.folder, run.states, run.void_attempts()
     is_fresh_M = states.rounds_N[grants.index_M] == 0
     parts = []
     for name, is_wanted_M, last_round_N in (
@@ -138,21 +138,21 @@ def union(parts: list[Dataset]) -> Dataset:
     return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
 
-def mark_lost_answers(work: OpenRun, written_N: NDArray[np.int64]) -> None:
+def mark_lost_answers(run: RunContext, written_N: NDArray[np.int64]) -> None:
     """Mark spending as wasted whose answers are in no file: their writer died after they were settled.
 
     Args:
-        work: The open run.
+        run: The open run.
         written_N: Tokens of each query that are in files, shape (N,).
 
     Raises:
         BudgetError: Files hold more than was charged; a defect of clear_ray.
     """
-    spent_N, wasted_N = work.market.charges()
+    spent_N, wasted_N = run.market.charges()
     lost_N = spent_N - wasted_N - written_N
     if (lost_N < 0).any():
         said = "answers hold more tokens than the ledger charged"
-        raise BudgetError(said, work.folder.path, str(int(lost_N.argmin())))
+        raise BudgetError(said, run.folder.path, str(int(lost_N.argmin())))
     if lost_N.any():
         wasted_of_index = {int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)}
-        work.market.mark_wasted(wasted_of_index)
+        run.market.mark_wasted(wasted_of_index)

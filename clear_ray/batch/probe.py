@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy
 from clear_ray.batch.generate import direct_text_of
 from clear_ray.batch.pricing import is_sketched_run
 from clear_ray.batch.report import SAMPLE_QUERIES
-from clear_ray.cluster.engines import Crew
+from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.run_folder.estimates import (
@@ -26,11 +26,11 @@ from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.storage import Folder
 
 
-def probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimates:
+def probe(folder: Folder, config: RunConfig, engines: EngineActors, rows: int) -> Estimates:
     """Stage 1: have every query's prompt read once; what runs before have read is not read again."""
-    tokens_K = np.asarray(crew.head.tokens_K, np.int64)
+    tokens_K = np.asarray(engines.head.tokens_K, np.int64)
     if not folder.exists(ESTIMATES_WHOLE):
-        _probe_the_rest(folder, config, crew, rows)
+        _probe_the_rest(folder, config, engines, rows)
         folder.child(ESTIMATES).sync()
         folder.write(ESTIMATES_WHOLE, json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -44,7 +44,7 @@ def probe(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> Estimates
     return estimates
 
 
-def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) -> None:
+def _probe_the_rest(folder: Folder, config: RunConfig, engines: EngineActors, rows: int) -> None:
     """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
 
     Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
@@ -61,7 +61,7 @@ def _probe_the_rest(folder: Folder, config: RunConfig, crew: Crew, rows: int) ->
         due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
         .map_batches(
             Probe,
-            fn_constructor_args=(crew.workers, tuple(crew.head.tokens_K), direct_text_of(config)),
+            fn_constructor_args=(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config)),
             batch_size=call_rows(config, rows),
             batch_format="pyarrow",
             num_cpus=0.1,

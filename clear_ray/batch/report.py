@@ -29,7 +29,7 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
 
 if TYPE_CHECKING:
-    from clear_ray.batch.context import OpenRun
+    from clear_ray.batch.context import RunContext
 
 _CURVE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLE_QUERIES = 20_000
@@ -37,7 +37,7 @@ SAMPLE_QUERIES = 20_000
 
 
 def make_report(
-    work: OpenRun,
+    run: RunContext,
     rounds: tuple[RoundReport, ...],
     *,
     spent_tokens_N: NDArray[np.int64],
@@ -50,7 +50,7 @@ def make_report(
     """Put the account of a finished run together.
 
     Args:
-        work: The run, after its last round.
+        run: The run, after its last round.
         rounds: What each clearing bought.
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
         has_gold_N: Whether a query can be scored, shape (N,).
@@ -59,8 +59,8 @@ def make_report(
         notices: What is said about its input.
         failures: Why queries failed.
     """
-    config, estimates, states, hiring = work.config, work.estimates, work.states, work.hiring
-    balance = work.market.balance()
+    config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
+    balance = run.market.balance()
     batch = estimates.batch
     was_run_N = states.rounds_N > 0
     has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
@@ -79,7 +79,7 @@ def make_report(
         expected = next(point.utility for point in curve if point.budget_tokens == config.budget_tokens)
     return RunReport(
         run_dir=without_secrets(config.run_dir),
-        model=hiring.crew.model.name,
+        model=scaler.engines.model.name,
         head=head,
         policy=config.allocation.policy,
         budget_tokens=config.budget_tokens,
@@ -103,13 +103,13 @@ def make_report(
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=curve,
         learning=learning,
-        workers=hiring.most_up,
-        worker_tokens_per_second=hiring.tokens_per_second,
-        seconds=work.progress.seconds,
+        workers=scaler.most_up,
+        worker_tokens_per_second=scaler.tokens_per_second,
+        seconds=run.progress.seconds,
         stopped_early=_stopped_early(config, states, balance),
         notices=notices,
         failures=failures,
-        notes=work.notes,
+        notes=run.notes,
     )
 
 

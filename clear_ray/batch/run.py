@@ -23,7 +23,7 @@ from ray.data import Dataset
 
 from clear_ray.batch.checking import head_of
 from clear_ray.batch.complete import close_run
-from clear_ray.batch.context import OpenRun
+from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_for, generate_round
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
@@ -31,8 +31,8 @@ from clear_ray.batch.pricing import check_minimum_service, offers_of
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
-from clear_ray.cluster.autoscaling import Hiring
-from clear_ray.cluster.engines import Crew, engine_workers
+from clear_ray.cluster.autoscaling import EngineScaler
+from clear_ray.cluster.engines import EngineActors, engine_workers
 from clear_ray.cluster.gpu_requests import gpus_for
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
@@ -154,17 +154,17 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
                 run_id=run_id,
                 ask_for=ask_for,
                 calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
-            ) as crew,
+            ) as engines,
             progress.watching(market),
         ):
-            _open_run(folder, manifest, config, digest, crew, run_id)
+            _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = probe(folder, config, crew, digest.rows)
-            hiring = Hiring(config, crew, market, lambda: progress.seconds)
+            estimates = probe(folder, config, engines, digest.rows)
+            scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
-            work = OpenRun(folder, config, hiring, market, estimates, rounds, progress, lesson, notes)
-            report = close_run(work, _rounds(work), digest)
+            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson, notes)
+            report = close_run(opened, _rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
 
@@ -206,19 +206,19 @@ def _plan_in(
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
-            with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as crew:
-                estimates = probe(folder, config, crew, digest.rows)
+            with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
+                estimates = probe(folder, config, engines, digest.rows)
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
             first = rounds.next(config.budget_tokens)
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, crew.head)
+            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
             learned = {
                 "learning": None if lesson is None else lesson.report(),
-                "head": head_name(lesson, crew.head.kind),
+                "head": head_name(lesson, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer)
             facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
@@ -239,14 +239,19 @@ def _rounds_of(
 
 
 def _open_run(
-    folder: Folder, manifest: dict[str, Any] | None, config: RunConfig, digest: InputDigest, crew: Crew, run_id: str
+    folder: Folder,
+    manifest: dict[str, Any] | None,
+    config: RunConfig,
+    digest: InputDigest,
+    engines: EngineActors,
+    run_id: str,
 ) -> None:
     wanted = describe(
         config,
         digest,
         run_id=run_id,
-        model={"name": crew.model.name, "fingerprint": crew.model.fingerprint},
-        head={"kind": crew.head.kind, "data_digest": crew.head.data_digest},
+        model={"name": engines.model.name, "fingerprint": engines.model.fingerprint},
+        head={"kind": engines.head.kind, "data_digest": engines.head.data_digest},
     )
     if manifest is not None:
         check_same_run(manifest, wanted, folder)
@@ -254,32 +259,32 @@ def _open_run(
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
 
 
-def _rounds(work: OpenRun) -> list[RoundReport]:
+def _rounds(opened: RunContext) -> list[RoundReport]:
     """Clear, generate and settle until nothing useful is left to buy; what the folder holds of that is replayed first."""
-    folder, rounds, market, progress = work.folder, work.rounds, work.market, work.progress
+    folder, rounds, market, progress = opened.folder, opened.rounds, opened.market, opened.progress
     reports: list[RoundReport] = []
     market.close_open_reservations()
     while True:
         started = time.monotonic()
         kept = read_grants(folder, rounds.number + 1)
-        granted = rounds.replay(kept) if kept else _next_round(work)
+        granted = rounds.replay(kept) if kept else _next_round(opened)
         if granted is None:
             return reports
         number, clearing = granted.number, granted.clearing
         if kept is None:
             write_grants(folder, granted)
         if kept is None or read_grants(folder, number + 1) is None:
-            price, many = clearing.shadow_price, int(work.states.was_granted_N.sum())
+            price, many = clearing.shadow_price, int(opened.states.was_granted_N.sum())
             progress.begin("generate", round_number=number, price=price, granted=many)
             market.open_round(number, {"price": price, "available": granted.available_tokens})
-            generate_round(work, clearing, number)
-        attempts = read_attempts(folder, number, len(work.states.cost_N), work.void_attempts())
+            generate_round(opened, clearing, number)
+        attempts = read_attempts(folder, number, len(opened.states.cost_N), opened.void_attempts())
         report = rounds.take(number, attempts)
         reports.append(report.model_copy(update={"seconds": time.monotonic() - started}))
 
 
-def _next_round(work: OpenRun) -> Round | None:
-    unspent_tokens = work.market.balance().available_tokens  # nothing is reserved between two rounds
-    if work.rounds.may_clear(unspent_tokens):
-        work.progress.begin("price", round_number=work.rounds.number + 1)
-    return work.rounds.next(unspent_tokens)
+def _next_round(opened: RunContext) -> Round | None:
+    unspent_tokens = opened.market.balance().available_tokens  # nothing is reserved between two rounds
+    if opened.rounds.may_clear(unspent_tokens):
+        opened.progress.begin("price", round_number=opened.rounds.number + 1)
+    return opened.rounds.next(unspent_tokens)

@@ -3,7 +3,7 @@
     rows --each block--> sketch, kilobytes --merged on the way--> driver: price --> each block reads its caps off the price
 
 The driver sees one sketch a pass and never a query. Two passes over the rows find the price; a third reads the grants off it
-(`clearing_rows`). Sums are whole numbers, so any number of blocks, in any order, gives the same bytes (docs/method.md,
+(`sketched`). Sums are whole numbers, so any number of blocks, in any order, gives the same bytes (docs/method.md,
 section 3).
 
 Legend: N queries of a block.

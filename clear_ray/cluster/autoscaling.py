@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from clear_ray.cluster.engines import Crew
+from clear_ray.cluster.engines import EngineActors
 from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
 from clear_ray.config.run import RunConfig
 from clear_ray.ledger.client import MarketClient
@@ -20,21 +20,23 @@ _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0
 
 
-class Hiring:
+class EngineScaler:
     """Of one run.
 
     Args:
         config: Configuration of the run.
-        crew: Its engine workers.
+        engines: Its engine workers.
         market: Its market.
         seconds: Returns how long the run has been going on, seconds.
     """
 
-    def __init__(self, config: RunConfig, crew: Crew, market: MarketClient, seconds: Callable[[], float]) -> None:
-        self.crew = crew
+    def __init__(
+        self, config: RunConfig, engines: EngineActors, market: MarketClient, seconds: Callable[[], float]
+    ) -> None:
+        self.engines = engines
         self._config, self._market, self._seconds = config, market, seconds
         self._meter = RateMeter(config.scaling.tokens_per_second)
-        self.most_up = len(crew)
+        self.most_up = len(engines)
         self._is_over = threading.Event()
 
     @property
@@ -60,7 +62,7 @@ class Hiring:
             is_scarce=is_scarce,
         )
         if not self._is_fixed:
-            self.crew.resize(self._wanted(work))
+            self.engines.resize(self._wanted(work))
         self._meter.begin()
         self._is_over.clear()
         watch = threading.Thread(target=self._watch, args=(work, _generated(balance)), daemon=True)
@@ -79,9 +81,9 @@ class Hiring:
         deadline = self._config.scaling.deadline_seconds
         return workers_wanted(
             work,
-            workers=len(self.crew),
+            workers=len(self.engines),
             tokens_per_second=self._meter.tokens_per_second,
-            start_seconds=self.crew.start_seconds,
+            start_seconds=self.engines.start_seconds,
             seconds_left=None if deadline is None else deadline - self._seconds(),
             least=self._config.engine.workers,
             most=self._config.most_workers,
@@ -94,13 +96,13 @@ class Hiring:
 
     def _look(self, work: Work, generated_before: int) -> None:
         balance = self._market.within(_PATIENCE_SECONDS).balance()
-        up = self.crew.up()
+        up = self.engines.up()
         self.most_up = max(self.most_up, up)
         tokens, left = _generated(balance), work.after(_generated(balance) - generated_before)
         if left.round_tokens >= work.batch_tokens * up:  # later on not every engine has a full batch
             self._meter.note(seconds=time.monotonic(), workers=up, tokens=tokens, batch_tokens=work.batch_tokens)
-        if not self._is_fixed and (wanted := self._wanted(left)) > len(self.crew):
-            self.crew.resize(wanted)
+        if not self._is_fixed and (wanted := self._wanted(left)) > len(self.engines):
+            self.engines.resize(wanted)
 
 
 def _generated(balance: Balance) -> int:

@@ -52,7 +52,7 @@ _DEATHS = (
 )
 
 
-class Crew:
+class EngineActors:
     """The engine workers of a run: `engine.workers` from the start, more and fewer as they are wanted.
 
     Args:
@@ -210,8 +210,8 @@ def engine_workers(
     run_id: str,
     ask_for: Callable[[int], None] = lambda _: None,
     calls_each: int | None = None,
-) -> Iterator[Crew]:
-    """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `Crew`.
+) -> Iterator[EngineActors]:
+    """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `EngineActors`.
 
     Raises:
         ClusterError: The cluster is full.
@@ -219,13 +219,13 @@ def engine_workers(
         EngineError: It could not be started for another reason.
     """
     wait_for_room(config)
-    crew = Crew(config, head, run_dir, run_id, ask_for, calls_each)
+    engines = EngineActors(config, head, run_dir, run_id, ask_for, calls_each)
     try:
-        crew.resize(config.workers)
-        crew.wait()
-        yield crew
+        engines.resize(config.workers)
+        engines.wait()
+        yield engines
     finally:
-        crew.resize(0)
+        engines.resize(0)
 
 
 def worker_name(run_dir: str, run_id: str, number: int) -> str:

@@ -90,7 +90,7 @@ class Batch(Protocol):
         """Release what the batch holds."""
 
 
-class Turns:
+class FairLock:
     """A lock that is had in the order of asking.
 
     A batch that steps takes the model again within microseconds of letting go of it. With a plain lock a probe beside it
@@ -172,7 +172,7 @@ class BatchThread:
         progress: The batch's, after its last step.
     """
 
-    def __init__(self, batch: Batch, *, model_turns: Turns) -> None:
+    def __init__(self, batch: Batch, *, model_turns: FairLock) -> None:
         self._batch, self._model_turns = batch, model_turns
         self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._open = OpenAnswers()

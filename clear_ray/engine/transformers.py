@@ -15,7 +15,7 @@ import torch
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
-from clear_ray.engine.batch import BatchThread, Turns
+from clear_ray.engine.batch import BatchThread, FairLock
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
 from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
@@ -88,7 +88,7 @@ class TransformersEngine:
             refill_rows=refill_rows(config.max_batch, device),
             way=self._way,
         )
-        self._model_turns = Turns()
+        self._model_turns = FairLock()
         self._thread = BatchThread(batch, model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)

@@ -21,7 +21,7 @@ from clear_ray.errors import ConfigError, EngineError, SchemaError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
-from clear_ray.serve.sale_queue import Sale, Seller, settings_of
+from clear_ray.serve.sale_queue import Sale, SaleQueue, settings_of
 from clear_ray.serve.scaling import Outstanding
 from clear_ray.stages.worker import EngineWorker
 
@@ -190,9 +190,9 @@ class EngineReplica:
 
 
 class PriceReplica:
-    """The one seller of a server. New settings arrive through Serve's `user_config`, without a restart."""
+    """The one sale queue of a server. New settings arrive through Serve's `user_config`, without a restart."""
 
-    _seller: Seller
+    _seller: SaleQueue
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
@@ -200,7 +200,7 @@ class PriceReplica:
         if hasattr(self, "_seller"):
             self._seller.change(settings)
         else:
-            self._seller = Seller(settings)
+            self._seller = SaleQueue(settings)
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""

@@ -102,14 +102,14 @@ class Hold:
     """Tokens set aside for one query until it is settled.
 
     Attributes:
-        purse: Which purse they are of; slots and attempts are numbered anew in each.
-        slot: Its place in that purse.
+        bucket: Which bucket they are of; slots and attempts are numbered anew in each.
+        slot: Its place in that bucket.
         attempt: Which of the holds in that place, from 1.
         tokens: How many.
-        expires_seconds: When its lease ends, on the scale of its seller.
+        expires_seconds: When its lease ends, on the scale of its sale queue.
     """
 
-    purse: str
+    bucket: str
     slot: int
     attempt: int
     tokens: int

@@ -3,8 +3,8 @@
 A pure state machine without a clock: every call says what time it is, in seconds on any scale that never runs
 backwards. Token counts are exact integers; the same calls give the same answers.
 
-**Account** (`Purse`). Tokens become available at `budget_tokens_per_second` (r) and are kept up to `carry_over_tokens` (C);
-more is lost. A grant reserves its whole ceiling, a settlement gives back what was not generated (up to C), and a hold
+**Account** (`TokenBucket`). Tokens become available at `budget_tokens_per_second` (r) and are kept up to `carry_over_tokens`
+(C); more is lost. A grant reserves its whole ceiling, a settlement gives back what was not generated (up to C), and a hold
 older than its lease is charged in full. Hence, over *every* window of T seconds: tokens held minus tokens given back
 <= r * T + C. The machine starts with nothing, so a restart mints no tokens; it starts to earn before the engines have
 loaded, so the first user need not wait for its tokens.
@@ -54,7 +54,7 @@ from clear_ray.allocation.sketch_price import SketchPrice, tie_classes_of
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.errors import ConfigError
 from clear_ray.serve.law import Account, Ask, Hold, PriceLaw
-from clear_ray.serve.token_bucket import Purse, to_ns, to_seconds
+from clear_ray.serve.token_bucket import TokenBucket, to_ns, to_seconds
 
 
 class OnlinePrice:
@@ -70,8 +70,8 @@ class OnlinePrice:
 
     def __init__(self, law: PriceLaw, *, now_seconds: float) -> None:
         self._law = law
-        self._purse = Purse(law, now_seconds=now_seconds)
-        self._start_ns = self._forgotten_ns = self._purse.now_ns
+        self._bucket = TokenBucket(law, now_seconds=now_seconds)
+        self._start_ns = self._forgotten_ns = self._bucket.now_ns
         self._clearings = 0
         self._demand: deque[tuple[int, Ask]] = deque()
         self._flows: deque[tuple[int, int]] = deque()  # (time, R - X)
@@ -101,11 +101,11 @@ class OnlinePrice:
         return Account(
             price=self.price,
             cleared_price=self._cleared_price,
-            available_tokens=self._purse.available_tokens,
-            reserved_tokens=self._purse.reserved_tokens,
-            spent_tokens=self._purse.spent_tokens,
-            earned_tokens=self._purse.earned_tokens,
-            lost_tokens=self._purse.lost_tokens,
+            available_tokens=self._bucket.available_tokens,
+            reserved_tokens=self._bucket.reserved_tokens,
+            spent_tokens=self._bucket.spent_tokens,
+            earned_tokens=self._bucket.earned_tokens,
+            lost_tokens=self._bucket.lost_tokens,
             clearings=self._clearings,
             remembered=len(self._demand),
         )
@@ -125,13 +125,13 @@ class OnlinePrice:
                 remedy="Start the server again to change it.",
             )
         self._law = law
-        self._purse.change(law)
+        self._bucket.change(law)
 
     def ask(self, ask: Ask, *, now_seconds: float) -> int:
         """Remember the demand of a query that has just arrived, and return what it may buy, as `offers` does."""
         self.advance(now_seconds)
         for _ in range(ask.choices):
-            self._demand.append((self._purse.now_ns, ask))
+            self._demand.append((self._bucket.now_ns, ask))
         while len(self._demand) > self._law.most_remembered:
             self._forgotten_ns, _ = self._demand.popleft()
         return self.offers([ask])[0]
@@ -168,9 +168,9 @@ class OnlinePrice:
             The hold, or None if less is available now or too many holds are open.
         """
         self.advance(now_seconds)
-        hold = self._purse.take(tokens, now_seconds=now_seconds)
+        hold = self._bucket.take(tokens, now_seconds=now_seconds)
         if hold is not None and not is_priced:
-            self._flows.append((self._purse.now_ns, -tokens))
+            self._flows.append((self._bucket.now_ns, -tokens))
         return hold
 
     def settle(self, hold: Hold, spent_tokens: int, *, now_seconds: float) -> int:
@@ -183,19 +183,19 @@ class OnlinePrice:
             BudgetError: More was generated than held.
         """
         self.advance(now_seconds)
-        refund = self._purse.settle(hold, spent_tokens)
+        refund = self._bucket.settle(hold, spent_tokens)
         if refund:
-            self._flows.append((self._purse.now_ns, refund))
+            self._flows.append((self._bucket.now_ns, refund))
         return refund
 
     def seconds_until(self, tokens: int) -> float:
         """Return how long until so many tokens are available if no other query buys and nothing is given back, seconds."""
-        return max(0, tokens - self._purse.available_tokens) / self._law.budget_tokens_per_second
+        return max(0, tokens - self._bucket.available_tokens) / self._law.budget_tokens_per_second
 
     def next_clearing_seconds(self) -> float:
         """Return the time of the next clearing, on the caller's scale."""
         period = to_ns(self._law.clearing_seconds)
-        return to_seconds(self._start_ns + ((self._purse.now_ns - self._start_ns) // period + 1) * period)
+        return to_seconds(self._start_ns + ((self._bucket.now_ns - self._start_ns) // period + 1) * period)
 
     def advance(self, now_seconds: float) -> bool:
         """Let time pass: tokens become available, leases run out, and the price is cleared where that is due.
@@ -208,9 +208,9 @@ class OnlinePrice:
         Raises:
             BudgetError: Time runs backwards.
         """
-        before, period = self._purse.now_ns - self._start_ns, to_ns(self._law.clearing_seconds)
-        self._purse.advance(now_seconds)
-        is_due = (self._purse.now_ns - self._start_ns) // period > before // period
+        before, period = self._bucket.now_ns - self._start_ns, to_ns(self._law.clearing_seconds)
+        self._bucket.advance(now_seconds)
+        is_due = (self._bucket.now_ns - self._start_ns) // period > before // period
         if is_due:
             self._clear()
         return is_due
@@ -237,7 +237,7 @@ class OnlinePrice:
 
     def _forget(self) -> float:
         """Drop demand and flows that are older than the window; return the seconds that the kept demand spans."""
-        now_ns = self._purse.now_ns
+        now_ns = self._bucket.now_ns
         since = now_ns - to_ns(self._law.window_seconds)
         while self._demand and self._demand[0][0] <= since:
             self._demand.popleft()
@@ -248,7 +248,7 @@ class OnlinePrice:
     def _sellable_per_second(self, promised_tokens: int) -> float:
         law = self._law
         flow = sum(tokens for _, tokens in self._flows) / law.window_seconds
-        stock = self._purse.available_tokens - promised_tokens - law.carry_over_tokens / 2
+        stock = self._bucket.available_tokens - promised_tokens - law.carry_over_tokens / 2
         correction = max(2 * stock / law.window_seconds, -law.budget_tokens_per_second / 2)
         return max(0.0, law.budget_tokens_per_second + flow + correction)
 

@@ -52,7 +52,7 @@ class _Waiting:
     tokens: int
 
 
-class Seller:
+class SaleQueue:
     """Sell tokens to queries as they come; one for a whole server.
 
     Args:

@@ -15,7 +15,7 @@ from clear_ray.serve.law import Hold, PriceLaw
 _NANOSECONDS = 1_000_000_000
 
 
-class Purse:
+class TokenBucket:
     """Hold tokens and give back what was not generated.
 
     Args:
@@ -89,12 +89,12 @@ class Purse:
     def settle(self, hold: Hold, spent_tokens: int) -> int:
         """Charge what was generated and give the rest back, which is returned; telling it again changes nothing.
 
-        Nor does a hold of another purse: its tokens went with that one, and its slot may be another's here.
+        Nor does a hold of another bucket: its tokens went with that one, and its slot may be another's here.
 
         Raises:
             BudgetError: More was generated than held.
         """
-        if hold.purse != self._name:
+        if hold.bucket != self._name:
             return 0
         if self._ledger.settle(hold.slot, hold.attempt, spent_tokens) is None:
             return 0

@@ -1,4 +1,4 @@
-"""A door that many pass together or one alone."""
+"""A lock that many hold together or one alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Door:
+class ReadWriteLock:
     """Shared and exclusive entry for the calls of one event loop; a call that wants to be alone holds back those after it."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.generate import asked_directly
-from clear_ray.stages.lock import Door
+from clear_ray.stages.lock import ReadWriteLock
 
 
 class EngineWorker:
@@ -30,7 +30,7 @@ class EngineWorker:
 
     Args:
         config: Which engine.
-        head: Turns features into curves.
+        head: FairLock features into curves.
 
     Attributes:
         failure: What the engine failed of, after which every call fails; None while it works.
@@ -44,7 +44,7 @@ class EngineWorker:
         self._engine = build_engine(config, probe_layers=head.card.probe_layers)
         self._has_context = config.kind != "replay"  # a recording ends where it was cut, whatever was granted
         self._head = head
-        self._door = Door()
+        self._lock = ReadWriteLock()
         self._running = 0
         self.failure: Exception | None = None
         head.check_model(self._engine.card.fingerprint)
@@ -127,7 +127,7 @@ class EngineWorker:
 
     @asynccontextmanager
     async def _turn(self, is_alone: bool) -> AsyncIterator[None]:
-        async with self._door.alone() if is_alone else self._door.together():
+        async with self._lock.alone() if is_alone else self._lock.together():
             await self._stop_if_failed()
             self._running += 1
             try:

@@ -1,4 +1,4 @@
-"""The same policies by whole runs on Ray: `pipeline.run` with `ReplayEngine`, one run a policy, budget and sample.
+"""The same policies by whole runs on Ray: `batch.run` with `ReplayEngine`, one run a policy, budget and sample.
 
 Slow beside the replay in this process, which makes the same decisions; for showing that it does.
 

@@ -103,7 +103,7 @@ def replay_run(
     allocation: AllocationConfig | None = None,
     dispatched: Dispatched | None = None,
 ) -> Replayed:
-    """Run rounds until nothing useful is left to buy, as `pipeline.run` does.
+    """Run rounds until nothing useful is left to buy, as `batch.run` does.
 
     Args:
         offers: The policy.

@@ -67,16 +67,16 @@ def test_no_gpus_no_request() -> None:
 def test_a_crew_grows_and_shrinks(replay_settings: dict[str, Any]) -> None:
     config = RunConfig.parse(replay_settings).engine
     head, asked = PriorHead(cap_tokens=400), []
-    with engine_workers(config, head, run_dir="crew", ask_for=asked.append, calls_each=2) as crew:
-        workers = crew.workers
+    with engine_workers(config, head, run_dir="engines", ask_for=asked.append, calls_each=2) as engines:
+        workers = engines.workers
         find = workers.find
         assert find is not None
-        assert (len(workers.handles), crew.up(), find(1)) == (1, 1, None)
-        crew.resize(2)
-        until(lambda: crew.up() == 2)
-        assert ray.get(find(1).cards.remote())[0] == crew.model
-        assert len(crew.workers.handles) == 1, "those that were added are found, and called once they answer"
-        crew.resize(1)
+        assert (len(workers.handles), engines.up(), find(1)) == (1, 1, None)
+        engines.resize(2)
+        until(lambda: engines.up() == 2)
+        assert ray.get(find(1).cards.remote())[0] == engines.model
+        assert len(engines.workers.handles) == 1, "those that were added are found, and called once they answer"
+        engines.resize(1)
         until(lambda: find(1) is None)
     assert asked == [1, 2, 1, 0]
 

@@ -44,7 +44,7 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.attempts import slim_attempts
 from clear_ray.run_folder.manifest import attempts_of
 from clear_ray.stages.generate import Dispatch, Generate
-from clear_ray.stages.lock import Door
+from clear_ray.stages.lock import ReadWriteLock
 from clear_ray.stages.roster import Workers
 from clear_ray.storage import open_folder
 from tests.unit.local_actors import Method
@@ -174,7 +174,7 @@ class Disk(ThreadPoolExecutor):
             done.set_result(None)
 
 
-class Desk:
+class MarketHandle:
     """The market's handle: Ray starts a dead market again and repeats every call that it had not answered."""
 
     def __init__(self, simulation: Simulation) -> None:
@@ -214,7 +214,7 @@ class Worker:
         self._simulation = simulation
         self._open: list[asyncio.Queue[list[Generation] | WorkerDiedError | None]] = []
         self._decoding: list[asyncio.Task[None]] = []
-        self._door = Door()
+        self._lock = ReadWriteLock()
 
     @property
     def generate(self) -> Method:
@@ -229,7 +229,7 @@ class Worker:
 
     async def _references(self, grants: Sequence[Grant], is_alone: bool) -> AsyncIterator[Awaitable[list[Generation]]]:
         ended: asyncio.Queue[list[Generation] | WorkerDiedError | None] = asyncio.Queue()
-        async with self._door.alone() if is_alone else self._door.together():
+        async with self._lock.alone() if is_alone else self._lock.together():
             self._open.append(ended)
             self._decoding.append(asyncio.ensure_future(self._decode(list(grants), ended)))
             while (item := await ended.get()) is not None:
@@ -260,7 +260,7 @@ class Worker:
         await ended.put(None)
 
     def crash(self) -> None:
-        self._door = Door()
+        self._lock = ReadWriteLock()
         for decoding in self._decoding:
             decoding.cancel()
         for ended in self._open:
@@ -347,7 +347,10 @@ class Simulation:
         runs = 0
         while True:
             runs += 1
-            self.desk, self.workers = Desk(self), [Worker(self) for _ in range(2 if self.poison is None else 1)]
+            self.market, self.workers = (
+                MarketHandle(self),
+                [Worker(self) for _ in range(2 if self.poison is None else 1)],
+            )
             driver = asyncio.ensure_future(self._drive())
             while not driver.done():
                 await asyncio.sleep(0)
@@ -370,7 +373,7 @@ class Simulation:
         if kind == "worker":
             self.rng.choice(self.workers).crash()
         elif kind == "market":
-            self.desk.restart()
+            self.market.restart()
         elif kind == "driver":
             driver.cancel()
         elif alive := [task for task in self.callers if not task.done()]:
@@ -382,23 +385,23 @@ class Simulation:
         self.callers.clear()
         for worker in self.workers:
             worker.crash()
-        self.desk.crash()
+        self.market.crash()
 
     async def _drive(self) -> None:
         """The page of `pipeline._rounds`."""
-        desk, rounds = self.desk, Rounds(self.world.offers, self.world.allocation)
+        market, rounds = self.market, Rounds(self.world.offers, self.world.allocation)
         self.rounds, self.reports = rounds, []
-        await desk.close_open_reservations.remote()
+        await market.close_open_reservations.remote()
         while True:
             kept = self.grants.get(rounds.number + 1)
-            granted = rounds.replay(kept) if kept else rounds.next((await desk.balance.remote()).available_tokens)
+            granted = rounds.replay(kept) if kept else rounds.next((await market.balance.remote()).available_tokens)
             if granted is None:
                 break
             number = granted.number
             if kept is None:
                 self.grants[number], self.rows[number] = granted, []
             if kept is None or number + 1 not in self.grants:
-                await desk.open_round.remote(number, {"available": granted.available_tokens})
+                await market.open_round.remote(number, {"available": granted.available_tokens})
                 await self._mark_lost_answers()
                 await self._generate(number, granted.clearing)
             self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
@@ -406,10 +409,10 @@ class Simulation:
         await self._mark_lost_answers()
 
     async def _mark_lost_answers(self) -> None:
-        spent_N, wasted_N = await self.desk.charges.remote()
+        spent_N, wasted_N = await self.market.charges.remote()
         lost_N = spent_N - wasted_N - self.written_N
         assert (lost_N >= 0).all(), "answers hold more tokens than the ledger charged"
-        await self.desk.mark_wasted.remote({int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)})
+        await self.market.mark_wasted.remote({int(i): int(wasted_N[i] + lost_N[i]) for i in np.flatnonzero(lost_N)})
 
     @property
     def written_N(self) -> np.ndarray:
@@ -431,7 +434,7 @@ class Simulation:
         blocks = [due[at : at + size] for at in range(0, len(due), size)]
         dispatch = Dispatch(
             workers=Workers(self.workers, is_death, restart=Worker.crash, stall_seconds=1e6),
-            market=AsyncMarketClient(self.desk),
+            market=AsyncMarketClient(self.market),
             scorer=None,
             seed=0,
             sample=0,

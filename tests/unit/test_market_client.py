@@ -27,7 +27,7 @@ def calls_of_the_actor(source: str) -> list[str]:
 
 
 def test_no_other_file_calls_the_market() -> None:
-    assert calls_of_the_actor("ray.get(desk.balance.remote(), timeout=5)") == ["balance"]
+    assert calls_of_the_actor("ray.get(market.balance.remote(), timeout=5)") == ["balance"]
     others = [path for path in PACKAGE.rglob("*.py") if "serve" not in path.parts]  # whose price replica is no market
     assert len(others) > 100
     assert {str(path): found for path in others if (found := calls_of_the_actor(path.read_text("utf-8")))} == {}

@@ -1,4 +1,4 @@
-"""Turns at the model, the thread of a batch, and the bounds that memory sets."""
+"""FairLock at the model, the thread of a batch, and the bounds that memory sets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from clear_ray.engine import Grant
-from clear_ray.engine.batch import Answer, BatchThread, Turns
+from clear_ray.engine.batch import Answer, BatchThread, FairLock
 from clear_ray.engine.loading import cache_capacity_tokens, container_rooms
 from clear_ray.errors import EngineError
 from tests.unit.engine.tiny import slot_batch, tiny_model
 
 
 def test_whoever_asks_again_comes_after_who_waits() -> None:
-    turns, order = Turns(), []
+    turns, order = FairLock(), []
 
     def take(name: str) -> None:
         with turns:
@@ -36,7 +36,7 @@ def test_whoever_asks_again_comes_after_who_waits() -> None:
 
 
 def test_a_turn_is_given_back_when_the_model_fails() -> None:
-    turns = Turns()
+    turns = FairLock()
     with pytest.raises(ValueError, match="model"), turns:
         raise ValueError("model")
     with turns:
@@ -46,7 +46,7 @@ def test_a_turn_is_given_back_when_the_model_fails() -> None:
 def test_a_closed_thread_fails_what_is_open_and_gives_the_model_back() -> None:
     model = tiny_model()
     ended: list[Answer | EngineError] = []
-    thread = BatchThread(slot_batch(model, end_token_ids=frozenset()), model_turns=Turns())
+    thread = BatchThread(slot_batch(model, end_token_ids=frozenset()), model_turns=FairLock())
     thread.submit([Answer(Grant("q", "", 10**6), [5, 6], ended.append)])
     thread.close()
     assert [type(item) for item in ended] == [EngineError]
@@ -68,7 +68,7 @@ def test_a_batch_that_breaks_fails_every_open_answer() -> None:
         both.release()
 
     # The last token of a prompt is read by the pass that all answers share: one unknown to the model breaks all.
-    thread = BatchThread(slot_batch(tiny_model()), model_turns=Turns())
+    thread = BatchThread(slot_batch(tiny_model()), model_turns=FairLock())
     thread.submit([Answer(Grant("a", "", 10**6), [5], on_end), Answer(Grant("b", "", 4), [10**6], on_end)])
     assert all(both.acquire(timeout=60) for _ in range(2))
     assert all(isinstance(item, EngineError) and "IndexError" in str(item) for item in ended)

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 from clear_ray.serve.law import Ask, Curve
-from clear_ray.serve.sale_queue import Sale, Seller
+from clear_ray.serve.sale_queue import Sale, SaleQueue
 from clear_ray.serve.settings import PriceSettings
 from tests.unit.serve.test_price import curve
 
@@ -26,16 +26,16 @@ class Clock:
         return self.now
 
 
-def seller(clock: Clock, **changes: object) -> Seller:
+def queue_of(clock: Clock, **changes: object) -> SaleQueue:
     base: dict[str, object] = {"budget_tokens_per_second": 10, "carry_over_tokens": 40, "clearing_seconds": 1.0}
-    return Seller(PriceSettings.model_validate(base | {"window_seconds": 5.0} | changes), clock=clock)
+    return SaleQueue(PriceSettings.model_validate(base | {"window_seconds": 5.0} | changes), clock=clock)
 
 
-async def later(desk: Seller, clock: Clock, *buyers: asyncio.Task[Sale]) -> list[Sale]:
+async def later(queue: SaleQueue, clock: Clock, *buyers: asyncio.Task[Sale]) -> list[Sale]:
     """Let seconds pass until everyone has bought."""
     for _ in range(120):
         clock.now += 1.0
-        desk.serve_queue()
+        queue.serve_queue()
         await started(*buyers)
         if all(buyer.done() for buyer in buyers):
             break
@@ -50,47 +50,47 @@ async def started(*coroutines: asyncio.Task[Sale]) -> None:
 
 async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
     clock = Clock()
-    desk = seller(clock)
-    first = asyncio.create_task(desk.buy(Ask(SURE, 40)))  # price 0: it wants its whole ceiling
+    queue = queue_of(clock)
+    first = asyncio.create_task(queue.buy(Ask(SURE, 40)))  # price 0: it wants its whole ceiling
     await started(first)
-    small = asyncio.create_task(desk.buy(Ask(SURE, 10)))
+    small = asyncio.create_task(queue.buy(Ask(SURE, 10)))
     await started(small)
-    assert desk.waiting == 2
+    assert queue.waiting == 2
     clock.now += 1.0  # ten tokens: enough for the small one, but it is not its turn
-    desk.serve_queue()
+    queue.serve_queue()
     await started(small)
     assert not small.done()
-    sales = await later(desk, clock, first, small)
+    sales = await later(queue, clock, first, small)
     assert all(sale.outcome == "granted" and sale.hold for sale in sales)
     assert 0.0 < sales[0].waited_seconds <= sales[1].waited_seconds
 
 
 async def test_the_deadline_ends_the_wait() -> None:
-    desk = seller(Clock(), deadline_seconds=0.02)
-    sale = await desk.buy(Ask(SURE, 40))
+    queue = queue_of(Clock(), deadline_seconds=0.02)
+    sale = await queue.buy(Ask(SURE, 40))
     assert (sale.outcome, sale.reason, sale.hold) == ("refused", "deadline", None)
     assert sale.retry_after_seconds >= 1
-    assert desk.waiting == 0
+    assert queue.waiting == 0
 
 
 async def test_a_full_queue_refuses() -> None:
-    desk = seller(Clock(), max_waiting=0)
-    assert (await desk.buy(Ask(SURE, 40))).reason == "queue_full"
+    queue = queue_of(Clock(), max_waiting=0)
+    assert (await queue.buy(Ask(SURE, 40))).reason == "queue_full"
 
 
 async def test_the_queue_has_as_many_places_as_it_says() -> None:
-    desk = seller(Clock(), max_waiting=2)
-    waiting = [asyncio.create_task(desk.buy(Ask(SURE, 40))) for _ in range(2)]
+    queue = queue_of(Clock(), max_waiting=2)
+    waiting = [asyncio.create_task(queue.buy(Ask(SURE, 40))) for _ in range(2)]
     await started(*waiting)
-    assert desk.waiting == 2
-    refused = await desk.buy(Ask(SURE, 40))
+    assert queue.waiting == 2
+    refused = await queue.buy(Ask(SURE, 40))
     assert (refused.reason, refused.hold) == ("queue_full", None)
     assert refused.retry_after_seconds >= 1
     waiting[0].cancel()
     await asyncio.gather(waiting[0], return_exceptions=True)
-    third = asyncio.create_task(desk.buy(Ask(SURE, 40)))
+    third = asyncio.create_task(queue.buy(Ask(SURE, 40)))
     await started(third)
-    assert desk.waiting == 2
+    assert queue.waiting == 2
     for buyer in (waiting[1], third):
         buyer.cancel()
 
@@ -100,14 +100,14 @@ async def test_who_can_pay_the_price_hardly_waits_for_tokens() -> None:
     budget, carry_over = 400, 8_000
     clock, rng = Clock(), np.random.default_rng(0)
     law = {"budget_tokens_per_second": budget, "carry_over_tokens": carry_over, "deadline_seconds": 10_000}
-    desk = Seller(PriceSettings.model_validate(law | {"max_waiting": 10_000}), clock=clock)
+    queue = SaleQueue(PriceSettings.model_validate(law | {"max_waiting": 10_000}), clock=clock)
     begun, buyers, stock = clock.now, list[asyncio.Task[Sale]](), list[int]()
     while clock.now < begun + 100:
         clock.now += rng.exponential(1 / 8)
-        desk.serve_queue()
-        buyers.append(asyncio.create_task(desk.buy(Ask(curve(rng), 400, int(rng.integers(1 << 62))))))
+        queue.serve_queue()
+        buyers.append(asyncio.create_task(queue.buy(Ask(curve(rng), 400, int(rng.integers(1 << 62))))))
         await started()
-        stock.append(desk.account().available_tokens)
+        stock.append(queue.account().available_tokens)
     sales = [buyer.result() for buyer in buyers if buyer.done()]
     for buyer in buyers:
         buyer.cancel()
@@ -121,54 +121,54 @@ async def test_who_can_pay_the_price_hardly_waits_for_tokens() -> None:
 
 async def test_who_leaves_the_queue_is_sold_nothing() -> None:
     clock = Clock()
-    desk = seller(clock)
-    waiting = asyncio.create_task(desk.buy(Ask(SURE, 40)))
+    queue = queue_of(clock)
+    waiting = asyncio.create_task(queue.buy(Ask(SURE, 40)))
     await started(waiting)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     clock.now += 30.0
-    assert desk.waiting == 0
-    assert desk.account().reserved_tokens == 0
+    assert queue.waiting == 0
+    assert queue.account().reserved_tokens == 0
 
 
-async def scarce(policy: str) -> tuple[Seller, Clock]:
-    """Return a seller whose price is above what a hopeless query would pay, with tokens at hand."""
+async def scarce(policy: str) -> tuple[SaleQueue, Clock]:
+    """Return a sale queue whose price is above what a hopeless query would pay, with tokens at hand."""
     clock = Clock()
-    desk = seller(clock, without_surplus=policy, direct_answer_tokens=3, carry_over_tokens=4_000)
-    buyers = [asyncio.create_task(desk.buy(Ask(SURE, 40, number))) for number in range(60)]
+    queue = queue_of(clock, without_surplus=policy, direct_answer_tokens=3, carry_over_tokens=4_000)
+    buyers = [asyncio.create_task(queue.buy(Ask(SURE, 40, number))) for number in range(60)]
     for _ in range(4):
         await started(*buyers)
         clock.now += 1.0
-        desk.account()
+        queue.account()
     for buyer in buyers:
         buyer.cancel()
     await asyncio.gather(*buyers, return_exceptions=True)
-    assert desk.account().price > 0
-    return desk, clock
+    assert queue.account().price > 0
+    return queue, clock
 
 
 async def test_a_query_without_surplus_gets_what_is_configured() -> None:
-    desk, _ = await scarce("reject")
-    assert (await desk.buy(Ask(HOPELESS, 40))).reason == "no_surplus"
-    desk, _ = await scarce("answer")
-    sale = await desk.buy(Ask(HOPELESS, 40))
+    queue, _ = await scarce("reject")
+    assert (await queue.buy(Ask(HOPELESS, 40))).reason == "no_surplus"
+    queue, _ = await scarce("answer")
+    sale = await queue.buy(Ask(HOPELESS, 40))
     assert (sale.outcome, sale.tokens) == ("direct", 3)
-    assert (await desk.buy(Ask(HOPELESS, 2))).tokens == 2
-    desk, clock = await scarce("queue")
-    waiting = asyncio.create_task(desk.buy(Ask(HOPELESS, 40)))
+    assert (await queue.buy(Ask(HOPELESS, 2))).tokens == 2
+    queue, clock = await scarce("queue")
+    waiting = asyncio.create_task(queue.buy(Ask(HOPELESS, 40)))
     await started(waiting)
-    assert desk.waiting == 1
-    (sale,) = await later(desk, clock, waiting)  # nobody else comes, so the price falls to 0
+    assert queue.waiting == 1
+    (sale,) = await later(queue, clock, waiting)  # nobody else comes, so the price falls to 0
     assert sale.outcome == "granted"
     assert sale.price == 0.0
 
 
 async def test_new_settings_serve_those_who_wait() -> None:
     clock = Clock()
-    desk = seller(clock, budget_tokens_per_second=1)
-    waiting = asyncio.create_task(desk.buy(Ask(SURE, 40)))
+    queue = queue_of(clock, budget_tokens_per_second=1)
+    waiting = asyncio.create_task(queue.buy(Ask(SURE, 40)))
     await started(waiting)
-    desk.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
+    queue.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
     clock.now += 0.5
-    desk.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
+    queue.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
     assert (await asyncio.wait_for(waiting, 5)).outcome == "granted"
