@@ -16,7 +16,7 @@ from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.protocol import ApiError, ChatRequest, read_request
 from clear_ray.serve.settings import LimitSettings, ServeConfig
-from tests.unit.test_config import ROOT
+from tests.unit.config.test_run import ROOT
 
 LIMITS = LimitSettings(prompt_characters=10, choices=2, stop_strings=2, stop_characters=3)
 LEAST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from clear_ray.config.run import RunConfig
 
-DOCUMENT = Path(__file__).parents[2] / "docs/configuration.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/configuration.md"
 ROW = re.compile(r"\| `([a-z_.\[\]]+)` \| ([^|]+) \| ([^|]+) \| (.+) \| `([^|]+)` \|")
 RANGE_WORDS = {"gt": "above {}", "ge": "at least {}", "le": "at most {}", "lt": "below {}"}
 

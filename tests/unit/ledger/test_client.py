@@ -15,7 +15,7 @@ from clear_ray.ledger.ledger import Settlement
 from clear_ray.ledger.market import MarketActor
 from tests.unit.local_actors import LocalActor
 
-PACKAGE = Path(__file__).parents[2] / "clear_ray"
+PACKAGE = Path(__file__).parents[3] / "clear_ray"
 CALLS = {name for name, _ in inspect.getmembers(MarketActor, inspect.iscoroutinefunction) if not name.startswith("_")}
 
 

@@ -18,7 +18,7 @@ from clear_ray.config.run import RunConfig, Settings
 from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
 from clear_ray.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LEAST: dict[str, Any] = {"run_dir": "runs/x", "budget": 100}
 PARTS = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
 

@@ -30,9 +30,9 @@ from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.stages.attempt_files import AttemptFiles
 from clear_ray.storage import Folder, open_folder
 from tests.unit.ingest.test_openai_output import ROWS, read_lines
-from tests.unit.power_loss import Disk, Site, play
+from tests.unit.ledger.power_loss import Disk, Site, play
+from tests.unit.ledger.test_market import settled
 from tests.unit.stages.test_attempt_files import row
-from tests.unit.test_market import settled
 
 RECORDS: list[Record] = [{"round": 1}, *({"op": "reserve", "i": i, "a": 1, "t": 7, "r": 1} for i in range(3))]
 

@@ -16,7 +16,7 @@ from ray.scripts.scripts import start as ray_start
 
 from clear_ray.config.run import RunConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLUSTERS = ["cluster.yaml", "deploy/gcp.yaml"]
 MANIFESTS = ["deploy/kuberay/rayjob.yaml", "deploy/kuberay/rayservice.yaml"]
 RUNS = sorted(path.name for path in (ROOT / "jobs/configs").glob("*.yaml"))

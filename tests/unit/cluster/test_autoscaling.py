@@ -13,7 +13,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, ResourceRequestByCount
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IN = LabelSelectorOperator.LABEL_OPERATOR_IN
 
 
