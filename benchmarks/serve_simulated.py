@@ -1,7 +1,7 @@
 """The comparison of `serve.py` in virtual time: the same queries, price and queue, on any machine and under any load.
 
-Only the sale queue runs, on a clock that this file turns; answers take `--rate` tokens a second each, from recorded lengths, and
-HTTP and engines cost nothing. Prints one JSON line for each budget and policy.
+Only the sale queue runs, on a clock that this file turns; answers take `--rate` tokens a second each, from recorded lengths,
+and HTTP and engines cost nothing. Prints one JSON line for each budget and policy.
 
     python benchmarks/serve_simulated.py [--budgets 75 150 300 600] [--seconds 120]
 """

@@ -12,6 +12,7 @@ MOST_TOKENS = MOST_ROWS = 2**31 - 1
 
 
 def checked_json(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return settings that a library takes as they are, or raise ValueError if JSON cannot hold them."""
     try:
         json.dumps(value, allow_nan=False)
         to_json(value)  # which writes the manifest, and nests less deep

@@ -1,0 +1,46 @@
+"""docs/structures.md says what the code is: its packages, its layers, its places."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs" / "structures.md").read_text()
+PACKAGE = REPOSITORY / "clear_ray"
+
+
+def contracts() -> list[list[str]]:
+    """Return the layers of the import contract, from the top, each the names of its packages."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    (layers,) = (
+        contract["layers"] for contract in settings["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
+    )
+    return [re.findall(r"clear_ray\.(\w+)", layer) for layer in layers]
+
+
+def members() -> set[str]:
+    """Return the modules and packages at the top of `clear_ray`."""
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    return files | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_the_diagram_draws_the_import_contracts() -> None:
+    diagram = re.search(r"```text\n(.*?)```", PAGE, re.DOTALL)
+    assert diagram is not None
+    drawn = [re.findall(r"\w+", line) for line in diagram[1].splitlines() if not set(line) <= set(" │▼|v")]
+    assert drawn == contracts()
+
+
+def test_every_member_has_a_layer_and_a_sentence() -> None:
+    assert {name for layer in contracts() for name in layer} == members()
+    assert {name.removesuffix(".py") for name in re.findall(r"^\| `([\w.]+)` \| [A-Z]", PAGE, re.MULTILINE)} == members()
+
+
+def test_every_place_it_names_exists() -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.py|\w+/)`", PAGE)
+    missing = [name for name in named if not (PACKAGE / name).exists()]
+    kept = {"queries/", "estimates/", "grants/", "rounds/", "completions/"}  # of a run folder
+    assert not set(missing) - kept
+    assert len(named) > 20
