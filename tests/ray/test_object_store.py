@@ -14,10 +14,9 @@ import pytest
 
 from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.calibrate import calibrate
-from clear_ray.cluster import engines as cluster
+from clear_ray.cluster.market import opened_market
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
-from clear_ray.ledger import journal
 from clear_ray.ledger.identity import begin
 from clear_ray.run_folder.status import read_progress, read_summary
 from clear_ray.storage import Folder, inside, open_folder
@@ -60,17 +59,17 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(settings: dict[str, Any], replay
 
 
 def test_a_cluster_has_one_market_for_a_folder_in_a_bucket(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("clear_ray.ledger.lock._PATIENCE_SECONDS", 1.0)
     cost_N = np.ones(3)
     run_id, other = (begin(open_folder(inside(home, name)), None) for name in ("run", "other"))
 
     def same(name: str) -> AbstractContextManager[Any]:
-        return cluster.opened_market(inside(home, name), 100, cost_N, run_id=run_id)
+        return opened_market(inside(home, name), 100, cost_N, run_id=run_id)
 
     with same("run") as market:
         with pytest.raises(ResumeError, match="another run"), same("run/"):
             pass
-        with cluster.opened_market(inside(home, "other"), 100, cost_N, run_id=other):
+        with opened_market(inside(home, "other"), 100, cost_N, run_id=other):
             pass
         assert market.balance().spent_tokens == 0, "the first one is not disturbed"
     monkeypatch.undo()

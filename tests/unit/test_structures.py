@@ -35,7 +35,9 @@ def test_the_diagram_draws_the_import_contracts() -> None:
 
 def test_every_member_has_a_layer_and_a_sentence() -> None:
     assert {name for layer in contracts() for name in layer} == members()
-    assert {name.removesuffix(".py") for name in re.findall(r"^\| `([\w.]+)` \| [A-Z]", PAGE, re.MULTILINE)} == members()
+    assert {
+        name.removesuffix(".py") for name in re.findall(r"^\| `([\w.]+)` \| [A-Z]", PAGE, re.MULTILINE)
+    } == members()
 
 
 def test_every_place_it_names_exists() -> None:

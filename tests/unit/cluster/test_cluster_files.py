@@ -187,7 +187,7 @@ def test_gcp_prefers_spot_and_has_the_same_on_demand() -> None:
 
 def test_aws_asks_the_spot_market_under_the_provider_that_falls_back() -> None:
     config = prepared("cluster.yaml")
-    assert config["provider"]["module"] == "clear_ray.cluster.engines.spot_first.SpotFirstProvider"
+    assert config["provider"]["module"] == "clear_ray.cluster.spot_first.SpotFirstProvider"
     nodes = {kind: node["node_config"] for kind, node in config["available_node_types"].items()}
     assert "InstanceMarketOptions" not in nodes.pop("head")
     assert all(node["InstanceMarketOptions"] == {"MarketType": "spot"} for node in nodes.values())

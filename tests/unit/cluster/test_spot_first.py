@@ -11,7 +11,7 @@ from clear_ray.cluster.spot_first import NO_SPOT_CAPACITY, SpotFirstProvider, on
 
 SETTINGS = {
     "type": "external",
-    "module": "clear_ray.cluster.engines.spot_first.SpotFirstProvider",
+    "module": "clear_ray.cluster.spot_first.SpotFirstProvider",
     "region": "us-west-2",
 }
 NODE: dict[str, Any] = {

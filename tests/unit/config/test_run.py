@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from clear_ray.config import run as module
+from clear_ray.config import engine as engine_settings
+from clear_ray.config import input as input_settings
+from clear_ray.config import run as run_settings
 from clear_ray.config.engine import ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
 from clear_ray.config.run import RunConfig, Settings
 from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
@@ -20,7 +22,13 @@ from clear_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 LEAST: dict[str, Any] = {"run_dir": "runs/x", "budget": 100}
-PARTS = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
+_KINDS = {
+    kind
+    for module in (engine_settings, input_settings, run_settings)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Settings)
+}
+PARTS = sorted(_KINDS, key=lambda kind: kind.__name__)
 
 
 def refused(changes: dict[str, Any]) -> ConfigError:
@@ -412,6 +420,6 @@ def test_there_is_a_demo_to_load() -> None:
 
 
 def test_engines_share_what_they_have_in_common() -> None:
-    engines = get_args(get_args(module.EngineConfig)[0])
+    engines = get_args(get_args(engine_settings.EngineConfig)[0])
     assert set(engines) == {TransformersConfig, VllmConfig, ReplayConfig}
     assert all(issubclass(engine, WorkersConfig) for engine in engines)

@@ -269,7 +269,7 @@ def test_the_end_of_the_last_object_may_be_torn(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("clear_ray.ledger.lock._PATIENCE_SECONDS", 0.2)
     folder = open_folder(str(tmp_path))
     wait_until_unused(folder)  # there is none yet
     journal = Journal(folder)
@@ -287,7 +287,7 @@ def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_one_driver_at_a_time_takes_a_folder_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("clear_ray.ledger.lock._PATIENCE_SECONDS", 0.2)
     (tmp_path / "link").symlink_to(tmp_path)
     new = open_folder(str(tmp_path / "new"))
     with alone_with(new):
@@ -302,7 +302,7 @@ def test_one_driver_at_a_time_takes_a_folder_in(tmp_path: Path, monkeypatch: pyt
 
 
 def test_one_driver_at_a_time_goes_on_with_a_uri(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("clear_ray.ledger.lock._PATIENCE_SECONDS", 0.2)
     with alone_with(open_folder("memory://bucket/run")):
         with pytest.raises(ResumeError, match="another run"), alone_with(open_folder("memory://bucket/run/")):
             pass
