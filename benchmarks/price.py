@@ -207,7 +207,7 @@ def sketched_over_ray() -> dict[str, Any]:
     import ray
     import ray.data
 
-    from clear_ray.batch.sketching import price_rows
+    from clear_ray.batch.dataset_price import price_rows
 
     queries, budget = 10**7, AVERAGE_TOKENS * 10**7
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=400_000_000)
@@ -232,7 +232,7 @@ def sketched_over_ray() -> dict[str, Any]:
 
 def surge_rows(block: Any) -> Any:
     """Curves that depend on the number of the query alone, so that rows need not be stored."""
-    from clear_ray.batch.sketching import BlockCurves
+    from clear_ray.batch.dataset_price import BlockCurves
 
     index = block["id"].to_numpy()
     uniform = [np.modf(index * step)[0] for step in (0.6180339887498949, 0.7548776662466927, 0.5698402909980532)]

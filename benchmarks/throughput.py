@@ -48,7 +48,7 @@ from clear_ray.config.engine import TransformersConfig, WorkersConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
-from clear_ray.engine.batch import Answer, Batch
+from clear_ray.engine.batch import Answer, AnswerBatch
 from clear_ray.engine.grouping import PREFILL_TOKENS
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotRunner
@@ -117,7 +117,7 @@ def most_positions(inputs: Sequence[list[int]]) -> int:
     return max(map(len, inputs)) + 2 * MOST_TOKENS
 
 
-def run_through(batch: Batch, inputs: Sequence[list[int]], grants: Sequence[int]) -> tuple[int, int]:
+def run_through(batch: AnswerBatch, inputs: Sequence[list[int]], grants: Sequence[int]) -> tuple[int, int]:
     """Run the grants through a batch and close it; return the tokens generated and the steps taken."""
     for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
         batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))

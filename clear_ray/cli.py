@@ -1,8 +1,8 @@
 """The `clear-ray` command.
 
-Exit codes: 0 done; 1 a dead engine, a full or closed disk or a defect; 2 the input or the configuration was refused; 3 ended
-early because the budget was spent before every funded query was run; 4 some queries failed; 130 interrupted by Ctrl-C or
-SIGTERM, run it again.
+Exit codes: 0 done; 1 no Ray cluster or a full one, a dead engine, a full or closed disk, or a defect; 2 the input or the
+configuration was refused; 3 ended early because the budget was spent before every funded query was run; 4 some queries
+failed; 130 interrupted by Ctrl-C or SIGTERM, run it again.
 """
 
 from __future__ import annotations

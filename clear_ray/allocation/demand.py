@@ -23,7 +23,7 @@ SAMPLE_REACH = 1 << 34  # about one percent in price: how well a sample of that 
 
 
 @dataclass(frozen=True)
-class Clearing:
+class PriceBracket:
     """Where total demand meets a limit.
 
     Attributes:
@@ -134,7 +134,7 @@ def clear(
     near: int | None = None,
     reach: int = SAMPLE_REACH,
     stop_width: int = 1,
-) -> Clearing:
+) -> PriceBracket:
     """Return the lowest grid position at which total demand, ties left out, is within a limit.
 
     Args:
@@ -155,8 +155,8 @@ def clear(
         demand.look_above(*(end for end in (near - reach, near + reach) if bracket.low < end < bracket.high - 1))
         bracket.close_in_on(near, demand.excess_above, first_reach=reach)
     if bracket.low < 0 and demand.excess_above(0) <= 0:
-        return Clearing(0, demand)
+        return PriceBracket(0, demand)
     bracket.low = max(bracket.low, 0)
     demand.settle_between(bracket)
     # Demand at `index + 1`, ties included, is demand at `index` with ties left out.
-    return Clearing(first_fitting_index(bracket, demand.breakpoints, stop_width=stop_width) - 1, demand)
+    return PriceBracket(first_fitting_index(bracket, demand.breakpoints, stop_width=stop_width) - 1, demand)

@@ -64,7 +64,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
 
 
 def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport | None]:
-    """Return the run with the curves that it believes in the end, which its account is drawn from, and what they rest on."""
+    """Return the run with the curves that it believes in the end, which its report is drawn from, and what they rest on."""
     if run.lesson is None:
         return run, None
     offers, estimates = run.rounds.offers, run.estimates

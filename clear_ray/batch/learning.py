@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pyarrow.dataset as ds
 
 from clear_ray.batch.coordinates import coordinates_of
-from clear_ray.batch.sketching import is_sketched
+from clear_ray.batch.dataset_price import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Label

@@ -9,9 +9,9 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
+from clear_ray.batch.dataset_price import is_sketched
 from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.batch.sketched import SketchedOffers, reservation_prices_of_rows
-from clear_ray.batch.sketching import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import reservation_prices, taken_tokens

@@ -47,7 +47,7 @@ def make_report(
     notices: tuple[str, ...] = (),
     failures: tuple[FailureReport, ...] = (),
 ) -> RunReport:
-    """Put the account of a finished run together.
+    """Put the report of a finished run together.
 
     Args:
         run: The run, after its last round.
@@ -55,7 +55,7 @@ def make_report(
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
         has_gold_N: Whether a query can be scored, shape (N,).
         head: Name of the estimate.
-        learning: What it learned; the estimates in `work` are then what it knew in the end.
+        learning: What it learned; the estimates in `run` are then what it knew in the end.
         notices: What is said about its input.
         failures: Why queries failed.
     """

@@ -77,7 +77,7 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        report: The account; the same as `summary.json`.
+        report: What came of it; the same as `summary.json`.
         run_dir: The run folder.
     """
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
-from clear_ray.batch.sketching import BlockCurves, price_rows
+from clear_ray.batch.dataset_price import BlockCurves, price_rows
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.batch import expected_spend, further_utility, reservation_prices
 from clear_ray.rounds.clearing import Clearing, dispatch_order, nothing_to_grant

@@ -32,7 +32,7 @@ from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 
 # Above any number of calls that may wait for their turn at once: a full actor could not take the refund they wait for.
-_CALLS_IN_FLIGHT = 100_000
+CALLS_IN_FLIGHT = 100_000
 
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 
@@ -112,7 +112,7 @@ class EngineActors:
             "num_cpus": 0,
             "max_restarts": -1,
             "max_task_retries": 0,
-            "max_concurrency": _CALLS_IN_FLIGHT,
+            "max_concurrency": CALLS_IN_FLIGHT,
         }
         while len(self._handles) > count:
             self._cards.pop()

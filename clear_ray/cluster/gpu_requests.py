@@ -22,13 +22,13 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_NAME, _NAMESPACE = "clear_ray node requests", "clear_ray"
+_NAME, _NAMESPACE = "clear_ray gpu requests", "clear_ray"
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
 _TRIES = 3
 
 
-class NodeRequests:
+class GpuRequests:
     """The requests of all runs of a cluster; made a detached actor by `gpus_for`."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ def gpus_for(holder: Any, num_gpus: float) -> Iterator[Callable[[int], None]]:
 def _requests() -> Any:
     """Return the cluster's actor, which is started here, where a driver is, if there is none."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor: Any = ray.remote(NodeRequests).options(
+    actor: Any = ray.remote(GpuRequests).options(
         name=_NAME,
         namespace=_NAMESPACE,
         lifetime="detached",

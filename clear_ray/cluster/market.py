@@ -10,12 +10,10 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.exceptions import (
-    ActorAlreadyExistsError,
-)
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from clear_ray.cluster.engines import _CALLS_IN_FLIGHT, cause_of
+from clear_ray.cluster.engines import CALLS_IN_FLIGHT, cause_of
 from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.identity import check_journal
 from clear_ray.ledger.journal import read_journal
@@ -54,7 +52,7 @@ def opened_market(
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": -1,
-        "max_concurrency": _CALLS_IN_FLIGHT,
+        "max_concurrency": CALLS_IN_FLIGHT,
         "scheduling_strategy": here,
     }
     remote: Any = ray.remote(MarketActor).options(**options).remote

@@ -117,7 +117,7 @@ def _available(resource: str) -> float:
 
 
 def _may_grow() -> bool:
-    """Return whether an autoscaler may bring nodes; true where nobody says.
+    """Return whether an autoscaler may bring nodes; true where it is not known.
 
     Nodes that it brought, a head among them, have a type or a name of their own; those of `ray start` have their id's.
     """

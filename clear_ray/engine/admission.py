@@ -38,7 +38,7 @@ class Runner(Protocol):
 
 
 class Admission:
-    """FairLock grants into answers to be generated, and answers that have ended into generations.
+    """Turns grants into answers to be generated, and answers that have ended into generations.
 
     Args:
         rendering: Rendering of prompts for the model.

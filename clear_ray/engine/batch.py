@@ -69,7 +69,7 @@ class Answer:
         return self
 
 
-class Batch(Protocol):
+class AnswerBatch(Protocol):
     """A continuous batch; used by one thread only."""
 
     @property
@@ -172,7 +172,7 @@ class BatchThread:
         progress: The batch's, after its last step.
     """
 
-    def __init__(self, batch: Batch, *, model_turns: FairLock) -> None:
+    def __init__(self, batch: AnswerBatch, *, model_turns: FairLock) -> None:
         self._batch, self._model_turns = batch, model_turns
         self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._open = OpenAnswers()

@@ -20,7 +20,7 @@ from clear_ray.estimation.endings import Endings, fit_endings
 from clear_ray.estimation.hazards import Incidence, incidence_from_hazards
 from clear_ray.estimation.head import Arrays, arrays_of, join_arrays
 from clear_ray.estimation.prior import uninformed
-from clear_ray.estimation.verdicts import Verdicts, fit_verdicts
+from clear_ray.estimation.verdicts import Rightness, fit_verdicts
 
 Array = NDArray[np.float64]
 Label = Literal["verdict", "agreement", "ended"]
@@ -67,7 +67,7 @@ class Factors:
     """
 
     endings: Endings
-    verdicts: Verdicts | None
+    verdicts: Rightness | None
 
     def incidence(self, x_NP: Array, *, tokens_K: NDArray[np.int64]) -> Incidence:
         """Return the cumulative incidences of queries with these coordinates."""
@@ -86,7 +86,7 @@ class Factors:
     def restore(cls, arrays: Arrays) -> Factors:
         """Make the factors again."""
         verdicts = arrays_of("verdicts", arrays)
-        return cls(Endings.restore(arrays_of("endings", arrays)), Verdicts.restore(verdicts) if verdicts else None)
+        return cls(Endings.restore(arrays_of("endings", arrays)), Rightness.restore(verdicts) if verdicts else None)
 
 
 def fit_factors(x_NP: Array, observed: Observed, *, tokens_K: NDArray[np.int64], label: Label = "verdict") -> Factors:

@@ -34,7 +34,7 @@ _LEAST_SOLVABILITY = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Coordinates:
+class ParametricCoordinates:
     """Features to the coordinates that regressions are linear in."""
 
     projection: Projection
@@ -56,7 +56,12 @@ class ParametricHead(Head):
     """
 
     def __init__(
-        self, card: HeadCard, *, coordinates: Coordinates, lines: dict[str, Regression], numbers: dict[str, float]
+        self,
+        card: HeadCard,
+        *,
+        coordinates: ParametricCoordinates,
+        lines: dict[str, Regression],
+        numbers: dict[str, float],
     ) -> None:
         super().__init__(card)
         self._coordinates, self._lines, self._numbers = coordinates, lines, numbers
@@ -89,7 +94,7 @@ class ParametricHead(Head):
         projection = Projection.restore(arrays_of("projection", arrays))
         return cls(
             card,
-            coordinates=Coordinates(projection, Landmarks.restore(arrays_of("landmarks", arrays))),
+            coordinates=ParametricCoordinates(projection, Landmarks.restore(arrays_of("landmarks", arrays))),
             lines={name: Regression.restore(arrays_of(name, arrays)) for name in settings["lines"]},
             numbers={name: float(value) for name, value in settings["numbers"].items()},
         )
@@ -182,10 +187,10 @@ def fit_shifted_erlang(card: HeadCard, rollouts: Rollouts, features: Features, *
     return ShiftedErlangHead(card, coordinates=coordinates, lines=lines, numbers=numbers)
 
 
-def _coordinates(rollouts: Rollouts, features: Features, *, seed: int) -> tuple[Coordinates, Array]:
+def _coordinates(rollouts: Rollouts, features: Features, *, seed: int) -> tuple[ParametricCoordinates, Array]:
     projection = fit_projection(features, rollouts.prompts)
     z_NF = projection(features, rollouts.prompts)
-    coordinates = Coordinates(projection, fit_landmarks(z_NF, seed=seed))
+    coordinates = ParametricCoordinates(projection, fit_landmarks(z_NF, seed=seed))
     return coordinates, coordinates.landmarks(z_NF)
 
 

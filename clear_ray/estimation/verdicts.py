@@ -27,7 +27,7 @@ _BEND, _TILT, _DRAW = 1.0, 1.0, 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class Rightness:
     """Fitted coefficients.
 
     Attributes:
@@ -40,16 +40,16 @@ class Verdicts:
     pooled_J: Array
     weight_P: Array
 
-    def turned(self, turn_PR: Array) -> Verdicts:
+    def turned(self, turn_PR: Array) -> Rightness:
         """Return the same fit in coordinates of which these were turned ones."""
-        return Verdicts(self.law, self.pooled_J, turn_PR @ self.weight_P)
+        return Rightness(self.law, self.pooled_J, turn_PR @ self.weight_P)
 
     def arrays(self) -> Arrays:
         """Return the arrays to store."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def restore(cls, arrays: Arrays) -> Verdicts:
+    def restore(cls, arrays: Arrays) -> Rightness:
         """Make the regression again."""
         return cls(**{name: arrays[name] for name in cls.__slots__})
 
@@ -68,7 +68,7 @@ def fit_verdicts(
     law_solvability: float,
     ridge: float,
     iterations: int = 60,
-) -> Verdicts:
+) -> Rightness:
     """Maximise the penalised likelihood of the verdicts.
 
     Args:
@@ -98,4 +98,4 @@ def fit_verdicts(
     found = minimize(
         loss, first, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 10, "ftol": TOLERANCE}
     )
-    return Verdicts(np.array([law]), found.x[:J], found.x[J:])
+    return Rightness(np.array([law]), found.x[:J], found.x[J:])

@@ -35,7 +35,7 @@ _NOT_SETTLED = -1
 
 
 class MarketActor:
-    """Ledger and journal of one run; made a Ray actor by the pipeline.
+    """Ledger and journal of one run; made a Ray actor by `cluster.market`.
 
     Args:
         run_dir: The run folder; an existing journal is replayed first.

@@ -41,7 +41,7 @@ def write_page(
     bytes.
 
     Args:
-        report: The account of the run.
+        report: Report of the run.
         completions: Its rows, of `COMPLETION_SCHEMA`, in the order in which they shall be listed.
         folder: Where the file goes.
         name: Name of the file in it.

@@ -109,7 +109,7 @@ class LearningReport(Part):
 
 
 class RunReport(Part):
-    """The account of one run; `summary.json` in its folder."""
+    """The report of one run; `summary.json` in its folder."""
 
     run_dir: str
     """The run folder."""

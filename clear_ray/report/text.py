@@ -17,7 +17,7 @@ _MOST_BUDGETS = 9
 
 
 def summary_text(report: RunReport) -> str:
-    """Return the account of a run in at most 25 aligned lines of plain text, without a final line end."""
+    """Return the report of a run in at most 25 aligned lines of plain text, without a final line end."""
     model, head = printable(report.model, most=60), printable(report.head, most=40)
     lines = [f"{plural(report.queries, 'query')} in {duration(report.seconds)}, model {model}, head {head}"]
     if report.stopped_early:

@@ -18,7 +18,7 @@ from clear_ray.rounds.states import QueryStates
 
 
 class Offers(Protocol):
-    """FairLock tokens into grants; `Rounds` says when it is asked, of which queries, and with how many tokens.
+    """Turns tokens into grants; `Rounds` says when it is asked, of which queries, and with how many tokens.
 
     It is asked anew at every clearing and sees where every query stands. So it may offer whatever it can price: to go on
     with a cut answer, to begin again, another model; and what it believes may have changed since the last clearing.

@@ -192,27 +192,27 @@ class EngineReplica:
 class PriceReplica:
     """The one sale queue of a server. New settings arrive through Serve's `user_config`, without a restart."""
 
-    _seller: SaleQueue
+    _queue: SaleQueue
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
         settings = settings_of(user_config)
-        if hasattr(self, "_seller"):
-            self._seller.change(settings)
+        if hasattr(self, "_queue"):
+            self._queue.change(settings)
         else:
-            self._seller = SaleQueue(settings)
+            self._queue = SaleQueue(settings)
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""
-        return await self._seller.buy(ask)
+        return await self._queue.buy(ask)
 
     async def settle(self, hold: Hold, spent_tokens: int) -> None:
         """Charge what was generated."""
-        self._seller.settle(hold, spent_tokens)
+        self._queue.settle(hold, spent_tokens)
 
     async def account(self) -> tuple[Account, int]:
         """Return the account, and how many queries wait."""
-        return self._seller.account(), self._seller.waiting
+        return self._queue.account(), self._queue.waiting
 
 
 def _grid(tokens_K: Sequence[int]) -> Any:

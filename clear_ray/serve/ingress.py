@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's chat completions over the probe, the price and the engine.
+"""The HTTP side: OpenAI's chat completions over the probe, the price and the engine.
 
 For each query: read (probe) -> buy (price) -> write (engine) -> settle. Whatever happens after the purchase, the hold is
 settled, with the tokens that came back.

@@ -22,7 +22,7 @@ Outcome = Literal["granted", "direct", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Sale:
-    """What became of one query at the till.
+    """What became of one query in the sale queue.
 
     Attributes:
         outcome: `granted` at the price, `direct` for a short answer outside it, or `refused`.

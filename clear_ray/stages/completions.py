@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COMPLETION_SCHEMA
 from clear_ray.stages.causes import LOST, code_of, code_of_answer
 
 if TYPE_CHECKING:
     from clear_ray.rounds.states import QueryStates
-from clear_ray.ledger.void import VoidAttempts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One engine worker: a language model and the head that reads its features. The pipeline makes it a Ray actor.
+"""One engine worker: a language model and the head that reads its features. `cluster.engines` makes it a Ray actor.
 
 Both stages call the same workers, so a model is loaded once for each GPU. Hidden states never leave the worker: `probe`
 returns curve parameters only (docs/method.md, section 4.1).
@@ -30,7 +30,7 @@ class EngineWorker:
 
     Args:
         config: Which engine.
-        head: FairLock features into curves.
+        head: Turns features into curves.
 
     Attributes:
         failure: What the engine failed of, after which every call fails; None while it works.

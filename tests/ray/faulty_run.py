@@ -6,7 +6,7 @@ A fault is one of
     kill:NAME       SIGKILL of the first actor process whose title holds NAME
     freeze:NAME     SIGSTOP of it: it lives and does nothing
     slow:NAME       it is stopped nine tenths of the time, until it ends
-    full:STEP       the disk is full before that function of the pipeline
+    full:STEP       the disk is full before that function of `batch.run` or `batch.complete`
     gone            somebody deletes the run folder
     node            one of three nodes that hold two engines is lost
     pressure        others take nine tenths of a small object store
@@ -35,8 +35,8 @@ import psutil
 import ray
 from ray._private.state import available_resources_per_node
 
-from clear_ray.batch import complete as completing
-from clear_ray.batch import run as pipeline
+from clear_ray.batch import complete
+from clear_ray.batch import run as batch_run
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 
@@ -76,7 +76,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
     """Arrange for the driver to die at a point of the run."""
     end = partial(die, with_actors=with_actors)
     if point == "after probe":
-        die_after("_probe", end)
+        die_after("probe", end)
     elif point == "after price":
         die_after("write_grants", end)
     elif point == "before the summary":
@@ -94,7 +94,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
 
 def module_of(name: str) -> ModuleType:
     """Return where a step of the driver is called: in the run itself, or at its end."""
-    return pipeline if hasattr(pipeline, name) else completing
+    return batch_run if hasattr(batch_run, name) else complete
 
 
 def die_after(name: str, end: Callable[[], None]) -> None:

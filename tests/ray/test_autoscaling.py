@@ -52,9 +52,7 @@ def test_no_request_outlives_its_run() -> None:
         assert requested() == [{"GPU": 1}]
         ray.kill(one)  # what becomes of a market whose driver was killed
         until(lambda: requested() == [])
-    until(
-        lambda: not any("node requests" in actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
-    )
+    until(lambda: not any("gpu requests" in actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)))
 
 
 def test_no_gpus_no_request() -> None:
@@ -64,7 +62,7 @@ def test_no_gpus_no_request() -> None:
     assert not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "requests" in actor["name"]]
 
 
-def test_a_crew_grows_and_shrinks(replay_settings: dict[str, Any]) -> None:
+def test_engines_are_added_and_ended(replay_settings: dict[str, Any]) -> None:
     config = RunConfig.parse(replay_settings).engine
     head, asked = PriorHead(cap_tokens=400), []
     with engine_workers(config, head, run_dir="engines", ask_for=asked.append, calls_each=2) as engines:

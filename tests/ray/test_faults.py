@@ -165,7 +165,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_settled(config: Path, disk:
 
 
 @pytest.mark.parametrize(
-    "step", ["take_in", "_open_run", "_probe", "write_grants", "generate_round", "_write_completions", "write_page"]
+    "step", ["take_in", "_open_run", "probe", "write_grants", "generate_round", "_write_completions", "write_page"]
 )
 def test_a_disk_may_be_full_at_any_step(config: Path, disk: Path, step: str) -> None:
     ends_for_want_of_room(start(config, f"full:{step}"))

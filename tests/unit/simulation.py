@@ -388,7 +388,7 @@ class Simulation:
         self.market.crash()
 
     async def _drive(self) -> None:
-        """The page of `pipeline._rounds`."""
+        """The page of `batch.run._rounds`."""
         market, rounds = self.market, Rounds(self.world.offers, self.world.allocation)
         self.rounds, self.reports = rounds, []
         await market.close_open_reservations.remote()

@@ -1,4 +1,4 @@
-"""FairLock at the model, the thread of a batch, and the bounds that memory sets."""
+"""Turns at the model, the thread of a batch, and the bounds that memory sets."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant
-from clear_ray.engine.batch import Answer, Batch
+from clear_ray.engine.batch import Answer, AnswerBatch
 from clear_ray.engine.slots import SlotBatch
 
 VOCABULARY = 60
@@ -51,7 +51,7 @@ def answer_for(grant: Grant, prompt_ids: Sequence[int]) -> Answer:
     return Answer(grant, [*prompt_ids, *grant.prefix_token_ids], on_end=lambda _: None)
 
 
-def run_batch(batch: Batch, answers: Sequence[Answer]) -> list[Answer]:
+def run_batch(batch: AnswerBatch, answers: Sequence[Answer]) -> list[Answer]:
     """Add the answers and step until the batch is idle; return them in the order of their ends."""
     for answer in answers:
         batch.add(answer)

@@ -56,7 +56,7 @@ def round_report(number: int = 1, **changes: Any) -> RoundReport:
 
 
 def run_report(**changes: Any) -> RunReport:
-    """Return the account of a run of 199 queries under a scarce budget."""
+    """Return the report of a run of 199 queries under a scarce budget."""
     curve = [
         (1_592, 0.0078, 12.0, 9.0, 31),
         (3_184, 0.0052, 22.3, 11.7, 58),
