@@ -201,7 +201,7 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
         "sample": number,
         "allocation": config.allocation.model_dump() | {"policy": "uniform"},
         # Not of the answers: they serve heads for any number of layers.
-        "estimate": config.estimate.model_dump() | {"layers": None},
+        "estimate": {},  # equal ceilings heed no estimate, and another head or depth keeps the answers
     }
     result = run(None, RunConfig.parse(settings), display=display)
     folder = open_folder(result.run_dir)

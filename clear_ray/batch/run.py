@@ -129,13 +129,14 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
-    wait_until_unused(folder)
+    if manifest is None or read_summary(folder) is None:
+        wait_until_unused(folder)
     with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
         if config.scoring.scorer is not None:
-            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         notes += check_conversations(config.engine, folder.child("queries"))
         cost_N = read_costs(folder, digest.rows)
@@ -220,7 +221,7 @@ def _plan_in(
                 "learning": None if lesson is None else lesson.report(),
                 "head": head_name(lesson, engines.head.kind),
             }
-            survey = survey_queries(folder.child("queries"), config.scoring.scorer)
+            survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clear_ray.errors import BudgetError
 from clear_ray.storage import Folder
-from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
+from clear_ray.tasks.survey import FIRST_SCORED, shape_of, survey_queries
 from clear_ray.tasks.verdict import WRONG
 
 _COLUMNS = ["index", "gold", "status", "correct", "verdict", "answer"]
@@ -45,12 +45,12 @@ class Scores:
         """
         if scorer is None:
             return {}
-        survey = survey_queries(folder.child("queries"), scorer)
+        survey = survey_queries(folder.child("queries"), scorer).masked()
         warnings = list(survey.warnings())
         if len(self.first) >= _FEWEST and not any(row["correct"] for row in self.first):
             reasons = Counter(row["verdict"] or "" for row in self.first)
             read = next((row for row in self.first if row["verdict"] == WRONG and row["answer"]), None)
-            shown = {"answer": read["answer"], "gold": read["gold"]} if read else {}
+            shown = {"answer": shape_of(read["answer"]), "gold": shape_of(read["gold"])} if read else {}
             warnings.append(survey.all_wrong(len(self.first), reasons, **shown))
         return {"scorer": survey.choice() or scorer, "verdicts": self.verdicts, "warnings": tuple(warnings)}
 

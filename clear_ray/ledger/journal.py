@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -27,6 +28,9 @@ JOURNAL = "journal.jsonl"
 
 FIRST_SEGMENT = "journal/000000000000.jsonl"
 """Behind a URI, where every append is an object of its own."""
+
+
+_QUIET_LOOKS, _MOST_LOOKS, _LOOK_SECONDS = 3, 60, 1.0
 
 
 class Journal:
@@ -119,20 +123,39 @@ class Journal:
 
 
 def wait_until_unused(folder: Folder) -> None:
-    """Return once no process writes the journal of a local run folder; at once where there is none.
+    """Return once no process writes the journal of a run folder; at once where there is none.
+
+    Behind a URI no lock tells: it is taken for unused once some looks in a row have found nothing new in it.
 
     Raises:
         ResumeError: Another process goes on writing it.
         StorageError: This user may not write it, or its disk is broken.
     """
+    if not folder.is_local:
+        _wait_until_quiet(folder)
+        return
     with reading_errors(folder):
-        is_there = folder.is_local and folder.exists(JOURNAL)
+        is_there = folder.exists(JOURNAL)
         descriptor = os.open(f"{folder.path}/{JOURNAL}", os.O_WRONLY) if is_there else None
     if descriptor is not None:
         try:
             lock_file(descriptor, folder)
         finally:
             os.close(descriptor)
+
+
+def _wait_until_quiet(folder: Folder) -> None:
+    """Return once the actors of a driver that was killed have stopped writing objects."""
+    seen = quiet_looks = 0
+    for _ in range(_MOST_LOOKS):
+        with reading_errors(folder):
+            segments = len(_segment_names(folder.child("journal")))
+        quiet_looks = quiet_looks + 1 if segments == seen else 0
+        if not segments or quiet_looks == _QUIET_LOOKS:
+            return
+        seen = segments
+        time.sleep(_LOOK_SECONDS)
+    raise in_use(folder)
 
 
 def read_journal(folder: Folder) -> Iterator[Record]:

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -106,6 +106,12 @@ class Survey:
             *([lacks] if lacks else []),
         )
 
+    def masked(self) -> Survey:
+        """Return the same without what the gold answers say: reports, displays and their logs show their shape alone."""
+        first = self.first_unfit
+        unfit = None if first is None else replace(first, gold=shape_of(first.gold))
+        return replace(self, first_unfit=unfit, example=shape_of(self.example))
+
     def all_wrong(
         self, scored: int, verdicts: Mapping[str, int] | None = None, *, answer: str = "", gold: str = ""
     ) -> str:
@@ -130,6 +136,11 @@ class Survey:
             ]
             return f"{which}{times:,} of them {said}; {looks}"
         return f"{which}read `{shortened(answer, _EXAMPLE)}` where {looks}" if answer else which + looks
+
+
+def shape_of(text: str) -> str:
+    """Return a text with each letter as `a` and each digit as `9`: `#### 12` is `#### 99`."""
+    return str(regex.sub(r"[^\W\d_]", "a", regex.sub(r"\d", "9", text)))
 
 
 def survey_queries(queries: Folder, scorer: str | None) -> Survey:

@@ -91,7 +91,7 @@ def test_a_query_with_two_completions_is_a_defect(tmp_path: Path) -> None:
     [
         (
             [Verdict(0.0, WRONG, "13")] * 60,
-            "none of the first 50 scored answers was right; read `13` where gold looks like `12`",
+            "none of the first 50 scored answers was right; read `99` where gold looks like `99`",
         ),
         ([Verdict(0.0, CUT_OFF)] * 40 + [Verdict(0.0, WRONG, "13")] * 20, "; 40 of them were cut off; "),
         ([Verdict(0.0, WRONG, "13")] * 50 + [Verdict(1.0, RIGHT, "12")] * 10, "none of the first 50"),
