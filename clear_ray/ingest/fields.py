@@ -8,7 +8,7 @@ so do a field's neutral values. To honour a field of a row, give it the verdict 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -203,3 +203,19 @@ def check_fields(body: Mapping[str, Any], endpoint: Endpoint, *, place: str = "b
 def _is_neutral(value: Any, field: Field) -> bool:
     # A truth value equals 0 or 1 in Python, but asks for something else.
     return any(isinstance(value, bool) == isinstance(known, bool) and value == known for known in field.neutral)
+
+
+_SETTINGS = frozenset((*TABLES["/v1/chat/completions"], *_ENGINES)) - {"messages", "model", "user", "metadata"}
+
+
+def settings_beside(row: Mapping[str, Any], columns: Collection[str]) -> list[str]:
+    """Return the columns of a plain row that a request's body would have as settings, and that are not read.
+
+    Args:
+        row: The row.
+        columns: Names of the columns that are read.
+    """
+    names = (name for name in row if name in _SETTINGS and name not in columns)
+    return [
+        name for name in names if not (row[name] is None or (isinstance(row[name], float) and row[name] != row[name]))
+    ]

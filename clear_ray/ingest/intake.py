@@ -14,6 +14,7 @@ from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
+from clear_ray.ingest.fields import settings_beside
 from clear_ray.ingest.nested import lookup, outermost
 from clear_ray.ingest.normalise import (
     NormalRow,
@@ -226,8 +227,8 @@ class _Intake:
             is_nested=reading.is_nested,
         )
         self._expect_one_format(endpoint, batch, k)
-        if batch.is_openai:
-            self._notices.ignore(request.ignored)
+        is_read = set(columns.model_dump().values())
+        self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, is_read))
         if sampling is not None:
             self._notices.ignore(self._check_sampling(sampling))
             query = query._replace(sampling=sampling.dump())

@@ -112,7 +112,15 @@ def _number(cell: str | None) -> Any:
 
 
 def _delimiter_of(header: str) -> str:
-    return max(_DELIMITERS, key=lambda delimiter: len(_cells(header, delimiter)))
+    return max(_DELIMITERS, key=lambda delimiter: _parts(header, delimiter))
+
+
+def _parts(header: str, delimiter: str) -> int:
+    """Return into how many cells a delimiter parts a header; 0 if quoted names stand beside another one."""
+    try:
+        return len(_cells(header, delimiter))
+    except csv.Error:
+        return 0
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

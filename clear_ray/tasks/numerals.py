@@ -42,6 +42,7 @@ _LATEX_FRACTION = re.compile(
 )
 _REPEATING = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot) ?\{?(\d{1,20})\}?")
 _LATEX_GROUP = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|,?\{\}|~)(?=\d{3}(?!\d))")
+_BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|displaystyle)\b|\\[()\[\]]")
 _MATH = re.compile(r"\$\$?(?=[^\s$])([^$\n]{0,300}?[^\s$\\]|[^\s$])\$\$?(?!\d)")
 _DEGREES = re.compile(r" ?(?:\^ ?\{ ?\\circ ?\}|\^ ?\\circ|\\circ|\\degree|°)")
@@ -50,7 +51,7 @@ _ITALIC = re.compile(r"(?<![\w_])_([^_\n]{1,100})_(?![\w_])")
 
 def cleaned(line: str) -> str:
     """Return a line with LaTeX and typographic ways of writing a number made plain."""
-    line = plain(line)[:LONGEST]
+    line = _BRACED_COMMA.sub("", plain(line)[:LONGEST])
     if "\\" in line:
         line = line.replace("\\$", " $ ").replace("\\%", "%").replace("\\#", "#").replace("\\pounds", "£")
         line = _LATEX_GROUP.sub("", line)

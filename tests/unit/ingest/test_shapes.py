@@ -199,6 +199,26 @@ def test_csv_keeps_texts_and_reads_numbers(tmp_path: Path) -> None:
     assert digest.notices == ("reading `question` as prompt, `answer` as gold, `id` as id",)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_may_have_every_cell_in_quotes(tmp_path: Path, delimiter: str) -> None:
+    rows = (("id", "question", "answer"), ("7", "What, or; who?", "a"))
+    text = "".join(delimiter.join(f'"{cell}"' for cell in row) + "\n" for row in rows)
+    (tmp_path / "q.csv").write_text(text)
+    take(tmp_path / "q.csv", tmp_path / "run")
+    (row,) = taken(tmp_path / "run")
+    assert (row["query_id"], row["prompt"], row["gold"]) == ("7", "What, or; who?", "a")
+
+
+def test_settings_beside_a_prompt_are_said_to_be_ignored(tmp_path: Path) -> None:
+    rows = [
+        {"query_id": "a", "prompt": "q", "temperature": 1.0, "n": 3},
+        {"query_id": "b", "prompt": "r", "seed": None},
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = take(tmp_path / "q.jsonl", tmp_path / "run")
+    assert any("temperature in 1" in notice and "n in 1" in notice for notice in digest.notices), digest.notices
+
+
 def test_the_format_csv_can_be_asked_for(tmp_path: Path) -> None:
     (tmp_path / "odd").write_text("a,b\n1,What?\n")
     with pytest.raises(SchemaError, match="bad JSON"):

@@ -222,3 +222,10 @@ def test_a_decimal_is_read_exactly(value: Any) -> None:
 
 def test_kinds_that_are_compared_here_need_no_process() -> None:
     assert set(COMPARED_HERE) < set(KINDS)
+
+
+@pytest.mark.parametrize("number", ["12{,}345", "12,345", "12345", r"12\,345"])
+def test_thousands_are_one_number_however_latex_writes_them(number: str) -> None:
+    assert same_answer(number, "12345", "number")
+    assert not same_answer(number, "12", "number")
+    assert extract(f"The answer is {number}.", "number") is not None
