@@ -29,7 +29,7 @@ from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
 from clear_ray.ingest.requests import REQUEST_COLUMNS, read_request, request_columns
 from clear_ray.ingest.sampling_fields import sampling_params_of
-from clear_ray.ingest.shapes import Reading, kinds_of, recognise
+from clear_ray.ingest.shapes import Kinds, Reading, kinds_of, recognise
 from clear_ray.ingest.source import SourceBatch, shown
 from clear_ray.storage import Folder
 
@@ -130,10 +130,8 @@ class _Intake:
         self._unseen: dict[str, str] = {}  # columns that the user named and no row has shown yet, with the setting
         self._format: tuple[str | None, str] | None = None  # endpoint, if any, and the place that fixed it
         self._longest = 0
-        self._reading: tuple[str, Reading | None] = (
-            "",
-            None,
-        )  # of the source that is being read; None if it is refused
+        self._reading: tuple[str, Reading | None] = ("", None)  # of the source that is read; None if it is refused
+        self._kinds: Kinds = {}  # of its columns so far
 
     def take(self, batch: SourceBatch) -> None:
         """Check and write the rows of one batch."""
@@ -154,20 +152,36 @@ class _Intake:
             self._longest = max(self._longest, len(query.prompt))
 
     def _reading_of(self, batch: SourceBatch) -> Reading | None:
-        """Return how the rows of a source are read, told by the first of its batches that has any; None if they cannot be."""
+        """Return how the rows of a source are read; None if they cannot be.
+
+        The first of its batches that has any tells. A column that comes later and would have told otherwise is refused.
+        """
         if batch.is_openai:
             return Reading(request_columns(batch.columns))
         if not any(isinstance(row, dict) for row in batch.rows):
             return Reading(batch.columns)
         origin, reading = self._reading
-        if origin != batch.origin:
+        names = set[str]().union(*(row for row in batch.rows if isinstance(row, dict)))
+        if origin == batch.origin and (reading is None or names <= self._kinds.keys()):
+            return reading
+        found = kinds_of(batch.rows)
+        if origin == batch.origin:
+            found = {**found, **self._kinds}
+        self._kinds = found
+        try:
+            told = recognise(found, batch.columns, where=batch.origin)
+            if origin == batch.origin and told != reading:
+                new = ", ".join(sorted(names)[:8])
+                remedy = "Write the columns into every row, or name them in input.columns."
+                what = "rows have columns that earlier ones lack, and with which they would be read in another way"
+                raise SchemaError(what, batch.place(0), new, remedy)
+            if origin != batch.origin:
+                self._notices.read(told.said)
+            reading = told
+        except SchemaError as error:
+            self._note(error)
             reading = None
-            try:
-                reading = recognise(kinds_of(batch.rows), batch.columns, where=batch.origin)
-                self._notices.read(reading.said)
-            except SchemaError as error:
-                self._note(error)
-            self._reading = batch.origin, reading
+        self._reading = batch.origin, reading
         return reading
 
     def finish(self, accept: Callable[[InputDigest], None] | None) -> InputDigest:

@@ -305,3 +305,18 @@ def test_a_list_inside_one_object_is_pointed_out(tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(json.dumps({"version": 1, "data": [{"question": "a"}]}, indent=1))
     with pytest.raises(SchemaError, match="If 'data' holds the queries, write that list as a file of its own"):
         take(tmp_path / "q.json", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"question": "q", "image": "x.png"}, "belong to the prompts"),
+        ({"question": "q", "choices": ["a", "b"]}, "choices"),
+        ({"question": "q", "answer": "5"}, "columns that earlier ones lack"),
+    ],
+)
+def test_a_column_that_comes_late_is_not_passed_over(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    rows = [{"id": f"r{number}", "question": "long " * 1_500} for number in range(200)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "last"} | more]))
+    with pytest.raises(SchemaError, match=said):
+        take(tmp_path / "q.jsonl", tmp_path / "run")
