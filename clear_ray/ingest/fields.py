@@ -8,10 +8,11 @@ so do a field's neutral values. To honour a field of a row, give it the verdict 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.sampling_fields import NUMBERS
 from clear_ray.ingest.source import shown
@@ -208,14 +209,18 @@ def _is_neutral(value: Any, field: Field) -> bool:
 _SETTINGS = frozenset((*TABLES["/v1/chat/completions"], *_ENGINES)) - {"messages", "model", "user", "metadata"}
 
 
-def settings_beside(row: Mapping[str, Any], columns: Collection[str]) -> list[str]:
+def settings_beside(row: Mapping[str, Any], columns: ColumnsConfig) -> list[str]:
     """Return the columns of a plain row that a request's body would have as settings, and that are not read.
 
     Args:
         row: The row.
-        columns: Names of the columns that are read.
+        columns: Which columns are read.
     """
-    names = (name for name in row if name in _SETTINGS and name not in columns)
+    beside = row.keys() & _SETTINGS
+    if not beside:  # as of most rows
+        return []
+    beside -= {getattr(columns, setting) for setting in ColumnsConfig.model_fields}
+    names = (name for name in row if name in beside)
     return [
         name for name in names if not (row[name] is None or (isinstance(row[name], float) and row[name] != row[name]))
     ]

@@ -241,8 +241,7 @@ class _Intake:
             is_nested=reading.is_nested,
         )
         self._expect_one_format(endpoint, batch, k)
-        is_read = set(columns.model_dump().values())
-        self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, is_read))
+        self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
         if sampling is not None:
             self._notices.ignore(self._check_sampling(sampling))
             query = query._replace(sampling=sampling.dump())
