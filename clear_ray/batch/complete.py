@@ -20,7 +20,8 @@ from clear_ray.ledger.void import VoidAttempts
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers
-from clear_ray.run_folder.manifest import SUMMARY, completion_rows
+from clear_ray.run_folder.completions import completion_rows
+from clear_ray.run_folder.manifest import SUMMARY
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.storage import Folder

@@ -62,14 +62,10 @@ def make_report(
     config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
     balance = run.market.balance()
     batch = estimates.batch
-    was_run_N = states.rounds_N > 0
-    has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
     correct_N = np.nan_to_num(states.correct_N)
     scale = estimates.queries / len(batch.weight_N)
     ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
-    stopped = int((states.has_stopped_N & ~has_failed_N).sum())
-    completed = int((was_run_N & ~has_failed_N).sum())
     has_learned = learning is not None and not learning.left_out
     main = main_round(rounds, has_learned=has_learned)
     curve = budget_curve(batch, config.budget_tokens, queries=estimates.queries)
@@ -88,12 +84,7 @@ def make_report(
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
         shadow_price=main.shadow_price if main else 0.0,
-        queries=len(was_run_N),
-        completed=completed,
-        stopped=stopped,
-        truncated=completed - stopped,
-        abandoned=int((~was_run_N & ~has_failed_N).sum()),
-        failed=int(has_failed_N.sum()),
+        **_endings(states, spent_tokens_N),
         scored=int(has_gold_N.sum()) if is_scored else 0,
         correct=float(correct_N.sum()) if is_scored else None,
         expected_utility=expected,
@@ -111,6 +102,22 @@ def make_report(
         failures=failures,
         notes=run.notes,
     )
+
+
+def _endings(states: QueryStates, spent_tokens_N: NDArray[np.int64]) -> dict[str, int]:
+    """Return how many queries ended in which way, by the names that a report has for them."""
+    was_run_N = states.rounds_N > 0
+    has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
+    stopped = int((states.has_stopped_N & ~has_failed_N).sum())
+    completed = int((was_run_N & ~has_failed_N).sum())
+    return {
+        "queries": len(was_run_N),
+        "completed": completed,
+        "stopped": stopped,
+        "truncated": completed - stopped,
+        "abandoned": int((~was_run_N & ~has_failed_N).sum()),
+        "failed": int(has_failed_N.sum()),
+    }
 
 
 def plan_report(

@@ -53,20 +53,14 @@ from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.run_folder.attempts import read_attempts
+from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.estimates import (
     Estimates,
     read_costs,
 )
 from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.locations import with_absolute_paths
-from clear_ray.run_folder.manifest import (
-    MANIFEST,
-    check_same_run,
-    completion_rows,
-    describe,
-    describe_config,
-    read_manifest,
-)
+from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries

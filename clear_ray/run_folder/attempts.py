@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.attempts import Attempts
-from clear_ray.run_folder.manifest import attempts_of
 from clear_ray.run_folder.parquet import read_columns
 from clear_ray.storage import Folder, read_many
 
@@ -88,3 +89,21 @@ def slim_attempts(table: pa.Table) -> pa.Table:
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
+
+
+def attempts_of(table: pa.Table) -> Attempts:
+    """Return a table of `SLIM_ATTEMPT_SCHEMA` as the law of a run takes it."""
+
+    def column(name: str, kind: type[Any]) -> NDArray[Any]:
+        return np.asarray(table[name].to_numpy(zero_copy_only=False), kind)
+
+    return Attempts(
+        index_M=column("index", np.int64),
+        granted_tokens_M=column("granted_tokens", np.int64),
+        attempt_tokens_M=column("attempt_tokens", np.int64),
+        answer_tokens_M=column("answer_tokens", np.int64),
+        has_stopped_M=column("has_stopped", np.bool_),
+        has_failed_M=column("has_failed", np.bool_),
+        is_at_end_M=column("is_at_end", np.bool_),
+        correct_M=column("correct", np.float64),
+    )

@@ -14,13 +14,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from clear_ray.config.bounds import MOST_ROWS
 from clear_ray.config.run import CHANGEABLE, RunConfig
@@ -29,7 +23,6 @@ from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import RUN_ID, has_only_begun
 from clear_ray.ledger.journal import FIRST_SEGMENT, JOURNAL
-from clear_ray.rounds.attempts import Attempts
 from clear_ray.run_folder.locations import PATH_SETTINGS, absolute
 from clear_ray.run_folder.parquet import damaged
 from clear_ray.storage import Folder, is_plain_path, reading_errors
@@ -155,40 +148,6 @@ def _is_same_path(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
         return True
     is_local = all(map(is_plain_path, (*before, *after)))
     return is_local and os.path.relpath(*before) == os.path.relpath(*after)
-
-
-def completion_rows(folder: Folder) -> Iterator[dict[str, Any]]:
-    """Yield completions one by one in the order of the input, with one batch of them in memory."""
-    firsts = {path: _first_index(folder, path) for path in folder.child("completions").files(".parquet")}
-    for path in sorted(firsts, key=lambda path: firsts[path]):
-        with folder.filesystem.open_input_file(path) as source:
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
-                yield from batch.to_pylist()
-
-
-def _first_index(folder: Folder, path: str) -> int:
-    with folder.filesystem.open_input_file(path) as source:
-        for batch in pq.ParquetFile(source).iter_batches(batch_size=1, columns=["index"]):
-            return int(batch["index"][0].as_py())
-    return -1
-
-
-def attempts_of(table: pa.Table) -> Attempts:
-    """Return a table of `SLIM_ATTEMPT_SCHEMA` as the law of a run takes it."""
-
-    def column(name: str, kind: type[Any]) -> NDArray[Any]:
-        return np.asarray(table[name].to_numpy(zero_copy_only=False), kind)
-
-    return Attempts(
-        index_M=column("index", np.int64),
-        granted_tokens_M=column("granted_tokens", np.int64),
-        attempt_tokens_M=column("attempt_tokens", np.int64),
-        answer_tokens_M=column("answer_tokens", np.int64),
-        has_stopped_M=column("has_stopped", np.bool_),
-        has_failed_M=column("has_failed", np.bool_),
-        is_at_end_M=column("is_at_end", np.bool_),
-        correct_M=column("correct", np.float64),
-    )
 
 
 def _version(library: str) -> str:

@@ -41,8 +41,7 @@ from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder.attempts import slim_attempts
-from clear_ray.run_folder.manifest import attempts_of
+from clear_ray.run_folder.attempts import attempts_of, slim_attempts
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.lock import ReadWriteLock
 from clear_ray.stages.roster import Workers
