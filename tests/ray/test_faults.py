@@ -145,7 +145,7 @@ def disk(config: Path, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "disk"
     path.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("this machine allows no mount of a small disk")
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"run_dir": str(path / "run")}))
     yield path
     subprocess.run(["umount", path], check=True)
