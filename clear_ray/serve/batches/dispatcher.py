@@ -77,7 +77,7 @@ class Dispatcher:
 
     Args:
         config: Settings of the server.
-        settings: Of its batches.
+        settings: Settings of its batches.
         engine: Serve's handle of the engine replicas.
     """
 

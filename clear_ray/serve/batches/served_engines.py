@@ -120,7 +120,7 @@ class ServedEngines(EngineActors):
 
     Args:
         worker: Reaches them.
-        cards: Of their model and head.
+        cards: Cards of their model and head.
         count: How many there are at least.
     """
 

@@ -64,7 +64,7 @@ class SharedSlots:
             weight: Its share.
             grants: What to run.
             generate: Runs grants, as `EngineWorker.generate` does.
-            is_alone: As for that.
+            is_alone: Whether nothing else may run there meanwhile.
         """
         ended: asyncio.Queue[list[Generation] | None] = asyncio.Queue()
         self._calls[batch] = self._calls.get(batch, 0) + 1
