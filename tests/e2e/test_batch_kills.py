@@ -84,7 +84,8 @@ def test_a_batch_outlives_its_server_at_every_state(tmp_path: Path) -> None:
         "port": port,
         "max_tokens": 400,
     }
-    settings["batches"] = {"folder": str(folder), "run": {"dispatch": {"rows_per_file": 8}}}
+    run = {"dispatch": {"rows_per_file": 8}, "allocation": {"max_rounds": 3}}
+    settings |= {"estimate": {"head": "prior"}, "batches": {"folder": str(folder), "run": run}}
     config, log = tmp_path / "serve.yaml", tmp_path / "log"
     config.write_text(yaml.safe_dump(settings))
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)

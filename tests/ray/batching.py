@@ -27,8 +27,9 @@ def recorded_ids() -> list[str]:
 
 def batch_settings(folder: Path, **changes: Any) -> ServeConfig:
     """Return settings of a server with batches in `folder`."""
-    batches = {"folder": str(folder), "run": {"dispatch": {"rows_per_file": 16}}} | changes.pop("batches", {})
-    return settings(batches=batches, **{"limits": {}} | changes)
+    run = {"dispatch": {"rows_per_file": 16}, "allocation": {"max_rounds": 3}}
+    batches = {"folder": str(folder), "run": run} | changes.pop("batches", {})
+    return settings(batches=batches, **{"limits": {}, "estimate": {"head": "prior"}} | changes)
 
 
 def request(custom_id: str, **changes: Any) -> dict[str, Any]:

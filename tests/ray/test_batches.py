@@ -49,20 +49,38 @@ def client(port: int, tmp_path_factory: pytest.TempPathFactory) -> openai.OpenAI
     return client_of(port, "/batches")
 
 
-def test_a_batch_comes_back_in_input_order_with_its_counts(client: openai.OpenAI) -> None:
-    ids = recorded_ids()[:40]
-    file = upload(client, [request(name) for name in ids])
-    assert client.files.wait_for_processing(file.id, poll_interval=0.1).status == "processed"
-    made = create(client, file.id, metadata={"budget": "1M tokens", "of": "the tests"})
-    assert made.status == "validating"
-    batch = ended(client, made.id)
+FEW, MANY = 40, 60
+BAD_MESSAGES = [{"rolez": "user", "contentz": "?"}]
+
+
+@pytest.fixture(scope="module")
+def made(client: openai.OpenAI) -> dict[str, Any]:
+    """Batches that run side by side: with tokens enough, with few, of a good row beside a bad one, and of bad ones alone."""
+    ids = recorded_ids()
+    rows = {
+        "ample": [request(name) for name in ids[:FEW]],
+        "scarce": [request(name) for name in ids[:MANY]],
+        "good and bad": [request(ids[0]), request("bad", body={"messages": BAD_MESSAGES})],
+        "bad": [request("nobody-asked-this"), request("nor-this")],
+    }
+    metadata = {"ample": {"budget": "1M tokens", "of": "the tests"}, "scarce": {"budget": "1500 tokens"}}
+    files = {name: upload(client, some) for name, some in rows.items()}
+    assert {client.files.wait_for_processing(file.id, poll_interval=0.1).status for file in files.values()} == {
+        "processed"
+    }
+    return {name: create(client, file.id, metadata=metadata.get(name)) for name, file in files.items()}
+
+
+def test_a_batch_comes_back_in_input_order_with_its_counts(client: openai.OpenAI, made: dict[str, Any]) -> None:
+    assert made["ample"].status == "validating"
+    batch = ended(client, made["ample"].id)
     assert batch.status == "completed", batch
-    assert batch.request_counts.model_dump() == {"total": 40, "completed": 40, "failed": 0}
+    assert batch.request_counts.model_dump() == {"total": FEW, "completed": FEW, "failed": 0}
     assert batch.error_file_id is None
     assert batch.model == "replay"
     assert batch.metadata == {"budget": "1M tokens", "of": "the tests"}
     rows = content(client, batch.output_file_id)
-    assert [row["custom_id"] for row in rows] == ids
+    assert [row["custom_id"] for row in rows] == recorded_ids()[:FEW]
     assert {row["response"]["status_code"] for row in rows} == {200}
     assert {row["response"]["body"]["model"] for row in rows} == {"replay"}
     spent = sum(row["response"]["body"]["usage"]["completion_tokens"] for row in rows)
@@ -75,16 +93,10 @@ def test_a_batch_comes_back_in_input_order_with_its_counts(client: openai.OpenAI
     assert (output.purpose, output.bytes) == ("batch_output", len(client.files.content(output.id).content))
 
 
-def test_a_scarce_budget_gives_abandoned_rows_with_their_prices(client: openai.OpenAI) -> None:
-    ids = recorded_ids()[:60]
-    file = upload(client, [request(name) for name in ids])
-    batch = ended(client, create(client, file.id, metadata={"budget": "1500 tokens"}).id)
+def test_a_scarce_budget_gives_abandoned_rows_with_their_prices(client: openai.OpenAI, made: dict[str, Any]) -> None:
+    batch = ended(client, made["scarce"].id)
     assert batch.status == "completed"
-    done, errors = content(client, batch.output_file_id), content(client, batch.error_file_id)
-    assert sorted(row["custom_id"] for row in done + errors) == sorted(ids)
-    place = {name: number for number, name in enumerate(ids)}
-    for rows in (done, errors):
-        assert [place[row["custom_id"]] for row in rows] == sorted(place[row["custom_id"]] for row in rows)
+    done, errors = rows_of(client, batch, recorded_ids()[:MANY])
     assert (len(done), len(errors)) == (batch.request_counts.completed, batch.request_counts.failed)
     assert done
     assert errors
@@ -95,11 +107,9 @@ def test_a_scarce_budget_gives_abandoned_rows_with_their_prices(client: openai.O
     assert all(0 <= error["reservation_price"] <= error["price"] for error in abandoned)
 
 
-def test_one_good_and_one_bad_row(client: openai.OpenAI) -> None:
+def test_one_good_and_one_bad_row(client: openai.OpenAI, made: dict[str, Any]) -> None:
     """The bad row fails alone; both files can be read and deleted."""
-    good = recorded_ids()[0]
-    bad = request("bad", body={"messages": [{"rolez": "user", "contentz": "?"}]})
-    batch = ended(client, create(client, upload(client, [request(good), bad]).id).id)
+    batch = ended(client, made["good and bad"].id)
     assert batch.status == "completed"
     assert batch.request_counts.model_dump() == {"total": 2, "completed": 1, "failed": 1}
     (error,) = content(client, batch.error_file_id)
@@ -109,11 +119,12 @@ def test_one_good_and_one_bad_row(client: openai.OpenAI) -> None:
         assert client.files.delete(name).deleted
         with pytest.raises(openai.NotFoundError):
             client.files.content(name)
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(batch.id)
 
 
-def test_all_rows_failed_is_completed_without_an_output(client: openai.OpenAI) -> None:
-    rows = [request("nobody-asked-this"), request("nor-this")]
-    batch = ended(client, create(client, upload(client, rows).id).id)
+def test_all_rows_failed_is_completed_without_an_output(client: openai.OpenAI, made: dict[str, Any]) -> None:
+    batch = ended(client, made["bad"].id)
     assert (batch.status, batch.output_file_id) == ("completed", None)
     assert len(content(client, batch.error_file_id)) == 2
     assert batch.request_counts.model_dump() == {"total": 2, "completed": 0, "failed": 2}
@@ -284,6 +295,7 @@ def rows_of(client: openai.OpenAI, batch: Any, ids: list[str]) -> tuple[list[dic
     return done, errors
 
 
+@pytest.mark.slow
 def test_a_cancelled_batch_keeps_what_was_answered(slow: openai.OpenAI) -> None:
     ids = recorded_ids()
     made = create(slow, upload(slow, [request(name) for name in ids]).id)
@@ -298,6 +310,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(slow: openai.OpenAI) -> None:
     assert batch.usage.output_tokens == sum(row["response"]["body"]["usage"]["completion_tokens"] for row in done)
 
 
+@pytest.mark.slow
 def test_a_budget_is_raised_and_cut_on_the_way(slow: openai.OpenAI) -> None:
     ids = recorded_ids()
     made = create(slow, upload(slow, [request(name) for name in ids]).id, metadata={"budget": "2k"})
@@ -316,9 +329,11 @@ def test_a_budget_is_raised_and_cut_on_the_way(slow: openai.OpenAI) -> None:
         slow.post(f"/batches/{made.id}/budget", body={"budget": "+1k"}, cast_to=dict[str, Any])
 
 
-@pytest.mark.parametrize("victim", ["driver", "batches", "engine"])
+@pytest.mark.parametrize(
+    "victim", ["driver", *(pytest.param(name, marks=pytest.mark.slow) for name in ("batches", "engine"))]
+)
 def test_what_dies_while_a_batch_is_answered_loses_no_row(slow: openai.OpenAI, tmp_path: Path, victim: str) -> None:
-    ids = recorded_ids()[:100]
+    ids = recorded_ids()[:60]
     made = create(slow, upload(slow, [request(name) for name in ids]).id)
     answering(slow, made.id)
     title = f"clear_ray batch {made.id}" if victim == "driver" else f"slow#{victim}#"
@@ -344,6 +359,7 @@ def assert_charged_once(run_dir: Path, output_tokens: int) -> None:
     assert sum(row["attempt_tokens"] for row in kept) + report["wasted_tokens"] == report["spent_tokens"]
 
 
+@pytest.mark.slow
 def test_interactive_queries_find_a_place_while_a_batch_runs(slow: openai.OpenAI) -> None:
     rows = pq.read_table(ROLLOUTS / "rollouts.parquet").to_pylist()
     row = next(row for row in rows if row["sample"] == 0 and 20 < row["output_tokens"] < 60)
