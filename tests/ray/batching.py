@@ -32,7 +32,7 @@ def batch_settings(folder: Path, **changes: Any) -> ServeConfig:
     return settings(batches=batches, **{"limits": {}, "estimate": {"head": "prior"}} | changes)
 
 
-def request(custom_id: str, **changes: Any) -> dict[str, Any]:
+def request(custom_id: str, /, **changes: Any) -> dict[str, Any]:
     """Return a line of a batch file; None takes a field out."""
     body = {"model": "replay", "messages": [{"role": "user", "content": f"Question {custom_id}"}]}
     line = {

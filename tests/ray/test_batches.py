@@ -184,6 +184,7 @@ def test_an_unknown_file_and_one_of_another_purpose_fail_the_batch(client: opena
         ({"completion_window": "24"}, "completion_window"),
         ({"metadata": {"budget": "a lot"}}, "metadata.budget"),
         ({"metadata": {"policy": "greedy"}}, "metadata.policy"),
+        ({"metadata": {"attempts": "many"}}, "metadata.attempts"),
         ({"metadata": {"weight": "-1"}}, "metadata.weight"),
         ({"metadata": {str(k): "v" for k in range(17)}}, "metadata"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),

@@ -1,4 +1,4 @@
-"""A batch as OpenAI's clients know it, and what its client may say about the run in `metadata`."""
+"""A batch as OpenAI's clients know it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from clear_ray.config.units import budget_in_tokens
 from clear_ray.serve.batches.store import new_id
 from clear_ray.serve.batches.upload import expiry_of
 from clear_ray.serve.batches.validation import ENDPOINTS, error
@@ -44,7 +43,6 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
     asked["metadata"] = _metadata(given.get("metadata"))
     if asked["output_expires_after"] is not None:
         expiry_of(asked, 0, default_seconds=None, name="output_expires_after")
-    run_asked(asked["metadata"] or {})
     return asked
 
 
@@ -60,34 +58,6 @@ def _metadata(given: Any) -> dict[str, str] | None:
             )
             raise ApiError(400, message, param=f"metadata.{key[:_MOST_KEY]}")
     return given
-
-
-def run_asked(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of a run that a batch's `metadata` names: budget, policy, weight.
-
-    Raises:
-        ApiError: 400; one of them cannot be read.
-    """
-    found: dict[str, Any] = {}
-    if (budget := metadata.get("budget")) is not None:
-        try:
-            found["budget_tokens"] = budget_in_tokens(budget)
-        except ValueError as problem:
-            raise ApiError(
-                400, f"The budget cannot be read: {problem}.", param="metadata.budget", code="bad_budget"
-            ) from None
-    if (policy := metadata.get("policy")) is not None:
-        if policy not in ("clear_ray", "uniform"):
-            raise ApiError(400, "The policy is clear_ray or uniform.", param="metadata.policy", code="bad_policy")
-        found["policy"] = policy
-    if (weight := metadata.get("weight")) is not None:
-        try:
-            found["weight"] = float(weight)
-        except ValueError:
-            found["weight"] = 0.0
-        if not 0.001 <= found["weight"] <= 1_000:
-            raise ApiError(400, "The weight lies between 0.001 and 1000.", param="metadata.weight", code="bad_weight")
-    return found
 
 
 def new_body(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from clear_ray.errors import ClearRayError, EngineError
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.run_folder.manifest import MANIFEST
 from clear_ray.run_folder.orders import Reason, order_stop, read_orders
-from clear_ray.serve.batches.bodies import failure, run_asked
+from clear_ray.serve.batches.bodies import defect, failure
 from clear_ray.serve.batches.driver import RUNNING, BatchDriver
 from clear_ray.serve.batches.places import Places, delete_content
+from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch
 from clear_ray.serve.batches.validation import Looked, error, look_at
 from clear_ray.serve.batches.webhook import tell_webhook
+from clear_ray.serve.protocol import ApiError
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
@@ -91,7 +93,10 @@ class Dispatcher:
         """Look at every batch that has not ended, once."""
         self._store.note_alive()
         for batch in self._store.batches_in(["validating"]):
-            self._validate(batch)
+            try:
+                self._validate(batch)
+            except (ClearRayError, ApiError, OSError) as refused:  # of settings that were changed, of a disk
+                self._store.change(batch.id, within=("validating",), **defect(str(refused)))
             self._store.note_alive()
         self._move_running()
         if self._settings.webhook_url is not None:
@@ -120,15 +125,15 @@ class Dispatcher:
         if looked.errors:
             self._store.change(batch.id, within=("validating",), **failure(*looked.errors))
             return
-        asked = run_asked(batch.asked["metadata"] or {})
-        config = self._run_config(batch.id, asked, looked.most_tokens)
+        metadata = batch.asked["metadata"] or {}
+        config = self._run_config(batch.id, metadata, looked.most_tokens)
         self._store.change(
             batch.id,
             within=("validating",),
             status="in_progress",
             model=self._config.model_name,
             request_counts={"total": looked.requests, "completed": 0, "failed": 0},
-            work={"config": config.model_dump(mode="json"), "weight": asked.get("weight", 1.0)},
+            work={"config": config.model_dump(mode="json"), "weight": weight_of(metadata)},
         )
 
     def _look_at(self, batch: StoredBatch, path: str) -> Looked:
@@ -141,19 +146,16 @@ class Dispatcher:
                 most_requests=self._settings.max_requests,
             )
 
-    def _run_config(self, batch_id: str, asked: dict[str, Any], most_tokens: int) -> RunConfig:
+    def _run_config(self, batch_id: str, metadata: dict[str, str], most_tokens: int) -> RunConfig:
         """Return the settings of a batch's run; without a budget it has what its answers come to at most."""
-        given = dict(self._settings.run)
-        allocation = {"max_tokens": self._config.max_tokens} | given.pop("allocation", {})
-        if "policy" in asked:
-            allocation["policy"] = asked["policy"]
-        settings = given | {
+        asked = asked_settings(self._settings, metadata)
+        settings = {"budget": max(most_tokens, 1)} | asked
+        settings |= {
             "run_dir": self._places.run_dir(batch_id),
             "input": {"path": str(self._places.input(batch_id)), "format": "openai", "on_error": "fail_row"},
-            "budget": asked.get("budget_tokens", max(most_tokens, 1)),
             "engine": absolute_engine(self._config.engine).model_dump(mode="json"),
             "estimate": absolute_estimate(self._config.estimate).model_dump(mode="json"),
-            "allocation": allocation,
+            "allocation": {"max_tokens": self._config.max_tokens} | asked["allocation"],
         }
         return RunConfig.parse(settings, where=batch_id)
 

@@ -13,6 +13,7 @@ from clear_ray.errors import ClearRayError
 from clear_ray.run_folder.orders import order_budget
 from clear_ray.serve.batches.bodies import CANCELLABLE, asked_for, new_body
 from clear_ray.serve.batches.places import Places, delete_content, read_content
+from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile, new_id
 from clear_ray.serve.batches.upload import expiry_of, receive
@@ -111,6 +112,8 @@ class BatchService:
         if not isinstance(given, dict):
             raise ApiError(400, "The body is a JSON object.")
         asked = asked_for(given)
+        asked_settings(self._settings, asked["metadata"] or {})
+        weight_of(asked["metadata"] or {})
         key = idempotency_key or given.get("idempotency_key")
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= _KEY_CHARACTERS):
             raise ApiError(400, "An idempotency key is a string of at most 255 characters.", param="idempotency_key")

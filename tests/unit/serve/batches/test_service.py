@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from clear_ray.serve.batches.places import Places, absolute_batches
+from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store
@@ -172,3 +173,38 @@ async def test_a_webhook_hears_of_every_end_once_and_can_check_who_says_so(
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(body.replace(b"batch_", b"batch-"), headers, secret=secret)
     assert json.loads(body)["object"] == "event"
+
+
+@pytest.mark.parametrize(
+    ("run", "metadata", "expected"),
+    [
+        ({}, {}, {"allocation": {}}),
+        ({"seed": 3}, {"budget": "2M tokens", "mine": "x"}, {"seed": 3, "budget": "2M tokens", "allocation": {}}),
+        (
+            {"budget_rate": "$2 per 1M tokens", "allocation": {"policy": "uniform"}},
+            {"budget": "$1"},
+            {"budget": "$1", "budget_rate": "$2 per 1M tokens", "allocation": {"policy": "uniform"}},
+        ),
+        ({"budget_rate": "$2 per 1M tokens"}, {"budget": "7k"}, {"budget": "7k", "allocation": {}}),
+        (
+            {"allocation": {"max_rounds": 2}},
+            {"policy": "uniform"},
+            {"allocation": {"max_rounds": 2, "policy": "uniform"}},
+        ),
+    ],
+)
+def test_metadata_goes_before_the_servers_settings(
+    run: dict[str, Any], metadata: dict[str, str], expected: dict[str, Any]
+) -> None:
+    assert asked_settings(BatchSettings(folder="x", run=run), metadata) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"), [("2", True), ("0.001", True), ("0", False), ("nan", False), ("x", False)]
+)
+def test_a_weight_is_a_share(text: str, is_good: bool) -> None:
+    if is_good:
+        assert weight_of({"weight": text}) == float(text)
+        return
+    with pytest.raises(ApiError):
+        weight_of({"weight": text})
