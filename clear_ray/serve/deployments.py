@@ -18,7 +18,7 @@ from clear_ray.config.run import EstimateConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import FinishReason, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.row_sampling import sampling_check
-from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.serve.batches.shared_slots import SharedSlots
@@ -178,7 +178,13 @@ class EngineReplica:
             self._outstanding.close(left)
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
-        """Return the cards of the model and the head."""
+        """Return the cards of the model and the head.
+
+        Raises:
+            EngineFailedError: The engine has failed; Serve is about to replace this replica.
+        """
+        if (failure := self._worker.failure) is not None:
+            raise EngineFailedError("the engine has failed", value=str(failure)) from failure
         return await self._worker.cards()
 
     async def probe_for_batch(
