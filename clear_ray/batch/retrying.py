@@ -54,7 +54,7 @@ def retry_config(run_dir: str, into: str, *, budget: str | None, is_unanswered: 
         raise ConfigError("nothing is left of the run's budget", shown, remedy="Give one: `--budget 200k`.")
     settings: dict[str, Any] = manifest["config"]
     source = {"retry_of": run_dir, "retry": "unanswered" if is_unanswered else "failed"}
-    changes = {"run_dir": into, "input": source, "budget": left_tokens if budget is None else budget}
+    changes: dict[str, Any] = {"run_dir": into, "input": source, "budget": left_tokens if budget is None else budget}
     is_in_money = budget is not None and any(sign in budget for sign in "$€£")
     changes["budget_rate"] = settings.get("budget_rate") if is_in_money else None
     return RunConfig.parse(settings | changes, where=f"{shown}/{MANIFEST}")
