@@ -12,7 +12,7 @@ from ray import serve
 from clear_ray.cluster.joining import joined_cluster
 from clear_ray.cluster.room import settled, wait_for_room
 from clear_ray.serve.app import application
-from clear_ray.serve.batches.dispatcher import end_drivers
+from clear_ray.serve.batches.drivers import end_drivers
 from clear_ray.serve.settings import ServeConfig
 
 _NAME = "clear_ray"

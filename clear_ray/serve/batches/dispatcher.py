@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-
-import ray
-from ray.util import list_named_actors
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, EngineError
@@ -21,7 +18,8 @@ from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.run_folder.manifest import MANIFEST
 from clear_ray.run_folder.orders import Reason, order_stop, read_orders
 from clear_ray.serve.batches.bodies import defect, failure
-from clear_ray.serve.batches.driver import RUNNING, BatchDriver
+from clear_ray.serve.batches.driver import RUNNING
+from clear_ray.serve.batches.drivers import Drivers
 from clear_ray.serve.batches.places import Places, delete_content
 from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.settings import BatchSettings
@@ -32,7 +30,7 @@ from clear_ray.serve.protocol import ApiError
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
-_NAMESPACE = "clear_ray"
+_LEAST_CALL_ROWS, _MOST_CALL_ROWS = 4, 16
 _LOOK_SECONDS, _SWEEP_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 60.0, 300.0
 
 
@@ -48,11 +46,12 @@ class BatchReplica:
         config = ServeConfig.parse(settings)
         if config.batches is None:
             raise EngineError("this server keeps no batches", "batches")
-        self._dispatcher = Dispatcher(config, config.batches, engine)
-        self._thread = threading.Thread(target=self._keep_going, daemon=True, name="clear_ray batches")
+        self._dispatcher = Dispatcher(config, config.batches, Drivers(config.batches, engine, config.model_name))
         self._failure: Exception | None = None
         self._is_over = threading.Event()
-        self._thread.start()
+        # Telling is apart: a webhook that hangs must not hold the others up.
+        for work in (self._dispatcher.step, self._dispatcher.tell):
+            threading.Thread(target=self._keep_going, args=(work,), daemon=True, name="clear_ray batches").start()
 
     def check_health(self) -> None:
         """Called by Serve; a replica whose thread has ended is replaced.
@@ -66,10 +65,10 @@ class BatchReplica:
     def __del__(self) -> None:
         self._is_over.set()
 
-    def _keep_going(self) -> None:
+    def _keep_going(self, work: Callable[[], None]) -> None:
         try:
             while not self._is_over.wait(_LOOK_SECONDS):
-                self._dispatcher.step()
+                work()
         except Exception as failed:
             self._failure = failed
 
@@ -80,11 +79,11 @@ class Dispatcher:
     Args:
         config: Settings of the server.
         settings: Settings of its batches.
-        engine: Serve's handle of the engine replicas.
+        drivers: Drivers of its batches.
     """
 
-    def __init__(self, config: ServeConfig, settings: BatchSettings, engine: Any) -> None:
-        self._config, self._settings, self._engine = config, settings, engine
+    def __init__(self, config: ServeConfig, settings: BatchSettings, drivers: Drivers) -> None:
+        self._config, self._settings, self._drivers = config, settings, drivers
         self._places = Places(settings)
         self._store = Store(self._places.folder)
         self._swept_at = 0.0
@@ -99,13 +98,16 @@ class Dispatcher:
                 self._store.change(batch.id, within=("validating",), **defect(str(refused)))
             self._store.note_alive()
         self._move_running()
-        if self._settings.webhook_url is not None:
-            tell_webhook(self._store, self._settings.webhook_url, self._settings.webhook_secret)
         if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             for file in self._store.expired_files():
                 delete_content(file.path)
                 self._store.drop_file(file.id)
+
+    def tell(self) -> None:
+        """Tell the webhook, if there is one, of the batches that have ended."""
+        if self._settings.webhook_url is not None:
+            tell_webhook(self._store, self._settings.webhook_url, self._settings.webhook_secret)
 
     def _validate(self, batch: StoredBatch) -> None:
         """Look at the input of a batch, and have it run or fail."""
@@ -156,18 +158,19 @@ class Dispatcher:
             "engine": absolute_engine(self._config.engine).model_dump(mode="json"),
             "estimate": absolute_estimate(self._config.estimate).model_dump(mode="json"),
             "allocation": {"max_tokens": self._config.max_tokens} | asked["allocation"],
+            "dispatch": {"batch_rows": _call_rows(self._config.engine.max_batch)} | asked.get("dispatch", {}),
         }
         return RunConfig.parse(settings, where=batch_id)
 
     def _move_running(self) -> None:
         batches = self._store.batches_in(sorted(RUNNING))
-        driven = _driven() if batches else set()
+        driven = self._drivers.alive() if batches else ()
         alive = sum(batch.id in driven for batch in batches)
         for batch in batches:
             is_over = self._stop_if_due(batch, is_driven=batch.id in driven)
             if is_over or batch.id in driven or alive >= self._settings.running or not _may_start(batch):
                 continue
-            self._start(batch.id)
+            self._drivers.start(batch.id)
             alive += 1
 
     def _stop_if_due(self, batch: StoredBatch, *, is_driven: bool) -> bool:
@@ -186,35 +189,20 @@ class Dispatcher:
         if _has_granted(folder):
             return False
         if is_driven:
-            _end(batch.id)
+            self._drivers.end(batch.id)
         if _has_granted(folder):  # meanwhile: what was answered is kept
             return False
         self._store.change(batch.id, within=RUNNING, status=ended)
         return True
 
-    def _start(self, batch_id: str) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        driver: Any = ray.remote(BatchDriver)
-        driver.options(
-            name=_name(batch_id),
-            namespace=_NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            scheduling_strategy=here,
-        ).remote(self._settings, batch_id, self._engine, self._config.model_name)
-
-
-def end_drivers(settings: BatchSettings) -> None:
-    """End the drivers of a server that stops; its batches go on when it is started again."""
-    store = Store(Places(settings).folder)
-    for batch in store.batches_in(sorted(RUNNING)):
-        _end(batch.id)
-    store.close()
-
 
 def _has_granted(folder: Folder) -> bool:
     return folder.exists(MANIFEST) and bool(folder.child("grants").files(".parquet"))
+
+
+def _call_rows(max_batch: int) -> int:
+    """Return how many queries travel in one call: a call through Serve costs more than one of a run to its own engines."""
+    return max(_LEAST_CALL_ROWS, min(_MOST_CALL_ROWS, max_batch // 4))
 
 
 def _may_start(batch: StoredBatch) -> bool:
@@ -222,20 +210,3 @@ def _may_start(batch: StoredBatch) -> bool:
     failures = int(batch.work.get("failures", 0))
     pause = min(2.0**failures, _MOST_PAUSE_SECONDS) if failures else 0.0
     return time.time() >= float(batch.work.get("failed_at", 0.0)) + pause
-
-
-def _name(batch_id: str) -> str:
-    return f"clear_ray batch {batch_id}"
-
-
-def _driven() -> set[str]:
-    """Return the batches that have a driver."""
-    prefix = _name("")
-    actors: list[dict[str, str]] = list_named_actors(all_namespaces=True)
-    names = [actor["name"] for actor in actors if actor["namespace"] == _NAMESPACE]
-    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-
-
-def _end(batch_id: str) -> None:
-    with suppress(ValueError):  # it has none
-        ray.kill(ray.get_actor(_name(batch_id), namespace=_NAMESPACE))
