@@ -60,6 +60,14 @@ def retry_config(run_dir: str, into: str, *, budget: str | None, is_unanswered: 
     return RunConfig.parse(settings | changes, where=f"{shown}/{MANIFEST}")
 
 
+def rows_left(config: RunConfig) -> int:
+    """Return how many queries a run of what another one left asks."""
+    source = open_folder(absolute(config.input.retry_of or ""))
+    before = read_digest(source.child("queries"))
+    is_unanswered = config.input.retry == "unanswered"
+    return 0 if before is None else int(_left(source, before.rows, is_unanswered=is_unanswered)[0].sum())
+
+
 def take_in_again(config: RunConfig, folder: Folder, manifest: dict[str, Any] | None) -> InputDigest:
     """Write `queries/` of what another run left; nothing is left behind if it is refused.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import openai
 import pyarrow.parquet as pq
 import pytest
 import ray
+from openai.types import Batch
 from ray import serve
 from ray.util import list_named_actors
 
@@ -31,7 +34,7 @@ from tests.ray.batching import (
     request,
     upload,
 )
-from tests.ray.serving import ask, client_of, free_port
+from tests.ray.serving import KEY, ask, client_of, free_port
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,29 @@ def test_one_good_and_one_bad_row(client: openai.OpenAI, made: dict[str, Any]) -
             client.files.content(name)
     with pytest.raises(openai.ConflictError):
         client.batches.cancel(batch.id)
+
+
+def test_what_was_abandoned_is_asked_again_and_everything_exported(client: openai.OpenAI, made: dict[str, Any]) -> None:
+    first = ended(client, made["scarce"].id)
+    assert ended(client, again(client, first.id, {}).id).errors.data[0].code == "nothing_to_retry"
+    with pytest.raises(openai.BadRequestError):
+        again(client, first.id, {"budget": "lots"})
+    batch = ended(client, again(client, first.id, {"budget": "1M", "unanswered": True}).id)
+    left = [row["custom_id"] for row in content(client, first.error_file_id)]
+    assert [row["custom_id"] for row in content(client, batch.output_file_id)] == left
+    assert batch.request_counts.model_dump() == {"total": len(left), "completed": len(left), "failed": 0}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    url = f"{client.base_url}batches/{first.id}/export?format=csv"
+    asked = urllib.request.Request(url, headers=headers)  # noqa: S310
+    with urllib.request.urlopen(asked, timeout=60) as exported:  # noqa: S310
+        rows = list(csv.DictReader(io.TextIOWrapper(exported, "utf-8", newline="")))
+    assert [row["query_id"] for row in rows] == recorded_ids()[:MANY]
+    assert sum(row["status"] == "abandoned" for row in rows) == len(left)
+
+
+def again(client: openai.OpenAI, batch_id: str, body: dict[str, Any]) -> Batch:
+    """Have what a batch left asked again."""
+    return client.post(f"/batches/{batch_id}/retry", body=body, cast_to=Batch)
 
 
 def test_all_rows_failed_is_completed_without_an_output(client: openai.OpenAI, made: dict[str, Any]) -> None:

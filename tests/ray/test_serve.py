@@ -30,6 +30,7 @@ from tests.ray.serving import KEY, PRICE, ask, client_of, free_port, settings
 ROOT = Path(__file__).resolve().parents[2]
 _FILE, _BATCH = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
 BATCH_PATHS = ("/v1/files", _FILE, f"{_FILE}/content", "/v1/batches", _BATCH, f"{_BATCH}/cancel", f"{_BATCH}/budget")
+BATCH_PATHS += (f"{_BATCH}/retry", f"{_BATCH}/export")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from clear_ray.batch.retrying import rows_left
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, EngineError
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
@@ -111,6 +112,9 @@ class Dispatcher:
 
     def _validate(self, batch: StoredBatch) -> None:
         """Look at the input of a batch, and have it run or fail."""
+        if "retry_of" in batch.asked:
+            self._take_in(batch, config := self._places.retry_config(batch.asked, batch.id), rows_left(config))
+            return
         file = self._store.file(batch.asked["input_file_id"], batch.owner)
         refused = None
         if file is None:
@@ -128,14 +132,20 @@ class Dispatcher:
             self._store.change(batch.id, within=("validating",), **failure(*looked.errors))
             return
         metadata = batch.asked["metadata"] or {}
-        config = self._run_config(batch.id, metadata, looked.most_tokens)
+        self._take_in(batch, self._run_config(batch.id, metadata, looked.most_tokens), looked.requests)
+
+    def _take_in(self, batch: StoredBatch, config: RunConfig, requests: int) -> None:
+        if not requests:
+            nothing = error("nothing_to_retry", "The other batch left nothing that could be asked again.")
+            self._store.change(batch.id, within=("validating",), **failure(nothing))
+            return
         self._store.change(
             batch.id,
             within=("validating",),
             status="in_progress",
             model=self._config.model_name,
-            request_counts={"total": looked.requests, "completed": 0, "failed": 0},
-            work={"config": config.model_dump(mode="json"), "weight": weight_of(metadata)},
+            request_counts={"total": requests, "completed": 0, "failed": 0},
+            work={"config": config.model_dump(mode="json"), "weight": weight_of(batch.asked["metadata"] or {})},
         )
 
     def _look_at(self, batch: StoredBatch, path: str) -> Looked:

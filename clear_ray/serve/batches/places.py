@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clear_ray.batch.retrying import retry_config
+from clear_ray.config.run import RunConfig
 from clear_ray.run_folder.locations import absolute
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.storage import inside, open_location, sync_path
@@ -57,6 +59,16 @@ class Places:
     def run_dir(self, batch_id: str) -> str:
         """Return the run folder of a batch."""
         return inside(self._runs, batch_id)
+
+    def retry_config(self, asked: Mapping[str, Any], batch_id: str) -> RunConfig:
+        """Return the settings of a batch that asks again what another one left.
+
+        Raises:
+            ConfigError: Nothing is left of the other's budget and none is given, or it cannot be read.
+            ResumeError: The other one is not done.
+        """
+        before, into = self.run_dir(asked["retry_of"]), self.run_dir(batch_id)
+        return retry_config(before, into, budget=asked["budget"], is_unanswered=asked["is_unanswered"])
 
     def keep_input(self, batch_id: str, source: str) -> Path:
         """Have a batch keep its input, whatever becomes of the file; return where."""

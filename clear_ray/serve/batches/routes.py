@@ -90,6 +90,22 @@ async def change_budget(request: Request, batch_id: str) -> Response:
     return JSONResponse(await service.change_budget(owner, batch_id, await _json(request)))
 
 
+@routes.post("/v1/batches/{batch_id}/retry")
+async def retry_batch(request: Request, batch_id: str) -> Response:
+    """Make a batch of what another one left."""
+    owner, service = _admitted(request)
+    return JSONResponse(await service.retry(owner, batch_id, await _json(request)))
+
+
+@routes.get("/v1/batches/{batch_id}/export")
+async def export_batch(request: Request, batch_id: str) -> Response:
+    """Return all rows of a batch that has ended."""
+    owner, service = _admitted(request)
+    stream, kind = await service.export(owner, batch_id, request.query_params)
+    headers = {"Content-Disposition": f'attachment; filename="{batch_id}.{kind}"'}
+    return StreamingResponse(stream, media_type="application/octet-stream", headers=headers)
+
+
 def _admitted(request: Request) -> tuple[str, BatchService]:
     """Return which key asks, and what serves it.
 

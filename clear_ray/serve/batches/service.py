@@ -7,15 +7,17 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 from clear_ray.config.units import MOST_BUDGET_TOKENS
-from clear_ray.errors import ClearRayError
+from clear_ray.errors import ClearRayError, ConfigError
+from clear_ray.run_folder.export import export
 from clear_ray.run_folder.orders import order_budget
 from clear_ray.serve.batches.bodies import CANCELLABLE, asked_for, new_body
 from clear_ray.serve.batches.places import Places, delete_content, read_content
 from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
-from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile, new_id
+from clear_ray.serve.batches.store import ENDED, Store, StoredBatch, StoredFile, new_id
 from clear_ray.serve.batches.upload import expiry_of, receive
 from clear_ray.serve.protocol import ApiError
 from clear_ray.storage import open_folder
@@ -175,6 +177,46 @@ class BatchService:
             raise ApiError(409 if isinstance(error, RuntimeError) else 400, str(error), param="budget") from error
         tokens = min(ordered, MOST_BUDGET_TOKENS)
         return {"id": batch_id, "object": "batch.budget", "budget_tokens": tokens}
+
+    async def retry(self, owner: str, batch_id: str, given: Any) -> dict[str, Any]:
+        """Make a batch of what another one left: of the requests that failed, or of all without an answer.
+
+        Raises:
+            ApiError: 400 for what cannot be read; 409 for a batch that has not ended, or never ran.
+        """
+        batch = await self.batch(owner, batch_id)
+        if not isinstance(given, dict) or given.keys() - {"budget", "unanswered"}:
+            raise ApiError(400, "The body is an object; it may have `budget` and `unanswered`.")
+        budget, is_unanswered = given.get("budget"), given.get("unanswered", False)
+        if not isinstance(is_unanswered, bool) or not isinstance(budget, str | None):
+            raise ApiError(400, "The budget is a text, and unanswered true or false.")
+        if batch.status not in ENDED or not batch.work:
+            raise ApiError(409, f"The batch is {batch.status}; it left nothing.", code="batch_not_ended")
+        asked = batch.asked | {"retry_of": batch.id, "budget": budget, "is_unanswered": is_unanswered}
+        try:  # what can be told now is told now
+            await asyncio.to_thread(self._places.retry_config, asked, "retried")
+        except ClearRayError as error:
+            raise ApiError(400 if isinstance(error, ConfigError) else 409, str(error), param="budget") from error
+        made = await asyncio.to_thread(self._store.add_batch, owner, asked, new_body(asked), idempotency_key=None)
+        return made.body
+
+    async def export(self, owner: str, batch_id: str, query: Mapping[str, str]) -> tuple[AsyncIterator[bytes], str]:
+        """Return all rows of a batch that has ended, answers and others, in the order of its input, and the format.
+
+        Raises:
+            ApiError: 400 for another format; 409 for a batch that has not ended, or never ran.
+        """
+        batch, kind = await self.batch(owner, batch_id), query.get("format", "jsonl")
+        if kind not in ("jsonl", "csv", "parquet"):
+            raise ApiError(400, "The format is jsonl, csv or parquet.", param="format")
+        target = self._places.input(batch_id).with_name(f"export-{uuid4().hex}.{kind}")
+        try:
+            await asyncio.to_thread(export, open_folder(self._places.run_dir(batch_id)), target)
+        except (ClearRayError, OSError) as error:
+            raise ApiError(409, f"The batch is {batch.status}; it has no rows.", code="batch_not_ended") from error
+        stream = await asyncio.to_thread(read_content, str(target))
+        target.unlink()  # what is open stays
+        return stream, kind
 
     async def _after(self, table: Any, query: Mapping[str, str], owner: str) -> int | None:
         name = query.get("after")

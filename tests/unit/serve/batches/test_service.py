@@ -208,3 +208,18 @@ def test_a_weight_is_a_share(text: str, is_good: bool) -> None:
         return
     with pytest.raises(ApiError):
         weight_of({"weight": text})
+
+
+@pytest.mark.parametrize("given", [[], {"budgets": "1"}, {"budget": 5}, {"unanswered": "yes"}])
+async def test_a_batch_that_ran_alone_is_asked_again_or_exported(service: BatchService, given: Any) -> None:
+    body = await service.create("", ASKED, None)
+    with pytest.raises(ApiError) as caught:
+        await service.retry("", body["id"], given)
+    assert caught.value.status == 400
+    for ask in (service.retry("", body["id"], {}), service.export("", body["id"], {})):
+        with pytest.raises(ApiError) as caught:
+            await ask
+        assert (caught.value.status, caught.value.code) == (409, "batch_not_ended")
+    with pytest.raises(ApiError) as caught:
+        await service.export("", body["id"], {"format": "xlsx"})
+    assert caught.value.status == 400
