@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from clear_ray.batch.orders import heeding_orders
+from clear_ray.cli import app
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ledger.journal import read_journal
 from clear_ray.ledger.ledger import REFUSED, Settlement
@@ -21,6 +25,7 @@ from clear_ray.run_folder.manifest import MANIFEST, SUMMARY
 from clear_ray.run_folder.orders import Orders, order_budget, order_stop, read_orders
 from clear_ray.run_folder.status import read_progress
 from clear_ray.storage import Folder, open_folder
+from tests.unit.report.samples import run_report
 
 BEGAN_WITH = 1_000
 
@@ -156,3 +161,29 @@ async def test_a_cut_that_waits_for_refunds_goes_on_after_a_restart(tmp_path: Pa
         await again.settle([spent(0, 10), spent(1, 20)])
         balance = await again.balance()
         assert (balance.budget_tokens, balance.available_tokens) == (30, 0)
+
+
+def test_watching_ends_with_the_run(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+
+    def finish() -> None:
+        time.sleep(0.5)
+        order_budget(folder, "+1")
+        time.sleep(0.5)
+        folder.write(SUMMARY, run_report().model_dump_json().encode())
+
+    finishing = threading.Thread(target=finish)
+    finishing.start()
+    shown = CliRunner().invoke(app, ["watch", folder.path, "--json", "--every", "0.1"])
+    finishing.join()
+    assert shown.exit_code == 0, shown.output
+    events = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["progress", "summary"]
+    assert events[0]["budget_tokens"] == BEGAN_WITH, "an order is heeded by the run"
+
+
+def test_a_cancelled_run_is_told_so_by_its_command(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    shown = CliRunner().invoke(app, ["cancel", folder.path, "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert read_orders(folder, BEGAN_WITH).stop == "batch_cancelled"
