@@ -6,11 +6,13 @@ import json
 import re
 from typing import Any
 
+from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.fences import fenced_blocks
 
 _START = re.compile(r"[{\[]")
 _MOST_TRIES = 200
 _LONGEST = 1 << 20
+_LONGEST_CLAUSE = 160
 
 
 class Nothing:
@@ -72,7 +74,11 @@ def _last_inside(text: str) -> Any:
     while tries < _MOST_TRIES and (start := _START.search(text, position)):
         try:
             value, position = decoder.raw_decode(text, start.start())
-            found.append(value)
+            if not is_denied(
+                text[max(0, start.start() - _LONGEST_CLAUSE) : start.start()],
+                text[position : position + _LONGEST_CLAUSE],
+            ):
+                found.append(value)
         except (ValueError, RecursionError):
             position, tries = start.end(), tries + 1
     objects = [value for value in found if isinstance(value, dict)]

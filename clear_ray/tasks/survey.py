@@ -15,9 +15,9 @@ import regex
 from clear_ray.storage import Folder
 from clear_ray.tasks.choices import label_of, options_of
 from clear_ray.tasks.code_scorer import sandbox_warning
+from clear_ray.tasks.formulas import is_mathematics
 from clear_ray.tasks.gold import look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.kinds import Kind, as_kind, can_read
-from clear_ray.tasks.mathematics import is_mathematics
 from clear_ray.tasks.programs import tests_of
 from clear_ray.tasks.scorers import AUTO
 from clear_ray.tasks.structured import NOTHING, read_json
