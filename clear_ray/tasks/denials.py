@@ -31,7 +31,7 @@ _BELIEVED = re.compile(
     rf"|{_NO} (?:\w{{1,20}} ){{0,2}}(?:case|true|possible|likely|plausible|sure|certain|convinced|correct|right)\b{_THAT}"
     rf"|\b(?:might|may|could) (?:\w{{1,20}} )?{_THINK}\b{_ON}"
     rf"|\b(?:i|we|you|one|they|people|many|some) (?:\w{{1,20}} )?(?:thought|assumed)\b{_ON}"
-    rf"|(?<!no )(?<!without )(?<!not )(?<!n't )\b(?:doubt|deny|denies|reject)\b{_ON}"
+    rf"|(?<!no )(?<!without )(?<!not )(?<!n't )\b(?:doubt|deny|denies|reject|refuse|refuses)\b{_ON}"
     rf"|\b(?:false|untrue|wrong|incorrect|mistaken|impossible|unlikely|doubtful) (?:that|to)\b{_ON}",
     re.IGNORECASE,
 )
@@ -44,7 +44,9 @@ _AFTERWARDS = re.compile(
     re.IGNORECASE,
 )
 _BEGINS = re.compile(r"\W{0,6}(?:not|never|neither|isn't|n't)\b", re.IGNORECASE)
-_BUT = re.compile(r"[^.\n]{0,80}?\bbut (?:rather |instead |it is |it's )?(?=\S)", re.IGNORECASE)
+_BUT = re.compile(
+    r"[^.\n]{0,80}?(?:\bbut (?:rather |instead |it is |it's )?|[,;] (?:it is|it's) (?!not\b))(?=\S)", re.IGNORECASE
+)
 
 
 def is_denied(before: str, after: str = "") -> bool:

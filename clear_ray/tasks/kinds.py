@@ -25,7 +25,7 @@ from clear_ray.tasks.mathematics import (
 )
 from clear_ray.tasks.programs import read_program
 from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
-from clear_ray.tasks.structured import NOTHING, equal_json, read_json
+from clear_ray.tasks.structured import NOTHING, equal_json, levelled, read_json
 from clear_ray.tasks.turns import own_answer
 from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, TIMED_OUT, Verdict
 from clear_ray.tasks.wordings import concise, elements_of, last_line, line_answer, phrase_answers, read_truth, truth_of
@@ -85,8 +85,12 @@ def canonical(answer: str, kind: Kind) -> str:
         return str(quantity.value)
     if kind == "math":
         return canonical_mathematics(answer)
+    if kind == "exact" and is_choice(answer):
+        return label_of(answer, {}) or words_of(answer)
     if kind in ("exact", "number"):
         return truth_of(answer) or words_of(answer)
+    if kind == "json" and (value := read_json(answer)) is not NOTHING:
+        return json.dumps(levelled(value), ensure_ascii=False, sort_keys=True)
     return answer.strip()
 
 
@@ -100,7 +104,9 @@ def same_answer(one: str, other: str, kind: Kind, *, prove: Prove | None = None)
         prove: For `math`, asked whether two formulas are equal where their writing does not tell; not asked if not given.
     """
     if kind in ("number", "exact"):
-        return _same_words(one, other) or (truth_of(one) or one) == (truth_of(other) or other)
+        return _same_words(one, other) or (
+            not (is_quantity(one) and is_quantity(other)) and canonical(one, kind) == canonical(other, kind)
+        )
     if canonical(one, kind) == canonical(other, kind):
         return True
     if kind == "math":

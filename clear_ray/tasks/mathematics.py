@@ -48,6 +48,8 @@ _ANY_ORDER = re.compile(
 def read_mathematics(marked: Marked | None, rest: str) -> str | None:
     """Return the formula or number of a text, marked or not; None if there is none."""
     if marked is not None:
+        if marked.how in ("said", "box") and begins_denied(marked.text):
+            return None
         found = marked.text if marked.how in ("box", "tag", "hash") else _formula_of(marked.text)
         return trimmed(found) or None
     rest = rest[-LONGEST:]
@@ -154,8 +156,6 @@ def _formula_of(tail: str) -> str:
         found = _SPANS.match(stripped)
         return _inside(found) if found else stripped[2:].partition("\n\n")[0]
     line = stripped.partition("\n")[0][:LONGEST]
-    if begins_denied(line):
-        return line
     if (spans := _spans(line)) and not re.match(r"\$\d[\d,.]*(?:\s|$)", line):
         return spans[0][2]
     return unexplained(first_sentence(line)).rstrip("!")

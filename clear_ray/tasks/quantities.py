@@ -25,7 +25,7 @@ _AFTER = re.compile(
     r"(?P<unit>[$€£¥¢°]|(?:[^\W\d_]{1,30}(?:(?:\^\{?|\*\*)?[23²³]\}?)?(?:/[^\W\d_]{1,20}(?:\^?[23²³])?)?)"
     r"(?: [^\W\d_]{1,30}){0,3})?"
 )
-_GLUED = re.compile(r"[\w^]|[.,:/]\d|-\d|[-+*/\u00d7\u00b7^=] ?[\d\\(]|\+| ?(?:\u00b1|\\pm|\+/-)")
+_GLUED = re.compile(r"[\w^]|[.,:/]\d|-\d|[-+*/\u00d7\u00b7^=] ?[\d\\(]|\+| ?(?:[<>\u2264\u2265\u00b1]|\\pm|\+/-)")
 _OPERATOR = re.compile(r"(?: [a-z]{1,20}){0,3} [-+*/\u00d7\u00b7^] ?[\d(\\]| [-+*/\u00d7\u00b7^] ?[a-z]")
 _OTHER_NUMBER = re.compile(r"(?:[ ,;&/]| and| or| to){1,3}(?:[$£€] ?)?[-+]?\.?\d", re.IGNORECASE)
 _HALF = re.compile(r" and a half\b", re.IGNORECASE)

@@ -52,6 +52,15 @@ def equal_json(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other if not _is_number(one) else _is_number(other) and one == other
 
 
+def levelled(value: Any) -> Any:
+    """Return a value in which whole numbers are integers, so that equal values are written the same: 1.0 as 1."""
+    if isinstance(value, dict):
+        return {key: levelled(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [levelled(inside) for inside in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

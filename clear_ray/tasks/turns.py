@@ -74,7 +74,7 @@ def _is_answer(before: str, *, is_sure: bool) -> bool:
         return True
     paragraph = before.rstrip().rpartition("\n\n")[2].strip()
     if is_sure:
-        return len(before.split(maxsplit=_FEW_WORDS)) <= _FEW_WORDS
+        return not paragraph.endswith(":") and len(before.split(maxsplit=_FEW_WORDS)) <= _FEW_WORDS
     return not paragraph.endswith(":") and _LEADS_ON.match(paragraph) is None
 
 

@@ -46,7 +46,7 @@ _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)")
 _EXPLAINED = re.compile(
     r",? (?:because|since|as it|due to|where|which(?! (?:gives|yields|equals|makes|means|simplifies|reduces)))\b"
     r"|[,;(] ?\(?(?:because|since|due to|as|so that|note|rather than|instead of)\b"
-    r"|,? or (?:about|approximately|roughly)\b|\((?=[^()]{0,80}=)|, (?:and )?not | and not |, (?:an?|who) ",
+    r"|,? or (?:about|approximately|roughly)\b|\((?=[^()]{0,80}=)|, (?:and )?not |, (?:an?|who) ",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[^\W\d_]{4})[.!?](?= +[A-Z\"'(])|(?<=\d)\.(?= +[A-Z])")
