@@ -99,7 +99,7 @@ def read_choice(answer: str, options: Options) -> str | None:
 
     Args:
         answer: What follows a mark, or a short line.
-        options: Of the question, as far as they are known.
+        options: Options of the question, as far as they are known.
     """
     text = after_denial(_clean(answer))
     if not text or _NOT.match(text):
