@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.data import Dataset
 
+from clear_ray.config.engine import ModelConfig
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.build import prompt_limit
@@ -60,6 +61,7 @@ def take_in(
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
         on_error=config.input.on_error,
+        continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
