@@ -86,8 +86,8 @@ def options_in(row: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, st
         return {}
     if isinstance(value, list) and all(isinstance(option, Mapping) for option in value):
         value = {name: [option.get(name) for option in value] for name in ("label", "text")}
-    if isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values()):
-        return dict(value)
+    if isinstance(value, Mapping) and all(text is None or isinstance(text, str) for text in value.values()):
+        return {label: text for label, text in value.items() if text is not None}  # tables give every row every label
     labels = value.get("label") if isinstance(value, Mapping) else None
     texts = value.get("text") if isinstance(value, Mapping) else value
     if not isinstance(texts, list) or (

@@ -202,7 +202,7 @@ class _Intake:
             found = merged(self._kinds, found)
         self._kinds = found
         try:
-            told = recognise(found, batch.columns, where=batch.origin)
+            told = recognise(found, batch.columns, where=batch.origin, left_behind=batch.left_behind)
             if origin == batch.origin and told != reading:
                 new = ", ".join(sorted(names)[:8])
                 remedy = "Write the columns into every row, or name them in input.columns."

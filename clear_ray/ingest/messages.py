@@ -7,6 +7,7 @@ name unless it asks for nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ _CHAT_KEYS = {"from", "value", "weight", "loss", "train"}
 _EMPTY: tuple[Any, ...] = ("", [], {}, False)
 _READ_KEYS = {"role", "content", "name", "weight"}
 """`name` is told by the caller; `weight` is a mark of training."""
+_BEGINS_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"\s*:')
 GOES_ON = ("prefix", "partial")
 """Words of Mistral, DeepSeek and Moonshot in a last message that the answer is to go on with."""
 
@@ -50,6 +52,18 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
     if turns and not turns[-1]["content"].strip():
         raise SchemaError("the last message is empty", f"{column}[{last}]", "", "Remove the row or give it a message.")
     return turns
+
+
+def is_text_of_messages(value: Any) -> bool:
+    """Whether a text is JSON of messages, as tables have them where a cell holds no list."""
+    if not isinstance(value, str) or not _BEGINS_MESSAGES.match(value):
+        return False
+    try:
+        messages = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    keys = ({"role", "content"}, {"from", "value"})
+    return all(isinstance(message, dict) and any(two <= message.keys() for two in keys) for message in messages)
 
 
 def is_record(value: Any) -> bool:

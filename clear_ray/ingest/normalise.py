@@ -20,7 +20,7 @@ from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.composing import NOTHING, Beside, composed, label_of_index, options_in, with_system
-from clear_ray.ingest.messages import read_messages, without_answer
+from clear_ray.ingest.messages import is_text_of_messages, read_messages, without_answer
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.values import shown, text_of
 from clear_ray.records import COST_PARTS
@@ -144,7 +144,9 @@ def messages_in(row: Mapping[str, Any], columns: ColumnsConfig) -> list[Any]:
     """Return the messages of a row as they stand there; none of a row that is a text, or no query."""
     for column in (columns.messages, columns.prompt):
         messages = lookup(row, column)
-        if isinstance(messages, str) and messages.lstrip()[:1] == "[" and column == columns.messages:
+        if isinstance(messages, str) and (
+            (messages.lstrip()[:1] == "[" and column == columns.messages) or is_text_of_messages(messages)
+        ):
             try:
                 messages = json.loads(messages)
             except (ValueError, RecursionError):  # it is refused where it is read
@@ -164,7 +166,7 @@ def _asked(
         return text_of(messages, columns.messages), None
     if messages is not None:
         return "", read_messages(messages, columns.messages)
-    if isinstance(prompt, list):
+    if isinstance(prompt, list) or (form is None and is_text_of_messages(prompt)):
         return "", read_messages(prompt, columns.prompt)
     return _prompt(prompt, row, columns), None
 

@@ -91,7 +91,7 @@ class Reading:
         """Return which columns of a source are not looked at."""
         there = list(names)
         used = {outermost(name, there) for name in self.columns.model_dump().values()} | self.beside.columns
-        return [name for name in there if name not in used]
+        return [name for name in there if name not in used and not name.startswith("__index_level_")]  # pandas' own
 
 
 def check_unread(names: Iterable[str], columns: ColumnsConfig, *, where: str) -> None:
@@ -128,18 +128,20 @@ def merged(earlier: Kinds, later: Kinds) -> Kinds:
     return {**earlier, **held}
 
 
-def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> Reading:
+def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: Iterable[str] = ()) -> Reading:
     """Return how rows with such columns are read.
 
     Args:
         kinds: From `kinds_of`.
         columns: The configured names; those that were not set by the user may be replaced.
         where: The source as errors name it.
+        left_behind: Its other columns, as errors list them.
 
     Raises:
         SchemaError: No column can be the prompt, or more than one of those could be meant.
     """
     check_unread((name for name in kinds if kinds[name] != {"null"}), columns, where=where)
+    names = [*(name for name in kinds if "." not in name or name.partition(".")[0] not in kinds), *left_behind]
     kinds, spelled = _in_small_letters(kinds)
     named = {name for name in columns.model_fields_set if getattr(columns, name) != getattr(_DEFAULTS, name)}
     named |= {name for name in ColumnsConfig.model_fields if _is_there(getattr(columns, name), kinds)}
@@ -148,7 +150,7 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> Reading:
     beside = NOTHING
     is_told_prompt = bool(columns.model_fields_set & {"prompt", "messages"})
     if not named & {"prompt", "messages"}:
-        found |= _prompt(kinds, where)
+        found |= _prompt(kinds, where, names)
         beside = _beside(found.get("prompt", ""), kinds, where)
     if not is_told_prompt:
         beside = replace(beside, system=next((name for name in SYSTEM if _has(name, kinds, {"text"})), ""))
@@ -228,7 +230,7 @@ def _has(name: str, kinds: Kinds, wanted: set[Kind]) -> bool:
     return bool(held) and held <= wanted
 
 
-def _prompt(kinds: Kinds, where: str) -> dict[str, str]:
+def _prompt(kinds: Kinds, where: str, names: list[str]) -> dict[str, str]:
     conversations = [name for name in _CONVERSATIONS if _has(name, kinds, {"list"})]
     for level in (_PROMPTS, _LATER_PROMPTS):
         texts = [name for name in level if _has(name, kinds, {"text", "list"})]
@@ -241,11 +243,23 @@ def _prompt(kinds: Kinds, where: str) -> dict[str, str]:
         if conversations:
             return {"messages": conversations[0]}
     remedy = "Name the prompt's column: input.columns.prompt, or input.columns.messages for conversations."
-    lists = [name for name in kinds if _has(name, kinds, {"list"})]
-    if len(lists) == 1 and not any(_has(name, kinds, {"text"}) for name in kinds):
-        remedy = f"If {lists[0]!r} holds the queries, write that list as a file of its own."
-    names = ", ".join(name for name in kinds if "." not in name)
-    raise SchemaError("no column is known to be the prompt", where, f"columns {names or 'none'}", remedy)
+    lists = [name for name in kinds if "." not in name and _has(name, kinds, {"list"})]
+    objects = [name for name in kinds if "." not in name and _has(name, kinds, {"object"})]
+    if other := next((said for name, said in _LINES_OF.items() if name in names), ""):
+        remedy = f"{other}: write OpenAI's lines, {{custom_id, method, url, body}}."
+    elif objects or len(names) > len(kinds):
+        remedy += f" A name with dots leads into an object{f', as in {objects[0]}.NAME' if objects else ''}."
+    elif len(lists) == 1:
+        remedy += f" If {lists[0]!r} holds the queries, write that list as a file of its own."
+    raise SchemaError("no column is known to be the prompt", where, f"columns {', '.join(names) or 'none'}", remedy)
+
+
+_LINES_OF = {
+    "body": "The lines of a batch file need a custom_id each, and are read from JSON alone",
+    "request": "This looks like a batch file of Gemini, which is not read",
+    "modelInput": "This looks like a batch file of Bedrock, which is not read",
+}
+"""Columns that the batch files of other services have."""
 
 
 def _gold(prompt: str, kinds: Kinds, beside: Beside, where: str) -> str | None:

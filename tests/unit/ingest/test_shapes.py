@@ -461,3 +461,60 @@ def test_a_column_that_comes_late_is_not_passed_over(tmp_path: Path, more: dict[
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "last"} | more]))
     with pytest.raises(SchemaError, match=said):
         take(tmp_path / "q.jsonl", tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_text_that_is_messages_is_read_as_a_conversation(tmp_path: Path, form: str) -> None:
+    asked = [json.dumps(turns("Say hi.", "hi")), json.dumps(turns("Say hi."))[:-1], '[{"name": "no message"}]']
+    table = pa.table({"id": ["a", "b", "c"], "prompt": asked})
+    path = tmp_path / f"q.{form}"
+    if form == "csv":
+        path.write_text(
+            "id,prompt\n" + "".join(f'{k},"{text.replace(chr(34), chr(34) * 2)}"\n' for k, text in enumerate(asked))
+        )
+    else:
+        pq.write_table(table, path)
+    take(path, tmp_path / "run")
+    rows = [(row["prompt"], row["is_conversation"], row["gold"]) for row in taken(tmp_path / "run")]
+    assert rows == [
+        ('[{"role":"user","content":"Say hi."}]', True, "hi"),
+        (asked[1], False, None),
+        (asked[2], False, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"key": "a", "request": {"contents": []}}, "a batch file of Gemini, which is not read: write OpenAI's lines"),
+        ({"recordId": "a", "modelInput": {"messages": []}}, "a batch file of Bedrock"),
+        ({"body": {"messages": turns("a")}}, "lines of a batch file need a custom_id"),
+        ({"inputs": {"question": "a"}, "id": 1}, "leads into an object, as in inputs.NAME"),
+        ({"QuestionStem": "a", "answerKey": "b"}, r"got columns QuestionStem, answerKey\)"),
+    ],
+)
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_what_is_no_known_shape_is_refused_with_a_way_out(
+    tmp_path: Path, row: dict[str, Any], said: str, form: str
+) -> None:
+    path = tmp_path / f"q.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+        said = said if "QuestionStem" not in said else r"got columns answerKey, QuestionStem\)"
+        said = said.removesuffix(", as in inputs.NAME")
+    else:
+        path.write_text(json.dumps([row]))
+    with pytest.raises(SchemaError, match=said):
+        take(path, tmp_path / "run")
+
+
+def test_options_of_a_struct_are_those_that_a_row_has(tmp_path: Path) -> None:
+    rows = [{"question": "q", "options": {"A": "x", "B": "y"}}, {"question": "r", "options": {"A": "x", "C": "z"}}]
+    options = pa.struct([(label, pa.string()) for label in "ABC"])
+    table = pa.Table.from_pylist(rows, pa.schema([("question", pa.string()), ("options", options)])).append_column(
+        "__index_level_0__", pa.array([4, 7])
+    )
+    pq.write_table(table, tmp_path / "q.parquet")
+    digest = take(tmp_path / "q.parquet", tmp_path / "run")
+    assert [row["prompt"] for row in taken(tmp_path / "run")] == ["q\n\nA. x\nB. y", "r\n\nA. x\nC. z"]
+    assert len(digest.notices) == 1
