@@ -20,7 +20,7 @@ class ConversationWatch:
     """Renders the conversations of an input as they are taken in (`ingest.Watch`); of very many only the first ones.
 
     Args:
-        config: Of the engine.
+        config: Configuration of the engine.
     """
 
     def __init__(self, config: EngineConfig) -> None:

@@ -31,7 +31,7 @@ from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
 from clear_ray.ingest.requests import REQUEST_COLUMNS, at, read_request, request_columns
 from clear_ray.ingest.sampling_fields import sampling_params_of
-from clear_ray.ingest.shapes import Kinds, Reading, kinds_of, merged, recognise
+from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, merged, recognise
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.values import shown
 from clear_ray.storage import Folder
@@ -160,7 +160,7 @@ class _Intake:
         self._unseen: dict[str, str] = {}  # columns that the user named and no row has shown yet, with the setting
         self._format: tuple[str | None, str] | None = None  # endpoint, if any, and the place that fixed it
         self._longest = 0
-        self._reading: tuple[str, Reading | None] = ("", None)  # of the source that is read; None if it is refused
+        self._reading: tuple[str, RowReading | None] = ("", None)  # of the source that is read; None if it is refused
         self._kinds: Kinds = {}  # of its columns so far
 
     def take(self, batch: SourceBatch) -> None:
@@ -184,15 +184,15 @@ class _Intake:
             self._files.add(query)
             self._longest = max(self._longest, len(query.prompt))
 
-    def _reading_of(self, batch: SourceBatch) -> Reading | None:
+    def _reading_of(self, batch: SourceBatch) -> RowReading | None:
         """Return how the rows of a source are read; None if they cannot be.
 
         The first of its batches that has any tells. A column that comes later and would have told otherwise is refused.
         """
         if batch.is_openai:
-            return Reading(request_columns(batch.columns))
+            return RowReading(request_columns(batch.columns))
         if not any(isinstance(row, dict) for row in batch.rows):
-            return Reading(batch.columns)
+            return RowReading(batch.columns)
         origin, reading = self._reading
         names = set[str]().union(*(row for row in batch.rows if isinstance(row, dict)))
         if origin == batch.origin and (reading is None or not self._are_news(names, batch)):
@@ -225,7 +225,7 @@ class _Intake:
         empty = [name for name in names if self._kinds[name] == {"null"}]
         return any(row.get(name) not in (None, "", []) for row in batch.rows if isinstance(row, dict) for name in empty)
 
-    def _unread(self, reading: Reading, batch: SourceBatch) -> list[str]:
+    def _unread(self, reading: RowReading, batch: SourceBatch) -> list[str]:
         """Return the columns of a source that are not read; those that are told of row by row are not among them."""
         held = [name for name, kinds in self._kinds.items() if kinds != {"null"} and "." not in name]
         dotted = [name for name in self._kinds if "." in name and name.partition(".")[0] not in self._kinds]
@@ -258,7 +258,7 @@ class _Intake:
         self._files.publish(digest)
         return digest
 
-    def _read(self, batch: SourceBatch, k: int, reading: Reading) -> NormalRow | SchemaError:
+    def _read(self, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow | SchemaError:
         """Return a row as a query, or what is wrong with it."""
         row = batch.rows[k]
         if isinstance(row, SchemaError):
@@ -268,7 +268,7 @@ class _Intake:
         except SchemaError as error:
             return at(error, f"{batch.place(k)}, column {error.where}")
 
-    def _query(self, row: object, batch: SourceBatch, k: int, reading: Reading) -> NormalRow:
+    def _query(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, sampling = reading.columns, None, None, None
@@ -355,7 +355,7 @@ class _Intake:
             what = f"the input mixes formats or endpoints: {self._format[1]} has another"
             raise SchemaError(what, "url", endpoint or "a plain row", "Run them as separate batches.")
 
-    def _fail(self, batch: SourceBatch, k: int, error: SchemaError, reading: Reading) -> NormalRow | None:
+    def _fail(self, batch: SourceBatch, k: int, error: SchemaError, reading: RowReading) -> NormalRow | None:
         """Return the row that takes the place of one that is no query, or note the problem where such rows are refused."""
         if not self._fails_rows or not batch.is_whole:
             self._note(error)
@@ -380,7 +380,7 @@ class _Intake:
                 for column in [name for name in self._unseen if outermost(name, row) in row]:
                     del self._unseen[column]
 
-    def _check_lengths(self, batch: SourceBatch, reads: list[NormalRow | SchemaError], reading: Reading) -> None:
+    def _check_lengths(self, batch: SourceBatch, reads: list[NormalRow | SchemaError], reading: RowReading) -> None:
         """Put what is wrong in the place of queries whose prompts do not fit the model, and count those with little room."""
         limit = self._limit
         if limit is None:

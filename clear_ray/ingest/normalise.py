@@ -77,7 +77,7 @@ def normalise(
         row: Values under the source's column names; null and missing mean the same for optional columns.
         columns: Which column holds what.
         max_tokens: The run's ceiling; a row's own can only lower it.
-        form: Of its prompt, as `records.QUERY_SCHEMA` has it.
+        form: Form of its prompt, as `records.QUERY_SCHEMA` has it.
         beside: Columns that are part of what is asked.
         query_id: Its id, where the rows have none of their own.
         is_nested: Whether a column's name may lead into an object.

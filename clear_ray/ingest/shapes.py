@@ -70,7 +70,7 @@ def is_known(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RowReading:
     """How the rows of one source are read.
 
     Attributes:
@@ -128,11 +128,11 @@ def merged(earlier: Kinds, later: Kinds) -> Kinds:
     return {**earlier, **held}
 
 
-def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: Iterable[str] = ()) -> Reading:
+def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: Iterable[str] = ()) -> RowReading:
     """Return how rows with such columns are read.
 
     Args:
-        kinds: From `kinds_of`.
+        kinds: Kinds from `kinds_of`.
         columns: The configured names; those that were not set by the user may be replaced.
         where: The source as errors name it.
         left_behind: Its other columns, as errors list them.
@@ -176,7 +176,7 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: 
     )
     columns = columns.model_copy(update=found)
     is_nested = any("." in name for name in columns.model_dump().values())
-    return Reading(columns, beside, makes_ids, _said(found, beside, makes_ids), is_nested)
+    return RowReading(columns, beside, makes_ids, _said(found, beside, makes_ids), is_nested)
 
 
 def _in_small_letters(kinds: Kinds) -> tuple[Kinds, dict[str, str]]:
