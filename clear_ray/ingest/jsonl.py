@@ -83,16 +83,28 @@ def _line_blocks(stream: Readable) -> Iterator[list[bytes]]:
     """Yield lists of whole lines; a line over the limit is cut there, comes last and ends the reading."""
     pending: list[bytes] = []
     pending_bytes = 0
-    while block := stream.read(_BLOCK_BYTES):
+    block, failure = stream.read(_BLOCK_BYTES), None
+    while block:
+        try:
+            following = stream.read(_BLOCK_BYTES)
+        except (OSError, pa.ArrowException) as error:  # what was read before is good
+            following, failure = b"", error
         head, newline, rest = block.rpartition(b"\n")
+        if (
+            newline and not following and failure is None
+        ):  # the last line may have no end: it is one of these all the same
+            head, rest = (block if rest else head), b""
         if newline:
             yield b"".join([*pending, head]).split(b"\n")
             pending, pending_bytes = [rest], len(rest)
-            continue
-        pending.append(block)
-        pending_bytes += len(block)
-        if pending_bytes > MAX_LINE_BYTES:
-            break
+        else:
+            pending.append(block)
+            pending_bytes += len(block)
+            if pending_bytes > MAX_LINE_BYTES:
+                break
+        if failure is not None:
+            raise failure
+        block = following
     if pending_bytes:
         yield b"".join(pending).split(b"\n")
 

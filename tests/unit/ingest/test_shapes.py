@@ -518,3 +518,21 @@ def test_options_of_a_struct_are_those_that_a_row_has(tmp_path: Path) -> None:
     digest = take(tmp_path / "q.parquet", tmp_path / "run")
     assert [row["prompt"] for row in taken(tmp_path / "run")] == ["q\n\nA. x\nB. y", "r\n\nA. x\nC. z"]
     assert len(digest.notices) == 1
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_last_of_few_lines_tells_how_they_are_read_too(tmp_path: Path, end: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "question": "q", "context": None},
+        {"id": 2, "question": "r", "context": "c"},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)) + end)
+    take(tmp_path / "q.jsonl", tmp_path / "run")
+    assert [row["prompt"] for row in taken(tmp_path / "run")] == ["q", "c\n\nr"]
+
+
+def test_nulls_that_end_far_down_a_file_are_not_passed_over(tmp_path: Path) -> None:
+    rows = [{"id": k, "question": "long " * 1_500, "choices": None} for k in range(200)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"choices": ["a"]}]))
+    with pytest.raises(SchemaError, match=r"q.jsonl:\d+: rows have columns that earlier ones lack"):
+        take(tmp_path / "q.jsonl", tmp_path / "run")
