@@ -17,6 +17,7 @@ from clear_ray.ingest.jsonl import Layout, Readable, read_jsonl
 from clear_ray.ingest.parquet import read_parquet
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.tables import is_table, read_table
+from clear_ray.ingest.unfolding import unfolded
 from clear_ray.redaction import without_secrets, without_secrets_inside
 from clear_ray.storage import Folder, open_location
 
@@ -171,9 +172,9 @@ def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[Sou
     if config.format == "csv" or (config.format == "auto" and (is_named_table or is_table(start, config.columns))):
         yield from read_table(peeked, origin=path, columns=config.columns)
     elif is_document(start):
-        yield from read_document(peeked, origin=path, columns=config.columns, layout=layout)
+        yield from unfolded(read_document(peeked, origin=path, columns=config.columns, layout=layout))
     else:
-        yield from read_jsonl(peeked, origin=path, columns=config.columns, layout=layout)
+        yield from unfolded(read_jsonl(peeked, origin=path, columns=config.columns, layout=layout))
 
 
 def _find(location: str) -> tuple[pafs.FileSystem, list[str], list[str]]:

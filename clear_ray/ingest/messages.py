@@ -62,8 +62,13 @@ def is_text_of_messages(value: Any) -> bool:
         messages = json.loads(value)
     except (ValueError, RecursionError):
         return False
+    return has_messages(messages)
+
+
+def has_messages(value: list[Any]) -> bool:
+    """Whether all elements of a list look like messages."""
     keys = ({"role", "content"}, {"from", "value"})
-    return all(isinstance(message, dict) and any(two <= message.keys() for two in keys) for message in messages)
+    return all(isinstance(message, dict) and any(two <= message.keys() for two in keys) for message in value)
 
 
 def is_record(value: Any) -> bool:

@@ -217,7 +217,11 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "an array of texts": ("q.json", b'["What?", "Why?"]', "q.json:1: the element is no JSON object but a str"),
     "an empty array": ("q.json", b"[]", "no query"),
     "pretty JSON that is torn": ("q.json", json.dumps(GOOD, indent=2).encode()[:-2], "bad JSON"),
-    "one object with a list": ("q.json", json.dumps({"data": [GOOD]}, indent=1).encode(), "no column is known to be"),
+    "one object with two lists": (
+        "q.json",
+        json.dumps({"data": [GOOD], "more": [GOOD]}, indent=1).encode(),
+        "no column is known to be",
+    ),
     "a table without rows": ("q.csv", b"query_id,prompt\n", "no query"),
     "a row of too few cells": ("q.csv", b"query_id,prompt\na\n", "row 1: the row has 1 cells and the header 2"),
     "a row of too many cells": ("q.csv", b"query_id,prompt\na,b,c\n", "row 1: the row has 3 cells and the header 2"),

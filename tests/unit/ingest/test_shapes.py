@@ -442,9 +442,30 @@ def test_a_named_prompt_is_asked_alone_and_what_it_leaves_is_said(tmp_path: Path
     assert digest.notices[-1] == "not read: `choices`, `images`"
 
 
-def test_a_list_inside_one_object_is_pointed_out(tmp_path: Path) -> None:
-    (tmp_path / "q.json").write_text(json.dumps({"version": 1, "data": [{"question": "a"}]}, indent=1))
-    with pytest.raises(SchemaError, match="If 'data' holds the queries, write that list as a file of its own"):
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["data", "examples"])
+def test_a_list_inside_one_object_is_read_and_said(tmp_path: Path, name: str, indent: int | None) -> None:
+    rows = [{"id": 1, "question": "a"}, {"id": 2, "question": "b"}]
+    (tmp_path / "q.json").write_text(json.dumps({"version": 1, name: rows, "tags": ["x"]}, indent=indent))
+    digest = take(tmp_path / "q.json", tmp_path / "run")
+    assert [(row["query_id"], row["prompt"]) for row in taken(tmp_path / "run")] == [("1", "a"), ("2", "b")]
+    assert digest.notices == (
+        "reading `question` as prompt, `id` as id",
+        f"reading the list `{name}`, and not `version`, `tags`, of an object that is the whole file",
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"version": 1, "data": [{"question": "a"}], "more": [{"question": "b"}]},
+        {"version": 1, "data": ["a"]},
+        {"turn": 1, "dialog": turns("a")},
+    ],
+)
+def test_what_is_no_one_list_of_rows_is_pointed_out(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "q.json").write_text(json.dumps(row, indent=1))
+    with pytest.raises(SchemaError, match="no column is known to be the prompt"):
         take(tmp_path / "q.json", tmp_path / "run")
 
 
