@@ -41,7 +41,6 @@ from clear_ray.cluster.market import opened_market
 from clear_ray.cluster.room import settled
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
-from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
@@ -145,7 +144,7 @@ def _run_alone(
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
-        notes += check_conversations(config.engine, folder.child("queries"))
+        digest = replace(digest, notices=(*digest.notices, *notes))
         cost_N = read_costs(folder, digest.rows)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
@@ -172,7 +171,7 @@ def _run_alone(
             estimates = probe(folder, config, engines, digest.rows)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
-            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson, notes)
+            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson)
             report = close_run(opened, _rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
@@ -211,7 +210,6 @@ def _plan_in(
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
             digest = take_in(queries, config, folder)
-            notes += check_conversations(config.engine, folder.child("queries"))
             cost_N = read_costs(folder, digest.rows)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
@@ -230,7 +228,7 @@ def _plan_in(
                 "head": head_name(lesson, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:
