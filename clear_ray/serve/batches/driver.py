@@ -76,6 +76,7 @@ class BatchDriver:
         if batch is None:
             return
         said = str(failed) if isinstance(failed, ClearRayError) else told(failed)
+        said = said.replace(f"{self._places.folder}/", "")
         failures = int(batch.work.get("failures", 0)) + 1
         work = {"failures": failures, "failed_at": time.time(), "said": said}
         if isinstance(failed, SchemaError | ConfigError):

@@ -174,7 +174,7 @@ class BatchService:
         try:
             ordered = await asyncio.to_thread(order_budget, folder, budget)
         except ClearRayError as error:
-            raise ApiError(409 if isinstance(error, RuntimeError) else 400, str(error), param="budget") from error
+            raise _refusal(error) from error
         tokens = min(ordered, MOST_BUDGET_TOKENS)
         return {"id": batch_id, "object": "batch.budget", "budget_tokens": tokens}
 
@@ -196,7 +196,7 @@ class BatchService:
         try:  # what can be told now is told now
             await asyncio.to_thread(self._places.retry_config, asked, "retried")
         except ClearRayError as error:
-            raise ApiError(400 if isinstance(error, ConfigError) else 409, str(error), param="budget") from error
+            raise _refusal(error) from error
         made = await asyncio.to_thread(self._store.add_batch, owner, asked, new_body(asked), idempotency_key=None)
         return made.body
 
@@ -226,6 +226,12 @@ class BatchService:
         if number is None:
             raise ApiError(400, "There is no such id to go on after.", param="after", code="invalid_after")
         return number
+
+
+def _refusal(error: ClearRayError) -> ApiError:
+    """Return what a client is told of a budget that is refused: without places on this machine."""
+    value = f" (got {error.value})" if error.value else ""
+    return ApiError(400 if isinstance(error, ConfigError) else 409, f"{error.what}{value}.", param="budget")
 
 
 def _whole(query: Mapping[str, str], name: str, most: int, default: int) -> int:
