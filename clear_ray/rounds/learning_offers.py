@@ -235,10 +235,4 @@ def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.ran
     chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
     if not len(chosen):
         chosen = np.array([int(taken_M.argmin())])
-    return replace(
-        clearing,
-        index_M=clearing.index_M[chosen],
-        tokens_M=clearing.tokens_M[chosen],
-        expected_tokens_M=clearing.expected_tokens_M[chosen],
-        expected_utility_M=clearing.expected_utility_M[chosen],
-    )
+    return clearing.some(chosen)
