@@ -225,6 +225,12 @@ def _plan_in(
 def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
+    if config.allocation.most_attempts > 1:
+        said, remedy = (
+            "a run on Ray asks every query once so far",
+            "Leave it out, or replay with benchmarks/attempts.py.",
+        )
+        raise ConfigError(said, "allocation.objective", config.allocation.objective, remedy)
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})

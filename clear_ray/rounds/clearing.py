@@ -46,9 +46,12 @@ class Clearing:
         surplus_N: Utility minus price times the tokens priced of every query, shape (N,); 0 for queries not open.
         shadow_price: The price, expected answers per token priced.
         dual_bound: No allocation of these tokens, counted as they were priced, can be expected to add more.
-        gap: dual_bound minus the expected utility of the grants; at least 0.
+        gap: dual_bound minus the expected utility of the grants and of the attempts that may follow them; at least 0.
         kept_tokens: Tokens of cost 1 that are held back for the minimum service of queries that are not worth the price.
         is_service: Whether these grants are that minimum service.
+        is_fresh_M: Which grants begin an attempt; if not given, those of queries that have none.
+        option_M: Which of its options each query takes, such as one of several models; the first if not given.
+        later_utility: Correct answers expected of later attempts, which the price counts on and nothing is granted for yet.
     """
 
     index_M: NDArray[np.int64]
@@ -61,6 +64,21 @@ class Clearing:
     gap: float
     kept_tokens: int = 0
     is_service: bool = False
+    is_fresh_M: NDArray[np.bool_] | None = None
+    option_M: NDArray[np.int64] | None = None
+    later_utility: float = 0.0
+
+    def some(self, chosen: NDArray[np.int64]) -> Clearing:
+        """Return some of the grants, by their places; price, surplus and certificate stay those of the whole."""
+        return replace(
+            self,
+            index_M=self.index_M[chosen],
+            tokens_M=self.tokens_M[chosen],
+            expected_tokens_M=self.expected_tokens_M[chosen],
+            expected_utility_M=self.expected_utility_M[chosen],
+            is_fresh_M=None if self.is_fresh_M is None else self.is_fresh_M[chosen],
+            option_M=None if self.option_M is None else self.option_M[chosen],
+        )
 
 
 def clear(
