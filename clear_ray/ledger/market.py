@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 
 from clear_ray.ledger.identity import check_journal, is_own
 from clear_ray.ledger.journal import Journal, Record, read_journal
-from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement
+from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement, entry_of
 from clear_ray.storage import open_folder
 
 _RECENT = 8
@@ -39,7 +39,7 @@ class MarketActor:
 
     Args:
         run_dir: The run folder; an existing journal is replayed first.
-        budget_tokens: What the run may generate.
+        budget_tokens: What the run may generate, or spend in the unit of its budget.
         queries: N.
         cost_N: What a token of each query takes from the budget, shape (N,); 1 if not given.
         run_id: Of the run, whose journal must be there; empty for one that began before runs had identities.
@@ -82,13 +82,20 @@ class MarketActor:
         self._round = number
         await self._commit({"round": number, **facts})
 
-    async def reserve(self, round_number: int, requests: list[tuple[int, int]], call: Call = _NOBODY) -> list[int]:
+    async def reserve(
+        self,
+        round_number: int,
+        requests: list[tuple[int, int]],
+        call: Call = _NOBODY,
+        parts: list[int] | None = None,
+    ) -> list[int]:
         """Set tokens aside for (query index, tokens) in order, as many as fit now.
 
         Args:
             round_number: Round of the grants.
             requests: What is asked for.
             call: Call that asks.
+            parts: What each request may take from the budget in all, see `Ledger.admit`.
 
         Returns:
             For each request its attempt number, `REFUSED` if it can never fit, or `WAIT` if it has to be asked again.
@@ -104,7 +111,7 @@ class MarketActor:
         self._asked_N[indices] += 1
         asked = self._asked_N[indices].tolist()
         async with self._line:
-            while not (answers := self._reserve_what_fits(round_number, requests, asked, call)):
+            while not (answers := self._reserve_what_fits(round_number, requests, asked, call, parts)):
                 self._refund.clear()
                 await self._refund.wait()
         await self._commit()
@@ -113,7 +120,7 @@ class MarketActor:
     async def settle(self, settlements: list[Settlement]) -> None:
         """Charge what was generated and return the rest; telling it twice changes nothing."""
         for s in settlements:
-            entry = self._ledger.settle(s.index, s.attempt, s.spent_tokens)
+            entry = self._ledger.settle(s.index, s.attempt, s.spent_tokens, s.spent_parts)
             if entry is None:
                 continue
             self._note(entry)
@@ -184,6 +191,10 @@ class MarketActor:
         self._ledger.check()
         return self._ledger.spent_tokens_N, self._ledger.wasted_tokens_N
 
+    async def charged_parts(self) -> np.ndarray:
+        """Return what was charged for each query, thousandths of the budget's unit, int64 of shape (N,)."""
+        return self._ledger.spent_parts_N
+
     async def is_in_place(self) -> bool:
         """Return whether the run folder still holds this run: deleted, or begun anew, it is another's."""
         return await asyncio.to_thread(is_own, self._folder, self._run_id)
@@ -193,17 +204,22 @@ class MarketActor:
         return sorted(self._void)
 
     def _reserve_what_fits(
-        self, round_number: int, requests: list[tuple[int, int]], asked: list[int], call: Call
+        self,
+        round_number: int,
+        requests: list[tuple[int, int]],
+        asked: list[int],
+        call: Call,
+        parts: list[int] | None,
     ) -> list[int]:
         answers: list[int] = []
         is_dead = call.life in self._retired
-        for (index, tokens), times in zip(requests, asked, strict=True):
+        for (index, tokens), times, taken in zip(requests, asked, parts or [None] * len(requests), strict=True):
             is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
             if is_dead or is_replaced:
                 answers.append(REFUSED)
             elif call.name and self._call_of.get(index) == call.name:
                 answers.append(self._ledger.open_attempt(index))
-            elif (admitted := self._ledger.admit(index, tokens)) == WAIT:
+            elif (admitted := self._ledger.admit(index, tokens, taken)) == WAIT:
                 break
             elif isinstance(admitted, Entry):
                 self._round_N[index] = round_number
@@ -247,6 +263,8 @@ class MarketActor:
     def _note(self, entry: Entry, call_name: str = "") -> None:
         record: Record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens}
         record["r"] = int(self._round)
+        if entry.parts is not None:
+            record["p"] = entry.parts
         if call_name:
             record["c"] = call_name
         self._unwritten.append(record)
@@ -280,7 +298,7 @@ class MarketActor:
         if "op" not in record:
             self._round = record.get("round", self._round)
             return
-        entry = Entry(record["op"], record["i"], record["a"], record["t"])
+        entry = entry_of(record)
         self._ledger.apply(entry)
         self._remember(entry, record.get("c", ""))
         self._round_N[entry.index] = record["r"]
