@@ -42,6 +42,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         reservation_price_N=all_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
+        unit=run.config.unit,
     )
     _write_completions(folder, verdicts, run.void_attempts(), run.config.dispatch.block_rows)
     scores = read_scores(folder, len(spent_N))

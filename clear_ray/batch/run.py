@@ -27,7 +27,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_for, generate_round
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
-from clear_ray.batch.pricing import check_minimum_service, offers_of
+from clear_ray.batch.pricing import check_minimum_service, offers_of, priced, token_costs
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
@@ -125,7 +125,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     head, notes = head_of(config), engine_notes(config.engine)
     if manifest is None or read_summary(folder) is None:
         wait_until_unused(folder)
-    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
+    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
@@ -133,7 +133,8 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         notes += check_conversations(config.engine, folder.child("queries"))
-        cost_N = read_costs(folder, digest.rows)
+        input_cost_N = read_costs(folder, digest.rows)
+        cost_N = token_costs(config, input_cost_N)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
         run_id = begin(folder, manifest)
@@ -155,7 +156,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = probe(folder, config, engines, digest.rows)
+            estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
             opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson, notes)
@@ -195,20 +196,23 @@ def _plan_in(
     load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
     try:
-        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
+        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
             digest = take_in(queries, config, folder)
             notes += check_conversations(config.engine, folder.child("queries"))
-            cost_N = read_costs(folder, digest.rows)
+            input_cost_N = read_costs(folder, digest.rows)
+            cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
-                estimates = probe(folder, config, engines, digest.rows)
+                estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
             first = rounds.next(config.budget_tokens)
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head)
+            report = plan_report(
+                estimates, rounds.states, clearing, config.budget_tokens, engines.head, unit=config.unit
+            )
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
             learned = {
@@ -230,7 +234,7 @@ def _rounds_of(
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
-    return Rounds(offers, settings, failed=estimates.error_of_index)
+    return Rounds(offers, settings, failed=estimates.error_of_index, calls=estimates.calls)
 
 
 def _open_run(

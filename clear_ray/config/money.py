@@ -1,4 +1,4 @@
-"""Amounts of money and of GPU time as people write them: `$5`, `5 USD`, `EUR 2.50`, `3 gpu-hours`; read exactly, unclear ones refused."""
+"""Amounts of money and GPU time as people write them, `$5`, `5 USD`, `3 gpu-hours`: read exactly, refused where unclear."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ GPU_SECONDS = "gpu-seconds"
 SIGNS = {"$": "USD", "€": "EUR", "£": "GBP"}
 """Signs of money that mean one currency here; `US$` and `usd` mean the same as `$`."""
 CURRENCIES = frozenset(
-    "AED ARS AUD BDT BGN BRL CAD CHF CLP CNY COP CZK DKK EGP EUR GBP HKD HUF IDR ILS INR JPY KES KRW MAD MXN MYR NGN NOK NZD "
-    "PEN PHP PKR PLN QAR RON SAR SEK SGD THB TRY TWD UAH USD VND ZAR".split()
+    re.findall(
+        "[A-Z]{3}",
+        "AED ARS AUD BDT BGN BRL CAD CHF CLP CNY COP CZK DKK EGP EUR GBP HKD HUF IDR ILS INR JPY KES KRW MAD MXN MYR NGN NOK "
+        "NZD PEN PHP PKR PLN QAR RON SAR SEK SGD THB TRY TWD UAH USD VND ZAR",
+    )
 )
 """Codes that a budget or a price list may be in."""
 SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "million": 10**6, "B": 10**9, "G": 10**9, "billion": 10**9}
@@ -60,7 +63,9 @@ def _currency_of(mark: str) -> str | None:
     if mark.lower() in _WORDS:
         return _WORDS[mark.lower()]
     if mark in _CENTS:
-        raise ValueError(f"'{mark}' is a hundredth of several currencies: write it in whole ones, such as $0.50 or €0.50")
+        raise ValueError(
+            f"'{mark}' is a hundredth of several currencies: write it in whole ones, such as $0.50 or €0.50"
+        )
     if mark == "US$":
         return "USD"
     if mark[-1] in "$€£¥₹¢":

@@ -1,14 +1,12 @@
 """Price lists: what a million tokens of a model cost, exactly, and what a call takes from a budget by them.
 
-A run that has prices keeps its account in billionths of its currency, or of a GPU-second (`NANO`), and in whole thousandths of
-those (`records.COST_PARTS`). So prices with up to six decimals a million tokens are exact: $0.0375 per 1M is 37,500 parts a token.
+A run that has prices keeps its account in billionths of its currency, or of a GPU-second, and in whole thousandths of those
+(`records.COST_PARTS`). So a price of up to six decimals per million tokens is exact: $0.0375 is 37,500 thousandths a token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,37 +14,16 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clear_ray.config.base import Settings, as_written, read_yaml
 from clear_ray.config.money import CURRENCIES, GPU_SECONDS, amount_of
-from clear_ray.records import COST_PARTS
 
 NANO = 10**9
 """Units of the account in one of the currency."""
+COST_PARTS = 1_000
+"""Parts of a unit: `records.COST_PARTS`."""
 ANY_MODEL = "*"
 _DECIMALS = 6
 _PARTS = NANO * COST_PARTS // 10**6  # of a price per million tokens, for one token
 _KINDS = ("input", "cached_input", "output", "reasoning")
 Price = Annotated[Decimal, Field(ge=0, le=100_000, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What an endpoint says that one call took, in its own tokens.
-
-    Attributes:
-        prompt_tokens: Tokens read, cached ones included.
-        output_tokens: Tokens generated, reasoning included.
-        cached_tokens: Part of the tokens read that came from a cache.
-        reasoning_tokens: Part of the tokens generated that is reasoning.
-    """
-
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether its numbers can be those of a call: parts are no more than their wholes, and nothing is negative."""
-        return 0 <= self.cached_tokens <= self.prompt_tokens and 0 <= self.reasoning_tokens <= self.output_tokens
 
 
 class Prices(Settings):
@@ -76,7 +53,9 @@ class Prices(Settings):
         if read.get("unit") is not None:
             units.add(_unit_of(read["unit"]))
         if len(units) > 1:
-            raise ValueError(f"one list of prices is in one unit, and this one is in {' and '.join(sorted(map(str, units)))}")
+            raise ValueError(
+                f"one list of prices is in one unit, and this one is in {' and '.join(sorted(map(str, units)))}"
+            )
         return read | {"unit": units.pop() if units else None}
 
     @property
@@ -89,21 +68,35 @@ class Prices(Settings):
         """What a token that is read takes at most: no cache can be counted on."""
         return max(_parts(self.input), 0 if self.cached_input is None else _parts(self.cached_input))
 
-    def taken_parts(self, usage: Usage) -> int:
-        """Return what a call took, exactly."""
+    def taken_parts(
+        self, *, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0, reasoning_tokens: int = 0
+    ) -> int:
+        """Return what a call took, exactly.
+
+        Args:
+            prompt_tokens: Tokens read, cached ones included.
+            output_tokens: Tokens generated, reasoning included.
+            cached_tokens: Part of the tokens read that came from a cache.
+            reasoning_tokens: Part of the tokens generated that is reasoning.
+        """
         cached = self.input if self.cached_input is None else self.cached_input
         reasoning = self.output if self.reasoning is None else self.reasoning
         return (
-            (usage.prompt_tokens - usage.cached_tokens) * _parts(self.input)
-            + usage.cached_tokens * _parts(cached)
-            + (usage.output_tokens - usage.reasoning_tokens) * _parts(self.output)
-            + usage.reasoning_tokens * _parts(reasoning)
+            (prompt_tokens - cached_tokens) * _parts(self.input)
+            + cached_tokens * _parts(cached)
+            + (output_tokens - reasoning_tokens) * _parts(self.output)
+            + reasoning_tokens * _parts(reasoning)
         )
+
+
+def scaled_parts(parts: int, cost: float) -> int:
+    """Return what a query of another cost takes, rounded up; `cost` is in whole thousandths, 1 for an ordinary query."""
+    return -(-parts * round(cost * COST_PARTS) // COST_PARTS)
 
 
 def _price_of(kind: str, value: Any) -> tuple[Decimal, str | None]:
     unit = None
-    if isinstance(value, str) and (amount := _amount(value)) is not None:
+    if isinstance(value, str) and (amount := amount_of(value)) is not None:
         number, unit = amount
         found = Decimal(number.numerator) / Decimal(number.denominator)
     else:
@@ -112,14 +105,12 @@ def _price_of(kind: str, value: Any) -> tuple[Decimal, str | None]:
                 raise TypeError
             found = Decimal(str(value))  # of a float: the decimal that was written
         except (InvalidOperation, TypeError, ValueError) as error:
-            raise ValueError(f"the price of {kind} is a number such as 0.15, or '$0.15', not {as_written(value)}") from error
+            raise ValueError(
+                f"the price of {kind} is a number such as 0.15, or '$0.15', not {as_written(value)}"
+            ) from error
     if found.is_finite() and found != round(found, _DECIMALS):
         raise ValueError(f"the price of {kind} has more than {_DECIMALS} decimals: {found}")
     return found, unit
-
-
-def _amount(text: str) -> tuple[Fraction, str] | None:
-    return amount_of(text)
 
 
 def _unit_of(value: Any) -> str:
@@ -162,5 +153,7 @@ def prices_of(lists: dict[str, Prices], model: str) -> Prices:
     """
     found = lists.get(model) or lists.get(ANY_MODEL)
     if found is None:
-        raise ValueError(f"the list of prices has none for the model {model}; it has some for {', '.join(sorted(lists))}")
+        raise ValueError(
+            f"the list of prices has none for the model {model}; it has some for {', '.join(sorted(lists))}"
+        )
     return found

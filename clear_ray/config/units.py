@@ -95,7 +95,9 @@ def budget_in_units(budget: int | str, prices: Prices) -> int:
     """
     amount = _amount_of(budget)
     if amount.unit == "tokens":
-        raise ValueError("prices belong to a budget in money or GPU time, such as $5 or 3 gpu-hours; this one is in tokens")
+        raise ValueError(
+            "prices belong to a budget in money or GPU time, such as $5 or 3 gpu-hours; this one is in tokens"
+        )
     if prices.unit not in (None, amount.unit):
         raise ValueError(f"the prices are in {prices.unit} and the budget in {amount.unit}: nothing is converted here")
     units = int(amount.number * NANO)

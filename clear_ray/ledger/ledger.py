@@ -9,10 +9,10 @@ Conservation law, checked after every change (docs/method.md, section 4):
 
     available + reserved + spent = budget,  each of them >= 0,  wasted <= spent
 
-The budget may be tokens, money or GPU time: it is counted in whole parts, `COST_PARTS` of which are one unit. A token of query i
-takes `cost_N[i]` units, and the law holds for what was taken. Where more is paid than generated tokens (a prompt, an answer that is
-read again), an entry says what it takes in all. The totals that can be asked for are in whole units, what is taken rounded up and
-what is available rounded down: where the budget is in tokens and every cost is 1, they are the tokens themselves.
+The budget may be tokens, money or GPU time: it is counted in whole parts, `COST_PARTS` of which are one unit. A token of
+query i takes `cost_N[i]` units. Where more is paid for than generated tokens (a prompt, an answer that is read again), an
+entry says what it takes in all, and the law holds for what is taken. The totals that can be asked for are in whole units,
+what is taken rounded up and what is available rounded down: of a budget in tokens, with every cost 1, they are the tokens.
 
 Every query has at most one open reservation. Its attempts are numbered from 1, so a settlement that is told twice, or
 that comes after the query was reserved again, is recognised and changes nothing. The ledger keeps a few integers for each
@@ -23,7 +23,7 @@ same entries are applied in the same order is in the same state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -95,8 +95,8 @@ class Settlement:
         has_ended: Whether the answer ended by itself or failed, so that nothing more can be bought for it.
         correct: Score of the answer, None if there is nothing to compare with.
         label: One short line for the live display, without prompt or answer.
-        spent_parts: What the call took from the budget in all, where its usage says so; if not given, what was reserved beside
-            tokens, and the tokens at the query's cost.
+        spent_parts: What the call took from the budget in all, where its usage says so; if not given, all that was reserved
+            beside tokens, and the tokens at the query's cost.
     """
 
     index: int
@@ -271,6 +271,8 @@ class Ledger:
             BudgetError: More is wasted than was spent.
         """
         entry = Entry("waste", index, int(self._attempt_N[index]), int(tokens))
+        if not self._counts_tokens_alone:
+            entry = replace(entry, parts=self._parts_of(entry))
         self.apply(entry)
         return entry
 
@@ -350,9 +352,9 @@ class Ledger:
             BudgetError: They differ; a defect of clear_ray.
         """
         totals = (self._reserved_parts, self._spent_parts, self._wasted_parts)
-        columns = (self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N)
+        columns = [self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N]
         if self._counts_tokens_alone:
-            columns = tuple(self._parts_N * of_N for of_N in (self._reserved_N, self._spent_N, self._wasted_N))
+            columns = [self._parts_N * of_N for of_N in (self._reserved_N, self._spent_N, self._wasted_N)]
         sums = tuple(int(parts_N.sum()) for parts_N in columns)
         if totals != sums or min(self._available_parts, *totals) < 0 or self._wasted_parts > self._spent_parts:
             raise BudgetError(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -213,7 +214,8 @@ class MarketActor:
     ) -> list[int]:
         answers: list[int] = []
         is_dead = call.life in self._retired
-        for (index, tokens), times, taken in zip(requests, asked, parts or [None] * len(requests), strict=True):
+        parts_of: Sequence[int | None] = parts if parts is not None else [None] * len(requests)
+        for (index, tokens), times, taken in zip(requests, asked, parts_of, strict=True):
             is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
             if is_dead or is_replaced:
                 answers.append(REFUSED)

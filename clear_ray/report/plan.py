@@ -27,8 +27,10 @@ class PlanReport(Part):
     """Kind of the head that estimated; `learn` or `prior` if none was fitted."""
     queries: int = Field(ge=0)
     """Valid queries in the batch; funded + abandoned."""
+    unit: str = "tokens"
+    """What budget and spending are counted in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
     budget_tokens: int = Field(ge=0)
-    """What the run would be allowed to generate."""
+    """What the run would be allowed to generate, or to spend."""
     low_tokens: float = Field(ge=0)
     """A low guess of what the planned grants would spend."""
     expected_tokens: float = Field(ge=0)
@@ -50,7 +52,9 @@ class PlanReport(Part):
     budget_curve: tuple[BudgetPoint, ...]
     """What other budgets are expected to buy, in rising order."""
     prefill_tokens: int = Field(ge=0)
-    """Prompt tokens of the batch; read by the probe, not charged to the budget."""
+    """Prompt tokens of the batch, which the probe reads; see `RunReport`."""
+    probe_tokens: int = Field(default=0, ge=0)
+    """What is charged for that, in the unit of the budget; counted in what would be spent."""
     notices: tuple[str, ...] = ()
     """How the input was read, and what of it is ignored, lowered or failed; a line each."""
     is_probed: bool

@@ -34,6 +34,7 @@ from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.states import QueryStates
@@ -103,6 +104,7 @@ class LearningOffers:
         fold_N: For replays in which several queries are the same one asked again; see `learn`.
         seed: Of all random choices.
         basis: What a grant is priced at.
+        calls: What calls take in all, where prompts are paid for.
     """
 
     x_NP: Array
@@ -118,6 +120,7 @@ class LearningOffers:
     fold_N: NDArray[np.int64] | None = None
     seed: int = 0
     basis: Basis = "ceilings"
+    calls: CallCosts | None = None
 
     def clear(
         self,
@@ -177,7 +180,7 @@ class LearningOffers:
 
     def _of(self, incidence: Incidence) -> Batch:
         curves = curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=self.tokens_K)
-        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N)
+        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N, self.calls)
 
     def _law(self) -> Incidence:
         right_K, survival_K = law(self.tokens_K)
@@ -199,16 +202,22 @@ class LearningOffers:
         index = rng.permutation(np.flatnonzero(is_free_N & (self.max_tokens_N > 0)))
         parts_N = cost_parts(self.cost_N)
         mean_cost = float(self.cost_N[index].mean()) if len(index) else 1.0
-        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=self.budget_tokens / mean_cost)
+        all_N, none_N = np.arange(len(is_free_N)), np.zeros(len(is_free_N), np.int64)
+        prompt_parts_N = none_N if self.calls is None else self.calls.fixed_parts(all_N, none_N)
+        answers_tokens = self.budget_tokens - float(prompt_parts_N[index].sum()) / COST_PARTS
+        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=max(answers_tokens, 0.0) / mean_cost)
         # What is owed to all others has to be there beside the grants of the pilot.
-        left_parts = available_tokens * COST_PARTS - int(owed_tokens_N @ parts_N)
+        left_parts = available_tokens * COST_PARTS - int(
+            owed_tokens_N @ parts_N + prompt_parts_N[owed_tokens_N > 0].sum()
+        )
         tokens_N = np.zeros(len(is_free_N), np.int64)
         for query in index[: self.stages.pilot_size(len(index))]:
-            tokens = min(
-                int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query] + left_parts // parts_N[query])
-            )
+            prompt_parts = 0 if owed_tokens_N[query] else int(prompt_parts_N[query])
+            more = max(left_parts - prompt_parts, 0) // int(parts_N[query])
+            tokens = min(int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query]) + more)
             tokens_N[query] = max(tokens, 0)
-            left_parts -= max(tokens - int(owed_tokens_N[query]), 0) * int(parts_N[query])
+            if tokens > owed_tokens_N[query]:
+                left_parts -= prompt_parts + (tokens - int(owed_tokens_N[query])) * int(parts_N[query])
         granted = self.serve(tokens_N, available_tokens=available_tokens, shadow_price=0.0)
         return replace(granted, is_service=False)
 
@@ -230,15 +239,9 @@ def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.ran
     """
     if not len(clearing.index_M):
         return clearing
-    taken_M = clearing.tokens_M * cost_N[clearing.index_M]
+    taken_M = clearing.parts_M(cost_N) / COST_PARTS
     order = rng.permutation(len(taken_M))
     chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
     if not len(chosen):
         chosen = np.array([int(taken_M.argmin())])
-    return replace(
-        clearing,
-        index_M=clearing.index_M[chosen],
-        tokens_M=clearing.tokens_M[chosen],
-        expected_tokens_M=clearing.expected_tokens_M[chosen],
-        expected_utility_M=clearing.expected_utility_M[chosen],
-    )
+    return clearing.some(chosen)

@@ -10,6 +10,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing
 
@@ -57,7 +58,7 @@ class QueryStates:
             attempts: What came of them.
         """
         index, utility = attempts.index_M, clearing.expected_utility_M[place_M]
-        taken = clearing.tokens_M[place_M] * self.cost_N[index]
+        taken = clearing.parts_M(self.cost_N)[place_M] / COST_PARTS
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += utility
         self.surplus_N[index] = utility - clearing.shadow_price * taken
