@@ -25,6 +25,9 @@ from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.storage import Folder
 
+PROBE = "probe"
+"""Name under which the market is charged for the probe."""
+
 
 def is_sketched_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries is priced where its estimates are."""
@@ -74,6 +77,14 @@ def priced(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64])
     sample = estimates.sample
     batch = replace(estimates.batch, cost_N=calls.token_parts_N[sample] / COST_PARTS, calls=calls.take(sample))
     return replace(estimates, batch=batch, calls=calls)
+
+
+def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
+    """Return what the probe takes from the budget, thousandths of its unit; 0 where it is not paid for."""
+    prices = config.model_prices
+    if prices is None or not prices.probe_parts:
+        return 0
+    return int(estimates.prompt_tokens_N @ _scaled_parts(prices.probe_parts, cost_N))
 
 
 def _scaled_parts(parts: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:

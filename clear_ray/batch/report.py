@@ -49,6 +49,7 @@ def make_report(
     learning: LearningReport | None = None,
     notices: tuple[str, ...] = (),
     failures: tuple[FailureReport, ...] = (),
+    probe_tokens: int = 0,
 ) -> RunReport:
     """Put the report of a finished run together.
 
@@ -61,6 +62,7 @@ def make_report(
         learning: What it learned; the estimates in `run` are then what it knew in the end.
         notices: What is said about its input.
         failures: Why queries failed.
+        probe_tokens: What was charged for the probe.
     """
     config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
     balance = run.market.balance()
@@ -87,6 +89,7 @@ def make_report(
         generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
+        probe_tokens=probe_tokens,
         shadow_price=main.shadow_price if main else 0.0,
         **_endings(states, spent_tokens_N),
         scored=int(has_gold_N.sum()) if is_scored else 0,
@@ -132,6 +135,7 @@ def plan_report(
     head: HeadCard,
     *,
     unit: str = "tokens",
+    probe_tokens: int = 0,
 ) -> PlanReport:
     """Say what a batch would come to, from its first clearing; in tokens of cost 1, or in the unit of the budget."""
     batch = estimates.batch
@@ -141,7 +145,7 @@ def plan_report(
     cost_M = states.cost_N[clearing.index_M]
     taken_M = clearing.parts_M(states.cost_N) / COST_PARTS  # with the prompts, where they are paid for
     back_M = (clearing.tokens_M - clearing.expected_tokens_M) * cost_M
-    expected_tokens = float((taken_M - back_M).sum()) + clearing.kept_tokens
+    expected_tokens = float((taken_M - back_M).sum()) + clearing.kept_tokens + probe_tokens
     return PlanReport(
         head=head.kind,
         queries=queries,
@@ -149,7 +153,7 @@ def plan_report(
         budget_tokens=budget_tokens,
         low_tokens=max(expected_tokens - 2 * _spend_deviation(estimates, clearing), 0.0),
         expected_tokens=expected_tokens,
-        worst_tokens=min(math.ceil(taken_M.sum()) + clearing.kept_tokens, budget_tokens),
+        worst_tokens=min(math.ceil(taken_M.sum()) + clearing.kept_tokens + probe_tokens, budget_tokens),
         funded=len(clearing.index_M),
         abandoned=queries - len(clearing.index_M),
         kept_tokens=clearing.kept_tokens,
@@ -158,6 +162,7 @@ def plan_report(
         uniform_expected_utility=uniform_utility * scale,
         budget_curve=budget_curve(batch, budget_tokens, queries=queries),
         prefill_tokens=estimates.prefill_tokens,
+        probe_tokens=probe_tokens,
         is_probed=True,
     )
 

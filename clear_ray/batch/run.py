@@ -27,7 +27,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_for, generate_round
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
-from clear_ray.batch.pricing import check_minimum_service, offers_of, priced, token_costs
+from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
@@ -45,6 +45,7 @@ from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
+from clear_ray.records import COST_PARTS
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
@@ -157,6 +158,8 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+            if parts := probe_parts(config, estimates, input_cost_N):
+                market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
             opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson, notes)
@@ -208,11 +211,11 @@ def _plan_in(
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
-            first = rounds.next(config.budget_tokens)
+            probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
+            first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            report = plan_report(
-                estimates, rounds.states, clearing, config.budget_tokens, engines.head, unit=config.unit
-            )
+            money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
+            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
             learned = {

@@ -22,7 +22,7 @@ COST_PARTS = 1_000
 ANY_MODEL = "*"
 _DECIMALS = 6
 _PARTS = NANO * COST_PARTS // 10**6  # of a price per million tokens, for one token
-_KINDS = ("input", "cached_input", "output", "reasoning")
+_KINDS = ("input", "cached_input", "output", "reasoning", "probe")
 Price = Annotated[Decimal, Field(ge=0, le=100_000, allow_inf_nan=False)]
 
 
@@ -37,6 +37,8 @@ class Prices(Settings):
     """A million tokens generated."""
     reasoning: Price | None = None
     """A million tokens of reasoning among them; as `output` if not given."""
+    probe: Price | None = None
+    """A million tokens of prompts that the probe reads, where that is paid for; nothing if not given."""
     unit: str | None = None
     """Currency, such as `USD`, or `gpu-seconds`; the budget's if not given."""
 
@@ -67,6 +69,11 @@ class Prices(Settings):
     def read_parts(self) -> int:
         """What a token that is read takes at most: no cache can be counted on."""
         return max(_parts(self.input), 0 if self.cached_input is None else _parts(self.cached_input))
+
+    @property
+    def probe_parts(self) -> int:
+        """What a token takes that the probe reads."""
+        return 0 if self.probe is None else _parts(self.probe)
 
     def taken_parts(
         self, *, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0, reasoning_tokens: int = 0

@@ -73,6 +73,8 @@ class MarketClient:
     balance = _waited_for(MarketActor.balance)
     is_in_place = _waited_for(MarketActor.is_in_place)
     charges = _waited_for(MarketActor.charges)
+    charge = _waited_for(MarketActor.charge)
+    charged = _waited_for(MarketActor.charged)
     charged_parts = _waited_for(MarketActor.charged_parts)
     void_attempts = _waited_for(MarketActor.void_attempts)
     mark_wasted = _waited_for(MarketActor.mark_wasted)

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 
-Operation = Literal["reserve", "settle", "forfeit", "waste"]
+Operation = Literal["reserve", "settle", "forfeit", "waste", "charge"]
 
 REFUSED: Final = 0
 """Answer to a reservation that can never fit."""
@@ -46,7 +46,7 @@ class Entry:
 
     Attributes:
         operation: What happened.
-        index: The query's number.
+        index: The query's number; -1 for a `charge`, which is of no query.
         attempt: Which of the query's reservations, from 1.
         tokens: Tokens of the query reserved; spent, for `settle` and `forfeit`; already spent but lost, for `waste`.
         parts: What is taken from the budget in all; if not given, the tokens at the query's cost.
@@ -156,6 +156,7 @@ class Ledger:
         self._spent_N = np.zeros(queries, np.int64)
         self._wasted_N = np.zeros(queries, np.int64)
         self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N = np.zeros((3, queries), np.int64)
+        self._charged_parts = 0
         self._counts_tokens_alone = True
 
     @property
@@ -276,6 +277,16 @@ class Ledger:
         self.apply(entry)
         return entry
 
+    def charge(self, parts: int) -> Entry:
+        """Charge what is of no query, such as a probe of the whole batch, thousandths of the budget's unit.
+
+        Raises:
+            BudgetError: Not that much is available.
+        """
+        entry = Entry("charge", -1, 0, 0, int(parts))
+        self.apply(entry)
+        return entry
+
     def _close(
         self, operation: Operation, index: int, attempt: int, spent_tokens: int, spent_parts: int | None = None
     ) -> Entry | None:
@@ -296,6 +307,9 @@ class Ledger:
         Raises:
             BudgetError: The change would break an invariant; nothing has moved then.
         """
+        if entry.operation == "charge":
+            self._apply_charge(entry)
+            return
         i, tokens = entry.index, entry.tokens
         held, parts = int(self._reserved_N[i]), self._parts_of(entry)
         self._counts_tokens_alone &= entry.parts is None
@@ -323,6 +337,14 @@ class Ledger:
             self._wasted_N[i] += tokens
             self._wasted_parts_N[i] += parts
             self._wasted_parts += parts
+
+    def _apply_charge(self, entry: Entry) -> None:
+        parts = entry.parts or 0
+        if not 0 <= parts <= self._available_parts:
+            needed = f"{_rounded_up(parts):,} are needed and {self.available_tokens:,} available"
+            raise BudgetError("the budget does not pay for the probe", "ledger", needed, "Raise the budget.")
+        self._charged_parts += parts
+        self._spent_parts += parts
 
     def _parts_of(self, entry: Entry) -> int:
         if entry.parts is not None:
@@ -355,7 +377,9 @@ class Ledger:
         columns = [self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N]
         if self._counts_tokens_alone:
             columns = [self._parts_N * of_N for of_N in (self._reserved_N, self._spent_N, self._wasted_N)]
-        sums = tuple(int(parts_N.sum()) for parts_N in columns)
+        sums = tuple(
+            int(parts_N.sum()) + extra for parts_N, extra in zip(columns, (0, self._charged_parts, 0), strict=True)
+        )
         if totals != sums or min(self._available_parts, *totals) < 0 or self._wasted_parts > self._spent_parts:
             raise BudgetError(
                 "the conservation law is broken",

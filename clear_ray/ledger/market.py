@@ -65,6 +65,7 @@ class MarketActor:
         self._retired: set[str] = set()
         self._call_of: dict[int, str] = {}  # of the open reservations of named callers
         self._void: set[tuple[int, int]] = set()
+        self._charges: dict[str, int] = {}
         self._journal = Journal(folder)  # from here on nothing else writes what is read next
         for record in read_journal(folder):
             self._replay(record)
@@ -153,6 +154,23 @@ class MarketActor:
                 self._charge(index)
         self._refund.set()
         await self._commit()
+
+    async def charge(self, name: str, parts: int) -> None:
+        """Charge what is of no query, once: telling it again, or after a restart, changes nothing.
+
+        Raises:
+            BudgetError: The budget does not pay for it.
+        """
+        if name not in self._charges:
+            entry = self._ledger.charge(parts)
+            self._charges[name] = parts
+            record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens, "p": entry.parts}
+            self._unwritten.append({**record, "n": name})
+        await self._commit()
+
+    async def charged(self, name: str) -> int:
+        """Return what was charged under a name, thousandths of the budget's unit; 0 if nothing was."""
+        return self._charges.get(name, 0)
 
     async def close_open_reservations(self) -> int:
         """Charge everything still reserved in full, as a restart of the driver must; return how many tokens that was."""
@@ -302,6 +320,9 @@ class MarketActor:
             return
         entry = entry_of(record)
         self._ledger.apply(entry)
+        if entry.operation == "charge":
+            self._charges[record["n"]] = record["p"]
+            return
         self._remember(entry, record.get("c", ""))
         self._round_N[entry.index] = record["r"]
         self._settled_tokens_N[entry.index] = entry.tokens if entry.operation == "settle" else _NOT_SETTLED

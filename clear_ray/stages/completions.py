@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COMPLETION_SCHEMA
+from clear_ray.report.wording import priced
 from clear_ray.stages.causes import LOST, code_of, code_of_answer
 
 if TYPE_CHECKING:
-    from clear_ray.report.wording import priced
-from clear_ray.rounds.states import QueryStates
+    from clear_ray.rounds.states import QueryStates
 
 
 @dataclass(frozen=True, slots=True)
