@@ -29,6 +29,13 @@ MOST_ROUNDS = 8
 CHANGEABLE = "scaling"
 """The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
 
+MOST_ATTEMPTS_ROUNDS = 32
+"""The same of a run that may ask its queries again, if that is enough for all attempts of one."""
+DEFAULT_ATTEMPTS = 8
+
+Objective = Literal["correct", "solved", "vote", "best_of_n"]
+"""What the answers of a query are for."""
+
 NAMED_HEADS = ("learn", "prior", "demo")
 """Names of `estimate.head` that are no folders."""
 
@@ -69,12 +76,19 @@ class EstimateConfig(Settings):
 class AllocationConfig(Settings):
     """How the budget is shared."""
 
+    objective: Objective = "correct"
+    """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer. `vote`:
+    several answers, of which the one given most often counts. `best_of_n`: several answers, of which the one with the highest
+    score counts."""
+    attempts: int | None = Field(default=None, ge=1, le=1_000)
+    """Most answers to one query, where the objective is not `correct`; 8 if not given."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
-    """Ceiling of one query over all its grants; less where the model's context leaves less beside its prompt."""
+    """Ceiling of one answer over all its grants; less where the model's context leaves less beside its prompt."""
     smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
     """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
     max_rounds: int | None = Field(default=None, ge=1, le=100)
-    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others."""
+    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others; with
+    several attempts 32, or 4 for each attempt."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
@@ -83,6 +97,24 @@ class AllocationConfig(Settings):
     """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
     minimum_service_text: str | None = Field(default=None, min_length=1)
     """What asks for the direct answer, put after the prompt; words to that effect in English if not given."""
+
+    @property
+    def most_attempts(self) -> int:
+        """Most answers to one query."""
+        return 1 if self.objective == "correct" else self.attempts or DEFAULT_ATTEMPTS
+
+    @property
+    def most_rounds(self) -> int:
+        """Most clearings of a run that does not teach itself."""
+        if self.max_rounds is not None:
+            return self.max_rounds
+        return MOST_ROUNDS if self.most_attempts == 1 else max(MOST_ATTEMPTS_ROUNDS, 4 * self.most_attempts)
+
+    @model_validator(mode="after")
+    def _asks_again_for_something(self) -> AllocationConfig:
+        if self.objective == "correct" and (self.attempts or 1) > 1:
+            raise ValueError("several attempts need an objective that uses them: solved, vote or best_of_n")
+        return self
 
 
 class ScoringConfig(Settings):

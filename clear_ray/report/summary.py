@@ -26,6 +26,8 @@ class RoundReport(Part):
     """Queries granted for the first time."""
     continued: int
     """Queries that went on from where an earlier grant had cut them off."""
+    again: int = 0
+    """Queries that were asked once more."""
     granted_tokens: int
     """Sum of the ceilings granted."""
     expected_tokens: float
@@ -35,7 +37,9 @@ class RoundReport(Part):
     dual_bound: float
     """No allocation of these tokens can be expected to add more than this."""
     gap: float
-    """dual_bound - expected_utility: the certificate."""
+    """dual_bound - expected_utility - later_utility: the certificate."""
+    later_utility: float = 0.0
+    """Correct answers expected of attempts that may follow these grants, which the price counts on."""
     spent_tokens: int
     """Tokens these grants spent."""
     finished: int

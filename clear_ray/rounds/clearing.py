@@ -48,13 +48,14 @@ class Clearing:
         surplus_N: Utility minus price times the tokens priced of every query, shape (N,); 0 for queries not open.
         shadow_price: The price, expected answers per token priced.
         dual_bound: No allocation of these tokens, counted as they were priced, can be expected to add more.
-        gap: dual_bound minus the expected utility of the grants; at least 0.
+        gap: dual_bound minus the expected utility of the grants and of the attempts that may follow them; at least 0.
         kept_tokens: Tokens of cost 1 that are held back for the minimum service of queries that are not worth the price.
         is_service: Whether these grants are that minimum service.
         is_fresh_M: Which grants begin an attempt; if not given, those of queries that have none.
         option_M: Which of its options each query takes, such as one of several models; the first if not given.
         reserved_parts_M: What each grant may take from the budget in all, its prompt included, in thousandths of the budget's
             unit; if not given, its tokens at the query's cost.
+        later_utility: Correct answers expected of later attempts, which the price counts on and nothing is granted for yet.
     """
 
     index_M: NDArray[np.int64]
@@ -70,6 +71,7 @@ class Clearing:
     is_fresh_M: NDArray[np.bool_] | None = None
     option_M: NDArray[np.int64] | None = None
     reserved_parts_M: NDArray[np.int64] | None = None
+    later_utility: float = 0.0
 
     def some(self, chosen: NDArray[np.int64]) -> Clearing:
         """Return some of the grants, by their places; price, surplus and certificate stay those of the whole."""

@@ -19,8 +19,12 @@ it back; it sells it to no other query.
 
 **The end** is when `next` returns None and nothing is running: nothing is left that could be bought.
 
-Invariants: no query holds two running grants; what is promised to grants priced at their ceilings is never more than what is
-not spent; told the same in the same order, it answers the same, which is what a resume does with what its folder holds.
+**Attempts.** Where a query may be asked again, a grant goes on with its current attempt or begins a fresh one
+(`history.AttemptRule`); the query stays open until the rule closes it.
+
+Invariants: no query holds two running grants, or begins more attempts than it may; what is promised to grants priced at their
+ceilings is never more than what is not spent; told the same in the same order, it answers the same, which is what a resume
+does with what its folder holds.
 
 Shapes: N queries of the batch, M of them granted in a round.
 """
@@ -32,7 +36,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import MOST_ROUNDS, AllocationConfig
+from clear_ray.config.run import AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport
@@ -40,6 +44,7 @@ from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.minimum_service import owed_tokens
 from clear_ray.rounds.offers import Offers
 from clear_ray.rounds.running import DEFECT, Round, RunningRound
@@ -54,10 +59,11 @@ class Rounds:
         settings: When rounds end, and whether there is a minimum service.
         failed: Queries that failed before the first round.
         calls: What calls take, where prompts are paid for; of several models, those of the cheapest.
+        rule: What ends a query; its first answer if not given.
 
     Attributes:
         states: Where every query stands.
-        number: Of the last round; 0 before the first.
+        number: Number of the last round; 0 before the first.
     """
 
     def __init__(
@@ -67,8 +73,9 @@ class Rounds:
         *,
         failed: Collection[int] = (),
         calls: CallCosts | None = None,
+        rule: AttemptRule | None = None,
     ) -> None:
-        self.states = QueryStates(offers.cost_N, failed=failed)
+        self.states = QueryStates(offers.cost_N, failed=failed, rule=rule)
         self.number = 0
         self._offers, self._settings, self._calls = offers, settings, calls
         self._is_running_N = np.zeros(len(offers.cost_N), bool)
@@ -175,7 +182,7 @@ class Rounds:
         return owed_tokens(is_unserved_N, self._offers.max_tokens_N, self._settings.minimum_service_tokens)
 
     def _may_clear(self, available_tokens: int, owed_tokens_N: NDArray[np.int64]) -> bool:
-        if self._came_to_nothing or self._has_served or self.number >= (self._settings.max_rounds or MOST_ROUNDS):
+        if self._came_to_nothing or self._has_served or self.number >= self._settings.most_rounds:
             return False
         if self.number == 0:
             return available_tokens >= 1
@@ -202,6 +209,11 @@ class Rounds:
         index, is_free_N = clearing.index_M, self._is_free_N
         if len(np.unique(index)) < len(index) or not is_free_N[index].all() or (clearing.tokens_M < 1).any():
             raise BudgetError("a query is granted twice, or is not free", f"round {granted.number}", remedy=DEFECT)
+        begins_M, states = self.states.begins_M(clearing), self.states
+        if (begins_M & (states.left_N[index] < 1) | ~begins_M & ~states.may_go_on_N[index]).any():
+            raise BudgetError(
+                "an attempt too many, or going on with what is over", f"round {granted.number}", remedy=DEFECT
+            )
         self.number = granted.number
         self._running[granted.number] = RunningRound(granted)
         self._is_running_N[index] = True
