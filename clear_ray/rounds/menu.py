@@ -141,7 +141,10 @@ class MenuAxis:
         success = np.concatenate([p[2] for p in points], axis=1)
         amount = np.concatenate([p[1] for p in points], axis=1)
         option = np.repeat(np.arange(len(options)), [p[1].shape[1] for p in points])
-        order = np.argsort(amount, axis=1, kind="stable")
+        # Of points at the same cost the best comes first: a curve is read at the first of them.
+        best_first = np.argsort(-success, axis=1, kind="stable")
+        by_amount = np.argsort(np.take_along_axis(amount, best_first, axis=1), axis=1, kind="stable")
+        order = np.take_along_axis(best_first, by_amount, axis=1)
         self._amount_MP = np.take_along_axis(amount, order, axis=1)
         sorted_success = np.take_along_axis(success, order, axis=1)
         self._success_MP = np.maximum.accumulate(sorted_success, axis=1)
