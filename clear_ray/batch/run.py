@@ -31,6 +31,7 @@ from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, pri
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
+from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, engine_workers
 from clear_ray.cluster.gpu_requests import gpus_for
@@ -168,14 +169,23 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
 
 
 def plan(
-    queries: Dataset | None, config: RunConfig, *, share: float | None = None, display: Display | None = None
+    queries: Dataset | None,
+    config: RunConfig,
+    *,
+    share: float | None = None,
+    sample_share: float | None = None,
+    display: Display | None = None,
 ) -> PlanReport:
-    """Validate and probe a batch and price it, without generating a token; what it writes it removes again.
+    """Validate and probe a batch and price it; what it writes it removes again.
+
+    It generates nothing, unless it is allowed to sample a few answers.
 
     Args:
         queries: As for `run`.
         config: As for `run`.
         share: Also find the budget that is expected to give this share, above 0 and below 1, of what ample tokens give.
+        sample_share: Part of the budget, at most a hundredth, that answers to random queries may take, for an interval that
+            rests on what they took. It is beside the budget of the run.
         display: Display that is told of the progress.
 
     Raises:
@@ -186,15 +196,23 @@ def plan(
     """
     if share is not None and not 0 < share < 1:
         raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
+    if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
+        said = "answers are sampled for at most a hundredth of the budget"
+        raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
-        return _plan_in(folder, queries, config, share, display or QuietDisplay())
+        return _plan_in(folder, queries, config, share, display or QuietDisplay(), sample_share)
 
 
 def _plan_in(
-    folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
+    folder: Folder,
+    queries: Dataset | None,
+    config: RunConfig,
+    share: float | None,
+    display: Display,
+    sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
@@ -208,6 +226,7 @@ def _plan_in(
             progress.begin("probe", queries=digest.rows)
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
                 estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+                sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
@@ -216,6 +235,7 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
+            report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
             learned = {

@@ -37,6 +37,12 @@ class PlanReport(Part):
     """What the planned grants are expected to spend; answers that end early return tokens."""
     worst_tokens: int = Field(ge=0)
     """What they spend if every answer runs into its ceiling: the sum of the ceilings."""
+    high_tokens: float | None = Field(default=None, ge=0)
+    """Nine of ten such batches spend between `low_tokens` and this; None unless answers were sampled."""
+    sampled_answers: int = Field(default=0, ge=0)
+    """Answers that low, expected and high rest on; none unless the plan was allowed to sample some."""
+    sample_tokens: int = Field(default=0, ge=0)
+    """What they took, beside the budget of the run."""
     funded: int = Field(ge=0)
     """Queries that would be granted tokens at the first clearing."""
     abandoned: int = Field(ge=0)

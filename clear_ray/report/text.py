@@ -64,11 +64,15 @@ def plan_text(plan: PlanReport) -> str:
     source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths, no model loaded"
     guesses = (("low", plan.low_tokens), ("expected", plan.expected_tokens), ("worst", plan.worst_tokens))
     spend = ", ".join(f"{name} {_bare(number, plan.unit)}" for name, number in guesses)
+    if plan.high_tokens is not None:
+        between = f"{_bare(plan.low_tokens, plan.unit)} to {_bare(plan.high_tokens, plan.unit)}"
+        took = f"{plural(plan.sampled_answers, 'sampled answer')}, which took {_bare(plan.sample_tokens, plan.unit)}"
+        spend += f"{' tokens' if plan.unit == 'tokens' else ''}; {between} in nine of ten such batches, by {took}"
     hoped = f"{expected(plan.expected_utility)} correct answers; {_against(plan.uniform_expected_utility)}"
     gain = times(plan.expected_utility, plan.uniform_expected_utility)
     pairs = [
         ("budget", amount(plan.budget_tokens, plan.unit)),
-        ("spend", f"{spend} tokens" if plan.unit == "tokens" else spend),
+        ("spend", f"{spend} tokens" if plan.unit == "tokens" and plan.high_tokens is None else spend),
         ("price", _price(plan.shadow_price, plan.unit)),
         ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),

@@ -23,9 +23,10 @@ INPUT_PARTS, OUTPUT_PARTS, PROBE_PARTS = 150_000, 600_000, 10_000
 def test_a_run_pays_for_prompts_and_answers_and_its_journal_says_so(replay_settings: dict[str, Any]) -> None:
     settings = replay_settings | {"budget": "$0.01", "prices": PRICES}
     config = RunConfig.parse(settings)
-    planned = plan(None, config)
+    planned = plan(None, config, sample_share=0.01)
     assert 0 < planned.low_tokens <= planned.expected_tokens <= planned.worst_tokens <= 10_000_000
     assert "$0.01" in plan_text(planned)
+    assert planned.sampled_answers == 0 or planned.sample_tokens <= 0.01 * planned.budget_tokens
 
     result = run(None, config)
     report = result.report
