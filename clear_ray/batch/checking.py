@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.pricing import check_minimum_service
+from clear_ray.batch.pricing import check_minimum_service, token_costs
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
 from clear_ray.estimation.head import ANY_MODEL, Head
@@ -64,7 +64,7 @@ def check_run(config: RunConfig) -> Checked:
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
-            check_minimum_service(config, read_costs(into, digest.rows), into)
+            check_minimum_service(config, token_costs(config, read_costs(into, digest.rows)), into)
         digest = replace(digest, notices=(*digest.notices, *engine_notes(config.engine)))
     check_engine(
         config.engine,

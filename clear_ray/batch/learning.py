@@ -106,6 +106,7 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         stages=stages_for(rounds_of(config)),
         given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
         seed=config.seed,
+        calls=estimates.calls,
     )
 
 

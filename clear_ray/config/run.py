@@ -19,7 +19,8 @@ from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
 from clear_ray.config.durations import seconds_of
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.input import InputConfig
-from clear_ray.config.units import budget_in_tokens, check_budget_text
+from clear_ray.config.prices import PriceLists, Prices, prices_of
+from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
 from clear_ray.errors import ConfigError
 
 MOST_ROUNDS = 8
@@ -180,6 +181,8 @@ class RunConfig(ConfigFile):
     """Where the queries come from."""
     budget: int | str
     """What the run may generate: tokens (a whole number, or text such as `200k tokens`), money (`$5`) or `3 gpu-hours`."""
+    prices: PriceLists | None = None
+    """What tokens cost, in place of a rate: `input` and `output` per million, or these by the model's name, or a file."""
     budget_rate: str | None = Field(default=None, validate_default=True)
     """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
     engine: EngineConfig = TransformersConfig()
@@ -205,16 +208,50 @@ class RunConfig(ConfigFile):
         check_budget_text(value)
         return value
 
+    @field_validator("prices")
+    @classmethod
+    def _prices_fit_the_budget(cls, value: dict[str, Prices] | None, info: ValidationInfo) -> dict[str, Prices] | None:
+        for prices in (value or {}).values() if "budget" in info.data else ():
+            budget_in_units(info.data["budget"], prices)
+        return value
+
     @field_validator("budget_rate")
     @classmethod
     def _rate_fits_the_budget(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if "budget" in info.data:  # otherwise the budget was refused already
+        if "budget" not in info.data or "prices" not in info.data:  # refused already
+            return value
+        if info.data["prices"] is None:
             budget_in_tokens(info.data["budget"], value)
+        elif value is not None:
+            raise ValueError("either a rate or prices say what the budget buys, not both")
         return value
+
+    @model_validator(mode="after")
+    def _model_has_prices(self) -> RunConfig:
+        if self.prices is not None:
+            prices_of(self.prices, self._model_name)
+        return self
+
+    @property
+    def _model_name(self) -> str:
+        return str(getattr(self.engine, "model", self.engine.kind))
+
+    @property
+    def model_prices(self) -> Prices | None:
+        """What tokens of the engine's model cost; None for a budget that counts tokens."""
+        return None if self.prices is None else prices_of(self.prices, self._model_name)
+
+    @property
+    def unit(self) -> str:
+        """What the account is kept in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
+        return "tokens" if self.prices is None else unit_of_budget(self.budget)
 
     @property
     def budget_tokens(self) -> int:
-        """The budget in generated tokens."""
+        """The budget in generated tokens; of a run that has prices, in billionths of its unit."""
+        prices = self.model_prices
+        if prices is not None:
+            return budget_in_units(self.budget, prices)
         return budget_in_tokens(self.budget, self.budget_rate)
 
     @property

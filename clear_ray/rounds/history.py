@@ -59,9 +59,9 @@ class AttemptRule:
 class PastAttempts:
     """Attempts that others came after, in the order in which they were left."""
 
-    _parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]] = field(
-        default_factory=list
-    )
+    _parts: list[
+        tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64]]
+    ] = field(default_factory=list)
 
     def add(
         self,
@@ -70,10 +70,13 @@ class PastAttempts:
         tokens: NDArray[np.int64],
         has_stopped: NDArray[np.bool_],
         correct: NDArray[np.float64],
+        option: NDArray[np.int64] | None = None,
     ) -> None:
         """Note some attempts that others come after."""
         if len(index):
-            self._parts.append((index, tokens, has_stopped, correct))
+            self._parts.append(
+                (index, tokens, has_stopped, correct, np.zeros_like(index) if option is None else option)
+            )
 
     def __len__(self) -> int:
         return sum(len(part[0]) for part in self._parts)
@@ -97,3 +100,8 @@ class PastAttempts:
     def correct_P(self) -> NDArray[np.float64]:
         """Its score; NaN if it has none."""
         return np.concatenate([np.zeros(0), *(part[3] for part in self._parts)])
+
+    @property
+    def option_P(self) -> NDArray[np.int64]:
+        """Which of its options the query took, such as one of several models."""
+        return np.concatenate([np.zeros(0, np.int64), *(part[4] for part in self._parts)])

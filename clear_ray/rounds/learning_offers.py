@@ -35,6 +35,7 @@ from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_offers import clear_attempts
 from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import PastAttempts
 from clear_ray.rounds.minimum_service import minimum_service
@@ -109,6 +110,7 @@ class LearningOffers:
         basis: What a grant is priced at.
         asks_again: Whether queries may be asked more than once; see `attempt_offers`. No query is then believed anything that
             its own attempts have taught: what they say of it comes in by itself.
+        calls: What calls take in all, where prompts are paid for.
     """
 
     x_NP: Array
@@ -125,6 +127,7 @@ class LearningOffers:
     seed: int = 0
     basis: Basis = "ceilings"
     asks_again: bool = False
+    calls: CallCosts | None = None
 
     def clear(
         self,
@@ -200,7 +203,7 @@ class LearningOffers:
 
     def _of(self, incidence: Incidence) -> Batch:
         curves = curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=self.tokens_K)
-        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N)
+        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N, self.calls)
 
     def _law(self) -> Incidence:
         right_K, survival_K = law(self.tokens_K)
@@ -222,16 +225,22 @@ class LearningOffers:
         index = rng.permutation(np.flatnonzero(is_free_N & (self.max_tokens_N > 0)))
         parts_N = cost_parts(self.cost_N)
         mean_cost = float(self.cost_N[index].mean()) if len(index) else 1.0
-        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=self.budget_tokens / mean_cost)
+        all_N, none_N = np.arange(len(is_free_N)), np.zeros(len(is_free_N), np.int64)
+        prompt_parts_N = none_N if self.calls is None else self.calls.fixed_parts(all_N, none_N)
+        answers_tokens = self.budget_tokens - float(prompt_parts_N[index].sum()) / COST_PARTS
+        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=max(answers_tokens, 0.0) / mean_cost)
         # What is owed to all others has to be there beside the grants of the pilot.
-        left_parts = available_tokens * COST_PARTS - int(owed_tokens_N @ parts_N)
+        left_parts = available_tokens * COST_PARTS - int(
+            owed_tokens_N @ parts_N + prompt_parts_N[owed_tokens_N > 0].sum()
+        )
         tokens_N = np.zeros(len(is_free_N), np.int64)
         for query in index[: self.stages.pilot_size(len(index))]:
-            tokens = min(
-                int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query] + left_parts // parts_N[query])
-            )
+            prompt_parts = 0 if owed_tokens_N[query] else int(prompt_parts_N[query])
+            more = max(left_parts - prompt_parts, 0) // int(parts_N[query])
+            tokens = min(int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query]) + more)
             tokens_N[query] = max(tokens, 0)
-            left_parts -= max(tokens - int(owed_tokens_N[query]), 0) * int(parts_N[query])
+            if tokens > owed_tokens_N[query]:
+                left_parts -= prompt_parts + (tokens - int(owed_tokens_N[query])) * int(parts_N[query])
         granted = self.serve(tokens_N, available_tokens=available_tokens, shadow_price=0.0)
         return replace(granted, is_service=False)
 
@@ -267,7 +276,7 @@ def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.ran
     """
     if not len(clearing.index_M):
         return clearing
-    taken_M = clearing.tokens_M * cost_N[clearing.index_M]
+    taken_M = clearing.parts_M(cost_N) / COST_PARTS
     order = rng.permutation(len(taken_M))
     chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
     if not len(chosen):

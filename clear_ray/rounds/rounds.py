@@ -41,7 +41,8 @@ from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
-from clear_ray.rounds.batch import cost_parts, taken_tokens
+from clear_ray.rounds.batch import taken_tokens
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.minimum_service import owed_tokens
@@ -57,6 +58,7 @@ class Rounds:
         offers: What queries are offered, and what is believed of them.
         settings: When rounds end, and whether there is a minimum service.
         failed: Queries that failed before the first round.
+        calls: What calls take, where prompts are paid for; of several models, those of the cheapest.
         rule: What ends a query; its first answer if not given.
 
     Attributes:
@@ -70,14 +72,14 @@ class Rounds:
         settings: AllocationConfig,
         *,
         failed: Collection[int] = (),
+        calls: CallCosts | None = None,
         rule: AttemptRule | None = None,
     ) -> None:
         self.states = QueryStates(offers.cost_N, failed=failed, rule=rule)
         self.number = 0
-        self._offers, self._settings = offers, settings
-        self._parts_N = cost_parts(offers.cost_N)
+        self._offers, self._settings, self._calls = offers, settings, calls
         self._is_running_N = np.zeros(len(offers.cost_N), bool)
-        self._promised_parts = 0
+        self._promised_parts_N = np.zeros(len(offers.cost_N), np.int64)
         self._running: dict[int, RunningRound] = {}
         self._came_to_nothing = False
         self._has_served = False
@@ -94,8 +96,8 @@ class Rounds:
 
     @property
     def promised_tokens(self) -> int:
-        """What running grants may spend, in tokens of cost 1, rounded up."""
-        return -(-self._promised_parts // COST_PARTS)
+        """What running grants may spend, in tokens of cost 1 or in the budget's unit, rounded up."""
+        return -(-int(self._promised_parts_N.sum()) // COST_PARTS)
 
     def may_clear(self, unspent_tokens: int) -> bool:
         """Return whether `next` would clear the price. Changes nothing."""
@@ -147,7 +149,7 @@ class Rounds:
             BudgetError: One of them is no running grant of that round.
         """
         self._running_round(number).note(attempts, self.states)
-        self._release(attempts.index_M, attempts.granted_tokens_M)
+        self._release(attempts.index_M)
 
     def take(self, number: int, attempts: Iterable[Attempts] = ()) -> RoundReport:
         """Note the rest of what came of a round, which is over then: grants without an attempt were not run.
@@ -167,7 +169,7 @@ class Rounds:
         running = self._running_round(number)
         del self._running[number]
         clearing = running.granted.clearing
-        self._release(clearing.index_M[~running.was_run_M], clearing.tokens_M[~running.was_run_M])
+        self._release(clearing.index_M[~running.was_run_M])
         self._came_to_nothing |= not running.was_run_M.any()
         return running.report()
 
@@ -184,8 +186,23 @@ class Rounds:
             return False
         if self.number == 0:
             return available_tokens >= 1
-        for_sale_tokens = available_tokens - taken_tokens(owed_tokens_N, self.states.cost_N)
-        return for_sale_tokens >= self._settings.smallest_grant_tokens
+        for_sale_tokens = available_tokens - self._taken(owed_tokens_N)
+        return for_sale_tokens >= self._smallest_grant()
+
+    def _taken(self, tokens_N: NDArray[np.int64]) -> int:
+        """Return what a first grant of so many tokens to each query takes from the budget."""
+        if self._calls is None:
+            return taken_tokens(tokens_N, self.states.cost_N)
+        index = np.arange(len(tokens_N))
+        return -(-int(self._calls.taken_parts(index, tokens_N, np.zeros_like(tokens_N)).sum()) // COST_PARTS)
+
+    def _smallest_grant(self) -> float:
+        """Return what the smallest useful grant takes; where prompts are paid for, to the query that it takes the least."""
+        smallest, open_M = self._settings.smallest_grant_tokens, np.flatnonzero(self._is_free_N)
+        if self._calls is None or not len(open_M):
+            return smallest
+        parts_M = self._calls.taken_parts(open_M, np.full(len(open_M), smallest), self.states.answer_tokens_N[open_M])
+        return float(parts_M.min()) / COST_PARTS
 
     def _begin(self, granted: Round) -> Round:
         clearing = granted.clearing
@@ -200,14 +217,14 @@ class Rounds:
         self.number = granted.number
         self._running[granted.number] = RunningRound(granted)
         self._is_running_N[index] = True
-        self._promised_parts += int(clearing.tokens_M @ self._parts_N[index])
+        self._promised_parts_N[index] = clearing.parts_M(self._offers.cost_N)
         self._has_served |= clearing.is_service
         self.states.grant(clearing)
         return granted
 
-    def _release(self, index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> None:
+    def _release(self, index_M: NDArray[np.int64]) -> None:
         self._is_running_N[index_M] = False
-        self._promised_parts -= int(tokens_M @ self._parts_N[index_M])
+        self._promised_parts_N[index_M] = 0
 
     def _running_round(self, number: int) -> RunningRound:
         if number not in self._running:
