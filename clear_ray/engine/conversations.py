@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from clear_ray.config.engine import EngineConfig, ReplayConfig
+from clear_ray.config.engine import EngineConfig, OpenAIConfig, ReplayConfig
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.engine.rendering import Rendering, rendering_of
 from clear_ray.errors import SchemaError
@@ -27,7 +27,7 @@ def check_conversations(config: EngineConfig, queries: Folder) -> tuple[str, ...
     Raises:
         SchemaError: There are conversations and the model has no chat template, or it refuses every prompt.
     """
-    if isinstance(config, ReplayConfig):
+    if isinstance(config, ReplayConfig | OpenAIConfig):  # the endpoint's template is not here
         return ()
     conversations = _conversations(queries)
     first = next(conversations, None)

@@ -14,7 +14,7 @@ from clear_ray.config.run import NAMED_HEADS, EstimateConfig, RunConfig
 from clear_ray.storage import is_plain_path
 
 _EMBEDDED_MODEL = "smollm2-135m-instruct"
-_PATHS = ("input.path", "engine.model", "engine.rollouts", "engine.features", "estimate.head")
+_PATHS = ("input.path", "engine.model", "engine.rollouts", "engine.features", "engine.key_file", "estimate.head")
 PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
 """Settings that hold paths, as `run_folder.check_same_run` names them."""
 
@@ -48,8 +48,8 @@ def absolute_engine(engine: Engine) -> Engine:
         if engine.model.lower() != _EMBEDDED_MODEL and _is_folder(engine.model):
             given = {"model": absolute(engine.model)}
     else:
-        names = ("rollouts", "features")
-        given = {name: absolute(getattr(engine, name)) for name in names if hasattr(engine, name)}
+        names = ("rollouts", "features", "key_file")
+        given = {name: absolute(value) for name in names if (value := getattr(engine, name, None)) is not None}
     return engine.model_copy(update=given)
 
 
