@@ -78,8 +78,8 @@ def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[
     """Return what makes the scorer of a run, after trying it once here, where a mistake can still be mended.
 
     Args:
-        config: Of the run.
-        folder: Of the run, whose queries `auto` is chosen by.
+        config: Configuration of the run.
+        folder: Folder of the run, whose queries `auto` is chosen by.
 
     Raises:
         ConfigError: No such scorer.

@@ -21,7 +21,7 @@ def check_conversations(config: EngineConfig, queries: Folder) -> tuple[str, ...
     """Return a line for each reason for which the chat template refuses prompts; those rows will fail, the others run.
 
     Args:
-        config: Of the engine.
+        config: Configuration of the engine.
         queries: Folder of the queries that were taken in; of very many only the first ones are rendered.
 
     Raises:

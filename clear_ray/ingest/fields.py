@@ -178,7 +178,7 @@ def check_fields(body: Mapping[str, Any], endpoint: Endpoint, *, place: str = "b
     """Return the fields of a body that have no effect though they ask for something.
 
     Args:
-        body: Of the request.
+        body: Body of the request.
         endpoint: Which table holds.
         place: What the body is called in errors.
 

@@ -29,7 +29,7 @@ from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
 from clear_ray.ingest.requests import REQUEST_COLUMNS, read_request, request_columns
 from clear_ray.ingest.sampling_fields import sampling_params_of
-from clear_ray.ingest.shapes import Kinds, Reading, kinds_of, recognise
+from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, recognise
 from clear_ray.ingest.source import SourceBatch, shown
 from clear_ray.storage import Folder
 
@@ -130,7 +130,7 @@ class _Intake:
         self._unseen: dict[str, str] = {}  # columns that the user named and no row has shown yet, with the setting
         self._format: tuple[str | None, str] | None = None  # endpoint, if any, and the place that fixed it
         self._longest = 0
-        self._reading: tuple[str, Reading | None] = ("", None)  # of the source that is read; None if it is refused
+        self._reading: tuple[str, RowReading | None] = ("", None)  # of the source that is read; None if it is refused
         self._kinds: Kinds = {}  # of its columns so far
 
     def take(self, batch: SourceBatch) -> None:
@@ -151,15 +151,15 @@ class _Intake:
             self._files.add(query)
             self._longest = max(self._longest, len(query.prompt))
 
-    def _reading_of(self, batch: SourceBatch) -> Reading | None:
+    def _reading_of(self, batch: SourceBatch) -> RowReading | None:
         """Return how the rows of a source are read; None if they cannot be.
 
         The first of its batches that has any tells. A column that comes later and would have told otherwise is refused.
         """
         if batch.is_openai:
-            return Reading(request_columns(batch.columns))
+            return RowReading(request_columns(batch.columns))
         if not any(isinstance(row, dict) for row in batch.rows):
-            return Reading(batch.columns)
+            return RowReading(batch.columns)
         origin, reading = self._reading
         names = set[str]().union(*(row for row in batch.rows if isinstance(row, dict)))
         if origin == batch.origin and (reading is None or names <= self._kinds.keys()):
@@ -210,7 +210,7 @@ class _Intake:
         self._files.publish(digest)
         return digest
 
-    def _read(self, batch: SourceBatch, k: int, reading: Reading) -> NormalRow | SchemaError:
+    def _read(self, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow | SchemaError:
         """Return a row as a query, or what is wrong with it."""
         row = batch.rows[k]
         if isinstance(row, SchemaError):
@@ -220,7 +220,7 @@ class _Intake:
         except SchemaError as error:
             return _at(error, batch.place(k))
 
-    def _query(self, row: object, batch: SourceBatch, k: int, reading: Reading) -> NormalRow:
+    def _query(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, sampling = reading.columns, None, None, None

@@ -79,7 +79,7 @@ def normalise(
         row: Values under the source's column names; null and missing mean the same for optional columns.
         columns: Which column holds what.
         max_tokens: The run's ceiling; a row's own can only lower it.
-        form: Of its prompt, as `records.QUERY_SCHEMA` has it.
+        form: Form of its prompt, as `records.QUERY_SCHEMA` has it.
         added: Column that is put after the prompt where the row has it.
         query_id: Its id, where the rows have none of their own.
         is_nested: Whether a column's name may lead into an object.
@@ -130,7 +130,7 @@ def asked_tokens(row: Mapping[str, Any], columns: ColumnsConfig) -> int | None:
 
 
 def ignored_in_messages(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, ...]:
-    """Return what stands in the messages of a row and has no effect: no chat template is told who a speaker is."""
+    """Return what stands in the messages of a row and has no effect: no chat template is told the name of a speaker."""
     for column in (columns.messages, columns.prompt):
         messages = lookup(row, column)
         if (

@@ -45,7 +45,7 @@ class Request:
     Attributes:
         row: Values under the columns that `request_columns` names.
         endpoint: What the line asks.
-        form: Of its prompt, as `records.QUERY_SCHEMA` has it.
+        form: Form of its prompt, as `records.QUERY_SCHEMA` has it.
         ignored: Fields without effect that ask for something.
         sampling: What the line asks of its answer; None for the run's settings.
     """

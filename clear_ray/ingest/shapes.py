@@ -54,7 +54,7 @@ KNOWN = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RowReading:
     """How the rows of one source are read.
 
     Attributes:
@@ -99,11 +99,11 @@ def kinds_of(rows: Iterable[object]) -> Kinds:
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
-def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> Reading:
+def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> RowReading:
     """Return how rows with such columns are read.
 
     Args:
-        kinds: From `kinds_of`.
+        kinds: Kinds from `kinds_of`.
         columns: The configured names; those that were not set by the user may be replaced.
         where: The source as errors name it.
 
@@ -131,7 +131,7 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> Reading:
         found |= {} if query_id is None else {"query_id": query_id}
     columns = columns.model_copy(update=found)
     is_nested = any("." in name for name in columns.model_dump().values())
-    return Reading(columns, added, makes_ids, _said(found, added, makes_ids), is_nested)
+    return RowReading(columns, added, makes_ids, _said(found, added, makes_ids), is_nested)
 
 
 def _is_there(name: str, kinds: Kinds) -> bool:

@@ -42,7 +42,7 @@ class MarketActor:
         budget_tokens: What the run may generate.
         queries: N.
         cost_N: What a token of each query takes from the budget, shape (N,); 1 if not given.
-        run_id: Of the run, whose journal must be there; empty for one that began before runs had identities.
+        run_id: Identity of the run, whose journal must be there; empty for one that began before runs had identities.
 
     Raises:
         ResumeError: The journal is damaged, gone or another run's, or another run is writing it.

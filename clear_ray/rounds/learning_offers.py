@@ -53,10 +53,10 @@ class Stages:
         pilot_ceiling: Ceiling of the pilot, in average budgets of a query.
         smallest_ceiling_tokens: And at least this.
         growth: A stage spends at least this multiple of what was spent before.
-        most_stages: From the pilot to half of the budget; the growth is more where it has to be.
+        most_stages: Most stages from the pilot to half of the budget; the growth is more where it has to be.
         most_rounds: After so many all that is left is granted: where ceilings are far above what answers take, stages grow
             slowly, and rounds are not without end.
-        explored_share: Of the budget; once it is spent the guard is heeded.
+        explored_share: Explored part of the budget; once it is spent the guard is heeded.
     """
 
     pilot_queries: int = 16
@@ -101,7 +101,7 @@ class LearningOffers:
         stages: Sizes of pilot and stages.
         given: Beliefs of a head that was there before; none if not given.
         fold_N: For replays in which several queries are the same one asked again; see `learn`.
-        seed: Of all random choices.
+        seed: Seed of all random choices.
         basis: What a grant is priced at.
     """
 

@@ -55,7 +55,7 @@ class Rounds:
 
     Attributes:
         states: Where every query stands.
-        number: Of the last round; 0 before the first.
+        number: Number of the last round; 0 before the first.
     """
 
     def __init__(self, offers: Offers, settings: AllocationConfig, *, failed: Collection[int] = ()) -> None:

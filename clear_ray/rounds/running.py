@@ -24,7 +24,7 @@ class Round:
     """Grants that were made together.
 
     Attributes:
-        number: From 1.
+        number: Number of the round, from 1.
         available_tokens: What could be granted, in tokens of cost 1.
         clearing: The grants, in order of dispatch, and their price.
     """

@@ -91,7 +91,7 @@ def read_choice(answer: str, options: Options) -> str | None:
 
     Args:
         answer: What follows a mark, or a short line.
-        options: Of the question, as far as they are known.
+        options: Options of the question, as far as they are known.
     """
     text = _clean(answer)
     if not text or _NOT.match(text):

@@ -43,7 +43,7 @@ class Unfit:
 
     Attributes:
         row: Number of its row in the input, from 1.
-        query_id: Of that row.
+        query_id: Id of that row.
         gold: How it begins.
     """
 

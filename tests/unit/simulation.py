@@ -478,7 +478,7 @@ class Simulation:
         for entry in ledger.open_entries():
             reserved_N[entry.index] = entry.tokens
         covered_N = ledger.spent_tokens_N + reserved_N
-        assert (covered_N >= self.generated_N).all(), f"tokens nobody knows of: {covered_N} {self.generated_N}"
+        assert (covered_N >= self.generated_N).all(), f"unknown tokens: {covered_N} {self.generated_N}"
         assert covered_N @ self.world.offers.cost_N <= self.world.budget_tokens
 
     def read_ledger(self) -> Ledger:

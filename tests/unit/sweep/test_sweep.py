@@ -63,7 +63,7 @@ def paths(folder: Path) -> tuple[str, str]:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """Curves, true lengths that need not follow them, and who stops."""
+    """Curves, true lengths that need not follow them, and which of them stop."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     queries = draw(st.integers(1, 12))
     tokens_K = np.array([2, 4, 8, 16, 32])
