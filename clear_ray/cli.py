@@ -110,18 +110,24 @@ def plan(
         float | None,
         typer.Option("--share", help="Also say what this share of all it could get right would cost: 0.5."),
     ] = None,
+    sample_share: Annotated[
+        float | None,
+        typer.Option(
+            "--sample-share", help="Sample answers for this part of the budget, at most 0.01, to know better."
+        ),
+    ] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every line and price the batch, without generating a token."""
+    """Check every line and price the batch, without generating a token unless it may sample a few answers."""
     from clear_ray.batch.run import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     display = choose_display(sys.stderr, as_json=as_json, is_quiet=quiet)
-    planned = price_batch(None, settings, share=share, display=display)
+    planned = price_batch(None, settings, share=share, sample_share=sample_share, display=display)
     print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 

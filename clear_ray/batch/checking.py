@@ -6,9 +6,10 @@ import tempfile
 from dataclasses import dataclass, replace
 
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.pricing import check_minimum_service
+from clear_ray.batch.pricing import check_minimum_service, token_costs
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
+from clear_ray.estimation.encoder import encoder_folder
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest
@@ -65,7 +66,7 @@ def check_run(config: RunConfig) -> Checked:
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
-            check_minimum_service(config, read_costs(into, digest.rows), into)
+            check_minimum_service(config, token_costs(config, read_costs(into, digest.rows)), into)
         digest = replace(digest, notices=(*digest.notices, *engine_notes(config.engine)))
     check_engine(
         config.engine,
@@ -80,6 +81,8 @@ def head_of(config: RunConfig) -> Head:
     """Return the head that a configuration names.
 
     Raises:
-        ConfigError: There is none, or it is for another number of layers.
+        ConfigError: There is none, it is for another number of layers, or there is no such encoder.
     """
+    if config.estimate.encoder is not None:
+        encoder_folder(config.estimate.encoder)
     return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)
