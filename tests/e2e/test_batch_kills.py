@@ -73,7 +73,10 @@ def counted(run_dir: Path, operation: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_a_batch_outlives_its_server_at_every_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "points", [("generating", "finalizing"), ("in_progress", "before the first grant", "generating", "generating on")]
+)
+def test_a_batch_outlives_its_server_at_every_state(tmp_path: Path, points: tuple[str, ...]) -> None:
     port, folder = free_port(), tmp_path / "served"
     files = {"rollouts": str(ROLLOUTS / "rollouts.parquet"), "features": str(ROLLOUTS / "features.parquet")}
     engine = {"kind": "replay", **files, "tokens_per_second": 100.0, "max_batch": 8}
@@ -106,7 +109,7 @@ def test_a_batch_outlives_its_server_at_every_state(tmp_path: Path) -> None:
         return counted(run_dir, "settle") > more
 
     settled = 0
-    for point in ("in_progress", "before the first grant", "generating", "generating on", "finalizing"):
+    for point in points:
         with server(config, log):
             if point == "in_progress":
                 until(lambda: status() == "in_progress", point)
@@ -130,5 +133,6 @@ def test_a_batch_outlives_its_server_at_every_state(tmp_path: Path) -> None:
         assert_charged_once(run_dir, batch.usage.output_tokens)
         records = [record for record in read_journal(open_folder(str(run_dir))) if "op" in record]
         assert any(record["op"] == "forfeit" for record in records), "no kill met a query that was running"
+        assert len({record["i"] for record in records if record["op"] == "settle"}) == len(ids)
         client.files.delete(file.id)
         assert client.batches.retrieve(made.id).status == "completed"

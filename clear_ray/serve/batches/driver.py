@@ -113,7 +113,7 @@ class StoreDisplay:
         total = self._batch.body["request_counts"]["total"]
         counts = {"total": total, "completed": min(snapshot.ended, total), "failed": 0}
         names = ("stage", "round", "budget_tokens", "spent_tokens", "reserved_tokens", "shadow_price")
-        live = {name: getattr(snapshot, name) for name in names}
+        live = {name: getattr(snapshot, name) for name in names} | {"unit": snapshot.unit}
         self._store.change(self._batch.id, within=RUNNING, request_counts=counts, clear_ray=live)
         if snapshot.stage == "write":
             self._store.change(self._batch.id, within=("in_progress",), status="finalizing")
@@ -133,7 +133,7 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
     }
     counts = {"total": report.queries, "completed": report.completed, "failed": report.queries - report.completed}
     names = ("budget_tokens", "spent_tokens", "wasted_tokens", "shadow_price", "abandoned", "failed")
-    account = {name: getattr(report, name) for name in names} | {"stage": "done"}
+    account = {name: getattr(report, name) for name in names} | {"stage": "done", "unit": config.unit}
     usage = _usage(folder)
     store.change(
         batch.id, within=RUNNING, status=status, request_counts=counts, usage=usage, clear_ray=account, **files

@@ -9,10 +9,9 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.errors import ClearRayError, ConfigError
 from clear_ray.run_folder.export import export
-from clear_ray.run_folder.orders import order_budget
+from clear_ray.run_folder.orders import order_budget, unit_in
 from clear_ray.serve.batches.bodies import CANCELLABLE, asked_for, new_body
 from clear_ray.serve.batches.places import Places, delete_content, read_content
 from clear_ray.serve.batches.runs import asked_settings, weight_of
@@ -175,8 +174,8 @@ class BatchService:
             ordered = await asyncio.to_thread(order_budget, folder, budget)
         except ClearRayError as error:
             raise _refusal(error) from error
-        tokens = min(ordered, MOST_BUDGET_TOKENS)
-        return {"id": batch_id, "object": "batch.budget", "budget_tokens": tokens}
+        unit = await asyncio.to_thread(unit_in, folder)
+        return {"id": batch_id, "object": "batch.budget", "budget_tokens": ordered, "unit": unit}
 
     async def retry(self, owner: str, batch_id: str, given: Any) -> dict[str, Any]:
         """Make a batch of what another one left: of the requests that failed, or of all without an answer.
