@@ -74,7 +74,9 @@ def counted(run_dir: Path, operation: str) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize(
-    "points", [("generating", "finalizing"), ("in_progress", "before the first grant", "generating", "generating on")]
+    "points",
+    [("generating", "finalizing"), ("in_progress", "before the first grant", "generating", "generating on")],
+    ids=["late", "early"],
 )
 def test_a_batch_outlives_its_server_at_every_state(tmp_path: Path, points: tuple[str, ...]) -> None:
     port, folder = free_port(), tmp_path / "served"
