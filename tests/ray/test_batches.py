@@ -126,6 +126,7 @@ def test_one_good_and_one_bad_row(client: openai.OpenAI, made: dict[str, Any]) -
         client.batches.cancel(batch.id)
 
 
+@pytest.mark.slow
 def test_what_was_abandoned_is_asked_again_and_everything_exported(client: openai.OpenAI, made: dict[str, Any]) -> None:
     first = ended(client, made["scarce"].id)
     for body in ({}, {"budget": "lots"}):  # it spent all that it had
