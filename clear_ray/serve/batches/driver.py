@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
+import ray
+import ray.actor
 
 from clear_ray.batch.run import run_on
 from clear_ray.config.run import RunConfig
@@ -62,7 +64,12 @@ class BatchDriver:
         except Exception as failed:
             self._note_failure(failed)
         finally:
-            os._exit(0)  # nothing waits for this actor; with it ends what it started
+            ray.get_runtime_context().current_actor.leave.remote()  # nothing waits for this actor
+
+    def leave(self) -> None:
+        """End this actor, and with it what it started."""
+        exit_actor: Any = ray.actor.exit_actor
+        exit_actor()
 
     def _run(self, batch: StoredBatch) -> None:
         config = RunConfig.parse(batch.work["config"], where=batch.id)
