@@ -5,7 +5,9 @@ client, made a batch and waited for; then `run` answers the same file under the 
 are timed from the moment in which the file is there to that in which both outputs are. Memory is the peak of what each
 process has to itself (USS), looked at twice a second. Prints one JSON line.
 
-    python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000]
+    python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--take-in]
+
+With `--take-in` the batch is cancelled once every line was looked at: what uploading and reading alone cost.
 """
 
 import argparse
@@ -89,7 +91,7 @@ def settings(folder: Path, rows: int) -> ServeConfig:
     return ServeConfig.parse(base | {"batches": batches})
 
 
-def over_http(client: openai.OpenAI, path: Path, budget: int) -> tuple[dict[str, float], Any]:
+def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool) -> tuple[dict[str, float], Any]:
     started = time.perf_counter()
     with path.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
@@ -103,6 +105,8 @@ def over_http(client: openai.OpenAI, path: Path, budget: int) -> tuple[dict[str,
     while batch.status not in ENDED:
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
+        if takes_in and batch.status == "in_progress":
+            return {"upload": there - started, "look": time.perf_counter() - there}, client.batches.cancel(batch.id)
     done = time.perf_counter()
     read = 0
     for name in filter(None, (batch.output_file_id, batch.error_file_id)):
@@ -117,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--row-bytes", type=int, default=4_000, help="length of a line; 4000 is 200 MB at 50,000 rows")
+    parser.add_argument("--take-in", action="store_true", help="cancel it once it was looked at")
     arguments = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -129,8 +134,13 @@ def main() -> None:
         serve.run(application(config), name="batches", route_prefix="/")
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
         with Memory() as memory:
-            seconds, batch = over_http(client, folder / "input.jsonl", 20 * arguments.rows)
+            path, budget = folder / "input.jsonl", 20 * arguments.rows
+            seconds, batch = over_http(client, path, budget, takes_in=arguments.take_in)
         serve.shutdown()
+        if arguments.take_in:
+            kept = {"rows": arguments.rows, "file_mb": round(file_bytes / 1e6, 1), "seconds": seconds}
+            print(json.dumps(kept | {"peak_mib": dict(memory.peak), "load": os.getloadavg()}))
+            return
         found = Store(folder / "served").batch(batch.id)
         assert found is not None
         same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
