@@ -134,7 +134,7 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
     folder = open_folder(config.run_dir)
     stop = read_orders(folder, config.budget_tokens).stop
     status = {"batch_cancelled": "cancelled", "batch_expired": "expired"}.get(stop, "completed")
-    files: dict[str, Any] = {
+    files = {
         name: _file(store, batch, folder, config.run_dir, content)
         for name, content in (("output_file_id", OUTPUT_FILE), ("error_file_id", ERRORS_FILE))
     }
@@ -142,9 +142,10 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
     names = ("budget_tokens", "spent_tokens", "wasted_tokens", "shadow_price", "abandoned", "failed")
     account = {name: getattr(report, name) for name in names} | {"stage": "done", "unit": config.unit}
     usage = _usage(folder)
-    store.change(
-        batch.id, within=RUNNING, status=status, request_counts=counts, usage=usage, clear_ray=account, **files
-    )
+    changes: dict[str, Any] = {"request_counts": counts, "usage": usage, "clear_ray": account, **files}
+    # One that was cancelled when it was done already is a cancelled one all the same.
+    if store.change(batch.id, within=RUNNING - {"cancelling"}, status=status, **changes) is None:
+        store.change(batch.id, within=("cancelling",), status="cancelled", **changes)
 
 
 def _file(store: Store, batch: StoredBatch, folder: Folder, run_dir: str, name: str) -> str | None:
