@@ -71,7 +71,9 @@ def is_chat(grant: Grant, config: OpenAIConfig) -> bool:
 
 
 def _messages(grant: Grant, config: OpenAIConfig, sent_text: str) -> list[dict[str, Any]]:
-    turns = [("user", grant.prompt)] if isinstance(grant.prompt, str) else list(grant.prompt)
+    turns: list[tuple[str, str]] = [("user", grant.prompt)] if isinstance(grant.prompt, str) else []
+    if not isinstance(grant.prompt, str | TokenIds):
+        turns = list(grant.prompt)
     messages = [{"role": role, "content": content} for role, content in turns]
     if config.system_prompt is not None and not any(role in ("system", "developer") for role, _ in turns):
         messages.insert(0, {"role": "system", "content": config.system_prompt})
