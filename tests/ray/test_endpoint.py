@@ -23,6 +23,7 @@ from tests.ray.serving import PRICE, free_port
 from tests.ray.test_run import check_account, completions_of
 from tests.ray.test_secrets import holders
 from tests.ray.test_survival import start, wait_for_answers, write_config
+from tests.unit.estimation.encoders import small_encoder
 from tests.unit.snippets import snippets
 from tests.unit.test_shell_snippets import commands_in
 
@@ -54,7 +55,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 
 def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tmp_path: Path) -> None:
-    config = RunConfig.parse(settings_of(served.base_url, tmp_path))
+    encoder = small_encoder(tmp_path / "encoder")
+    config = RunConfig.parse(settings_of(served.base_url, tmp_path) | {"estimate": {"encoder": encoder}})
     planned = plan(None, config)
     assert planned.queries == QUERIES
     trials = served.generated_tokens
@@ -68,6 +70,7 @@ def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tm
     assert (report.failed, report.head) == (0, "learn")
     assert report.learning is not None
     assert report.learning.answers > 0
+    assert report.learning.features == ("text", "ngrams", "encoder")
     for row in completions_of(result):
         assert row["spent_tokens"] <= 15 + row["index"] % 7
         if row["status"] == "completed":

@@ -251,8 +251,7 @@ def test_reasoning_that_is_counted_apart_is_counted(served: Endpoint) -> None:
 # Faults.
 
 
-@pytest.mark.parametrize("fault", ["429", "503"])
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize(("fault", "form"), [("429", "date"), ("503", "seconds")])
 def test_retry_after_is_kept(fault: str, form: str) -> None:
     with endpoint(retry_after=form, retry_after_seconds=2, faults=deque([fault])) as served:
         generation = ask(engine_of(served), "write 5")
@@ -305,7 +304,10 @@ def test_a_query_that_is_refused_fails_alone() -> None:
     (refused,) = [generation for generation in found.values() if generation.error]
     assert refused.error == f"{REFUSED_BY_ENDPOINT}400: This prompt is not liked."
     assert not refused.token_ids
+    assert REFUSED_BY_ENDPOINT == causes.REFUSED_BY_ENDPOINT
     assert causes.code_of_answer(refused.error) == "invalid_request"
+    too_long = f"{REFUSED_BY_ENDPOINT}400: This model's maximum context length is 9 tokens."
+    assert causes.code_of_answer(too_long) == "context_length_exceeded"
 
 
 def test_an_endpoint_that_refuses_everything_ends_the_run() -> None:
