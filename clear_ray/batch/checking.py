@@ -58,7 +58,8 @@ def check_run(config: RunConfig) -> Checked:
     load_scorer_of(config)
     head = head_of(config)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as scratch:
-        is_taken_in = manifest is not None and not config.input.path and not config.input.tasks
+        is_named = bool(config.input.path or config.input.tasks or config.input.retry_of)
+        is_taken_in = manifest is not None and not is_named
         into = folder if is_taken_in else open_folder(scratch)
         digest = take_in(None, config, into, manifest if is_taken_in else None)
         survey = survey_queries(into.child("queries"), config.scoring.scorer)

@@ -16,8 +16,8 @@ def sampling_check(config: EngineConfig) -> Callable[[Sampling], Sequence[str]]:
 
     It raises ConfigError if the library that keeps structures is not installed, and SchemaError for what cannot be done.
     """
-    if isinstance(config, OpenAIConfig):  # what has an effect there is for the endpoint to say
-        return lambda _: ()
+    if isinstance(config, OpenAIConfig):
+        return lambda _: ()  # an endpoint refuses by itself what it does not know
     return _all_of_it if isinstance(config, ReplayConfig) else _ModelCheck(config)
 
 

@@ -16,6 +16,7 @@ from clear_ray.storage import is_plain_path
 _EMBEDDED_MODEL = "smollm2-135m-instruct"
 _PATHS = (
     "input.path",
+    "input.retry_of",
     "engine.model",
     "engine.rollouts",
     "engine.features",
@@ -42,8 +43,9 @@ def absolute(location: str) -> str:
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return the settings of a run with every path absolute: the run folder, input, engine and head."""
     given: dict[str, Any] = {"run_dir": absolute(config.run_dir)}
-    if config.input.path:
-        given["input"] = config.input.model_copy(update={"path": absolute(config.input.path)})
+    paths = {name: absolute(path) for name in ("path", "retry_of") if (path := getattr(config.input, name))}
+    if paths:
+        given["input"] = config.input.model_copy(update=paths)
     given["engine"] = absolute_engine(config.engine)
     given["estimate"] = absolute_estimate(config.estimate)
     return config.model_copy(update=given)

@@ -70,10 +70,12 @@ def is_chat(grant: Grant, config: OpenAIConfig) -> bool:
     return config.api == "chat" or not isinstance(grant.prompt, str)
 
 
+def _turns(prompt: str | tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    return [("user", prompt)] if isinstance(prompt, str) else list(prompt)
+
+
 def _messages(grant: Grant, config: OpenAIConfig, sent_text: str) -> list[dict[str, Any]]:
-    turns: list[tuple[str, str]] = [("user", grant.prompt)] if isinstance(grant.prompt, str) else []
-    if not isinstance(grant.prompt, str | TokenIds):
-        turns = list(grant.prompt)
+    turns = [] if isinstance(grant.prompt, TokenIds) else _turns(grant.prompt)
     messages = [{"role": role, "content": content} for role, content in turns]
     if config.system_prompt is not None and not any(role in ("system", "developer") for role, _ in turns):
         messages.insert(0, {"role": "system", "content": config.system_prompt})
