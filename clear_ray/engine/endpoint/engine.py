@@ -203,5 +203,5 @@ def prompt_tokens_of(prompt: Prompt) -> int:
     if isinstance(prompt, TokenIds):
         return len(prompt)
     turns = [prompt] if isinstance(prompt, str) else [content for _, content in prompt]
-    pieces = sum(1 + (piece[0] >= _WIDE) for text in turns for piece in _PIECE.findall(text))
-    return pieces + _TURN_TOKENS * len(turns) + _CHAT_TOKENS
+    pieces = sum(1 + (piece[0][0] >= _WIDE) for text in turns for piece in _PIECE.finditer(text))
+    return int(pieces) + _TURN_TOKENS * len(turns) + _CHAT_TOKENS
