@@ -123,12 +123,11 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     checked = check_run(settings)
-    digest, survey, notes = checked.digest, checked.survey, checked.notes
+    digest, survey = checked.digest, checked.survey
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes, "notices": list(digest.notices)}
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notices": list(digest.notices)}
     lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
     lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
-    lines += [f"note: {note}" for note in notes]
     lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
     print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 

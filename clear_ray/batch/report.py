@@ -60,7 +60,7 @@ def make_report(
         has_gold_N: Whether a query can be scored, shape (N,).
         head: Name of the estimate.
         learning: What it learned; the estimates in `run` are then what it knew in the end.
-        notices: What is said about its input.
+        notices: What is said about its input and its model.
         failures: Why queries failed.
         probe_tokens: What was charged for the probe.
     """
@@ -107,7 +107,6 @@ def make_report(
         stopped_early=_stopped_early(config, states, balance),
         notices=notices,
         failures=failures,
-        notes=run.notes,
     )
 
 

@@ -40,7 +40,6 @@ from clear_ray.cluster.market import opened_market
 from clear_ray.cluster.room import settled
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
-from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
@@ -134,7 +133,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
-        notes += check_conversations(config.engine, folder.child("queries"))
+        digest = replace(digest, notices=(*digest.notices, *notes))
         input_cost_N = read_costs(folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
         check_minimum_service(config, cost_N, folder)
@@ -163,7 +162,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
                 market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
-            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson, notes)
+            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson)
             report = close_run(opened, _rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
@@ -219,7 +218,6 @@ def _plan_in(
     try:
         with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
             digest = take_in(queries, config, folder)
-            notes += check_conversations(config.engine, folder.child("queries"))
             input_cost_N = read_costs(folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
@@ -243,7 +241,7 @@ def _plan_in(
                 "head": head_name(lesson, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:
@@ -254,6 +252,12 @@ def _plan_in(
 def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
+    if config.allocation.most_attempts > 1:
+        said, remedy = (
+            "a run on Ray asks every query once so far",
+            "Leave it out, or replay with benchmarks/attempts.py.",
+        )
+        raise ConfigError(said, "allocation.objective", config.allocation.objective, remedy)
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})

@@ -62,7 +62,7 @@ class PlanReport(Part):
     probe_tokens: int = Field(default=0, ge=0)
     """What is charged for that, in the unit of the budget; counted in what would be spent."""
     notices: tuple[str, ...] = ()
-    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
+    """How the input was read, what of it is ignored, lowered or failed, and what is to be said of the model; a line each."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
     learning: LearningReport | None = None
@@ -73,5 +73,3 @@ class PlanReport(Part):
     """What is amiss with the gold answers; see `RunReport`."""
     for_share: ShareBudget | None = None
     """What the share that was asked for would cost; none if nothing was asked, or if no tokens would give anything."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""

@@ -184,11 +184,9 @@ class RunReport(Part):
     stopped_early: str
     """Why the run ended before its queries were done; empty if it did not."""
     notices: tuple[str, ...] = ()
-    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
+    """How the input was read, what of it is ignored, lowered or failed, and what is to be said of the model; a line each."""
     failures: tuple[FailureReport, ...] = ()
     """Why queries failed, the commonest reason first; the least common ones are left out."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""
 
     @property
     def slack_tokens(self) -> int:

@@ -22,7 +22,7 @@ from clear_ray.report.wording import (
 )
 
 _MOST_ROUNDS = 6
-_MOST_NOTICES, _MOST_FAILURES = 4, 3
+_MOST_NOTICES, _MOST_FAILURES = 6, 3
 _PLAIN_VERDICTS = ("right", "wrong", "cut off")
 """Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
@@ -52,7 +52,6 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("learned", _learned(report.learning)))
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    lines += _notes(report.notes)
     lines.append(
         _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
     )
@@ -89,30 +88,27 @@ def plan_text(plan: PlanReport) -> str:
         lines.append(_labelled("learns", _will_learn(plan.learning)))
     elif plan.head == "prior":
         lines.append(_UNCALIBRATED)
-    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
 
 
 def notices_text(notices: Sequence[str]) -> list[str]:
-    """Return what is said about an input, a line each, as a terminal may show it."""
+    """Return what is said about an input and its model, a line each, as a terminal may show it."""
     return [printable(line, most=400) for line in notices]
 
 
 def _noticed(notices: Sequence[str]) -> list[str]:
+    more = len(notices) - _MOST_NOTICES
     shown = notices_text(notices[:_MOST_NOTICES])
-    return [_labelled("input", line) for line in shown]
+    shown += [f"and {more} more: `clear-ray validate` says them all"] if more > 0 else []
+    return [_labelled("note", line) for line in shown]
 
 
 def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
         return f"minimum service of {amount(plan.kept_tokens, plan.unit)} for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
-
-
-def _notes(notes: Sequence[str]) -> list[str]:
-    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:

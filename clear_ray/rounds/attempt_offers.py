@@ -12,21 +12,20 @@ Shapes: N queries of the batch, M of them priced, J plans.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.estimation.likeness import Likeness, Tried, kind_weights, learn_likeness
 from clear_ray.records import COST_PARTS
-from clear_ray.rounds.attempt_menu import Menu, Standing, failures_of, menu_of
+from clear_ray.rounds.attempt_menu import Menu, Standing, menu_of
 from clear_ray.rounds.attempt_price import Bought, buy
 from clear_ray.rounds.batch import Batch, affordable_tokens, cost_parts, taken_tokens
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.history import SOLVED_SCORE
 from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.states import QueryStates
-
-DEFAULT_TRUST = 8.0
-"""Attempts that a curve counts for, against the failures of its query."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,11 +34,11 @@ class AttemptOffers:
 
     Attributes:
         batch: The whole batch.
-        trust: See `attempt_menu`.
+        likeness: How alike the answers to one query are; learned on the way if not given.
     """
 
     batch: Batch
-    trust: float = DEFAULT_TRUST
+    likeness: Likeness | None = None
 
     @property
     def cost_N(self) -> NDArray[np.float64]:
@@ -66,7 +65,7 @@ class AttemptOffers:
             is_free_N=is_free_N,
             available_tokens=available_tokens,
             owed_tokens_N=owed_tokens_N,
-            trust=self.trust,
+            likeness=self.likeness,
         )
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
@@ -83,7 +82,7 @@ def clear_attempts(
     is_free_N: NDArray[np.bool_],
     available_tokens: int,
     owed_tokens_N: NDArray[np.int64],
-    trust: float = DEFAULT_TRUST,
+    likeness: Likeness | None = None,
 ) -> Clearing:
     """Price `available_tokens` over this attempt and all later ones of the free queries, and grant the next attempts.
 
@@ -97,7 +96,7 @@ def clear_attempts(
     if not len(index) or for_sale_tokens < 1:
         return nothing_to_grant(len(is_free_N))
     part = batch.take(index)
-    standing = standing_of(batch, states, index, trust=trust)
+    standing = standing_of(batch, states, index, likeness=likeness)
     menu = menu_of(
         part,
         standing,
@@ -112,14 +111,35 @@ def clear_attempts(
     return _clearing(part, menu, bought, index, tokens_M, is_fresh_M=is_fresh_M, owed_tokens_N=owed_tokens_N)
 
 
-def standing_of(batch: Batch, states: QueryStates, index: NDArray[np.int64], *, trust: float) -> Standing:
-    """Return where the queries at `index` stand."""
-    ended = np.flatnonzero((states.attempt_N > 0) & ~states.may_go_on_N)
+def standing_of(
+    batch: Batch, states: QueryStates, index: NDArray[np.int64], *, likeness: Likeness | None = None
+) -> Standing:
+    """Return where the queries at `index` stand; how alike their answers are is learned if it is not given."""
+    tried = attempts_so_far(states)
+    likeness = likeness or learn_likeness(batch.curves, tried)
+    place_N = np.full(len(states.attempt_N), -1)
+    place_N[index] = np.arange(len(index))
+    some = tried.of_queries(place_N >= 0)
+    some = replace(some, query_P=place_N[some.query_P])
+    is_wrong_P = some.is_ended_P & ~some.is_right_P
     return Standing(
         started_tokens_N=np.where(states.may_go_on_N, states.answer_tokens_N, 0)[index],
         left_N=states.left_N[index],
-        failures_KN=failures_of(batch, index, states.past, ended),
-        trust=trust,
+        wrong_N=np.bincount(some.query_P[is_wrong_P], minlength=len(index)).astype(np.float64),
+        weight_ZN=kind_weights(batch.curves.take(index), likeness.rho, likeness.kinds, some),
+        likeness=likeness,
+    )
+
+
+def attempts_so_far(states: QueryStates) -> Tried:
+    """Return all attempts of a run, those that can be gone on with too."""
+    current, past = np.flatnonzero(states.attempt_N > 0), states.past
+    score_P = np.concatenate([past.correct_P, states.correct_N[current]])
+    return Tried(
+        query_P=np.concatenate([past.index_P, current]),
+        tokens_P=np.concatenate([past.tokens_P, states.answer_tokens_N[current]]),
+        is_ended_P=np.concatenate([past.has_stopped_P, states.has_stopped_N[current]]),
+        is_right_P=np.nan_to_num(score_P) >= SOLVED_SCORE,
     )
 
 

@@ -33,15 +33,19 @@ from clear_ray.estimation.factors import Label, Observed, law
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempt_offers import clear_attempts
 from clear_ray.rounds.batch import Basis, Batch, cost_parts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.history import PastAttempts
 from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
 LEARNING_ROUNDS = 24
 """Clearings that a run needs for its pilot, its stages, and what comes back of them."""
+_FOLDS_OF_ATTEMPTS = 8
+"""Folds of a batch that is asked again: more of them leave out fewer answers, and each costs a fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ class LearningOffers:
         fold_N: For replays in which several queries are the same one asked again; see `learn`.
         seed: Seed of all random choices.
         basis: What a grant is priced at.
+        asks_again: Whether queries may be asked more than once; see `attempt_offers`. No query is then believed anything that
+            its own attempts have taught: what they say of it comes in by itself.
         calls: What calls take in all, where prompts are paid for.
     """
 
@@ -120,6 +126,7 @@ class LearningOffers:
     fold_N: NDArray[np.int64] | None = None
     seed: int = 0
     basis: Basis = "ceilings"
+    asks_again: bool = False
     calls: CallCosts | None = None
 
     def clear(
@@ -138,14 +145,23 @@ class LearningOffers:
         batch = self._believed(
             self.learned(observed), is_guarded=self._spent_share(available_tokens) >= self.stages.explored_share
         )
-        clearing = clear(
-            batch,
-            generated_tokens_N=states.answer_tokens_N,
-            is_open_N=is_free_N,
-            available_tokens=available_tokens,
-            basis=self.basis,
-            owed_tokens_N=owed_tokens_N,
-        )
+        if self.asks_again:
+            clearing = clear_attempts(
+                batch,
+                states,
+                is_free_N=is_free_N,
+                available_tokens=available_tokens,
+                owed_tokens_N=owed_tokens_N,
+            )
+        else:
+            clearing = clear(
+                batch,
+                generated_tokens_N=states.answer_tokens_N,
+                is_open_N=is_free_N,
+                available_tokens=available_tokens,
+                basis=self.basis,
+                owed_tokens_N=owed_tokens_N,
+            )
         spent_tokens = self.budget_tokens - available_tokens
         stage_tokens = spent_tokens * self.stages.multiple(len(is_free_N), budget_tokens=self.budget_tokens)
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
@@ -168,13 +184,20 @@ class LearningOffers:
             label=self.label,
             seed=self.seed,
             given=self.given,
-            fold_N=self.fold_N,
+            fold_N=self.folds_N,
         )
+
+    @property
+    def folds_N(self) -> NDArray[np.int64] | None:
+        """Fold of each query, where queries are believed nothing that some others have taught."""
+        if self.fold_N is not None or not self.asks_again:
+            return self.fold_N
+        return (self.tie_break_N % _FOLDS_OF_ATTEMPTS).astype(np.int64)
 
     def _believed(self, belief: Belief, *, is_guarded: bool) -> Batch:
         return self._of(
             belief.incidence(
-                self.x_NP, tokens_K=self.tokens_K, given=self.given, fold_N=self.fold_N, is_guarded=is_guarded
+                self.x_NP, tokens_K=self.tokens_K, given=self.given, fold_N=self.folds_N, is_guarded=is_guarded
             )
         )
 
@@ -229,7 +252,21 @@ def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
     right = np.where(is_ended, np.clip(states.correct_N[index], 0.0, 1.0), np.nan)
     if label == "ended":
         right = np.full(len(index), np.nan)
-    return Observed(index, states.answer_tokens_N[index], is_ended, right)
+    current = Observed(index, states.answer_tokens_N[index], is_ended, right)
+    return current if not len(states.past) else _with_past(current, states.past, label=label)
+
+
+def _with_past(current: Observed, past: PastAttempts, *, label: Label) -> Observed:
+    """Return the current answers and those that others came after; in the order of their queries."""
+    right_P = np.where(past.has_stopped_P, np.clip(past.correct_P, 0.0, 1.0), np.nan)
+    query = np.concatenate([current.query_M, past.index_P])
+    every = Observed(
+        query,
+        np.concatenate([current.tokens_M, past.tokens_P]),
+        np.concatenate([current.is_ended_M, past.has_stopped_P]),
+        np.concatenate([current.right_M, np.full(len(past), np.nan) if label == "ended" else right_P]),
+    )
+    return every.take(np.argsort(query, kind="stable"))
 
 
 def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.random.Generator) -> Clearing:
