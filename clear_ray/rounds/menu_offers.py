@@ -104,7 +104,7 @@ class MenuOffers:
     @property
     def cost_N(self) -> Array:
         """See `Offers`; of the dearest model."""
-        return np.max([calls.token_parts_N for calls in self.calls], axis=0) / COST_PARTS
+        return np.asarray(np.max([calls.token_parts_N for calls in self.calls], axis=0) / COST_PARTS)
 
     @property
     def max_tokens_N(self) -> Integers:
@@ -173,11 +173,11 @@ class MenuOffers:
 
     def _may_go_on_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         can = not self.can_go_on or self.can_go_on[model]
-        return states.may_go_on_N & (states.option_N == model) & can
+        return np.asarray(states.may_go_on_N & (states.option_N == model) & can, np.bool_)
 
     def _offered_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         """Return which queries may be asked of a model from the beginning: those it has not answered, nor one after it."""
-        return (states.attempt_N == 0) | (states.option_N < model)
+        return np.asarray((states.attempt_N == 0) | (states.option_N < model), np.bool_)
 
     def _batch(self, curves: Curves, model: int) -> Batch:
         calls = self.calls[model]
@@ -247,7 +247,8 @@ class MenuOffers:
     def _believed(self, seen: Seen) -> tuple[list[Curves], list[Curves]]:
         """Return each model's curves of all queries: where no other model has failed, and where one has."""
         fitted = self._fit(seen) if self.learns and len(seen.answers) else None
-        fresh, after = [], []
+        fresh: list[Curves] = []
+        after: list[Curves] = []
         for model in range(len(self.calls)):
             given = self._given(model)
             for curves, has_failed in ((fresh, False), (after, True)):
