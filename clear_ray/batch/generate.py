@@ -75,7 +75,7 @@ def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
             max_tasks_in_flight_per_actor=_OPEN_BLOCKS + 1,
         ),
     )
-    expected_tokens = float(clearing.expected_tokens_M[is_due] @ states.cost_N[grants.index_M])
+    expected_tokens = float(clearing.expected_taken_M(states.cost_N)[is_due].sum())
     queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
     with run.scaler.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
         generated.materialize()
