@@ -39,8 +39,9 @@ def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
     is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():
         return
-    parts_M = None if clearing.reserved_parts_M is None else clearing.reserved_parts_M[is_due]
-    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due], parts_M)
+    parts_M = _reserved_parts(run, clearing)
+    due_M = None if parts_M is None else parts_M[is_due]
+    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due], due_M)
     calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
     rows = block_rows(config, len(grants.index_M), calls)
     is_small = len(grants.index_M) <= config.dispatch.block_rows
@@ -79,6 +80,16 @@ def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
     queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
     with run.scaler.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
         generated.materialize()
+
+
+def _reserved_parts(run: RunContext, clearing: Clearing) -> NDArray[np.int64] | None:
+    """Return what each grant may take in all, thousandths of the budget's unit; None where tokens alone are paid for."""
+    calls, states = run.estimates.calls, run.states
+    if calls is None or clearing.reserved_parts_M is not None:
+        return clearing.reserved_parts_M
+    # Offers that do not count prompts when they price pay for them all the same.
+    before_M = np.where(states.begins_M(clearing), 0, states.answer_tokens_N[clearing.index_M])
+    return calls.taken_parts(clearing.index_M, clearing.tokens_M, before_M)
 
 
 def direct_text_of(config: RunConfig) -> str:
