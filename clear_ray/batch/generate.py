@@ -18,6 +18,7 @@ from clear_ray.cluster.engines import EngineActors, this_actor
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.ledger.client import MarketClient
+from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.running import Round
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.granted import GrantedCall
@@ -42,12 +43,12 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
     clearing = granted.clearing
     due = np.flatnonzero(is_due_M)
     due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
-    direct_text = direct_text_of(run.config) if clearing.is_service else ""
+    direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", _reserved_parts(run, clearing)
     most_rows = run.config.dispatch.batch_rows or max(rows_each(run.config, workers=1) // _CALLS_A_CALLER, 1)
     most_tokens = None if run.config.dispatch.batch_rows else _CALL_TOKENS
     for part in in_calls(clearing.expected_tokens_M[due], most_rows=most_rows, most_tokens=most_tokens):
         some = due[part]
-        index_M, parts_M = clearing.index_M[some], clearing.reserved_parts_M
+        index_M = clearing.index_M[some]
         yield GrantedCall(
             granted.number,
             index_M,
@@ -111,6 +112,16 @@ def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, marke
         rows_per_file=config.dispatch.rows_per_file,
     ) as callers:
         yield callers
+
+
+def _reserved_parts(run: RunContext, clearing: Clearing) -> NDArray[np.int64] | None:
+    """Return what each grant may take in all, thousandths of the budget's unit; None where tokens alone are paid for."""
+    calls, states = run.estimates.calls, run.states
+    if calls is None or clearing.reserved_parts_M is not None:
+        return clearing.reserved_parts_M
+    # Offers that do not count prompts when they price pay for them all the same.
+    before_M = np.where(states.begins_M(clearing), 0, states.answer_tokens_N[clearing.index_M])
+    return calls.taken_parts(clearing.index_M, clearing.tokens_M, before_M)
 
 
 def direct_text_of(config: RunConfig) -> str:

@@ -124,8 +124,7 @@ class _Playing:
 
     def _have_engines(self, granted: Round, is_due_M: NDArray[np.bool_]) -> None:
         clearing, queries = granted.clearing, int(is_due_M.sum())
-        cost_M = self._run.states.cost_N[clearing.index_M[is_due_M]]
-        expected_tokens = float(clearing.expected_tokens_M[is_due_M] @ cost_M)
+        expected_tokens = float(clearing.expected_taken_M(self._run.states.cost_N)[is_due_M].sum())
         if len(self._run.callers):
             self._run.scaler.add(expected_tokens=expected_tokens)
             return

@@ -19,7 +19,7 @@ from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
 from clear_ray.config.durations import seconds_of
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.input import InputConfig
-from clear_ray.config.prices import PriceLists, Prices, prices_of
+from clear_ray.config.prices import NANO, PriceLists, Prices, prices_of
 from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
 from clear_ray.errors import ConfigError
 
@@ -264,6 +264,11 @@ class RunConfig(ConfigFile):
         if prices is not None:
             return budget_in_units(self.budget, prices)
         return budget_in_tokens(self.budget, self.budget_rate)
+
+    def part_of_budget(self, parts: int) -> int | str:
+        """Return one of several equal parts of the budget, rounded down: tokens, or money where there are prices."""
+        part = self.budget_tokens // parts
+        return part if self.unit == "tokens" else f"{part // NANO}.{part % NANO:09d} {self.unit}"
 
     @property
     def most_workers(self) -> int:
