@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import token_grid
+from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Evidence, learn
@@ -19,9 +21,13 @@ from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe, random_part
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
+from clear_ray.sweep.estimates import untaught
+from clear_ray.sweep.policies import Contest
+from clear_ray.sweep.recording import read_recording
 from clear_ray.sweep.replayed import Answers, replay_run
 
 CAP = 200
+DEMO = Path(__file__).resolve().parents[2] / "data" / "demo" / "rollouts.parquet"
 ROUNDS = AllocationConfig(max_rounds=LEARNING_ROUNDS)
 
 
@@ -211,13 +217,34 @@ def test_a_part_of_the_grants_keeps_within_its_tokens_and_the_order() -> None:
     assert smallest.index_M.tolist() == [4]
 
 
+@pytest.mark.parametrize("seed", [2, 7])
+def test_a_pilot_of_short_answers_does_not_leave_the_stages_small(seed: int) -> None:
+    """Recorded answers of the demo: the pilot may meet short ones alone, and the worthwhile kinds still have to be found."""
+    recording = read_recording(str(DEMO))
+    known = recording.features, recording.rollouts.prompts
+    x_NP = fit_coordinates(*known, sets=("text", "ngrams"))(*known)
+    contest = Contest(recording, untaught(recording), seed=seed, x_NP=x_NP)
+    found, equal = (contest.play(policy, 1_400 / 104).right_N.sum() for policy in ("learning", "uniform"))
+    assert equal == pytest.approx(22.9, abs=0.1)
+    assert found > 33
+
+
 def test_sizes_follow_from_budget_and_batch() -> None:
     stages = Stages()
     assert [stages.pilot_size(queries) for queries in (1, 20, 100, 400, 1_000, 100_000)] == [1, 1, 4, 16, 16, 160]
     assert stages.pilot_ceiling_tokens(100, budget_tokens=3_200) == 128
-    small, large = (stages.multiple(queries, budget_tokens=32.0 * queries) for queries in (100, 1_000_000))
-    assert small == stages.growth
+    pilot = 0.5 * 4 * 128
+    assert stages.stage_tokens(100, budget_tokens=3_200, spent_tokens=0.0, round_number=1) == pytest.approx(
+        pilot * max(stages.growth, (1_600 / pilot) ** (1 / stages.most_stages) - 1)
+    )
     spent = 0.5 * stages.pilot_size(1_000_000) * 128
-    for _ in range(stages.most_stages):
-        spent *= 1 + large
-    assert spent == pytest.approx(16_000_000, rel=0.01)
+    for number in range(1, stages.most_stages + 1):
+        spent += stages.stage_tokens(1_000_000, budget_tokens=32e6, spent_tokens=spent, round_number=number)
+    assert spent == pytest.approx(16e6, rel=0.01)
+
+
+def test_stages_catch_up_with_answers_that_were_shorter_than_their_ceilings() -> None:
+    stages, spent = Stages(), 1_000.0
+    for number in range(1, stages.most_stages + 1):
+        spent += 0.3 * stages.stage_tokens(1_000, budget_tokens=100_000, spent_tokens=spent, round_number=number)
+    assert spent > 15_000
