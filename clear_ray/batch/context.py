@@ -29,7 +29,6 @@ class RunContext:
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
         lesson: What the run is to learn from; None if that is not asked of it.
-        notes: What is to be said of the model.
     """
 
     folder: Folder
@@ -40,7 +39,6 @@ class RunContext:
     rounds: Rounds
     progress: Progress
     lesson: Lesson | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def states(self) -> QueryStates:

@@ -106,12 +106,15 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         stages=stages_for(rounds_of(config)),
         given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
         seed=config.seed,
+        calls=estimates.calls,
     )
 
 
 def rounds_of(config: RunConfig) -> int:
     """Return how often a run that learns may clear its price."""
-    return config.allocation.max_rounds or LEARNING_ROUNDS
+    allocation = config.allocation
+    again = 0 if allocation.most_attempts == 1 else allocation.most_rounds
+    return allocation.max_rounds or LEARNING_ROUNDS + again
 
 
 def stages_for(rounds: int) -> Stages:
@@ -133,7 +136,7 @@ def learned(
     if not len(observed):
         return believed_before, lesson.report()
     belief = offers.learned(observed)
-    found = belief.incidence(offers.x_NP, tokens_K=offers.tokens_K, given=offers.given, fold_N=offers.fold_N)
+    found = belief.incidence(offers.x_NP, tokens_K=offers.tokens_K, given=offers.given, fold_N=offers.folds_N)
     curves = curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=offers.tokens_K)
     share, given_share = belief.evidence.shares()
     known = {

@@ -40,7 +40,7 @@ class Scores:
         """Return what a report says of them: `scorer`, `verdicts` and `warnings`.
 
         Args:
-            folder: Of the run.
+            folder: Folder of the run.
             scorer: As the configuration names it.
         """
         if scorer is None:
@@ -59,7 +59,7 @@ def read_scores(folder: Folder, queries: int) -> Scores:
     """Read the scores of all completions, after making sure that every query has one and no second.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         queries: N.
 
     Raises:

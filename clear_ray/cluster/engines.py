@@ -59,7 +59,7 @@ class EngineActors:
         config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
-        run_id: Of the run, in their names, too: those of a run before in this folder are no part of this one.
+        run_id: Identity of the run, in their names, too: those of a run before in this folder are no part of this one.
         ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         calls_each: See `Workers`; None if their number will not change.
     """

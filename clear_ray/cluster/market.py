@@ -39,7 +39,7 @@ def opened_market(
         run_dir: The run folder.
         budget_tokens: What the run may generate, in tokens of cost 1.
         cost_N: What a token of each query takes from the budget, shape (N,).
-        run_id: Of the run; `identity.begin` made it.
+        run_id: Identity of the run; `identity.begin` made it.
 
     Raises:
         ResumeError: The run's journal is damaged, gone or another run's, or another run is writing it.

@@ -31,7 +31,7 @@ def with_gpus(config: EngineConfig, *, gpus: float) -> EngineConfig:
 
     Args:
         config: `num_gpus` as the user gave it; None derives 1 (`tensor_parallel` with vLLM) for an engine that can use one.
-        gpus: That the cluster has.
+        gpus: GPUs that the cluster has.
     """
     if config.num_gpus is not None:
         return config

@@ -103,6 +103,23 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What an endpoint says that one grant took, tokens.
+
+    Attributes:
+        prompt_tokens: Read, the answer so far included; those of its cache too.
+        cached_tokens: Of these, taken from its cache.
+        output_tokens: Generated, those of its reasoning too.
+        reasoning_tokens: Of these, reasoning that is no part of the text.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """What came of one grant.
 
@@ -113,6 +130,7 @@ class Generation:
         finish_reason: `stop` if the model ended by itself or a stop came, `length` if the grant ran out, else `cancelled`.
         error: Empty, or why this query alone could not be generated; its tokens still count.
         sample: The sample of the grant.
+        usage: What the endpoint said that it took; None of a model of ours, or where it did not say.
     """
 
     query_id: str
@@ -121,6 +139,7 @@ class Generation:
     finish_reason: FinishReason
     error: str = ""
     sample: int = 0
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)

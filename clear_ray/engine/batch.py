@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from clear_ray.engine.base import FinishReason, Grant
-from clear_ray.engine.choice import Choice, Stops
+from clear_ray.engine.choice import Stops, TokenChoice
 from clear_ray.errors import EngineError, EngineFailedError, told
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Answer:
     is_closing: bool = False
     finish_reason: FinishReason | None = None
     error: str = ""
-    choice: Choice | None = None
+    choice: TokenChoice | None = None
     stops: Stops | None = None
     matcher: Matcher | None = None
 

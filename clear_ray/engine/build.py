@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
@@ -84,17 +84,30 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
 
     limit_tokens = context_tokens(config, read_model_config(model_folder(config.model)))
     added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
-    return PromptLimit(limit_tokens, partial(_count_tokens, config), template_tokens=added)
+    counting = _Counting(config)
+    return PromptLimit(limit_tokens, counting.count, template_tokens=added, vocabulary_tokens=counting.vocabulary)
 
 
-def _count_tokens(config: ModelConfig, prompts: list[str], forms: list[str]) -> list[int]:
-    from clear_ray.engine.rendering import rendering_of
+class _Counting:
+    """Counts the tokens of prompts; reads the tokenizer when it is first asked."""
 
-    rendering = rendering_of(config)
-    return [
-        _length(rendering, read_prompt(text, is_conversation=form == "conversation", form=form))
-        for text, form in zip(prompts, forms, strict=True)
-    ]
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
+    @cached_property
+    def _rendering(self) -> Rendering:
+        from clear_ray.engine.rendering import rendering_of
+
+        return rendering_of(self._config)
+
+    def count(self, prompts: list[str], forms: list[str]) -> list[int]:
+        return [
+            _length(self._rendering, read_prompt(text, is_conversation=form == "conversation", form=form))
+            for text, form in zip(prompts, forms, strict=True)
+        ]
+
+    def vocabulary(self) -> int:
+        return len(self._rendering.tokenizer)
 
 
 def _length(rendering: Rendering, prompt: Prompt) -> int:

@@ -13,7 +13,7 @@ _OF_MODELS = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequ
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TokenChoice:
     """Settings of one answer, all of them decided; see `sampling.Sampling`.
 
     Attributes:
@@ -45,7 +45,7 @@ class Choice:
         return self.is_penalising or bool(self.logit_bias) or self.min_tokens > 0
 
 
-def choice_of(config: WorkersConfig, sampling: Sampling | None) -> Choice:
+def choice_of(config: WorkersConfig, sampling: Sampling | None) -> TokenChoice:
     """Return how a row's tokens are chosen: as it says, and where it says nothing as the run does."""
     own = sampling or _NONE
 
@@ -55,7 +55,7 @@ def choice_of(config: WorkersConfig, sampling: Sampling | None) -> Choice:
         return run_value if value is None else value
 
     numbers = {name: decided(name) for name in _OF_MODELS if hasattr(config, name)}
-    return Choice(
+    return TokenChoice(
         temperature=decided("temperature"),
         top_p=decided("top_p"),
         **numbers,  # type: ignore[arg-type]  # top_k is whole in both

@@ -4,8 +4,8 @@ A grant that runs out in the middle of the reasoning buys nothing. With a reserv
 given its answer when only the reserve is left has a closing text put into it (`Answer:`), and the model spends what
 remains on what follows. The closing text is part of the answer and counts against the grant like every other token.
 
-Off by default; docs/performance.md says what it was measured to buy. A forced answer that still does not end in time is
-`length` like any other; one that is continued later goes on after the forced text, and is not forced twice.
+Off by default; benchmarks/results/notebook.md says what it was measured to buy. A forced answer that still does not end in
+time is `length` like any other; one that is continued later goes on after the forced text, and is not forced twice.
 """
 
 from __future__ import annotations

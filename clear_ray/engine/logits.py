@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from clear_ray.engine.batch import Answer
-from clear_ray.engine.choice import Choice
+from clear_ray.engine.choice import TokenChoice
 
 
 class LogitsShaper:
@@ -40,7 +40,7 @@ class LogitsShaper:
 
         Args:
             logits_NV: As the model gave them; not changed.
-            answers_N: Of the rows; each has its choice.
+            answers_N: Answers of the rows; each has its choice.
         """
         asking = [row for row, answer in enumerate(answers_N) if _asks(answer)]
         self._forget_all_but(answers_N)
@@ -148,12 +148,12 @@ class LogitsShaper:
         logits_MV[index_P] = logits_MV[index_P].masked_fill(is_out_PV, -torch.inf)
 
 
-def choice_in(answer: Answer) -> Choice:
+def choice_in(answer: Answer) -> TokenChoice:
     """Return an answer's choice, which it has once it is in a batch."""
     return answer.choice or _PLAIN
 
 
-_PLAIN = Choice()
+_PLAIN = TokenChoice()
 
 
 def _asks(answer: Answer) -> bool:

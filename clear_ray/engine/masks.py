@@ -22,7 +22,7 @@ class LayerMasks:
 
     Args:
         config: Its configuration, as transformers reads it.
-        dtype: Of the model.
+        dtype: Dtype of the model.
         device: Where it runs.
 
     Raises:

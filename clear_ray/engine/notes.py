@@ -49,7 +49,7 @@ def model_notes(config: ModelConfig) -> tuple[str, ...]:
     """Return a line for each thing about the model that a user would not expect; loads no weights.
 
     Args:
-        config: Of the engine.
+        config: Configuration of the engine.
 
     Raises:
         ConfigError: The model is not there or cannot be run by this engine, or its chat template does not take what is set.
@@ -82,8 +82,8 @@ def untaken_settings(folder: Path, config: ModelConfig) -> list[str]:
     Its end tokens are heeded. Sampling is the run's own: what it sets to the same value is not listed.
 
     Args:
-        folder: Of the saved model.
-        config: Of the engine.
+        folder: Folder of the saved model.
+        config: Configuration of the engine.
 
     Raises:
         ConfigError: The file is not JSON.

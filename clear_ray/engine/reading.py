@@ -23,7 +23,7 @@ def read_prompts(
     Args:
         runner: What `make_runner` made for `way`.
         way: How the model is run.
-        features: Of all prompts; changed in these rows.
+        features: Features of all prompts; changed in these rows.
         rows: Which prompts.
         ids_N: Token ids of all prompts.
         pass_tokens: Positions of one pass.

@@ -37,7 +37,7 @@ _ROLLOUT_COLUMNS = (
 _FEATURE_COLUMNS = ("query_id", "hidden_last", "hidden_mean")
 
 
-class Rollouts:
+class RecordedRollouts:
     """Recorded rollouts, R rows in order of (query, sample).
 
     Attributes:

@@ -189,7 +189,7 @@ class Rendering:
         )
 
     def _refuse_unknown_settings(self) -> None:
-        """Refuse settings that the template does not look at: nothing would come of them, and nobody would know."""
+        """Refuse settings that the template does not look at: nothing would come of them, without a word."""
         unknown = self.unknown_settings(self._template_settings)
         for name in self._template_settings:
             if name in _OURS:

@@ -21,7 +21,7 @@ import numpy as np
 
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.engine.base import Features, FinishReason, Generation, Grant, ModelCard, Prompt, check_generation
-from clear_ray.engine.recordings import RecordedFeatures, Rollouts
+from clear_ray.engine.recordings import RecordedFeatures, RecordedRollouts
 from clear_ray.engine.streaming import Partial
 from clear_ray.errors import EngineError
 
@@ -59,7 +59,7 @@ class ReplayEngine:
     """
 
     def __init__(self, config: ReplayConfig) -> None:
-        self._rollouts = Rollouts(config.rollouts)
+        self._rollouts = RecordedRollouts(config.rollouts)
         self._features = RecordedFeatures(config.features)
         self._tokens_per_second, self._max_batch = config.tokens_per_second, config.max_batch
         self._open: dict[str, set[_Play]] = {}

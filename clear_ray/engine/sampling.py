@@ -89,10 +89,10 @@ def keep_likely(
 
     Args:
         logits_NV: Logits, float32.
-        temperature_M: Of each row, above 0.
-        top_k_M: Of each row; 0 for all tokens.
-        top_p_M: Of each row.
-        min_p_M: Of each row.
+        temperature_M: Temperature of each row, above 0.
+        top_k_M: Top k of each row; 0 for all tokens.
+        top_p_M: Top p of each row.
+        min_p_M: Min p of each row.
     """
     device, vocabulary = logits_NV.device, logits_NV.shape[-1]
     logits_NV = logits_NV / torch.tensor(temperature_M, dtype=torch.float32, device=device)[:, None]

@@ -27,7 +27,7 @@ class Matcher:
 
     Args:
         tokenizer: llguidance's.
-        grammar: Of the structure.
+        grammar: Grammar of the structure.
     """
 
     def __init__(self, tokenizer: Any, grammar: str) -> None:

@@ -81,7 +81,7 @@ class VllmEngine:
             "generation_config": "vllm",
             "max_logprobs": PROBE_LOGPROBS,
             "stream_interval": STREAM_TOKENS,
-            "worker_extension_cls": "clear_ray.engine.vllm_probe.Probe",
+            "worker_extension_cls": "clear_ray.engine.vllm_probe.VllmProbe",
             "disable_log_stats": True,
             # The library that keeps answers to structures on `slots`, so that both read the same schemas and grammars.
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": False},

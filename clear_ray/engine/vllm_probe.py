@@ -1,13 +1,13 @@
 """What runs inside vLLM's own worker processes: reading the hidden states of probe requests as they pass by.
 
-vLLM mixes `Probe` into its worker class (`worker_extension_cls`) and calls its methods by name, so nothing is pickled and no
-code travels. A probe request is an ordinary request of one token whose id begins with `PROBE_PREFIX`. Before each pass the
-scheduler says which requests are in it and how many of their tokens; the rows of a request are found in the pass by
-their positions and token ids, because the runners of vLLM order them differently. Prompts that are cut into several
+vLLM mixes `VllmProbe` into its worker class (`worker_extension_cls`) and calls its methods by name, so nothing is pickled
+and no code travels. A probe request is an ordinary request of one token whose id begins with `PROBE_PREFIX`. Before each
+pass the scheduler says which requests are in it and how many of their tokens; the rows of a request are found in the pass
+by their positions and token ids, because the runners of vLLM order them differently. Prompts that are cut into several
 passes are added up.
 
-Only what vLLM states in its worker interface is used: `execute_model(scheduler_output)`, `model_runner.get_model()`, and that
-the model's forward returns the states after its final norm, which `compute_logits` turns into logits. Whether all that
+Only what vLLM states in its worker interface is used: `execute_model(scheduler_output)`, `model_runner.get_model()`, and
+that the model's forward returns the states after its final norm, which `compute_logits` turns into logits. Whether all that
 holds for a model, a device and a version is tried once at the start (see `clear_ray/engine/vllm.py`).
 
 Shapes: T rows of a pass, D hidden width, V vocabulary.
@@ -53,7 +53,7 @@ class _State:
     in_pass: list[tuple[_Reading, int, int]] = field(default_factory=list)  # reading, first position, tokens
 
 
-class Probe:
+class VllmProbe:
     """Mixed into vLLM's worker class; every name begins with `clear_ray_`, as vLLM allows no conflicts."""
 
     def clear_ray_follow(self, process_id: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from clear_ray.config.sampling import Structure
 from clear_ray.engine.batch import Answer
-from clear_ray.engine.choice import Choice
+from clear_ray.engine.choice import TokenChoice
 
 
 def keeps_to_structure(answer: Answer) -> bool:
@@ -20,14 +20,16 @@ def keeps_to_structure(answer: Answer) -> bool:
     return answer.grant.sampling is not None and answer.grant.sampling.structure is not None
 
 
-def asked_of_vllm(answer: Answer, choice: Choice, end_token_ids: tuple[int, ...], *, max_tokens: int) -> dict[str, Any]:
+def asked_of_vllm(
+    answer: Answer, choice: TokenChoice, end_token_ids: tuple[int, ...], *, max_tokens: int
+) -> dict[str, Any]:
     """Return arguments of `SamplingParams`, of all that shapes and filters logits and of what ends the answer.
 
     Args:
         answer: About to go on behind what it holds.
         choice: How its tokens are chosen.
         end_token_ids: Tokens that end every answer.
-        max_tokens: Of the request; vLLM refuses a least length above it.
+        max_tokens: Max tokens of the request; vLLM refuses a least length above it.
     """
     arguments: dict[str, Any] = {
         "top_p": choice.top_p,
@@ -47,7 +49,7 @@ def asked_of_vllm(answer: Answer, choice: Choice, end_token_ids: tuple[int, ...]
     return arguments
 
 
-def _biases(answer: Answer, choice: Choice) -> dict[int, float]:
+def _biases(answer: Answer, choice: TokenChoice) -> dict[int, float]:
     biases = dict(choice.logit_bias)
     if choice.presence_penalty or choice.frequency_penalty:
         for token_id, count in Counter(answer.token_ids).items():

@@ -66,7 +66,7 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ProbeReading:
     """What one probe request told of its prompt.
 
     Attributes:
@@ -134,7 +134,7 @@ class VllmThread:
             answer.is_cancelled = True
         self._end(given_up)
 
-    def read(self, ids_N: Sequence[list[int]], *, with_states: bool, with_log_p: bool) -> list[Reading]:
+    def read(self, ids_N: Sequence[list[int]], *, with_states: bool, with_log_p: bool) -> list[ProbeReading]:
         """Have prompts read, in one batch with whatever else runs; not to be called from the thread itself.
 
         Args:
@@ -306,7 +306,7 @@ class VllmThread:
             output_kind=RequestOutputKind.DELTA,
         )
 
-    async def _read(self, ids_N: Sequence[list[int]], with_states: bool, with_log_p: bool) -> list[Reading]:
+    async def _read(self, ids_N: Sequence[list[int]], with_states: bool, with_log_p: bool) -> list[ProbeReading]:
         numbers = [next(self._numbers) for _ in ids_N]
         try:
             log_p_N = await asyncio.gather(
@@ -355,8 +355,8 @@ async def _start(arguments: dict[str, Any]) -> AsyncLLM:
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
 
-def _reading(log_p: NDArray[np.float64], taken: tuple[bytes, bytes, float] | None) -> Reading:
+def _reading(log_p: NDArray[np.float64], taken: tuple[bytes, bytes, float] | None) -> ProbeReading:
     if taken is None:
-        return Reading(log_p)
+        return ProbeReading(log_p)
     last, mean, entropy = taken
-    return Reading(log_p, entropy, np.frombuffer(last, np.float32), np.frombuffer(mean, np.float32))
+    return ProbeReading(log_p, entropy, np.frombuffer(last, np.float32), np.frombuffer(mean, np.float32))

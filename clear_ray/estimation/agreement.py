@@ -33,7 +33,7 @@ def agree(results: Sequence[str | None]) -> Agreement:
     """Return how far the extracted results of the answers to one query agree.
 
     Args:
-        results: Of each answer; None where nothing could be extracted, or where it was cut.
+        results: Results of each answer; None where nothing could be extracted, or where it was cut.
     """
     count = Counter(result for result in results if result is not None)
     if not count:

@@ -35,8 +35,8 @@ class Coordinates:
     """From features to the coordinates that factors are linear in.
 
     Attributes:
-        feature_map: From features to short vectors.
-        landmarks: From short vectors to coordinates.
+        feature_map: Feature map from features to short vectors.
+        landmarks: Landmarks from short vectors to coordinates.
     """
 
     feature_map: FeatureMap
@@ -60,11 +60,11 @@ def fit_coordinates(
     """Fit coordinates on prompts alone, all of a batch: nothing has to be known of any answer.
 
     Args:
-        features: Of the probe; see `feature_sets` for what is read of them.
+        features: Features of the probe; see `feature_sets` for what is read of them.
         prompts: What is asked; at least one.
         sets: Names out of `feature_sets.FEATURE_SETS`.
         tasks: Labels, for the set `task`.
-        seed: Of what is drawn of large batches.
+        seed: Seed of what is drawn of large batches.
     """
     feature_map = fit_feature_map(features, prompts, sets=sets, seed=seed)
     z_NF = feature_map(features, prompts, tasks)
@@ -152,9 +152,9 @@ def fit_factorised(
 
     Args:
         card: Its grid is used; kind and the rest are kept.
-        rollouts: Of the training queries.
-        features: Of the same queries, in the same order.
-        seed: Of the landmarks.
+        rollouts: Rollouts of the training queries.
+        features: Features of the same queries, in the same order.
+        seed: Seed of the landmarks.
         sets: Which features to read.
     """
     coordinates = fit_coordinates(features, rollouts.prompts, sets=sets, seed=seed)

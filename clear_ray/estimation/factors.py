@@ -36,7 +36,7 @@ class Observed:
     """Answers that a run has seen, whole or cut.
 
     Attributes:
-        query_M: Whose they are: a row of the coordinates.
+        query_M: Query of each answer: a row of the coordinates.
         tokens_M: Tokens of each, at least 1.
         is_ended_M: It ended by itself; otherwise it was cut, and what it would have become is unknown.
         right_M: How right it is, 0 to 1; NaN where nothing was said, or it did not end.

@@ -51,9 +51,9 @@ class FeatureMap:
 
     Attributes:
         sets: Which sets, in order.
-        projection: Of `hidden` and `text`; None if neither is read.
+        projection: Projection of `hidden` and `text`; None if neither is read.
         idf_D: Weight of each hashed column; empty without `ngrams`.
-        directions_DP: From hashed columns to components.
+        directions_DP: Directions from hashed columns to components.
         length: Mean and spread of the logarithm of the prompt's tokens, shape (2,).
     """
 
@@ -67,7 +67,7 @@ class FeatureMap:
         """Return one short vector a query.
 
         Args:
-            features: Of the probe; the hidden states are read for `hidden` alone.
+            features: Features of the probe; the hidden states are read for `hidden` alone.
             prompts: What is asked.
             tasks: Labels, for `task`.
 
@@ -118,10 +118,10 @@ def fit_feature_map(features: Features, prompts: Sequence[Prompt], *, sets: Sequ
     """Fit the map on prompts alone; of many, `_FIT_QUERIES` are drawn for its components.
 
     Args:
-        features: Of all queries of a batch, or of those that a head is fitted on.
+        features: Features of all queries of a batch, or of those that a head is fitted on.
         prompts: Their prompts.
         sets: Names out of `FEATURE_SETS`.
-        seed: Of that draw.
+        seed: Seed of that draw.
 
     Raises:
         ConfigError: There is no such set.

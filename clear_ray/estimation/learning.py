@@ -44,7 +44,7 @@ class Evidence:
     Attributes:
         answers: How many answers were predicted.
         learned_nats: Log-likelihood of the learned curves less that of the pooled one.
-        given_nats: That of the given beliefs less that of the pooled curve; None if nothing was given.
+        given_nats: Log-likelihood of the given beliefs less that of the pooled curve; None if nothing was given.
     """
 
     answers: int
@@ -66,7 +66,7 @@ class Belief:
     Attributes:
         factors: One fit of all answers; or one for each fold of queries, without the answers of that fold.
         evidence: How well they predict.
-        solvability: Of the uninformed law that they are mixed with.
+        solvability: Solvability of the uninformed law that they are mixed with.
     """
 
     factors: tuple[Factors, ...]
@@ -119,7 +119,7 @@ def learn(
         observed: Answers to some of them; at least one.
         tokens_K: The grid.
         label: What says that an answer is right.
-        seed: Of the folds, and of the samples of answers where there are many.
+        seed: Seed of the folds, and of the samples of answers where there are many.
         given: Beliefs of all queries that were there before.
         fold_N: For replays in which several queries are the same one asked again: their fold. No query is then believed
             anything that an answer of its own fold has taught.

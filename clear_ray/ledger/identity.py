@@ -26,7 +26,7 @@ def begin(folder: Folder, manifest: Mapping[str, Any] | None) -> str:
 
     Args:
         folder: The run folder.
-        manifest: Of the run that is there; None before it has one.
+        manifest: Manifest of the run that is there; None before it has one.
 
     Returns:
         32 hexadecimal digits; empty for a run that began before runs had identities.
@@ -74,7 +74,7 @@ def check_journal(folder: Folder, run_id: str) -> None:
 
 def is_own(folder: Folder, run_id: str) -> bool:
     """Whether the folder still holds the journal of a run: not if it was deleted, or another run begun in its place."""
-    if not run_id:  # of a run without identity nobody can tell
+    if not run_id:  # a run without identity cannot be told from others
         return True
     seen = _first_record(folder)
     return seen is not None and seen.get("run") == run_id

@@ -7,7 +7,7 @@ from typing import Any
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import read_digest
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder.estimates import ESTIMATES_WHOLE, read_costs
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, read_manifest
@@ -56,7 +56,7 @@ def _progress(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
     rounds = 0
     for record in read_journal(folder):
         if "op" in record:
-            ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+            ledger.apply(entry_of(record))
         else:
             rounds = record.get("round", rounds)
     return {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clear_ray.engine.base import Chat, Grant, Prompt
-from clear_ray.serve.deployments import Piece, Reading
+from clear_ray.serve.deployments import Piece, PromptReading
 from clear_ray.serve.protocol import ChatRequest
 from clear_ray.serve.sale_queue import Sale
 
@@ -28,7 +28,7 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Answer:
+class Reply:
     """One query under way.
 
     Attributes:
@@ -42,7 +42,7 @@ class Answer:
 
     request: ChatRequest
     query_id: str
-    reading: Reading
+    reading: PromptReading
     sale: Sale
     seed: int
     choices: list[Choice] = field(init=False)

@@ -27,7 +27,7 @@ from clear_ray.stages.worker import EngineWorker
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class PromptReading:
     """What the probe found about one query, or why the query cannot be read.
 
     Attributes:
@@ -111,17 +111,17 @@ class EngineReplica:
             raise EngineError("the engine has failed", value=f"{type(failure).__name__}: {failure}") from failure
         self._health.check(await self._worker.pulse(), time.monotonic())
 
-    async def read(self, query_id: str, prompt: Prompt, sampling: Sampling | None = None) -> Reading:
+    async def read(self, query_id: str, prompt: Prompt, sampling: Sampling | None = None) -> PromptReading:
         """Read a prompt once and estimate its curve, unless this engine cannot do what is asked of its answer."""
         model, head = await self._worker.cards()
         if sampling is not None and (refusal := await asyncio.to_thread(self._refusal, sampling)) is not None:
             param, reason = refusal
-            return Reading(0, model.context_tokens, None, reason, param)
+            return PromptReading(0, model.context_tokens, None, reason, param)
         try:
             columns = await self._worker.probe([query_id], [prompt])
         except SchemaError as error:
-            return Reading(0, model.context_tokens, None, error.what)
-        return Reading(
+            return PromptReading(0, model.context_tokens, None, error.what)
+        return PromptReading(
             prompt_tokens=int(columns["prompt_tokens"][0]),
             context_tokens=model.context_tokens,
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),

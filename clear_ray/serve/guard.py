@@ -47,17 +47,17 @@ class Guard:
         self._most = concurrent_per_key
 
     @contextmanager
-    def under_way(self, who: str) -> Iterator[None]:
-        """Count a query of `who` while it runs.
+    def under_way(self, key: str) -> Iterator[None]:
+        """Count a query of `key` while it runs.
 
         Raises:
             ApiError: 429: this key has as many under way as it may.
         """
-        if self._under_way[who] >= self._most:
+        if self._under_way[key] >= self._most:
             message = f"This key has {self._most} queries under way; no more are taken."
             raise ApiError(429, message, code="too_many_concurrent", retry_after_seconds=1)
-        self._under_way[who] += 1
+        self._under_way[key] += 1
         try:
             yield
         finally:
-            self._under_way[who] -= 1
+            self._under_way[key] -= 1

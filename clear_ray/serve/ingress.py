@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from clear_ray.serve.answer import Answer, prompt_of
-from clear_ray.serve.deployments import Reading
+from clear_ray.serve.answer import Reply, prompt_of
+from clear_ray.serve.deployments import PromptReading
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
 from clear_ray.serve.meters import Meters
@@ -101,9 +101,9 @@ class Ingress:
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation under the budget."""
-        who, started = self._admit(request), time.monotonic()
+        key, started = self._admit(request), time.monotonic()
         with ExitStack() as stack:
-            stack.enter_context(self._guard.under_way(who))
+            stack.enter_context(self._guard.under_way(key))
             answer = await self._buy(await self._read_body(request))
             if answer.request.stream:
                 told = self._events(answer, stack.pop_all(), started)
@@ -126,7 +126,7 @@ class Ingress:
                 raise ApiError(413, f"The body has more than {limits.body_bytes} bytes.", code="too_large")
         return read_request(bytes(body), limits=limits, model_name=self._settings.model_name)
 
-    async def _buy(self, request: ChatRequest) -> Answer:
+    async def _buy(self, request: ChatRequest) -> Reply:
         """Probe a query and buy its tokens."""
         name = uuid.uuid4().hex
         query_id = self._query_id(request, name)
@@ -146,13 +146,13 @@ class Ingress:
             raise ApiError(429, message, code=sale.reason, retry_after_seconds=sale.retry_after_seconds)
         self._meters.granted.inc(sale.tokens * request.n)
         seed = tie_break % (1 << 31) if request.seed is None else request.seed % (1 << 31)
-        return Answer(request, query_id, reading, sale, seed)
+        return Reply(request, query_id, reading, sale, seed)
 
-    async def _read(self, query_id: str, request: ChatRequest) -> Reading:
+    async def _read(self, query_id: str, request: ChatRequest) -> PromptReading:
         """Probe a query, on another replica if the first one dies."""
         for _ in range(2):
             try:
-                reading: Reading = await self._engine.read.remote(query_id, prompt_of(request), request.sampling)
+                reading: PromptReading = await self._engine.read.remote(query_id, prompt_of(request), request.sampling)
             except BackPressureError as error:
                 raise unavailable() from error
             except RayActorError:
@@ -170,7 +170,7 @@ class Ingress:
             raise ApiError(400, message, param="metadata", code="missing_query_id")
         return f"{recorded}#{name}"  # the same recording may be asked for many times at once
 
-    async def _events(self, answer: Answer, stack: ExitStack, started: float) -> AsyncIterator[str]:
+    async def _events(self, answer: Reply, stack: ExitStack, started: float) -> AsyncIterator[str]:
         """Yield the events of a stream, and settle when it ends or the client goes."""
         every, model_name = self._settings.stream_tokens, self._settings.model_name
         try:
@@ -181,7 +181,7 @@ class Ingress:
             self._settle(answer, started)
             stack.close()
 
-    def _settle(self, answer: Answer, started: float) -> None:
+    def _settle(self, answer: Reply, started: float) -> None:
         """Tell the price what was spent, without making the client wait for it."""
         spent = answer.spent_tokens
         self._meters.generated.inc(spent)

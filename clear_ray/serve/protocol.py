@@ -1,7 +1,7 @@
 """OpenAI's chat completions as far as they are spoken here: what comes in, and errors in OpenAI's form.
 
-A parameter that would change the answer and cannot be honoured is refused by name, never ignored. Messages of errors hold
-no prompt text.
+What becomes of a parameter stands in the table of batch files (`ingest.fields`), and messages are read as theirs are: one
+that would change the answer and cannot be honoured is refused by name, never ignored. Messages of errors hold no prompt text.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.sampling_fields import SAMPLING_FIELDS, STRUCTURE_FIELDS, TEMPLATE_FIELDS, sampling_of
+from clear_ray.ingest.fields import check_fields
+from clear_ray.ingest.messages import has_names, read_messages
+from clear_ray.ingest.sampling_fields import sampling_of
 from clear_ray.serve.settings import LimitSettings
-
-# Sent by ordinary clients and without effect on the answer's text here.
-_HARMLESS = frozenset({"user", "store", "metadata", "parallel_tool_calls", "service_tier", "safety_identifier"})
-
-_OF_SAMPLING = frozenset((*SAMPLING_FIELDS, *STRUCTURE_FIELDS, *TEMPLATE_FIELDS))
 
 
 class ApiError(Exception):
@@ -60,21 +57,12 @@ class ApiError(Exception):
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation, as `ingest.messages` reads it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: str = Field(min_length=1, max_length=32)
+    role: str
     content: str
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _text_parts_are_text(cls, value: Any) -> Any:
-        is_text_parts = isinstance(value, list) and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in value
-        )
-        return "".join(part["text"] for part in value) if is_text_parts else value
 
 
 class StreamOptions(BaseModel):
@@ -138,11 +126,17 @@ def read_request(body: bytes, *, limits: LimitSettings, model_name: str) -> Chat
         ApiError: 400 for what cannot be read or honoured, 404 for another model.
     """
     try:
-        request = ChatRequest.model_validate(json.loads(body))
+        given = json.loads(body)
+        if isinstance(given, dict):  # null asks for nothing
+            given = {name: value for name, value in given.items() if value is not None}
+            given |= {"messages": _messages(given["messages"])} if given.get("messages") else {}
+        request = ChatRequest.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
         raise ApiError(400, f"{name}: {first['msg']}.", param=name, code="invalid_value") from None
+    except SchemaError as error:
+        raise _refusal(error, code="invalid_value") from None
     except (ValueError, RecursionError):
         raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
     if request.model != model_name:
@@ -152,21 +146,36 @@ def read_request(body: bytes, *, limits: LimitSettings, model_name: str) -> Chat
     return request
 
 
+def _messages(given: Any) -> Any:
+    """Return the messages of a body as they are put to the model."""
+    messages = read_messages(given, "messages") if isinstance(given, list) else given
+    if isinstance(given, list) and has_names(given):
+        what, remedy = "no chat template is told who a speaker is", "Write the name into the text."
+        raise SchemaError(what, "messages.name", remedy=remedy)
+    return messages  # what is no list is refused by its type
+
+
+def _refusal(error: SchemaError, *, code: str) -> ApiError:
+    """Return what is wrong with a body as its client is told it, without the value."""
+    name = error.where.removeprefix("body.")
+    return ApiError(400, f"{name}: {error.what}. {error.remedy}", param=name, code=code)
+
+
 def _refuse_what_is_not_done(request: ChatRequest) -> None:
     try:
         sampling = request.sampling
     except SchemaError as error:
-        name = error.where.removeprefix("body.")
-        raise ApiError(400, f"{name}: {error.what}. {error.remedy}", param=name, code="invalid_value") from None
+        raise _refusal(error, code="invalid_value") from None
     goes_on = sampling is not None and sampling.continue_final_message
     if goes_on and request.messages[-1].role != "assistant":
         message = "continue_final_message: only what the assistant has begun is gone on with."
         raise ApiError(400, message, param="continue_final_message", code="invalid_value")
     if sampling is not None and sampling.min_tokens and sampling.stop:
         raise ApiError(400, "min_tokens: not beside stop.", param="min_tokens", code="unsupported_value")
-    for name, value in (request.model_extra or {}).items():
-        if name not in _HARMLESS and name not in _OF_SAMPLING and value not in (None, False, 0, [], {}):
-            raise ApiError(400, f"{name} is not supported here.", param=name, code="unsupported_parameter")
+    try:
+        check_fields(request.model_extra or {}, "/v1/chat/completions")
+    except SchemaError as error:
+        raise _refusal(error, code="unsupported_parameter") from None
 
 
 def _refuse_what_is_too_much(request: ChatRequest, limits: LimitSettings) -> None:

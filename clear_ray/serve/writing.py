@@ -14,7 +14,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from clear_ray.serve.answer import Answer, delta, event
+from clear_ray.serve.answer import Reply, delta, event
 from clear_ray.serve.deployments import Piece
 from clear_ray.serve.protocol import ApiError
 
@@ -26,7 +26,7 @@ def unavailable() -> ApiError:
     return ApiError(503, "No engine can take this query now.", code="unavailable", retry_after_seconds=2)
 
 
-async def whole_choices(engine: Any, answer: Answer, every_tokens: int) -> list[dict[str, Any]]:
+async def whole_choices(engine: Any, answer: Reply, every_tokens: int) -> list[dict[str, Any]]:
     """Return all choices of an answer in OpenAI's form.
 
     Args:
@@ -52,7 +52,7 @@ async def whole_choices(engine: Any, answer: Answer, every_tokens: int) -> list[
     return [task.result() for task in tasks]
 
 
-async def events(engine: Any, answer: Answer, every_tokens: int, model_name: str) -> AsyncGenerator[str, None]:
+async def events(engine: Any, answer: Reply, every_tokens: int, model_name: str) -> AsyncGenerator[str, None]:
     """Yield the events of a stream, all choices as they come; arguments as for `whole_choices`."""
     frame = answer.frame(model_name, "chat.completion.chunk")
     merged: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
@@ -88,7 +88,7 @@ async def events(engine: Any, answer: Answer, every_tokens: int, model_name: str
             feeder.cancel()
 
 
-async def _pieces(engine: Any, answer: Answer, choice: int, every_tokens: int) -> AsyncIterator[Piece]:
+async def _pieces(engine: Any, answer: Reply, choice: int, every_tokens: int) -> AsyncIterator[Piece]:
     """Yield the pieces of one choice; from another replica, after what has come, if the first one dies."""
     come, is_over = answer.choices[choice], False
     for tries in range(1, _MOST_TRIES + 1):

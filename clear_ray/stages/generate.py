@@ -22,12 +22,14 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from clear_ray.config.prices import Prices
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
+from clear_ray.stages.charging import charged_parts
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
@@ -48,6 +50,7 @@ class Dispatch:
         seed: Seed of the run.
         sample: Which of several answers to the same query.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
+        prices: What tokens cost, where prompts are paid for.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
@@ -61,6 +64,7 @@ class Dispatch:
     seed: int
     sample: int
     direct_text: str = ""
+    prices: Prices | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
     most_quarantined: int = 8
@@ -103,8 +107,7 @@ class Generate:
             async with self._roster.room(), asyncio.TaskGroup() as running:
                 waiting = rows
                 while waiting:
-                    requests = [(row["index"], row["granted_tokens"]) for row in waiting]
-                    answers = await self._reserve(rows[0]["round"], requests)
+                    answers = await self._reserve(rows[0]["round"], waiting)
                     granted = [
                         row | {"attempt": answer}
                         for row, answer in zip(waiting, answers, strict=True)
@@ -121,9 +124,13 @@ class Generate:
         """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
         await self._dispatch.market.give_up(indices, self._life)
 
-    async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+    async def _reserve(self, round_number: int, rows: list[Row]) -> list[int]:
         call = Call(self._caller, self._life, next(self._requests))
-        return await self._dispatch.market.reserve(round_number, requests, call)
+        requests = [(row["index"], row["granted_tokens"]) for row in rows]
+        if self._dispatch.prices is None:
+            return await self._dispatch.market.reserve(round_number, requests, call)
+        parts = [row["reserved_parts"] for row in rows]
+        return await self._dispatch.market.reserve(round_number, requests, call, parts)
 
     async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
@@ -157,7 +164,7 @@ class Generate:
             if is_last:
                 await finished.put(self._quarantine(row, error))
                 continue
-            (answer,) = await self._reserve(row["round"], [(row["index"], row["granted_tokens"])])
+            (answer,) = await self._reserve(row["round"], [row])
             if answer != REFUSED:
                 await self._run([row | {"attempt": answer}], finished, tries=next_tries)
 
@@ -203,11 +210,24 @@ class Generate:
                     has_ended=bool(row["error"]) or row["finish_reason"] == "stop",
                     correct=row["correct"],
                     label=_label(row),
+                    spent_parts=self._spent_parts(row, generation),
                 )
-                for row in rows
+                for row, (_, generation) in zip(rows, ended, strict=True)
             ]
         )
         return rows
+
+    def _spent_parts(self, row: Row, generation: Generation) -> int | None:
+        """Return what a call took by its usage, or None where there is none: the market then knows by its tokens."""
+        if self._dispatch.prices is None or generation.usage is None:
+            return None
+        return charged_parts(
+            self._dispatch.prices,
+            generation.usage,
+            generated_tokens=len(generation.token_ids),
+            reserved_parts=row["reserved_parts"],
+            cost=row["cost"],
+        )
 
     async def _attempts(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         def attempts() -> list[Row]:

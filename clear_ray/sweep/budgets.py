@@ -78,7 +78,7 @@ def sweep(
         policies: Names out of `POLICIES`; all that can be played if not given.
         seeds: How many fits and orders of breaking ties to average over.
         on_ray: Folder for run folders: also run `clear_ray` and `uniform_refunds` on Ray, on as many samples as seeds.
-        model: Whose answers to read, where the file holds those of several models.
+        model: Model whose answers to read, where the file holds those of several models.
 
     Raises:
         SchemaError: A file cannot be read, or training and evaluation overlap.
@@ -89,13 +89,7 @@ def sweep(
     policies = policies or (POLICIES if has_training else UNTAUGHT)
     _check(budgets, policies, seeds, train, folds_path)
     recording = read_recording(rollouts_path, probed_path, model=model)
-    training = None
-    if train is not None:
-        training = training_apart(recording, train=train)
-    elif folds_path is not None:
-        training = training_by_folds(
-            recording, rollouts_path=rollouts_path, features_path=_probed(probed_path), folds_path=folds_path
-        )
+    training = _training(recording, train, folds_path, rollouts_path, probed_path)
     contests = [_contest(recording, training, policies, sets, seed) for seed in range(seeds)]
     judge = Judge(recording)
     rows = tuple(
@@ -117,6 +111,17 @@ def sweep(
         "bootstrap_draws": DRAWS,
     }
     return Sweep(rows, _summary(rows, judge, recording), facts)
+
+
+def _training(
+    recording: Recording, train: str | None, folds_path: str | None, rollouts_path: str, probed_path: str | None
+) -> Training | None:
+    if train is not None:
+        return training_apart(recording, train=train)
+    if folds_path is None:
+        return None
+    features_path = _probed(probed_path)
+    return training_by_folds(recording, rollouts_path=rollouts_path, features_path=features_path, folds_path=folds_path)
 
 
 def _contest(

@@ -18,7 +18,7 @@ class Verdict:
     """A score with its reason.
 
     Attributes:
-        score: From 0 to 1; None if there is nothing to compare with.
+        score: Score from 0 to 1; None if there is nothing to compare with.
         reason: One of a few phrases, so that reasons can be counted; empty for a score of a function of the user's.
         answer: What was read as the final answer; None if nothing was.
     """

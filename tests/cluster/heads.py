@@ -59,7 +59,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listened on a moment ago, no two alike."""
+    """Return ports that nothing listened on a moment ago, no two alike."""
     with ExitStack() as open_sockets:
         found = [open_sockets.enter_context(closing(socket.socket())) for _ in range(count)]
         for one in found:

@@ -108,7 +108,7 @@ def batch(settings: dict[str, Any], head: Head) -> Iterator[subprocess.Popen[str
 
 
 def check_that_nothing_is_left(head: Head) -> float:
-    """Wait until there is no worker and nobody asks for one; return how long the nodes were there."""
+    """Wait until there is no worker and none is asked for; return how long the nodes were there."""
     seconds = wait_for(lambda: gpus(head) == 0, "a cluster without workers", SLOW_SECONDS)
     ray_data = {"_AutoscalingCoordinatorActor", "_StatsActor", "ActorLocationTracker"}  # of the cluster, not of a job
     wait_for(lambda: {actor.class_name for actor in actors(head)} <= ray_data, "an end of all actors", SLOW_SECONDS)

@@ -50,6 +50,10 @@ POINTS = (
     "while writing output",
     "before the summary",
 )
+AFTER_STEPS = {"after probe": "probe", "after price": "write_grants", "before the summary": "write_page"}
+"""Points that are the end of a function of `batch.run` or `batch.complete`."""
+FULL_STEPS = ("take_in", "_open_run", "probe", "write_grants", "generate_round", "_write_completions", "write_page")
+"""Functions there before which a disk is filled."""
 _PATIENCE_SECONDS = 240
 _STORE_BYTES = 80_000_000
 
@@ -75,12 +79,8 @@ def wait_until(is_so: Callable[[], bool]) -> bool:
 def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
     """Arrange for the driver to die at a point of the run."""
     end = partial(die, with_actors=with_actors)
-    if point == "after probe":
-        die_after("probe", end)
-    elif point == "after price":
-        die_after("write_grants", end)
-    elif point == "before the summary":
-        die_after("write_page", end)
+    if point in AFTER_STEPS:
+        die_after(AFTER_STEPS[point], end)
     else:
         met: dict[str, Callable[[], bool]] = {
             "mid-probe": lambda: len(list((run_dir / "estimates").rglob("*.parquet"))) >= 3,

@@ -44,7 +44,7 @@ def ask(client: openai.OpenAI, row: dict[str, Any], **changes: Any) -> Any:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -18,7 +18,7 @@ from clear_ray.batch.run import RunResult
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder.estimates import estimated_already
 from clear_ray.storage import open_folder
-from tests.ray.faulty_run import POINTS
+from tests.ray.faulty_run import FULL_STEPS, POINTS
 from tests.ray.test_run import check_account
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
@@ -145,7 +145,7 @@ def disk(config: Path, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "disk"
     path.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("this machine allows no mount of a small disk")
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"run_dir": str(path / "run")}))
     yield path
     subprocess.run(["umount", path], check=True)
@@ -164,9 +164,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_settled(config: Path, disk:
     checked(start(config), config)
 
 
-@pytest.mark.parametrize(
-    "step", ["take_in", "_open_run", "probe", "write_grants", "generate_round", "_write_completions", "write_page"]
-)
+@pytest.mark.parametrize("step", FULL_STEPS)
 def test_a_disk_may_be_full_at_any_step(config: Path, disk: Path, step: str) -> None:
     ends_for_want_of_room(start(config, f"full:{step}"))
     (disk / "filler").unlink()

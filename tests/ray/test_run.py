@@ -79,7 +79,7 @@ def test_a_run_answers_every_query_once_and_keeps_its_budget(replay_settings: di
     check_account(result)
     report = result.report
     assert report.completed > 0
-    assert report.abandoned == 0, "an estimate that knows nothing gives nobody up"
+    assert report.abandoned == 0, "an estimate that knows nothing gives no query up"
     assert report.wasted_tokens == 0
     assert report.correct == sum(row["correct"] for row in completions_of(result))
     assert report.rounds[0].expected_utility <= report.rounds[0].dual_bound + 1e-9

@@ -1,4 +1,4 @@
-"""The server under more than it can do: who gets which replica, how many there are, who is refused, and what deaths cost."""
+"""The server under more than it can do: where queries go, how many replicas there are, what is refused, what deaths cost."""
 
 from __future__ import annotations
 

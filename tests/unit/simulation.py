@@ -30,7 +30,7 @@ from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
@@ -478,14 +478,14 @@ class Simulation:
         for entry in ledger.open_entries():
             reserved_N[entry.index] = entry.tokens
         covered_N = ledger.spent_tokens_N + reserved_N
-        assert (covered_N >= self.generated_N).all(), f"tokens nobody knows of: {covered_N} {self.generated_N}"
+        assert (covered_N >= self.generated_N).all(), f"unknown tokens: {covered_N} {self.generated_N}"
         assert covered_N @ self.world.offers.cost_N <= self.world.budget_tokens
 
     def read_ledger(self) -> Ledger:
         ledger = Ledger(self.world.budget_tokens, self.queries, cost_N=self.world.offers.cost_N)
         for record in read_journal(open_folder(str(self.run_dir))):
             if "op" in record:
-                ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+                ledger.apply(entry_of(record))
         ledger.check()
         return ledger
 

@@ -149,7 +149,7 @@ def test_whole_tokens_go_to_the_largest_remainders(seed: int, queries: int) -> N
     """Where demand meets the budget exactly: down to whole tokens, and the rest one by one to those cut most."""
     rng = np.random.default_rng(seed)
     utility = ShiftedSurge(rng.uniform(20, 60, queries), alpha=1.5, beta=rng.uniform(0.004, 0.02, queries))
-    # A budget at which everybody is funded and nobody is at the peak: the price is below the lowest reservation price.
+    # A budget at which every query is funded and none is at the peak: the price is below the lowest reservation price.
     demand = utility.demand(0.5 * float(utility.reservation_price.min()))
     budget = int(demand.sum())
     exact = utility.demand(solve_shadow_price(utility, budget_tokens=budget).shadow_price)

@@ -22,7 +22,7 @@ from transformers import (
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine import Grant
 from clear_ray.engine.batch import Answer
-from clear_ray.engine.choice import Choice, Stops
+from clear_ray.engine.choice import Stops, TokenChoice
 from clear_ray.engine.logits import LogitsShaper
 from clear_ray.engine.sampling import keep_likely
 from tests.unit.engine.tiny import END, VOCABULARY, answer_for, run_batch, slot_batch, tiny_model
@@ -110,7 +110,7 @@ def test_biases_and_penalties_are_those_of_transformers(
     ids = torch.tensor([[*prompt, *prefix, *generated]])
     theirs_V = processors(ids, logits_NV[:1].clone())[0]
     answer = answer_for(Grant("q", "", 9, prefix_token_ids=tuple(prefix)), prompt)
-    answer.choice = Choice(repetition_penalty=penalty, logit_bias=tuple(sorted(bias.items())))
+    answer.choice = TokenChoice(repetition_penalty=penalty, logit_bias=tuple(sorted(bias.items())))
     other = answer_for(Grant("r", "", 9), [1])
     shaper = LogitsShaper(END)
     for count in range(len(generated) + 1):  # token by token, as a batch does
@@ -122,7 +122,7 @@ def test_biases_and_penalties_are_those_of_transformers(
 
 def test_presence_is_taken_once_and_frequency_each_time() -> None:
     answer = answer_for(Grant("q", "", 9, prefix_token_ids=(5,)), [4])
-    answer.choice, answer.generated = Choice(presence_penalty=0.5, frequency_penalty=0.25), [5, 6]
+    answer.choice, answer.generated = TokenChoice(presence_penalty=0.5, frequency_penalty=0.25), [5, 6]
     shaped_V = LogitsShaper(END).shape(torch.zeros(1, VOCABULARY), [answer])[0]
     # The prompt does not count, an earlier grant does.
     assert shaped_V[4:8].tolist() == [0.0, -1.0, -0.75, 0.0]

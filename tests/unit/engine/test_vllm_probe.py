@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.engine.vllm_probe import PROBE_PREFIX, Probe
+from clear_ray.engine.vllm_probe import PROBE_PREFIX, VllmProbe
 
 WIDTH, VOCABULARY = 5, 9
 
@@ -39,8 +39,8 @@ class Model(torch.nn.Module):
         return states @ self.head
 
 
-class Worker(Probe):
-    """What `Probe` is mixed into: a runner with a model, and passes that the scheduler orders."""
+class Worker(VllmProbe):
+    """What `VllmProbe` is mixed into: a runner with a model, and passes that the scheduler orders."""
 
     def __init__(self, model: Model) -> None:
         self.model_runner = SimpleNamespace(get_model=lambda: model)

@@ -234,7 +234,7 @@ def test_a_start_has_nothing_to_sell_and_waits_as_long_as_it_says() -> None:
 
 
 def test_a_start_sells_while_its_stock_is_still_small() -> None:
-    """Half the income at least is for sale, however empty the account: nobody waits until it is full."""
+    """Half the income at least is for sale, however empty the account: no sale waits until it is full."""
     law = PriceLaw(budget_tokens_per_second=400, carry_over_tokens=8_000)
     trace = simulate([(20.0, 8.0)], law=law)
     assert trace.sold_per_second(0, 20) > 0.5 * law.budget_tokens_per_second
@@ -245,7 +245,7 @@ def test_those_who_wait_are_promised_no_more_than_a_clearing_sells() -> None:
     price = OnlinePrice(LAW, now_seconds=0.0)
     queue = [Ask(certain(100, 0.5), 400, number) for number in range(100)]
     price.waiting.update(dict.fromkeys(queue))
-    for clearing in range(1, 30):  # nobody else comes, so the demand of arrivals would let the price fall to 0
+    for clearing in range(1, 30):  # no other query comes, so the demand of arrivals would let the price fall to 0
         price.advance(2.0 * clearing)
         promised = sum(price.offers(queue))
         if clearing > 10:  # the price has risen by then, two octaves at a time

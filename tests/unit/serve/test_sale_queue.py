@@ -158,7 +158,7 @@ async def test_a_query_without_surplus_gets_what_is_configured() -> None:
     waiting = asyncio.create_task(queue.buy(Ask(HOPELESS, 40)))
     await started(waiting)
     assert queue.waiting == 1
-    (sale,) = await later(queue, clock, waiting)  # nobody else comes, so the price falls to 0
+    (sale,) = await later(queue, clock, waiting)  # no other query comes, so the price falls to 0
     assert sale.outcome == "granted"
     assert sale.price == 0.0
 

@@ -19,7 +19,7 @@ from clear_ray.serve.settings import ServeConfig
         (1_001, 10, 50.0, 1, 2),
         (5_000, 10, 50.0, 1, 5),
         (5_000, 3, 50.0, 1, 3),  # more than one for each grant could not help
-        (5_000, 10, 0.0, 2, 2),  # nobody knows how fast they are
+        (5_000, 10, 0.0, 2, 2),  # their speed is unknown
     ],
 )
 def test_replicas_are_tokens_over_rate_and_time(

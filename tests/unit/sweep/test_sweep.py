@@ -15,8 +15,9 @@ from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.rounds.batch import Batch, reservation_prices
+from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import clear
+from clear_ray.rounds.menu import reservation_prices
 from clear_ray.rounds.minimum_service import minimum_service, owed_tokens
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.budgets import sweep
@@ -63,7 +64,7 @@ def paths(folder: Path) -> tuple[str, str]:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """Curves, true lengths that need not follow them, and who stops."""
+    """Curves, true lengths that need not follow them, and which of them stop."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     queries = draw(st.integers(1, 12))
     tokens_K = np.array([2, 4, 8, 16, 32])
