@@ -98,6 +98,32 @@ def test_where_coordinates_say_nothing_a_run_stays_near_equal_ceilings(average: 
     assert np.mean(gains) > -0.02
 
 
+def misled_gain(case: str, average: float, *, queries: int, seed: int) -> float:
+    """Return the gain over equal ceilings, in standard errors, of a run whose scorer or head says nothing true."""
+    x_NP, answers = world(queries, seed=seed, shuffled=case == "random scorer")
+    rng = np.random.default_rng(100 + seed)
+    learning, said = offers(x_NP, average, seed=seed), answers
+    if case == "random scorer":
+        said = replace(answers, is_right_N=answers.is_stopped_N & (rng.random(queries) < 0.45))
+    else:
+        right = np.where(answers.is_stopped_N, answers.is_right_N.astype(float), np.nan)
+        observed = Observed(np.arange(queries), answers.length_N, answers.is_stopped_N, right)
+        true = learn(x_NP, observed, tokens_K=learning.tokens_K).factors[0]
+        # The head of a model that is good where this one is bad.
+        learning = replace(learning, given=true.incidence(x_NP[:, ::-1], tokens_K=learning.tokens_K))
+    run = replay_run(learning, said, budget_tokens=learning.budget_tokens, allocation=ROUNDS)
+    found = (answers.is_right_N & (run.spent_tokens_N >= answers.length_N)).mean()
+    equal = even(answers, average)
+    return float((found - equal) / np.sqrt(equal * (1.0 - equal) / queries))
+
+
+@pytest.mark.parametrize("case", ["random scorer", "head of another model"])
+@pytest.mark.parametrize("queries", [20, 60])
+def test_a_run_that_is_misled_is_not_half_a_standard_error_below_equal_ceilings(case: str, queries: int) -> None:
+    gains = [misled_gain(case, average, queries=queries, seed=seed) for average in (16.0, 40.0) for seed in range(2)]
+    assert np.mean(gains) > -0.5
+
+
 @given(st.integers(1, 30), st.floats(0.1, 150.0), st.integers(0, 50))
 @settings(max_examples=8, deadline=None)
 def test_any_batch_keeps_its_budget_and_ends(queries: int, average: float, seed: int) -> None:
