@@ -21,6 +21,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.redaction import printable, without_secrets
 from clear_ray.report.printing import give_up_unwritable, print_result, say
+from clear_ray.run_folder.operating import register as register_operating
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -85,6 +86,21 @@ def resume(
     settings = manifest["config"] | {"run_dir": found}
     began = RunConfig.parse(settings, where=f"{shown}/{MANIFEST}")
     _run(began.resumed(overrides), as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def retry(
+    run_dir: Annotated[str, typer.Argument(help="Folder of the run that is done.")],
+    into: Annotated[str, typer.Argument(help="Folder of the new run.")],
+    budget: Annotated[str | None, typer.Option("--budget", help="Its budget; by default what the other left.")] = None,
+    unanswered: Annotated[bool, typer.Option("--unanswered", help="Ask those that were abandoned, too.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask the queries of a run again that failed, and pay for those alone."""
+    from clear_ray.batch.retrying import retry_config
+
+    _run(retry_config(run_dir, into, budget=budget, is_unanswered=unanswered), as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -203,6 +219,7 @@ def calibrate(
 
 
 app.command()(sweep)
+register_operating(app)
 
 
 @app.command()

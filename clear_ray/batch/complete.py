@@ -23,6 +23,7 @@ from clear_ray.report.summary import FailureReport, LearningReport, RoundReport,
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.manifest import SUMMARY
+from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.storage import Folder
@@ -61,7 +62,8 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
     report = report.model_copy(update=scores.facts(folder, run.config.scoring.scorer))
     if digest.openai_url is not None:
         model = run.scaler.engines.model.name
-        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url)
+        stop = read_orders(folder, run.config.budget_tokens).stop or "batch_expired"
+        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url, unserved=stop)
     write_page(report, completions=completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report

@@ -116,7 +116,7 @@ class Progress:
                     probed=self._queries if self._stage in ("price", "generate", "write") else 0,
                     granted=self._granted,
                     ended=balance.ended if balance else 0,
-                    budget_tokens=self._budget_tokens,
+                    budget_tokens=balance.budget_tokens if balance else self._budget_tokens,
                     spent_tokens=balance.spent_tokens if balance else 0,
                     reserved_tokens=balance.reserved_tokens if balance else 0,
                     shadow_price=self._price,

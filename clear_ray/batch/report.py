@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated, budget_for, demand_curve
-from clear_ray.config.run import RunConfig
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger.ledger import Balance
@@ -30,6 +29,7 @@ from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.menu import Option, axis_of
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
+from clear_ray.run_folder.orders import read_orders
 
 if TYPE_CHECKING:
     from clear_ray.batch.context import RunContext
@@ -70,21 +70,22 @@ def make_report(
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
     correct_N = np.nan_to_num(states.correct_N)
     scale = estimates.queries / len(batch.weight_N)
-    ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
+    budget_tokens = max(balance.budget_tokens, 1)  # as it was ordered in the end
+    ceiling, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
     has_learned = learning is not None and not learning.left_out
     main = main_round(rounds, has_learned=has_learned)
-    curve = budget_curve(batch, config.budget_tokens, queries=estimates.queries)
+    curve = budget_curve(batch, budget_tokens, queries=estimates.queries)
     expected = main.expected_utility if main else 0.0
     if has_learned:
         # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
-        expected = next(point.utility for point in curve if point.budget_tokens == config.budget_tokens)
+        expected = next(point.utility for point in curve if point.budget_tokens == budget_tokens)
     return RunReport(
         run_dir=without_secrets(config.run_dir),
         model=scaler.engines.model.name,
         head=head,
         policy=config.allocation.policy,
         unit=config.unit,
-        budget_tokens=config.budget_tokens,
+        budget_tokens=balance.budget_tokens,
         spent_tokens=balance.spent_tokens,
         generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
@@ -104,7 +105,7 @@ def make_report(
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
         seconds=run.progress.seconds,
-        stopped_early=_stopped_early(config, states, balance),
+        stopped_early=_stopped_early(run, balance),
         notices=notices,
         failures=failures,
     )
@@ -277,7 +278,10 @@ def _by_task(
     return tuple(sorted(reports, key=lambda report: (-report.queries, report.task)))
 
 
-def _stopped_early(config: RunConfig, states: QueryStates, balance: Balance) -> str:
+def _stopped_early(run: RunContext, balance: Balance) -> str:
+    config, states = run.config, run.states
+    if stop := read_orders(run.folder, config.budget_tokens).stop:
+        return "it was cancelled" if stop == "batch_cancelled" else "its time was over"
     unserved = int((states.was_granted_N & (states.rounds_N == 0)).sum())
     if unserved and balance.available_tokens < config.allocation.smallest_grant_tokens:
         return f"the budget was spent before {unserved} funded queries could be run"

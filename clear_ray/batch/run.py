@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -27,6 +28,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_for, generate_round
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
+from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
@@ -89,6 +91,10 @@ class RunResult:
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
 
 
+Engines = Callable[..., AbstractContextManager[EngineActors]]
+"""What starts the engines of a run and ends them, with the arguments of `cluster.engines.engine_workers`."""
+
+
 def run(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> RunResult:
     """Answer a batch under one budget.
 
@@ -110,15 +116,22 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
+    return run_on(engine_workers, queries, config, display=display or QuietDisplay())
+
+
+def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, display: Display) -> RunResult:
+    """Do what `run` does, on engines that are started, or found, in another way."""
     config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):
-            return _run_alone(queries, config, folder, display or QuietDisplay())
+            return _run_alone(engines, queries, config, folder, display)
 
 
-def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, display: Display) -> RunResult:
+def _run_alone(
+    start_engines: Engines, queries: Dataset | None, config: RunConfig, folder: Folder, display: Display
+) -> RunResult:
     manifest = read_manifest(folder)
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
@@ -143,8 +156,9 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
+            heeding_orders(folder, config.budget_tokens, market),
             gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
-            engine_workers(
+            start_engines(
                 engine,
                 head,
                 run_dir=config.run_dir,

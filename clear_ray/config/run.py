@@ -50,6 +50,8 @@ class EstimateConfig(Settings):
     """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
     features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
     """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
+    encoder: str | None = Field(default=None, min_length=1)
+    """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
     layers: int | None = Field(default=None, ge=1, le=100_000)
     """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
     not given. A fitted head keeps its own number."""
@@ -68,8 +70,9 @@ class EstimateConfig(Settings):
             raise ValueError(
                 "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
             )
-        if self.features is not None and not self.learns:
-            raise ValueError("features are read by a run that learns, and this one keeps its head as it is")
+        if not self.learns and (self.features is not None or self.encoder is not None):
+            name = "features are" if self.features is not None else "an encoder is"
+            raise ValueError(f"{name} read by a run that learns, and this one keeps its head as it is")
         return self
 
 

@@ -71,6 +71,7 @@ class MarketClient:
 
     open_round = _waited_for(MarketActor.open_round)
     balance = _waited_for(MarketActor.balance)
+    change_budget = _waited_for(MarketActor.change_budget)
     is_in_place = _waited_for(MarketActor.is_in_place)
     charges = _waited_for(MarketActor.charges)
     charge = _waited_for(MarketActor.charge)

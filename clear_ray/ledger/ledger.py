@@ -198,6 +198,11 @@ class Ledger:
         """What was charged for each query, thousandths of the budget's unit, shape (N,), wasted ones included; a copy."""
         return self._spent_parts_N.copy()
 
+    def change_budget(self, budget_tokens: int) -> int:
+        """Set the budget, no lower than what is spent and reserved; return what it is now."""
+        self.budget_tokens = max(int(budget_tokens), _rounded_up(self._reserved_parts + self._spent_parts))
+        return self.budget_tokens
+
     def open_attempt(self, index: int) -> int:
         """Return the number of the query's open reservation, 0 if it has none. Changes nothing."""
         return int(self._attempt_N[index]) if self._reserved_N[index] else 0

@@ -66,6 +66,7 @@ class MarketActor:
         self._call_of: dict[int, str] = {}  # of the open reservations of named callers
         self._void: set[tuple[int, int]] = set()
         self._charges: dict[str, int] = {}
+        self._wanted_tokens = budget_tokens
         self._journal = Journal(folder)  # from here on nothing else writes what is read next
         for record in read_journal(folder):
             self._replay(record)
@@ -131,8 +132,16 @@ class MarketActor:
             if s.correct is not None:
                 self._score_N[s.index] = s.correct
             self._recent.append(s.label)
+        self._move_budget()
         self._refund.set()
         await self._commit()  # shares a write with whatever else is settled or reserved meanwhile
+
+    async def change_budget(self, budget_tokens: int) -> None:
+        """Have another budget from now on; one below what is spent and reserved as soon as enough of that has come back."""
+        self._wanted_tokens = budget_tokens
+        self._move_budget()
+        self._refund.set()
+        await self._commit()
 
     async def forfeit(self, reservations: list[tuple[int, int]]) -> None:
         """Charge (query index, attempt) in full: its engine died, and what it generated is not known."""
@@ -280,6 +289,12 @@ class MarketActor:
                 self._note(self._ledger.waste(index, int(self._settled_tokens_N[index])))
             self._settled_tokens_N[index] = _NOT_SETTLED
 
+    def _move_budget(self) -> None:
+        """Bring the budget as near to what is wanted as what is reserved allows."""
+        before = self._ledger.budget_tokens
+        if before != self._wanted_tokens and self._ledger.change_budget(self._wanted_tokens) != before:
+            self._unwritten.append({"budget": self._ledger.budget_tokens, "wanted": self._wanted_tokens})
+
     def _note(self, entry: Entry, call_name: str = "") -> None:
         record: Record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens}
         record["r"] = int(self._round)
@@ -314,6 +329,10 @@ class MarketActor:
     def _replay(self, record: Record) -> None:
         if "life" in record:
             self._begin_life(record["caller"], record["life"])
+            return
+        if "budget" in record:
+            self._ledger.change_budget(record["budget"])
+            self._wanted_tokens = record["wanted"]
             return
         if "op" not in record:
             self._round = record.get("round", self._round)

@@ -53,12 +53,14 @@ def _progress(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
     if digest is not None and digest.rows != rows:
         raise damaged(folder, MANIFEST, ValueError(f"input.rows is {rows}, and queries/ holds {digest.rows}"))
     ledger = Ledger(manifest["budget_tokens"], rows, cost_N=read_costs(folder, rows))
-    rounds = 0
+    rounds, price = 0, None
     for record in read_journal(folder):
         if "op" in record:
             ledger.apply(entry_of(record))
+        elif "budget" in record:
+            ledger.change_budget(record["budget"])
         else:
-            rounds = record.get("round", rounds)
+            rounds, price = record.get("round", rounds), record.get("price", price)
     return {
         "state": "unfinished",
         "queries": rows,
@@ -68,4 +70,5 @@ def _progress(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
         "spent_tokens": ledger.spent_tokens,
         "reserved_tokens": ledger.reserved_tokens,
         "wasted_tokens": ledger.wasted_tokens,
+        "shadow_price": price,
     }

@@ -10,6 +10,8 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from clear_ray.cluster.room import settled
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
+from clear_ray.serve.batches.dispatcher import BatchReplica
+from clear_ray.serve.batches.places import absolute_batches
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
 from clear_ray.serve.routing import TokenRouter
@@ -17,6 +19,7 @@ from clear_ray.serve.scaling import TokenPolicy
 from clear_ray.serve.settings import ScalingSettings, ServeConfig
 
 _WAITING = 100_000  # calls to the price that may wait for their turn at once
+_CALLS_OF_A_BATCH = 64  # to the engine, at once: more than its callers open
 _REPORT_SECONDS = 1.0
 _LOOK_BACK_SECONDS = 3.0
 
@@ -41,6 +44,7 @@ def application(settings: ServeConfig) -> serve.Application:
     # `serve build` has no cluster to look at: what it writes reserves what the settings say.
     engine = settled(settings.engine) if ray.is_initialized() else settings.engine
     engine, estimate = absolute_engine(engine), absolute_estimate(settings.estimate)
+    batches = absolute_batches(settings.batches)
     price = settings.price.model_dump(mode="json")
     router: Any = TokenRouter
     shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
@@ -50,7 +54,7 @@ def application(settings: ServeConfig) -> serve.Application:
         **_number_of_replicas(engine.workers, settings.scaling),
         "request_router_config": RequestRouterConfig(request_router_class=router),
         # Twice the batch, so that the next query is there when one ends.
-        "max_ongoing_requests": 2 * engine.max_batch,
+        "max_ongoing_requests": 2 * engine.max_batch + (_CALLS_OF_A_BATCH * batches.running if batches else 0),
         "max_queued_requests": settings.max_queued,
     }
     deployment: Any = serve.deployment
@@ -63,6 +67,11 @@ def application(settings: ServeConfig) -> serve.Application:
         user_config=price,
         **shared,
     )
+    # Without price and limits: what is in no constructor can change without a new replica.
+    fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
+    engines = engine_deployment.bind(engine, estimate, settings.max_tokens, batches.kept_slots if batches else None)
+    batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
+    batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
     ingress: Any = Ingress
     app: serve.Application = ingress.options(
         name="ingress",
@@ -71,10 +80,10 @@ def application(settings: ServeConfig) -> serve.Application:
         user_config={"limits": settings.limits.model_dump(mode="json")},
         **shared,
     ).bind(
-        # Without price and limits: what is in no constructor can change without a new replica.
-        settings.model_dump(mode="json", exclude={"price", "limits"}),
-        engine_deployment.bind(engine, estimate, settings.max_tokens),
+        fixed,
+        engines,
         price_deployment.bind(),
+        *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app
 

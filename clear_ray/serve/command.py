@@ -12,6 +12,7 @@ from ray import serve
 from clear_ray.cluster.joining import joined_cluster
 from clear_ray.cluster.room import settled, wait_for_room
 from clear_ray.serve.app import application
+from clear_ray.serve.batches.drivers import end_drivers
 from clear_ray.serve.settings import ServeConfig
 
 _NAME = "clear_ray"
@@ -39,5 +40,7 @@ def serve_until_interrupted(settings: ServeConfig) -> None:
             print("Draining.", file=sys.stderr)
         finally:
             serve.delete(_NAME)  # waits for replicas, and they for their queries, up to drain_seconds
+            if settings.batches is not None:
+                end_drivers(settings.batches)
             shut_down: Any = serve.shutdown
             shut_down()

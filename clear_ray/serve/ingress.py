@@ -23,6 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from clear_ray.serve.answer import Reply, prompt_of
+from clear_ray.serve.batches.routes import routes as batch_routes
+from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.deployments import PromptReading
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
@@ -61,13 +63,17 @@ async def _say_defect(request: Request, error: Exception) -> Response:
     return await _say_api_error(request, ApiError(500, "The server failed on this query.", code="internal_error"))
 
 
+api.include_router(batch_routes)
+
+
 @serve.deployment
 @serve.ingress(api)
 class Ingress:
     """The FastAPI application; see the module's docstring."""
 
-    def __init__(self, settings: dict[str, Any], engine: Any, price: Any) -> None:
+    def __init__(self, settings: dict[str, Any], engine: Any, price: Any, *_: Any) -> None:
         self._settings = ServeConfig.parse(settings)
+        self.batches = None if self._settings.batches is None else BatchService(self._settings.batches)
         self._engine, self._price = engine, price
         self._limits = LimitSettings()
         self._guard = Guard(self._settings.api_key_sha256, concurrent_per_key=self._limits.concurrent_per_key)

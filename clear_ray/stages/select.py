@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     pass
 from clear_ray.ledger.void import VoidAttempts
 
-GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
+GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "text", "round", "granted_tokens", "rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ class SelectGranted:
             if self._last_round_N is None
             else batch["token_ids"].filter(pa.array(is_granted))
         )
-        rows = rows.append_column("token_ids", token_ids)
+        text = pa.array([""] * len(rows)) if self._last_round_N is None else batch["text"].filter(pa.array(is_granted))
+        rows = rows.append_column("token_ids", token_ids).append_column("text", text)
         rows = rows.append_column("round", pa.array(np.full(len(at), self._round, np.int32)))
         rows = rows.append_column("granted_tokens", pa.array(self._tokens_M[at]))
         if self._parts_M is not None:

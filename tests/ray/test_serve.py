@@ -28,6 +28,9 @@ from tests.conftest import ROLLOUTS
 from tests.ray.serving import KEY, PRICE, ask, client_of, free_port, settings
 
 ROOT = Path(__file__).resolve().parents[2]
+_FILE, _BATCH = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+BATCH_PATHS = ("/v1/files", _FILE, f"{_FILE}/content", "/v1/batches", _BATCH, f"{_BATCH}/cancel", f"{_BATCH}/budget")
+BATCH_PATHS += (f"{_BATCH}/retry", f"{_BATCH}/export")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,7 @@ def test_limits_hold_at_their_boundary(client: openai.OpenAI, recorded: dict[str
 def test_every_route_is_guarded(client: openai.OpenAI, port: int) -> None:
     table = [route for part in api.routes for route in getattr(part, "original_router", api).routes]
     routes = {(route.path, next(iter(route.methods))) for route in table}
-    assert {path for path, _ in routes} == {"/healthz", "/metrics", "/v1/models", "/v1/chat/completions"}
+    assert {path for path, _ in routes} == {"/healthz", "/metrics", "/v1/models", "/v1/chat/completions", *BATCH_PATHS}
     for path, method in routes:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/open{path}", method=method, data=None)
         status = _status(request)
