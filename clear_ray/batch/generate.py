@@ -39,7 +39,8 @@ def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
     is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():
         return
-    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
+    parts_M = None if clearing.reserved_parts_M is None else clearing.reserved_parts_M[is_due]
+    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due], parts_M)
     calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
     rows = block_rows(config, len(grants.index_M), calls)
     is_small = len(grants.index_M) <= config.dispatch.block_rows
@@ -53,6 +54,7 @@ def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
         sample=config.sample,
         this_caller=this_actor,
         direct_text=direct_text_of(config) if clearing.is_service else "",
+        prices=config.model_prices,
     )
     target = round_folder(folder, number)
     target.make()

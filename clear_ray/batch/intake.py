@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.data import Dataset
 
+from clear_ray.batch.retrying import take_in_again
 from clear_ray.config.engine import ModelConfig
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
@@ -46,12 +47,14 @@ def take_in(
         ConfigError: There is no input, or two, or it lies in the run folder.
         ResumeError: The run that is there had another input.
     """
-    if queries is not None and (config.input.path or config.input.tasks):
+    if queries is not None and (config.input.path or config.input.tasks or config.input.retry_of):
         raise ConfigError(
             "queries were passed and the configuration names an input", "input", remedy="Remove one of the two."
         )
     if queries is not None:
         batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
+    elif config.input.retry_of:
+        return take_in_again(config, folder, manifest)
     elif manifest is not None and not config.input.path and not config.input.tasks:
         return _taken_in_already(folder, manifest)
     elif config.input.tasks:

@@ -24,10 +24,11 @@ class Progress:
     Args:
         budget_tokens: The budget.
         display: Shown a snapshot a few times a second and at every change of stage.
+        unit: What the budget is counted in, see `RunConfig.unit`.
     """
 
-    def __init__(self, budget_tokens: int, display: Display) -> None:
-        self._budget_tokens, self._display = budget_tokens, display
+    def __init__(self, budget_tokens: int, display: Display, *, unit: str = "tokens") -> None:
+        self._budget_tokens, self._display, self._unit = budget_tokens, display, unit
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
         self._price: float | None = None
@@ -115,7 +116,7 @@ class Progress:
                     probed=self._queries if self._stage in ("price", "generate", "write") else 0,
                     granted=self._granted,
                     ended=balance.ended if balance else 0,
-                    budget_tokens=self._budget_tokens,
+                    budget_tokens=balance.budget_tokens if balance else self._budget_tokens,
                     spent_tokens=balance.spent_tokens if balance else 0,
                     reserved_tokens=balance.reserved_tokens if balance else 0,
                     shadow_price=self._price,
@@ -124,6 +125,7 @@ class Progress:
                     seconds=self.seconds,
                     recent=balance.recent if balance else (),
                     label=self._label,
+                    unit=self._unit,
                     warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )
             )

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -27,10 +28,12 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_for, generate_round
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
-from clear_ray.batch.pricing import check_minimum_service, offers_of
+from clear_ray.batch.orders import heeding_orders
+from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
+from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, engine_workers
 from clear_ray.cluster.gpu_requests import gpus_for
@@ -44,6 +47,7 @@ from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
+from clear_ray.records import COST_PARTS
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RoundReport, RunReport
@@ -87,6 +91,10 @@ class RunResult:
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
 
 
+Engines = Callable[..., AbstractContextManager[EngineActors]]
+"""What starts the engines of a run and ends them, with the arguments of `cluster.engines.engine_workers`."""
+
+
 def run(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> RunResult:
     """Answer a batch under one budget.
 
@@ -108,15 +116,22 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
+    return run_on(engine_workers, queries, config, display=display or QuietDisplay())
+
+
+def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, display: Display) -> RunResult:
+    """Do what `run` does, on engines that are started, or found, in another way."""
     config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):
-            return _run_alone(queries, config, folder, display or QuietDisplay())
+            return _run_alone(engines, queries, config, folder, display)
 
 
-def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, display: Display) -> RunResult:
+def _run_alone(
+    start_engines: Engines, queries: Dataset | None, config: RunConfig, folder: Folder, display: Display
+) -> RunResult:
     manifest = read_manifest(folder)
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
@@ -124,7 +139,7 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     head, notes = head_of(config), engine_notes(config.engine)
     if manifest is None or read_summary(folder) is None:
         wait_until_unused(folder)
-    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
+    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
@@ -132,7 +147,8 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         digest = replace(digest, notices=(*digest.notices, *notes))
-        cost_N = read_costs(folder, digest.rows)
+        input_cost_N = read_costs(folder, digest.rows)
+        cost_N = token_costs(config, input_cost_N)
         check_minimum_service(config, cost_N, folder)
         progress.begin("probe", queries=digest.rows)
         run_id = begin(folder, manifest)
@@ -140,8 +156,9 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
+            heeding_orders(folder, config.budget_tokens, market),
             gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
-            engine_workers(
+            start_engines(
                 engine,
                 head,
                 run_dir=config.run_dir,
@@ -154,7 +171,9 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = probe(folder, config, engines, digest.rows)
+            estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+            if parts := probe_parts(config, estimates, input_cost_N):
+                market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
             opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson)
@@ -163,14 +182,23 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
 
 
 def plan(
-    queries: Dataset | None, config: RunConfig, *, share: float | None = None, display: Display | None = None
+    queries: Dataset | None,
+    config: RunConfig,
+    *,
+    share: float | None = None,
+    sample_share: float | None = None,
+    display: Display | None = None,
 ) -> PlanReport:
-    """Validate and probe a batch and price it, without generating a token; what it writes it removes again.
+    """Validate and probe a batch and price it; what it writes it removes again.
+
+    It generates nothing, unless it is allowed to sample a few answers.
 
     Args:
         queries: As for `run`.
         config: As for `run`.
         share: Also find the budget that is expected to give this share, above 0 and below 1, of what ample tokens give.
+        sample_share: Part of the budget, at most a hundredth, that answers to random queries may take, for an interval that
+            rests on what they took. It is beside the budget of the run.
         display: Display that is told of the progress.
 
     Raises:
@@ -181,32 +209,45 @@ def plan(
     """
     if share is not None and not 0 < share < 1:
         raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
+    if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
+        said = "answers are sampled for at most a hundredth of the budget"
+        raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
-        return _plan_in(folder, queries, config, share, display or QuietDisplay())
+        return _plan_in(folder, queries, config, share, display or QuietDisplay(), sample_share)
 
 
 def _plan_in(
-    folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
+    folder: Folder,
+    queries: Dataset | None,
+    config: RunConfig,
+    share: float | None,
+    display: Display,
+    sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
     try:
-        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
+        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
             digest = take_in(queries, config, folder)
-            cost_N = read_costs(folder, digest.rows)
+            input_cost_N = read_costs(folder, digest.rows)
+            cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows)
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
-                estimates = probe(folder, config, engines, digest.rows)
+                estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+                sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
-            first = rounds.next(config.budget_tokens)
+            probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
+            first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head)
+            money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
+            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
+            report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
             learned = {
@@ -225,10 +266,16 @@ def _plan_in(
 def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
+    if config.allocation.most_attempts > 1:
+        said, remedy = (
+            "a run on Ray asks every query once so far",
+            "Leave it out, or replay with benchmarks/attempts.py.",
+        )
+        raise ConfigError(said, "allocation.objective", config.allocation.objective, remedy)
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
-    return Rounds(offers, settings, failed=estimates.error_of_index)
+    return Rounds(offers, settings, failed=estimates.error_of_index, calls=estimates.calls)
 
 
 def _open_run(

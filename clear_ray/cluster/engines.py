@@ -26,6 +26,7 @@ from ray.exceptions import (
 from clear_ray.cluster.room import wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
+from clear_ray.engine.build import with_key
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.roster import Workers
@@ -76,7 +77,7 @@ class EngineActors:
         ask_for: Callable[[int], None],
         calls_each: int | None,
     ) -> None:
-        self._config, self._estimate, self._ask_for = config, in_pieces(head), ask_for
+        self._config, self._estimate, self._ask_for = with_key(config), in_pieces(head), ask_for
         self._run_dir, self._run_id = run_dir, run_id
         self._handles: list[Any] = []
         self._cards: list[Any] = []

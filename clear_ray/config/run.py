@@ -19,7 +19,8 @@ from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
 from clear_ray.config.durations import seconds_of
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.input import InputConfig
-from clear_ray.config.units import budget_in_tokens, check_budget_text
+from clear_ray.config.prices import PriceLists, Prices, prices_of
+from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
 from clear_ray.errors import ConfigError
 
 MOST_ROUNDS = 8
@@ -27,6 +28,13 @@ MOST_ROUNDS = 8
 
 CHANGEABLE = "scaling"
 """The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
+
+MOST_ATTEMPTS_ROUNDS = 32
+"""The same of a run that may ask its queries again, if that is enough for all attempts of one."""
+DEFAULT_ATTEMPTS = 8
+
+Objective = Literal["correct", "solved", "vote", "best_of_n"]
+"""What the answers of a query are for."""
 
 NAMED_HEADS = ("learn", "prior", "demo")
 """Names of `estimate.head` that are no folders."""
@@ -42,6 +50,8 @@ class EstimateConfig(Settings):
     """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
     features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
     """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
+    encoder: str | None = Field(default=None, min_length=1)
+    """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
     layers: int | None = Field(default=None, ge=1, le=100_000)
     """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
     not given. A fitted head keeps its own number."""
@@ -60,20 +70,28 @@ class EstimateConfig(Settings):
             raise ValueError(
                 "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
             )
-        if self.features is not None and not self.learns:
-            raise ValueError("features are read by a run that learns, and this one keeps its head as it is")
+        if not self.learns and (self.features is not None or self.encoder is not None):
+            name = "features are" if self.features is not None else "an encoder is"
+            raise ValueError(f"{name} read by a run that learns, and this one keeps its head as it is")
         return self
 
 
 class AllocationConfig(Settings):
     """How the budget is shared."""
 
+    objective: Objective = "correct"
+    """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer. `vote`:
+    several answers, of which the one given most often counts. `best_of_n`: several answers, of which the one with the highest
+    score counts."""
+    attempts: int | None = Field(default=None, ge=1, le=1_000)
+    """Most answers to one query, where the objective is not `correct`; 8 if not given."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
-    """Ceiling of one query over all its grants; less where the model's context leaves less beside its prompt."""
+    """Ceiling of one answer over all its grants; less where the model's context leaves less beside its prompt."""
     smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
     """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
     max_rounds: int | None = Field(default=None, ge=1, le=100)
-    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others."""
+    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others; with
+    several attempts 32, or 4 for each attempt."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
@@ -82,6 +100,24 @@ class AllocationConfig(Settings):
     """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
     minimum_service_text: str | None = Field(default=None, min_length=1)
     """What asks for the direct answer, put after the prompt; words to that effect in English if not given."""
+
+    @property
+    def most_attempts(self) -> int:
+        """Most answers to one query."""
+        return 1 if self.objective == "correct" else self.attempts or DEFAULT_ATTEMPTS
+
+    @property
+    def most_rounds(self) -> int:
+        """Most clearings of a run that does not teach itself."""
+        if self.max_rounds is not None:
+            return self.max_rounds
+        return MOST_ROUNDS if self.most_attempts == 1 else max(MOST_ATTEMPTS_ROUNDS, 4 * self.most_attempts)
+
+    @model_validator(mode="after")
+    def _asks_again_for_something(self) -> AllocationConfig:
+        if self.objective == "correct" and (self.attempts or 1) > 1:
+            raise ValueError("several attempts need an objective that uses them: solved, vote or best_of_n")
+        return self
 
 
 class ScoringConfig(Settings):
@@ -148,6 +184,8 @@ class RunConfig(ConfigFile):
     """Where the queries come from."""
     budget: int | str
     """What the run may generate: tokens (a whole number, or text such as `200k tokens`), money (`$5`) or `3 gpu-hours`."""
+    prices: PriceLists | None = None
+    """What tokens cost, in place of a rate: `input` and `output` per million, or these by the model's name, or a file."""
     budget_rate: str | None = Field(default=None, validate_default=True)
     """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
     engine: EngineConfig = TransformersConfig()
@@ -173,16 +211,50 @@ class RunConfig(ConfigFile):
         check_budget_text(value)
         return value
 
+    @field_validator("prices")
+    @classmethod
+    def _prices_fit_the_budget(cls, value: dict[str, Prices] | None, info: ValidationInfo) -> dict[str, Prices] | None:
+        for prices in (value or {}).values() if "budget" in info.data else ():
+            budget_in_units(info.data["budget"], prices)
+        return value
+
     @field_validator("budget_rate")
     @classmethod
     def _rate_fits_the_budget(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if "budget" in info.data:  # otherwise the budget was refused already
+        if "budget" not in info.data or "prices" not in info.data:  # refused already
+            return value
+        if info.data["prices"] is None:
             budget_in_tokens(info.data["budget"], value)
+        elif value is not None:
+            raise ValueError("either a rate or prices say what the budget buys, not both")
         return value
+
+    @model_validator(mode="after")
+    def _model_has_prices(self) -> RunConfig:
+        if self.prices is not None:
+            prices_of(self.prices, self._model_name)
+        return self
+
+    @property
+    def _model_name(self) -> str:
+        return str(getattr(self.engine, "model", self.engine.kind))
+
+    @property
+    def model_prices(self) -> Prices | None:
+        """What tokens of the engine's model cost; None for a budget that counts tokens."""
+        return None if self.prices is None else prices_of(self.prices, self._model_name)
+
+    @property
+    def unit(self) -> str:
+        """What the account is kept in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
+        return "tokens" if self.prices is None else unit_of_budget(self.budget)
 
     @property
     def budget_tokens(self) -> int:
-        """The budget in generated tokens."""
+        """The budget in generated tokens; of a run that has prices, in billionths of its unit."""
+        prices = self.model_prices
+        if prices is not None:
+            return budget_in_units(self.budget, prices)
         return budget_in_tokens(self.budget, self.budget_rate)
 
     @property

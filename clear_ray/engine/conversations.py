@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property
 
-from clear_ray.config.engine import EngineConfig, ReplayConfig
+from clear_ray.config.engine import EngineConfig, OpenAIConfig, ReplayConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.engine.rendering import Rendering, rendering_of
@@ -31,7 +31,8 @@ class ConversationWatch:
 
     @cached_property
     def _rendering(self) -> Rendering | None:
-        return None if isinstance(self._config, ReplayConfig) else rendering_of(self._config)
+        # An endpoint's template is not here.
+        return None if isinstance(self._config, ReplayConfig | OpenAIConfig) else rendering_of(self._config)
 
     def see(self, index: int, query: NormalRow) -> None:
         """Render a conversation.

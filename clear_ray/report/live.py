@@ -21,7 +21,7 @@ from rich.text import Text
 from clear_ray.redaction import printable
 from clear_ray.report.pace import Pace
 from clear_ray.report.summary import ProgressSnapshot
-from clear_ray.report.wording import LABELS, UNKNOWN, answers, count, duration, per_thousand
+from clear_ray.report.wording import LABELS, UNKNOWN, amount, answers, count, duration, per_thousand, priced
 
 _LINE_SECONDS = 5.0
 _RECENT_LINES = 6
@@ -184,13 +184,16 @@ def _queries(snapshot: ProgressSnapshot) -> str:
 
 
 def _tokens(snapshot: ProgressSnapshot) -> str:
-    spent = f"{count(snapshot.spent_tokens)} of {count(snapshot.budget_tokens)} spent"
-    return f"{spent}, {count(snapshot.reserved_tokens)} reserved"
+    numbers = (snapshot.spent_tokens, snapshot.budget_tokens, snapshot.reserved_tokens)
+    spent, budget, reserved = (amount(number, snapshot.unit).removesuffix(" tokens") for number in numbers)
+    return f"{spent} of {budget} spent, {reserved} reserved"
 
 
 def _price(snapshot: ProgressSnapshot) -> str:
     if snapshot.shadow_price is None:
         return UNKNOWN
+    if snapshot.unit != "tokens":
+        return priced(snapshot.shadow_price, snapshot.unit)
     return f"{per_thousand(snapshot.shadow_price)} correct answers per 1,000 tokens"
 
 
@@ -210,7 +213,7 @@ def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
     parts = (
         f"{duration(snapshot.seconds):>12}  {_stage(snapshot)}",
         f"queries {_queries(snapshot)}",
-        f"tokens {_tokens(snapshot)}",
+        f"{'tokens' if snapshot.unit == 'tokens' else 'budget'} {_tokens(snapshot)}",
         f"price {_price(snapshot)}",
         f"answers {_correct(snapshot)}",
         _speed(pace),
@@ -251,7 +254,7 @@ def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
     queries = _Bar(snapshot.ended if has_grants else snapshot.probed, running, snapshot.queries)
     tokens = _Bar(snapshot.spent_tokens, snapshot.reserved_tokens, snapshot.budget_tokens)
     grid.add_row("queries", queries, Text(_queries(snapshot)))
-    grid.add_row("tokens", tokens, Text(_tokens(snapshot)))
+    grid.add_row("tokens" if snapshot.unit == "tokens" else "budget", tokens, Text(_tokens(snapshot)))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(no_wrap=True, overflow="ellipsis")

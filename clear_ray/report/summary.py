@@ -26,6 +26,8 @@ class RoundReport(Part):
     """Queries granted for the first time."""
     continued: int
     """Queries that went on from where an earlier grant had cut them off."""
+    again: int = 0
+    """Queries that were asked once more."""
     granted_tokens: int
     """Sum of the ceilings granted."""
     expected_tokens: float
@@ -35,7 +37,9 @@ class RoundReport(Part):
     dual_bound: float
     """No allocation of these tokens can be expected to add more than this."""
     gap: float
-    """dual_bound - expected_utility: the certificate."""
+    """dual_bound - expected_utility - later_utility: the certificate."""
+    later_utility: float = 0.0
+    """Correct answers expected of attempts that may follow these grants, which the price counts on."""
     spent_tokens: int
     """Tokens these grants spent."""
     finished: int
@@ -119,8 +123,10 @@ class RunReport(Part):
     """Name of the estimate: `learn`, `prior`, or the kind of the fitted head."""
     policy: str
     """`clear_ray` or `uniform`."""
+    unit: str = "tokens"
+    """What budget and spending are counted in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
     budget_tokens: int
-    """What the run was allowed to generate, in tokens of cost 1."""
+    """What the run was allowed to generate, in tokens of cost 1; of a run that has prices, to spend, in billionths."""
     spent_tokens: int
     """What was charged for what it generated, wasted tokens included; never above the budget."""
     generated_tokens: int
@@ -128,7 +134,9 @@ class RunReport(Part):
     wasted_tokens: int
     """Part of it whose work was lost: workers that died, answers never written."""
     prefill_tokens: int
-    """Prompt tokens read by the probe; reported beside the budget, not charged to it."""
+    """Prompt tokens read by the probe; charged to the budget if the run has prices and they are paid for, else beside it."""
+    probe_tokens: int = 0
+    """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float
     """Price of the main clearing: what one further token was worth, in expected correct answers."""
     queries: int
@@ -251,5 +259,7 @@ class ProgressSnapshot(Part):
     """The last few queries to end, each as one short line without prompt or answer."""
     label: str = ""
     """What the run learns from, see `LearningReport`; empty if it does not learn."""
+    unit: str = "tokens"
+    """What budget and spending are counted in, see `RunReport`."""
     warning: str = ""
     """What should be looked at before more is spent: not one of the first scored answers was right."""

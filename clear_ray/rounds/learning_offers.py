@@ -33,14 +33,19 @@ from clear_ray.estimation.factors import Label, Observed, law
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempt_offers import clear_attempts
 from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.history import PastAttempts
 from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
 LEARNING_ROUNDS = 24
 """Clearings that a run needs for its pilot, its stages, and what comes back of them."""
+_FOLDS_OF_ATTEMPTS = 8
+"""Folds of a batch that is asked again: more of them leave out fewer answers, and each costs a fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,9 @@ class LearningOffers:
         fold_N: For replays in which several queries are the same one asked again; see `learn`.
         seed: Seed of all random choices.
         basis: What a grant is priced at.
+        asks_again: Whether queries may be asked more than once; see `attempt_offers`. No query is then believed anything that
+            its own attempts have taught: what they say of it comes in by itself.
+        calls: What calls take in all, where prompts are paid for.
     """
 
     x_NP: Array
@@ -118,6 +126,8 @@ class LearningOffers:
     fold_N: NDArray[np.int64] | None = None
     seed: int = 0
     basis: Basis = "ceilings"
+    asks_again: bool = False
+    calls: CallCosts | None = None
 
     def clear(
         self,
@@ -135,14 +145,23 @@ class LearningOffers:
         batch = self._believed(
             self.learned(observed), is_guarded=self._spent_share(available_tokens) >= self.stages.explored_share
         )
-        clearing = clear(
-            batch,
-            generated_tokens_N=states.answer_tokens_N,
-            is_open_N=is_free_N,
-            available_tokens=available_tokens,
-            basis=self.basis,
-            owed_tokens_N=owed_tokens_N,
-        )
+        if self.asks_again:
+            clearing = clear_attempts(
+                batch,
+                states,
+                is_free_N=is_free_N,
+                available_tokens=available_tokens,
+                owed_tokens_N=owed_tokens_N,
+            )
+        else:
+            clearing = clear(
+                batch,
+                generated_tokens_N=states.answer_tokens_N,
+                is_open_N=is_free_N,
+                available_tokens=available_tokens,
+                basis=self.basis,
+                owed_tokens_N=owed_tokens_N,
+            )
         spent_tokens = self.budget_tokens - available_tokens
         stage_tokens = spent_tokens * self.stages.multiple(len(is_free_N), budget_tokens=self.budget_tokens)
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
@@ -165,19 +184,26 @@ class LearningOffers:
             label=self.label,
             seed=self.seed,
             given=self.given,
-            fold_N=self.fold_N,
+            fold_N=self.folds_N,
         )
+
+    @property
+    def folds_N(self) -> NDArray[np.int64] | None:
+        """Fold of each query, where queries are believed nothing that some others have taught."""
+        if self.fold_N is not None or not self.asks_again:
+            return self.fold_N
+        return (self.tie_break_N % _FOLDS_OF_ATTEMPTS).astype(np.int64)
 
     def _believed(self, belief: Belief, *, is_guarded: bool) -> Batch:
         return self._of(
             belief.incidence(
-                self.x_NP, tokens_K=self.tokens_K, given=self.given, fold_N=self.fold_N, is_guarded=is_guarded
+                self.x_NP, tokens_K=self.tokens_K, given=self.given, fold_N=self.folds_N, is_guarded=is_guarded
             )
         )
 
     def _of(self, incidence: Incidence) -> Batch:
         curves = curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=self.tokens_K)
-        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N)
+        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N, self.calls)
 
     def _law(self) -> Incidence:
         right_K, survival_K = law(self.tokens_K)
@@ -199,16 +225,22 @@ class LearningOffers:
         index = rng.permutation(np.flatnonzero(is_free_N & (self.max_tokens_N > 0)))
         parts_N = cost_parts(self.cost_N)
         mean_cost = float(self.cost_N[index].mean()) if len(index) else 1.0
-        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=self.budget_tokens / mean_cost)
+        all_N, none_N = np.arange(len(is_free_N)), np.zeros(len(is_free_N), np.int64)
+        prompt_parts_N = none_N if self.calls is None else self.calls.fixed_parts(all_N, none_N)
+        answers_tokens = self.budget_tokens - float(prompt_parts_N[index].sum()) / COST_PARTS
+        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=max(answers_tokens, 0.0) / mean_cost)
         # What is owed to all others has to be there beside the grants of the pilot.
-        left_parts = available_tokens * COST_PARTS - int(owed_tokens_N @ parts_N)
+        left_parts = available_tokens * COST_PARTS - int(
+            owed_tokens_N @ parts_N + prompt_parts_N[owed_tokens_N > 0].sum()
+        )
         tokens_N = np.zeros(len(is_free_N), np.int64)
         for query in index[: self.stages.pilot_size(len(index))]:
-            tokens = min(
-                int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query] + left_parts // parts_N[query])
-            )
+            prompt_parts = 0 if owed_tokens_N[query] else int(prompt_parts_N[query])
+            more = max(left_parts - prompt_parts, 0) // int(parts_N[query])
+            tokens = min(int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query]) + more)
             tokens_N[query] = max(tokens, 0)
-            left_parts -= max(tokens - int(owed_tokens_N[query]), 0) * int(parts_N[query])
+            if tokens > owed_tokens_N[query]:
+                left_parts -= prompt_parts + (tokens - int(owed_tokens_N[query])) * int(parts_N[query])
         granted = self.serve(tokens_N, available_tokens=available_tokens, shadow_price=0.0)
         return replace(granted, is_service=False)
 
@@ -220,7 +252,21 @@ def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
     right = np.where(is_ended, np.clip(states.correct_N[index], 0.0, 1.0), np.nan)
     if label == "ended":
         right = np.full(len(index), np.nan)
-    return Observed(index, states.answer_tokens_N[index], is_ended, right)
+    current = Observed(index, states.answer_tokens_N[index], is_ended, right)
+    return current if not len(states.past) else _with_past(current, states.past, label=label)
+
+
+def _with_past(current: Observed, past: PastAttempts, *, label: Label) -> Observed:
+    """Return the current answers and those that others came after; in the order of their queries."""
+    right_P = np.where(past.has_stopped_P, np.clip(past.correct_P, 0.0, 1.0), np.nan)
+    query = np.concatenate([current.query_M, past.index_P])
+    every = Observed(
+        query,
+        np.concatenate([current.tokens_M, past.tokens_P]),
+        np.concatenate([current.is_ended_M, past.has_stopped_P]),
+        np.concatenate([current.right_M, np.full(len(past), np.nan) if label == "ended" else right_P]),
+    )
+    return every.take(np.argsort(query, kind="stable"))
 
 
 def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.random.Generator) -> Clearing:
@@ -230,15 +276,9 @@ def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.ran
     """
     if not len(clearing.index_M):
         return clearing
-    taken_M = clearing.tokens_M * cost_N[clearing.index_M]
+    taken_M = clearing.parts_M(cost_N) / COST_PARTS
     order = rng.permutation(len(taken_M))
     chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
     if not len(chosen):
         chosen = np.array([int(taken_M.argmin())])
-    return replace(
-        clearing,
-        index_M=clearing.index_M[chosen],
-        tokens_M=clearing.tokens_M[chosen],
-        expected_tokens_M=clearing.expected_tokens_M[chosen],
-        expected_utility_M=clearing.expected_utility_M[chosen],
-    )
+    return clearing.some(chosen)

@@ -19,8 +19,12 @@ it back; it sells it to no other query.
 
 **The end** is when `next` returns None and nothing is running: nothing is left that could be bought.
 
-Invariants: no query holds two running grants; what is promised to grants priced at their ceilings is never more than what is
-not spent; told the same in the same order, it answers the same, which is what a resume does with what its folder holds.
+**Attempts.** Where a query may be asked again, a grant goes on with its current attempt or begins a fresh one
+(`history.AttemptRule`); the query stays open until the rule closes it.
+
+Invariants: no query holds two running grants, or begins more attempts than it may; what is promised to grants priced at their
+ceilings is never more than what is not spent; told the same in the same order, it answers the same, which is what a resume
+does with what its folder holds.
 
 Shapes: N queries of the batch, M of them granted in a round.
 """
@@ -32,13 +36,15 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import MOST_ROUNDS, AllocationConfig
+from clear_ray.config.run import AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
-from clear_ray.rounds.batch import cost_parts, taken_tokens
+from clear_ray.rounds.batch import taken_tokens
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.minimum_service import owed_tokens
 from clear_ray.rounds.offers import Offers
 from clear_ray.rounds.running import DEFECT, Round, RunningRound
@@ -52,19 +58,28 @@ class Rounds:
         offers: What queries are offered, and what is believed of them.
         settings: When rounds end, and whether there is a minimum service.
         failed: Queries that failed before the first round.
+        calls: What calls take, where prompts are paid for; of several models, those of the cheapest.
+        rule: What ends a query; its first answer if not given.
 
     Attributes:
         states: Where every query stands.
         number: Number of the last round; 0 before the first.
     """
 
-    def __init__(self, offers: Offers, settings: AllocationConfig, *, failed: Collection[int] = ()) -> None:
-        self.states = QueryStates(offers.cost_N, failed=failed)
+    def __init__(
+        self,
+        offers: Offers,
+        settings: AllocationConfig,
+        *,
+        failed: Collection[int] = (),
+        calls: CallCosts | None = None,
+        rule: AttemptRule | None = None,
+    ) -> None:
+        self.states = QueryStates(offers.cost_N, failed=failed, rule=rule)
         self.number = 0
-        self._offers, self._settings = offers, settings
-        self._parts_N = cost_parts(offers.cost_N)
+        self._offers, self._settings, self._calls = offers, settings, calls
         self._is_running_N = np.zeros(len(offers.cost_N), bool)
-        self._promised_parts = 0
+        self._promised_parts_N = np.zeros(len(offers.cost_N), np.int64)
         self._running: dict[int, RunningRound] = {}
         self._came_to_nothing = False
         self._has_served = False
@@ -81,8 +96,8 @@ class Rounds:
 
     @property
     def promised_tokens(self) -> int:
-        """What running grants may spend, in tokens of cost 1, rounded up."""
-        return -(-self._promised_parts // COST_PARTS)
+        """What running grants may spend, in tokens of cost 1 or in the budget's unit, rounded up."""
+        return -(-int(self._promised_parts_N.sum()) // COST_PARTS)
 
     def may_clear(self, unspent_tokens: int) -> bool:
         """Return whether `next` would clear the price. Changes nothing."""
@@ -134,7 +149,7 @@ class Rounds:
             BudgetError: One of them is no running grant of that round.
         """
         self._running_round(number).note(attempts, self.states)
-        self._release(attempts.index_M, attempts.granted_tokens_M)
+        self._release(attempts.index_M)
 
     def take(self, number: int, attempts: Iterable[Attempts] = ()) -> RoundReport:
         """Note the rest of what came of a round, which is over then: grants without an attempt were not run.
@@ -154,7 +169,7 @@ class Rounds:
         running = self._running_round(number)
         del self._running[number]
         clearing = running.granted.clearing
-        self._release(clearing.index_M[~running.was_run_M], clearing.tokens_M[~running.was_run_M])
+        self._release(clearing.index_M[~running.was_run_M])
         self._came_to_nothing |= not running.was_run_M.any()
         return running.report()
 
@@ -167,29 +182,49 @@ class Rounds:
         return owed_tokens(is_unserved_N, self._offers.max_tokens_N, self._settings.minimum_service_tokens)
 
     def _may_clear(self, available_tokens: int, owed_tokens_N: NDArray[np.int64]) -> bool:
-        if self._came_to_nothing or self._has_served or self.number >= (self._settings.max_rounds or MOST_ROUNDS):
+        if self._came_to_nothing or self._has_served or self.number >= self._settings.most_rounds:
             return False
         if self.number == 0:
             return available_tokens >= 1
-        for_sale_tokens = available_tokens - taken_tokens(owed_tokens_N, self.states.cost_N)
-        return for_sale_tokens >= self._settings.smallest_grant_tokens
+        for_sale_tokens = available_tokens - self._taken(owed_tokens_N)
+        return for_sale_tokens >= self._smallest_grant()
+
+    def _taken(self, tokens_N: NDArray[np.int64]) -> int:
+        """Return what a first grant of so many tokens to each query takes from the budget."""
+        if self._calls is None:
+            return taken_tokens(tokens_N, self.states.cost_N)
+        index = np.arange(len(tokens_N))
+        return -(-int(self._calls.taken_parts(index, tokens_N, np.zeros_like(tokens_N)).sum()) // COST_PARTS)
+
+    def _smallest_grant(self) -> float:
+        """Return what the smallest useful grant takes; where prompts are paid for, to the query that it takes the least."""
+        smallest, open_M = self._settings.smallest_grant_tokens, np.flatnonzero(self._is_free_N)
+        if self._calls is None or not len(open_M):
+            return smallest
+        parts_M = self._calls.taken_parts(open_M, np.full(len(open_M), smallest), self.states.answer_tokens_N[open_M])
+        return float(parts_M.min()) / COST_PARTS
 
     def _begin(self, granted: Round) -> Round:
         clearing = granted.clearing
         index, is_free_N = clearing.index_M, self._is_free_N
         if len(np.unique(index)) < len(index) or not is_free_N[index].all() or (clearing.tokens_M < 1).any():
             raise BudgetError("a query is granted twice, or is not free", f"round {granted.number}", remedy=DEFECT)
+        begins_M, states = self.states.begins_M(clearing), self.states
+        if (begins_M & (states.left_N[index] < 1) | ~begins_M & ~states.may_go_on_N[index]).any():
+            raise BudgetError(
+                "an attempt too many, or going on with what is over", f"round {granted.number}", remedy=DEFECT
+            )
         self.number = granted.number
         self._running[granted.number] = RunningRound(granted)
         self._is_running_N[index] = True
-        self._promised_parts += int(clearing.tokens_M @ self._parts_N[index])
+        self._promised_parts_N[index] = clearing.parts_M(self._offers.cost_N)
         self._has_served |= clearing.is_service
         self.states.grant(clearing)
         return granted
 
-    def _release(self, index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> None:
+    def _release(self, index_M: NDArray[np.int64]) -> None:
         self._is_running_N[index_M] = False
-        self._promised_parts -= int(tokens_M @ self._parts_N[index_M])
+        self._promised_parts_N[index_M] = 0
 
     def _running_round(self, number: int) -> RunningRound:
         if number not in self._running:

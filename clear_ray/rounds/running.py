@@ -42,6 +42,7 @@ class RunningRound:
     was_run_M: NDArray[np.bool_] = field(init=False)
     order_M: NDArray[np.int64] = field(init=False)
     fresh: int = 0
+    again: int = 0
     granted_tokens: int = 0
     spent_tokens: int = 0
     finished: int = 0
@@ -57,7 +58,9 @@ class RunningRound:
         place_M = self._places_of(attempts)
         is_scored_M = ~np.isnan(attempts.correct_M)
         self.was_run_M[place_M] = True
-        self.fresh += int((states.rounds_N[attempts.index_M] == 0).sum())
+        is_first_M = states.rounds_N[attempts.index_M] == 0
+        self.fresh += int(is_first_M.sum())
+        self.again += int((states.begins_M(self.granted.clearing)[place_M] & ~is_first_M).sum())
         self.granted_tokens += int(attempts.granted_tokens_M.sum())
         self.spent_tokens += int(attempts.attempt_tokens_M.sum())
         self.finished += int(attempts.has_stopped_M.sum())
@@ -89,12 +92,14 @@ class RunningRound:
             shadow_price=clearing.shadow_price,
             available_tokens=self.granted.available_tokens,
             fresh=self.fresh,
-            continued=int(was_run_M.sum()) - self.fresh,
+            continued=int(was_run_M.sum()) - self.fresh - self.again,
+            again=self.again,
             granted_tokens=self.granted_tokens,
             expected_tokens=float(clearing.expected_tokens_M[was_run_M].sum()),
             expected_utility=float(clearing.expected_utility_M[was_run_M].sum()),
             dual_bound=clearing.dual_bound,
             gap=clearing.gap,
+            later_utility=clearing.later_utility,
             spent_tokens=self.spent_tokens,
             finished=self.finished,
             correct=self.correct if self.scored else None,

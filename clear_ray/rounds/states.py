@@ -10,21 +10,36 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.history import AttemptRule, PastAttempts
 
 
 class QueryStates:
-    """Sums over the rounds so far; every attribute has shape (N,).
+    """Sums over the rounds so far; every attribute that ends in N has shape (N,).
+
+    `answer_tokens_N`, `correct_N` and `has_stopped_N` are those of the current attempt. `chosen_round_N` is the round whose
+    answer counts as the query's by now, and `chosen_score_N` its score.
 
     Args:
         cost_N: What a token of each query takes from the budget, shape (N,).
         failed: Queries that failed before the first round.
+        rule: What ends a query; its first answer if not given.
     """
 
-    def __init__(self, cost_N: NDArray[np.float64], *, failed: Collection[int] = ()) -> None:
+    def __init__(
+        self, cost_N: NDArray[np.float64], *, failed: Collection[int] = (), rule: AttemptRule | None = None
+    ) -> None:
         queries = len(cost_N)
-        self.cost_N = cost_N
+        self.cost_N, self.rule, self.past = cost_N, rule or AttemptRule(), PastAttempts()
+        self.attempt_N = np.zeros(queries, np.int32)
+        self.option_N = np.zeros(queries, np.int64)
+        self.may_go_on_N = np.zeros(queries, bool)
+        self.chosen_round_N = np.zeros(queries, np.int32)
+        self.chosen_attempt_N = np.zeros(queries, np.int32)
+        self.chosen_score_N = np.full(queries, np.nan)
+        self.chosen_has_stopped_N = np.zeros(queries, bool)
         self.is_open_N = np.ones(queries, bool)
         self.has_stopped_N = np.zeros(queries, bool)
         self.has_failed_N = np.zeros(queries, bool)
@@ -47,6 +62,17 @@ class QueryStates:
         self.price_N[self.rounds_N == 0] = clearing.shadow_price
         self.was_granted_N[clearing.index_M] = True
 
+    def begins_M(self, clearing: Clearing) -> NDArray[np.bool_]:
+        """Return which grants begin an attempt; the others go on with a cut answer."""
+        has_none_M: NDArray[np.bool_] = self.attempt_N[clearing.index_M] == 0
+        return has_none_M if clearing.is_fresh_M is None else has_none_M | clearing.is_fresh_M
+
+    @property
+    def left_N(self) -> NDArray[np.int64]:
+        """How many more attempts each query may begin."""
+        left_N: NDArray[np.int64] = self.rule.most_of(np.arange(len(self.cost_N))) - self.attempt_N
+        return np.maximum(left_N, 0)
+
     def take(self, number: int, clearing: Clearing, place_M: NDArray[np.int64], attempts: Attempts) -> None:
         """Note what some grants of a round came to.
 
@@ -57,7 +83,10 @@ class QueryStates:
             attempts: What came of them.
         """
         index, utility = attempts.index_M, clearing.expected_utility_M[place_M]
-        taken = clearing.tokens_M[place_M] * self.cost_N[index]
+        taken = clearing.parts_M(self.cost_N)[place_M] / COST_PARTS
+        self._begin(index, self.begins_M(clearing)[place_M])
+        if clearing.option_M is not None:
+            self.option_N[index] = clearing.option_M[place_M]
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += utility
         self.surplus_N[index] = utility - clearing.shadow_price * taken
@@ -69,5 +98,34 @@ class QueryStates:
         self.rounds_N[index] += 1
         self.correct_N[index] = attempts.correct_M
         self.has_stopped_N[index] = attempts.has_stopped_M
-        self.has_failed_N[index] = attempts.has_failed_M
-        self.is_open_N[index] = ~attempts.is_over_M
+        self.may_go_on_N[index] = ~attempts.is_over_M
+        self.is_open_N[index] = ~self.rule.closes_M(attempts, self.attempt_N[index])
+        self._choose(number, attempts)
+
+    def _begin(self, index: NDArray[np.int64], is_fresh_M: NDArray[np.bool_]) -> None:
+        """Leave the current attempt of the queries that were asked again."""
+        left = index[is_fresh_M & (self.attempt_N[index] > 0)]
+        self.past.add(
+            left,
+            tokens=self.answer_tokens_N[left],
+            has_stopped=self.has_stopped_N[left],
+            correct=self.correct_N[left],
+            option=self.option_N[left],
+        )
+        self.attempt_N[index[is_fresh_M]] += 1
+
+    def _choose(self, number: int, attempts: Attempts) -> None:
+        """Take an answer for the query's answer if it is at least as good as the one that the query has."""
+        index = attempts.index_M
+        is_same_M = self.chosen_attempt_N[index] == self.attempt_N[index]
+        has_none_M = self.chosen_attempt_N[index] == 0
+        score_M, chosen_M = np.nan_to_num(attempts.correct_M, nan=-np.inf), self.chosen_score_N[index]
+        chosen_M = np.nan_to_num(chosen_M, nan=-np.inf)
+        is_whole_M = attempts.has_stopped_M & ~self.chosen_has_stopped_N[index]
+        is_better_M = (score_M > chosen_M) | ((score_M == chosen_M) & is_whole_M)
+        takes_M = is_same_M | has_none_M | (is_better_M & ~attempts.has_failed_M)
+        rows = index[takes_M]
+        self.chosen_round_N[rows], self.chosen_attempt_N[rows] = number, self.attempt_N[rows]
+        self.chosen_score_N[rows] = attempts.correct_M[takes_M]
+        self.chosen_has_stopped_N[rows] = attempts.has_stopped_M[takes_M]
+        self.has_failed_N[rows] = attempts.has_failed_M[takes_M]

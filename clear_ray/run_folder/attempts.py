@@ -26,6 +26,7 @@ _READ_OF_ATTEMPT = [
     "finish_reason",
     "correct",
     "error",
+    "is_at_end",
 ]
 
 _KEPT_OF_ATTEMPT = ("index", "attempt", "granted_tokens", "attempt_tokens", "correct")
@@ -86,6 +87,9 @@ def slim_attempts(table: pa.Table) -> pa.Table:
         "has_failed": has_failed,
         "is_at_end": pc.and_(is_cut, is_short),
     }
+    if "is_at_end" in table.column_names:  # older runs lack it
+        columns["is_at_end"] = pc.or_(columns["is_at_end"], table["is_at_end"].fill_null(False))
+        table = table.drop_columns(["is_at_end"])
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)

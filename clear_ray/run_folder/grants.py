@@ -17,14 +17,15 @@ from clear_ray.storage import Folder
 def write_grants(folder: Folder, granted: Round) -> None:
     """Keep a round's grants before they are acted on, so that a resumed run goes on with the same ones."""
     clearing = granted.clearing
-    table = pa.table(
-        {
-            "index": clearing.index_M,
-            "tokens": clearing.tokens_M,
-            "expected_tokens": clearing.expected_tokens_M,
-            "expected_utility": clearing.expected_utility_M,
-        }
-    ).replace_schema_metadata(
+    columns = {
+        "index": clearing.index_M,
+        "tokens": clearing.tokens_M,
+        "expected_tokens": clearing.expected_tokens_M,
+        "expected_utility": clearing.expected_utility_M,
+    }
+    if clearing.reserved_parts_M is not None:
+        columns["reserved_parts"] = clearing.reserved_parts_M
+    table = pa.table(columns).replace_schema_metadata(
         {
             "shadow_price": repr(clearing.shadow_price),
             "dual_bound": repr(clearing.dual_bound),
@@ -66,5 +67,6 @@ def _grants_in(number: int, table: pa.Table) -> Round:
         dual_bound=float(facts["dual_bound"]),
         gap=float(facts["gap"]),
         is_service=bool(facts.get("is_service")),
+        reserved_parts_M=table["reserved_parts"].to_numpy() if "reserved_parts" in table.column_names else None,
     )
     return Round(number, int(facts["available_tokens"]), clearing)

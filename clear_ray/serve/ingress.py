@@ -25,6 +25,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from clear_ray.errors import EngineError
 from clear_ray.serve.answer import Reply
+from clear_ray.serve.batches.routes import routes as batch_routes
+from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.deployments import PromptReading
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
@@ -83,13 +85,17 @@ async def _say_defect(request: Request, error: Exception) -> Response:
     return await _say_api_error(request, ApiError(500, "The server failed on this query.", code="internal_error"))
 
 
+api.include_router(batch_routes)
+
+
 @serve.deployment
 @serve.ingress(api)
 class Ingress:
     """The FastAPI application; see the module's docstring."""
 
-    def __init__(self, settings: dict[str, Any], engine: Any, price: Any) -> None:
+    def __init__(self, settings: dict[str, Any], engine: Any, price: Any, *_: Any) -> None:
         self._settings = ServeConfig.parse(settings)
+        self.batches = None if self._settings.batches is None else BatchService(self._settings.batches)
         self._engine, self._price = engine, price
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()

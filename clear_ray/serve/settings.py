@@ -10,6 +10,7 @@ from clear_ray.config.base import ConfigFile, Settings
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.run import EstimateConfig
+from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.law import PriceLaw
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -108,6 +109,8 @@ class ServeConfig(ConfigFile):
     """What one query may ask for. Changes while the server runs, through `user_config`."""
     scaling: ScalingSettings | None = None
     """Engine replicas by outstanding tokens; if not given there are always `engine.workers`."""
+    batches: BatchSettings | None = None
+    """Files and batches; if not given the server keeps none."""
     model_name: str = Field(default="clear_ray", min_length=1)
     """Name of the model in the API."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)

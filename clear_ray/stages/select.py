@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     pass
 from clear_ray.ledger.void import VoidAttempts
 
-GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
+GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "text", "round", "granted_tokens", "rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class GrantTable:
     round: int
     index_M: NDArray[np.int64]
     tokens_M: NDArray[np.int64]
+    reserved_parts_M: NDArray[np.int64] | None = None
 
 
 class SelectGranted:
@@ -55,9 +56,10 @@ class SelectGranted:
         wanted = np.flatnonzero(is_wanted_M)
         order = wanted[np.argsort(grants.index_M[wanted])]
         self._index_M, self._tokens_M, self._rank_M = grants.index_M[order], grants.tokens_M[order], order
+        self._parts_M = None if grants.reserved_parts_M is None else grants.reserved_parts_M[order]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the granted rows with the columns of `GRANTED_COLUMNS`."""
+        """Return the granted rows with the columns of `GRANTED_COLUMNS`, and `reserved_parts` where prompts are paid for."""
         if self._last_round_N is not None:
             batch = self._void.dropped_from(batch)
         index = batch["index"].to_numpy()
@@ -72,7 +74,10 @@ class SelectGranted:
             if self._last_round_N is None
             else batch["token_ids"].filter(pa.array(is_granted))
         )
-        rows = rows.append_column("token_ids", token_ids)
+        text = pa.array([""] * len(rows)) if self._last_round_N is None else batch["text"].filter(pa.array(is_granted))
+        rows = rows.append_column("token_ids", token_ids).append_column("text", text)
         rows = rows.append_column("round", pa.array(np.full(len(at), self._round, np.int32)))
         rows = rows.append_column("granted_tokens", pa.array(self._tokens_M[at]))
+        if self._parts_M is not None:
+            rows = rows.append_column("reserved_parts", pa.array(self._parts_M[at]))
         return rows.append_column("rank", pa.array(self._rank_M[at]))

@@ -22,6 +22,7 @@ from clear_ray.ledger.ledger import WAIT, Entry, Ledger
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.history import SOLVED_SCORE, AttemptRule
 from clear_ray.rounds.offers import Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
@@ -54,6 +55,10 @@ class Answers:
     is_stopped_N: NDArray[np.bool_]
     is_right_N: NDArray[np.bool_]
 
+    def of_attempt(self, number_N: NDArray[np.integer]) -> Answers:
+        """Return these answers: there is one to each query, whatever the attempt."""
+        return self
+
     def attempts(
         self, index_M: NDArray[np.int64], tokens_M: NDArray[np.int64], before_M: NDArray[np.int64]
     ) -> Attempts:
@@ -74,20 +79,43 @@ class Answers:
 
 
 @dataclass(frozen=True, eq=False)
+class SampledAnswers:
+    """Several answers of a model to each query, in the order in which attempts draw them.
+
+    Attributes:
+        length_NS: Tokens of each recorded answer.
+        is_stopped_NS: Whether it ended by itself there.
+        is_right_NS: Whether it is correct.
+    """
+
+    length_NS: NDArray[np.int64]
+    is_stopped_NS: NDArray[np.bool_]
+    is_right_NS: NDArray[np.bool_]
+
+    def of_attempt(self, number_N: NDArray[np.integer]) -> Answers:
+        """Return the answer that each query gives in its attempt of this number, from 1; past the last they begin anew."""
+        rows, sample_N = np.arange(len(self.length_NS)), (np.maximum(number_N, 1) - 1) % self.length_NS.shape[1]
+        columns = (self.length_NS, self.is_stopped_NS, self.is_right_NS)
+        return Answers(*(column[rows, sample_N] for column in columns))
+
+
+@dataclass(frozen=True, eq=False)
 class Replayed:
     """What came of a run.
 
     Attributes:
-        is_right_N: Ended by itself within its grants, and correct.
+        is_right_N: Ended by itself within its grants, and correct; one of its attempts, if there were several.
         spent_tokens_N: Tokens generated.
         rounds: The grants of each round, a minimum service included.
         reports: What each round came to.
+        attempts_N: Attempts of each query.
     """
 
     is_right_N: NDArray[np.bool_]
     spent_tokens_N: NDArray[np.int64]
     rounds: tuple[Round, ...]
     reports: tuple[RoundReport, ...]
+    attempts_N: NDArray[np.int32]
 
     @property
     def clearings(self) -> int:
@@ -97,11 +125,12 @@ class Replayed:
 
 def replay_run(
     offers: Offers,
-    answers: Answers,
+    answers: Answers | SampledAnswers,
     *,
     budget_tokens: int,
     allocation: AllocationConfig | None = None,
     dispatched: Dispatched | None = None,
+    rule: AttemptRule | None = None,
 ) -> Replayed:
     """Run rounds until nothing useful is left to buy, as `batch.run` does.
 
@@ -111,18 +140,22 @@ def replay_run(
         budget_tokens: What the run may generate.
         allocation: When rounds end, and whether there is a minimum service; as in a run if not given.
         dispatched: How grants travel.
+        rule: What ends a query; its first answer if not given.
     """
-    rounds = Rounds(offers, allocation or AllocationConfig())
-    ledger = Ledger(budget_tokens, len(answers.length_N), cost_N=offers.cost_N)
+    rounds = Rounds(offers, allocation or AllocationConfig(), rule=rule)
+    ledger, states = Ledger(budget_tokens, len(offers.cost_N), cost_N=offers.cost_N), rounds.states
     granted, reports = [], []
     while (new := rounds.next(ledger.available_tokens)) is not None:
-        before_N = rounds.states.answer_tokens_N
-        index_M, tokens_M = _dispatch(ledger, new.clearing, answers.length_N - before_N, dispatched or Dispatched())
-        reports.append(rounds.take(new.number, [answers.attempts(index_M, tokens_M, before_N[index_M])]))
+        is_begun_N = np.zeros(len(states.attempt_N), bool)
+        is_begun_N[new.clearing.index_M] = states.begins_M(new.clearing)
+        before_N = np.where(is_begun_N, 0, states.answer_tokens_N)
+        current = answers.of_attempt(states.attempt_N + is_begun_N)
+        index_M, tokens_M = _dispatch(ledger, new.clearing, current.length_N - before_N, dispatched or Dispatched())
+        reports.append(rounds.take(new.number, [current.attempts(index_M, tokens_M, before_N[index_M])]))
         granted.append(new)
     ledger.check()
-    is_right_N = answers.is_right_N & rounds.states.has_stopped_N
-    return Replayed(is_right_N, ledger.spent_tokens_N, tuple(granted), tuple(reports))
+    is_right_N = states.chosen_has_stopped_N & (states.chosen_score_N >= SOLVED_SCORE)
+    return Replayed(is_right_N, ledger.spent_tokens_N, tuple(granted), tuple(reports), states.attempt_N)
 
 
 def _dispatch(

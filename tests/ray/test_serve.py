@@ -30,6 +30,9 @@ from tests.conftest import ROLLOUTS
 from tests.ray.serving import KEY, PRICE, ask, client_of, free_port, settings
 
 ROOT = Path(__file__).resolve().parents[2]
+_FILE, _BATCH = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+BATCH_PATHS = ("/v1/files", _FILE, f"{_FILE}/content", "/v1/batches", _BATCH, f"{_BATCH}/cancel", f"{_BATCH}/budget")
+BATCH_PATHS += (f"{_BATCH}/retry", f"{_BATCH}/export")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,7 @@ def test_limits_hold_at_their_boundary(client: openai.OpenAI, recorded: dict[str
 def test_every_route_is_guarded(client: openai.OpenAI, port: int) -> None:
     routes = {tuple(route.split(" ")) for route in routes_of(api)}
     guarded = {"/metrics", "/v1/models", "/v1/models/{name:path}", "/v1/chat/completions", "/v1/completions"}
-    assert {path for _, path in routes} == guarded | OPEN_PATHS
+    assert {path for _, path in routes} == guarded | OPEN_PATHS | set(BATCH_PATHS)
     for method, path in routes:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/open{path}", method=method, data=None)
         status = _status(request)

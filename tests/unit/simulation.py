@@ -30,7 +30,7 @@ from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
@@ -485,7 +485,7 @@ class Simulation:
         ledger = Ledger(self.world.budget_tokens, self.queries, cost_N=self.world.offers.cost_N)
         for record in read_journal(open_folder(str(self.run_dir))):
             if "op" in record:
-                ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+                ledger.apply(entry_of(record))
         ledger.check()
         return ledger
 

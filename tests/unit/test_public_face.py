@@ -23,7 +23,7 @@ PARAMETERS = {
     "allocate_rollouts": [
         *("solvability_N", "tokens_N", "budget_tokens*", "objective*", "rollouts*", "strength*", "right_N*", "wrong_N*")
     ],
-    "plan": ["queries", "config", "share*", "display*"],
+    "plan": ["queries", "config", "share*", "sample_share*", "display*"],
     "run": ["queries", "config", "display*"],
     "solve_shadow_price": ["utility", "budget_tokens*"],
 }

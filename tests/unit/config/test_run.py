@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from clear_ray.config import engine as engine_settings
 from clear_ray.config import input as input_settings
 from clear_ray.config import run as run_settings
-from clear_ray.config.engine import ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
+from clear_ray.config.engine import OpenAIConfig, ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
 from clear_ray.config.run import RunConfig, Settings
 from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
 from clear_ray.errors import ConfigError
@@ -421,5 +421,5 @@ def test_there_is_a_demo_to_load() -> None:
 
 def test_engines_share_what_they_have_in_common() -> None:
     engines = get_args(get_args(engine_settings.EngineConfig)[0])
-    assert set(engines) == {TransformersConfig, VllmConfig, ReplayConfig}
+    assert set(engines) == {TransformersConfig, VllmConfig, ReplayConfig, OpenAIConfig}
     assert all(issubclass(engine, WorkersConfig) for engine in engines)

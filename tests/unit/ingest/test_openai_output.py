@@ -134,3 +134,15 @@ def test_nothing_half_written(tmp_path: Path, scheme: str) -> None:
     write_openai_outputs(ROWS[:1], folder, model="m")
     assert len(read_lines(folder, "output.jsonl")) == 1
     assert folder.read("errors.jsonl") == b""
+
+
+@pytest.mark.parametrize("code", ["batch_cancelled", "batch_expired"])
+def test_what_a_stopped_run_left_says_what_stopped_it(tmp_path: Path, code: str) -> None:
+    folder = open_folder(str(tmp_path / "run"))
+    write_openai_outputs(iter(ROWS), folder, model="m", unserved=code)
+    codes = {line["custom_id"]: (line["error"] or {}).get("code") for line in read_lines(folder, "errors.jsonl")}
+    assert (codes["f"], codes["i"]) == (code, code)
+    assert codes["b"] == "abandoned_by_price", "it had its offer"
+    write_openai_outputs(iter(ROWS), folder, model="m", url="/v1/messages", unserved=code)
+    kinds = {line["custom_id"]: line["result"]["type"] for line in read_lines(folder, "errors.jsonl")}
+    assert kinds["f"] == kinds["i"] == {"batch_cancelled": "canceled", "batch_expired": "expired"}[code]

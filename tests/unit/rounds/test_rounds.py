@@ -331,6 +331,8 @@ def attempts_at(attempts: Attempts, places: np.ndarray) -> Attempts:
 
 
 def state_of(rounds: Rounds) -> dict[str, object]:
-    columns = {name: value.tolist() for name, value in vars(rounds.states).items() if name != "correct_N"}
-    correct = np.nan_to_num(rounds.states.correct_N, nan=-1.0).tolist()
+    states = {name: value for name, value in vars(rounds.states).items() if isinstance(value, np.ndarray)}
+    scores = {"correct_N", "chosen_score_N"}
+    columns = {name: value.tolist() for name, value in states.items() if name not in scores}
+    correct = [np.nan_to_num(states[name], nan=-1.0).tolist() for name in sorted(scores)]
     return columns | {"correct": correct, "number": rounds.number, "promised": rounds.promised_tokens}

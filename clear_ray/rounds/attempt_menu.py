@@ -1,0 +1,183 @@
+"""What a query can still buy where it may be asked again: this attempt and all later ones, in one supply curve.
+
+A *plan* is a ceiling and a number of attempts under it: go on with the cut answer up to the ceiling, or leave it, and then
+ask afresh up to so many times, each time under the same ceiling, until an answer is right. With P the chance that one answer
+is right by the ceiling and C what it is expected to spend,
+
+    success = 1 - product over j of (1 - P_j),      spend = sum over j of C * product over i < j of (1 - P_i),
+
+each an average over the kinds that the query may be of (`likeness`), by what its attempts have shown so far. Every plan is a
+point (spend, success); the upper concave envelope over all plans of a query is what the price sees. The grant is that of the
+plan's next attempt alone: what comes of it is known before the next one is priced.
+
+Shapes: N queries, K grid points, A attempts, Z kinds, J plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.allocation import Tabulated
+from clear_ray.allocation.envelope import limited_points
+from clear_ray.estimation.curves import Curves
+from clear_ray.estimation.likeness import Likeness, curves_of_kinds
+from clear_ray.rounds.batch import Batch
+
+Array = NDArray[np.float64]
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """Where the queries that are priced stand.
+
+    Attributes:
+        started_tokens_N: Tokens of the answer that can be gone on with; 0 where there is none.
+        left_N: How many attempts each may still begin.
+        wrong_N: How many answers ended and were wrong.
+        weight_ZN: What is believed of each one's kind.
+        likeness: How alike the answers to one query are.
+    """
+
+    started_tokens_N: NDArray[np.int64]
+    left_N: NDArray[np.int64]
+    wrong_N: Array
+    weight_ZN: Array
+    likeness: Likeness
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Menu:
+    """All plans of N queries; plan 0 buys nothing.
+
+    Attributes:
+        success_JN: Chance that the query is solved by the plan, weighted.
+        spend_JN: What the plan is expected to spend, in tokens of cost 1.
+        tokens_JN: Further tokens that the plan's next attempt is granted.
+        first_success_JN: Chance that this attempt is right, weighted.
+        first_spend_JN: What this attempt is expected to spend, in its own tokens.
+        is_fresh_JN: Whether the plan begins an attempt.
+    """
+
+    success_JN: Array
+    spend_JN: Array
+    tokens_JN: NDArray[np.int64]
+    first_success_JN: Array
+    first_spend_JN: Array
+    is_fresh_JN: NDArray[np.bool_]
+
+
+def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64]) -> Menu:
+    """Return the plans of some queries.
+
+    Args:
+        batch: Their curves, weights, ceilings and costs.
+        standing: Where they stand.
+        most_tokens_N: Most further tokens that each may be granted at once.
+    """
+    started, likeness = standing.started_tokens_N, standing.likeness
+    curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
+    fresh = _Answer.of(curves, np.zeros_like(started), batch.max_tokens_N, most_tokens_N)
+    plans = [_nothing(fresh), *_again(fresh, None, standing)]
+    if (started > 0).any():
+        plans += _again(fresh, _Answer.of(curves, started, batch.max_tokens_N, most_tokens_N), standing)
+    columns = (np.concatenate(parts) for parts in zip(*plans, strict=True))
+    success, spend, tokens, first_success, first_spend, is_fresh = columns
+    return Menu(
+        success_JN=success * batch.weight_N,
+        spend_JN=spend * batch.cost_N,
+        tokens_JN=tokens,
+        first_success_JN=first_success * batch.weight_N,
+        first_spend_JN=first_spend,
+        is_fresh_JN=is_fresh,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """Chance and spend of one answer of each kind under each ceiling, from where it stands.
+
+    Attributes:
+        tokens_KN: The ceilings, in further tokens.
+        success_KZN: Chance that the answer is right.
+        spend_KZN: What it is expected to spend.
+        wrong_KZN: Of answers that are not right, the share that ended all the same.
+    """
+
+    tokens_KN: NDArray[np.int64]
+    success_KZN: Array
+    spend_KZN: Array
+    wrong_KZN: Array
+
+    @staticmethod
+    def of(
+        curves: Curves,
+        started_N: NDArray[np.int64],
+        max_tokens_N: NDArray[np.int64],
+        most_tokens_N: NDArray[np.int64],
+    ) -> _Answer:
+        """Return the answers of N queries, of whose curves there are Z * N rows, kind by kind."""
+        kinds = len(curves) // len(started_N)
+        started, room = np.tile(started_N, kinds), np.tile(np.minimum(max_tokens_N - started_N, most_tokens_N), kinds)
+        whole = Tabulated(curves.tokens_K, curves.success_NK, curves.spend_NK, survival_NK=curves.survival_NK)
+        further = whole.continued(started) if started.any() else whole
+        # The grid may end before some kind of query does, but it is the same for all of them.
+        ceiling = np.clip(np.minimum(room, np.tile(_reach(curves, started_N), kinds)), 0, None).astype(np.float64)
+        floor, shape = np.zeros_like(ceiling), (len(curves.tokens_K), kinds, len(started_N))
+        columns = (further.success_NK, further.spend_NK, 1.0 - np.asarray(further.survival_NK))
+        success, spend, ended = (
+            limited_points(further.tokens_NK, column, floor, ceiling)[1:].reshape(shape) for column in columns
+        )
+        return _Answer(
+            np.minimum(further.tokens_NK, ceiling[:, None]).astype(np.int64)[: len(started_N)].T,
+            success,
+            spend,
+            np.clip((ended - success) / np.maximum(1.0 - success, _LEAST), 0.0, 1.0),
+        )
+
+
+def _reach(curves: Curves, started_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    reach: NDArray[np.int64] = curves.tokens_K[-1] - started_N
+    return reach
+
+
+_Plans = tuple[Array, Array, NDArray[np.int64], Array, Array, NDArray[np.bool_]]
+
+
+def _nothing(fresh: _Answer) -> _Plans:
+    none = np.zeros((1, fresh.tokens_KN.shape[1]))
+    return none, none, none.astype(np.int64), none, none, none.astype(bool)
+
+
+def _again(fresh: _Answer, ongoing: _Answer | None, standing: Standing) -> list[_Plans]:
+    """Return the plans that go on with an answer, or with none: one table of ceilings for each number of attempts."""
+    trust, weight_ZN = standing.likeness.trust, standing.weight_ZN
+    unsolved, spend = np.ones_like(fresh.success_KZN), np.zeros_like(fresh.success_KZN)
+    first, plans = fresh if ongoing is None else ongoing, []
+    wrong = np.broadcast_to(standing.wrong_N, unsolved.shape)
+    for number in range(int(standing.left_N.max(initial=0)) + (ongoing is not None)):
+        answer = first if number == 0 else fresh
+        doubt = 1.0 if np.isinf(trust) else trust / (trust + wrong)
+        spend = spend + unsolved * answer.spend_KZN
+        unsolved = unsolved * (1.0 - answer.success_KZN * doubt)
+        wrong = wrong + answer.wrong_KZN
+        can_N = (standing.left_N >= number + (ongoing is None)) & (first.tokens_KN[-1] > 0)
+        if ongoing is not None:
+            can_N &= standing.started_tokens_N > 0
+        success_KN, spend_KN = ((weight_ZN * table).sum(axis=1) for table in (1.0 - unsolved, spend))
+        if number == 0:
+            first_success_KN, first_spend_KN = success_KN, spend_KN
+        plans.append(
+            (
+                np.where(can_N, success_KN, 0.0),
+                np.where(can_N, spend_KN, 0.0),
+                np.where(can_N, first.tokens_KN, 0),
+                np.where(can_N, first_success_KN, 0.0),
+                np.where(can_N, first_spend_KN, 0.0),
+                np.broadcast_to(np.array(ongoing is None), success_KN.shape),
+            )
+        )
+    return plans

@@ -1,0 +1,226 @@
+"""Offers of a run whose queries may be asked again: to go on with a cut answer, or to begin a fresh one, at one price.
+
+A clearing prices what is available over the plans of all free queries (`attempt_menu`), each of which counts this attempt
+and all later ones. It grants the next attempt of each plan that is bought, at its ceiling, best first, as far as the ceilings
+fit: what does not fit is priced anew once more is known.
+
+The certificate is one of expectations: no plans that are expected to spend what is available can be expected to solve more
+than the bound.
+
+Shapes: N queries of the batch, M of them priced, J plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.estimation.likeness import Likeness, Tried, kind_weights, learn_likeness
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempt_menu import Menu, Standing, menu_of
+from clear_ray.rounds.attempt_price import Bought, buy
+from clear_ray.rounds.batch import Batch, affordable_tokens, cost_parts, taken_tokens
+from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.history import SOLVED_SCORE
+from clear_ray.rounds.minimum_service import minimum_service
+from clear_ray.rounds.states import QueryStates
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttemptOffers:
+    """Offers by the curves of a batch that is held in memory.
+
+    Attributes:
+        batch: The whole batch.
+        likeness: How alike the answers to one query are; learned on the way if not given.
+    """
+
+    batch: Batch
+    likeness: Likeness | None = None
+
+    @property
+    def cost_N(self) -> NDArray[np.float64]:
+        """See `Offers`."""
+        return self.batch.cost_N
+
+    @property
+    def max_tokens_N(self) -> NDArray[np.int64]:
+        """See `Offers`; of one attempt."""
+        return self.batch.max_tokens_N
+
+    def clear(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        owed_tokens_N: NDArray[np.int64],
+    ) -> Clearing:
+        """See `Offers`."""
+        return clear_attempts(
+            self.batch,
+            states,
+            is_free_N=is_free_N,
+            available_tokens=available_tokens,
+            owed_tokens_N=owed_tokens_N,
+            likeness=self.likeness,
+        )
+
+    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
+        """See `Offers`."""
+        return minimum_service(
+            self.batch, owed_tokens_N=owed_tokens_N, available_tokens=available_tokens, shadow_price=shadow_price
+        )
+
+
+def clear_attempts(
+    batch: Batch,
+    states: QueryStates,
+    *,
+    is_free_N: NDArray[np.bool_],
+    available_tokens: int,
+    owed_tokens_N: NDArray[np.int64],
+    likeness: Likeness | None = None,
+) -> Clearing:
+    """Price `available_tokens` over this attempt and all later ones of the free queries, and grant the next attempts.
+
+    What is owed as minimum service is kept back until the query is granted at least as much.
+
+    Source: docs/method.md, section 9.
+    """
+    owed_parts = int(owed_tokens_N @ cost_parts(batch.cost_N))
+    for_sale_tokens = available_tokens - -(-owed_parts // COST_PARTS)
+    index = np.flatnonzero(is_free_N & (batch.max_tokens_N > 0))
+    if not len(index) or for_sale_tokens < 1:
+        return nothing_to_grant(len(is_free_N))
+    part = batch.take(index)
+    standing = standing_of(batch, states, index, likeness=likeness)
+    menu = menu_of(
+        part,
+        standing,
+        most_tokens_N=affordable_tokens(for_sale_tokens, part.cost_N),
+    )
+    bought = buy(menu, available_tokens=for_sale_tokens, tie_break_N=part.tie_break_N)
+    left_M = standing.left_N
+    tokens_M = _that_fit(
+        part, menu, bought, left_M=left_M, owed_M=owed_tokens_N[index], available_tokens=available_tokens
+    )
+    is_fresh_M = np.where(bought.plan_N == 0, left_M > 0, menu.is_fresh_JN[bought.plan_N, np.arange(len(index))])
+    return _clearing(part, menu, bought, index, tokens_M, is_fresh_M=is_fresh_M, owed_tokens_N=owed_tokens_N)
+
+
+def standing_of(
+    batch: Batch, states: QueryStates, index: NDArray[np.int64], *, likeness: Likeness | None = None
+) -> Standing:
+    """Return where the queries at `index` stand; how alike their answers are is learned if it is not given."""
+    tried = attempts_so_far(states)
+    likeness = likeness or learn_likeness(batch.curves, tried)
+    place_N = np.full(len(states.attempt_N), -1)
+    place_N[index] = np.arange(len(index))
+    some = tried.of_queries(place_N >= 0)
+    some = replace(some, query_P=place_N[some.query_P])
+    is_wrong_P = some.is_ended_P & ~some.is_right_P
+    return Standing(
+        started_tokens_N=np.where(states.may_go_on_N, states.answer_tokens_N, 0)[index],
+        left_N=states.left_N[index],
+        wrong_N=np.bincount(some.query_P[is_wrong_P], minlength=len(index)).astype(np.float64),
+        weight_ZN=kind_weights(batch.curves.take(index), likeness.rho, likeness.kinds, some),
+        likeness=likeness,
+    )
+
+
+def attempts_so_far(states: QueryStates) -> Tried:
+    """Return all attempts of a run, those that can be gone on with too."""
+    current, past = np.flatnonzero(states.attempt_N > 0), states.past
+    score_P = np.concatenate([past.correct_P, states.correct_N[current]])
+    return Tried(
+        query_P=np.concatenate([past.index_P, current]),
+        tokens_P=np.concatenate([past.tokens_P, states.answer_tokens_N[current]]),
+        is_ended_P=np.concatenate([past.has_stopped_P, states.has_stopped_N[current]]),
+        is_right_P=np.nan_to_num(score_P) >= SOLVED_SCORE,
+    )
+
+
+def _that_fit(
+    part: Batch,
+    menu: Menu,
+    bought: Bought,
+    *,
+    left_M: NDArray[np.int64],
+    owed_M: NDArray[np.int64],
+    available_tokens: int,
+) -> NDArray[np.int64]:
+    """Return what each query is granted: the next attempts of the plans bought, best first, as far as their ceilings fit."""
+    rows = np.arange(len(owed_M))
+    tokens_M = menu.tokens_JN[bought.plan_N, rows]
+    cost_M, worth_M = cost_parts(part.cost_N), menu.first_success_JN[bought.plan_N, rows]
+    spend_M = menu.first_spend_JN[bought.plan_N, rows] * part.cost_N
+    left = available_tokens * COST_PARTS - int(owed_M @ cost_M)
+    granted_M = np.zeros_like(tokens_M)
+    buyers = rows[tokens_M > 0]
+    order = buyers[np.lexsort((part.tie_break_N[buyers], -worth_M[buyers] / np.maximum(spend_M[buyers], 1e-12)))]
+    left = _grant(granted_M, order, np.maximum(tokens_M, owed_M), owed_M, cost_M, left)
+    if bought.price == 0.0:
+        # Nothing is certain to be worth nothing: what no plan wants is shared by those that want none.
+        most_M = menu.tokens_JN.max(axis=0, initial=0, where=menu.is_fresh_JN == (left_M > 0))
+        others = rows[(tokens_M == 0) & (most_M > 0)]
+        others = others[np.argsort(part.tie_break_N[others], kind="stable")]
+        most_M = np.maximum(most_M, owed_M)
+        share_M = np.minimum(most_M, owed_M + left // np.maximum(cost_M * max(len(others), 1), 1))
+        _grant(granted_M, others, share_M, owed_M, cost_M, left)
+    return granted_M
+
+
+def _grant(
+    granted_M: NDArray[np.int64],
+    order: NDArray[np.int64],
+    tokens_M: NDArray[np.int64],
+    owed_M: NDArray[np.int64],
+    cost_M: NDArray[np.int64],
+    left: int,
+) -> int:
+    """Grant in order what fits beside what is owed to all, and return the thousandths that are left. Changes `granted_M`."""
+    taken_M = (tokens_M - owed_M) * cost_M
+    smallest = np.minimum.accumulate(taken_M[order][::-1])[::-1]
+    for place, row in enumerate(order.tolist()):
+        if smallest[place] > left:
+            break
+        if taken_M[row] <= left and tokens_M[row] > 0:
+            granted_M[row] = tokens_M[row]
+            left -= int(taken_M[row])
+    return left
+
+
+def _clearing(
+    part: Batch,
+    menu: Menu,
+    bought: Bought,
+    index: NDArray[np.int64],
+    tokens_M: NDArray[np.int64],
+    *,
+    is_fresh_M: NDArray[np.bool_],
+    owed_tokens_N: NDArray[np.int64],
+) -> Clearing:
+    rows, plan_M = np.arange(len(index)), bought.plan_N
+    success_M = menu.success_JN[plan_M, rows]
+    chosen = np.flatnonzero(tokens_M)
+    chosen = chosen[np.argsort(-tokens_M[chosen], kind="stable")]
+    surplus_N = np.zeros(len(owed_tokens_N))
+    surplus_N[index] = success_M - bought.price * menu.spend_JN[plan_M, rows]
+    utility = menu.first_success_JN[plan_M, rows][chosen]
+    owed_M = np.where(tokens_M > 0, 0, owed_tokens_N[index])
+    return Clearing(
+        index_M=index[chosen],
+        tokens_M=tokens_M[chosen],
+        expected_tokens_M=np.minimum(menu.first_spend_JN[plan_M, rows][chosen], tokens_M[chosen]),
+        expected_utility_M=utility,
+        surplus_N=surplus_N,
+        shadow_price=bought.price,
+        dual_bound=bought.dual_bound,
+        gap=max(bought.dual_bound - float(success_M.sum()), 0.0),
+        kept_tokens=taken_tokens(owed_M, part.cost_N),
+        is_fresh_M=is_fresh_M[chosen],
+        later_utility=float(success_M.sum() - utility.sum()),
+    )
