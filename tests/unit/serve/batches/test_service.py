@@ -20,7 +20,7 @@ from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store
 from clear_ray.serve.batches.webhook import tell_webhook
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 from tests.unit.serve.batches.test_upload import TYPE, form, pieces
 
