@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from ray import serve
 
@@ -80,6 +81,24 @@ def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tm
             said = min(words, row["spent_tokens"] - (row["finish_reason"] == "stop"))
             assert row["text"] == " ".join(f"w{word + 1}" for word in range(said))
     assert not holders(KEY, Path(result.run_dir))
+
+
+def test_a_budget_of_money_pays_what_the_usage_says(served: Endpoint, tmp_path: Path) -> None:
+    prices = {"input": 2, "cached_input": 0.5, "output": 10}
+    settings = settings_of(served.base_url, tmp_path, continuation="none") | {"budget": "$0.012", "prices": prices}
+    result = run(None, RunConfig.parse(settings))
+    report = result.report
+    assert (report.unit, report.budget_tokens, report.wasted_tokens) == ("USD", 12_000_000, 0)
+    attempts = pq.read_table(tmp_path / "run" / "rounds").to_pylist()
+    assert attempts
+    bill = sum(
+        2_000 * (row["usage_prompt_tokens"] - row["usage_cached_tokens"])
+        + 500 * row["usage_cached_tokens"]
+        + 10_000 * row["usage_output_tokens"]
+        for row in attempts
+    )
+    assert report.spent_tokens == bill <= 12_000_000
+    assert 0 < report.completed < QUERIES
 
 
 @pytest.fixture
