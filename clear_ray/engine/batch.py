@@ -113,6 +113,11 @@ class FairLock:
             self._had += 1
             self._condition.notify_all()
 
+    def pause(self) -> None:
+        """Let those go first that have asked meanwhile; for the one that has the turn."""
+        self.__exit__()
+        self.__enter__()
+
 
 class OpenAnswers:
     """The answers that are waited for: each is handed back exactly once, whichever thread does it."""

@@ -13,7 +13,7 @@ Shapes: N rows of a pass, L tokens of a prompt, V vocabulary, D hidden width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +62,7 @@ class OwnCacheRunner:
         self._model, self._decoder = model, decoder_of(model)
         self._device: torch.device = model.device
         self.passes = 0
+        self.pause: Callable[[], None] | None = None  # as `SlotRunner.pause`; a prompt is one pass here
         taken = inspect.signature(model.forward).parameters
         self._cache_name = _cache_name(taken)
         self._takes_positions = "position_ids" in taken

@@ -9,7 +9,7 @@ Shapes: N rows of a pass, L positions of a pass, T positions that the pass may s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,16 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
         for tensor in (*self._keys, *self._values):
             tensor[targets.start : targets.stop, :, :length] = tensor[source, :, :length]
 
+    def adopt(self, row: int, other: SlotCache, length: int) -> None:
+        """Copy the first `length` positions of another cache's first slot into one of this cache."""
+        if not self._keys:  # nothing was read into this one yet
+            self._keys, self._values = [
+                [tensor.new_zeros(self.slots, tensor.shape[1], self.positions, tensor.shape[3]) for tensor in tensors]
+                for tensors in (other._keys, other._values)
+            ]
+        for mine, theirs in zip((*self._keys, *self._values), (*other._keys, *other._values), strict=True):
+            mine[row, :, :length] = theirs[0, :, :length]
+
     def copy_rows(self, source_N: torch.Tensor, target_N: torch.Tensor, length: int) -> None:
         """Copy the first `length` positions of some slots over those of others, which are not among them."""
         for tensor in (*self._keys, *self._values):
@@ -105,6 +115,7 @@ class SlotRunner:
         self._device: torch.device = model.device
         self.passes = 0
         self._masks = LayerMasks(model.config, model.dtype, self._device)
+        self.pause: Callable[[], None] | None = None  # between two chunks: lets others have the model
 
     def prefill(
         self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], chunk: int
@@ -151,6 +162,8 @@ class SlotRunner:
         padded_NL = torch.tensor([ids + [0] * (longest - len(ids)) for ids in ids_per_row], device=self._device)
         total_ND: torch.Tensor | None = None
         for start in range(begin, longest, chunk):
+            if start > begin and self.pause is not None:
+                self.pause()
             end = min(start + chunk, longest)
             position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
             rows = slice(first, first + len(ids_per_row))
@@ -159,6 +172,10 @@ class SlotRunner:
             sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
             total_ND = sum_ND if total_ND is None else total_ND + sum_ND
         return total_ND
+
+    def read_on(self, cache: SlotCache, ids: list[int], begin: int) -> None:
+        """Read the first slot's tokens from position `begin` on, in one pass."""
+        self._read(cache, 0, [ids], begin, len(ids))
 
     def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> Any:
         """Read one token of each of the first N rows; return the model's output, logits (N, 1, V)."""

@@ -8,7 +8,9 @@ Shapes: N rows of a pass, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +20,34 @@ from clear_ray.engine.batch import Answer
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
-from clear_ray.engine.grouping import PASS_COST, reading_groups
+from clear_ray.engine.grouping import PASS_COST, common_prefix_tokens, reading_groups
 from clear_ray.engine.logits import LogitsShaper, choice_in
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
+from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import Way, make_cache, make_runner
 
 _MOST_HELD_BACK = 16
+_MOST_LOOKED_AT = 64  # waiting answers, for one that may start
+
+
+@dataclass(eq=False, slots=True)
+class _Reading:
+    """A long prompt that is read a chunk at a time, beside the running answers and outside their cache.
+
+    Attributes:
+        answer: Whose prompt.
+        cache: What has been read.
+        tokens: How much that is.
+    """
+
+    answer: Answer
+    cache: Any
+    tokens: int = 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the answer can start."""
+        return self.tokens == len(self.answer.input_ids) - 1
 
 
 class SlotBatch:
@@ -66,17 +90,19 @@ class SlotBatch:
         self._held_back = 0
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
+        self._reader = SlotRunner(model) if way == "slots" else None
+        self._reading: _Reading | None = None
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._waiting and not self._running
+        return not self._waiting and not self._running and self._reading is None
 
     @property
     def progress(self) -> int:
         """Passes of the model so far."""
         passes: int = self._runner.passes
-        return passes
+        return passes + (self._reader.passes if self._reader is not None else 0)
 
     def add(self, answer: Answer) -> None:
         """Queue an answer; it starts in the order of adding."""
@@ -87,6 +113,7 @@ class SlotBatch:
     def step(self) -> list[Answer]:
         """Start what fits, generate one token for every running answer, and return the answers that ended."""
         ended = self._end_cancelled()
+        ended += self._read_on()
         ended += self._start_waiting()
         if self._running:
             ended += self._decode()
@@ -94,6 +121,7 @@ class SlotBatch:
 
     def close(self) -> None:
         """Drop the cache."""
+        self._reading = None
         self._cache = make_cache(self._way)
         self._runner.forget()
 
@@ -101,9 +129,65 @@ class SlotBatch:
         ended = [answer.end("cancelled") for answer in self._waiting if answer.is_cancelled]
         if ended:
             self._waiting = deque(answer for answer in self._waiting if not answer.is_cancelled)
+        if self._reading is not None and self._reading.answer.is_cancelled:
+            ended.append(self._reading.answer.end("cancelled"))
+            self._reading = None
         rows = [row for row, answer in enumerate(self._running) if answer.is_cancelled]
         # Backwards: taking a row out moves the last row into its place.
         return ended + [self._remove(row).end("cancelled") for row in reversed(rows)]
+
+    def _read_on(self) -> list[Answer]:
+        """Read the next chunk of a long prompt, or start its answer once it is read; return it if it failed."""
+        self._take_long()
+        reading = self._reading
+        if reading is None or self._reader is None:
+            return []
+        ids = reading.answer.input_ids[:-1]
+        end = min(reading.tokens + self._prefill_tokens, len(ids))
+        try:
+            if not reading.is_read:
+                self._reader.read_on(reading.cache, ids[:end], reading.tokens)
+                reading.tokens = end
+        except (RuntimeError, IndexError) as error:
+            self._reading = None
+            return [reading.answer.end("cancelled", f"the prompt could not be read: {error}")]
+        positions = max(map(_needed_positions, (*self._running, reading.answer)))
+        rows = len(self._running) + 1
+        has_room = rows * positions + len(ids) <= self._cache_tokens or not self._running
+        if reading.is_read and has_room:
+            self._make_room(rows, positions)
+            self._cache.adopt(rows - 1, reading.cache, len(ids))
+            self._running.append(reading.answer)
+            self._reading = None
+        return []
+
+    def _take_long(self) -> None:
+        """Take the next waiting answer out whose prompt is to be read in chunks beside the others."""
+        if self._reading is not None or self._reader is None or len(self._running) >= self._max_batch:
+            return
+        for answer in self._waiting:
+            if self._is_long(answer):
+                self._waiting.remove(answer)
+                cache = make_cache(self._way)
+                cache.reserve(1, len(answer.input_ids), kept_rows=0)
+                self._reading = _Reading(answer, cache)
+                return
+
+    def _is_long(self, answer: Answer) -> bool:
+        """Whether what no running answer has read already takes more than one pass, and memory has room to read it apart."""
+        if len(answer.input_ids) - 1 <= self._prefill_tokens or 2 * _needed_positions(answer) > self._cache_tokens:
+            return False
+        head = answer.input_ids[:-1]
+        known = max((common_prefix_tokens(head, one.input_ids) for one in self._running), default=0)
+        return len(head) - known > self._prefill_tokens
+
+    def _next_to_start(self, others: int) -> Answer | None:
+        """Return the next waiting answer for which there is a place beside others; long prompts wait for their turn."""
+        reading = self._reading
+        if others >= self._max_batch - (reading is not None) or (reading is not None and reading.is_read):
+            return None
+        waiting = itertools.islice(self._waiting, _MOST_LOOKED_AT)
+        return next((answer for answer in waiting if self._reader is None or not self._is_long(answer)), None)
 
     def _start_waiting(self) -> list[Answer]:
         """Give slots to waiting answers and read their prompts; return those that failed."""
@@ -115,17 +199,20 @@ class SlotBatch:
                 return ended
         self._held_back = 0
         positions = max((_needed_positions(answer) for answer in self._running), default=0)
-        while self._waiting and len(self._running) + len(starting) < self._max_batch:
-            needed = max(positions, _needed_positions(self._waiting[0]))
+        room = self._cache_tokens - (len(self._reading.answer.input_ids) if self._reading is not None else 0)
+        while (answer := self._next_to_start(len(self._running) + len(starting))) is not None:
+            needed = max(positions, _needed_positions(answer))
             rows = len(self._running) + len(starting) + 1
-            if rows * needed > self._cache_tokens:
-                if rows > 1:
+            if rows * needed > room:
+                if rows > 1 or self._reading is not None:
                     break
                 error = f"prompt and grant need {needed} cache positions, there is memory for {self._cache_tokens}"
-                ended.append(self._waiting.popleft().end("cancelled", error))
+                self._waiting.remove(answer)
+                ended.append(answer.end("cancelled", error))
                 continue
             positions = needed
-            starting.append(self._waiting.popleft())
+            self._waiting.remove(answer)
+            starting.append(answer)
         if starting:
             self._make_room(len(self._running) + len(starting), positions)
             heads = [answer.input_ids[:-1] for answer in starting]

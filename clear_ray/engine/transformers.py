@@ -89,6 +89,9 @@ class TransformersEngine:
             way=self._way,
         )
         self._model_turns = FairLock()
+        self._runner.pause = (
+            self._model_turns.pause
+        )  # a long prompt that is probed lets answers go on between its chunks
         self._thread = BatchThread(batch, model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)

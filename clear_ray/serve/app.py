@@ -22,6 +22,7 @@ from clear_ray.serve.settings import ScalingSettings, ServeConfig
 
 _WAITING = 100_000  # calls to the price that may wait for their turn at once
 _CALLS_OF_A_BATCH = 64  # to the engine, at once: more than its callers open
+_OPTIONS_OF_THE_CLUSTER = {"-a", "--address", "--runtime-env", "--runtime-env-json", "--working-dir"}  # of `serve run`
 _REPORT_SECONDS = 1.0
 _LOOK_BACK_SECONDS = 3.0
 
@@ -45,9 +46,9 @@ def build_app(args: dict[str, Any]) -> serve.Application:
 
 
 def _is_serve_run() -> bool:
-    """Whether `serve run` builds the application, on the cluster that `RAY_ADDRESS` names or a new one."""
-    is_elsewhere = any(word.partition("=")[0] in ("-a", "--address") for word in sys.argv)
-    return Path(sys.argv[0]).name == "serve" and sys.argv[1:2] == ["run"] and not is_elsewhere
+    """Whether `serve run` builds the application, and has nothing of its own to say about the cluster."""
+    own = {word.partition("=")[0] for word in sys.argv} & _OPTIONS_OF_THE_CLUSTER
+    return Path(sys.argv[0]).name == "serve" and sys.argv[1:2] == ["run"] and not own
 
 
 def application(settings: ServeConfig) -> serve.Application:

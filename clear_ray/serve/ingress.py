@@ -34,7 +34,7 @@ from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
 from clear_ray.serve.meters import Meters
 from clear_ray.serve.page import front_page, methods_of, routes_of
-from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request
+from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
 from clear_ray.serve.writing import checked, events, stopping, unavailable, whole_choices
@@ -236,6 +236,8 @@ class Ingress:
         """Probe a query and buy its tokens."""
         name = uuid.uuid4().hex
         query_id = self._query_id(request, name)
+        if self._settings.engine.kind != "replay":  # whose samples are recorded, whatever its temperature
+            refuse_equal_choices(request, self._settings.engine.temperature)
         self._guard.check_prompts(key, time.monotonic())
         reading = await self._read(query_id, request)
         self._guard.charge_prompt(key, reading.prompt_tokens, time.monotonic())

@@ -20,7 +20,7 @@ from clear_ray.serve.bodies import json_of, refusal_of
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import LimitSettings
 
-__all__ = ["ApiError", "ChatRequest", "CompletionRequest", "QueryRequest", "read_request"]
+__all__ = ["ApiError", "ChatRequest", "CompletionRequest", "QueryRequest", "read_request", "refuse_equal_choices"]
 
 
 class Message(BaseModel):
@@ -149,6 +149,24 @@ def read_request(body: bytes, kind: type[_Query], *, limits: LimitSettings, mode
     _refuse_what_is_not_done(request)
     _refuse_what_is_too_much(request, limits)
     return request
+
+
+def refuse_equal_choices(request: QueryRequest, temperature: float) -> None:
+    """Refuse several answers that would all be the same, and all be charged.
+
+    Args:
+        request: The query.
+        temperature: The engine's, for queries that name none.
+
+    Raises:
+        ApiError: 400.
+    """
+    own = request.temperature
+    if request.n > 1 and (temperature if own is None else own) == 0:
+        message = (
+            f"n: at temperature 0 all {request.n} answers are the same. Ask for one, or give a temperature above 0."
+        )
+        raise ApiError(400, message, param="n", code="invalid_value")
 
 
 def _messages(given: Any) -> Any:

@@ -124,8 +124,8 @@ def test_a_query_goes_on_after_one_death_and_fails_after_two_with_its_tokens_bac
         said.extend(_texts(ask(client_of(port, "/fatal"), long, stream=True), deaths=2))
     assert long["text"].startswith("".join(said))
     assert len(said) >= 2  # something of each of the two replicas
-    until(lambda: metric(port, "/fatal", "clear_ray_price_spent_tokens") > 0)
-    spent = metric(port, "/fatal", "clear_ray_price_spent_tokens")
+    until(lambda: metric(port, "/fatal", "clear_ray_price_spent_tokens_total") > 0)
+    spent = metric(port, "/fatal", "clear_ray_price_spent_tokens_total")
     assert 2 <= spent < metric(port, "/fatal", "clear_ray_granted_tokens_total")
     assert spent == metric(port, "/fatal", "clear_ray_generated_tokens_total")
     assert metric(port, "/fatal", "clear_ray_price_reserved_tokens") == 0

@@ -104,3 +104,25 @@ def test_the_cache_is_sized_by_memory_and_by_what_a_token_takes() -> None:
     assert 0 < room < 2**46
     # Memory moves between two readings on a machine that others use.
     assert cache_capacity_tokens(narrow) * bytes_narrow == pytest.approx(room, rel=0.5)
+
+
+def test_a_turn_that_pauses_lets_in_what_has_asked_and_nothing_later() -> None:
+    lock, order = FairLock(), []
+    asks = threading.Event()
+
+    def other() -> None:
+        asks.set()
+        with lock:
+            order.append("other")
+
+    with lock:
+        beside = threading.Thread(target=other)
+        beside.start()
+        asks.wait(timeout=10)
+        while lock._asked < 2:
+            time.sleep(0.001)
+        lock.pause()
+        order.append("after the pause")
+        lock.pause()  # nothing has asked: it goes on at once
+    beside.join(timeout=10)
+    assert order == ["other", "after the pause"]

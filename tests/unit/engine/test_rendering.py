@@ -84,3 +84,11 @@ def test_the_assistants_words_are_gone_on_with_where_that_is_set(folder: Path) -
     assert text_of(goes_on, *turns) == "<u>Count.|<a>One, two,"
     assert text_of(goes_on, turns[0]) == "<u>Count.|<a>"
     assert text_of(Rendering(folder), *turns) == "<u>Count.|<a>One, two,|<a>"
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_text_that_the_tokenizer_cannot_read_is_its_querys_error(folder: Path, base: Path, is_base: bool) -> None:
+    rendering = Rendering(base if is_base else folder)
+    with pytest.raises(SchemaError, match="cannot read the text"):
+        rendering.token_ids(["half a pair \ud83d"])
+    assert rendering.token_ids(["whole \U0001f600"])

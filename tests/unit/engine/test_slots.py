@@ -294,3 +294,27 @@ def test_nobody_waits_long_for_others_to_be_read_with(model: Any) -> None:
     assert not any(answer.generated for answer in waiting), "two slots are free, and three are worth a pass"
     batch.step()
     assert [len(answer.generated) for answer in waiting] == [1, 1, 0]
+
+
+def test_a_long_prompt_is_read_between_the_steps_of_others(model: Any) -> None:
+    """It comes first, when nothing runs; short queries that come after it are answered long before it is read."""
+    long_ids = [(7 * i + 3) % VOCABULARY for i in range(60)]
+    asked = [(long_ids, 5), ([5, 6], 6), ([7, 8, 9], 6)]
+    answers = [answer_for(Grant(f"q{i}", "", limit), ids) for i, (ids, limit) in enumerate(asked)]
+    batch = slot_batch(model, max_batch=4, prefill_tokens=4, cache_tokens=1_000, end_token_ids=frozenset())
+    ended = run_batch(batch, answers)
+    assert [answer.grant.query_id for answer in ended[:2]] != ["q0"]
+    assert ended[-1].grant.query_id == "q0"
+    expected = decode(model, [one.grant for one in answers], [ids for ids, _ in asked], end_token_ids=frozenset())
+    assert [tuple(answer.generated) for answer in answers] == expected
+
+
+def test_a_long_prompt_may_be_cancelled_while_it_is_read(model: Any) -> None:
+    batch = slot_batch(model, max_batch=2, prefill_tokens=4, cache_tokens=1_000)
+    answer = answer_for(Grant("q", "", 5), [5] * 60)
+    batch.add(answer)
+    assert batch.step() == []
+    assert not batch.is_idle
+    answer.is_cancelled = True
+    assert batch.step() == [answer]
+    assert batch.is_idle

@@ -311,3 +311,9 @@ async def test_metrics_are_named_and_typed_by_convention(row: dict[str, Any]) ->
     assert float(found["clear_ray_first_token_seconds_count"]) == 1
     assert float(found["clear_ray_queries_under_way"]) == 0
     assert 'clear_ray_query_seconds_bucket{le="300.0"}' in found
+
+
+async def test_several_recorded_answers_differ_and_are_sold(client: httpx.AsyncClient, row: dict[str, Any]) -> None:
+    answer = await client.post(CHAT, json=chat(row, n=2))
+    assert answer.status_code == 200, answer.text
+    assert len({choice["message"]["content"] for choice in answer.json()["choices"]}) == 2

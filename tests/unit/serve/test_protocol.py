@@ -14,7 +14,7 @@ from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.errors import ConfigError
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.guard import Guard
-from clear_ray.serve.protocol import ApiError, ChatRequest, Message, read_request
+from clear_ray.serve.protocol import ApiError, ChatRequest, Message, read_request, refuse_equal_choices
 from clear_ray.serve.settings import LimitSettings, ServeConfig
 from tests.unit.config.test_run import ROOT
 
@@ -207,3 +207,25 @@ def test_settings_that_would_be_unsafe_or_unknown_are_refused(changes: dict[str,
 
 def test_with_keys_a_server_may_listen_anywhere() -> None:
     assert ServeConfig.parse({"host": "0.0.0.0", "api_key_sha256": [DIGEST]}).host == "0.0.0.0"  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    ("changes", "engines", "is_refused"),
+    [
+        ({"n": 2}, 0.0, True),
+        ({"n": 2, "temperature": 0}, 0.7, True),
+        ({"n": 2, "temperature": 0.7}, 0.0, False),
+        ({"n": 2}, 0.7, False),
+        ({"temperature": 0}, 0.0, False),
+    ],
+)
+def test_answers_that_would_all_be_the_same_are_not_sold(
+    changes: dict[str, Any], engines: float, is_refused: bool
+) -> None:
+    request = read(**changes)
+    if not is_refused:
+        refuse_equal_choices(request, engines)
+        return
+    with pytest.raises(ApiError) as caught:
+        refuse_equal_choices(request, engines)
+    assert (caught.value.status, caught.value.param) == (400, "n")

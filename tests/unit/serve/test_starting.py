@@ -61,6 +61,7 @@ def test_a_port_that_is_taken_is_named_in_a_line(tmp_path: Path, capfd: pytest.C
     [
         (["/usr/bin/serve", "run", "clear_ray.serve:build_app", "config=a.yaml"], True),
         (["/usr/bin/serve", "run", "-a", "auto", "clear_ray.serve:build_app"], False),
+        (["/usr/bin/serve", "run", "--working-dir=.", "clear_ray.serve:build_app"], False),
         (["/usr/bin/serve", "build", "clear_ray.serve:build_app"], False),
         (["pytest"], False),
     ],
