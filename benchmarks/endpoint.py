@@ -4,7 +4,7 @@ A server of ours in a process of its own takes so many calls at once, or so many
 `Retry-After` or without. The engine knows neither number. Ideal is what the server could have answered in the time from the
 first call to the last answer, slow start and end included. Prints one JSON line.
 
-    python benchmarks/endpoint.py [--seconds 60] [--at-once 64] [--per-second 50]
+    python benchmarks/endpoint.py [--seconds 75] [--at-once 32] [--per-second 25]
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ async def _with_loop(engine: OpenAIEngine, calls: int) -> dict[str, Any]:
 def main() -> None:
     """Measure each limit and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--at-once", type=int, default=64)
-    parser.add_argument("--per-second", type=float, default=50.0)
+    parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--at-once", type=int, default=32)
+    parser.add_argument("--per-second", type=float, default=25.0)
     asked = parser.parse_args()
     at_once = {"most_at_once": asked.at_once}
     per_second = {"per_second": asked.per_second, "burst": asked.per_second}

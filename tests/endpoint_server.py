@@ -125,7 +125,7 @@ class Endpoint:
             self.counts["busy"] += 1
             return _error(503, "The server is overloaded.", "overloaded", self._retry_after())
         if fault == "slow headers":
-            await asyncio.sleep(30)
+            await asyncio.sleep(1.5)
         refused = [name for name in does.refuses if name in body]
         if does.ceiling_field not in body:
             refused.append("max_tokens")

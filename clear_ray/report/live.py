@@ -116,7 +116,7 @@ class LineDisplay:
         shown, self._held = self._shown, snapshot
         if (
             shown is None
-            or (shown.stage, shown.round) != (snapshot.stage, snapshot.round)
+            or (shown.stage, shown.round, shown.waiting_for) != (snapshot.stage, snapshot.round, snapshot.waiting_for)
             or snapshot.seconds - shown.seconds >= _LINE_SECONDS
             or shown.warning != snapshot.warning
         ):
@@ -173,10 +173,13 @@ class TableDisplay:
 
 
 def _stage(snapshot: ProgressSnapshot) -> str:
-    return f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+    stage = f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+    return f"{stage}: {snapshot.waiting_for}" if snapshot.waiting_for else stage
 
 
 def _queries(snapshot: ProgressSnapshot) -> str:
+    if not snapshot.queries:
+        return "not read yet"
     if not snapshot.granted:
         return f"{count(snapshot.probed)} of {count(snapshot.queries)} probed"
     running = snapshot.granted - snapshot.ended

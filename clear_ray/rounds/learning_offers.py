@@ -4,8 +4,8 @@
 
 **A stage** clears the price over all that is left, on what is believed by now, and spends only a part of it, on a random
 subset of the grants of that clearing: so that each stage sees what the run would buy, and little is lost on a belief that the
-next answers overturn. A stage may spend a fixed multiple of what was spent so far; the multiple is such that about `stages`
-of them reach from the pilot to half of the budget.
+next answers overturn. A stage may spend a multiple of what was spent so far, such that the stages that are left reach half of
+the budget: the multiple grows where answers were shorter than their ceilings.
 
 **The rest**: a stage that might spend half of what is left grants all of it, and so does any after `most_rounds`. Later
 rounds do the same with what comes back.
@@ -82,12 +82,21 @@ class Stages:
         """Return the ceiling of a query of the pilot."""
         return max(int(self.pilot_ceiling * budget_tokens / max(queries, 1)), self.smallest_ceiling_tokens)
 
-    def multiple(self, queries: int, *, budget_tokens: float) -> float:
-        """Return which multiple of what was spent the next stage may spend."""
-        # Answers of the pilot take about half of their ceilings.
+    def stage_tokens(self, queries: int, *, budget_tokens: float, spent_tokens: float, round_number: int) -> float:
+        """Return what the next stage may spend.
+
+        Args:
+            queries: N.
+            budget_tokens: Of the run.
+            spent_tokens: What was spent so far.
+            round_number: Rounds so far; the first is the pilot.
+        """
+        # Answers of a pilot take about half of their ceilings. Where they were shorter, stages begin no smaller for it.
         pilot_tokens = 0.5 * self.pilot_size(queries) * self.pilot_ceiling_tokens(queries, budget_tokens=budget_tokens)
-        reach = max(0.5 * budget_tokens / pilot_tokens, 1.0)
-        return max(self.growth, math.exp(math.log(reach) / self.most_stages) - 1.0)
+        known_tokens = max(spent_tokens, min(pilot_tokens, budget_tokens))
+        reach = max(0.5 * budget_tokens / known_tokens, 1.0)
+        stages_left = max(self.most_stages + 1 - round_number, 1)
+        return known_tokens * max(self.growth, math.exp(math.log(reach) / stages_left) - 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,8 +171,12 @@ class LearningOffers:
                 basis=self.basis,
                 owed_tokens_N=owed_tokens_N,
             )
-        spent_tokens = self.budget_tokens - available_tokens
-        stage_tokens = spent_tokens * self.stages.multiple(len(is_free_N), budget_tokens=self.budget_tokens)
+        stage_tokens = self.stages.stage_tokens(
+            len(is_free_N),
+            budget_tokens=self.budget_tokens,
+            spent_tokens=self.budget_tokens - available_tokens,
+            round_number=int(states.last_round_N.max()),
+        )
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
             return clearing
         return random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.ray.serving import PRICE, free_port
 from tests.ray.test_run import check_account, completions_of
 from tests.ray.test_secrets import holders
 from tests.ray.test_survival import start, wait_for_answers, write_config
+from tests.unit.estimation.encoders import small_encoder
 from tests.unit.snippets import snippets
 from tests.unit.test_shell_snippets import commands_in
 
@@ -55,7 +58,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 
 def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tmp_path: Path) -> None:
-    config = RunConfig.parse(settings_of(served.base_url, tmp_path))
+    encoder = small_encoder(tmp_path / "encoder")
+    config = RunConfig.parse(settings_of(served.base_url, tmp_path) | {"estimate": {"encoder": encoder}})
     planned = plan(None, config)
     assert planned.queries == QUERIES
     trials = served.generated_tokens
@@ -69,6 +73,7 @@ def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tm
     assert (report.failed, report.head) == (0, "learn")
     assert report.learning is not None
     assert report.learning.answers > 0
+    assert report.learning.features == ("text", "ngrams", "encoder")
     for row in completions_of(result):
         assert row["spent_tokens"] <= 15 + row["index"] % 7
         if row["status"] == "completed":
@@ -96,7 +101,18 @@ def test_a_budget_of_money_pays_what_the_usage_says(served: Endpoint, tmp_path: 
     assert 0 < report.completed < QUERIES
 
 
-def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(served: Endpoint, tmp_path: Path) -> None:
+@pytest.fixture
+def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Ray's logs of this run alone; a short path, since Ray's sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(
+    served: Endpoint, tmp_path: Path, ray_logs: Path
+) -> None:
     served.behaviour.seconds = 0.4
     settings = settings_of(served.base_url, tmp_path, continuation="none") | {"dispatch": {"rows_per_file": 2}}
     config = write_config(settings, tmp_path)
@@ -112,6 +128,7 @@ def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(served: En
     assert summary["wasted_tokens"] > 0
     assert KEY not in out + err
     assert not holders(KEY, tmp_path)
+    assert not holders(KEY, ray_logs)
 
 
 def test_the_commands_of_the_guide(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from clear_ray.stages.select import GRANTED_COLUMNS, GrantTable, SelectGranted
 
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead
@@ -23,7 +24,6 @@ from clear_ray.run_folder.attempts import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
-from clear_ray.stages.select import GRANTED_COLUMNS, GrantTable, SelectGranted
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import Folder, open_folder
 from tests.endpoint_server import Endpoint, endpoint

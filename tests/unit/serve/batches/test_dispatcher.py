@@ -193,6 +193,18 @@ def test_a_batch_that_is_to_end_ends_from_anywhere(
     assert server.batch(name).body["output_file_id"] is not None
 
 
+def test_one_that_is_cancelled_when_it_is_done_ends_as_cancelled(server: Server) -> None:
+    name = server.make()
+    server.step()
+    server.begin_run(name, has_granted=True)
+    open_folder(str(server.run_dir(name))).write("summary.json", b"{}")
+    server.store.change(name, within=RUNNING, status="cancelling")
+    server.step()
+    server.finish_run(name)
+    assert server.batch(name).status == "cancelled"
+    assert server.batch(name).body["output_file_id"] is not None
+
+
 def test_a_driver_that_failed_is_started_again_after_a_pause(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     name = server.make()
     server.step()

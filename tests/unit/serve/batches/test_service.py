@@ -223,3 +223,18 @@ async def test_a_batch_that_ran_alone_is_asked_again_or_exported(service: BatchS
     with pytest.raises(ApiError) as caught:
         await service.export("", body["id"], {"format": "xlsx"})
     assert caught.value.status == 400
+
+
+def test_a_server_that_counts_money_wants_a_budget_in_it() -> None:
+    settings = BatchSettings(folder="x", run={"prices": {"input": 1.0, "output": 2.0}})
+    assert asked_settings(settings, {"budget": "$5"})["budget"] == "$5"
+    for metadata in ({}, {"budget": "2M tokens"}, {"budget": "€5 and more"}):
+        with pytest.raises(ApiError) as caught:
+            asked_settings(settings, metadata)
+        assert caught.value.param == "metadata.budget"
+    assert asked_settings(BatchSettings(folder="x", run={**settings.run, "budget": "$3"}), {})["budget"] == "$3"
+
+
+def test_an_operators_budget_in_money_keeps_its_rate() -> None:
+    run = {"budget": "$3", "budget_rate": "$2 per 1M tokens"}
+    assert asked_settings(BatchSettings(folder="x", run=run), {}) == {**run, "allocation": {}}
