@@ -46,7 +46,7 @@ from clear_ray.rounds.states import QueryStates
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 FOLDS = 4
-_INDICATOR, _GROWTH = 0.5, 0.8
+_INDICATOR, _GROWTH, _GIVE = 0.5, 0.8, 0.02
 _PILOT_SHARE, _DEAREST_PILOT = 0.1, 2.0
 
 
@@ -213,7 +213,7 @@ class MenuOffers:
         nothing_N = np.zeros(queries, np.int64)
         again = [Option(self._batch(curves, model), nothing_N) for model, curves in enumerate(after)]
         later = [_course(model, _tables(option, index, available_tokens)) for model, option in enumerate(again)]
-        plans = price_plans(first, later, available=float(available_tokens))
+        plans = price_plans(first, later, available=float(available_tokens), give=_GIVE)
         bought = np.flatnonzero(plans.course_M >= 0)
         option_M, point_M = plans.course_M[bought], plans.point_M[bought]
         tokens = np.stack([t.tokens_MK for t in tables])[option_M, bought, point_M]

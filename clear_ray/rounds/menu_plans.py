@@ -64,13 +64,15 @@ class Plans:
     cost_M: Array
 
 
-def plans_at(price: float, first: Sequence[Course], later: Sequence[Course]) -> Plans:
+def plans_at(price: float, first: Sequence[Course], later: Sequence[Course], *, give: float = 0.0) -> Plans:
     """Return what queries buy at a price.
 
     Args:
         price: Worth of a unit of cost.
         first: What may be called now.
         later: What may be called after a failure, in order of the models.
+        give: Part of what a first call adds that a lower ceiling may give up: ceilings are reserved, and far above what
+            answers take the last few of a hundred right ones hold back many others.
     """
     queries = len(later[0].worth_MK)
     none = np.zeros(queries)
@@ -79,12 +81,16 @@ def plans_at(price: float, first: Sequence[Course], later: Sequence[Course]) -> 
         follows = [course for course in later if course.model > model]
         surplus, worth, cost, *_ = _best(price, follows, after, none)
         after[model] = surplus, worth, cost
-    surplus, worth, cost, course, point, alone = _best(price, first, after, none)
+    surplus, worth, cost, course, point, alone = _best(price, first, after, none, give)
     return Plans(price, course, point, surplus, worth, alone, cost)
 
 
 def _best(
-    price: float, courses: Sequence[Course], after: dict[int, tuple[Array, Array, Array]], none: Array
+    price: float,
+    courses: Sequence[Course],
+    after: dict[int, tuple[Array, Array, Array]],
+    none: Array,
+    give: float = 0.0,
 ) -> tuple[Array, Array, Array, Integers, Integers, Array]:
     """Return surplus, worth and cost of the best course with all that follows, which it is, and its own worth."""
     rows = np.arange(len(none))
@@ -95,6 +101,9 @@ def _best(
         value_MK = course.worth_MK - price * course.cost_MK + (1.0 - course.chance_MK) * then_surplus[:, None]
         best_M = value_MK.argmax(axis=1)
         value_M = value_MK[rows, best_M]
+        if give:
+            enough_M = value_M - give * np.maximum(value_M - then_surplus, 0.0)
+            best_M = (value_MK >= enough_M[:, None]).argmax(axis=1)
         fails_M = 1.0 - course.chance_MK[rows, best_M]
         own_M = course.worth_MK[rows, best_M]
         total_M = course.cost_MK[rows, best_M] + fails_M * then_cost
@@ -108,21 +117,21 @@ def _best(
     return surplus, worth, cost, chosen, point, alone
 
 
-def price_plans(first: Sequence[Course], later: Sequence[Course], *, available: float) -> Plans:
-    """Return the plans at the lowest price at which they are expected to take no more than is available."""
-    free = plans_at(0.0, first, later)
+def price_plans(first: Sequence[Course], later: Sequence[Course], *, available: float, give: float = 0.0) -> Plans:
+    """Return the plans at the lowest price at which they are expected to take no more than is available; see `plans_at`."""
+    free = plans_at(0.0, first, later, give=give)
     if free.cost_M.sum() <= available:
         return free
     finite = [course.cost_MK[course.cost_MK > 0] for course in first]
     least = min((float(cost.min()) for cost in finite if cost.size), default=1.0)
     most = max((float(course.worth_MK.max(initial=0.0)) for course in (*first, *later)), default=0.0)
     low, high = 0.0, 2.0 * max(most, 1e-12) * len(later) / least
-    found = plans_at(high, first, later)
+    found = plans_at(high, first, later, give=give)
     # Halved on a scale of ratios once a price above 0 is known to be too low.
     low_ratio = high * 1e-12
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(max(low, low_ratio) * high))
-        tried = plans_at(middle, first, later)
+        tried = plans_at(middle, first, later, give=give)
         if tried.cost_M.sum() <= available:
             high, found = middle, tried
         else:
