@@ -76,7 +76,9 @@ class _Playing:
         """Clear the price if it is time to, else wait for a call; return whether there is anything left to do."""
         run = self._run
         if not len(run.callers):
-            return self._ask()
+            was_granted = self._ask()
+            self._pace.note(was_granted=was_granted, running=0, available_tokens=0)
+            return was_granted
         if run.config.allocation.overlaps and self._is_due():
             running, available_tokens = self._slots_taken(), self._unspent_tokens() - run.rounds.promised_tokens
             was_granted = self._ask()

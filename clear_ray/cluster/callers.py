@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.cluster.engines import CALLS_IN_FLIGHT
 from clear_ray.stages.attempt_files import GenerateToFiles
@@ -108,8 +109,15 @@ def generate_callers(
         rows_each: As for `Callers`.
         rows_per_file: See `AttemptFiles`.
     """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # num_cpus=0: they live as long as the run, and would keep a CPU of a small machine from Ray Data's own tasks. What
+    # reserves nothing keeps no node from being taken for idle, so a single one stays with the driver.
     actor: Any = ray.remote(GenerateToFiles).options(
-        num_cpus=0.1, max_restarts=-1, max_task_retries=-1, max_concurrency=CALLS_IN_FLIGHT
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=CALLS_IN_FLIGHT,
+        scheduling_strategy=here if callers == 1 else "SPREAD",
     )
     handles = [actor.remote(dispatch, folder, rows_per_file=rows_per_file) for _ in range(callers)]
     try:

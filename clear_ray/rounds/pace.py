@@ -44,7 +44,7 @@ class Pace:
         return self._idle_at_no < 0 or has_changed
 
     def note(self, *, was_granted: bool, running: int, available_tokens: int) -> None:
-        """Note the answer: after a refusal it is asked again once it has more slots or tokens to offer.
+        """Note the answer to any request: after a refusal it is asked again once it has more slots or tokens to offer.
 
         Args:
             was_granted: Whether there were grants.

@@ -94,7 +94,7 @@ class GenerateToFiles:
         self._generate: Generate | None = None
         self._turn = asyncio.Lock()
         self._rounds: dict[int, _RoundFiles] = {}
-        self._looked: set[int] = set()
+        self._looking, self._looked = asyncio.Lock(), set[int]()
         self._written = LastRounds()
 
     async def generate(self, call: GrantedCall) -> pa.Table:
@@ -145,9 +145,10 @@ class GenerateToFiles:
 
     async def _look(self, number: int) -> None:
         """Note what a life before this one has written of a round."""
-        if number not in self._looked:
-            self._written.add(number, (await self._on_disk(number))["index"].to_numpy())
-            self._looked.add(number)
+        async with self._looking:  # in the order of the calls
+            if number not in self._looked:
+                self._written.add(number, (await self._on_disk(number))["index"].to_numpy())
+                self._looked.add(number)
 
     async def _on_disk(self, number: int) -> pa.Table:
         folder = round_folder(self._folder, number)

@@ -95,6 +95,7 @@ class _VirtualRun:
             if not running and not self._line:
                 if not self._ask():
                     return
+                pace.note(was_granted=True, running=running, available_tokens=available)
             elif overlaps and pace.is_due(
                 waiting=len(self._line),
                 running=running,

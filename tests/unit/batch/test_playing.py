@@ -146,7 +146,11 @@ def started(config: RunConfig, *, calls: int = 10**9) -> Iterator[RunContext]:
     try:
         with Progress(BUDGET, QuietDisplay()) as progress:
             scaler = EngineScaler(config, engines, market, lambda: 0.0)
-            estimates = cast(Estimates, None)  # of the report alone
+            batch, none_N = batch_of(config), np.zeros(QUERIES, np.int64)
+            sample, tasks_N = np.arange(QUERIES), none_N.astype(np.int32)
+            estimates = Estimates(
+                batch, sample, ("all",), tasks_N, none_N, batch.max_tokens_N, batch.tie_break_N, error_of_index={}
+            )
             yield RunContext(folder, config, scaler, market, callers, AnswerFiles(QUERIES), estimates, rounds, progress)
     finally:
         asyncio.run_coroutine_threadsafe(killed(), loop).result()
