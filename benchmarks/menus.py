@@ -3,7 +3,8 @@
 Replays of recorded answers through the real law: `Rounds`, the ledger in money, `MenuOffers`. Nothing is known at the start;
 pilot and stages are charged. Money is what the recorded token counts cost by the price lists below, prompts included.
 
-    python benchmarks/menus.py FOLDER [--set NAME] [--mode solved,once] [--draws 2]
+    python benchmarks/menus.py FOLDER [--set NAME] [--mode solved,once] [--draws 2] [--shares 0.1,0.5]
+    python benchmarks/menus.py --figure ROWS.json          writes docs/figures/menus.svg from rows of mode `solved`
 
 FOLDER holds zeroeval_math.parquet and epoch_gpqa_aime.parquet. Prints one JSON line a set and mode.
 
@@ -73,6 +74,15 @@ SETS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
     "thinking": ("epoch_gpqa_aime", ("gpqa_diamond", "otis_mock_aime"), tuple(list(PRICES)[14:17]), 1),
 }
 """File, tasks, models, and in how many copies, each with answers of its own, a query is in a batch."""
+
+
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "menus.svg"
+STYLES = {
+    "menu": ("clear_ray, nothing known beforehand", "#2f7ed8", "-", 2.4),
+    "mixture": ("best mixture of (model, ceiling)", "#888888", "--", 1.6),
+    "single": ("best single (model, ceiling)", "#888888", ":", 1.4),
+    "oracle": ("each query's own best, in hindsight", "#d08b2f", "-.", 1.4),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,15 +320,59 @@ def measure(folder: Path, name: str, mode: str, draws: int, shares: Sequence[flo
     }
 
 
+def draw_figure(path: Path) -> None:
+    """Draw the rows of mode `solved`, a panel a set; those of one set at several shares are one line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found: dict[str, dict[float, dict[str, float]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if row["mode"] == "solved":
+            for at, share in enumerate(row["shares"]):
+                found.setdefault(row["set"], {})[share] = {name: row[name][at] for name in STYLES}
+    grey = "#888888"
+    pyplot.rcParams |= {"svg.hashsalt": "clear_ray", "svg.fonttype": "none", "font.size": 10, "text.color": grey}
+    pyplot.rcParams |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}
+    figure, panels = pyplot.subplots(
+        1, len(found), figsize=(2.6 * len(found), 3.2), layout="constrained", squeeze=False
+    )
+    figure.patch.set_alpha(0)
+    for axes, (name, points) in zip(panels[0], found.items(), strict=True):
+        axes.patch.set_alpha(0)
+        shares = sorted(points)
+        for key, (label, colour, dash, width) in STYLES.items():
+            axes.plot(
+                shares, [points[s][key] for s in shares], color=colour, linestyle=dash, linewidth=width, label=label
+            )
+        axes.set(title=name, xlabel="share of the dearest", xscale="log")
+        axes.set_xticks([0.05, 0.2, 1.0], ["5 %", "20 %", "100 %"])
+        axes.minorticks_off()
+    panels[0][0].set_ylabel("right answers")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print one line a set and mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("--set", default=",".join(SETS))
     parser.add_argument("--mode", default="solved,once")
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--shares", default=",".join(map(str, SHARES)))
     given = parser.parse_args(arguments)
+    if given.figure is not None:
+        draw_figure(given.figure)
+        return
+    if given.folder is None:
+        parser.error("name the folder of recorded answers, or --figure ROWS.json")
     shares = [float(share) for share in given.shares.split(",")]
     for name in given.set.split(","):
         for mode in given.mode.split(","):

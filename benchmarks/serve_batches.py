@@ -3,9 +3,11 @@
 One machine, recorded rollouts played at once (no model, so that everything else shows). The file is uploaded with OpenAI's
 client, made a batch and waited for; then `run` answers the same file under the same settings on engines of its own. Both
 are timed from the moment in which the file is there to that in which both outputs are. Memory is the peak of what each
-process has to itself (USS), looked at twice a second. Prints one JSON line.
+process has to itself (USS), looked at four times a second. Prints one JSON line.
 
-    python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000]
+    python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--take-in]
+
+With `--take-in` the batch is cancelled once every line was looked at: what uploading and reading alone cost.
 """
 
 import argparse
@@ -39,10 +41,11 @@ WATCHED |= {":engine": "engine", "MarketActor": "market"}
 
 
 class Memory:
-    """The peak memory of each kind of process, MiB, while it is watched."""
+    """The memory of each kind of process when it is first looked at and at its peak, MiB."""
 
     def __init__(self) -> None:
         self.peak: dict[str, float] = defaultdict(float)
+        self.first: dict[str, float] = {}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -55,14 +58,15 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(0.5):
+        while not self._is_over.wait(0.25):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     title = " ".join(process.cmdline())
                     for mark, name in WATCHED.items():
                         if title.startswith("ray::") and mark in title:
-                            used = process.memory_full_info().uss / 2**20
-                            self.peak[name] = max(self.peak[name], round(used, 1))
+                            used = round(process.memory_full_info().uss / 2**20, 1)
+                            self.first.setdefault(name, used)
+                            self.peak[name] = max(self.peak[name], used)
 
 
 def write_file(path: Path, rows: int, row_bytes: int) -> int:
@@ -89,7 +93,7 @@ def settings(folder: Path, rows: int) -> ServeConfig:
     return ServeConfig.parse(base | {"batches": batches})
 
 
-def over_http(client: openai.OpenAI, path: Path, budget: int) -> tuple[dict[str, float], Any]:
+def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool) -> tuple[dict[str, float], Any]:
     started = time.perf_counter()
     with path.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
@@ -103,6 +107,8 @@ def over_http(client: openai.OpenAI, path: Path, budget: int) -> tuple[dict[str,
     while batch.status not in ENDED:
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
+        if takes_in and batch.status == "in_progress":
+            return {"upload": there - started, "look": time.perf_counter() - there}, client.batches.cancel(batch.id)
     done = time.perf_counter()
     read = 0
     for name in filter(None, (batch.output_file_id, batch.error_file_id)):
@@ -117,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--row-bytes", type=int, default=4_000, help="length of a line; 4000 is 200 MB at 50,000 rows")
+    parser.add_argument("--take-in", action="store_true", help="cancel it once it was looked at")
     arguments = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,11 +133,17 @@ def main() -> None:
         file_bytes = write_file(folder / "input.jsonl", arguments.rows, arguments.row_bytes)
         config = settings(folder / "served", arguments.rows)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(config), name="batches", route_prefix="/")
+        serve.run(application(config), name="bench", route_prefix="/")
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
         with Memory() as memory:
-            seconds, batch = over_http(client, folder / "input.jsonl", 20 * arguments.rows)
+            time.sleep(2)  # what they have before the file comes
+            path, budget = folder / "input.jsonl", 20 * arguments.rows
+            seconds, batch = over_http(client, path, budget, takes_in=arguments.take_in)
         serve.shutdown()
+        if arguments.take_in:
+            kept = {"rows": arguments.rows, "file_mb": round(file_bytes / 1e6, 1), "seconds": seconds}
+            print(json.dumps(kept | {"first_mib": memory.first, "peak_mib": memory.peak, "load": os.getloadavg()}))
+            return
         found = Store(folder / "served").batch(batch.id)
         assert found is not None
         same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
@@ -146,7 +159,8 @@ def main() -> None:
         "run_seconds": round(run_seconds, 2),
         "run_rows_per_second": round(arguments.rows / run_seconds, 1),
         "overhead": round(seconds["batch"] / run_seconds - 1, 3),
-        "peak_mib": dict(memory.peak),
+        "first_mib": memory.first,
+        "peak_mib": memory.peak,
         "completed": [batch.request_counts.completed, report.completed],
         "output_mb": [round(len(each) / 1e6, 1) for each in outputs],
         "load": os.getloadavg(),

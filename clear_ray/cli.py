@@ -226,12 +226,14 @@ register_operating(app)
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
     set_: Overrides = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on, in place of the file's.")] = None,
 ) -> None:
     """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
     from clear_ray.serve.command import serve_until_interrupted
     from clear_ray.serve.settings import ServeConfig
 
-    serve_until_interrupted(ServeConfig.load(config, tuple(set_ or ())))
+    overrides = (*(set_ or ()), *(() if port is None else (f"port={port}",)))
+    serve_until_interrupted(ServeConfig.load(config, overrides))
 
 
 def main(arguments: list[str] | None = None) -> None:

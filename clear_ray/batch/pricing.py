@@ -25,6 +25,7 @@ from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.storage import Folder
 
+_PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
 PROBE = "probe"
 """Name under which the market is charged for the probe."""
 
@@ -72,11 +73,18 @@ def priced(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64])
     calls = CallCosts(
         token_parts_N=_scaled_parts(prices.token_parts, cost_N),
         read_parts_N=_scaled_parts(prices.read_parts, cost_N),
-        prompt_tokens_N=estimates.prompt_tokens_N,
+        prompt_tokens_N=_reserved_prompts(config, estimates.prompt_tokens_N),
     )
     sample = estimates.sample
     batch = replace(estimates.batch, cost_N=calls.token_parts_N[sample] / COST_PARTS, calls=calls.take(sample))
     return replace(estimates, batch=batch, calls=calls)
+
+
+def _reserved_prompts(config: RunConfig, prompt_tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what is set aside for prompts: of an engine that only estimates their length, some more."""
+    if config.engine.kind != "openai":
+        return prompt_tokens_N
+    return np.asarray(np.ceil(_PROMPT_MARGIN * prompt_tokens_N) + _TEMPLATE_TOKENS, np.int64)
 
 
 def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:

@@ -142,10 +142,8 @@ def plan_report(
     queries = estimates.queries
     scale = queries / len(batch.weight_N)
     _, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
-    cost_M = states.cost_N[clearing.index_M]
     taken_M = clearing.parts_M(states.cost_N) / COST_PARTS  # with the prompts, where they are paid for
-    back_M = (clearing.tokens_M - clearing.expected_tokens_M) * cost_M
-    expected_tokens = float((taken_M - back_M).sum()) + clearing.kept_tokens + probe_tokens
+    expected_tokens = float(clearing.expected_taken_M(states.cost_N).sum()) + clearing.kept_tokens + probe_tokens
     return PlanReport(
         head=head.kind,
         queries=queries,

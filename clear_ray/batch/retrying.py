@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clear_ray.config.prices import NANO
 from clear_ray.config.run import RunConfig
+from clear_ray.config.units import unit_of_budget
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, read_digest
 from clear_ray.ingest.normalise import NormalRow
@@ -21,6 +23,7 @@ from clear_ray.redaction import without_secrets
 from clear_ray.run_folder.completions import completion_batches
 from clear_ray.run_folder.locations import absolute
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe_input, read_manifest
+from clear_ray.run_folder.orders import unit_in
 from clear_ray.run_folder.status import read_summary
 from clear_ray.stages.probe import with_added_columns
 from clear_ray.storage import Folder, open_folder
@@ -49,15 +52,26 @@ def retry_config(run_dir: str, into: str, *, budget: str | None, is_unanswered: 
     report = read_summary(folder)
     if report is None:
         raise ResumeError("the run is not done", shown, remedy="Go on with it first: `clear-ray resume`.")
-    left_tokens = report.budget_tokens - report.spent_tokens
-    if budget is None and left_tokens < 1:
+    left = report.budget_tokens - report.spent_tokens
+    if budget is None and left < 1:
         raise ConfigError("nothing is left of the run's budget", shown, remedy="Give one: `--budget 200k`.")
     settings: dict[str, Any] = manifest["config"]
     source = {"retry_of": run_dir, "retry": "unanswered" if is_unanswered else "failed"}
-    changes: dict[str, Any] = {"run_dir": into, "input": source, "budget": left_tokens if budget is None else budget}
-    is_in_money = budget is not None and any(sign in budget for sign in "$€£")
-    changes["budget_rate"] = settings.get("budget_rate") if is_in_money else None
+    changes: dict[str, Any] = {"run_dir": into, "input": source, "budget_rate": None}
+    unit = unit_in(folder)
+    if budget is None:
+        changes["budget"] = left if unit == "tokens" else f"{left // NANO}.{left % NANO:09d} {unit}"
+    else:
+        changes["budget"] = budget
+        changes["budget_rate"] = None if _unit_given(budget) == "tokens" else settings.get("budget_rate")
     return RunConfig.parse(settings | changes, where=f"{shown}/{MANIFEST}")
+
+
+def _unit_given(budget: str) -> str:
+    try:
+        return unit_of_budget(budget)
+    except ValueError as error:
+        raise ConfigError(str(error), "--budget", budget, "Write an amount such as 200k or $5.") from None
 
 
 def rows_left(config: RunConfig) -> int:

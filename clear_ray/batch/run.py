@@ -10,7 +10,6 @@ disk before the round begins, so running the same configuration again goes on wh
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -25,10 +24,11 @@ from ray.data import Dataset
 from clear_ray.batch.checking import head_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
-from clear_ray.batch.generate import calls_for, generate_round
+from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
 from clear_ray.batch.orders import heeding_orders
+from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
@@ -50,18 +50,16 @@ from clear_ray.ledger.lock import alone_with
 from clear_ray.records import COST_PARTS
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds
-from clear_ray.rounds.running import Round
-from clear_ray.run_folder.attempts import read_attempts
+from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.estimates import (
     Estimates,
     read_costs,
 )
-from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
@@ -139,7 +137,8 @@ def _run_alone(
     head, notes = head_of(config), engine_notes(config.engine)
     if manifest is None or read_summary(folder) is None:
         wait_until_unused(folder)
-    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
+    with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+        progress.begin("read")
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
@@ -150,7 +149,7 @@ def _run_alone(
         input_cost_N = read_costs(folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
         check_minimum_service(config, cost_N, folder)
-        progress.begin("probe", queries=digest.rows)
+        progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
         run_id = begin(folder, manifest)
         engine = settled(config.engine)
         with (
@@ -164,10 +163,12 @@ def _run_alone(
                 run_dir=config.run_dir,
                 run_id=run_id,
                 ask_for=ask_for,
-                calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
+                rows_each=rows_each(config, workers=1) if config.scaling.max_workers else None,
             ) as engines,
             progress.watching(market),
+            open_callers(config, folder, engines, market) as callers,
         ):
+            progress.begin("probe")
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
@@ -176,8 +177,9 @@ def _run_alone(
                 market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
-            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson)
-            report = close_run(opened, _rounds(opened), digest)
+            answers = AnswerFiles(digest.rows)
+            opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
+            report = close_run(opened, play_rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
 
@@ -230,13 +232,15 @@ def _plan_in(
     load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
     try:
-        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display, unit=config.unit) as progress:
+        with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+            progress.begin("read")
             digest = take_in(queries, config, folder)
             input_cost_N = read_costs(folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
-            progress.begin("probe", queries=digest.rows)
+            progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
+                progress.begin("probe")
                 estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
                 sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
@@ -297,34 +301,3 @@ def _open_run(
         check_same_run(manifest, wanted, folder)
         return
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
-
-
-def _rounds(opened: RunContext) -> list[RoundReport]:
-    """Clear, generate and settle until nothing useful is left to buy; what the folder holds of that is replayed first."""
-    folder, rounds, market, progress = opened.folder, opened.rounds, opened.market, opened.progress
-    reports: list[RoundReport] = []
-    market.close_open_reservations()
-    while True:
-        started = time.monotonic()
-        kept = read_grants(folder, rounds.number + 1)
-        granted = rounds.replay(kept) if kept else _next_round(opened)
-        if granted is None:
-            return reports
-        number, clearing = granted.number, granted.clearing
-        if kept is None:
-            write_grants(folder, granted)
-        if kept is None or read_grants(folder, number + 1) is None:
-            price, many = clearing.shadow_price, int(opened.states.was_granted_N.sum())
-            progress.begin("generate", round_number=number, price=price, granted=many)
-            market.open_round(number, {"price": price, "available": granted.available_tokens})
-            generate_round(opened, clearing, number)
-        attempts = read_attempts(folder, number, len(opened.states.cost_N), opened.void_attempts())
-        report = rounds.take(number, attempts)
-        reports.append(report.model_copy(update={"seconds": time.monotonic() - started}))
-
-
-def _next_round(opened: RunContext) -> Round | None:
-    unspent_tokens = opened.market.balance().available_tokens  # nothing is reserved between two rounds
-    if opened.rounds.may_clear(unspent_tokens):
-        opened.progress.begin("price", round_number=opened.rounds.number + 1)
-    return opened.rounds.next(unspent_tokens)

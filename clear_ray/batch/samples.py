@@ -43,8 +43,8 @@ def sampled_costs(
     """
     allowed_parts = int(share * config.budget_tokens * COST_PARTS)
     parts_of = _parts_of(estimates)
-    order = np.random.default_rng([config.seed, 1]).permutation(estimates.queries)
-    order = [int(i) for i in order if int(i) not in estimates.error_of_index and estimates.max_tokens_N[i] > 0]
+    drawn = np.random.default_rng([config.seed, 1]).permutation(estimates.queries)
+    order = [int(i) for i in drawn if int(i) not in estimates.error_of_index and estimates.max_tokens_N[i] > 0]
     worker = engines.workers.handles[0]
 
     def ask(indices: list[int]) -> list[int]:

@@ -151,9 +151,9 @@ class OpenAIConfig(WorkersConfig):
     """File that holds the key and nothing else."""
     key_header: str = Field(default="Authorization", pattern=r"^[A-Za-z0-9-]+$")
     """Header that carries the key, such as `api-key`; in `Authorization` it comes after the word Bearer."""
-    max_batch: int = Field(default=100, ge=1, le=10_000)
+    max_batch: int = Field(default=100, ge=1, le=1_000)
     """Most calls that one engine has under way at the same time."""
-    first_calls: int = Field(default=20, ge=1, le=10_000)
+    first_calls: int = Field(default=20, ge=1, le=1_000)
     """Calls under way to begin with; how many there are later follows what the endpoint takes."""
     requests_per_minute: float | None = Field(default=None, gt=0, le=1e9)
     """Most calls a minute, of all engines together; unlimited if not given."""

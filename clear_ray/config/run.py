@@ -19,7 +19,7 @@ from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
 from clear_ray.config.durations import seconds_of
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.input import InputConfig
-from clear_ray.config.prices import PriceLists, Prices, prices_of
+from clear_ray.config.prices import NANO, PriceLists, Prices, prices_of
 from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
 from clear_ray.errors import ConfigError
 
@@ -91,7 +91,10 @@ class AllocationConfig(Settings):
     """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
     max_rounds: int | None = Field(default=None, ge=1, le=100)
     """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others; with
-    several attempts 32, or 4 for each attempt."""
+    several attempts 32, or 4 for each attempt. Those made beside running grants count only if this is given."""
+    overlap: bool | None = None
+    """Whether the price is cleared again while grants run, as soon as engines have free slots and tokens have come back; if
+    not given, unless `max_rounds` is. Such a run is sooner done, and its grants depend on which answers come first."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
@@ -105,6 +108,11 @@ class AllocationConfig(Settings):
     def most_attempts(self) -> int:
         """Most answers to one query."""
         return 1 if self.objective == "correct" else self.attempts or DEFAULT_ATTEMPTS
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the price is cleared while grants run."""
+        return self.max_rounds is None if self.overlap is None else self.overlap
 
     @property
     def most_rounds(self) -> int:
@@ -139,8 +147,8 @@ class DispatchConfig(Settings):
 
     callers: int = Field(default=1, ge=1, le=100_000)
     """Thin actors that keep the engines fed."""
-    batch_rows: int = Field(default=4, ge=1, le=MOST_ROWS)
-    """Queries in one call to an engine."""
+    batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Queries in one call to an engine; if not given, as many as are expected to take 256 tokens together, 64 at most."""
     calls_in_flight: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
     block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
@@ -256,6 +264,11 @@ class RunConfig(ConfigFile):
         if prices is not None:
             return budget_in_units(self.budget, prices)
         return budget_in_tokens(self.budget, self.budget_rate)
+
+    def part_of_budget(self, parts: int) -> int | str:
+        """Return one of several equal parts of the budget, rounded down: tokens, or money where there are prices."""
+        part = self.budget_tokens // parts
+        return part if self.unit == "tokens" else f"{part // NANO}.{part % NANO:09d} {self.unit}"
 
     @property
     def most_workers(self) -> int:

@@ -82,6 +82,18 @@ def check_budget_text(budget: object) -> None:
         budget_in_tokens(budget)
 
 
+def budget_in(budget: int | str, *, rate: str | None, prices: Prices | None) -> int:
+    """Return an amount in what a budget with this rate or these prices counts; tokens also where it has a rate.
+
+    Raises:
+        ValueError: It cannot be read, or does not fit them.
+    """
+    if prices is not None:
+        return budget_in_units(budget, prices)
+    is_in_tokens = _amount_of(budget).unit == "tokens"
+    return budget_in_tokens(budget, None if is_in_tokens else rate)
+
+
 def unit_of_budget(budget: int | str) -> str:
     """Return what a budget is in: `tokens`, the code of a currency, or `gpu-seconds`."""
     return _amount_of(budget).unit

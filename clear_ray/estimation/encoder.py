@@ -144,7 +144,7 @@ def encoder_digest(encoder: str) -> str:
 def _states(texts: list[str], encoder: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     import torch
 
-    tokenizer, model = _load(encoder_folder(encoder))
+    tokenizer, model = _load(encoder)
     with torch.inference_mode():
         batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=_MOST_TOKENS)
         hidden = model(**batch).last_hidden_state.float()
@@ -157,10 +157,10 @@ def _states(texts: list[str], encoder: str) -> tuple[NDArray[np.float32], NDArra
 def _load(encoder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    encoder_digest(encoder)  # refuses a folder without weights in words of its own
+    folder = encoder_folder(encoder)  # refuses one without weights in words of its own
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
-        model = AutoModel.from_pretrained(encoder, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"the encoder cannot be loaded: {error}",

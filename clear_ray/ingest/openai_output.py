@@ -23,6 +23,7 @@ _STATUS = {
     "engine_failed": (500, "server_error"),
     "scorer_failed": (500, "server_error"),
 }
+_FOLDERS = re.compile(r"\A/(?:[^/:\n]*/)*(?=[^/:\n]+:\d+)")  # before the name of a file and its line
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -95,7 +96,8 @@ def _code(row: Mapping[str, Any]) -> str:
 
 
 def _message(row: Mapping[str, Any]) -> str:
-    return str(row["reason"] if row["status"] == "abandoned" else row.get("error") or row["reason"])
+    said = str(row["reason"] if row["status"] == "abandoned" else row.get("error") or row["reason"])
+    return _FOLDERS.sub("", said)
 
 
 def _created(row: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ the next one), so a crash never leaves tokens running that the journal does not 
 
 The line is first come, first served. A request that cannot fit even if everything running came back unused is refused at
 once and priced again in the next round. The one at the head waits for refunds; those that are running never wait for it, so
-the line always moves. Callers that die are started again by Ray Data: when the new life of a caller first asks, what the
+the line always moves. Callers that die are started again by Ray: when the new life of a caller first asks, what the
 old one had reserved is charged in full, since its queries may come again long after others that wait for those tokens; and
 the old one gets nothing more, in the line or later, should its process live on where Ray cannot see it. When a query comes
 again whose work was settled but whose row was lost, that is marked as wasted. Ray repeats what a dead market had not
@@ -297,7 +297,7 @@ class MarketActor:
 
     def _note(self, entry: Entry, call_name: str = "") -> None:
         record: Record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens}
-        record["r"] = int(self._round)
+        record["r"] = int(self._round_N[entry.index])
         if entry.parts is not None:
             record["p"] = entry.parts
         if call_name:

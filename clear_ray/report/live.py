@@ -116,7 +116,7 @@ class LineDisplay:
         shown, self._held = self._shown, snapshot
         if (
             shown is None
-            or (shown.stage, shown.round) != (snapshot.stage, snapshot.round)
+            or (shown.stage, shown.round, shown.waiting_for) != (snapshot.stage, snapshot.round, snapshot.waiting_for)
             or snapshot.seconds - shown.seconds >= _LINE_SECONDS
             or shown.warning != snapshot.warning
         ):
@@ -173,10 +173,13 @@ class TableDisplay:
 
 
 def _stage(snapshot: ProgressSnapshot) -> str:
-    return f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+    stage = f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+    return f"{stage}: {snapshot.waiting_for}" if snapshot.waiting_for else stage
 
 
 def _queries(snapshot: ProgressSnapshot) -> str:
+    if not snapshot.queries:
+        return "not read yet"
     if not snapshot.granted:
         return f"{count(snapshot.probed)} of {count(snapshot.queries)} probed"
     running = snapshot.granted - snapshot.ended
@@ -203,8 +206,10 @@ def _correct(snapshot: ProgressSnapshot) -> str:
     return f"{answers(snapshot.correct)} of {count(snapshot.scored)} correct so far"
 
 
-def _speed(pace: Pace) -> str:
+def _speed(pace: Pace, unit: str) -> str:
     rate = pace.tokens_per_second
+    if rate is not None and unit != "tokens":
+        return f"{amount(60 * rate, unit)} a minute"
     return UNKNOWN if rate is None else f"{rate:,.0f} tokens/s" if rate >= 10 else f"{rate:.1f} tokens/s"
 
 
@@ -216,7 +221,7 @@ def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
         f"{'tokens' if snapshot.unit == 'tokens' else 'budget'} {_tokens(snapshot)}",
         f"price {_price(snapshot)}",
         f"answers {_correct(snapshot)}",
-        _speed(pace),
+        _speed(pace, snapshot.unit),
         f"ETA {duration(pace.eta_seconds)}",
         *learning,
     )
@@ -260,7 +265,7 @@ def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
     facts.add_column(no_wrap=True, overflow="ellipsis")
     facts.add_row("price  ", Text(_price(snapshot)))
     facts.add_row("answers", Text(_correct(snapshot)))
-    facts.add_row("speed  ", Text(f"{_speed(pace)}, ETA {duration(pace.eta_seconds)}"))
+    facts.add_row("speed  ", Text(f"{_speed(pace, snapshot.unit)}, ETA {duration(pace.eta_seconds)}"))
     if snapshot.label:
         facts.add_row("learning", Text(f"from {LABELS.get(snapshot.label, snapshot.label)}"))
     title = Text.assemble((_stage(snapshot), "bold"), (f"  {duration(snapshot.seconds)}", "dim"))

@@ -230,7 +230,7 @@ class ProgressSnapshot(Part):
     """What a run looks like at one moment; what the live display shows."""
 
     stage: str
-    """`read`, `probe`, `price`, `generate` or `write`."""
+    """`start`, `read`, `probe`, `price`, `generate` or `write`."""
     round: int
     """Clearing under way, from 1; 0 before the first."""
     queries: int
@@ -261,5 +261,7 @@ class ProgressSnapshot(Part):
     """What the run learns from, see `LearningReport`; empty if it does not learn."""
     unit: str = "tokens"
     """What budget and spending are counted in, see `RunReport`."""
+    waiting_for: str = ""
+    """What has to be there before anything else goes on, such as `starting Ray`; empty once it is."""
     warning: str = ""
     """What should be looked at before more is spent: not one of the first scored answers was right."""

@@ -117,6 +117,16 @@ def expected_spend(
     return np.minimum(spend.continued(generated_tokens_M).spend(tokens_M), tokens_M)
 
 
+def survival_at(curves: Curves, tokens_M: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the chance that each answer is still running after so many tokens; beyond the grid as at its end."""
+    rows, grid = np.arange(len(tokens_M)), np.concatenate([[0], curves.tokens_K])
+    survival = np.concatenate([np.ones((len(rows), 1)), curves.survival_NK], axis=1)
+    at = np.clip(np.searchsorted(grid, tokens_M, side="right") - 1, 0, len(grid) - 2)
+    share = np.clip((tokens_M - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
+    found: NDArray[np.float64] = survival[rows, at] + share * (survival[rows, at + 1] - survival[rows, at])
+    return found
+
+
 def uniform_ceiling(batch: Batch, spend_tokens: float) -> tuple[int, float]:
     """Return the equal ceiling that is expected to spend `spend_tokens` in all, and the utility expected from it."""
     curves = batch.curves

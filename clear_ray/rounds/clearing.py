@@ -89,6 +89,11 @@ class Clearing:
             return self.reserved_parts_M
         return self.tokens_M * cost_parts(cost_N[self.index_M])
 
+    def expected_taken_M(self, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what each grant is expected to take, in the budget's unit; of one model."""
+        back_M = (self.tokens_M - self.expected_tokens_M) * cost_N[self.index_M]
+        return self.parts_M(cost_N) / COST_PARTS - back_M
+
 
 _PER_GRANT = (
     *("index_M", "tokens_M", "expected_tokens_M", "expected_utility_M"),

@@ -10,8 +10,8 @@ learned together: a query's coordinates, which models the one that answered is d
 the query before. So a model that was seen little is believed to be like the others, and an answer that was wrong says
 something about the next. No query is believed anything that an answer of its own has taught, except by that last number.
 
-**Pilot and stages** are those of a run that teaches itself (`learning_offers`); the pilot's money is shared equally among the
-models, so that a dear one is asked less often.
+**Pilot and stages** are those of a run that teaches itself (`learning_offers`). The pilot asks the cheapest model, a second
+one those others whose answers would not take many times what the budget has for a query.
 
 Shapes: N queries, M of them granted, J models, K grid points, P coordinates.
 
@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from clear_ray.allocation import Tabulated
 from clear_ray.allocation.envelope import limited_points
 from clear_ray.estimation.curves import Curves, curves_from_incidence
-from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors
+from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors, log_likelihood_M
 from clear_ray.estimation.hazards import Incidence
+from clear_ray.estimation.learning import Evidence, by_fold
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
@@ -45,7 +46,8 @@ from clear_ray.rounds.states import QueryStates
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 FOLDS = 4
-_INDICATOR = 2.0
+_INDICATOR, _GROWTH = 0.5, 0.8
+_PILOT_SHARE, _DEAREST_PILOT = 0.1, 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +104,7 @@ class MenuOffers:
     @property
     def cost_N(self) -> Array:
         """See `Offers`; of the dearest model."""
-        return np.max([calls.token_parts_N for calls in self.calls], axis=0) / COST_PARTS
+        return np.asarray(np.max([calls.token_parts_N for calls in self.calls], axis=0) / COST_PARTS)
 
     @property
     def max_tokens_N(self) -> Integers:
@@ -126,9 +128,13 @@ class MenuOffers:
         """See `Offers`."""
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
         seen = observe(states)
-        if self.learns and not len(seen.answers) and any(self._given(j) is None for j in range(len(self.calls))):
-            return self._pilot(rng, is_free_N, available_tokens)
+        if self.learns and not len(seen.answers) and self._given(0) is None:
+            return self._pilot(rng, [0], is_free_N, available_tokens)
         fresh, after = self._believed(seen)
+        if self.learns and (unseen := self._worth_a_pilot(seen, fresh)):
+            pilot = self._pilot(rng, unseen, is_free_N & (states.attempt_N == 0), available_tokens)
+            if len(pilot.index_M):
+                return pilot
         if self.is_verified:
             clearing = self._clear_plans(states, fresh, after, is_free_N, available_tokens)
         else:
@@ -139,21 +145,23 @@ class MenuOffers:
         if not self.learns:
             return clearing
         spent_tokens = self.budget_tokens - available_tokens
-        stage_tokens = spent_tokens * self.stages.growth
+        stage_tokens = spent_tokens * _GROWTH
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
             return clearing
         return self._random_part(clearing, stage_tokens, rng)
 
     def _random_part(self, clearing: Clearing, tokens: float, rng: np.random.Generator) -> Clearing:
-        """Return a random subset of the grants that is expected to take at most so much, and at least one grant."""
+        """Return a random subset of the grants that takes about so much, and at least one grant."""
         if not len(clearing.index_M):
             return clearing
         option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
         token_parts_M = np.stack([calls.token_parts_N for calls in self.calls])[option_M, clearing.index_M]
         back_M = token_parts_M * (clearing.tokens_M - clearing.expected_tokens_M)
-        expected_M = (clearing.parts_M(self.cost_N) - back_M) / COST_PARTS
-        order = rng.permutation(len(expected_M))
-        count = max(int(np.searchsorted(np.cumsum(expected_M[order]), tokens, side="right")), 1)
+        most_M = clearing.parts_M(self.cost_N) / COST_PARTS
+        # Early beliefs of what answers take may be far too low; ceilings are far too high.
+        guessed_M = np.sqrt(most_M * (most_M - back_M / COST_PARTS))
+        order = rng.permutation(len(guessed_M))
+        count = max(int(np.searchsorted(np.cumsum(guessed_M[order]), tokens, side="right")), 1)
         return clearing.some(np.sort(order[:count]))
 
     def serve(self, owed_tokens_N: Integers, *, available_tokens: int, shadow_price: float) -> Clearing:
@@ -165,11 +173,11 @@ class MenuOffers:
 
     def _may_go_on_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         can = not self.can_go_on or self.can_go_on[model]
-        return states.may_go_on_N & (states.option_N == model) & can
+        return np.asarray(states.may_go_on_N & (states.option_N == model) & can, np.bool_)
 
     def _offered_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         """Return which queries may be asked of a model from the beginning: those it has not answered, nor one after it."""
-        return (states.attempt_N == 0) | (states.option_N < model)
+        return np.asarray((states.attempt_N == 0) | (states.option_N < model), np.bool_)
 
     def _batch(self, curves: Curves, model: int) -> Batch:
         calls = self.calls[model]
@@ -239,7 +247,8 @@ class MenuOffers:
     def _believed(self, seen: Seen) -> tuple[list[Curves], list[Curves]]:
         """Return each model's curves of all queries: where no other model has failed, and where one has."""
         fitted = self._fit(seen) if self.learns and len(seen.answers) else None
-        fresh, after = [], []
+        fresh: list[Curves] = []
+        after: list[Curves] = []
         for model in range(len(self.calls)):
             given = self._given(model)
             for curves, has_failed in ((fresh, False), (after, True)):
@@ -262,36 +271,60 @@ class MenuOffers:
             return self.fold_N
         return np.random.default_rng(self.seed).permutation(np.arange(len(self.x_NP)) % FOLDS)
 
-    def _fit(self, seen: Seen) -> list[Factors]:
-        """Return a fit for each fold of queries, of the answers to the others."""
+    def _fit(self, seen: Seen) -> Fitted:
+        """Return fits for each fold of queries, of the answers to the others: with what is known of queries, and without."""
         query_M, fold_N = seen.answers.query_M, self._folds()
         x_MP = self._coordinates(self.x_NP[query_M], seen.model_M, seen.has_failed_M)
+        blind_MP, fold_M = x_MP[:, self.x_NP.shape[1] :], fold_N[query_M]
         answers = replace(seen.answers, query_M=np.arange(len(query_M)))
-        return [
-            fit_factors(x_MP, answers.take(fold_N[query_M] != fold), tokens_K=self.tokens_K, label=self.label)
-            for fold in range(int(fold_N.max()) + 1)
-        ]
+        informed, blind, gain = [], [], 0.0
+        for fold in range(int(fold_N.max()) + 1):
+            taught, held = answers.take(fold_M != fold), answers.take(fold_M == fold)
+            informed.append(fit_factors(x_MP, taught, tokens_K=self.tokens_K, label=self.label))
+            blind.append(fit_factors(blind_MP, taught, tokens_K=self.tokens_K, label=self.label))
+            for factors, x, sign in ((informed[-1], x_MP, 1.0), (blind[-1], blind_MP, -1.0)):
+                if len(held):
+                    found = factors.incidence(x[held.query_M], tokens_K=self.tokens_K)
+                    gain += sign * float(log_likelihood_M(found, held, tokens_K=self.tokens_K).sum())
+        return Fitted(informed, blind, Evidence(len(answers), gain).shares()[0])
 
-    def _incidence(self, fitted: list[Factors], model: int, has_failed: bool) -> Incidence:
+    def _incidence(self, fitted: Fitted, model: int, has_failed: bool) -> Incidence:
         queries, fold_N = len(self.x_NP), self._folds()
         x_NP = self._coordinates(self.x_NP, np.full(queries, model), np.full(queries, has_failed))
-        shape = (queries, len(self.tokens_K))
-        found = Incidence(np.empty(shape), np.empty(shape), np.empty(shape))
-        for fold, factors in enumerate(fitted):
-            rows = fold_N == fold
-            part = factors.incidence(x_NP[rows], tokens_K=self.tokens_K)
-            for name in ("right_NK", "wrong_NK", "survival_NK"):
-                getattr(found, name)[rows] = getattr(part, name)
-        return found
+        blind_NP, share = x_NP[:, self.x_NP.shape[1] :], fitted.share
+        informed = by_fold(tuple(fitted.informed), x_NP, fold_N, tokens_K=self.tokens_K)
+        blind = by_fold(tuple(fitted.blind), blind_NP, fold_N, tokens_K=self.tokens_K)
+        right, survival = (
+            share * getattr(informed, name) + (1.0 - share) * getattr(blind, name)
+            for name in ("right_NK", "survival_NK")
+        )
+        return Incidence(right, np.maximum(1.0 - right - survival, 0.0), survival)
 
-    def _pilot(self, rng: np.random.Generator, is_free_N: NDArray[np.bool_], available_tokens: int) -> Clearing:
+    def _worth_a_pilot(self, seen: Seen, fresh: Sequence[Curves]) -> list[int]:
+        """Return the models of which nothing is known yet, and whose answers may be worth what they take.
+
+        An answer that takes many times what the budget has for a query is bought after others have failed, if at all.
+        """
+        mean_parts = self.budget_tokens * COST_PARTS / len(self.weight_N)
+        wanted = []
+        for model, calls in enumerate(self.calls):
+            tokens = float(fresh[model].spend_NK[:, -1].mean())
+            parts = float((calls.token_parts_N * tokens + calls.read_parts_N * calls.prompt_tokens_N).mean())
+            is_known = bool((seen.model_M == model).any()) or self._given(model) is not None
+            if not is_known and parts <= _DEAREST_PILOT * mean_parts:
+                wanted.append(model)
+        return wanted
+
+    def _pilot(
+        self, rng: np.random.Generator, models: Sequence[int], is_free_N: NDArray[np.bool_], available_tokens: int
+    ) -> Clearing:
         """Grant a few random queries a generous ceiling each, of each model as many as an equal share pays for."""
         index = rng.permutation(np.flatnonzero(is_free_N))
-        models, grants, at = len(self.calls), [], 0
-        share_parts = 0.1 * available_tokens * COST_PARTS / models
-        most = self.stages.pilot_size(len(index))
-        for model, calls in enumerate(self.calls):
-            left = share_parts
+        grants, at = [], 0
+        share_parts = _PILOT_SHARE * available_tokens * COST_PARTS / len(models)
+        most = self.stages.pilot_size(len(self.weight_N))
+        for model in models:
+            calls, left = self.calls[model], share_parts
             for query in index[at : at + most]:
                 none = np.zeros(1, np.int64)
                 one = np.array([query])
@@ -328,6 +361,21 @@ class MenuOffers:
 def _begins_M(states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
     """Return which grants begin an attempt: of queries that another model has been asked, or none."""
     return np.asarray((states.attempt_N[index] == 0) | (states.option_N[index] != option_M), np.bool_)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What the answers of a run taught, by folds of queries.
+
+    Attributes:
+        informed: By what is known of queries, and which model answered.
+        blind: By which model answered, alone.
+        share: How far the first is trusted, by how much better it predicts answers that it was not fitted on.
+    """
+
+    informed: list[Factors]
+    blind: list[Factors]
+    share: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

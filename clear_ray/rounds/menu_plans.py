@@ -97,10 +97,12 @@ def _best(
         value_M = value_MK[rows, best_M]
         fails_M = 1.0 - course.chance_MK[rows, best_M]
         own_M = course.worth_MK[rows, best_M]
-        is_better = value_M > surplus
+        total_M = course.cost_MK[rows, best_M] + fails_M * then_cost
+        # Of what is worth the same the cheaper one: at price 0 a call that cannot succeed is worth what follows it.
+        is_better = (value_M > surplus) | ((value_M == surplus) & (chosen >= 0) & (total_M < cost))
         surplus = np.where(is_better, value_M, surplus)
         worth = np.where(is_better, own_M + fails_M * then_worth, worth)
-        cost = np.where(is_better, course.cost_MK[rows, best_M] + fails_M * then_cost, cost)
+        cost = np.where(is_better, total_M, cost)
         alone = np.where(is_better, own_M, alone)
         chosen, point = np.where(is_better, place, chosen), np.where(is_better, best_M, point)
     return surplus, worth, cost, chosen, point, alone

@@ -32,6 +32,7 @@ def write_grants(folder: Folder, granted: Round) -> None:
             "gap": repr(clearing.gap),
             "available_tokens": str(granted.available_tokens),
             "is_service": "yes" if clearing.is_service else "",
+            "is_beside": "yes" if granted.is_beside else "",
         }
     )
     sink = BytesIO()
@@ -69,4 +70,4 @@ def _grants_in(number: int, table: pa.Table) -> Round:
         is_service=bool(facts.get("is_service")),
         reserved_parts_M=table["reserved_parts"].to_numpy() if "reserved_parts" in table.column_names else None,
     )
-    return Round(number, int(facts["available_tokens"]), clearing)
+    return Round(number, int(facts["available_tokens"]), clearing, is_beside=bool(facts.get("is_beside")))

@@ -14,6 +14,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.report.printing import print_result
 from clear_ray.report.summary import RunReport
 from clear_ray.report.text import summary_text
+from clear_ray.report.wording import amount as words
 from clear_ray.storage import open_folder
 
 RunDir = Annotated[str, typer.Argument(help="Folder of the run.")]
@@ -29,11 +30,13 @@ def budget(
     as_json: AsJson = False,
 ) -> None:
     """Raise or cut the budget of a run that goes on: its next clearing has a new price."""
-    from clear_ray.run_folder.orders import order_budget
+    from clear_ray.run_folder.orders import order_budget, unit_in
 
-    tokens = order_budget(open_folder(run_dir), amount)
-    said = f"The budget is {tokens:,} tokens from the next clearing on, or what is spent and promised if that is more."
-    print_result(json.dumps({"budget_tokens": tokens}) if as_json else said)
+    folder = open_folder(run_dir)
+    ordered = order_budget(folder, amount)
+    unit = unit_in(folder)
+    said = f"The budget is {words(ordered, unit)} from the next clearing on, or what is spent and promised if that is more."
+    print_result(json.dumps({"budget_tokens": ordered, "unit": unit}) if as_json else said)
 
 
 def cancel(run_dir: RunDir, as_json: AsJson = False) -> None:
@@ -77,26 +80,27 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Follow a run from its folder until it is done; it may be on another machine."""
+    from clear_ray.run_folder.orders import unit_in
     from clear_ray.run_folder.status import read_progress, read_summary
 
     folder, last = open_folder(run_dir), None
+    unit = unit_in(folder)
     while (report := read_summary(folder)) is None:
         started = time.monotonic()
         facts = read_progress(folder)
         if facts != last:
-            print_result(json.dumps({"event": "progress"} | facts) if as_json else _line(facts))
+            print_result(json.dumps({"event": "progress"} | facts) if as_json else _line(facts, unit))
         last = facts
         time.sleep(max(seconds, _LONGEST_SHARE * (time.monotonic() - started)))  # a long journal takes long to read
     _print_end(report, as_json=as_json)
 
 
-def _line(facts: dict[str, Any]) -> str:
-    numbers = (facts[name] for name in ("spent_tokens", "budget_tokens", "reserved_tokens"))
-    spent, budget_tokens, reserved = (f"{number:,}" for number in numbers)
+def _line(facts: dict[str, Any], unit: str) -> str:
+    names = ("spent_tokens", "budget_tokens", "reserved_tokens")
+    spent, whole, promised = (words(facts[name], unit) for name in names)
     price = facts["shadow_price"]
-    at = "" if price is None else f"  price {1000 * price:.3g} per 1,000 tokens"
-    queries = f"{facts['queries']:,} queries"
-    return f"{queries}  round {facts['rounds']}  spent {spent} of {budget_tokens}, {reserved} promised{at}"
+    at = "" if price is None or unit != "tokens" else f"  price {1000 * price:.3g} per 1,000 tokens"
+    return f"{facts['queries']:,} queries  round {facts['rounds']}  spent {spent} of {whole}, {promised} promised{at}"
 
 
 def _print_end(report: RunReport, *, as_json: bool) -> None:

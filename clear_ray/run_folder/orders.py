@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
+from clear_ray.config.run import RunConfig
+from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in, unit_of_budget
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.parquet import damaged
@@ -29,7 +30,7 @@ class Orders:
     """What all orders of a run come to.
 
     Attributes:
-        budget_tokens: What the run may generate in all.
+        budget_tokens: What the run may generate in all, or spend in the unit of its budget.
         stop: Why nothing more is to be granted; empty if it is.
     """
 
@@ -45,16 +46,17 @@ def order_budget(folder: Folder, budget: str) -> int:
         budget: What it is to be, or with a sign what is to be added or taken away: `2M tokens`, `+200k`, `-$1`.
 
     Returns:
-        The budget in tokens after all orders so far. Below what is spent and promised no budget is cut.
+        The budget after all orders so far, in what the run counts. Below what is spent and promised no budget is cut.
 
     Raises:
         ConfigError: The budget cannot be read, or there is no run.
         ResumeError: The run is done.
     """
     manifest = _running(folder)
-    sign = _SIGN.fullmatch(budget)
+    sign, settings = _SIGN.fullmatch(budget), manifest["config"]
+    prices = RunConfig.model_validate(settings).model_prices if settings.get("prices") else None
     try:
-        tokens = budget_in_tokens(sign[2] if sign else budget, manifest["config"].get("budget_rate"))
+        tokens = budget_in(sign[2] if sign else budget, rate=settings.get("budget_rate"), prices=prices)
     except ValueError as error:
         remedy = "Write an amount such as 2M tokens, +200k or -50k."
         raise ConfigError("the budget cannot be read", "budget", budget, f"{remedy} {error}") from None
@@ -98,6 +100,12 @@ def read_orders(folder: Folder, budget_tokens: int) -> Orders:
         except (ValueError, TypeError, AttributeError) as error:
             raise damaged(folder, name, error) from error
     return Orders(0 if stop else budget_tokens, stop)
+
+
+def unit_in(folder: Folder) -> str:
+    """Return what the budget of the run in a folder is counted in: `tokens` where it has no prices."""
+    settings = (read_manifest(folder) or {"config": {}})["config"]
+    return unit_of_budget(settings["budget"]) if settings.get("prices") else "tokens"
 
 
 def _running(folder: Folder) -> dict[str, Any]:

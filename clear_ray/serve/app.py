@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,7 +38,16 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
     """
     settings = ServeConfig.load(args["config"]) if set(args) == {"config"} else ServeConfig.parse(args, where="args")
+    if _is_serve_run():
+        # `serve run IMPORT_PATH` has no option for the port: it takes Serve as it finds it, and else starts it on 8000.
+        serve.start(http_options={"host": settings.host, "port": settings.port})
     return application(settings)
+
+
+def _is_serve_run() -> bool:
+    """Whether `serve run` builds the application, on the cluster that `RAY_ADDRESS` names or a new one."""
+    is_elsewhere = any(word.partition("=")[0] in ("-a", "--address") for word in sys.argv)
+    return Path(sys.argv[0]).name == "serve" and sys.argv[1:2] == ["run"] and not is_elsewhere
 
 
 def application(settings: ServeConfig) -> serve.Application:
@@ -75,6 +86,7 @@ def application(settings: ServeConfig) -> serve.Application:
     ingress: Any = Ingress
     app: serve.Application = ingress.options(
         name="ingress",
+        num_replicas=settings.ingress_replicas,
         max_ongoing_requests=_WAITING,
         ray_actor_options={"num_cpus": 0},
         user_config={"limits": settings.limits.model_dump(mode="json")},

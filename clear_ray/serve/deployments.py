@@ -39,13 +39,15 @@ class PromptReading:
         curve: The estimate; None if the query cannot be read.
         error: Empty, or why not; no prompt text.
         param: Parameter of the request that it is about.
+        is_too_long: Whether it cannot be read because it is too long.
     """
 
     prompt_tokens: int
     context_tokens: int
     curve: Curve | None
     error: str = ""
-    param: str = "messages"
+    param: str = ""
+    is_too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +120,50 @@ class EngineReplica:
             raise EngineError("the engine has failed", value=f"{type(failure).__name__}: {failure}") from failure
         self._health.check(await self._worker.pulse(), time.monotonic())
 
-    async def read(self, query_id: str, prompt: Prompt, sampling: Sampling | None = None) -> PromptReading:
-        """Read a prompt once and estimate its curve, unless this engine cannot do what is asked of its answer."""
+    async def ready(self) -> None:
+        """Do nothing; that it is done says that the model is loaded.
+
+        Raises:
+            EngineError: The engine has failed.
+        """
+        if self._worker.failure is not None:
+            raise EngineError("the engine has failed")
+
+    async def read(
+        self, query_id: str, prompt: Prompt, sampling: Sampling | None = None, most_tokens: int | None = None
+    ) -> PromptReading:
+        """Read a prompt once and estimate its curve, unless this engine cannot do what is asked of its answer.
+
+        Args:
+            query_id: Name of the query.
+            prompt: What to read.
+            sampling: What is asked of the answer.
+            most_tokens: Longest prompt that may be read.
+        """
         model, head = await self._worker.cards()
         if sampling is not None and (refusal := await asyncio.to_thread(self._refusal, sampling)) is not None:
             param, reason = refusal
             return PromptReading(0, model.context_tokens, None, reason, param)
         try:
+            if most_tokens is not None and (tokens := (await self._worker.prompt_tokens([prompt]))[0]) > most_tokens:
+                said = f"it has {tokens} tokens, at most {most_tokens} are read here"
+                return PromptReading(tokens, model.context_tokens, None, said, is_too_long=True)
             columns = await self._worker.probe([query_id], [prompt])
         except SchemaError as error:
-            return PromptReading(0, model.context_tokens, None, error.what)
+            is_too_long = await self._is_too_long(prompt, model.context_tokens)
+            return PromptReading(0, model.context_tokens, None, error.what, is_too_long=is_too_long)
         return PromptReading(
             prompt_tokens=int(columns["prompt_tokens"][0]),
             context_tokens=model.context_tokens,
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
+
+    async def _is_too_long(self, prompt: Prompt, context_tokens: int) -> bool:
+        """Whether a prompt that was refused leaves no room for an answer."""
+        try:
+            return (await self._worker.prompt_tokens([prompt]))[0] >= context_tokens
+        except SchemaError:
+            return False
 
     def _refusal(self, sampling: Sampling) -> tuple[str, str] | None:
         """Return the parameter that this engine cannot honour, and why; None if it honours all."""
@@ -263,6 +294,14 @@ class PriceReplica:
     async def settle(self, hold: Hold, spent_tokens: int) -> None:
         """Charge what was generated."""
         self._queue.settle(hold, spent_tokens)
+
+    async def stop_selling(self) -> None:
+        """Refuse every query from now on; those in the queue keep their places."""
+        self._queue.stop_selling()
+
+    async def is_selling(self) -> bool:
+        """Whether new queries are taken."""
+        return self._queue.is_selling
 
     async def account(self) -> tuple[Account, int]:
         """Return the account, and how many queries wait."""

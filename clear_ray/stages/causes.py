@@ -43,7 +43,7 @@ def code_of(error: str) -> Code:
 def code_of_answer(error: str) -> Code:
     """Return the code of a query whose answer failed: of itself, of its engine, or of its scorer."""
     if error.startswith(REFUSED_BY_ENDPOINT):
-        return "invalid_request"
+        return "context_length_exceeded" if "context length" in error else "invalid_request"
     return "scorer_failed" if error.startswith(SCORER) else "engine_failed"
 
 

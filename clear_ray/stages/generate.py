@@ -50,7 +50,6 @@ class Dispatch:
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Seed of the run.
         sample: Which of several answers to the same query.
-        direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
         prices: What tokens cost, where prompts are paid for.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
@@ -65,7 +64,6 @@ class Dispatch:
     scorer: Callable[[], Scorer] | None
     seed: int
     sample: int
-    direct_text: str = ""
     prices: Prices | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
@@ -88,11 +86,16 @@ class Generate:
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
-    async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
-        """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
+    async def __call__(self, batch: pa.Table, direct_text: str = "") -> AsyncIterator[Row]:
+        """Yield the attempts of one batch of granted queries, each as soon as it is settled.
+
+        Args:
+            batch: The queries.
+            direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
+        """
         rows = batch.to_pylist()
         for row, prompt in zip(rows, prompts_of(batch), strict=True):
-            row["conversation"] = prompt
+            row["conversation"] = asked_directly(prompt, direct_text)
         finished: asyncio.Queue[Row | BaseException | None] = asyncio.Queue()
         feeder = asyncio.ensure_future(self._feed(rows, finished))
         try:
@@ -107,7 +110,7 @@ class Generate:
         """Reserve in order and start whatever was granted, until every row has been decided and has ended."""
         try:
             # A group, so that a run that fails ends the wait for the tokens that it will never give back.
-            async with self._roster.room(), asyncio.TaskGroup() as running:
+            async with self._roster.room(len(rows)), asyncio.TaskGroup() as running:
                 waiting = rows
                 while waiting:
                     answers = await self._reserve(rows[0]["round"], waiting)
@@ -218,7 +221,7 @@ class Generate:
         sampling = Sampling.load(row.get("sampling"))
         return Grant(
             query_id=row["query_id"],
-            prompt=asked_directly(row["conversation"], self._dispatch.direct_text),
+            prompt=row["conversation"],
             max_tokens=row["granted_tokens"],
             seed=seed_of(sampling, self._dispatch.seed + row["index"]),
             prefix_token_ids=tuple(row["token_ids"]),

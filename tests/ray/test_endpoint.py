@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from ray import serve
 
@@ -23,6 +26,7 @@ from tests.ray.serving import PRICE, free_port
 from tests.ray.test_run import check_account, completions_of
 from tests.ray.test_secrets import holders
 from tests.ray.test_survival import start, wait_for_answers, write_config
+from tests.unit.estimation.encoders import small_encoder
 from tests.unit.snippets import snippets
 from tests.unit.test_shell_snippets import commands_in
 
@@ -54,7 +58,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 
 def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tmp_path: Path) -> None:
-    config = RunConfig.parse(settings_of(served.base_url, tmp_path))
+    encoder = small_encoder(tmp_path / "encoder")
+    config = RunConfig.parse(settings_of(served.base_url, tmp_path) | {"estimate": {"encoder": encoder}})
     planned = plan(None, config)
     assert planned.queries == QUERIES
     trials = served.generated_tokens
@@ -68,6 +73,7 @@ def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tm
     assert (report.failed, report.head) == (0, "learn")
     assert report.learning is not None
     assert report.learning.answers > 0
+    assert report.learning.features == ("text", "ngrams", "encoder")
     for row in completions_of(result):
         assert row["spent_tokens"] <= 15 + row["index"] % 7
         if row["status"] == "completed":
@@ -77,7 +83,36 @@ def test_a_run_learns_and_keeps_its_budget_and_its_ceilings(served: Endpoint, tm
     assert not holders(KEY, Path(result.run_dir))
 
 
-def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(served: Endpoint, tmp_path: Path) -> None:
+def test_a_budget_of_money_pays_what_the_usage_says(served: Endpoint, tmp_path: Path) -> None:
+    prices = {"input": 2, "cached_input": 0.5, "output": 10}
+    settings = settings_of(served.base_url, tmp_path, continuation="none") | {"budget": "$0.012", "prices": prices}
+    result = run(None, RunConfig.parse(settings))
+    report = result.report
+    assert (report.unit, report.budget_tokens, report.wasted_tokens) == ("USD", 12_000_000, 0)
+    attempts = pq.read_table(tmp_path / "run" / "rounds").to_pylist()
+    assert attempts
+    bill = sum(
+        2_000 * (row["usage_prompt_tokens"] - row["usage_cached_tokens"])
+        + 500 * row["usage_cached_tokens"]
+        + 10_000 * row["usage_output_tokens"]
+        for row in attempts
+    )
+    assert report.spent_tokens == bill <= 12_000_000
+    assert 0 < report.completed < QUERIES
+
+
+@pytest.fixture
+def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Ray's logs of this run alone; a short path, since Ray's sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(
+    served: Endpoint, tmp_path: Path, ray_logs: Path
+) -> None:
     served.behaviour.seconds = 0.4
     settings = settings_of(served.base_url, tmp_path, continuation="none") | {"dispatch": {"rows_per_file": 2}}
     config = write_config(settings, tmp_path)
@@ -93,6 +128,7 @@ def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(served: En
     assert summary["wasted_tokens"] > 0
     assert KEY not in out + err
     assert not holders(KEY, tmp_path)
+    assert not holders(KEY, ray_logs)
 
 
 def test_the_commands_of_the_guide(

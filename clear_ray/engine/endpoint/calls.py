@@ -124,26 +124,25 @@ class Calls:
             EngineError: No call gets an answer any more.
         """
         tokens = prompt_tokens + int(request.body["max_tokens"])
+        first_sent: list[float] = []
         retries = AsyncRetrying(
             retry=retry_if_exception_type(_LaterError),
             wait=self._wait_seconds,
-            stop=self._is_past_patience,
+            stop=lambda _: self._now() - first_sent[0] > self._config.patience_seconds,
             reraise=True,
         )
         try:
             async for attempt in retries:
                 with attempt:
-                    return await self._once(request, tokens, is_again=attempt.retry_state.attempt_number > 1)
+                    return await self._once(request, tokens, first_sent, is_again=bool(first_sent))
         except _LaterError as error:  # others were answered all the while
             raise FaultError(Fault("refused", error.fault.said)) from error
         raise AssertionError("a retry neither returned nor raised")
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
-
-    async def _once(self, request: Request, tokens: float, *, is_again: bool) -> Reply:
+    async def _once(self, request: Request, tokens: float, first_sent: list[float], *, is_again: bool) -> Reply:
+        """Send a call when it is its turn; `first_sent` is given the time of that, if it has none."""
         call = await self._admitted(tokens, is_again=is_again)
+        first_sent += [] if first_sent else [call.sent_at]
         sent = self._dialect.body(request)
         try:
             reply = await self._exchange(request.path, sent)
@@ -159,7 +158,7 @@ class Calls:
             self._note_fault(call, fault, tokens)
             if raised is not None:
                 raise raised from error
-            return await self._once(request, tokens, is_again=True)
+            return await self._once(request, tokens, first_sent, is_again=True)
         self._count("answered")
         self.limit.answered(call, self._now())
         used = reply.usage
@@ -234,9 +233,6 @@ class Calls:
         if fault.retry_after_seconds is not None:
             return jittered(fault.retry_after_seconds, self._rng)
         return jittered(min(LONGEST_WAIT_SECONDS, 0.5 * 2.0 ** min(state.attempt_number - 1, 16)), self._rng)
-
-    def _is_past_patience(self, state: RetryCallState) -> bool:
-        return (state.seconds_since_start or 0.0) > self._config.patience_seconds
 
     @staticmethod
     def _fault_of(state: RetryCallState) -> Fault:

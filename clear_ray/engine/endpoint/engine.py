@@ -32,10 +32,11 @@ from clear_ray.engine.endpoint.requests import CHAT, Request, request_of
 from clear_ray.engine.streaming import Partial
 from clear_ray.errors import EngineError, SchemaError
 
-REFUSED_BY_ENDPOINT = "the endpoint refused it: "
+REFUSED_BY_ENDPOINT = "the endpoint refused it: "  # as `stages.causes` has it
 LOST_BY_ENDPOINT = "the endpoint lost it: "
 _LONGEST_LOST_WAIT_SECONDS = 30.0
-_PIECE = re.compile(r"[A-Za-z]{1,6}|\d{1,3}|\s{2,}|[^\sA-Za-z\d]")
+_PIECE = re.compile(r"[A-Z]?[a-z]{1,5}|[A-Z]{1,2}|\d{1,2}|\s{2,}|[^\sA-Za-z\d]")
+_WIDE = "\u2e80"  # from here on a sign is often two tokens
 _TURN_TOKENS, _CHAT_TOKENS = 4, 3
 
 
@@ -176,7 +177,7 @@ class OpenAIEngine:
             return failed(grant, REFUSED_BY_ENDPOINT + fault.said)
         tries = self._lost_of[grant.query_id] = self._lost_of.get(grant.query_id, 0) + 1
         # Whoever tries it again does so at once: the wait is before it is told.
-        await asyncio.sleep(jittered(min(_LONGEST_LOST_WAIT_SECONDS, 0.5 * 2.0 ** min(tries, 8)), self._rng))
+        await asyncio.sleep(jittered(min(_LONGEST_LOST_WAIT_SECONDS, 0.5 * 2.0 ** min(tries - 1, 8)), self._rng))
         return lost(grant, LOST_BY_ENDPOINT + fault.said)
 
     def _calls_of_loop(self) -> Calls:
@@ -202,5 +203,5 @@ def prompt_tokens_of(prompt: Prompt) -> int:
     if isinstance(prompt, TokenIds):
         return len(prompt)
     turns = [prompt] if isinstance(prompt, str) else [content for _, content in prompt]
-    pieces = sum(sum(1 for _ in _PIECE.finditer(text)) for text in turns)
-    return pieces + _TURN_TOKENS * len(turns) + _CHAT_TOKENS
+    pieces = sum(1 + (piece[0][0] >= _WIDE) for text in turns for piece in _PIECE.finditer(text))
+    return int(pieces) + _TURN_TOKENS * len(turns) + _CHAT_TOKENS

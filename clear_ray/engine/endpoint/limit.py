@@ -3,10 +3,11 @@
 The law, for a limit of L calls under way:
 
 1. L begins at `first` and grows by one with every answer, which doubles it while all calls under way are answered once;
-2. an answer "too many requests" (429) names W, the calls that were under way when it was sent: L becomes 0.9 of that.
-   Other calls that were sent before this cut say nothing new, and change nothing;
+2. an answer "too many requests" (429) names W, the calls that were under way when it was sent: L becomes 0.9 of that, or
+   0.97 from the second time on that it is about the same W. Other calls that were sent before this cut say nothing new, and
+   change nothing;
 3. below 0.95 W the limit grows by a twentieth while all calls are answered once, then by a hundredth, at least one call,
-   after every k such rounds, or half a minute. k doubles, up to 64, with each 429 at about the same W, and is 1 again at
+   after every k such rounds, or half a minute. k quadruples, up to 64, with each 429 at about the same W, and is 1 again at
    another one: a limit that stays is seldom tried, one that moves is followed. It has moved, and 1. holds again, when
    as many calls as W have been answered once;
 4. L grows only while it is used, and nothing but a 429 makes it smaller: errors and time-outs never do;
@@ -26,7 +27,8 @@ from dataclasses import dataclass
 OUTAGE_FAULTS = 5
 LONGEST_WAIT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 0.5
-_CUT, _NEAR = 0.9, 0.95
+_CUT, _SMALL_CUT, _NEAR = 0.9, 0.97, 0.95
+_KNOWN_ROUNDS = 4  # k at the second time
 _MOST_ROUNDS, _LONGEST_STEP_SECONDS = 64, 30.0
 
 
@@ -113,10 +115,11 @@ class CallLimit:
         """Note an answer 429, with what it says of when to come again."""
         self._end(call, now)
         if call.sent_at > self._cut_at:
-            is_same = abs(call.under_way - self._too_many) <= 0.25 * self._too_many
-            self._rounds = min(2 * self._rounds, _MOST_ROUNDS) if is_same else 1
+            is_same = math.isfinite(self._too_many) and abs(call.under_way - self._too_many) <= 0.25 * self._too_many
+            self._rounds = min(4 * self._rounds, _MOST_ROUNDS) if is_same else 1
             self._too_many, self._answers = float(call.under_way), 0
-            self._limit = max(1.0, _CUT * min(self._limit, call.under_way))
+            cut = _SMALL_CUT if self._rounds >= _KNOWN_ROUNDS else _CUT
+            self._limit = max(1.0, cut * min(self._limit, call.under_way))
             self._cut_at = self._stepped_at = now
             self._limits_in_a_row += 1
             if retry_after_seconds is None and self._limits_in_a_row > 1:

@@ -49,8 +49,6 @@ def request_of(grant: Grant, config: OpenAIConfig) -> Request:
         # Templates trim what a message ends with; the model writes it again.
         sent_text = sent_text.rstrip()
         body["messages"] = _messages(grant, config, sent_text)
-        if sent_text:
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
     else:
         path, body["prompt"] = COMPLETIONS, _prompt(grant, sent_text)
     own = _own_fields(grant.sampling)
@@ -58,6 +56,8 @@ def request_of(grant: Grant, config: OpenAIConfig) -> Request:
     if config.top_p != 1.0:
         body["top_p"] = config.top_p
     body |= own
+    if path == CHAT and sent_text:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     if body["temperature"] > 0 or "seed" in own:
         body["seed"] = _seed(grant)
     return Request(path, body, frozenset(own), sent_text)

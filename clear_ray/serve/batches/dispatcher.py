@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from clear_ray.batch.retrying import rows_left
-from clear_ray.config.run import RunConfig
+from clear_ray.config.run import AllocationConfig, RunConfig
 from clear_ray.errors import ClearRayError, EngineError
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.run_folder.manifest import MANIFEST
@@ -27,7 +27,7 @@ from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch
 from clear_ray.serve.batches.validation import Looked, error, look_at
 from clear_ray.serve.batches.webhook import tell_webhook
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
@@ -113,19 +113,16 @@ class Dispatcher:
     def _validate(self, batch: StoredBatch) -> None:
         """Look at the input of a batch, and have it run or fail."""
         if "retry_of" in batch.asked:
-            self._take_in(batch, config := self._places.retry_config(batch.asked, batch.id), rows_left(config))
+            config = self._places.retry_config(batch.asked, batch.id)
+            self._take_in(batch, config, rows_left(config))
             return
         file = self._store.file(batch.asked["input_file_id"], batch.owner)
-        refused = None
-        if file is None:
-            refused = error(
-                "invalid_request", f"There is no file {batch.asked['input_file_id']}.", param="input_file_id"
-            )
-        elif file.purpose != "batch":
-            message = f"The purpose of the file is {file.purpose}; that of a batch's input is batch."
+        if file is None or file.purpose != "batch":
+            message = f"There is no file {batch.asked['input_file_id']}."
+            if file is not None:
+                message = f"The purpose of the file is {file.purpose}; that of a batch's input is batch."
             refused = error("invalid_request", message, param="input_file_id")
-        if file is None or refused is not None:
-            self._store.change(batch.id, within=("validating",), **failure(*([refused] if refused else [])))
+            self._store.change(batch.id, within=("validating",), **failure(refused))
             return
         looked = self._look_at(batch, file.path)
         if looked.errors:
@@ -161,13 +158,15 @@ class Dispatcher:
     def _run_config(self, batch_id: str, metadata: dict[str, str], most_tokens: int) -> RunConfig:
         """Return the settings of a batch's run; without a budget it has what its answers come to at most."""
         asked = asked_settings(self._settings, metadata)
-        settings = {"budget": max(most_tokens, 1)} | asked
+        allocation = {"max_tokens": self._config.max_tokens} | asked["allocation"]
+        attempts = AllocationConfig.model_validate(allocation).most_attempts
+        settings = {"budget": max(most_tokens * attempts, 1)} | asked
         settings |= {
             "run_dir": self._places.run_dir(batch_id),
             "input": {"path": str(self._places.input(batch_id)), "format": "openai", "on_error": "fail_row"},
             "engine": absolute_engine(self._config.engine).model_dump(mode="json"),
             "estimate": absolute_estimate(self._config.estimate).model_dump(mode="json"),
-            "allocation": {"max_tokens": self._config.max_tokens} | asked["allocation"],
+            "allocation": allocation,
             "dispatch": {"batch_rows": _call_rows(self._config.engine.max_batch)} | asked.get("dispatch", {}),
         }
         return RunConfig.parse(settings, where=batch_id)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
+import ray
+import ray.actor
 
 from clear_ray.batch.run import run_on
 from clear_ray.config.run import RunConfig
@@ -62,7 +64,12 @@ class BatchDriver:
         except Exception as failed:
             self._note_failure(failed)
         finally:
-            os._exit(0)  # nothing waits for this actor; with it ends what it started
+            ray.get_runtime_context().current_actor.leave.remote()  # nothing waits for this actor
+
+    def leave(self) -> None:
+        """End this actor, and with it what it started."""
+        exit_actor: Any = ray.actor.exit_actor
+        exit_actor()
 
     def _run(self, batch: StoredBatch) -> None:
         config = RunConfig.parse(batch.work["config"], where=batch.id)
@@ -76,6 +83,7 @@ class BatchDriver:
         if batch is None:
             return
         said = str(failed) if isinstance(failed, ClearRayError) else told(failed)
+        said = said.replace(f"{self._places.folder}/", "")
         failures = int(batch.work.get("failures", 0)) + 1
         work = {"failures": failures, "failed_at": time.time(), "said": said}
         if isinstance(failed, SchemaError | ConfigError):
@@ -109,10 +117,11 @@ class StoreDisplay:
         if snapshot.stage == self._stage and now - self._told_at < _TELL_SECONDS:
             return
         self._stage, self._told_at = snapshot.stage, now
-        total = self._batch.body["request_counts"]["total"]
-        counts = {"total": total, "completed": min(snapshot.ended, total), "failed": 0}
+        before = self._batch.body["request_counts"]  # of a driver that was killed: what had ended has ended
+        ended = min(max(snapshot.ended, before["completed"]), before["total"])
+        counts = {"total": before["total"], "completed": ended, "failed": 0}
         names = ("stage", "round", "budget_tokens", "spent_tokens", "reserved_tokens", "shadow_price")
-        live = {name: getattr(snapshot, name) for name in names}
+        live = {name: getattr(snapshot, name) for name in names} | {"unit": snapshot.unit}
         self._store.change(self._batch.id, within=RUNNING, request_counts=counts, clear_ray=live)
         if snapshot.stage == "write":
             self._store.change(self._batch.id, within=("in_progress",), status="finalizing")
@@ -126,17 +135,18 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
     folder = open_folder(config.run_dir)
     stop = read_orders(folder, config.budget_tokens).stop
     status = {"batch_cancelled": "cancelled", "batch_expired": "expired"}.get(stop, "completed")
-    files: dict[str, Any] = {
+    files = {
         name: _file(store, batch, folder, config.run_dir, content)
         for name, content in (("output_file_id", OUTPUT_FILE), ("error_file_id", ERRORS_FILE))
     }
     counts = {"total": report.queries, "completed": report.completed, "failed": report.queries - report.completed}
     names = ("budget_tokens", "spent_tokens", "wasted_tokens", "shadow_price", "abandoned", "failed")
-    account = {name: getattr(report, name) for name in names} | {"stage": "done"}
+    account = {name: getattr(report, name) for name in names} | {"stage": "done", "unit": config.unit}
     usage = _usage(folder)
-    store.change(
-        batch.id, within=RUNNING, status=status, request_counts=counts, usage=usage, clear_ray=account, **files
-    )
+    changes: dict[str, Any] = {"request_counts": counts, "usage": usage, "clear_ray": account, **files}
+    # One that was cancelled when it was done already is a cancelled one all the same.
+    if store.change(batch.id, within=RUNNING - {"cancelling"}, status=status, **changes) is None:
+        store.change(batch.id, within=("cancelling",), status="cancelled", **changes)
 
 
 def _file(store: Store, batch: StoredBatch, folder: Folder, run_dir: str, name: str) -> str | None:

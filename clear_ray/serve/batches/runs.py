@@ -9,7 +9,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.config.units import budget_in_tokens
 from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.settings import BatchSettings
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 
 _OF_ALLOCATION = ("policy", "objective", "attempts")
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1_000.0
@@ -40,9 +40,12 @@ def asked_settings(settings: BatchSettings, metadata: Mapping[str, str]) -> dict
     """
     found = dict(settings.run)
     rate = found.pop("budget_rate", None)
-    if (budget := metadata.get("budget")) is not None:
+    budget = metadata.get("budget", found.get("budget"))
+    if budget is None and "prices" in found:
+        raise ApiError(400, "This server counts money: name a budget, such as $5.", param="metadata.budget")
+    if budget is not None:
         found["budget"] = budget
-        if not _is_in_tokens(budget):
+        if rate is not None and not _is_in_tokens(budget):
             found["budget_rate"] = rate
         _check(found, "budget")
     allocation = dict(found.get("allocation", {}))
@@ -53,7 +56,7 @@ def asked_settings(settings: BatchSettings, metadata: Mapping[str, str]) -> dict
     return found | {"allocation": allocation}
 
 
-def _is_in_tokens(budget: str) -> bool:
+def _is_in_tokens(budget: int | str) -> bool:
     try:
         budget_in_tokens(budget)
     except ValueError:

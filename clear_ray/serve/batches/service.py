@@ -9,17 +9,16 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.errors import ClearRayError, ConfigError
 from clear_ray.run_folder.export import export
-from clear_ray.run_folder.orders import order_budget
+from clear_ray.run_folder.orders import order_budget, unit_in
 from clear_ray.serve.batches.bodies import CANCELLABLE, asked_for, new_body
 from clear_ray.serve.batches.places import Places, delete_content, read_content
 from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import ENDED, Store, StoredBatch, StoredFile, new_id
 from clear_ray.serve.batches.upload import expiry_of, receive
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.storage import open_folder
 
 _PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -174,9 +173,9 @@ class BatchService:
         try:
             ordered = await asyncio.to_thread(order_budget, folder, budget)
         except ClearRayError as error:
-            raise ApiError(409 if isinstance(error, RuntimeError) else 400, str(error), param="budget") from error
-        tokens = min(ordered, MOST_BUDGET_TOKENS)
-        return {"id": batch_id, "object": "batch.budget", "budget_tokens": tokens}
+            raise _refusal(error) from error
+        unit = await asyncio.to_thread(unit_in, folder)
+        return {"id": batch_id, "object": "batch.budget", "budget_tokens": ordered, "unit": unit}
 
     async def retry(self, owner: str, batch_id: str, given: Any) -> dict[str, Any]:
         """Make a batch of what another one left: of the requests that failed, or of all without an answer.
@@ -196,7 +195,7 @@ class BatchService:
         try:  # what can be told now is told now
             await asyncio.to_thread(self._places.retry_config, asked, "retried")
         except ClearRayError as error:
-            raise ApiError(400 if isinstance(error, ConfigError) else 409, str(error), param="budget") from error
+            raise _refusal(error) from error
         made = await asyncio.to_thread(self._store.add_batch, owner, asked, new_body(asked), idempotency_key=None)
         return made.body
 
@@ -226,6 +225,12 @@ class BatchService:
         if number is None:
             raise ApiError(400, "There is no such id to go on after.", param="after", code="invalid_after")
         return number
+
+
+def _refusal(error: ClearRayError) -> ApiError:
+    """Return what a client is told of a budget that is refused: without places on this machine."""
+    value = f" (got {error.value})" if error.value else ""
+    return ApiError(400 if isinstance(error, ConfigError) else 409, f"{error.what}{value}.", param="budget")
 
 
 def _whole(query: Mapping[str, str], name: str, most: int, default: int) -> int:

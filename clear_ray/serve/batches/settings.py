@@ -30,8 +30,8 @@ class BatchSettings(Settings):
     kept_slots: int | None = Field(default=None, ge=0, le=MOST_ROWS)
     """Places in each engine's batch that are kept free for queries of interactive clients; an eighth if not given."""
     run: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the runs, as in a run's own file: `allocation`, `scoring`, `dispatch`, `seed`, and `budget_rate` for
-    budgets in money; a batch's metadata goes before them."""
+    """Settings of the runs, as in a run's own file: `allocation`, `scoring`, `dispatch`, `seed`; `budget`, and
+    `budget_rate` or `prices` for budgets in money. A batch's metadata goes before them."""
     webhook_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
     """Told of every batch that has ended, by a POST of a JSON event."""
     webhook_secret: str | None = Field(default=None, min_length=16)
@@ -42,9 +42,9 @@ class BatchSettings(Settings):
     def _run_is_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         from clear_ray.config.run import RunConfig
 
-        own = {"run_dir", "input", "budget", "engine", "estimate", "scaling"} & value.keys()
+        own = {"run_dir", "input", "engine", "estimate", "scaling"} & value.keys()
         if own:
             raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server")
-        budget = 1 if value.get("budget_rate") is None else "$1"
-        RunConfig.model_validate({"run_dir": "x", "budget": budget, **value})
+        rest = {name: setting for name, setting in value.items() if name not in ("budget_rate", "prices")}
+        RunConfig.model_validate({"run_dir": "x", "budget": 1, **(rest if "budget" not in value else value)})
         return value

@@ -107,3 +107,15 @@ def test_only_a_run_that_is_done_and_left_something_is_asked_again(tmp_path: Pat
     ):
         with pytest.raises(ResumeError, match="not done"):
             ask()
+
+
+def test_what_is_left_of_money_is_money(tmp_path: Path) -> None:
+    before = done(tmp_path, budget=5_000_000_000, spent=3_250_000_001)
+    kept = json.loads(before.read(MANIFEST))
+    kept["config"] |= {"budget": "$5", "prices": {"input": 1.0, "output": 2.0}}
+    before.write(MANIFEST, json.dumps(kept).encode())
+    config = retry_config(before.path, "x", budget=None, is_unanswered=False)
+    assert (config.unit, config.budget_tokens) == ("USD", 1_749_999_999)
+    assert retry_config(before.path, "x", budget="$2", is_unanswered=False).budget_tokens == 2_000_000_000
+    with pytest.raises(ConfigError, match="prices belong to a budget in money"):
+        retry_config(before.path, "x", budget="2k", is_unanswered=False)

@@ -20,15 +20,14 @@ def completion(query_id: str, **changes: Any) -> dict[str, Any]:
 
 
 NEVER = {"finish_reason": None, "text": None, "ended_at": None, "spent_tokens": 0}
+FOLDER = "/home/somebody/batches/"
 TOO_LONG = "q.jsonl:5, column prompt: too long"
 ROWS = [
     completion("a"),
     completion("b", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
     completion("c", status="failed", error_code="engine_failed", error="its engine died"),
     completion("d", finish_reason="length"),
-    completion(
-        "e", status="failed", error_code="context_length_exceeded", error="q.jsonl:5, column prompt: too long", **NEVER
-    ),
+    completion("e", status="failed", error_code="context_length_exceeded", error=f"{FOLDER}{TOO_LONG}", **NEVER),
     completion("f", status="failed", error_code="batch_expired", error="nothing was left", **NEVER),
     completion("g", status="failed", error_code="invalid_request", error="System role not supported", **NEVER),
     completion("h", status="failed", error_code="scorer_failed", error="scorer: ValueError: x"),

@@ -92,4 +92,4 @@ def test_a_budget_may_begin_with_either_sign(tmp_path: Path, amount: str) -> Non
     shown = CliRunner().invoke(app, ["budget", folder.path, amount, "--json"])
     assert shown.exit_code == 0, shown.output
     expected = {"+200k": 300_000, "-50k": 50_000, "2M tokens": 2_000_000}
-    assert json.loads(shown.stdout) == {"budget_tokens": expected[amount]}
+    assert json.loads(shown.stdout) == {"budget_tokens": expected[amount], "unit": "tokens"}

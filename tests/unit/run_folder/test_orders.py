@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.cli import app
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ledger.journal import read_journal
 from clear_ray.ledger.ledger import REFUSED, Settlement
 from clear_ray.ledger.market import MarketActor
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY
-from clear_ray.run_folder.orders import Orders, order_budget, order_stop, read_orders
+from clear_ray.run_folder.orders import Orders, order_budget, order_stop, read_orders, unit_in
 from clear_ray.run_folder.status import read_progress
 from clear_ray.storage import Folder, open_folder
 from tests.unit.report.samples import run_report
@@ -58,8 +59,22 @@ def test_budgets_add_up_in_the_order_in_which_they_were_given(tmp_path: Path, wh
 def test_money_is_added_at_the_rate_of_the_run(tmp_path: Path) -> None:
     folder = begun(tmp_path, budget_rate="$2 per 1M tokens")
     assert order_budget(folder, "+$1") == BEGAN_WITH + 500_000
+    assert order_budget(folder, "+1k") == BEGAN_WITH + 501_000, "tokens need no rate"
     with pytest.raises(ConfigError, match="budget cannot be read"):
         order_budget(folder, "+€1")
+
+
+def test_a_run_with_prices_takes_orders_in_its_money(tmp_path: Path) -> None:
+    prices = {"input": 1.0, "output": 2.0}
+    config = RunConfig.parse({"run_dir": str(tmp_path), "budget": "$5", "prices": prices})
+    folder = begun(tmp_path, **json.loads(config.model_dump_json()))
+    assert order_budget(folder, "$2.50") == 2_500_000_000
+    assert order_budget(folder, "-$1") == 1_500_000_000
+    assert unit_in(folder) == "USD"
+    with pytest.raises(ConfigError, match="budget cannot be read"):
+        order_budget(folder, "+200k")
+    shown = CliRunner().invoke(app, ["budget", folder.path, "+$0.25"])
+    assert "$1.75" in shown.stdout
 
 
 @pytest.mark.parametrize("budget", ["", "lots", "+", "++2", "0", "1.5 tokens", "+-2k"])

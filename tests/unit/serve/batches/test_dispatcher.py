@@ -193,6 +193,18 @@ def test_a_batch_that_is_to_end_ends_from_anywhere(
     assert server.batch(name).body["output_file_id"] is not None
 
 
+def test_one_that_is_cancelled_when_it_is_done_ends_as_cancelled(server: Server) -> None:
+    name = server.make()
+    server.step()
+    server.begin_run(name, has_granted=True)
+    open_folder(str(server.run_dir(name))).write("summary.json", b"{}")
+    server.store.change(name, within=RUNNING, status="cancelling")
+    server.step()
+    server.finish_run(name)
+    assert server.batch(name).status == "cancelled"
+    assert server.batch(name).body["output_file_id"] is not None
+
+
 def test_a_driver_that_failed_is_started_again_after_a_pause(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     name = server.make()
     server.step()
@@ -234,6 +246,10 @@ def test_the_store_hears_how_a_run_gets_on(server: Server) -> None:
     body = server.batch(name).body
     assert body["request_counts"] == {"total": 3, "completed": 2, "failed": 0}
     assert (body["clear_ray"]["spent_tokens"], body["clear_ray"]["stage"]) == (9, "generate")
+    StoreDisplay(server.store, server.batch(name)).update(snapshot(stage="read", ended=0))
+    assert server.batch(name).body["request_counts"]["completed"] == 2, (
+        "a driver that is started anew knows nothing yet"
+    )
     display.update(snapshot(stage="write", ended=3))
     assert server.batch(name).status == "finalizing"
     display.close()
