@@ -262,7 +262,8 @@ def main() -> None:
     names = ",".join(Path(path).name for path in arguments.path.split(","))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets")}
     found = {
-        "figure": "learning", **settings, "path": names, "features": sets, "queries": len(recording) * arguments.copies,
+        "figure": "learning", **settings, "path": names, "features": sets,
+        "queries": (arguments.queries or len(recording)) * arguments.copies,
         "rows": rows, "share_to_64": share_over(rows, 64.0), "share_over_all": share_over(rows, np.inf),
     }  # fmt: skip
     print(json.dumps(found))

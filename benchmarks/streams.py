@@ -83,8 +83,11 @@ def draw(files: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
                 chosen = rng.choice(np.flatnonzero(is_in), min(count, int(is_in.sum())), replace=False)
                 ids += [f"{name}/{known[place]}" for place in np.sort(chosen)]
         found[stream] = ids
-    tasks = {row["query_id"]: row["task"] for row in files["reasoning_gym"]}
-    code = sorted(query_id for query_id, task in tasks.items() if task.startswith(CODE))
+    code = sorted(
+        row["query_id"]
+        for row in files["reasoning_gym"]
+        if row["model"] == MODELS["reasoning_gym"] and row["sample"] == 0 and row["task"].startswith(CODE)
+    )
     chosen = np.sort(rng.choice(len(code), min(QUERIES, len(code)), replace=False))
     found["code"] = [f"reasoning_gym/{code[place]}" for place in chosen]
     return found
