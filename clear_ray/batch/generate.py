@@ -39,18 +39,20 @@ def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
     is_due = ~has_attempt_N[clearing.index_M]
     if not is_due.any():
         return
-    grants = GrantTable(number, clearing.index_M[is_due], clearing.tokens_M[is_due])
+    begins_M = states.begins_M(clearing)[is_due]
+    index_M = clearing.index_M[is_due]
+    sample_M = (config.sample + np.maximum(states.attempt_N[index_M] + begins_M, 1) - 1).astype(np.int32)
+    grants = GrantTable(number, index_M, clearing.tokens_M[is_due], sample_M)
     calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
     rows = block_rows(config, len(grants.index_M), calls)
     is_small = len(grants.index_M) <= config.dispatch.block_rows
-    granted = in_order(_granted_rows(run, grants), "rank", is_small=is_small)
+    granted = in_order(_granted_rows(run, grants, begins_M), "rank", is_small=is_small)
     granted = granted.repartition(target_num_rows_per_block=rows)
     dispatch = Dispatch(
         workers=run.scaler.engines.workers,
         market=run.market.awaitable(),
         scorer=load_scorer_of(config, folder),
         seed=config.seed,
-        sample=config.sample,
         this_caller=this_actor,
         direct_text=direct_text_of(config) if clearing.is_service else "",
     )
@@ -106,10 +108,9 @@ def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
     return max(min(share, dispatch.block_rows), calls_in_flight * dispatch.batch_rows)
 
 
-def _granted_rows(run: RunContext, grants: GrantTable) -> Dataset:
-    """Return the granted queries: those never run before from `queries/`, those that go on from their last attempt."""
+def _granted_rows(run: RunContext, grants: GrantTable, is_fresh_M: NDArray[np.bool_]) -> Dataset:
+    """Return the granted queries: those that begin an answer from `queries/`, those that go on from what they have."""
     folder, states, void = run.folder, run.states, run.void_attempts()
-    is_fresh_M = states.rounds_N[grants.index_M] == 0
     parts = []
     for name, is_wanted_M, last_round_N in (
         ("queries", is_fresh_M, None),
@@ -122,15 +123,15 @@ def _granted_rows(run: RunContext, grants: GrantTable) -> Dataset:
     return union(parts)
 
 
-def in_order(rows: Dataset, column: str, *, is_small: bool) -> Dataset:
-    """Return rows in the order of a column; what fits one block is not worth a distributed sort."""
+def in_order(rows: Dataset, column: str | list[str], *, is_small: bool) -> Dataset:
+    """Return rows in the order of a column, or of several; what fits one block is not worth a distributed sort."""
     if not is_small:
         return rows.sort(column)
     return rows.repartition(1).map_batches(partial(_sorted, column), batch_size=None, batch_format="pyarrow")
 
 
-def _sorted(column: str, block: pa.Table) -> pa.Table:
-    return block.sort_by(column)
+def _sorted(column: str | list[str], block: pa.Table) -> pa.Table:
+    return block.sort_by(column if isinstance(column, str) else [(name, "ascending") for name in column])
 
 
 def union(parts: list[Dataset]) -> Dataset:

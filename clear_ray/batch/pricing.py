@@ -14,6 +14,7 @@ from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.batch.sketched import SketchedOffers, reservation_prices_of_rows
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
+from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.batch import reservation_prices, taken_tokens
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.offers import BatchOffers
@@ -23,15 +24,22 @@ from clear_ray.storage import Folder
 
 def is_sketched_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries is priced where its estimates are."""
-    return config.allocation.policy == "clear_ray" and is_sketched(queries, config.allocation.sketched)
+    allocation = config.allocation
+    if (
+        allocation.policy != "clear_ray" or allocation.most_attempts > 1
+    ):  # plans of several attempts add up to no sketch
+        return False
+    return is_sketched(queries, allocation.sketched)
 
 
 def offers_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None = None
-) -> BatchOffers | SketchedOffers | LearningOffers:
+) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers:
     """Return what every query is offered: further tokens, by its estimate or by what the run learns."""
     if lesson is not None and not lesson.left_out:
         return learning_offers(folder, config, estimates, lesson)
+    if config.allocation.most_attempts > 1:
+        return AttemptOffers(estimates.batch)
     if not is_sketched_run(config, estimates.queries):
         return BatchOffers(estimates.batch, policy=config.allocation.policy)
     return SketchedOffers(

@@ -63,7 +63,7 @@ def make_report(
     balance = run.market.balance()
     batch = estimates.batch
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
-    correct_N = np.nan_to_num(states.correct_N)
+    correct_N = np.nan_to_num(states.chosen_score_N)
     scale = estimates.queries / len(batch.weight_N)
     ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
     has_learned = learning is not None and not learning.left_out
@@ -108,7 +108,7 @@ def _endings(states: QueryStates, spent_tokens_N: NDArray[np.int64]) -> dict[str
     """Return how many queries ended in which way, by the names that a report has for them."""
     was_run_N = states.rounds_N > 0
     has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
-    stopped = int((states.has_stopped_N & ~has_failed_N).sum())
+    stopped = int((states.chosen_has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
     return {
         "queries": len(was_run_N),

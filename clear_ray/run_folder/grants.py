@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.running import Round
@@ -23,6 +25,8 @@ def write_grants(folder: Folder, granted: Round) -> None:
             "tokens": clearing.tokens_M,
             "expected_tokens": clearing.expected_tokens_M,
             "expected_utility": clearing.expected_utility_M,
+            **({} if clearing.is_fresh_M is None else {"is_fresh": clearing.is_fresh_M}),
+            **({} if clearing.option_M is None else {"option": clearing.option_M}),
         }
     ).replace_schema_metadata(
         {
@@ -31,6 +35,7 @@ def write_grants(folder: Folder, granted: Round) -> None:
             "gap": repr(clearing.gap),
             "available_tokens": str(granted.available_tokens),
             "is_service": "yes" if clearing.is_service else "",
+            "later_utility": repr(clearing.later_utility),
         }
     )
     sink = BytesIO()
@@ -66,5 +71,12 @@ def _grants_in(number: int, table: pa.Table) -> Round:
         dual_bound=float(facts["dual_bound"]),
         gap=float(facts["gap"]),
         is_service=bool(facts.get("is_service")),
+        is_fresh_M=_optional(table, "is_fresh"),
+        option_M=_optional(table, "option"),
+        later_utility=float(facts.get("later_utility", 0.0)),
     )
     return Round(number, int(facts["available_tokens"]), clearing)
+
+
+def _optional(table: pa.Table, name: str) -> NDArray[Any] | None:
+    return table[name].to_numpy() if name in table.column_names else None

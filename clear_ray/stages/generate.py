@@ -46,7 +46,6 @@ class Dispatch:
         market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Seed of the run.
-        sample: Which of several answers to the same query.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
@@ -59,7 +58,6 @@ class Dispatch:
     market: AsyncMarketClient
     scorer: Callable[[], Scorer] | None
     seed: int
-    sample: int
     direct_text: str = ""
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
@@ -187,7 +185,7 @@ class Generate:
             max_tokens=row["granted_tokens"],
             seed=seed_of(sampling, self._dispatch.seed + row["index"]),
             prefix_token_ids=tuple(row["token_ids"]),
-            sample=self._dispatch.sample,
+            sample=row.get("sample") or 0,
             sampling=sampling,
         )
 

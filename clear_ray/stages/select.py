@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     pass
 from clear_ray.ledger.void import VoidAttempts
 
-GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "granted_tokens", "rank")
+GRANTED_COLUMNS = (*QUERY_SCHEMA.names, "token_ids", "round", "sample", "granted_tokens", "rank")
 
 
 @dataclass(frozen=True, slots=True)
 class GrantTable:
-    """The grants of one round, for M queries in order of dispatch."""
+    """The grants of one round, for M queries in order of dispatch; `sample_M` is which of a query's answers each is for."""
 
     round: int
     index_M: NDArray[np.int64]
     tokens_M: NDArray[np.int64]
+    sample_M: NDArray[np.int32]
 
 
 class SelectGranted:
@@ -55,6 +56,7 @@ class SelectGranted:
         wanted = np.flatnonzero(is_wanted_M)
         order = wanted[np.argsort(grants.index_M[wanted])]
         self._index_M, self._tokens_M, self._rank_M = grants.index_M[order], grants.tokens_M[order], order
+        self._sample_M = grants.sample_M[order]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the granted rows with the columns of `GRANTED_COLUMNS`."""
@@ -74,5 +76,6 @@ class SelectGranted:
         )
         rows = rows.append_column("token_ids", token_ids)
         rows = rows.append_column("round", pa.array(np.full(len(at), self._round, np.int32)))
+        rows = rows.append_column("sample", pa.array(self._sample_M[at], pa.int32()))
         rows = rows.append_column("granted_tokens", pa.array(self._tokens_M[at]))
         return rows.append_column("rank", pa.array(self._rank_M[at]))

@@ -436,7 +436,6 @@ class Simulation:
             market=AsyncMarketClient(self.market),
             scorer=None,
             seed=0,
-            sample=0,
         )
         in_flight = asyncio.Semaphore(self.rng.randint(1, 3) if self.poison is None else 8)
         async with asyncio.TaskGroup() as calls:
