@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated, budget_for, demand_curve
+from clear_ray.batch.asked_again import attempts_report
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger.ledger import Balance
@@ -94,6 +95,7 @@ def make_report(
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=curve,
         learning=learning,
+        attempts=attempts_report(batch, states),
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
         seconds=run.progress.seconds,
