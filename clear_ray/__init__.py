@@ -8,7 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clear_ray.allocation import Allocation, ShiftedErlang, ShiftedSurge, Tabulated, allocate, solve_shadow_price
+    from clear_ray.allocation import (
+        Allocation,
+        RolloutGroups,
+        ShiftedErlang,
+        ShiftedSurge,
+        Tabulated,
+        allocate,
+        allocate_rollouts,
+        solve_shadow_price,
+    )
     from clear_ray.batch.run import RunResult, plan, run
     from clear_ray.config.run import RunConfig
     from clear_ray.engine.base import Engine
@@ -21,6 +30,7 @@ __all__ = [
     "ClearRayError",
     "Engine",
     "ReplayEngine",
+    "RolloutGroups",
     "RunConfig",
     "RunReport",
     "RunResult",
@@ -28,6 +38,7 @@ __all__ = [
     "ShiftedSurge",
     "Tabulated",
     "allocate",
+    "allocate_rollouts",
     "plan",
     "run",
     "solve_shadow_price",
@@ -38,6 +49,7 @@ _HOME = {
     "ClearRayError": "clear_ray.errors",
     "Engine": "clear_ray.engine.base",
     "ReplayEngine": "clear_ray.engine.replay",
+    "RolloutGroups": "clear_ray.allocation",
     "RunConfig": "clear_ray.config.run",
     "RunReport": "clear_ray.report.summary",
     "RunResult": "clear_ray.batch.run",
@@ -45,6 +57,7 @@ _HOME = {
     "ShiftedSurge": "clear_ray.allocation",
     "Tabulated": "clear_ray.allocation",
     "allocate": "clear_ray.allocation",
+    "allocate_rollouts": "clear_ray.allocation",
     "plan": "clear_ray.batch.run",
     "run": "clear_ray.batch.run",
     "solve_shadow_price": "clear_ray.allocation",

@@ -197,7 +197,8 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
     """
     settings = config.model_dump() | {
         "run_dir": inside(config.run_dir, f"sample-{number:02d}"),
-        "budget": config.budget_tokens // samples,
+        "budget": config.part_of_budget(samples),
+        "budget_rate": None,
         "sample": number,
         "allocation": config.allocation.model_dump() | {"policy": "uniform"},
         # Not of the answers: they serve heads for any number of layers.

@@ -21,6 +21,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.redaction import printable, without_secrets
 from clear_ray.report.printing import give_up_unwritable, print_result, say
+from clear_ray.run_folder.operating import register as register_operating
 from clear_ray.sweep.command import sweep
 
 DONE, BROKEN, REFUSED, OUT_OF_BUDGET, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -88,24 +89,45 @@ def resume(
 
 
 @app.command()
+def retry(
+    run_dir: Annotated[str, typer.Argument(help="Folder of the run that is done.")],
+    into: Annotated[str, typer.Argument(help="Folder of the new run.")],
+    budget: Annotated[str | None, typer.Option("--budget", help="Its budget; by default what the other left.")] = None,
+    unanswered: Annotated[bool, typer.Option("--unanswered", help="Ask those that were abandoned, too.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask the queries of a run again that failed, and pay for those alone."""
+    from clear_ray.batch.retrying import retry_config
+
+    _run(retry_config(run_dir, into, budget=budget, is_unanswered=unanswered), as_json=as_json, quiet=quiet)
+
+
+@app.command()
 def plan(
     config: Config,
     share: Annotated[
         float | None,
         typer.Option("--share", help="Also say what this share of all it could get right would cost: 0.5."),
     ] = None,
+    sample_share: Annotated[
+        float | None,
+        typer.Option(
+            "--sample-share", help="Sample answers for this part of the budget, at most 0.01, to know better."
+        ),
+    ] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every line and price the batch, without generating a token."""
+    """Check every line and price the batch, without generating a token unless it may sample a few answers."""
     from clear_ray.batch.run import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     display = choose_display(sys.stderr, as_json=as_json, is_quiet=quiet)
-    planned = price_batch(None, settings, share=share, display=display)
+    planned = price_batch(None, settings, share=share, sample_share=sample_share, display=display)
     print_result(planned.model_dump_json() if as_json else plan_text(planned))
 
 
@@ -117,12 +139,11 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     checked = check_run(settings)
-    digest, survey, notes = checked.digest, checked.survey, checked.notes
+    digest, survey = checked.digest, checked.survey
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notes": notes, "notices": list(digest.notices)}
+    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notices": list(digest.notices)}
     lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
     lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
-    lines += [f"note: {note}" for note in notes]
     lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
     print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))
 
@@ -198,18 +219,21 @@ def calibrate(
 
 
 app.command()(sweep)
+register_operating(app)
 
 
 @app.command()
 def serve(
     config: Annotated[str, typer.Option("--config", "-c", help="YAML file of the server; see jobs/serve.")],
     set_: Overrides = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on, in place of the file's.")] = None,
 ) -> None:
     """Answer OpenAI clients over HTTP, under a budget of tokens per second, until interrupted."""
     from clear_ray.serve.command import serve_until_interrupted
     from clear_ray.serve.settings import ServeConfig
 
-    serve_until_interrupted(ServeConfig.load(config, tuple(set_ or ())))
+    overrides = (*(set_ or ()), *(() if port is None else (f"port={port}",)))
+    serve_until_interrupted(ServeConfig.load(config, overrides))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -67,12 +67,18 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("error", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("ended_at", pa.float64()),
+        pa.field("is_at_end", pa.bool_()),
+        pa.field("usage_prompt_tokens", pa.int64()),
+        pa.field("usage_cached_tokens", pa.int64()),
+        pa.field("usage_output_tokens", pa.int64()),
+        pa.field("usage_reasoning_tokens", pa.int64()),
     ]
 )
 """What came of one grant: `attempt_tokens` were generated under it, its reservation was `attempt`, and `sample` is which of
 the query's independent answers it belongs to; `token_ids` and `text` hold the answer so far. `answer`
 is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
-Unix seconds."""
+Unix seconds. `is_at_end` says that a cut answer cannot be gone on with; the `usage_` columns are what an endpoint says that
+this grant took (`engine.base.Usage`), null of other engines and where it did not say. Older runs lack these five."""
 
 COMPLETION_SCHEMA = pa.schema(
     [

@@ -17,6 +17,7 @@ What those files rest on, to be read when a number is in doubt:
 What is built on them:
 
     frontier, groups, baselines       other budgets, several budgets, what an allocation must beat
+    rollouts, rollout_groups          groups of rollouts for reinforcement learning, at once and as they come
     sketch, sketch_price              the same price for a batch that no machine holds
 """
 
@@ -26,6 +27,8 @@ from clear_ray.allocation.erlang import ShiftedErlang
 from clear_ray.allocation.frontier import DemandCurve, RequiredBudget, budget_for, demand_curve
 from clear_ray.allocation.groups import GroupAllocation, allocate_groups
 from clear_ray.allocation.price import ShadowPrice, solve_shadow_price
+from clear_ray.allocation.rollout_groups import RolloutGroups
+from clear_ray.allocation.rollouts import RolloutAllocation, allocate_rollouts
 from clear_ray.allocation.sketch import DemandSketch
 from clear_ray.allocation.sketch_price import SketchPrice
 from clear_ray.allocation.surge import ShiftedSurge
@@ -38,6 +41,8 @@ __all__ = [
     "DemandSketch",
     "GroupAllocation",
     "RequiredBudget",
+    "RolloutAllocation",
+    "RolloutGroups",
     "ShadowPrice",
     "ShiftedErlang",
     "ShiftedSurge",
@@ -46,6 +51,7 @@ __all__ = [
     "Utility",
     "allocate",
     "allocate_groups",
+    "allocate_rollouts",
     "budget_for",
     "demand_curve",
     "proportional",

@@ -98,6 +98,37 @@ class Tabulated:
             is_spend_the_cap=spend_NK is None,
         )
 
+    @classmethod
+    def of_points(
+        cls,
+        tokens_NK: IntArray,
+        success_NK: FloatArray,
+        *,
+        weight_N: FloatArray,
+        min_tokens_N: FloatArray | IntArray,
+    ) -> Self:
+        """Return curves over a grid of each query's own, such as what calls cost; budgets are counted as caps.
+
+        Args:
+            tokens_NK: Points of each query, whole, >= 0, never falling along K; the last is its ceiling.
+            success_NK: Chance of a correct answer at each; 0 to 1, never falling, and 0 at 0.
+            weight_N: Value of a correct answer, >= 0.
+            min_tokens_N: Floor, at most the last point.
+        """
+        made, queries = object.__new__(cls), len(success_NK)
+        made.__dict__.update(
+            tokens_NK=tokens_NK,
+            success_NK=success_NK,
+            spend_NK=tokens_NK.astype(np.float64),
+            survival_NK=None,
+            weight_N=weight_N,
+            max_tokens_N=tokens_NK[:, -1].astype(np.float64),
+            min_tokens_N=min_tokens_N.astype(np.float64),
+            cost_per_token_N=np.ones(queries),
+            is_spend_the_cap=True,
+        )
+        return made
+
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"Tabulated is immutable: {name} cannot be set")
 

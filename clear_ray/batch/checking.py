@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.pricing import check_minimum_service
+from clear_ray.batch.pricing import check_minimum_service, token_costs
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
-from clear_ray.engine.conversations import check_conversations
+from clear_ray.estimation.encoder import encoder_folder
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest
@@ -27,14 +27,12 @@ class Checked:
     """What was found beside nothing to refuse.
 
     Attributes:
-        digest: What the input holds.
+        digest: What the input holds; its notices are those of the model, too.
         survey: What its gold answers look like.
-        notes: What is to be said of the model, and of the rows that it will not take.
     """
 
     digest: InputDigest
     survey: Survey
-    notes: tuple[str, ...]
 
 
 def check_run(config: RunConfig) -> Checked:
@@ -60,28 +58,31 @@ def check_run(config: RunConfig) -> Checked:
     load_scorer_of(config)
     head = head_of(config)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as scratch:
-        is_taken_in = manifest is not None and not config.input.path and not config.input.tasks
+        is_named = bool(config.input.path or config.input.tasks or config.input.retry_of)
+        is_taken_in = manifest is not None and not is_named
         into = folder if is_taken_in else open_folder(scratch)
         digest = take_in(None, config, into, manifest if is_taken_in else None)
         survey = survey_queries(into.child("queries"), config.scoring.scorer)
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
         if not is_taken_in:
-            check_minimum_service(config, read_costs(into, digest.rows), into)
-        notes = engine_notes(config.engine) + check_conversations(config.engine, into.child("queries"))
+            check_minimum_service(config, token_costs(config, read_costs(into, digest.rows)), into)
+        digest = replace(digest, notices=(*digest.notices, *engine_notes(config.engine)))
     check_engine(
         config.engine,
         probe_layers=head.card.probe_layers,
         check_model=head.check_model,
         is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
     )
-    return Checked(digest, survey, notes)
+    return Checked(digest, survey)
 
 
 def head_of(config: RunConfig) -> Head:
     """Return the head that a configuration names.
 
     Raises:
-        ConfigError: There is none, or it is for another number of layers.
+        ConfigError: There is none, it is for another number of layers, or there is no such encoder.
     """
+    if config.estimate.encoder is not None:
+        encoder_folder(config.estimate.encoder)
     return resolve_head(config.estimate.head, cap_tokens=config.allocation.max_tokens, layers=config.estimate.layers)

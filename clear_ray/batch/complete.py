@@ -13,16 +13,18 @@ import ray.data
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import in_order, mark_lost_answers, union
 from clear_ray.batch.learning import head_name, learned
-from clear_ray.batch.pricing import all_reservation_prices
+from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
 from clear_ray.batch.scores import read_scores
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ledger.void import VoidAttempts
+from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.manifest import SUMMARY
+from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
@@ -44,6 +46,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         reservation_price_N=all_reservation_prices(folder, estimates),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
+        unit=run.config.unit,
     )
     _write_completions(folder, verdicts, run.void_attempts(), run.config.dispatch.block_rows)
     if not run.states.rule.is_single:
@@ -58,11 +61,13 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         learning=learning,
         notices=digest.notices,
         failures=_failures(folder),
+        probe_tokens=-(-run.market.charged(PROBE) // COST_PARTS),
     )
     report = report.model_copy(update=scores.facts(folder, run.config.scoring.scorer))
     if digest.openai_url is not None:
         model = run.scaler.engines.model.name
-        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url)
+        stop = read_orders(folder, run.config.budget_tokens).stop or "batch_expired"
+        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url, unserved=stop)
     write_page(report, completions=completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report

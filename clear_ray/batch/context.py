@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from clear_ray.batch.learning import Lesson
 from clear_ray.batch.progress import Progress
 from clear_ray.cluster.autoscaling import EngineScaler
+from clear_ray.cluster.callers import Callers
 from clear_ray.config.run import RunConfig
 from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
+from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.storage import Folder
 
@@ -25,22 +27,24 @@ class RunContext:
         config: What the batch may cost, and how.
         scaler: The engines.
         market: Where every token is reserved and settled.
+        callers: The callers of stage 2.
+        answers: Where every query's answer so far lies.
         estimates: What the probe found.
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
         lesson: What the run is to learn from; None if that is not asked of it.
-        notes: What is to be said of the model.
     """
 
     folder: Folder
     config: RunConfig
     scaler: EngineScaler
     market: MarketClient
+    callers: Callers
+    answers: AnswerFiles
     estimates: Estimates
     rounds: Rounds
     progress: Progress
     lesson: Lesson | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def states(self) -> QueryStates:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
+from clear_ray.estimation.encoder import encoded_features, encoder_folder
 from clear_ray.estimation.factorised import Coordinates, fit_coordinates
 from clear_ray.stages.probe import prompts_of
 from clear_ray.storage import Folder
@@ -40,7 +41,12 @@ _BATCH_ROWS = 2_048
 
 
 def coordinates_of(
-    folder: Folder, prompt_tokens_N: NDArray[np.int64], *, features: Sequence[str], seed: int
+    folder: Folder,
+    prompt_tokens_N: NDArray[np.int64],
+    *,
+    features: Sequence[str],
+    seed: int,
+    encoder: str | None = None,
 ) -> NDArray[np.float64]:
     """Return the coordinates of all queries, shape (N, P); made and written if the run folder does not hold them yet.
 
@@ -49,12 +55,14 @@ def coordinates_of(
         prompt_tokens_N: Length of every prompt, tokens.
         features: Names out of `estimation.feature_sets.FEATURE_SETS`; of hidden states nothing is kept.
         seed: Which prompts the map is fitted on, where there are many.
+        encoder: Encoder whose states are read as well; None for none.
 
     Raises:
         BudgetError: Not every query has coordinates; a defect.
+        ConfigError: There is no such encoder.
     """
     if not folder.exists(COORDINATES_WHOLE):
-        _write(folder, prompt_tokens_N, tuple(features), seed)
+        _write(folder, prompt_tokens_N, tuple(features), seed, encoder)
         whole = {"rows": len(prompt_tokens_N), "features": list(features), "seed": seed}
         folder.write(COORDINATES_WHOLE, json.dumps(whole).encode())
     return read_coordinates(folder, len(prompt_tokens_N))
@@ -93,32 +101,41 @@ class AddCoordinates:
     Attributes:
         fitted: Reference to the map.
         prompt_tokens: Reference to the length of every prompt, shape (N,).
+        encoder: Encoder whose states it reads.
     """
 
     fitted: Any
     prompt_tokens: Any
+    encoder: str | None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return index and coordinates of each row."""
         fitted: Coordinates = ray.get(self.fitted)
-        x_BP = np.ascontiguousarray(fitted(*_read(batch, ray.get(self.prompt_tokens))), np.float32)
+        x_BP = np.ascontiguousarray(fitted(*_read(batch, ray.get(self.prompt_tokens), self.encoder)), np.float32)
         column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
         return pa.table({"index": batch["index"].combine_chunks(), "x": column})
 
 
-def _write(folder: Folder, prompt_tokens_N: NDArray[np.int64], features: tuple[str, ...], seed: int) -> None:
+def _write(
+    folder: Folder, prompt_tokens_N: NDArray[np.int64], features: tuple[str, ...], seed: int, encoder: str | None
+) -> None:
+    if encoder is not None:
+        encoder_folder(encoder)  # refused here, not in a task
+        features = (*features, "hidden")  # an encoder's states stand in their place
     queries = folder.child("queries")
     paths = queries.files(".parquet")
     fit: Any = ray.remote(_fit)
     prompt_tokens = ray.put(prompt_tokens_N)
-    fitted = fit.remote(folder, paths, prompt_tokens, features, seed)
+    fitted = fit.remote(folder, paths, prompt_tokens, features, seed, encoder)
     try:
         ray.wait([fitted], fetch_local=False)
         with folder.replacing(COORDINATES) as target:
             (
                 ray.data.read_parquet(paths, filesystem=folder.filesystem)
                 .select_columns(_READ)
-                .map_batches(AddCoordinates(fitted, prompt_tokens), batch_size=_BATCH_ROWS, batch_format="pyarrow")
+                .map_batches(
+                    AddCoordinates(fitted, prompt_tokens, encoder), batch_size=_BATCH_ROWS, batch_format="pyarrow"
+                )
                 .write_parquet(target.path, filesystem=folder.filesystem)
             )
     except Exception as error:
@@ -127,7 +144,12 @@ def _write(folder: Folder, prompt_tokens_N: NDArray[np.int64], features: tuple[s
 
 
 def _fit(
-    folder: Folder, paths: Sequence[str], prompt_tokens_N: NDArray[np.int64], features: Sequence[str], seed: int
+    folder: Folder,
+    paths: Sequence[str],
+    prompt_tokens_N: NDArray[np.int64],
+    features: Sequence[str],
+    seed: int,
+    encoder: str | None,
 ) -> Coordinates:
     """Return the map, fitted on the prompts of a sample; runs in a task."""
     queries = len(prompt_tokens_N)
@@ -138,16 +160,20 @@ def _fit(
         table = pq.read_table(path, filesystem=folder.filesystem, columns=_READ)
         drawn.append(table.filter(pa.array(is_drawn_N[table["index"].to_numpy()])))
     sample = pa.concat_tables(drawn).sort_by("index")
-    known, prompts, tasks = _read(sample, prompt_tokens_N)
+    known, prompts, tasks = _read(sample, prompt_tokens_N, encoder)
     return fit_coordinates(known, prompts, sets=features, tasks=tasks, seed=seed)
 
 
-def _read(batch: pa.Table, prompt_tokens_N: NDArray[np.int64]) -> tuple[Features, list[str], list[str]]:
-    """Return what a map may read of rows: numbers of the probe, texts as heads are shown them, and labels."""
+def _read(
+    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None
+) -> tuple[Features, list[str], list[str]]:
+    """Return what a map may read of rows: numbers of the probe or an encoder, texts as heads are shown them, and labels."""
     rows = len(batch)
     none = np.zeros((rows, 0), np.float32)
     known = Features(prompt_tokens_N[batch["index"].to_numpy()], np.full(rows, np.nan, np.float32), none, none)
     is_query = pc.is_null(batch["input_error"])
     words = iter(words_of(prompt) for prompt in prompts_of(batch.filter(is_query)))
     texts = [next(words) if is_one else "" for is_one in is_query.to_pylist()]
+    if encoder is not None:
+        known = encoded_features(known, texts, encoder=encoder)
     return known, texts, [task or "" for task in batch["task"].to_pylist()]

@@ -1,84 +1,134 @@
-"""Stage 2 on Ray Data: one round's grants on their way to the callers, and what became of answers whose writer died."""
+"""Stage 2: a round's grants on their way to the callers, and what became of answers whose writer died."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import load_scorer_of
-from clear_ray.cluster.engines import this_actor
+from clear_ray.cluster.callers import Callers, generate_callers
+from clear_ray.cluster.engines import EngineActors, this_actor
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
+from clear_ray.ledger.client import MarketClient
 from clear_ray.rounds.clearing import Clearing
-from clear_ray.run_folder.attempts import read_attempts, round_folder
-from clear_ray.stages.attempt_files import GenerateToFiles
+from clear_ray.rounds.running import Round
 from clear_ray.stages.generate import Dispatch
-from clear_ray.stages.select import GrantTable, SelectGranted
+from clear_ray.stages.granted import GrantedCall
+from clear_ray.storage import Folder
 
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""
-_OPEN_BLOCKS = 2
-"""Blocks that a caller of stage 2 works on: one that runs out, and the next one."""
-_SHARES_A_CALLER = 16
+_AT_HAND_QUERIES = 50_000
+_LENGTHS_PER_DOUBLING = 4
+_CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 64, 8
+_ROWS_A_CALL = 4
 
 
-def generate_round(run: RunContext, clearing: Clearing, number: int) -> None:
-    """Stage 2: run one round's grants that have no attempt yet."""
-    folder, config, states = run.folder, run.config, run.states
-    has_attempt_N, written_N = np.zeros(len(states.is_open_N), bool), states.written_tokens_N.copy()
-    for attempts in read_attempts(folder, number, len(has_attempt_N), run.void_attempts()):
-        has_attempt_N[attempts.index_M] = True
-        written_N[attempts.index_M] += attempts.attempt_tokens_M
-    mark_lost_answers(run, written_N)
-    is_due = ~has_attempt_N[clearing.index_M]
-    if not is_due.any():
-        return
-    begins_M = states.begins_M(clearing)[is_due]
-    index_M = clearing.index_M[is_due]
-    sample_M = (config.sample + np.maximum(states.attempt_N[index_M] + begins_M, 1) - 1).astype(np.int32)
-    grants = GrantTable(number, index_M, clearing.tokens_M[is_due], sample_M)
-    calls = config.dispatch.calls_in_flight or calls_for(config, workers=config.most_workers)
-    rows = block_rows(config, len(grants.index_M), calls)
-    is_small = len(grants.index_M) <= config.dispatch.block_rows
-    granted = in_order(_granted_rows(run, grants, begins_M), "rank", is_small=is_small)
-    granted = granted.repartition(target_num_rows_per_block=rows)
+def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> Iterator[GrantedCall]:
+    """Yield the calls of a round's grants, in order of dispatch: few queries where long answers are expected.
+
+    Args:
+        run: The open run.
+        granted: The round.
+        is_due_M: Which of its grants have no attempt yet.
+    """
+    clearing = granted.clearing
+    due = np.flatnonzero(is_due_M)
+    due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
+    begins_M, sample_M = run.states.begins_M(clearing), _samples(run, clearing)
+    direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", _reserved_parts(run, clearing)
+    most_rows = run.config.dispatch.batch_rows or max(rows_each(run.config, workers=1) // _CALLS_A_CALLER, 1)
+    most_tokens = None if run.config.dispatch.batch_rows else _CALL_TOKENS
+    for part in in_calls(clearing.expected_tokens_M[due], most_rows=most_rows, most_tokens=most_tokens):
+        some = due[part]
+        index_M = clearing.index_M[some]
+        yield GrantedCall(
+            granted.number,
+            index_M,
+            clearing.tokens_M[some],
+            *run.answers.of(index_M, begins_M=begins_M[some]),
+            direct_text,
+            None if parts_M is None else parts_M[some],
+            sample_M[some],
+        )
+
+
+def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tokens: float | None) -> Iterator[slice]:
+    """Yield stretches of the order of dispatch of at most so many queries, or so many tokens expected of them together.
+
+    A call comes back, and another takes its place, when the last of its answers has ended. So a long answer has a call to
+    itself, and short ones share its cost.
+    """
+    first = 0
+    while first < len(expected_tokens_M):
+        rows = min(most_rows, _MOST_CALL_ROWS) if most_tokens is not None else most_rows
+        if most_tokens is not None:
+            taken = np.cumsum(expected_tokens_M[first : first + rows])
+            rows = max(int(np.searchsorted(taken, most_tokens, side="right")), 1)
+        yield slice(first, min(first + rows, len(expected_tokens_M)))
+        first += rows
+
+
+def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the order of dispatch of a round's grants, with those of about one length in the order of their files.
+
+    A caller keeps some files of queries at hand. A larger round reads each of them a few dozen times, not once a call.
+
+    Args:
+        index_M: The queries, in order of dispatch.
+        tokens_M: What they are granted: first longest first, then, if it cannot all be reserved at once, as it is.
+    """
+    rises = np.flatnonzero(np.diff(tokens_M) > 0)
+    many = int(rises[0]) + 1 if len(rises) else len(tokens_M)
+    if many <= _AT_HAND_QUERIES:
+        return np.arange(len(tokens_M))
+    length = np.floor(_LENGTHS_PER_DOUBLING * np.log2(tokens_M[:many])).astype(np.int64)
+    return np.concatenate([np.lexsort((index_M[:many], -length)), np.arange(many, len(tokens_M))])
+
+
+@contextmanager
+def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, market: MarketClient) -> Iterator[Callers]:
+    """Start the callers of stage 2, which live as long as the run."""
     dispatch = Dispatch(
-        workers=run.scaler.engines.workers,
-        market=run.market.awaitable(),
+        workers=engines.workers,
+        market=market.awaitable(),
         scorer=load_scorer_of(config, folder),
         seed=config.seed,
         this_caller=this_actor,
-        direct_text=direct_text_of(config) if clearing.is_service else "",
+        prices=config.model_prices,
     )
-    target = round_folder(folder, number)
-    target.make()
-    generated = granted.map_batches(
-        GenerateToFiles,
-        fn_constructor_args=(dispatch, target),
-        fn_constructor_kwargs={
-            "rows_per_file": config.dispatch.rows_per_file,
-            "call_rows": config.dispatch.batch_rows,
-            "calls_in_flight": calls,
-        },
-        batch_size=rows,
-        batch_format="pyarrow",
-        num_cpus=0.1,
-        compute=ActorPoolStrategy(
-            size=config.dispatch.callers,
-            max_concurrent_calls_per_actor=_OPEN_BLOCKS,
-            max_tasks_in_flight_per_actor=_OPEN_BLOCKS + 1,
-        ),
-    )
-    expected_tokens = float(clearing.expected_tokens_M[is_due] @ states.cost_N[grants.index_M])
-    queries, is_scarce = int(is_due.sum()), clearing.shadow_price > 0
-    with run.scaler.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce):
-        generated.materialize()
+    with generate_callers(
+        dispatch,
+        folder,
+        callers=config.dispatch.callers,
+        rows_each=rows_each(config, workers=config.most_workers),
+        rows_per_file=config.dispatch.rows_per_file,
+    ) as callers:
+        yield callers
+
+
+def _samples(run: RunContext, clearing: Clearing) -> NDArray[np.int32]:
+    """Return which of a query's independent answers each grant belongs to."""
+    number_M = run.states.attempt_N[clearing.index_M] + run.states.begins_M(clearing)
+    return (run.config.sample + np.maximum(number_M, 1) - 1).astype(np.int32)
+
+
+def _reserved_parts(run: RunContext, clearing: Clearing) -> NDArray[np.int64] | None:
+    """Return what each grant may take in all, thousandths of the budget's unit; None where tokens alone are paid for."""
+    calls, states = run.estimates.calls, run.states
+    if calls is None or clearing.reserved_parts_M is not None:
+        return clearing.reserved_parts_M
+    # Offers that do not count prompts when they price pay for them all the same.
+    before_M = np.where(states.begins_M(clearing), 0, states.answer_tokens_N[clearing.index_M])
+    return calls.taken_parts(clearing.index_M, clearing.tokens_M, before_M)
 
 
 def direct_text_of(config: RunConfig) -> str:
@@ -88,39 +138,16 @@ def direct_text_of(config: RunConfig) -> str:
     return config.allocation.minimum_service_text or DIRECT_TEXT
 
 
-def calls_for(config: RunConfig, *, workers: int) -> int:
-    """Return how many calls a caller keeps open: no engine idle, and no more reserved than a crash may cost.
+def rows_each(config: RunConfig, *, workers: int) -> int:
+    """Return how many queries a caller has in open calls: no engine idle, and no more reserved than a crash may cost.
 
     Twice what the engines run at once, since the queries of a call end one by one and the next call comes after the last.
     """
-    at_once = 2 * workers * config.engine.max_batch
-    return max(-(-at_once // (config.dispatch.callers * config.dispatch.batch_rows)), 2)
-
-
-def block_rows(config: RunConfig, queries: int, calls_in_flight: int) -> int:
-    """Return how many granted queries travel to a caller at a time: few tasks, but shares for all callers to the end.
-
-    A task of Ray Data costs tens of milliseconds of CPU. A caller needs at least what its calls hold, and no caller may be
-    left with so many that the others wait for it.
-    """
     dispatch = config.dispatch
-    share = -(-queries // (_SHARES_A_CALLER * dispatch.callers))
-    return max(min(share, dispatch.block_rows), calls_in_flight * dispatch.batch_rows)
-
-
-def _granted_rows(run: RunContext, grants: GrantTable, is_fresh_M: NDArray[np.bool_]) -> Dataset:
-    """Return the granted queries: those that begin an answer from `queries/`, those that go on from what they have."""
-    folder, states, void = run.folder, run.states, run.void_attempts()
-    parts = []
-    for name, is_wanted_M, last_round_N in (
-        ("queries", is_fresh_M, None),
-        ("rounds", ~is_fresh_M, states.last_round_N),
-    ):
-        if is_wanted_M.any():
-            select = SelectGranted(grants, is_wanted_M, last_round_N, void)
-            rows = ray.data.read_parquet(folder.child(name).files(".parquet"), filesystem=folder.filesystem)
-            parts.append(rows.map_batches(select, batch_format="pyarrow"))
-    return union(parts)
+    if dispatch.calls_in_flight is not None:
+        return dispatch.calls_in_flight * (dispatch.batch_rows or _ROWS_A_CALL)
+    at_once = 2 * workers * config.engine.max_batch
+    return max(-(-at_once // dispatch.callers), 2 * (dispatch.batch_rows or 1))
 
 
 def in_order(rows: Dataset, column: str | list[str], *, is_small: bool) -> Dataset:

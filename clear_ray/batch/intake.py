@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from ray.data import Dataset
 
+from clear_ray.batch.retrying import take_in_again
+from clear_ray.config.engine import ModelConfig
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.build import prompt_limit
+from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, ResumeError
-from clear_ray.ingest import InputDigest, SourceBatch, ingest, read_digest, read_input
+from clear_ray.ingest import InputDigest, NormalRow, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
+from clear_ray.tasks.survey import Surveyor, keep_survey
 
 _BATCH_ROWS = 4_096
 
@@ -42,27 +47,50 @@ def take_in(
         ConfigError: There is no input, or two, or it lies in the run folder.
         ResumeError: The run that is there had another input.
     """
-    if queries is not None and (config.input.path or config.input.tasks):
+    if queries is not None and (config.input.path or config.input.tasks or config.input.retry_of):
         raise ConfigError(
             "queries were passed and the configuration names an input", "input", remedy="Remove one of the two."
         )
     if queries is not None:
         batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
+    elif config.input.retry_of:
+        return take_in_again(config, folder, manifest)
     elif manifest is not None and not config.input.path and not config.input.tasks:
         return _taken_in_already(folder, manifest)
     elif config.input.tasks:
         batches = _row_batches(generate_queries(config.input.tasks), "generated query")
     else:
         batches = read_input(config.input, run_folder=open_folder(config.run_dir))  # before anything is replaced
-    return ingest(
+    golds, into = Surveyor(config.scoring.scorer), folder.child("queries")
+    digest = ingest(
         batches,
-        queries=folder.child("queries"),
+        queries=into,
         max_tokens=config.allocation.max_tokens,
         prompt_limit=prompt_limit(config.engine),
         on_error=config.input.on_error,
+        continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
+        watches=(ConversationWatch(config.engine), _GoldWatch(golds)),
     )
+    keep_survey(into, golds.survey())
+    return digest
+
+
+@dataclass(frozen=True, slots=True)
+class _GoldWatch:
+    """Shows every query of an input to a surveyor of gold answers (`ingest.Watch`)."""
+
+    golds: Surveyor
+
+    def see(self, index: int, query: NormalRow) -> None:
+        """Look at the gold answer of a query."""
+        if query.gold is not None:
+            self.golds.add({"index": index, **query._asdict()})
+
+    def close(self, rows: int) -> tuple[str, ...]:
+        """Return nothing: what was found is told with the scores."""
+        return ()
 
 
 def _taken_in_already(folder: Folder, manifest: dict[str, Any]) -> InputDigest:

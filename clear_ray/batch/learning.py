@@ -27,7 +27,9 @@ from clear_ray.storage import Folder
 
 FEWEST_ROUNDS = 3
 """A pilot, one clearing by what it taught, and one of what comes back."""
-DEFAULT_FEATURES = ("text", "ngrams")
+DEFAULT_FEATURES: tuple[str, ...] = ("text", "ngrams")
+ENCODER = "encoder"
+"""What a report calls the states of an encoder."""
 _READ_METADATA = ("reasoning_gym", "code")
 """Scorers that can do without gold answers; so can functions of a user."""
 
@@ -66,7 +68,9 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
     scorer = config.scoring.scorer
     judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
     is_judged = scorer is not None and bool(has & judges)
-    return Lesson("verdict" if is_judged else "ended", config.estimate.features or DEFAULT_FEATURES, left_out)
+    features = config.estimate.features or DEFAULT_FEATURES
+    features = features if config.estimate.encoder is None else (*features, ENCODER)
+    return Lesson("verdict" if is_judged else "ended", features, left_out)
 
 
 def head_name(lesson: Lesson | None, kind: str) -> str:
@@ -95,7 +99,13 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
     """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
     batch = estimates.batch
     return LearningOffers(
-        x_NP=coordinates_of(folder, estimates.prompt_tokens_N, features=lesson.features, seed=config.seed),
+        x_NP=coordinates_of(
+            folder,
+            estimates.prompt_tokens_N,
+            features=[name for name in lesson.features if name != ENCODER],
+            seed=config.seed,
+            encoder=config.estimate.encoder,
+        ),
         tokens_K=batch.curves.tokens_K,
         weight_N=batch.weight_N,
         max_tokens_N=batch.max_tokens_N,
@@ -107,6 +117,7 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
         seed=config.seed,
         asks_again=config.allocation.most_attempts > 1,
+        calls=estimates.calls,
     )
 
 

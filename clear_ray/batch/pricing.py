@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,14 +13,22 @@ from ray.data import Dataset
 from clear_ray.batch.dataset_price import is_sketched
 from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.batch.sketched import SketchedOffers, reservation_prices_of_rows
+from clear_ray.config.prices import scaled_parts
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
+from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_offers import AttemptOffers
-from clear_ray.rounds.batch import reservation_prices, taken_tokens
+from clear_ray.rounds.batch import taken_tokens
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.menu import reservation_prices
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.storage import Folder
+
+_PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
+PROBE = "probe"
+"""Name under which the market is charged for the probe."""
 
 
 def is_sketched_run(config: RunConfig, queries: int) -> bool:
@@ -48,7 +57,55 @@ def offers_of(
         tie_break_N=estimates.tie_break_N,
         cost_N=cost_N,
         max_tokens_N=estimates.max_tokens_N,
+        calls=estimates.calls,
     )
+
+
+def token_costs(config: RunConfig, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what a token of each query takes from the budget, in its unit, by the costs of the input and the prices."""
+    prices = config.model_prices
+    return cost_N if prices is None else _scaled_parts(prices.token_parts, cost_N) / COST_PARTS
+
+
+def priced(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> Estimates:
+    """Return estimates that know what calls cost; as they are where the budget counts tokens.
+
+    Args:
+        config: With the prices.
+        estimates: As the probe left them.
+        cost_N: Costs of the input, shape (N,).
+    """
+    prices = config.model_prices
+    if prices is None:
+        return estimates
+    calls = CallCosts(
+        token_parts_N=_scaled_parts(prices.token_parts, cost_N),
+        read_parts_N=_scaled_parts(prices.read_parts, cost_N),
+        prompt_tokens_N=_reserved_prompts(config, estimates.prompt_tokens_N),
+    )
+    sample = estimates.sample
+    batch = replace(estimates.batch, cost_N=calls.token_parts_N[sample] / COST_PARTS, calls=calls.take(sample))
+    return replace(estimates, batch=batch, calls=calls)
+
+
+def _reserved_prompts(config: RunConfig, prompt_tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what is set aside for prompts: of an engine that only estimates their length, some more."""
+    if config.engine.kind != "openai":
+        return prompt_tokens_N
+    return np.asarray(np.ceil(_PROMPT_MARGIN * prompt_tokens_N) + _TEMPLATE_TOKENS, np.int64)
+
+
+def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
+    """Return what the probe takes from the budget, thousandths of its unit; 0 where it is not paid for."""
+    prices = config.model_prices
+    if prices is None or not prices.probe_parts:
+        return 0
+    return int(estimates.prompt_tokens_N @ _scaled_parts(prices.probe_parts, cost_N))
+
+
+def _scaled_parts(parts: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return what a token takes of each query, thousandths, rounded up."""
+    return np.array([scaled_parts(parts, cost) for cost in cost_N.tolist()], np.int64)
 
 
 def check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder: Folder) -> None:
@@ -76,7 +133,9 @@ def all_reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.f
     """Return the price above which each query is not worth a first token, shape (N,)."""
     if not estimates.is_sample:
         return reservation_prices(estimates.batch)
-    return reservation_prices_of_rows(_estimate_rows(folder), estimates.batch.curves.tokens_K, estimates.queries)
+    return reservation_prices_of_rows(
+        _estimate_rows(folder), estimates.batch.curves.tokens_K, estimates.queries, calls=estimates.calls
+    )
 
 
 def _estimate_rows(folder: Folder) -> Dataset:

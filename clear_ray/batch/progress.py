@@ -24,12 +24,14 @@ class Progress:
     Args:
         budget_tokens: The budget.
         display: Shown a snapshot a few times a second and at every change of stage.
+        unit: What the budget is counted in, see `RunConfig.unit`.
     """
 
-    def __init__(self, budget_tokens: int, display: Display) -> None:
-        self._budget_tokens, self._display = budget_tokens, display
+    def __init__(self, budget_tokens: int, display: Display, *, unit: str = "tokens") -> None:
+        self._budget_tokens, self._display, self._unit = budget_tokens, display, unit
         self._started = time.monotonic()
-        self._stage, self._round, self._queries, self._granted = "read", 0, 0, 0
+        self._stage, self._round, self._queries, self._granted = "start", 0, 0, 0
+        self._waiting_for = "starting Ray"
         self._price: float | None = None
         self._label = ""
         self._market: MarketClient | None = None
@@ -80,9 +82,10 @@ class Progress:
         round_number: int | None = None,
         price: float | None = None,
         granted: int | None = None,
+        waiting_for: str = "",
     ) -> None:
-        """Note that a stage begins, and show it."""
-        self._stage = stage
+        """Note that a stage begins, and show it, with what it waits for first."""
+        self._stage, self._waiting_for = stage, waiting_for
         self._queries = self._queries if queries is None else queries
         self._round = self._round if round_number is None else round_number
         self._price = self._price if price is None else price
@@ -115,7 +118,7 @@ class Progress:
                     probed=self._queries if self._stage in ("price", "generate", "write") else 0,
                     granted=self._granted,
                     ended=balance.ended if balance else 0,
-                    budget_tokens=self._budget_tokens,
+                    budget_tokens=balance.budget_tokens if balance else self._budget_tokens,
                     spent_tokens=balance.spent_tokens if balance else 0,
                     reserved_tokens=balance.reserved_tokens if balance else 0,
                     shadow_price=self._price,
@@ -123,7 +126,9 @@ class Progress:
                     scored=balance.scored if balance else 0,
                     seconds=self.seconds,
                     recent=balance.recent if balance else (),
+                    waiting_for=self._waiting_for,
                     label=self._label,
+                    unit=self._unit,
                     warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )
             )

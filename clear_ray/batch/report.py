@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated, budget_for, demand_curve
 from clear_ray.batch.asked_again import attempts_report
-from clear_ray.config.run import RunConfig
+from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger.ledger import Balance
+from clear_ray.records import COST_PARTS
 from clear_ray.redaction import without_secrets
 from clear_ray.report.plan import PlanReport, ShareBudget
 from clear_ray.report.summary import (
@@ -26,8 +27,10 @@ from clear_ray.report.summary import (
 )
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
+from clear_ray.rounds.menu import Option, axis_of
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
+from clear_ray.run_folder.orders import read_orders
 
 if TYPE_CHECKING:
     from clear_ray.batch.context import RunContext
@@ -47,6 +50,7 @@ def make_report(
     learning: LearningReport | None = None,
     notices: tuple[str, ...] = (),
     failures: tuple[FailureReport, ...] = (),
+    probe_tokens: int = 0,
 ) -> RunReport:
     """Put the report of a finished run together.
 
@@ -57,8 +61,9 @@ def make_report(
         has_gold_N: Whether a query can be scored, shape (N,).
         head: Name of the estimate.
         learning: What it learned; the estimates in `run` are then what it knew in the end.
-        notices: What is said about its input.
+        notices: What is said about its input and its model.
         failures: Why queries failed.
+        probe_tokens: What was charged for the probe.
     """
     config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
     balance = run.market.balance()
@@ -66,24 +71,27 @@ def make_report(
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
     correct_N = np.nan_to_num(states.chosen_score_N)
     scale = estimates.queries / len(batch.weight_N)
-    ceiling, uniform_utility = uniform_ceiling(batch, config.budget_tokens / scale)
+    budget_tokens = max(balance.budget_tokens, 1)  # as it was ordered in the end
+    ceiling, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
     has_learned = learning is not None and not learning.left_out
     main = main_round(rounds, has_learned=has_learned)
-    curve = budget_curve(batch, config.budget_tokens, queries=estimates.queries)
+    curve = budget_curve(batch, budget_tokens, queries=estimates.queries)
     expected = main.expected_utility if main else 0.0
     if has_learned:
         # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
-        expected = next(point.utility for point in curve if point.budget_tokens == config.budget_tokens)
+        expected = next(point.utility for point in curve if point.budget_tokens == budget_tokens)
     return RunReport(
         run_dir=without_secrets(config.run_dir),
         model=scaler.engines.model.name,
         head=head,
         policy=config.allocation.policy,
-        budget_tokens=config.budget_tokens,
+        unit=config.unit,
+        budget_tokens=balance.budget_tokens,
         spent_tokens=balance.spent_tokens,
         generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
+        probe_tokens=probe_tokens,
         shadow_price=main.shadow_price if main else 0.0,
         **_endings(states, spent_tokens_N),
         scored=int(has_gold_N.sum()) if is_scored else 0,
@@ -99,10 +107,9 @@ def make_report(
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
         seconds=run.progress.seconds,
-        stopped_early=_stopped_early(config, states, balance),
+        stopped_early=_stopped_early(run, balance),
         notices=notices,
         failures=failures,
-        notes=run.notes,
     )
 
 
@@ -123,22 +130,30 @@ def _endings(states: QueryStates, spent_tokens_N: NDArray[np.int64]) -> dict[str
 
 
 def plan_report(
-    estimates: Estimates, states: QueryStates, clearing: Clearing, budget_tokens: int, head: HeadCard
+    estimates: Estimates,
+    states: QueryStates,
+    clearing: Clearing,
+    budget_tokens: int,
+    head: HeadCard,
+    *,
+    unit: str = "tokens",
+    probe_tokens: int = 0,
 ) -> PlanReport:
-    """Say what a batch would come to, from its first clearing; in tokens of cost 1."""
+    """Say what a batch would come to, from its first clearing; in tokens of cost 1, or in the unit of the budget."""
     batch = estimates.batch
     queries = estimates.queries
     scale = queries / len(batch.weight_N)
     _, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
-    cost_M = states.cost_N[clearing.index_M]
-    expected_tokens = float(clearing.expected_tokens_M @ cost_M) + clearing.kept_tokens
+    taken_M = clearing.parts_M(states.cost_N) / COST_PARTS  # with the prompts, where they are paid for
+    expected_tokens = float(clearing.expected_taken_M(states.cost_N).sum()) + clearing.kept_tokens + probe_tokens
     return PlanReport(
         head=head.kind,
         queries=queries,
+        unit=unit,
         budget_tokens=budget_tokens,
         low_tokens=max(expected_tokens - 2 * _spend_deviation(estimates, clearing), 0.0),
         expected_tokens=expected_tokens,
-        worst_tokens=min(math.ceil(clearing.tokens_M @ cost_M) + clearing.kept_tokens, budget_tokens),
+        worst_tokens=min(math.ceil(taken_M.sum()) + clearing.kept_tokens + probe_tokens, budget_tokens),
         funded=len(clearing.index_M),
         abandoned=queries - len(clearing.index_M),
         kept_tokens=clearing.kept_tokens,
@@ -147,6 +162,7 @@ def plan_report(
         uniform_expected_utility=uniform_utility * scale,
         budget_curve=budget_curve(batch, budget_tokens, queries=queries),
         prefill_tokens=estimates.prefill_tokens,
+        probe_tokens=probe_tokens,
         is_probed=True,
     )
 
@@ -193,6 +209,13 @@ def _sample_of(batch: Batch) -> Batch:
 
 
 def _utility_of(batch: Batch) -> Tabulated:
+    """Return the curves over what answers are expected to spend."""
+    index = np.arange(len(batch.weight_N))
+    if batch.calls is not None:
+        option = Option(batch, np.zeros_like(index))
+        return axis_of((option,), index, available_tokens=MOST_BUDGET_TOKENS, basis="expected_spend").utility(
+            np.zeros_like(index)
+        )
     return Tabulated(
         batch.curves.tokens_K,
         batch.curves.success_NK,
@@ -255,7 +278,10 @@ def _by_task(
     return tuple(sorted(reports, key=lambda report: (-report.queries, report.task)))
 
 
-def _stopped_early(config: RunConfig, states: QueryStates, balance: Balance) -> str:
+def _stopped_early(run: RunContext, balance: Balance) -> str:
+    config, states = run.config, run.states
+    if stop := read_orders(run.folder, config.budget_tokens).stop:
+        return "it was cancelled" if stop == "batch_cancelled" else "its time was over"
     unserved = int((states.was_granted_N & (states.rounds_N == 0)).sum())
     if unserved and balance.available_tokens < config.allocation.smallest_grant_tokens:
         return f"the budget was spent before {unserved} funded queries could be run"

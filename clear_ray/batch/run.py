@@ -10,8 +10,8 @@ disk before the round begins, so running the same configuration again goes on wh
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -24,13 +24,16 @@ from ray.data import Dataset
 from clear_ray.batch.checking import head_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
-from clear_ray.batch.generate import calls_for, generate_round
+from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
-from clear_ray.batch.pricing import check_minimum_service, offers_of
+from clear_ray.batch.orders import heeding_orders
+from clear_ray.batch.playing import play_rounds
+from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
+from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, engine_workers
 from clear_ray.cluster.gpu_requests import gpus_for
@@ -39,27 +42,25 @@ from clear_ray.cluster.market import opened_market
 from clear_ray.cluster.room import settled
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
-from clear_ray.engine.conversations import check_conversations
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
+from clear_ray.records import COST_PARTS
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds
-from clear_ray.rounds.running import Round
-from clear_ray.run_folder.attempts import read_attempts
+from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.estimates import (
     Estimates,
     read_costs,
 )
-from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
@@ -89,6 +90,10 @@ class RunResult:
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
 
 
+Engines = Callable[..., AbstractContextManager[EngineActors]]
+"""What starts the engines of a run and ends them, with the arguments of `cluster.engines.engine_workers`."""
+
+
 def run(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> RunResult:
     """Answer a batch under one budget.
 
@@ -110,15 +115,22 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
+    return run_on(engine_workers, queries, config, display=display or QuietDisplay())
+
+
+def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, display: Display) -> RunResult:
+    """Do what `run` does, on engines that are started, or found, in another way."""
     config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):
-            return _run_alone(queries, config, folder, display or QuietDisplay())
+            return _run_alone(engines, queries, config, folder, display)
 
 
-def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, display: Display) -> RunResult:
+def _run_alone(
+    start_engines: Engines, queries: Dataset | None, config: RunConfig, folder: Folder, display: Display
+) -> RunResult:
     manifest = read_manifest(folder)
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
@@ -126,53 +138,70 @@ def _run_alone(queries: Dataset | None, config: RunConfig, folder: Folder, displ
     head, notes = head_of(config), engine_notes(config.engine)
     if manifest is None or read_summary(folder) is None:
         wait_until_unused(folder)
-    with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
+    with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+        progress.begin("read")
         digest = take_in(queries, config, folder, manifest)
         if manifest is not None and (report := read_summary(folder)) is not None:
             return RunResult(report, config.run_dir)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
-        notes += check_conversations(config.engine, folder.child("queries"))
-        cost_N = read_costs(folder, digest.rows)
+        digest = replace(digest, notices=(*digest.notices, *notes))
+        input_cost_N = read_costs(folder, digest.rows)
+        cost_N = token_costs(config, input_cost_N)
         check_minimum_service(config, cost_N, folder)
-        progress.begin("probe", queries=digest.rows)
+        progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
         run_id = begin(folder, manifest)
         engine = settled(config.engine)
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
+            heeding_orders(folder, config.budget_tokens, market),
             gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
-            engine_workers(
+            start_engines(
                 engine,
                 head,
                 run_dir=config.run_dir,
                 run_id=run_id,
                 ask_for=ask_for,
-                calls_each=calls_for(config, workers=1) if config.scaling.max_workers else None,
+                rows_each=rows_each(config, workers=1) if config.scaling.max_workers else None,
             ) as engines,
             progress.watching(market),
+            open_callers(config, folder, engines, market) as callers,
         ):
+            progress.begin("probe")
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = probe(folder, config, engines, digest.rows)
+            estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+            if parts := probe_parts(config, estimates, input_cost_N):
+                market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
-            opened = RunContext(folder, config, scaler, market, estimates, rounds, progress, lesson, notes)
-            report = close_run(opened, _rounds(opened), digest)
+            answers = AnswerFiles(digest.rows)
+            opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
+            report = close_run(opened, play_rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
 
 def plan(
-    queries: Dataset | None, config: RunConfig, *, share: float | None = None, display: Display | None = None
+    queries: Dataset | None,
+    config: RunConfig,
+    *,
+    share: float | None = None,
+    sample_share: float | None = None,
+    display: Display | None = None,
 ) -> PlanReport:
-    """Validate and probe a batch and price it, without generating a token; what it writes it removes again.
+    """Validate and probe a batch and price it; what it writes it removes again.
+
+    It generates nothing, unless it is allowed to sample a few answers.
 
     Args:
         queries: As for `run`.
         config: As for `run`.
         share: Also find the budget that is expected to give this share, above 0 and below 1, of what ample tokens give.
+        sample_share: Part of the budget, at most a hundredth, that answers to random queries may take, for an interval that
+            rests on what they took. It is beside the budget of the run.
         display: Display that is told of the progress.
 
     Raises:
@@ -183,33 +212,47 @@ def plan(
     """
     if share is not None and not 0 < share < 1:
         raise ConfigError("a share lies between 0 and 1", "share", str(share), "Write 0.5 for half of the answers.")
+    if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
+        said = "answers are sampled for at most a hundredth of the budget"
+        raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
     with writing_errors(folder.path):
-        return _plan_in(folder, queries, config, share, display or QuietDisplay())
+        return _plan_in(folder, queries, config, share, display or QuietDisplay(), sample_share)
 
 
 def _plan_in(
-    folder: Folder, queries: Dataset | None, config: RunConfig, share: float | None, display: Display
+    folder: Folder,
+    queries: Dataset | None,
+    config: RunConfig,
+    share: float | None,
+    display: Display,
+    sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
     head, notes = head_of(config), engine_notes(config.engine)
     try:
-        with joined_cluster(), quiet_data(), Progress(config.budget_tokens, display) as progress:
+        with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+            progress.begin("read")
             digest = take_in(queries, config, folder)
-            notes += check_conversations(config.engine, folder.child("queries"))
-            cost_N = read_costs(folder, digest.rows)
+            input_cost_N = read_costs(folder, digest.rows)
+            cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
-            progress.begin("probe", queries=digest.rows)
+            progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
             with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
-                estimates = probe(folder, config, engines, digest.rows)
+                progress.begin("probe")
+                estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+                sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
-            first = rounds.next(config.budget_tokens)
+            probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
+            first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
-            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head)
+            money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
+            report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
+            report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
             learned = {
@@ -217,7 +260,7 @@ def _plan_in(
                 "head": head_name(lesson, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notes": notes, "notices": digest.notices}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:
@@ -232,7 +275,7 @@ def _rounds_of(
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
     rule = AttemptRule(settings.objective, np.full(estimates.queries, settings.most_attempts))
-    return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule)
+    return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
 
 
 def _open_run(
@@ -254,34 +297,3 @@ def _open_run(
         check_same_run(manifest, wanted, folder)
         return
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
-
-
-def _rounds(opened: RunContext) -> list[RoundReport]:
-    """Clear, generate and settle until nothing useful is left to buy; what the folder holds of that is replayed first."""
-    folder, rounds, market, progress = opened.folder, opened.rounds, opened.market, opened.progress
-    reports: list[RoundReport] = []
-    market.close_open_reservations()
-    while True:
-        started = time.monotonic()
-        kept = read_grants(folder, rounds.number + 1)
-        granted = rounds.replay(kept) if kept else _next_round(opened)
-        if granted is None:
-            return reports
-        number, clearing = granted.number, granted.clearing
-        if kept is None:
-            write_grants(folder, granted)
-        if kept is None or read_grants(folder, number + 1) is None:
-            price, many = clearing.shadow_price, int(opened.states.was_granted_N.sum())
-            progress.begin("generate", round_number=number, price=price, granted=many)
-            market.open_round(number, {"price": price, "available": granted.available_tokens})
-            generate_round(opened, clearing, number)
-        attempts = read_attempts(folder, number, len(opened.states.cost_N), opened.void_attempts())
-        report = rounds.take(number, attempts)
-        reports.append(report.model_copy(update={"seconds": time.monotonic() - started}))
-
-
-def _next_round(opened: RunContext) -> Round | None:
-    unspent_tokens = opened.market.balance().available_tokens  # nothing is reserved between two rounds
-    if opened.rounds.may_clear(unspent_tokens):
-        opened.progress.begin("price", round_number=opened.rounds.number + 1)
-    return opened.rounds.next(unspent_tokens)

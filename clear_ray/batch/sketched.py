@@ -9,7 +9,7 @@ Shapes: N queries of the batch, M of them granted, B rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,11 @@ from ray.data import Dataset
 from clear_ray.allocation import SketchPrice
 from clear_ray.batch.dataset_price import BlockCurves, price_rows
 from clear_ray.errors import ConfigError
-from clear_ray.rounds.batch import expected_spend, further_utility, reservation_prices
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, dispatch_order, nothing_to_grant
+from clear_ray.rounds.menu import Axis, Option, axis_of, reservation_prices
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import read_batch
 
@@ -39,6 +42,7 @@ def clear_rows(
     is_free_N: NDArray[np.bool_],
     tie_break_N: NDArray[np.uint64],
     available_tokens: int,
+    calls: CallCosts | None = None,
 ) -> Clearing:
     """Price `available_tokens` over the open queries and grant them, in three passes over the rows.
 
@@ -49,6 +53,7 @@ def clear_rows(
         is_free_N: Queries that may be granted tokens, shape (N,).
         tie_break_N: A number of each query.
         available_tokens: What may be granted.
+        calls: What calls take in all, where prompts are paid for.
 
     Returns:
         The clearing, as from `rounds.clearing.clear` with ceilings as the cost; the price is the sketch's.
@@ -56,7 +61,7 @@ def clear_rows(
     queries = len(tie_break_N)
     if available_tokens < 1 or not is_free_N.any():
         return nothing_to_grant(queries)
-    stands = ray.put((states.answer_tokens_N, is_free_N, tie_break_N))
+    stands = ray.put((states.answer_tokens_N, is_free_N, tie_break_N, calls))
     curves_of = _OpenCurves(tokens_K, stands, available_tokens)
     price = price_rows(rows, curves_of, budget_tokens=available_tokens)
     blocks: list[pa.Table] = ray.get(
@@ -64,7 +69,8 @@ def clear_rows(
     )
     granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
     index_M, tokens_M, expected_M, utility_M = (granted[name].to_numpy() for name in _GRANTS.names)
-    taken_M = tokens_M * states.cost_N[index_M]
+    parts_M = None if calls is None else calls.taken_parts(index_M, tokens_M, states.answer_tokens_N[index_M])
+    taken_M = tokens_M * states.cost_N[index_M] if parts_M is None else parts_M / COST_PARTS
     order = dispatch_order(tokens_M, taken_M, utility_M, available_tokens=available_tokens)
     worth = float(utility_M.sum())
     return Clearing(
@@ -76,14 +82,19 @@ def clear_rows(
         shadow_price=float(price.shadow_price),
         dual_bound=float(price.dual_bound),
         gap=max(float(price.dual_bound) - worth, 0.0),
+        reserved_parts_M=None if parts_M is None else parts_M[order],
     )
 
 
-def reservation_prices_of_rows(rows: Dataset, tokens_K: NDArray[np.int64], queries: int) -> NDArray[np.float64]:
+def reservation_prices_of_rows(
+    rows: Dataset, tokens_K: NDArray[np.int64], queries: int, *, calls: CallCosts | None = None
+) -> NDArray[np.float64]:
     """Return `rounds.batch.reservation_prices` of rows that stay in their files, shape (N,)."""
 
     def prices(block: pa.Table) -> pa.Table:
-        batch = read_batch(block, tokens_K, np.zeros(len(block), np.uint64))
+        batch = with_calls(
+            read_batch(block, tokens_K, np.zeros(len(block), np.uint64)), calls, block["index"].to_numpy()
+        )
         return pa.table({"index": block["index"], "price": reservation_prices(batch)})
 
     found_N = np.zeros(queries)
@@ -103,6 +114,7 @@ class SketchedOffers:
         tie_break_N: A number of each query.
         cost_N: What a token of each query takes from the budget.
         max_tokens_N: Ceiling of each query over all its grants.
+        calls: What calls take in all, where prompts are paid for.
     """
 
     rows: Callable[[], Dataset]
@@ -110,6 +122,7 @@ class SketchedOffers:
     tie_break_N: NDArray[np.uint64]
     cost_N: NDArray[np.float64]
     max_tokens_N: NDArray[np.int64]
+    calls: CallCosts | None = None
 
     def clear(
         self,
@@ -128,6 +141,7 @@ class SketchedOffers:
             is_free_N=is_free_N,
             tie_break_N=self.tie_break_N,
             available_tokens=available_tokens,
+            calls=self.calls,
         )
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
@@ -153,15 +167,24 @@ class _OpenCurves:
     def __call__(self, block: pa.Table) -> BlockCurves:
         return self.read(block)[0]
 
-    def read(self, block: pa.Table) -> tuple[BlockCurves, Any, NDArray[np.int64], NDArray[np.int64]]:
-        """Return the block's curves, its batch, what its queries have generated, and which of its rows are open."""
-        answer_tokens_N, is_open_N, tie_break_N = ray.get(self.stands)
+    def read(self, block: pa.Table) -> tuple[BlockCurves, Axis]:
+        """Return the block's curves over amounts, and what amounts turn into."""
+        answer_tokens_N, is_open_N, tie_break_N, calls = ray.get(self.stands)
         index_B = block["index"].to_numpy()
-        batch = read_batch(block, self.tokens_K, tie_break_N[index_B])
-        generated_B = answer_tokens_N[index_B]
-        rows = np.flatnonzero(is_open_N[index_B] & (batch.max_tokens_N > generated_B))
-        utility = further_utility(batch, rows, generated_tokens_N=generated_B, available_tokens=self.available_tokens)
-        return BlockCurves(index_B[rows], utility, batch.tie_break_N[rows]), batch, generated_B, rows
+        batch = with_calls(read_batch(block, self.tokens_K, tie_break_N[index_B]), calls, index_B)
+        option = Option(batch, answer_tokens_N[index_B])
+        rows = np.flatnonzero(is_open_N[index_B] & (option.room_N > 0))
+        axis = axis_of((option,), rows, available_tokens=self.available_tokens, basis="ceilings")
+        utility = axis.utility(np.zeros_like(rows))
+        return BlockCurves(index_B[rows], utility, batch.tie_break_N[rows]), axis
+
+
+def with_calls(batch: Batch, calls: CallCosts | None, index_B: NDArray[np.int64]) -> Batch:
+    """Return rows of a batch with what their calls take, where prompts are paid for."""
+    if calls is None:
+        return batch
+    own = calls.take(index_B)
+    return replace(batch, cost_N=own.token_parts_N / COST_PARTS, calls=own)
 
 
 @dataclass(frozen=True)
@@ -172,9 +195,10 @@ class _Grant:
     price: SketchPrice
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        curves, batch, generated_B, rows = self.curves_of.read(block)
-        tokens = self.price.tokens(curves.utility, tie_break_N=curves.tie_break_N)
-        expected = expected_spend(batch.curves.take(rows), generated_B[rows], tokens)
-        columns = (curves.index_N, tokens, expected, curves.utility.utility(tokens))
+        curves, axis = self.curves_of.read(block)
+        amounts = self.price.tokens(curves.utility, tie_break_N=curves.tie_break_N)
+        option, tokens = axis.read(amounts)
+        expected = axis.expected_tokens(option, tokens)
+        columns = (curves.index_N, tokens, expected, curves.utility.utility(amounts))
         is_funded = tokens > 0
         return pa.table([pa.array(column[is_funded]) for column in columns], schema=_GRANTS)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
@@ -38,6 +39,7 @@ class EngineScaler:
         self._meter = RateMeter(config.scaling.tokens_per_second)
         self.most_up = len(engines)
         self._is_over = threading.Event()
+        self._work: Work | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -65,13 +67,25 @@ class EngineScaler:
             self.engines.resize(self._wanted(work))
         self._meter.begin()
         self._is_over.clear()
-        watch = threading.Thread(target=self._watch, args=(work, _generated(balance)), daemon=True)
+        self._work = work
+        watch = threading.Thread(target=self._watch, args=(_generated(balance),), daemon=True)
         watch.start()
         try:
             yield
         finally:
             self._is_over.set()
             watch.join()
+
+    def add(self, *, expected_tokens: float) -> None:
+        """Count grants that are made while a round is going on to its work.
+
+        Args:
+            expected_tokens: What they are expected to spend.
+        """
+        if self._work is not None:
+            round_tokens = self._work.round_tokens + expected_tokens
+            run_tokens = max(self._work.run_tokens, round_tokens)
+            self._work = replace(self._work, round_tokens=round_tokens, run_tokens=run_tokens)
 
     @property
     def _is_fixed(self) -> bool:
@@ -89,10 +103,11 @@ class EngineScaler:
             most=self._config.most_workers,
         )
 
-    def _watch(self, work: Work, generated_before: int) -> None:
+    def _watch(self, generated_before: int) -> None:
         while not self._is_over.wait(_LOOK_SECONDS):
             with suppress(Exception):  # the run itself meets whatever is wrong
-                self._look(work, generated_before)
+                if self._work is not None:
+                    self._look(self._work, generated_before)
 
     def _look(self, work: Work, generated_before: int) -> None:
         balance = self._market.within(_PATIENCE_SECONDS).balance()

@@ -26,6 +26,7 @@ from ray.exceptions import (
 from clear_ray.cluster.room import wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
+from clear_ray.engine.build import with_key
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, own_error
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.roster import Workers
@@ -61,7 +62,7 @@ class EngineActors:
         run_dir: The run folder, which names the actors.
         run_id: Identity of the run, in their names, too: those of a run before in this folder are no part of this one.
         ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
-        calls_each: See `Workers`; None if their number will not change.
+        rows_each: See `Workers`; None if their number will not change.
     """
 
     model: ModelCard
@@ -74,13 +75,13 @@ class EngineActors:
         run_dir: str,
         run_id: str,
         ask_for: Callable[[int], None],
-        calls_each: int | None,
+        rows_each: int | None,
     ) -> None:
-        self._config, self._estimate, self._ask_for = config, in_pieces(head), ask_for
+        self._config, self._estimate, self._ask_for = with_key(config), in_pieces(head), ask_for
         self._run_dir, self._run_id = run_dir, run_id
         self._handles: list[Any] = []
         self._cards: list[Any] = []
-        self._calls_each = calls_each
+        self._rows_each = rows_each
         self.start_seconds = 0.0
 
     def __len__(self) -> int:
@@ -94,8 +95,8 @@ class EngineActors:
             is_worker_death,
             _restart,
             self._config.stall_seconds,
-            find=None if self._calls_each is None else partial(_find_worker, self._run_dir, self._run_id),
-            calls_each=self._calls_each,
+            find=None if self._rows_each is None else partial(_find_worker, self._run_dir, self._run_id),
+            rows_each=self._rows_each,
         )
 
     def up(self) -> int:
@@ -209,7 +210,7 @@ def engine_workers(
     run_dir: str,
     run_id: str,
     ask_for: Callable[[int], None] = lambda _: None,
-    calls_each: int | None = None,
+    rows_each: int | None = None,
 ) -> Iterator[EngineActors]:
     """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `EngineActors`.
 
@@ -219,7 +220,7 @@ def engine_workers(
         EngineError: It could not be started for another reason.
     """
     wait_for_room(config)
-    engines = EngineActors(config, head, run_dir, run_id, ask_for, calls_each)
+    engines = EngineActors(config, head, run_dir, run_id, ask_for, rows_each)
     try:
         engines.resize(config.workers)
         engines.wait()

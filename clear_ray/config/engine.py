@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
     Field,
+    PrivateAttr,
+    SecretStr,
     field_validator,
     model_validator,
 )
@@ -131,11 +134,104 @@ class ReplayConfig(WorkersConfig):
     """Decode rate of one sequence to imitate; as fast as possible if not given."""
 
 
+class OpenAIConfig(WorkersConfig):
+    """A model behind an OpenAI-compatible endpoint; needs the `endpoint` extra. docs/endpoints.md tells what holds for it."""
+
+    kind: Literal["openai"] = "openai"
+    """Chooses this engine."""
+    base_url: str
+    """Where the endpoint is, up to what stands before `/chat/completions`."""
+    model: str = Field(min_length=1)
+    """The model's name there."""
+    api: Literal["chat", "completions"] = "chat"
+    """Where plain prompts go: as one user's message to the chat API, or as they are to legacy completions."""
+    key_env: str | None = Field(default=None, min_length=1)
+    """Environment variable that holds the key; OPENAI_API_KEY for api.openai.com if neither this nor a file is given."""
+    key_file: str | None = Field(default=None, min_length=1)
+    """File that holds the key and nothing else."""
+    key_header: str = Field(default="Authorization", pattern=r"^[A-Za-z0-9-]+$")
+    """Header that carries the key, such as `api-key`; in `Authorization` it comes after the word Bearer."""
+    max_batch: int = Field(default=100, ge=1, le=1_000)
+    """Most calls that one engine has under way at the same time."""
+    first_calls: int = Field(default=20, ge=1, le=1_000)
+    """Calls under way to begin with; how many there are later follows what the endpoint takes."""
+    requests_per_minute: float | None = Field(default=None, gt=0, le=1e9)
+    """Most calls a minute, of all engines together; unlimited if not given."""
+    tokens_per_minute: float | None = Field(default=None, gt=0, le=1e12)
+    """Most tokens a minute, of prompts and answers, of all engines together; unlimited if not given."""
+    timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
+    """A call that has brought nothing for this long is given up, and charged its whole grant."""
+    patience_seconds: float = Field(default=900.0, gt=0, le=604_800)
+    """A run ends, to be gone on with, if the endpoint takes no call for this long, or asks to be left alone for longer."""
+    charge_server_errors: bool = True
+    """Whether a try that ends in an error such as 500, 502 or 504 is charged its whole grant, as if it had been generated."""
+    stream: bool = False
+    """Have answers streamed, for gateways that cut silent connections; `timeout_seconds` is then from piece to piece."""
+    continuation: Literal["auto", "final_message", "none"] = "auto"
+    """How the chat API goes on with a cut answer: by `continue_final_message`, as vLLM's does, or not at all; two calls of a
+    token each tell if not given."""
+    system_prompt: str | None = None
+    """System message put before every conversation that has none of its own."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every call, as they are, such as `reasoning_effort: low`; those of a row come before them."""
+    max_context_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
+    """Prompt and answer together; what the endpoint says of its model if not given, else unlimited."""
+    _key: SecretStr | None = PrivateAttr(default=None)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an address begins with http:// or https://, as in http://127.0.0.1:8000/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "an address has no user, key, query or fragment in it: a key goes into key_env or key_file"
+            )
+        return value.rstrip("/")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _fields_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_OWN_FIELDS & value.keys()):
+            raise ValueError(f"these fields are the run's own: {', '.join(taken)}")
+        return checked_json(value, "fields of a call")
+
+    def carrying(self, key: SecretStr | None) -> OpenAIConfig:
+        """Return these settings with a key that `dump`, `repr` and files do not show."""
+        carrying = self.model_copy()
+        carrying._key = key
+        return carrying
+
+    @property
+    def carried_key(self) -> SecretStr | None:
+        """The key that was put in by `carrying`."""
+        return self._key
+
+
+_OWN_FIELDS = frozenset(
+    (
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "stream",
+        "stream_options",
+        "n",
+        "best_of",
+        "echo",
+    )
+)
+
+
 def _with_kind(engine: Any) -> Any:
     """Return the settings with the kind that they have if they name none."""
     return {"kind": "transformers", **engine} if isinstance(engine, dict) else engine
 
 
 EngineConfig = Annotated[
-    TransformersConfig | VllmConfig | ReplayConfig, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    TransformersConfig | VllmConfig | ReplayConfig | OpenAIConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
 ]

@@ -95,8 +95,13 @@ class InputConfig(Settings):
     tasks: tuple[ReasoningGymSource, ...] = ()
     """Generated reasoning-gym queries, instead of `path`."""
 
+    retry_of: str | None = None
+    """Run folder of a run that is done, whose queries are asked again, instead of `path`; `clear-ray retry` sets it."""
+    retry: Literal["failed", "unanswered"] = "failed"
+    """Which of them: those that failed, other than of what they are, or also those that were abandoned."""
+
     @model_validator(mode="after")
     def _one_source(self) -> InputConfig:
-        if bool(self.path) and bool(self.tasks):
-            raise ValueError("give either path or tasks, not both")
+        if sum(map(bool, (self.path, self.tasks, self.retry_of))) > 1:
+            raise ValueError("give either path or tasks, not both, and neither with retry_of")
         return self

@@ -19,7 +19,8 @@ from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
 from clear_ray.config.durations import seconds_of
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.input import InputConfig
-from clear_ray.config.units import budget_in_tokens, check_budget_text
+from clear_ray.config.prices import NANO, PriceLists, Prices, prices_of
+from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
 from clear_ray.errors import ConfigError
 
 MOST_ROUNDS = 8
@@ -49,6 +50,8 @@ class EstimateConfig(Settings):
     """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
     features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
     """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
+    encoder: str | None = Field(default=None, min_length=1)
+    """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
     layers: int | None = Field(default=None, ge=1, le=100_000)
     """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
     not given. A fitted head keeps its own number."""
@@ -67,8 +70,9 @@ class EstimateConfig(Settings):
             raise ValueError(
                 "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
             )
-        if self.features is not None and not self.learns:
-            raise ValueError("features are read by a run that learns, and this one keeps its head as it is")
+        if not self.learns and (self.features is not None or self.encoder is not None):
+            name = "features are" if self.features is not None else "an encoder is"
+            raise ValueError(f"{name} read by a run that learns, and this one keeps its head as it is")
         return self
 
 
@@ -86,7 +90,10 @@ class AllocationConfig(Settings):
     """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
     max_rounds: int | None = Field(default=None, ge=1, le=100)
     """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others; with
-    several attempts 32, or 4 for each attempt."""
+    several attempts 32, or 4 for each attempt. Those made beside running grants count only if this is given."""
+    overlap: bool | None = None
+    """Whether the price is cleared again while grants run, as soon as engines have free slots and tokens have come back; if
+    not given, unless `max_rounds` is. Such a run is sooner done, and its grants depend on which answers come first."""
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
@@ -100,6 +107,11 @@ class AllocationConfig(Settings):
     def most_attempts(self) -> int:
         """Most answers to one query."""
         return 1 if self.objective == "correct" else self.attempts or DEFAULT_ATTEMPTS
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the price is cleared while grants run."""
+        return self.max_rounds is None if self.overlap is None else self.overlap
 
     @property
     def most_rounds(self) -> int:
@@ -140,8 +152,8 @@ class DispatchConfig(Settings):
 
     callers: int = Field(default=1, ge=1, le=100_000)
     """Thin actors that keep the engines fed."""
-    batch_rows: int = Field(default=4, ge=1, le=MOST_ROWS)
-    """Queries in one call to an engine."""
+    batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+    """Queries in one call to an engine; if not given, as many as are expected to take 256 tokens together, 64 at most."""
     calls_in_flight: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
     block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
@@ -185,6 +197,8 @@ class RunConfig(ConfigFile):
     """Where the queries come from."""
     budget: int | str
     """What the run may generate: tokens (a whole number, or text such as `200k tokens`), money (`$5`) or `3 gpu-hours`."""
+    prices: PriceLists | None = None
+    """What tokens cost, in place of a rate: `input` and `output` per million, or these by the model's name, or a file."""
     budget_rate: str | None = Field(default=None, validate_default=True)
     """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
     engine: EngineConfig = TransformersConfig()
@@ -210,17 +224,56 @@ class RunConfig(ConfigFile):
         check_budget_text(value)
         return value
 
+    @field_validator("prices")
+    @classmethod
+    def _prices_fit_the_budget(cls, value: dict[str, Prices] | None, info: ValidationInfo) -> dict[str, Prices] | None:
+        for prices in (value or {}).values() if "budget" in info.data else ():
+            budget_in_units(info.data["budget"], prices)
+        return value
+
     @field_validator("budget_rate")
     @classmethod
     def _rate_fits_the_budget(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if "budget" in info.data:  # otherwise the budget was refused already
+        if "budget" not in info.data or "prices" not in info.data:  # refused already
+            return value
+        if info.data["prices"] is None:
             budget_in_tokens(info.data["budget"], value)
+        elif value is not None:
+            raise ValueError("either a rate or prices say what the budget buys, not both")
         return value
+
+    @model_validator(mode="after")
+    def _model_has_prices(self) -> RunConfig:
+        if self.prices is not None:
+            prices_of(self.prices, self._model_name)
+        return self
+
+    @property
+    def _model_name(self) -> str:
+        return str(getattr(self.engine, "model", self.engine.kind))
+
+    @property
+    def model_prices(self) -> Prices | None:
+        """What tokens of the engine's model cost; None for a budget that counts tokens."""
+        return None if self.prices is None else prices_of(self.prices, self._model_name)
+
+    @property
+    def unit(self) -> str:
+        """What the account is kept in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
+        return "tokens" if self.prices is None else unit_of_budget(self.budget)
 
     @property
     def budget_tokens(self) -> int:
-        """The budget in generated tokens."""
+        """The budget in generated tokens; of a run that has prices, in billionths of its unit."""
+        prices = self.model_prices
+        if prices is not None:
+            return budget_in_units(self.budget, prices)
         return budget_in_tokens(self.budget, self.budget_rate)
+
+    def part_of_budget(self, parts: int) -> int | str:
+        """Return one of several equal parts of the budget, rounded down: tokens, or money where there are prices."""
+        part = self.budget_tokens // parts
+        return part if self.unit == "tokens" else f"{part // NANO}.{part % NANO:09d} {self.unit}"
 
     @property
     def most_workers(self) -> int:

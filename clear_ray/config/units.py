@@ -1,10 +1,11 @@
-"""A budget as people write it, in whole tokens: `2M tokens`, `$5` or `3 gpu-hours`, the last two with a rate beside it.
+"""A budget as people write it, in whole numbers: `2M tokens`, `$5` or `3 gpu-hours`, the last two with a rate or prices.
 
     $5            at  $0.60 per 1M tokens          8,333,333 tokens
     3 gpu-hours   at  2500 tokens per gpu-second   27,000,000 tokens
+    $5            with prices                      5,000,000,000 billionths of a dollar
 
-The run itself counts tokens, because that is what an engine can be held to. Everything is computed exactly and rounded
-down at the end, so a budget of money or time is never exceeded by reading it.
+With a rate the run counts tokens. With a list of prices (`config.prices`) it counts billionths of the currency, prompts
+included. Everything is computed exactly and rounded down at the end, so a budget is never exceeded by reading it.
 """
 
 from __future__ import annotations
@@ -13,23 +14,21 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from clear_ray.config.money import GPU_SECONDS, NUMBER, SCALE, SECONDS, SIGNS, SUFFIX, amount_of
+from clear_ray.config.prices import NANO, Prices
+
 MOST_BUDGET_TOKENS = 10**15
 """Whole numbers above 2**53 are not exact in the arithmetic of the price."""
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "million": 10**6, "B": 10**9, "G": 10**9, "billion": 10**9}
-_SUFFIX = "(million|billion|[kKMBG]?)"
-_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _TIME = r"gpu[- ](second|minute|hour)"
 _PER = r"(?:\s+per\s+|\s*/\s*)"
-_TOKENS = re.compile(rf"\s*{_NUMBER}\s*{_SUFFIX}\s*(?:tokens?)?\s*", re.ASCII)
-_MONEY = re.compile(rf"\s*([$€£])\s*{_NUMBER}\s*{_SUFFIX}\s*", re.ASCII)
-_GPU_TIME = re.compile(rf"\s*{_NUMBER}\s*{_TIME}s?\s*", re.ASCII | re.IGNORECASE)
-_MONEY_RATE = re.compile(rf"{_MONEY.pattern}{_PER}(?:{_NUMBER}\s*)?{_SUFFIX}\s*tokens?\s*", re.ASCII)
-_GPU_RATE = re.compile(rf"\s*{_NUMBER}\s*{_SUFFIX}\s*tokens?{_PER}{_TIME}\s*", re.ASCII)
+_TOKENS = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII)
+_MONEY_RATE = re.compile(rf"(.+?){_PER}(?:{NUMBER}\s*)?{SUFFIX}\s*tokens?\s*", re.ASCII)
+_GPU_RATE = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*tokens?{_PER}{_TIME}\s*", re.ASCII)
+_SIGN_OF = {code: sign for sign, code in SIGNS.items()}
 
 _WHOLE_TOKENS = "a budget is a positive whole number of tokens"
-_AS_IN = "such as 200000, '1.5M tokens', or '$5' or '3 gpu-hours' with a budget_rate"
+_AS_IN = "such as 200000, '1.5M tokens', or '$5' or '3 gpu-hours' with prices or a budget_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class _Amount:
 
     Attributes:
         number: How much of it.
-        unit: `tokens`, a currency sign, or `gpu-seconds`.
+        unit: `tokens`, the code of a currency, or `gpu-seconds`.
     """
 
     number: Fraction
@@ -49,7 +48,7 @@ def budget_in_tokens(budget: int | str, rate: str | None = None) -> int:
     """Return a budget in whole tokens, rounded down.
 
     Args:
-        budget: A number of tokens, or text: tokens, money (`$`, `€` or `£`) or GPU time.
+        budget: A number of tokens, or text: tokens, money or GPU time.
         rate: What a token costs, for money (`$0.60 per 1M tokens`), or how many tokens a GPU generates, for time
             (`2500 tokens per gpu-second`, `4M tokens per gpu-hour`). None for a budget in tokens.
 
@@ -83,31 +82,68 @@ def check_budget_text(budget: object) -> None:
         budget_in_tokens(budget)
 
 
+def budget_in(budget: int | str, *, rate: str | None, prices: Prices | None) -> int:
+    """Return an amount in what a budget with this rate or these prices counts; tokens also where it has a rate.
+
+    Raises:
+        ValueError: It cannot be read, or does not fit them.
+    """
+    if prices is not None:
+        return budget_in_units(budget, prices)
+    is_in_tokens = _amount_of(budget).unit == "tokens"
+    return budget_in_tokens(budget, None if is_in_tokens else rate)
+
+
+def unit_of_budget(budget: int | str) -> str:
+    """Return what a budget is in: `tokens`, the code of a currency, or `gpu-seconds`."""
+    return _amount_of(budget).unit
+
+
+def budget_in_units(budget: int | str, prices: Prices) -> int:
+    """Return a budget of money or GPU time in billionths, rounded down, for a run that is charged by a list of prices.
+
+    Raises:
+        ValueError: It is in tokens or in another unit than the prices, or out of range.
+    """
+    amount = _amount_of(budget)
+    if amount.unit == "tokens":
+        raise ValueError(
+            "prices belong to a budget in money or GPU time, such as $5 or 3 gpu-hours; this one is in tokens"
+        )
+    if prices.unit not in (None, amount.unit):
+        raise ValueError(f"the prices are in {prices.unit} and the budget in {amount.unit}: nothing is converted here")
+    units = int(amount.number * NANO)
+    if not 1 <= units <= MOST_BUDGET_TOKENS:
+        most = f"{MOST_BUDGET_TOKENS // NANO:,} {amount.unit}"
+        raise ValueError(f"a budget that is charged by prices is above 0 and at most {most}")
+    return units
+
+
 def _amount_of(budget: int | str) -> _Amount:
     if not isinstance(budget, str):
         return _Amount(Fraction(budget), "tokens")
     if matched := _TOKENS.fullmatch(budget):
         return _Amount(_scaled(matched[1], matched[2]), "tokens")
-    if matched := _MONEY.fullmatch(budget):
-        return _Amount(_scaled(matched[2], matched[3]), matched[1])
-    if matched := _GPU_TIME.fullmatch(budget):
-        return _Amount(Fraction(matched[1]) * _SECONDS[matched[2].lower()], "gpu-seconds")
+    if (amount := amount_of(budget)) is not None:
+        return _Amount(*amount)
     raise ValueError(f"{_WHOLE_TOKENS}, {_AS_IN}")
 
 
 def _tokens_per_unit(unit: str, rate: str | None) -> Fraction:
     """Return how many tokens one unit of money or one GPU-second pays for."""
-    if unit == "gpu-seconds":
+    if unit == GPU_SECONDS:
         if rate is None or not (matched := _GPU_RATE.fullmatch(rate)):
             raise ValueError("a budget in GPU time needs a rate such as '4M tokens per gpu-hour'")
-        return _scaled(matched[1], matched[2]) / _SECONDS[matched[3]]
-    if rate is None or not (matched := _MONEY_RATE.fullmatch(rate)) or matched[1] != unit:
-        raise ValueError(f"a budget in {unit} needs a rate such as '{unit}0.60 per 1M tokens'")
-    cost = _scaled(matched[2], matched[3])
-    if not cost:
+        return _scaled(matched[1], matched[2]) / SECONDS[matched[3]]
+    sign = _SIGN_OF.get(unit, f"{unit} ")
+    matched = None if rate is None else _MONEY_RATE.fullmatch(rate)
+    cost = None if matched is None else amount_of(matched[1])
+    if matched is None or cost is None or cost[1] != unit:
+        raise ValueError(f"a budget in {sign.strip()} needs a rate such as '{sign}0.60 per 1M tokens', or prices")
+    if not cost[0]:
         raise ValueError("tokens that cost nothing need no budget; the rate must be above 0")
-    return _scaled(matched[4] or "1", matched[5]) / cost
+    return _scaled(matched[2] or "1", matched[3]) / cost[0]
 
 
 def _scaled(number: str, suffix: str) -> Fraction:
-    return Fraction(number) * _SCALE[suffix]
+    return Fraction(number) * SCALE[suffix]

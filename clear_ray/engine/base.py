@@ -61,6 +61,9 @@ Prompt = str | tuple[tuple[str, str], ...] | TokenIds
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
+UNKNOWN_TOKEN = -1
+"""Stands for a token that an engine has counted and not seen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
@@ -91,6 +94,7 @@ class Grant:
         prefix_token_ids: Tokens generated under earlier grants; generation goes on after them.
         sample: Which of several independent answers to the same query this is, from 0.
         sampling: What the query asks for itself; None for the run's settings. Its seed is in `seed` already.
+        prefix_text: Answer so far as text, as the last generation had it; for engines that go on from texts.
     """
 
     query_id: str
@@ -100,6 +104,24 @@ class Grant:
     prefix_token_ids: tuple[int, ...] = ()
     sample: int = 0
     sampling: Sampling | None = None
+    prefix_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an endpoint says that one grant took, tokens.
+
+    Attributes:
+        prompt_tokens: Read, the answer so far included; those of its cache too.
+        cached_tokens: Of these, taken from its cache.
+        output_tokens: Generated, those of its reasoning too.
+        reasoning_tokens: Of these, reasoning that is no part of the text.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +130,15 @@ class Generation:
 
     Attributes:
         query_id: The query of the grant.
-        token_ids: Tokens generated under this grant alone, end token included; `len` is what it spent.
+        token_ids: Tokens generated under this grant alone, end token included; `len` is what it spent. Of an engine that
+            only counts them, each is `UNKNOWN_TOKEN`.
         text: Answer so far as text, prefix included, special tokens dropped; what stands before a stop text that came.
         finish_reason: `stop` if the model ended by itself or a stop came, `length` if the grant ran out, else `cancelled`.
         error: Empty, or why this query alone could not be generated; its tokens still count.
         sample: The sample of the grant.
+        usage: What the endpoint said that it took; None of a model of ours, or where it did not say.
+        is_at_end: Whether an answer that was cut off cannot be gone on with.
+        is_lost: Whether it is not known what became of the grant: all of it counts as spent, and another may be tried.
     """
 
     query_id: str
@@ -121,6 +147,9 @@ class Generation:
     finish_reason: FinishReason
     error: str = ""
     sample: int = 0
+    usage: Usage | None = None
+    is_at_end: bool = False
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
+from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, VllmConfig
 from clear_ray.engine.base import Engine, Prompt, read_prompt
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest import PromptLimit
@@ -24,17 +24,21 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
         probe_layers: Layers of the model that its features are read from; None for all. Recorded features are what they are.
 
     Raises:
-        ConfigError: The model, the recordings or vLLM are not there, it is not the model that was pinned, or the engine
-            cannot stop at a layer.
+        ConfigError: The model, the recordings, the endpoint's key or vLLM are not there, it is not the model that was
+            pinned, or the engine cannot stop at a layer.
         EngineError: The model cannot be loaded.
     """
     if isinstance(config, ReplayConfig):
         from clear_ray.engine.replay import ReplayEngine
 
         return ReplayEngine(config)
+    refuse_layers(config, probe_layers)
+    if isinstance(config, OpenAIConfig):
+        from clear_ray.engine.endpoint.engine import OpenAIEngine
+
+        return OpenAIEngine(config)
     if config.fingerprint is not None:
         check_pin(config.model, config.fingerprint)
-    refuse_layers_of_vllm(config, probe_layers)
     if isinstance(config, VllmConfig):
         from clear_ray.engine.vllm import VllmEngine
 
@@ -44,11 +48,26 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
     return TransformersEngine(config, probe_layers=probe_layers)
 
 
-def refuse_layers_of_vllm(config: EngineConfig, probe_layers: int | None) -> None:
-    """Raise ConfigError if vLLM is to stop at a layer of the model."""
-    if isinstance(config, VllmConfig) and probe_layers is not None:
+def with_key(config: EngineConfig) -> EngineConfig:
+    """Return settings that carry the endpoint's key, read where the user is, to where the engine is; others as they are.
+
+    Raises:
+        ConfigError: The key is not there.
+    """
+    if not isinstance(config, OpenAIConfig):
+        return config
+    from clear_ray.engine.endpoint.connection import key_of
+
+    return config.carrying(key_of(config))
+
+
+def refuse_layers(config: EngineConfig, probe_layers: int | None) -> None:
+    """Raise ConfigError if vLLM, or a model that is not here, is to stop at a layer."""
+    if isinstance(config, VllmConfig | OpenAIConfig) and probe_layers is not None:
         raise ConfigError(
-            "vLLM runs all layers of a model",
+            "vLLM runs all layers of a model"
+            if isinstance(config, VllmConfig)
+            else "an endpoint's layers are not ours",
             "estimate.layers",
             str(probe_layers),
             "Leave it out; a head that was fitted with it has to be fitted again.",
@@ -76,7 +95,7 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     Raises:
         ConfigError: The model is not there, or its context is shorter than what is wanted, or unknown.
     """
-    if isinstance(config, ReplayConfig):
+    if isinstance(config, ReplayConfig | OpenAIConfig):
         return None
     from clear_ray.engine.architectures import read_model_config
     from clear_ray.engine.context import context_tokens
@@ -84,17 +103,30 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
 
     limit_tokens = context_tokens(config, read_model_config(model_folder(config.model)))
     added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
-    return PromptLimit(limit_tokens, partial(_count_tokens, config), template_tokens=added)
+    counting = _Counting(config)
+    return PromptLimit(limit_tokens, counting.count, template_tokens=added, vocabulary_tokens=counting.vocabulary)
 
 
-def _count_tokens(config: ModelConfig, prompts: list[str], forms: list[str]) -> list[int]:
-    from clear_ray.engine.rendering import rendering_of
+class _Counting:
+    """Counts the tokens of prompts; reads the tokenizer when it is first asked."""
 
-    rendering = rendering_of(config)
-    return [
-        _length(rendering, read_prompt(text, is_conversation=form == "conversation", form=form))
-        for text, form in zip(prompts, forms, strict=True)
-    ]
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
+    @cached_property
+    def _rendering(self) -> Rendering:
+        from clear_ray.engine.rendering import rendering_of
+
+        return rendering_of(self._config)
+
+    def count(self, prompts: list[str], forms: list[str]) -> list[int]:
+        return [
+            _length(self._rendering, read_prompt(text, is_conversation=form == "conversation", form=form))
+            for text, form in zip(prompts, forms, strict=True)
+        ]
+
+    def vocabulary(self) -> int:
+        return len(self._rendering.tokenizer)
 
 
 def _length(rendering: Rendering, prompt: Prompt) -> int:

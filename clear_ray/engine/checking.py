@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from logging import CRITICAL as _CRITICAL
 from typing import Any
 
-from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, TransformersConfig
-from clear_ray.engine.build import build_engine, check_pin, refuse_layers_of_vllm
+from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, TransformersConfig
+from clear_ray.engine.build import build_engine, check_pin, refuse_layers
+from clear_ray.engine.endpoint.check import endpoint_notes, fingerprint_of
 from clear_ray.errors import ConfigError, EngineError
 
 
@@ -31,7 +32,10 @@ def check_engine(
     if isinstance(config, ReplayConfig):
         check_model(build_engine(config).card.fingerprint)
         return
-    refuse_layers_of_vllm(config, probe_layers)
+    refuse_layers(config, probe_layers)
+    if isinstance(config, OpenAIConfig):
+        check_model(fingerprint_of(config.model))
+        return
     with _silent_transformers():
         _check_files(config, probe_layers)
     from clear_ray.engine.fingerprint import model_fingerprint
@@ -82,9 +86,16 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
 
 
 def engine_notes(config: EngineConfig) -> tuple[str, ...]:
-    """Return a line for each thing about the model that a user would not expect; arguments and errors of `model_notes`."""
+    """Return a line for each thing about the model that a user would not expect; arguments and errors of `model_notes`.
+
+    Raises:
+        ConfigError: An endpoint does not take the key or has no such model.
+        EngineError: It cannot be reached.
+    """
     if isinstance(config, ReplayConfig):
         return ()
+    if isinstance(config, OpenAIConfig):
+        return endpoint_notes(config)
     from clear_ray.engine.notes import model_notes
 
     with _silent_transformers():

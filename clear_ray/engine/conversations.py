@@ -3,57 +3,71 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from functools import cached_property
 
-import pyarrow.parquet as pq
-
-from clear_ray.config.engine import EngineConfig, ReplayConfig
+from clear_ray.config.engine import EngineConfig, OpenAIConfig, ReplayConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.engine.rendering import Rendering, rendering_of
 from clear_ray.errors import SchemaError
-from clear_ray.storage import Folder
+from clear_ray.ingest import NormalRow
 
 _MOST_RENDERED = 20_000
 _MOST_REASONS = 3
 
 
-def check_conversations(config: EngineConfig, queries: Folder) -> tuple[str, ...]:
-    """Return a line for each reason for which the chat template refuses prompts; those rows will fail, the others run.
+class ConversationWatch:
+    """Renders the conversations of an input as they are taken in (`ingest.Watch`); of very many only the first ones.
 
     Args:
         config: Configuration of the engine.
-        queries: Folder of the queries that were taken in; of very many only the first ones are rendered.
-
-    Raises:
-        SchemaError: There are conversations and the model has no chat template, or it refuses every prompt.
     """
-    if isinstance(config, ReplayConfig):
-        return ()
-    conversations = _conversations(queries)
-    first = next(conversations, None)
-    if first is None:
-        return ()
-    rendering = rendering_of(config)
-    if not rendering.has_template:
-        raise SchemaError(
-            "the model has no chat template, so it cannot read a conversation",
-            f"query {first[0]}",
-            remedy="Give the prompts as plain text, or use an instruction-tuned model.",
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._tried = 0
+        self._refused = Counter[str]()
+        self._first_of: dict[str, str] = {}
+
+    @cached_property
+    def _rendering(self) -> Rendering | None:
+        # An endpoint's template is not here.
+        return None if isinstance(self._config, ReplayConfig | OpenAIConfig) else rendering_of(self._config)
+
+    def see(self, index: int, query: NormalRow) -> None:
+        """Render a conversation.
+
+        Raises:
+            SchemaError: The model has no chat template.
+        """
+        if not query.is_conversation or self._tried >= _MOST_RENDERED or self._rendering is None:
+            return
+        if not self._rendering.has_template:
+            raise SchemaError(
+                "the model has no chat template, so it cannot read a conversation",
+                f"query {query.query_id}",
+                remedy="Give the prompts as plain text, or use an instruction-tuned model.",
+            )
+        self._tried += 1
+        prompt = read_prompt(query.prompt, is_conversation=True, sampling=Sampling.load(query.sampling))
+        if reason := _refusal(self._rendering, prompt):
+            self._refused[reason] += 1
+            self._first_of.setdefault(reason, query.query_id)
+
+    def close(self, rows: int) -> tuple[str, ...]:
+        """Return a line for each reason for which the chat template refuses prompts; those rows will fail, the others run.
+
+        Raises:
+            SchemaError: It refuses every prompt.
+        """
+        if rows and self._refused.total() == self._tried == rows:
+            reason, _ = self._refused.most_common(1)[0]
+            what = f"every one of {self._tried} prompts: {reason}"
+            raise SchemaError(what, "input", remedy="Give roles that the model knows.")
+        return tuple(
+            f"{count} of {self._tried} conversations will fail: {reason} (first: query {self._first_of[reason]})"
+            for reason, count in self._refused.most_common(_MOST_REASONS)
         )
-    rendered, refused, first_of = 1, Counter[str](), dict[str, str]()
-    while first is not None and rendered <= _MOST_RENDERED:
-        if reason := _refusal(rendering, first[1]):
-            refused[reason] += 1
-            first_of.setdefault(reason, first[0])
-        first, rendered = next(conversations, None), rendered + 1
-    tried = rendered - 1
-    if refused.total() == tried and tried == sum(1 for _ in _rows(queries)):
-        reason, _ = refused.most_common(1)[0]
-        raise SchemaError(f"every one of {tried} prompts: {reason}", "input", remedy="Give roles that the model knows.")
-    return tuple(
-        f"{count} of {tried} conversations will fail: {reason} (first: query {first_of[reason]})"
-        for reason, count in refused.most_common(_MOST_REASONS)
-    )
 
 
 def _refusal(rendering: Rendering, prompt: Prompt) -> str:
@@ -62,17 +76,3 @@ def _refusal(rendering: Rendering, prompt: Prompt) -> str:
     except SchemaError as error:
         return error.what
     return ""
-
-
-def _conversations(queries: Folder) -> Iterator[tuple[str, Prompt]]:
-    for query_id, prompt, is_conversation in _rows(queries):
-        if is_conversation:
-            yield query_id, read_prompt(prompt, is_conversation=True)
-
-
-def _rows(queries: Folder) -> Iterator[tuple[str, str, bool]]:
-    columns = ["query_id", "prompt", "is_conversation"]
-    for path in queries.files(".parquet"):
-        with queries.filesystem.open_input_file(path) as source:
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024, columns=columns):
-                yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)

@@ -219,7 +219,11 @@ class Rendering:
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        try:
+            ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        except Exception as error:  # of as many kinds as there are tokenizers; the text's defect, not the engine's
+            what, remedy = "the tokenizer cannot read the text", "Write valid Unicode."
+            raise SchemaError(what, "prompt", type(error).__name__, remedy) from error
         return ids
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from clear_ray.config.engine import EngineConfig, ModelConfig, ReplayConfig, VllmConfig
+from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, VllmConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 
@@ -16,13 +16,21 @@ def sampling_check(config: EngineConfig) -> Callable[[Sampling], Sequence[str]]:
 
     It raises ConfigError if the library that keeps structures is not installed, and SchemaError for what cannot be done.
     """
+    if isinstance(config, OpenAIConfig):
+        return lambda _: ()  # an endpoint refuses by itself what it does not know
     return _all_of_it if isinstance(config, ReplayConfig) else _ModelCheck(config)
+
+
+_THINKING = ("enable_thinking", "thinking")
+_NEUTRAL = dict[str, float](top_p=1, top_k=0, min_p=0, repetition_penalty=1, presence_penalty=0, frequency_penalty=0)
+"""What asks for nothing, whatever an engine draws by."""
 
 
 def _all_of_it(sampling: Sampling) -> list[str]:
     """Return everything: a recording is played as it was made."""
     names = {"structure": "response_format", "template": "chat_template_kwargs"}
-    asked = sorted(names.get(name, name) for name in sampling.model_dump(exclude_defaults=True))
+    values = sampling.model_dump(exclude_defaults=True)
+    asked = sorted(names.get(name, name) for name, value in values.items() if _NEUTRAL.get(name) != value)
     return [f"{name} (recordings are played as they are)" for name in asked]
 
 
@@ -49,7 +57,11 @@ class _ModelCheck:
             return ()
         from clear_ray.engine.rendering import rendering_of
 
-        unknown = rendering_of(self._config).unknown_settings(json.loads(sampling.template))
+        settings = json.loads(sampling.template)
+        rendering = rendering_of(self._config)
+        unknown = rendering.unknown_settings(settings)
+        if settings.get("reasoning_effort") == "none" and len(rendering.unknown_settings(_THINKING)) == len(_THINKING):
+            unknown = [name for name in unknown if name != "reasoning_effort"]  # of a model that does not think
         return [f"chat_template_kwargs.{name} (the model's template knows none)" for name in unknown]
 
     def _check_structure(self, sampling: Sampling) -> None:

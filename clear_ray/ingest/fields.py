@@ -15,7 +15,7 @@ from typing import Any, Literal
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.sampling_fields import NUMBERS
-from clear_ray.ingest.source import shown
+from clear_ray.ingest.values import shown
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
 Verdict = Literal["honoured", "harmless", "ignored", "refused"]
@@ -63,10 +63,20 @@ _ACCOUNTS = dict.fromkeys(
         "prompt_cache_key",
         "prompt_cache_retention",
         "prompt_cache_options",
+        "cache_salt",
+        "cache_prompt",
+        "keep_alive",
         "stream_options",
         "parallel_tool_calls",
         "priority",
         "request_id",
+        "provider",
+        "usage",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "include_reasoning",
+        "separate_reasoning",
+        "stream_reasoning",
     ),
     HARMLESS,
 )
@@ -93,11 +103,31 @@ _ENGINES = {
     "guided_decoding_backend": HARMLESS,
     "n": refused(1, remedy="Write one row for each answer that you want."),
     "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
-    "prompt_logprobs": refused(),
+    "prompt_logprobs": refused(0, False),
+    "random_seed": HONOURED,
+    "safe_prompt": refused(False),
+    "bad_words": refused([]),
+    "allowed_token_ids": refused([]),
+    "typical_p": refused(1),
+    "top_a": refused(0),
+    "mirostat": refused(0),
+    "no_repeat_ngram_size": refused(0),
+    "transforms": refused([]),
+    "models": refused([]),
+    "plugins": refused([]),
+    "route": refused(),
+    "context_length_exceeded_behavior": refused("error"),
+    "extra_body": refused({}, remedy="Write its fields into the body itself: only a client unpacks it."),
+    "extra_headers": refused({}),
+    "extra_query": refused({}),
 }
-"""What engines of the field take beside the endpoint's own fields."""
+"""What engines and services of the field take beside the endpoint's own fields."""
 
 _TOOLS = {"tools": refused([]), "tool_choice": refused("none", "auto")}
+_THINKING = {
+    "thinking": refused({"type": "disabled"}, remedy="Use chat_template_kwargs, as the model's template has it."),
+    "enable_thinking": HONOURED,
+}
 
 TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
     "/v1/chat/completions": {
@@ -105,6 +135,7 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         **_ACCOUNTS,
         **_ENGINES,
         **_TOOLS,
+        **_THINKING,
         "messages": HONOURED,
         "max_tokens": HONOURED,
         "max_completion_tokens": HONOURED,
@@ -112,14 +143,17 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "function_call": refused("none", "auto"),
         "response_format": HONOURED,
         "modalities": refused(["text"]),
-        "audio": refused(),
+        "audio": refused({}),
         "prediction": HARMLESS,
         "logprobs": refused(False),
         "top_logprobs": refused(0),
         "reasoning_effort": HONOURED,
-        "verbosity": refused(),
+        "verbosity": refused("medium"),
+        "reasoning": refused({}, remedy="Use reasoning_effort."),
         "web_search_options": refused(),
-        "chat_template": refused(),
+        "data_sources": refused([]),
+        "prompt_mode": refused(),
+        "chat_template": refused(remedy="Set the model's own template; its settings go into chat_template_kwargs."),
         "chat_template_kwargs": HONOURED,
         "add_generation_prompt": HONOURED,
         "continue_final_message": HONOURED,
@@ -206,7 +240,8 @@ def _is_neutral(value: Any, field: Field) -> bool:
     return any(isinstance(value, bool) == isinstance(known, bool) and value == known for known in field.neutral)
 
 
-_SETTINGS = frozenset((*TABLES["/v1/chat/completions"], *_ENGINES)) - {"messages", "model", "user", "metadata"}
+SETTINGS = frozenset((*TABLES["/v1/chat/completions"], *_ENGINES)) - {"messages", "model", "user", "metadata"}
+"""Columns of a plain row that a request's body would have as settings."""
 
 
 def settings_beside(row: Mapping[str, Any], columns: ColumnsConfig) -> list[str]:
@@ -216,7 +251,7 @@ def settings_beside(row: Mapping[str, Any], columns: ColumnsConfig) -> list[str]
         row: The row.
         columns: Which columns are read.
     """
-    beside = row.keys() & _SETTINGS
+    beside = row.keys() & SETTINGS
     if not beside:  # as of most rows
         return []
     beside -= {getattr(columns, setting) for setting in ColumnsConfig.model_fields}

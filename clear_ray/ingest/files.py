@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import re
 from collections.abc import Iterator
@@ -16,15 +17,33 @@ from clear_ray.ingest.jsonl import Layout, Readable, read_jsonl
 from clear_ray.ingest.parquet import read_parquet
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.tables import is_table, read_table
+from clear_ray.ingest.unfolding import unfolded
 from clear_ray.redaction import without_secrets, without_secrets_inside
 from clear_ray.storage import Folder, open_location
 
-_ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson|csv|tsv|tab)(\.(gz|zst|zstd|bz2))?)$", re.IGNORECASE)
-_SHOWN_ENDINGS = ".jsonl, .json, .ndjson, .csv, .tsv (also .gz, .zst, .bz2), .parquet or .pq"
+_ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson|csv|tsv|tab)(\.(gz|zst|zstd|bz2|lz4))?)$", re.IGNORECASE)
+_SHOWN_ENDINGS = ".jsonl, .json, .ndjson, .csv, .tsv (also .gz, .zst, .bz2, .lz4), .parquet or .pq"
 _TABLES = re.compile(r"\.(csv|tsv|tab)(\.\w+)?$", re.IGNORECASE)
-_COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}
+_UNPACK = "Unpack it; gzip, zstd, bzip2 and lz4 are read as they are."
+_AS_PARQUET = "Write it as Parquet: `datasets.load_from_disk(…).to_parquet(…)`, or with pyarrow."
+_OTHERS = {
+    b"\xfd7zXZ\0": ("is compressed with xz", _UNPACK),
+    b"7z\xbc\xaf": ("is a 7z archive", _UNPACK),
+    b"PK\x03\x04": ("is a ZIP archive or a workbook", f"{_UNPACK} Save a workbook as CSV in UTF-8."),
+    b"ARROW1": ("is an Arrow file", _AS_PARQUET),
+    b"\xff\xff\xff\xff": ("is an Arrow stream", _AS_PARQUET),
+    b"Obj\x01": ("is an Avro file", "Write it as Parquet or JSON lines."),
+    b"ORC": ("is an ORC file", "Write it as Parquet or JSON lines."),
+    b"SQLite format": ("is a database", "Write its rows as JSON lines, CSV or Parquet."),
+    b"\x93NUMPY": ("is an array of NumPy", "Write its rows as JSON lines, CSV or Parquet."),
+    b"%PDF": ("is a PDF", "Write its text as JSON lines."),
+}
+"""What files of other formats begin with, what they are, and what to do."""
 _PARQUET, _BOM = b"PAR1", b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _PEEK_BYTES = 64 * 1024
+_MOST_NAMES = 5
 
 
 def read_input(config: InputConfig, *, run_folder: Folder | None = None) -> Iterator[SourceBatch]:
@@ -45,16 +64,27 @@ def read_input(config: InputConfig, *, run_folder: Folder | None = None) -> Iter
         raise ConfigError(
             "no input file is given", "input.path", "", "Name a file of JSON, CSV or Parquet, a folder or a URI."
         )
-    filesystem, found = _find(config.path)
+    filesystem, found, left_out = _find(config.path)
     paths = [path for path in found if run_folder is None or not run_folder.holds(filesystem, path)]
     if run_folder is not None and not paths:
         remedy = "Keep the input beside it, or name a new run_dir: a run replaces what is in its folder."
         raise ConfigError("the input lies in the run folder", "input.path", without_secrets(config.path), remedy)
-    return _read_files(filesystem, paths, config)
+    return _read_files(filesystem, paths, config, said=_said_of(left_out))
 
 
-def _read_files(filesystem: pafs.FileSystem, paths: list[str], config: InputConfig) -> Iterator[SourceBatch]:
-    for path in paths:
+def _said_of(left_out: list[str]) -> str:
+    """Return the line that names files of a folder that are not read; empty for none."""
+    names = sorted(path.rpartition("/")[2] for path in left_out)
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    shown_names = ", ".join(names[:_MOST_NAMES])
+    return f"not read, for the ends of their names: {shown_names}{more}" if names else ""
+
+
+def _read_files(
+    filesystem: pafs.FileSystem, paths: list[str], config: InputConfig, *, said: str
+) -> Iterator[SourceBatch]:
+    for k, path in enumerate(paths):
+        yield SourceBatch([], path, [], said="" if k else said)  # a file without rows is a source too, and can be named
         try:
             yield from _read_file(filesystem, path, config)
         except (OSError, pa.ArrowException) as error:
@@ -69,9 +99,11 @@ def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> I
         yield SourceBatch.unreadable(refusal, origin=path)
         return
     with filesystem.open_input_stream(path, compression=None) as stream:
-        start = stream.read(4)
-    yield SourceBatch([], path, [])  # a file without rows is a source too, and can be named
-    if start == _PARQUET and config.format in ("auto", "parquet"):
+        start = stream.read(16)
+    other = next((said for magic, said in _OTHERS.items() if start.startswith(magic)), None)
+    if other is not None:
+        yield SourceBatch.unreadable(SchemaError(f"the file {other[0]}", path, "", other[1]), origin=path)
+    elif (start := start[:4]) == _PARQUET and config.format in ("auto", "parquet"):
         yield from read_parquet(filesystem, path, origin=path, columns=config.columns)
     elif start == _PARQUET or config.format == "parquet":
         found = "is a Parquet file" if start == _PARQUET else "is not a Parquet file"
@@ -101,10 +133,34 @@ class _Peeked:
         return self._stream.read(size)
 
 
+class _FromUtf16:
+    """A stream of UTF-16, as Windows writes it, read as UTF-8."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-16")()
+        self._unread = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+        is_at_end = False
+        while not self._unread and not is_at_end:
+            block = self._stream.read(_PEEK_BYTES)
+            is_at_end = not block
+            try:
+                self._unread = self._decoder.decode(block, final=is_at_end).encode()
+            except UnicodeError as error:
+                raise OSError(f"it begins as UTF-16 and is none: {error}") from None
+        block, self._unread = self._unread[:size], self._unread[size:]
+        return block
+
+
 def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[SourceBatch]:
     """Yield the rows of uncompressed text: a table, a JSON document, or JSON lines."""
     try:
         peeked = _Peeked(stream)
+        if peeked.start.startswith(_UTF16):
+            peeked = _Peeked(_FromUtf16(peeked))
     except (OSError, pa.ArrowException) as error:  # a damaged archive
         remedy = "Make the file again, or copy it again: its end or its compression is damaged."
         yield SourceBatch.unreadable(SchemaError("the file cannot be read", path, str(error), remedy), origin=path)
@@ -116,13 +172,13 @@ def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[Sou
     if config.format == "csv" or (config.format == "auto" and (is_named_table or is_table(start, config.columns))):
         yield from read_table(peeked, origin=path, columns=config.columns)
     elif is_document(start):
-        yield from read_document(peeked, origin=path, columns=config.columns, layout=layout)
+        yield from unfolded(read_document(peeked, origin=path, columns=config.columns, layout=layout))
     else:
-        yield from read_jsonl(peeked, origin=path, columns=config.columns, layout=layout)
+        yield from unfolded(read_jsonl(peeked, origin=path, columns=config.columns, layout=layout))
 
 
-def _find(location: str) -> tuple[pafs.FileSystem, list[str]]:
-    """Return the file system of a file, folder or glob, and the paths of its files, sorted."""
+def _find(location: str) -> tuple[pafs.FileSystem, list[str], list[str]]:
+    """Return the file system of a file, folder or glob, the paths of its files, sorted, and what else a folder holds."""
     base, pattern = _split_glob(location)
     filesystem, path, _ = open_location(base)
     path, place = path.rstrip("/"), without_secrets(location)
@@ -132,23 +188,24 @@ def _find(location: str) -> tuple[pafs.FileSystem, list[str]]:
             if not paths:
                 remedy = "Check the pattern; a leading dot or underscore is matched only if it is written."
                 raise SchemaError("no file matches", place, "", remedy)
-            return filesystem, paths
+            return filesystem, paths, []
         path = "/".join([path, *pattern])
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise SchemaError("there is no such file", place, "", "Check input.path.")
         if info.type != pafs.FileType.Directory:
-            return filesystem, [path]
+            return filesystem, [path], []
         listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, SchemaError):
             raise
         said = without_secrets_inside(str(error).replace(location, place))
         raise SchemaError("the input cannot be listed", place, said, "Check input.path.") from None
-    paths = sorted(f.path for f in listed if f.is_file and _ENDINGS.search(f.path) and not _is_hidden(f.path, path))
+    there = sorted(f.path for f in listed if f.is_file and not _is_hidden(f.path, path))
+    paths = [file for file in there if _ENDINGS.search(file)]
     if not paths:
         raise SchemaError("the folder holds no input file", place, "", f"Files in it must end in {_SHOWN_ENDINGS}.")
-    return filesystem, paths
+    return filesystem, paths, [file for file in there if not _ENDINGS.search(file)]
 
 
 def _split_glob(location: str) -> tuple[str, list[str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,23 +15,25 @@ from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
-from clear_ray.ingest.fields import settings_beside
+from clear_ray.ingest.fields import SETTINGS, settings_beside
+from clear_ray.ingest.messages import ends_with_answer, has_names, is_record
 from clear_ray.ingest.nested import lookup, outermost
 from clear_ray.ingest.normalise import (
     NormalRow,
     asked_tokens,
     failed_row,
-    ignored_in_messages,
     made_id,
+    messages_in,
     normalise,
     query_id_of,
 )
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
-from clear_ray.ingest.requests import REQUEST_COLUMNS, read_request, request_columns
+from clear_ray.ingest.requests import REQUEST_COLUMNS, at, read_request, request_columns
 from clear_ray.ingest.sampling_fields import sampling_params_of
-from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, recognise
-from clear_ray.ingest.source import SourceBatch, shown
+from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, merged, recognise
+from clear_ray.ingest.source import SourceBatch
+from clear_ray.ingest.values import shown
 from clear_ray.storage import Folder
 
 _PLAIN = ColumnsConfig()
@@ -47,11 +50,23 @@ class PromptLimit:
         count_tokens: Function from prompts, and what each is (`text`, `conversation`, `raw` or `tokens`), to token counts,
             template included.
         template_tokens: The most that the chat template and special tokens add to a prompt.
+        vocabulary_tokens: Function to the number of token ids that the model knows.
     """
 
     context_tokens: int
     count_tokens: Callable[[list[str], list[str]], Sequence[int]]
     template_tokens: int = 0
+    vocabulary_tokens: Callable[[], int] | None = None
+
+
+class Watch(Protocol):
+    """What looks at every query of an input as it is taken in, and holds no more of it than a few numbers."""
+
+    def see(self, index: int, query: NormalRow) -> None:
+        """Look at one query that is no failed row."""
+
+    def close(self, rows: int) -> Iterable[str]:
+        """Return what is to be said of an input of so many rows, a line each; raise SchemaError to refuse it."""
 
 
 def ingest(
@@ -64,6 +79,8 @@ def ingest(
     on_error: Literal["refuse", "fail_row"] = "refuse",
     check_sampling: Callable[[Sampling], Sequence[str]] | None = None,
     accept: Callable[[InputDigest], None] | None = None,
+    watches: Sequence[Watch] = (),
+    continues: bool = False,
 ) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
 
@@ -78,6 +95,9 @@ def ingest(
         check_sampling: Function that is asked of every row's own sampling: it returns what of it has no effect here, and
             raises for what cannot be done.
         accept: Function that is asked before the queries take their place; what it raises refuses the input.
+        watches: What else is told of every query, and adds to the notices.
+        continues: Whether the run goes on with the assistant's words at the end of a conversation. If not, those of a plain
+            row are its reference answer.
 
     Returns:
         What was taken in.
@@ -89,7 +109,14 @@ def ingest(
     """
     files = QueryFiles(queries)
     intake = _Intake(
-        files, max_tokens, prompt_limit, most_errors, fails_rows=on_error == "fail_row", check_sampling=check_sampling
+        files,
+        max_tokens,
+        prompt_limit,
+        most_errors,
+        fails_rows=on_error == "fail_row",
+        check_sampling=check_sampling,
+        watches=watches,
+        continues=continues,
     )
     try:
         for batch in batches:
@@ -112,7 +139,10 @@ class _Intake:
         *,
         fails_rows: bool,
         check_sampling: Callable[[Sampling], Sequence[str]] | None,
+        watches: Sequence[Watch],
+        continues: bool,
     ) -> None:
+        self._watches, self._continues = watches, continues
         self._check_sampling = check_sampling or (lambda _: ())
         self._files = files
         self._max_tokens = max_tokens
@@ -136,16 +166,19 @@ class _Intake:
     def take(self, batch: SourceBatch) -> None:
         """Check and write the rows of one batch."""
         self._remember_source(batch)
+        self._notices.say(batch.said)
         self._expect_named_columns(batch)
         reading = self._reading_of(batch)
         if reading is None:
             return
         reads = [self._read(batch, k, reading) for k in range(len(batch.rows))]
-        self._check_lengths(batch, reads)
+        self._check_lengths(batch, reads, reading)
         for k, read in enumerate(reads):
-            query = read if isinstance(read, NormalRow) else self._fail(batch, k, read)
+            query = read if isinstance(read, NormalRow) else self._fail(batch, k, read, reading)
             if query is None:
                 continue
+            for watch in self._watches if query is read else ():
+                watch.see(self._files.rows, query)
             self._hashes.append(hash(query.query_id))
             self._numbers.append(batch.numbers[k])
             self._files.add(query)
@@ -162,14 +195,14 @@ class _Intake:
             return RowReading(batch.columns)
         origin, reading = self._reading
         names = set[str]().union(*(row for row in batch.rows if isinstance(row, dict)))
-        if origin == batch.origin and (reading is None or names <= self._kinds.keys()):
+        if origin == batch.origin and (reading is None or not self._are_news(names, batch)):
             return reading
         found = kinds_of(batch.rows)
         if origin == batch.origin:
-            found = {**found, **self._kinds}
+            found = merged(self._kinds, found)
         self._kinds = found
         try:
-            told = recognise(found, batch.columns, where=batch.origin)
+            told = recognise(found, batch.columns, where=batch.origin, left_behind=batch.left_behind)
             if origin == batch.origin and told != reading:
                 new = ", ".join(sorted(names)[:8])
                 remedy = "Write the columns into every row, or name them in input.columns."
@@ -177,12 +210,26 @@ class _Intake:
                 raise SchemaError(what, batch.place(0), new, remedy)
             if origin != batch.origin:
                 self._notices.read(told.said)
+            self._notices.pass_over(self._unread(told, batch))
             reading = told
         except SchemaError as error:
             self._note(error)
             reading = None
         self._reading = batch.origin, reading
         return reading
+
+    def _are_news(self, names: set[str], batch: SourceBatch) -> bool:
+        """Whether a batch has columns that earlier ones of its source lack, or of which they had nulls alone."""
+        if not names <= self._kinds.keys():
+            return True
+        empty = [name for name in names if self._kinds[name] == {"null"}]
+        return any(row.get(name) not in (None, "", []) for row in batch.rows if isinstance(row, dict) for name in empty)
+
+    def _unread(self, reading: RowReading, batch: SourceBatch) -> list[str]:
+        """Return the columns of a source that are not read; those that are told of row by row are not among them."""
+        held = [name for name, kinds in self._kinds.items() if kinds != {"null"} and "." not in name]
+        dotted = [name for name in self._kinds if "." in name and name.partition(".")[0] not in self._kinds]
+        return [name for name in reading.unread([*held, *dotted, *batch.left_behind]) if name not in SETTINGS]
 
     def finish(self, accept: Callable[[InputDigest], None] | None) -> InputDigest:
         """Run the checks that need all rows, and publish."""
@@ -203,7 +250,8 @@ class _Intake:
         if self._problems:
             raise self._refusal()
         url = self._format[0] if self._format else None
-        notices = self._notices.lines(self._max_tokens)
+        said = [line for watch in self._watches for line in watch.close(self._files.rows)]
+        notices = (*self._notices.lines(self._max_tokens), *said)
         digest = InputDigest(self._files.rows, self._files.sha256, len(self._origins), url, self._longest, notices)
         if accept is not None:
             accept(digest)
@@ -218,39 +266,86 @@ class _Intake:
         try:
             return self._query(row, batch, k, reading)
         except SchemaError as error:
-            return _at(error, batch.place(k))
+            return at(error, f"{batch.place(k)}, column {error.where}")
 
     def _query(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, sampling = reading.columns, None, None, None
+        place_of: Callable[[str], str] = str
+        place = columns.sampling_params
         if batch.is_openai:
             request = read_request(row, columns=batch.columns)
             row, form, endpoint, sampling = request.row, request.form, request.endpoint, request.sampling
+            place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
         elif (own := lookup(row, columns.sampling_params)) is not None:
             sampling, ceiling = sampling_params_of(own, columns.sampling_params)
             if ceiling is not None and lookup(row, columns.max_tokens) is None:
                 row = {**row, columns.max_tokens: ceiling}
-        query = normalise(
-            row,
-            columns=columns,
-            max_tokens=self._max_tokens,
-            form=form,
-            added=reading.added,
-            query_id="" if reading.makes_ids else None,
-            is_nested=reading.is_nested,
-        )
+        goes_on = sampling is not None and bool(sampling.continue_final_message)
+        messages = [] if form is not None else messages_in(row, columns)
+        keeps_answer = batch.is_openai or goes_on or (self._continues and not is_record(messages))
+        try:
+            query = normalise(
+                row,
+                columns=columns,
+                max_tokens=self._max_tokens,
+                form=form,
+                beside=reading.beside,
+                query_id="" if reading.makes_ids else None,
+                is_nested=reading.is_nested,
+                keeps_answer=keeps_answer,
+            )
+        except SchemaError as error:
+            raise at(error, place_of(error.where)) from error
         self._expect_one_format(endpoint, batch, k)
-        self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
         if sampling is not None:
-            self._notices.ignore(self._check_sampling(sampling))
+            ignored = self._checked(sampling, row, columns, place, goes_on_with=ends_with_answer(messages))
             query = query._replace(sampling=sampling.dump())
-        self._notices.ignore(ignored_in_messages(row, columns))
-        asked = asked_tokens(row, columns)
-        if asked is not None and asked > self._max_tokens:
-            self._notices.lower(asked)
+            self._notices.ignore(place_of(name) for name in ignored)
+        self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
+        self._tell_of(messages, row, columns, query, keeps_answer=keeps_answer, goes_on=goes_on or self._continues)
         number = len(self._hashes) + k
         return query._replace(query_id=made_id(number, query.prompt)) if reading.makes_ids else query
+
+    def _checked(
+        self, sampling: Sampling, row: dict[str, Any], columns: ColumnsConfig, place: str, *, goes_on_with: bool
+    ) -> Sequence[str]:
+        """Return what of a row's sampling has no effect, and refuse what cannot be done; `place` is what holds it."""
+        if sampling.continue_final_message and not goes_on_with:
+            what, remedy = "only what the assistant has begun is gone on with", "End with a message of the assistant."
+            raise SchemaError(what, f"{place}.continue_final_message", "true", remedy)
+        own = asked_tokens(row, columns)
+        if own is not None and sampling.min_tokens > own:
+            what, value = "the least number of tokens is above the row's ceiling", f"{sampling.min_tokens} above {own}"
+            raise SchemaError(what, f"{place}.min_tokens", value, "Lower it, or raise max_tokens.")
+        try:
+            ignored = self._check_sampling(sampling)
+        except SchemaError as error:
+            raise at(error, f"{place}.{error.where}") from error
+        if sampling.min_tokens > self._max_tokens:
+            self._notices.lower("min_tokens", sampling.min_tokens)
+        return ignored
+
+    def _tell_of(
+        self,
+        messages: list[Any],
+        row: dict[str, Any],
+        columns: ColumnsConfig,
+        query: NormalRow,
+        *,
+        keeps_answer: bool,
+        goes_on: bool,
+    ) -> None:
+        """Count what a row says that is lowered, or becomes something else than it seems to ask."""
+        if has_names(messages):
+            self._notices.ignore(("messages.name",))
+        if ends_with_answer(messages) and not (keeps_answer and goes_on):
+            is_gold = query.gold is not None and lookup(row, columns.gold) is None
+            self._notices.end("kept" if keeps_answer else "gold" if is_gold else "left out")
+        asked = asked_tokens(row, columns)
+        if asked is not None and asked > self._max_tokens:
+            self._notices.lower("max_tokens", asked)
 
     def _expect_one_format(self, endpoint: str | None, batch: SourceBatch, k: int) -> None:
         """Refuse what could not be answered in one format: plain rows among requests, or two endpoints."""
@@ -260,16 +355,16 @@ class _Intake:
             what = f"the input mixes formats or endpoints: {self._format[1]} has another"
             raise SchemaError(what, "url", endpoint or "a plain row", "Run them as separate batches.")
 
-    def _fail(self, batch: SourceBatch, k: int, error: SchemaError) -> NormalRow | None:
+    def _fail(self, batch: SourceBatch, k: int, error: SchemaError, reading: RowReading) -> NormalRow | None:
         """Return the row that takes the place of one that is no query, or note the problem where such rows are refused."""
         if not self._fails_rows or not batch.is_whole:
             self._note(error)
             return None
-        self._notices.fail(error.what)
+        self._notices.fail(error.what, error.where.partition(", column ")[2])
         if len(self._failures) < self._most_errors:
             self._failures.append(error)
         number = len(self._hashes)
-        own = _own_id(batch.rows[k], batch.columns, is_request=batch.is_openai)
+        own = None if reading.makes_ids else _own_id(batch.rows[k], reading.columns)
         return failed_row(own or made_id(number, error.what), str(error), max_tokens=self._max_tokens)
 
     def _expect_named_columns(self, batch: SourceBatch) -> None:
@@ -285,17 +380,15 @@ class _Intake:
                 for column in [name for name in self._unseen if outermost(name, row) in row]:
                     del self._unseen[column]
 
-    def _check_lengths(self, batch: SourceBatch, reads: list[NormalRow | SchemaError]) -> None:
-        """Put what is wrong in the place of queries whose prompts do not fit the model's context."""
+    def _check_lengths(self, batch: SourceBatch, reads: list[NormalRow | SchemaError], reading: RowReading) -> None:
+        """Put what is wrong in the place of queries whose prompts do not fit the model, and count those with little room."""
         limit = self._limit
         if limit is None:
             return
-        long_rows = [
-            k for k, read in enumerate(reads) if isinstance(read, NormalRow) and _may_exceed(read.prompt, limit)
-        ]
+        long_rows = [k for k, read in enumerate(reads) if isinstance(read, NormalRow) and _may_be_short(read, limit)]
         asked = [query for k in long_rows if isinstance(query := reads[k], NormalRow)]
         for k, query, count in zip(long_rows, asked, _counts(asked, limit), strict=True):
-            column = "messages" if query.is_conversation else "prompt"
+            column = reading.columns.messages if query.is_conversation else reading.columns.prompt
             where = f"{batch.place(k)}, column {column}"
             if isinstance(count, SchemaError):
                 reads[k] = SchemaError(count.what, where, count.value, count.remedy)
@@ -303,6 +396,19 @@ class _Intake:
                 what = f"the prompt does not fit the model's context of {limit.context_tokens} tokens"
                 remedy = "Shorten it or use a model with a longer context."
                 reads[k] = SchemaError(what, where, f"{count} tokens", remedy)
+            elif query.max_tokens < limit.context_tokens < count + query.max_tokens:
+                self._notices.crowd()
+        for read in reads:
+            if isinstance(read, NormalRow) and read.max_tokens >= limit.context_tokens:
+                self._notices.crowd()
+        if limit.vocabulary_tokens is not None:
+            for k, read in enumerate(reads):
+                if isinstance(read, NormalRow) and read.prompt_form == "tokens":
+                    most, known = max(json.loads(read.prompt)), limit.vocabulary_tokens()
+                    if most >= known:
+                        what, remedy = "a token id is none of this model's", "Give the text, or this model's ids."
+                        where = f"{batch.place(k)}, column {reading.columns.prompt}"
+                        reads[k] = SchemaError(what, where, f"{most} of a vocabulary of {known}", remedy)
 
     def _note(self, problem: SchemaError) -> None:
         self._problems.append(problem)
@@ -331,16 +437,12 @@ class _Intake:
         return min(self._origins, default="") + (f" and {more} more" if more > 0 else "")
 
 
-def _at(error: SchemaError, place: str) -> SchemaError:
-    return SchemaError(error.what, f"{place}, column {error.where}", error.value, error.remedy)
-
-
-def _own_id(row: object, columns: ColumnsConfig, *, is_request: bool) -> str | None:
+def _own_id(row: object, columns: ColumnsConfig) -> str | None:
     """Return the id of a row that is no query, if it has one that can be used."""
     if not isinstance(row, dict):
         return None
     try:
-        return query_id_of(row, "custom_id" if is_request else columns.query_id)
+        return query_id_of(row, columns.query_id)
     except SchemaError:
         return None
 
@@ -361,6 +463,8 @@ def _counts(queries: list[NormalRow], limit: PromptLimit) -> Sequence[int | Sche
         return [_counts([query], limit)[0] for query in queries]
 
 
-def _may_exceed(prompt: str, limit: PromptLimit) -> bool:
+def _may_be_short(query: NormalRow, limit: PromptLimit) -> bool:
+    """Whether only a count tells if prompt and answer fit the context: a prompt has no more tokens than bytes."""
     room = limit.context_tokens - limit.template_tokens
-    return len(prompt) * 4 >= room and len(prompt.encode()) >= room
+    room -= query.max_tokens if query.max_tokens < limit.context_tokens else 0
+    return len(query.prompt) * 4 >= room and len(query.prompt.encode()) >= room

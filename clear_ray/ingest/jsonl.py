@@ -11,14 +11,14 @@ import pyarrow as pa
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.requests import is_request
-from clear_ray.ingest.source import SourceBatch, shown
+from clear_ray.ingest.source import SourceBatch
+from clear_ray.ingest.values import shown
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused: it is a file that is not JSON lines more often than it is a query."""
 
 _BLOCK_BYTES = 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ONE_LINE = "Write one JSON object per line."
 _decode = json.JSONDecoder().decode
 Layout = Literal["auto", "jsonl", "openai"]
@@ -83,16 +83,28 @@ def _line_blocks(stream: Readable) -> Iterator[list[bytes]]:
     """Yield lists of whole lines; a line over the limit is cut there, comes last and ends the reading."""
     pending: list[bytes] = []
     pending_bytes = 0
-    while block := stream.read(_BLOCK_BYTES):
+    block, failure = stream.read(_BLOCK_BYTES), None
+    while block:
+        try:
+            following = stream.read(_BLOCK_BYTES)
+        except (OSError, pa.ArrowException) as error:  # what was read before is good
+            following, failure = b"", error
         head, newline, rest = block.rpartition(b"\n")
+        if (
+            newline and not following and failure is None
+        ):  # the last line may have no end: it is one of these all the same
+            head, rest = (block if rest else head), b""
         if newline:
             yield b"".join([*pending, head]).split(b"\n")
             pending, pending_bytes = [rest], len(rest)
-            continue
-        pending.append(block)
-        pending_bytes += len(block)
-        if pending_bytes > MAX_LINE_BYTES:
-            break
+        else:
+            pending.append(block)
+            pending_bytes += len(block)
+            if pending_bytes > MAX_LINE_BYTES:
+                break
+        if failure is not None:
+            raise failure
+        block = following
     if pending_bytes:
         yield b"".join(pending).split(b"\n")
 
@@ -108,8 +120,6 @@ def _row(line: bytes, place: str) -> dict[str, Any] | SchemaError:
     try:
         row = _decode(line.decode())
     except UnicodeDecodeError as error:
-        if line.startswith(_UTF16):
-            return SchemaError("the file is UTF-16, not UTF-8", place, repr(line[:8]), "Save the file as UTF-8.")
         around = line[max(error.start - 20, 0) : error.start + 20]
         return SchemaError(f"byte {error.start + 1} is not UTF-8", place, repr(around), "Save the file as UTF-8.")
     except json.JSONDecodeError as error:

@@ -19,19 +19,16 @@ from typing import Any, Literal, NamedTuple
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.composing import NOTHING, Beside, composed, label_of_index, options_in, with_system
+from clear_ray.ingest.messages import is_text_of_messages, read_messages, without_answer
 from clear_ray.ingest.nested import lookup
-from clear_ray.ingest.source import shown
+from clear_ray.ingest.values import shown, text_of
 from clear_ray.records import COST_PARTS
 
 MAX_ID_CHARACTERS = 512
 MOST_COST = 1_000_000
 MOST_WEIGHT = 10**12
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# `developer` is OpenAI's newer word for `system`; chat templates know only the older one.
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
-_CHAT_KEYS = {"from", "value", "weight", "loss", "train"}
-_IGNORED_MESSAGE_KEYS = {"role", "content", "name"}
 _JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
 _dump = json.JSONEncoder(**_JSON).encode
 
@@ -69,9 +66,10 @@ def normalise(
     columns: ColumnsConfig,
     max_tokens: int,
     form: Literal["raw", "tokens"] | None = None,
-    added: str = "",
+    beside: Beside = NOTHING,
     query_id: str | None = None,
     is_nested: bool = False,
+    keeps_answer: bool = True,
 ) -> NormalRow:
     """Return a row as a query.
 
@@ -80,9 +78,11 @@ def normalise(
         columns: Which column holds what.
         max_tokens: The run's ceiling; a row's own can only lower it.
         form: Form of its prompt, as `records.QUERY_SCHEMA` has it.
-        added: Column that is put after the prompt where the row has it.
+        beside: Columns that are part of what is asked.
         query_id: Its id, where the rows have none of their own.
         is_nested: Whether a column's name may lead into an object.
+        keeps_answer: Whether a conversation that ends with the assistant's words is put to the model with them; if not,
+            they are the reference answer of a row that has no other.
 
     Raises:
         SchemaError: A value is missing or cannot be what its column says; `where` is the column.
@@ -90,24 +90,35 @@ def normalise(
     get = partial(lookup, row) if is_nested else row.get
     if query_id is None:
         query_id = query_id_of(row, columns.query_id)
-    prompt, is_conversation = _asked(get(columns.messages), get(columns.prompt), row, columns, form)
-    if added and (more := get(added)) is not None and not is_conversation and (text := _text(more, added)).strip():
-        prompt = f"{prompt}\n\n{text}"
+    prompt, turns = _asked(get(columns.messages), get(columns.prompt), row, columns, form)
+    options = options_in(row, beside.options) if beside.options else {}
+    if turns is None and beside is not NOTHING:
+        prompt = composed(prompt, row, beside, options)
+    if beside.system:
+        turns = with_system(turns or [{"role": "user", "content": prompt}], row, beside.system)
+    answer = None
+    if turns is not None:
+        if turns[-1]["role"] == "assistant" and not keeps_answer:
+            turns, answer = without_answer(turns, columns.messages)
+        prompt = _dump(turns)
     weight = get(columns.weight)
     cost = get(columns.cost)
     ceiling = get(columns.max_tokens)
     gold = get(columns.gold)
+    if gold is None and answer is not None and "gold" not in columns.model_fields_set:
+        gold = answer
+    gold = label_of_index(gold, options, columns.gold)
     task = get(columns.task)
     metadata = get(columns.metadata)
     return NormalRow(
         query_id,
         prompt,
-        is_conversation,
+        turns is not None,
         1.0 if weight is None else _weight(weight, columns.weight),
         1.0 if cost is None else _cost(cost, columns.cost),
         max_tokens if ceiling is None else min(_ceiling(ceiling, columns.max_tokens), max_tokens),
         None if gold is None else _gold(gold, columns.gold),
-        None if task is None else _text(task, columns.task),
+        None if task is None else text_of(task, columns.task),
         None if metadata is None else _metadata(metadata, columns.metadata),
         form,
     )
@@ -129,39 +140,35 @@ def asked_tokens(row: Mapping[str, Any], columns: ColumnsConfig) -> int | None:
     return None if ceiling is None else int(ceiling)
 
 
-def ignored_in_messages(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, ...]:
-    """Return what stands in the messages of a row and has no effect: no chat template is told the name of a speaker."""
+def messages_in(row: Mapping[str, Any], columns: ColumnsConfig) -> list[Any]:
+    """Return the messages of a row as they stand there; none of a row that is a text, or no query."""
     for column in (columns.messages, columns.prompt):
         messages = lookup(row, column)
-        if (
-            isinstance(messages, str)
-            and messages.lstrip()[:1] == "["
-            and '"name"' in messages
-            and column == columns.messages
+        if isinstance(messages, str) and (
+            (messages.lstrip()[:1] == "[" and column == columns.messages) or is_text_of_messages(messages)
         ):
-            messages = json.loads(messages)
-        if isinstance(messages, list) and any(_has_name(message) for message in messages):
-            return ("messages.name",)
-    return ()
-
-
-def _has_name(message: object) -> bool:
-    return isinstance(message, Mapping) and message.get("name") is not None
+            try:
+                messages = json.loads(messages)
+            except (ValueError, RecursionError):  # it is refused where it is read
+                return []
+        if isinstance(messages, list) and messages:
+            return messages
+    return []
 
 
 def _asked(
     messages: Any, prompt: Any, row: Mapping[str, Any], columns: ColumnsConfig, form: Literal["raw", "tokens"] | None
-) -> tuple[str, bool]:
-    """Return what a row asks, and whether it is a conversation: texts and lists of messages may stand in either column."""
+) -> tuple[str, list[dict[str, str]] | None]:
+    """Return what a row asks, or the turns of a conversation: texts and lists of messages may stand in either column."""
     if form == "tokens":
-        return _dump(prompt), False
+        return _dump(prompt), None
     if isinstance(messages, str) and messages.strip() and messages.lstrip()[0] not in '[{"':
-        return _text(messages, columns.messages), False
+        return text_of(messages, columns.messages), None
     if messages is not None:
-        return _conversation(messages, columns.messages), True
-    if isinstance(prompt, list):
-        return _conversation(prompt, columns.prompt), True
-    return _prompt(prompt, row, columns), False
+        return "", read_messages(messages, columns.messages)
+    if isinstance(prompt, list) or (form is None and is_text_of_messages(prompt)):
+        return "", read_messages(prompt, columns.prompt)
+    return _prompt(prompt, row, columns), None
 
 
 def query_id_of(row: Mapping[str, Any], column: str) -> str:
@@ -177,7 +184,7 @@ def query_id_of(row: Mapping[str, Any], column: str) -> str:
         value = int(value)
     if not isinstance(value, str) and _is_integer(value):
         value = _digits(value, column)
-    text = _text(value, column)
+    text = text_of(value, column)
     if not text.strip():
         raise SchemaError("the id is empty", column, repr(text), "Give every query an id.")
     if len(text) > MAX_ID_CHARACTERS:
@@ -192,66 +199,10 @@ def _prompt(value: Any, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     column = columns.prompt
     if value is None:
         raise _missing(column, row)
-    text = _text(value, column)
+    text = text_of(value, column)
     if not text or text.isspace():
         raise SchemaError("the prompt is empty", column, shown(text), "Remove the row or give it a prompt.")
     return text
-
-
-def _conversation(value: Any, column: str) -> str:
-    """Return messages as canonical JSON; a text is taken for such JSON, as Parquet files often hold it."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise SchemaError(
-                "the conversation is not JSON", column, str(error), "Write [{role, content}, …]."
-            ) from error
-    if not isinstance(value, list) or not value:
-        raise SchemaError("a conversation is a list of messages", column, shown(value), "Write [{role, content}, …].")
-    messages = [_message(message, f"{column}[{k}]") for k, message in enumerate(value)]
-    if isinstance(value[-1], dict) and "from" in value[-1]:  # records of chats end with the answer that was given then
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-    if not messages:
-        raise SchemaError(
-            "the conversation asks nothing", column, shown(value), "Remove the row or give it a question."
-        )
-    if not messages[-1]["content"].strip():
-        raise SchemaError("the last message is empty", column, "", "Remove the row or give it a message.")
-    return _dump(messages)
-
-
-def _message(value: Any, column: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise SchemaError("a message is an object", column, shown(value), "Write {role, content}.")
-    role = value.get("role")
-    if role is None and "from" in value:
-        role, value = _SPEAKERS.get(str(value["from"]), value["from"]), _turn_of_chat(value, column)
-    if not isinstance(role, str) or role not in _ROLES:
-        raise SchemaError("unknown role", column, shown(role), f"Use one of {', '.join(_ROLES)}.")
-    for key, given in value.items():
-        if given is not None and key not in _IGNORED_MESSAGE_KEYS:
-            raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
-    content = value.get("content")
-    if isinstance(content, list):
-        content = "\n".join(_part(part, f"{column}.content[{k}]") for k, part in enumerate(content))
-    return {"role": _ROLES[role], "content": _text(content, f"{column}.content")}
-
-
-def _turn_of_chat(value: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """Return a {from, value} as a message; marks of training beside them say nothing to a model."""
-    for key, given in value.items():
-        if given is not None and key not in _CHAT_KEYS:
-            raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
-    return {"content": value.get("value")}
-
-
-def _part(value: Any, column: str) -> str:
-    if not isinstance(value, dict) or value.get("type") != "text":
-        found = shown(value.get("type")) if isinstance(value, dict) else shown(value)
-        raise SchemaError("only parts of type text are read", column, found, "Remove images, audio and files.")
-    return _text(value.get("text"), f"{column}.text")
 
 
 def _weight(value: Any, column: str) -> float:
@@ -294,7 +245,7 @@ def _ceiling(value: Any, column: str) -> int:
 
 def _gold(value: Any, column: str) -> str:
     if isinstance(value, str):
-        return _text(value, column)
+        return text_of(value, column)
     if _is_integer(value):
         return _digits(value, column)
     if isinstance(value, (bool, list, dict)):  # accepted answers, `ground_truth`, tests: the scorer reads them as JSON
@@ -307,32 +258,16 @@ def _gold(value: Any, column: str) -> str:
 
 
 def _metadata(value: Any, column: str) -> str:
-    return _text(value, column) if isinstance(value, str) else _json(value, column, "the metadata")
+    return text_of(value, column) if isinstance(value, str) else _json(value, column, "the metadata")
 
 
 def _json(value: Any, column: str, name: str) -> str:
     try:
-        return _text(_dump_with_dates(value), column)
+        return text_of(_dump_with_dates(value), column)
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise
         raise SchemaError(f"{name} is not JSON", column, str(error), "Write JSON values or a string.") from error
-
-
-def _text(value: Any, column: str) -> str:
-    """Return a text that Parquet, JSON and a tokenizer can all hold."""
-    if not isinstance(value, str):
-        found = "null" if value is None else f"{type(value).__name__} {shown(value)}"
-        raise SchemaError("the value is not a text", column, found, "Write it as a string.")
-    if "\0" in value:
-        raise SchemaError("the text holds a NUL character", column, shown(value), "Remove it.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            found = repr(value[error.start])
-            raise SchemaError("the text holds half a surrogate pair", column, found, "Write valid Unicode.") from error
-    return value
 
 
 def _digits(value: Any, column: str) -> str:

@@ -23,6 +23,7 @@ _STATUS = {
     "engine_failed": (500, "server_error"),
     "scorer_failed": (500, "server_error"),
 }
+_FOLDERS = re.compile(r"\A/(?:[^/:\n]*/)*(?=[^/:\n]+:\d+)")  # before the name of a file and its line
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -31,7 +32,12 @@ class _Sink(Protocol):
 
 
 def write_openai_outputs(
-    rows: Iterable[Mapping[str, Any]], folder: Folder, *, model: str, url: str = "/v1/chat/completions"
+    rows: Iterable[Mapping[str, Any]],
+    folder: Folder,
+    *,
+    model: str,
+    url: str = "/v1/chat/completions",
+    unserved: str = "batch_expired",
 ) -> None:
     """Write both files; each appears whole or not at all, and the same rows give the same bytes.
 
@@ -45,11 +51,14 @@ def write_openai_outputs(
         folder: Where the files go.
         model: Name that the answers carry.
         url: Endpoint of the requests, which decides the shape of a line.
+        unserved: Code of the queries that nothing was left for, in place of `batch_expired`.
     """
     line_of = _anthropic_line if url == "/v1/messages" else partial(_line, url=url)
     folder.make()
     with _appearing_whole(folder, OUTPUT_FILE) as output, _appearing_whole(folder, ERRORS_FILE) as errors:
         for row in rows:
+            if row["error_code"] == "batch_expired":
+                row = {**row, "error_code": unserved}
             sink = output if row["status"] == "completed" else errors
             sink.write(f"{_encode(line_of(row, model))}\n".encode())
 
@@ -87,7 +96,8 @@ def _code(row: Mapping[str, Any]) -> str:
 
 
 def _message(row: Mapping[str, Any]) -> str:
-    return str(row["reason"] if row["status"] == "abandoned" else row.get("error") or row["reason"])
+    said = str(row["reason"] if row["status"] == "abandoned" else row.get("error") or row["reason"])
+    return _FOLDERS.sub("", said)
 
 
 def _created(row: Mapping[str, Any]) -> int:
@@ -158,6 +168,8 @@ def _anthropic_line(row: Mapping[str, Any], model: str) -> dict[str, Any]:
         result: dict[str, Any] = {"type": "succeeded", "message": message}
     elif code == "batch_expired":
         result = {"type": "expired"}
+    elif code == "batch_cancelled":
+        result = {"type": "canceled"}
     else:
         kind = "invalid_request_error" if _STATUS.get(code, (0, ""))[0] == 400 else "api_error"
         error = {"type": kind, "message": _message(row), "code": code}

@@ -38,8 +38,11 @@ def read_parquet(
                 return
             check_unread(file.schema_arrow.names, columns, where=origin)
             wanted = wanted_columns(file.schema_arrow.names, columns)
+            left_behind = [name for name in file.schema_arrow.names if name not in wanted]
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
-                yield SourceBatch.from_arrow(batch, origin=origin, first_row=first_row, columns=columns)
+                yield SourceBatch.from_arrow(
+                    batch, origin=origin, first_row=first_row, columns=columns, left_behind=left_behind
+                )
                 first_row += batch.num_rows
     except SchemaError as error:
         yield SourceBatch.unreadable(error, origin=origin)

@@ -7,18 +7,24 @@ far as they are text. Anthropic's have `params`. Which fields of a body are hono
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import Endpoint, check_fields
+from clear_ray.ingest.messages import GOES_ON
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.sampling_fields import sampling_of
-from clear_ray.ingest.source import shown
+from clear_ray.ingest.values import shown
 
+# Whatever a service puts before an endpoint: its host, versions, gateways, Azure's names of a deployment.
+_ENDPOINT = re.compile(
+    r"\A(?:https?://[^/?#]+)?(?!\w+:)(?:[^?#]*?/)??(chat/completions|completions|responses)/*(?:[?#].*)?\Z"
+)
 _BY_TAIL: dict[str, Endpoint] = {
     "chat/completions": "/v1/chat/completions",
     "completions": "/v1/completions",
@@ -26,8 +32,13 @@ _BY_TAIL: dict[str, Endpoint] = {
 }
 URLS = tuple(_BY_TAIL.values())
 """Endpoints whose requests are read."""
-# Whatever a service puts before an endpoint: its host, a version, Azure's names of a deployment.
-_BEFORE = re.compile(r"\A(?:https?://[^/?#]+)?(?:/?openai(?:/deployments/[^/]+)?)?(?:/?v\d+)?/*")
+_BY_FIELD: dict[str, Endpoint] = {
+    "messages": "/v1/chat/completions",
+    "prompt": "/v1/completions",
+    "input": "/v1/responses",
+}
+"""Which endpoint a body is for, where its line names none."""
+_OF_A_LINE = frozenset(("custom_id", "method", "url", "body", "params"))
 
 REQUEST_COLUMNS = {
     "query_id": "custom_id",
@@ -48,6 +59,7 @@ class Request:
         form: Form of its prompt, as `records.QUERY_SCHEMA` has it.
         ignored: Fields without effect that ask for something.
         sampling: What the line asks of its answer; None for the run's settings.
+        place_of: Function from a place in `row` to the place in the line, as errors name it.
     """
 
     row: dict[str, Any]
@@ -55,6 +67,7 @@ class Request:
     form: Literal["raw", "tokens"] | None
     ignored: list[str]
     sampling: Sampling | None
+    place_of: Callable[[str], str]
 
 
 def is_request(row: Mapping[str, Any]) -> bool:
@@ -70,11 +83,15 @@ def endpoint_of(row: Mapping[str, Any]) -> Endpoint:
     """
     if "params" in row and "body" not in row:
         return "/v1/messages"
-    url = row.get("url")
-    tail = _BEFORE.sub("", url.partition("?")[0].rstrip("/")) if isinstance(url, str) else None
-    if tail not in _BY_TAIL:
+    url, body = row.get("url"), row.get("body")
+    if url is None and isinstance(body, dict) and (named := next((name for name in _BY_FIELD if name in body), None)):
+        return _BY_FIELD[named]
+    if url is None:
+        raise SchemaError("the field is missing", "url", "", "It says which endpoint the body is for.")
+    found = _ENDPOINT.match(url) if isinstance(url, str) else None
+    if found is None:
         raise SchemaError("this endpoint is not served", "url", shown(url), f"Use {', '.join(URLS)}.")
-    return _BY_TAIL[tail]
+    return _BY_TAIL[found[1]]
 
 
 def request_columns(columns: ColumnsConfig) -> ColumnsConfig:
@@ -88,7 +105,7 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
     `weight`, `cost`, `gold`, `task` and `metadata` may stand beside `body`, under their configured names.
 
     Args:
-        row: One line: custom_id, method, url, body; or custom_id, params.
+        row: One line: custom_id, method, url, body, of which the middle ones may be missing; or custom_id, params.
         columns: Names of the columns beside `body`.
 
     Raises:
@@ -96,26 +113,79 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
     """
     is_anthropic = "params" in row and "body" not in row
     place = "params" if is_anthropic else "body"
-    for name in ("custom_id", "params") if is_anthropic else ("custom_id", "method", "url", "body"):
+    for name in ("custom_id", place):
         if name not in row:
             raise SchemaError("the field is missing", name, "", "A batch file needs it on every line.")
-    if not is_anthropic and row["method"] != "POST":
-        raise SchemaError("the method is not POST", "method", shown(row["method"]), "Write POST.")
+    method = row.get("method")
+    if method is not None and not (isinstance(method, str) and method.upper() == "POST"):
+        raise SchemaError("the method is not POST", "method", shown(method), "Write POST.")
     endpoint, body = endpoint_of(row), row[place]
     if not isinstance(body, dict):
         raise SchemaError("the body is no object", place, shown(body), "Write the request as a JSON object.")
     said = check_fields(body, endpoint, place=place)
     prompt, form = _PROMPTS[endpoint](body)
-    beside = {name: lookup(row, name) for name in (columns.weight, columns.cost, columns.gold, columns.task)}
+    beside = (columns.weight, columns.cost, columns.gold, columns.task, columns.metadata)
+    known = _OF_A_LINE.union(name.partition(".")[0] for name in beside)
+    said += [name for name, value in row.items() if name not in known and value is not None]
     metadata = lookup(row, columns.metadata)
+    ceiling_name, ceiling = _ceiling(body, place)
     values = {
         "custom_id": row["custom_id"],
         f"body.{'messages' if isinstance(prompt, list) and form is None else 'prompt'}": prompt,
-        "body.max_tokens": _ceiling(body),
-        **beside,
+        "body.max_tokens": ceiling,
+        **{name: lookup(row, name) for name in beside},
         columns.metadata: body.get("metadata") if metadata is None else metadata,
     }
-    return Request(values, endpoint, form, said, _asked(body, endpoint, place))
+    place_of = partial(_place_in, endpoint, _turns_before(body, endpoint), ceiling_name)
+    try:
+        sampling = _asked(body, endpoint, place)
+    except SchemaError as error:
+        raise at(error, place_of(error.where)) from error
+    return Request(values, endpoint, form, said, sampling, place_of)
+
+
+def at(error: SchemaError, where: str) -> SchemaError:
+    """Return an error with another place."""
+    return SchemaError(error.what, where, error.value, error.remedy)
+
+
+def _turns_before(body: Mapping[str, Any], endpoint: Endpoint) -> str:
+    """Return the field whose text becomes a turn before those of the list, if one does."""
+    name = {"/v1/responses": "instructions", "/v1/messages": "system"}.get(endpoint, "")
+    return name if name and body.get(name) else ""
+
+
+def _place_in(endpoint: Endpoint, before: str, ceiling: str, where: str) -> str:
+    """Return where a value stood in the body as it was written, from where it stands in what was made of it."""
+    whole, rest = next(
+        ((name, where[len(name) :]) for name in ("body.messages", "body.max_tokens") if where.startswith(name)),
+        (where, ""),
+    )
+    place = "params" if endpoint == "/v1/messages" else "body"
+    if whole == "body.max_tokens":
+        return f"{place}.{ceiling}"
+    if whole == "body.messages":
+        if before and (turn := _TURN.match(rest)):
+            number = int(turn[1]) - 1
+            if number < 0:
+                return f"{place}.{before}"
+            rest = f"[{number}]{rest[turn.end() :]}"
+        return f"{place}.{'input' if endpoint == '/v1/responses' else 'messages'}{rest}"
+    for made, written in _WRITTEN.get(endpoint, {}).items():
+        if where == made or where.startswith(f"{made}."):
+            return written + where[len(made) :]
+    return where
+
+
+_TURN = re.compile(r"\[(\d+)\]")
+_WRITTEN: dict[Endpoint, dict[str, str]] = {
+    "/v1/responses": {
+        "body.response_format": "body.text.format",
+        "body.reasoning_effort": "body.reasoning.effort",
+    },
+    "/v1/messages": {"params.stop": "params.stop_sequences"},
+}
+"""What stands elsewhere in a body than `sampling_of` looks for it."""
 
 
 def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling | None:
@@ -123,15 +193,13 @@ def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling 
     words = dict(body)
     if endpoint == "/v1/messages":
         words["stop"] = body.get("stop_sequences")
-        if _last_role(body) == "assistant":
+        if _last_message(body).get("role") == "assistant":
             words["continue_final_message"] = True  # an answer that was begun is gone on with
     if endpoint == "/v1/responses":
         words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
-    sampling = sampling_of(words, place=place)
-    if sampling is not None and sampling.continue_final_message and _last_role(body) != "assistant":
-        what, remedy = "only what the assistant has begun is gone on with", "End with a message of the assistant."
-        raise SchemaError(what, f"{place}.continue_final_message", "true", remedy)
-    return sampling
+    if endpoint == "/v1/chat/completions" and any(_last_message(body).get(name) is True for name in GOES_ON):
+        words["continue_final_message"] = True
+    return sampling_of(words, place=place)
 
 
 def _of(body: Mapping[str, Any], name: str, part: str) -> Any:
@@ -149,10 +217,10 @@ def _of(body: Mapping[str, Any], name: str, part: str) -> Any:
     return value.get(part)
 
 
-def _last_role(body: Mapping[str, Any]) -> Any:
+def _last_message(body: Mapping[str, Any]) -> Mapping[str, Any]:
     messages = body.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    return last.get("role") if isinstance(last, dict) else None
+    return last if isinstance(last, dict) else {}
 
 
 def _needed(body: Mapping[str, Any], name: str, place: str = "body") -> Any:
@@ -186,7 +254,7 @@ def _response(body: Mapping[str, Any]) -> tuple[list[Any], None]:
     else:
         items = _list_of_messages(given, "body.input")
         turns = [_response_item(item, f"body.input[{k}]") for k, item in enumerate(items)]
-    if body.get("instructions") is not None:
+    if body.get("instructions"):
         turns.insert(0, {"role": "system", "content": body["instructions"]})
     return turns, None
 
@@ -234,14 +302,11 @@ def _list_of_messages(value: Any, place: str) -> list[Any]:
     return value
 
 
-def _ceiling(body: Mapping[str, Any]) -> Any:
-    """Return whichever of the names of a ceiling is given; where two are, they must agree."""
-    found = [
-        body[name]
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")
-        if body.get(name) is not None
-    ]
-    if len(found) == 2 and found[0] != found[1]:
-        remedy = "Give one of them."
-        raise SchemaError("max_tokens and max_completion_tokens differ", "body", shown(found), remedy)
-    return found[0] if found else None
+def _ceiling(body: Mapping[str, Any], place: str) -> tuple[str, Any]:
+    """Return whichever of the names of a ceiling is given, with its value; where two are, they must agree."""
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    found = {name: body[name] for name in names if body.get(name) is not None}
+    if len(found) == 2 and len({*map(repr, found.values())}) == 2:
+        what, value = f"{' and '.join(found)} differ", shown(list(found.values()))
+        raise SchemaError(what, f"{place}.{list(found)[1]}", value, "Give one of them.")
+    return next(iter(found.items()), ("max_tokens", None))

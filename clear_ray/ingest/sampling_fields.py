@@ -6,17 +6,17 @@ The batch file, the column `sampling_params` of a plain row and the server's req
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from clear_ray.config.sampling import Sampling, Structure, json_text
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.source import shown
+from clear_ray.ingest.values import shown
 
 NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-SAMPLING_FIELDS = (*NUMBERS, "seed", "stop", "stop_token_ids", "min_tokens", "logit_bias")
+SAMPLING_FIELDS = (*NUMBERS, "seed", "random_seed", "stop", "stop_token_ids", "min_tokens", "logit_bias")
 STRUCTURE_FIELDS = (
     "response_format",
     "structured_outputs",
@@ -25,7 +25,10 @@ STRUCTURE_FIELDS = (
     "guided_choice",
     "guided_grammar",
 )
-TEMPLATE_FIELDS = ("chat_template_kwargs", "reasoning_effort", "continue_final_message", "add_generation_prompt")
+TEMPLATE_FIELDS = (
+    *("chat_template_kwargs", "reasoning_effort", "enable_thinking"),
+    *("continue_final_message", "add_generation_prompt"),
+)
 _WHOLE = frozenset(("top_k", "seed", "min_tokens"))
 _KINDS = {
     "json": "json_schema",
@@ -34,6 +37,15 @@ _KINDS = {
     "grammar": "grammar",
     "json_object": "json_object",
 }
+_OF_SCHEMAS = ("name", "description", "strict")  # what names a schema and asks for it to be kept to: it always is
+_FORMS: Mapping[Any, tuple[str, ...]] = {
+    "text": (),
+    "json_object": ("schema", "json_schema", "response_schema"),
+    "json_schema": ("json_schema", "schema", *_OF_SCHEMAS),
+    "json": ("value", "schema"),
+    "regex": ("pattern", "value"),
+}
+"""Kinds of response formats, OpenAI's and those of other services, and what each may hold."""
 _OF_TEMPLATES = frozenset(("messages", "tools", "documents", "chat_template", "tokenize", "conversation"))
 _RULES = {
     "greater_than": "above {gt:g}",
@@ -57,6 +69,10 @@ def sampling_of(body: Mapping[str, Any], *, place: str = "body") -> Sampling | N
     for name in (*NUMBERS, "seed", "min_tokens"):
         if (value := body.get(name)) is not None:
             asked[name] = _number(value, f"{place}.{name}", is_whole=name in _WHOLE)
+    if (seed := body.get("random_seed")) is not None:  # Mistral's word
+        seed = _number(seed, f"{place}.random_seed", is_whole=True)
+        if asked.setdefault("seed", seed) != seed:
+            raise SchemaError("seed and random_seed differ", f"{place}.random_seed", shown(seed), "Give one of them.")
     if asked.get("top_k") == -1:  # vLLM's word for all
         asked["top_k"] = 0
     if (stop := body.get("stop")) is not None:
@@ -101,19 +117,37 @@ def response_format(form: Any, where: str) -> Structure | None:
     Raises:
         SchemaError: It is none that is kept to.
     """
-    kind = form.get("type") if isinstance(form, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Structure(kind="json_object")
-    if kind != "json_schema":
-        remedy = "Use text, json_object or json_schema."
+    if not isinstance(form, dict):
+        raise SchemaError("it is an object", where, shown(form), 'Write {"type": "json_object"}.')
+    kind = form.get("type")
+    if not isinstance(kind, Hashable) or kind not in _FORMS:
+        remedy = f"Use {', '.join(_FORMS)}."
         raise SchemaError("there is no such response format", f"{where}.type", shown(kind), remedy)
-    # A chat keeps name and schema in an object of their own, a response beside the type.
-    named = form.get("json_schema", form)
-    if not isinstance(named, dict) or named.get("schema") is None:
-        raise SchemaError("the schema is missing", where, shown(named), 'Write {"name": …, "schema": {…}}.')
-    return _structure("json_schema", named["schema"], where)
+    _refuse_others(form, ("type", *_FORMS[kind]), where)
+    if kind in ("regex", "json"):
+        found = [form[name] for name in _FORMS[kind] if form.get(name) is not None]
+        if len(found) != 1:
+            raise SchemaError("it has one pattern or schema", where, shown(form), "Give it under one name.")
+        return _structure(_KINDS[kind], found[0], where)
+    # A chat keeps name and schema in an object of their own, a response beside the type; some write a schema of any object.
+    named = form.get("json_schema")
+    if isinstance(named, dict) and kind == "json_schema":
+        _refuse_others(named, ("schema", *_OF_SCHEMAS), f"{where}.json_schema")
+        named = named.get("schema")
+    schemas = [value for value in (named, form.get("schema"), form.get("response_schema")) if value is not None]
+    if len(schemas) > 1:
+        raise SchemaError("there is more than one schema", where, shown(form), "Give one of them.")
+    if schemas and not (kind == "json_object" and schemas[0] == {}):
+        return _structure("json_schema", schemas[0], where)
+    if kind == "json_schema":
+        raise SchemaError("the schema is missing", where, shown(form), 'Write {"name": …, "schema": {…}}.')
+    return Structure(kind="json_object") if kind == "json_object" else None
+
+
+def _refuse_others(form: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name, value in form.items():
+        if name not in known and value is not None:
+            raise SchemaError("this is not supported", f"{where}.{name}", shown(value), "Leave it out.")
 
 
 def sampling_params_of(value: Any, column: str) -> tuple[Sampling | None, int | None]:
@@ -222,6 +256,9 @@ def _template(body: Mapping[str, Any], place: str) -> dict[str, Any]:
     for name in _OF_TEMPLATES & settings.keys():
         where = f"{place}.chat_template_kwargs.{name}"
         raise SchemaError("this is not a setting of the template's own", where, shown(settings[name]), "Leave it out.")
+    if (thinks := body.get("enable_thinking")) is not None and settings.setdefault("enable_thinking", thinks) != thinks:
+        where = f"{place}.enable_thinking"
+        raise SchemaError("it is the same wherever it stands", where, shown(thinks), "Give one of them.")
     effort = body.get("reasoning_effort")
     if effort is not None and (
         not isinstance(effort, str) or settings.setdefault("reasoning_effort", effort) != effort

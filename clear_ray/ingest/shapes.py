@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.composing import NOTHING, Beside
+from clear_ray.ingest.nested import outermost
 
 Kind = Literal["text", "number", "truth", "list", "object", "null", "other"]
 Kinds = Mapping[str, frozenset[Kind]]
@@ -23,34 +25,48 @@ _GOLD_KINDS: set[Kind] = {"text", "number", "truth", "list", "object"}
 _CONVERSATIONS = ("conversations", "conversation")
 _PROMPTS = ("question", "problem", "instruction")
 _LATER_PROMPTS = ("query", "input", "text")  # which stand for something else beside one of the others
-_IDS = ("id", "custom_id", "uid", "unique_id", "extra_info.index")
+_IDS = ("id", "custom_id", "uid", "unique_id", "question_id", "extra_info.index")
 _GOLD_OF = {"problem": (("answer",), ("solution",)), "instruction": (("output",), ("response", "answer"))}
 _GOLD = (
     ("reward_model.ground_truth",),
     ("answer", "answers", "ground_truth", "target", "completion"),
     ("solution", "response"),
+    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey"),
 )
-_OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "ground_truth", "target")
+_GOLD_OF_OPTIONS = ("label", "cop")
+"""Which are a reference answer beside options alone."""
+_OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "ground_truth", "target", "ideal")
 """Which hold lists of accepted answers and the like; the others are taken only where they hold texts or numbers."""
 _TASK = "data_source"  # of files that have reward_model, too
-_ADDED = {"instruction": "input"}
-_BESIDE = (
-    *("choices", "options", "endings", "context", "passage", "article", "document", "story", "background", "history"),
-    *("A", "option_a", "choice_a", "opa"),
+_AFTER = {"instruction": ("input", "context")}
+_BEFORE = ("context", "passage", "article", "document", "story", "background", "paragraph")
+_OPTIONS = ("choices", "options", "endings")
+_OPTION_COLUMNS: tuple[tuple[str, ...], ...] = (
+    ("A", "B", "C", "D", "E"),
+    ("opa", "opb", "opc", "opd"),
+    *(tuple(f"{name}_{letter}" for letter in "abcde") for name in ("option", "choice")),
 )
+_BESIDE = (*_OPTIONS, *_BEFORE, "history", *(names[0] for names in _OPTION_COLUMNS))
 """What belongs to a question and stands in a column of its own: without it the question is another one."""
-UNREAD = ("image", "images", "audio", "audios", "video", "videos", "tools", "functions", "system", "system_prompt")
+SYSTEM = ("system", "system_prompt")
+UNREAD = ("image", "images", "audio", "audios", "video", "videos", "tools", "functions")
 """What belongs to any prompt and is not read from a column of its own."""
 _STRUCTS = ("reward_model", "extra_info")
 _DEFAULTS = ColumnsConfig()
-KNOWN = frozenset(
+_KNOWN = frozenset(
     {
-        *(_CONVERSATIONS + _PROMPTS + _LATER_PROMPTS + _IDS + _BESIDE + _STRUCTS),
+        *(_CONVERSATIONS + _PROMPTS + _LATER_PROMPTS + _IDS + _BESIDE + _STRUCTS + _GOLD_OF_OPTIONS + SYSTEM),
+        *(name for names in _OPTION_COLUMNS for name in names),
         *(name for levels in (_GOLD, *_GOLD_OF.values()) for level in levels for name in level),
+        *_DEFAULTS.model_dump().values(),
         _TASK,
     }
 )
-"""Columns that may be recognised."""
+
+
+def is_known(name: str) -> bool:
+    """Whether a column may be recognised by its name, in whatever letters."""
+    return name in _KNOWN or name.lower() in _KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +75,23 @@ class RowReading:
 
     Attributes:
         columns: Which column holds what.
-        added: Column that is put after the prompt where a row has it; empty if there is none.
+        beside: Columns that are part of what is asked.
         makes_ids: Whether the ids are made from position and content.
         said: What was recognised; empty if the columns are called as the configuration says.
         is_nested: Whether a column's name may lead into an object.
     """
 
     columns: ColumnsConfig
-    added: str = ""
+    beside: Beside = NOTHING
     makes_ids: bool = False
     said: str = ""
     is_nested: bool = False
+
+    def unread(self, names: Iterable[str]) -> list[str]:
+        """Return which columns of a source are not looked at."""
+        there = list(names)
+        used = {outermost(name, there) for name in self.columns.model_dump().values()} | self.beside.columns
+        return [name for name in there if name not in used and not name.startswith("__index_level_")]  # pandas' own
 
 
 def check_unread(names: Iterable[str], columns: ColumnsConfig, *, where: str) -> None:
@@ -99,28 +121,41 @@ def kinds_of(rows: Iterable[object]) -> Kinds:
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
-def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> RowReading:
+def merged(earlier: Kinds, later: Kinds) -> Kinds:
+    """Return the kinds of columns over both, where a column with nulls alone says nothing; the earlier ones decide."""
+    null: frozenset[Kind] = frozenset(("null",))
+    held = {name: kinds for name, kinds in later.items() if earlier.get(name, null) == null}
+    return {**earlier, **held}
+
+
+def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: Iterable[str] = ()) -> RowReading:
     """Return how rows with such columns are read.
 
     Args:
         kinds: Kinds from `kinds_of`.
         columns: The configured names; those that were not set by the user may be replaced.
         where: The source as errors name it.
+        left_behind: Its other columns, as errors list them.
 
     Raises:
         SchemaError: No column can be the prompt, or more than one of those could be meant.
     """
+    check_unread((name for name in kinds if kinds[name] != {"null"}), columns, where=where)
+    names = [*(name for name in kinds if "." not in name or name.partition(".")[0] not in kinds), *left_behind]
+    kinds, spelled = _in_small_letters(kinds)
     named = {name for name in columns.model_fields_set if getattr(columns, name) != getattr(_DEFAULTS, name)}
     named |= {name for name in ColumnsConfig.model_fields if _is_there(getattr(columns, name), kinds)}
     named |= {name for name in columns.model_fields_set if name == "gold"}  # `gold: gold` asks for no other
-    check_unread((name for name in kinds if kinds[name] != {"null"}), columns, where=where)
     found: dict[str, str] = {}
+    beside = NOTHING
+    is_told_prompt = bool(columns.model_fields_set & {"prompt", "messages"})
     if not named & {"prompt", "messages"}:
-        found |= _prompt(kinds, where)
+        found |= _prompt(kinds, where, names)
+        beside = _beside(found.get("prompt", ""), kinds, where)
+    if not is_told_prompt:
+        beside = replace(beside, system=next((name for name in SYSTEM if _has(name, kinds, {"text"})), ""))
     prompt = found.get("prompt") or (columns.prompt if _is_there(columns.prompt, kinds) else "")
-    added = _ADDED.get(found.get("prompt", ""), "")
-    added = added if added in kinds else ""
-    if "gold" not in named and (gold := _gold(prompt, kinds, where)):
+    if "gold" not in named and (gold := _gold(prompt, kinds, beside, where)):
         found["gold"] = gold
     if "task" not in named and "reward_model" in kinds and _has(_TASK, kinds, {"text"}):
         found["task"] = _TASK
@@ -129,9 +164,60 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str) -> RowReading
         query_id = next((name for name in _IDS if _has(name, kinds, {"text", "number"})), None)
         makes_ids = query_id is None
         found |= {} if query_id is None else {"query_id": query_id}
+    respelled = {
+        name: getattr(columns, name) for name in ColumnsConfig.model_fields if getattr(columns, name) in spelled
+    }
+    found = {name: spelled.get(column, column) for name, column in (respelled | found).items()}
+    beside = Beside(
+        spelled.get(beside.system, beside.system),
+        spelled.get(beside.before, beside.before),
+        spelled.get(beside.after, beside.after),
+        tuple(spelled.get(name, name) for name in beside.options),
+    )
     columns = columns.model_copy(update=found)
     is_nested = any("." in name for name in columns.model_dump().values())
-    return RowReading(columns, added, makes_ids, _said(found, added, makes_ids), is_nested)
+    return RowReading(columns, beside, makes_ids, _said(found, beside, makes_ids), is_nested)
+
+
+def _in_small_letters(kinds: Kinds) -> tuple[Kinds, dict[str, str]]:
+    """Return columns under the names by which they may be known, and how those are spelled in the source."""
+    spelled = {}
+    for name in kinds:
+        small = name.lower()
+        if name not in _KNOWN and small in _KNOWN and small not in kinds and small not in spelled:
+            spelled[small] = name
+    if not spelled:
+        return kinds, {}
+    known_as = {name: small for small, name in spelled.items()}
+    return {known_as.get(name, name): kinds[name] for name in kinds}, spelled
+
+
+def _beside(prompt: str, kinds: Kinds, where: str) -> Beside:
+    """Return the columns that belong to a recognised prompt.
+
+    Raises:
+        SchemaError: There is one that cannot be put to it as it is.
+    """
+    if not prompt:
+        return NOTHING
+    after = [name for name in _AFTER.get(prompt, ()) if _has(name, kinds, {"text"})][:1]
+    before = [name for name in _BEFORE if _has(name, kinds, {"text"}) and name not in after][:1]
+    options = [name for name in _OPTIONS if _has(name, kinds, {"list", "object"})][:1]
+    if not options:
+        sets = ([name for name in names if name in kinds] for names in _OPTION_COLUMNS)
+        options = next((names for names in sets if len(names) > 1 and all(_plain(name, kinds) for name in names)), [])
+    taken = {*after, *before, *options, prompt}
+    left = [name for name in _BESIDE if _is_there(name, kinds) and kinds[name] != {"null"} and name not in taken]
+    if left:
+        what = f"{left[0]!r} seems to belong to {prompt!r}, which would be another question without it"
+        remedy = f"Write both into one column, or set input.columns.prompt to {prompt!r} to ask without it."
+        raise SchemaError(what, where, ", ".join(left), remedy)
+    empty = [name for name in _AFTER.get(prompt, ()) if name in kinds]  # said though no row of those first seen has one
+    return Beside("", "".join(before), "".join(after or empty[:1]), tuple(options))
+
+
+def _plain(name: str, kinds: Kinds) -> bool:
+    return kinds[name] <= {"text", "null"}
 
 
 def _is_there(name: str, kinds: Kinds) -> bool:
@@ -144,7 +230,7 @@ def _has(name: str, kinds: Kinds, wanted: set[Kind]) -> bool:
     return bool(held) and held <= wanted
 
 
-def _prompt(kinds: Kinds, where: str) -> dict[str, str]:
+def _prompt(kinds: Kinds, where: str, names: list[str]) -> dict[str, str]:
     conversations = [name for name in _CONVERSATIONS if _has(name, kinds, {"list"})]
     for level in (_PROMPTS, _LATER_PROMPTS):
         texts = [name for name in level if _has(name, kinds, {"text", "list"})]
@@ -153,28 +239,34 @@ def _prompt(kinds: Kinds, where: str) -> dict[str, str]:
             remedy = f"Set input.columns.prompt or input.columns.messages to one of {', '.join(choices)}."
             raise SchemaError("more than one column could be the prompt", where, ", ".join(choices), remedy)
         if texts:
-            return _alone(texts[0], kinds, where)
+            return {"prompt": texts[0]}
         if conversations:
             return {"messages": conversations[0]}
     remedy = "Name the prompt's column: input.columns.prompt, or input.columns.messages for conversations."
-    lists = [name for name in kinds if _has(name, kinds, {"list"})]
-    if len(lists) == 1 and not any(_has(name, kinds, {"text"}) for name in kinds):
-        remedy = f"If {lists[0]!r} holds the queries, write that list as a file of its own."
-    names = ", ".join(name for name in kinds if "." not in name)
-    raise SchemaError("no column is known to be the prompt", where, f"columns {names or 'none'}", remedy)
+    lists = [name for name in kinds if "." not in name and _has(name, kinds, {"list"})]
+    objects = [name for name in kinds if "." not in name and _has(name, kinds, {"object"})]
+    if other := next((said for name, said in _LINES_OF.items() if name in names), ""):
+        remedy = f"{other}: write OpenAI's lines, {{custom_id, method, url, body}}."
+    elif objects or len(names) > len(kinds):
+        remedy += f" A name with dots leads into an object{f', as in {objects[0]}.NAME' if objects else ''}."
+    elif len(lists) == 1:
+        remedy += f" If {lists[0]!r} holds the queries, write that list as a file of its own."
+    raise SchemaError("no column is known to be the prompt", where, f"columns {', '.join(names) or 'none'}", remedy)
 
 
-def _alone(prompt: str, kinds: Kinds, where: str) -> dict[str, str]:
-    beside = [name for name in _BESIDE if _is_there(name, kinds) and kinds[name] != {"null"}]
-    if beside:
-        what = f"{beside[0]!r} seems to belong to {prompt!r}, which would be another question without it"
-        remedy = f"Write both into one column, or set input.columns.prompt to {prompt!r} to ask without it."
-        raise SchemaError(what, where, ", ".join(beside), remedy)
-    return {"prompt": prompt}
+_LINES_OF = {
+    "body": "The lines of a batch file need a custom_id each, and are read from JSON alone",
+    "request": "This looks like a batch file of Gemini, which is not read",
+    "modelInput": "This looks like a batch file of Bedrock, which is not read",
+}
+"""Columns that the batch files of other services have."""
 
 
-def _gold(prompt: str, kinds: Kinds, where: str) -> str | None:
-    for level in _GOLD_OF.get(prompt, _GOLD):
+def _gold(prompt: str, kinds: Kinds, beside: Beside, where: str) -> str | None:
+    levels: tuple[tuple[str, ...], ...] = _GOLD_OF.get(prompt, _GOLD)
+    if beside.options:
+        levels = (*levels, *((name,) for name in _GOLD_OF_OPTIONS))
+    for level in levels:
         choices = [name for name in level if _has(name, kinds, _GOLD_KINDS if name in _OF_ANY_KIND else _PLAIN_KINDS)]
         if len(choices) > 1:
             remedy = f"Set input.columns.gold to one of {', '.join(choices)}, or to gold to read none of them."
@@ -184,18 +276,21 @@ def _gold(prompt: str, kinds: Kinds, where: str) -> str | None:
     return None
 
 
-def _said(found: Mapping[str, str], added: str, makes_ids: bool) -> str:
+def _said(found: Mapping[str, str], beside: Beside, makes_ids: bool) -> str:
     words = {"messages": "conversation", "query_id": "id"}
-    parts = [
-        f"`{found[name]}` as {words.get(name, name)}"
-        for name in ("prompt", "messages", "gold", "task", "query_id")
-        if name in found
-    ]
-    if added:
-        parts[0] = f"`{found['prompt']}` and `{added}` as prompt"
-    said = ", ".join(parts)
+    names = ("prompt", "messages", *(name for name in ColumnsConfig.model_fields if name not in ("prompt", "messages")))
+    names = (*(name for name in names if name != "query_id"), "query_id")
+    said = {name: f"`{found[name]}` as {words.get(name, name)}" for name in names if name in found}
+    if "prompt" in found and beside.columns:
+        parts = (beside.before, found["prompt"], beside.after, *beside.options)
+        columns = [f"`{name}`" for name in parts if name]
+        listed = f"{', '.join(columns[:-1])} and {columns[-1]}" if len(columns) > 1 else columns[0]
+        said["prompt"] = f"{listed} as prompt"
+    parts_said = [*said.values()]
+    if beside.system:
+        parts_said.append(f"`{beside.system}` as system prompt")
     made = "ids are made from position and content: there is no id column"
-    return "; ".join(part for part in (said, made if makes_ids else "") if part)
+    return "; ".join(part for part in (", ".join(parts_said), made if makes_ids else "") if part)
 
 
 def _kind(value: Any) -> Kind:

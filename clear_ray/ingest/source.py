@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,12 +11,10 @@ import pyarrow as pa
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.nested import outermost
-from clear_ray.ingest.shapes import KNOWN, check_unread
+from clear_ray.ingest.shapes import check_unread, is_known
 
 # Text that is not UTF-8, a date beyond year 9999, a time zone that is not known here.
 _UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,8 @@ class SourceBatch:
         unit: Whether `numbers` count lines of text or rows of a table.
         columns: Which column holds what.
         is_openai: Whether the rows are requests of a batch file.
+        left_behind: Columns of a table that no query needs, which are in no row.
+        said: What is to be told of the source; empty for nothing.
         is_whole: False where the rest of the source cannot be read: the input is refused whatever becomes of bad rows.
     """
 
@@ -41,10 +40,18 @@ class SourceBatch:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     is_openai: bool = False
     is_whole: bool = True
+    left_behind: Sequence[str] = ()
+    said: str = ""
 
     @classmethod
     def from_arrow(
-        cls, table: pa.Table | pa.RecordBatch, *, origin: str, first_row: int = 1, columns: ColumnsConfig | None = None
+        cls,
+        table: pa.Table | pa.RecordBatch,
+        *,
+        origin: str,
+        first_row: int = 1,
+        columns: ColumnsConfig | None = None,
+        left_behind: Sequence[str] | None = None,
     ) -> SourceBatch:
         """Return the rows of an Arrow table or record batch; columns that no query needs are left behind.
 
@@ -53,18 +60,21 @@ class SourceBatch:
             origin: The source as errors name it.
             first_row: Number of the table's first row within the source, counted from 1.
             columns: Which column holds what; the default names if not given.
+            left_behind: Columns that were left behind already; those of the table's own if not given.
         """
         columns = columns or ColumnsConfig()
         try:
             check_unread(table.schema.names, columns, where=origin)
         except SchemaError as error:
             return cls.unreadable(error, origin=origin)
-        table = table.select(wanted_columns(table.schema.names, columns))
+        names = list(table.schema.names)
+        table = table.select(wanted_columns(names, columns))
+        left_behind = [name for name in names if name not in table.schema.names] if left_behind is None else left_behind
         try:
             rows: list[dict[str, Any] | SchemaError] = list(table.to_pylist())
         except _UNREADABLE:
             rows = [_row_alone(table.slice(k, 1), f"{origin} row {first_row + k}") for k in range(table.num_rows)]
-        return cls(rows, origin, range(first_row, first_row + len(rows)), "row", columns)
+        return cls(rows, origin, range(first_row, first_row + len(rows)), "row", columns, left_behind=left_behind)
 
     @classmethod
     def unreadable(cls, error: SchemaError, *, origin: str) -> SourceBatch:
@@ -79,12 +89,7 @@ class SourceBatch:
 def wanted_columns(names: Sequence[str], columns: ColumnsConfig) -> list[str]:
     """Return the columns of a table that a query may need: those that are configured, and those that may be recognised."""
     configured = {outermost(name, names) for name in columns.model_dump().values()}
-    return [name for name in names if name in configured or name in KNOWN]
-
-
-def shown(value: object) -> str:
-    """Return a value as a short text that is safe in a message, however long or deep the value is."""
-    return _REPR.repr(value)
+    return [name for name in names if name in configured or is_known(name)]
 
 
 def _row_alone(row: pa.Table | pa.RecordBatch, place: str) -> dict[str, Any] | SchemaError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,20 +17,23 @@ import pyarrow as pa
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.jsonl import MAX_LINE_BYTES, Readable
-from clear_ray.ingest.shapes import KNOWN
+from clear_ray.ingest.shapes import is_known
 from clear_ray.ingest.source import SourceBatch
 
 _BLOCK_BYTES = 1024 * 1024
 _BATCH_ROWS, _BATCH_CHARACTERS = 2_048, 1_000_000
-_DELIMITERS = (",", "\t", ";")
+_DELIMITERS = (",", "\t", ";", "|")
 _QUOTES = "Put cells with quotes, line ends or delimiters into quotes, and double the quotes in them."
+_SEPARATOR = re.compile(r"""\A"?sep=([,;\t|])"?\s*\Z""", re.IGNORECASE)
+"""A first line in which Excel is told the delimiter."""
 _NUMBERS = ("weight", "cost", "max_tokens")
-_DEFAULTS = frozenset(ColumnsConfig().model_dump().values())
 
 
 def is_table(start: bytes, columns: ColumnsConfig) -> bool:
     """Whether a file's first line is a header with the name of a column that a query may need."""
-    first, newline, _ = start.removeprefix(codecs.BOM_UTF8).partition(b"\n")
+    first, newline, rest = start.removeprefix(codecs.BOM_UTF8).partition(b"\n")
+    if _SEPARATOR.match(first.decode(errors="replace")):
+        first, newline, _ = rest.partition(b"\n")
     try:
         header = first.decode().strip()
         if not newline or not header or header[0] in "{[":
@@ -37,7 +41,7 @@ def is_table(start: bytes, columns: ColumnsConfig) -> bool:
         names = set(_cells(header, _delimiter_of(header)))
     except (UnicodeDecodeError, csv.Error):
         return False
-    return bool(names & (KNOWN | _DEFAULTS | set(columns.model_dump().values())))
+    return any(map(is_known, names)) or bool(names & set(columns.model_dump().values()))
 
 
 def read_table(stream: Readable, *, origin: str, columns: ColumnsConfig) -> Iterator[SourceBatch]:
@@ -54,12 +58,15 @@ def read_table(stream: Readable, *, origin: str, columns: ColumnsConfig) -> Iter
         header = next((line for line in lines if line.strip()), None)
         if header is None:
             return
-        delimiter = _delimiter_of(header)
+        if told := _SEPARATOR.match(header):
+            header = next((line for line in lines if line.strip()), "")
+        delimiter = told[1] if told else _delimiter_of(header)
         names = [name.strip() for name in _cells(header, delimiter)]
         twice = next((name for name in names if name and names.count(name) > 1), None)
         if twice is not None:
             raise SchemaError(f"column {twice!r} is there twice", f"{origin}:1", "", "Rename one of them.")
-        numeric = {getattr(columns, setting) for setting in _NUMBERS}
+        wanted = {getattr(columns, setting) for setting in _NUMBERS}
+        numeric = {name for name in names if name in wanted or name.lower() in wanted}
         yield from _batches(csv.reader(lines, delimiter=delimiter, strict=True), names, numeric, origin, columns)
     except SchemaError as error:
         yield SourceBatch.unreadable(error, origin=origin)

@@ -71,8 +71,12 @@ class MarketClient:
 
     open_round = _waited_for(MarketActor.open_round)
     balance = _waited_for(MarketActor.balance)
+    change_budget = _waited_for(MarketActor.change_budget)
     is_in_place = _waited_for(MarketActor.is_in_place)
     charges = _waited_for(MarketActor.charges)
+    charge = _waited_for(MarketActor.charge)
+    charged = _waited_for(MarketActor.charged)
+    charged_parts = _waited_for(MarketActor.charged_parts)
     void_attempts = _waited_for(MarketActor.void_attempts)
     mark_wasted = _waited_for(MarketActor.mark_wasted)
     close_open_reservations = _waited_for(MarketActor.close_open_reservations)

@@ -9,10 +9,10 @@ Conservation law, checked after every change (docs/method.md, section 4):
 
     available + reserved + spent = budget,  each of them >= 0,  wasted <= spent
 
-A token of query i takes `cost_N[i]` from the budget, and the law holds for what was taken; entries are in the query's own
-tokens. Costs are whole thousandths and the sums are whole numbers, so the account is exact. The totals that can be asked for
-are in tokens of cost 1, what is taken rounded up and what is available rounded down: where every cost is 1, as it is
-unless the input says otherwise, they are the tokens themselves.
+The budget may be tokens, money or GPU time: it is counted in whole parts, `COST_PARTS` of which are one unit. A token of
+query i takes `cost_N[i]` units. Where more is paid for than generated tokens (a prompt, an answer that is read again), an
+entry says what it takes in all, and the law holds for what is taken. The totals that can be asked for are in whole units,
+what is taken rounded up and what is available rounded down: of a budget in tokens, with every cost 1, they are the tokens.
 
 Every query has at most one open reservation. Its attempts are numbered from 1, so a settlement that is told twice, or
 that comes after the query was reserved again, is recognised and changes nothing. The ledger keeps a few integers for each
@@ -22,8 +22,9 @@ same entries are applied in the same order is in the same state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 
-Operation = Literal["reserve", "settle", "forfeit", "waste"]
+Operation = Literal["reserve", "settle", "forfeit", "waste", "charge"]
 
 REFUSED: Final = 0
 """Answer to a reservation that can never fit."""
@@ -45,15 +46,22 @@ class Entry:
 
     Attributes:
         operation: What happened.
-        index: The query's number.
+        index: The query's number; -1 for a `charge`, which is of no query.
         attempt: Which of the query's reservations, from 1.
         tokens: Tokens of the query reserved; spent, for `settle` and `forfeit`; already spent but lost, for `waste`.
+        parts: What is taken from the budget in all; if not given, the tokens at the query's cost.
     """
 
     operation: Operation
     index: int
     attempt: int
     tokens: int
+    parts: int | None = None
+
+
+def entry_of(record: Mapping[str, Any]) -> Entry:
+    """Return the entry that a record of the journal holds."""
+    return Entry(record["op"], record["i"], record["a"], record["t"], record.get("p"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,8 @@ class Settlement:
         has_ended: Whether the answer ended by itself or failed, so that nothing more can be bought for it.
         correct: Score of the answer, None if there is nothing to compare with.
         label: One short line for the live display, without prompt or answer.
+        spent_parts: What the call took from the budget in all, where its usage says so; if not given, all that was reserved
+            beside tokens, and the tokens at the query's cost.
     """
 
     index: int
@@ -95,11 +105,12 @@ class Settlement:
     has_ended: bool
     correct: float | None
     label: str
+    spent_parts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The account at one moment, in tokens of cost 1."""
+    """The account at one moment, in tokens of cost 1, or in the unit of the budget."""
 
     budget_tokens: int
     spent_tokens: int
@@ -144,6 +155,9 @@ class Ledger:
         self._reserved_N = np.zeros(queries, np.int64)
         self._spent_N = np.zeros(queries, np.int64)
         self._wasted_N = np.zeros(queries, np.int64)
+        self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N = np.zeros((3, queries), np.int64)
+        self._charged_parts = 0
+        self._counts_tokens_alone = True
 
     @property
     def reserved_tokens(self) -> int:
@@ -179,6 +193,16 @@ class Ledger:
         """Tokens of each query that were charged for work that was lost, shape (N,); a copy."""
         return self._wasted_N.copy()
 
+    @property
+    def spent_parts_N(self) -> NDArray[np.int64]:
+        """What was charged for each query, thousandths of the budget's unit, shape (N,), wasted ones included; a copy."""
+        return self._spent_parts_N.copy()
+
+    def change_budget(self, budget_tokens: int) -> int:
+        """Set the budget, no lower than what is spent and reserved; return what it is now."""
+        self.budget_tokens = max(int(budget_tokens), _rounded_up(self._reserved_parts + self._spent_parts))
+        return self.budget_tokens
+
     def open_attempt(self, index: int) -> int:
         """Return the number of the query's open reservation, 0 if it has none. Changes nothing."""
         return int(self._attempt_N[index]) if self._reserved_N[index] else 0
@@ -186,10 +210,18 @@ class Ledger:
     def open_entries(self) -> list[Entry]:
         """Return a `forfeit` for every open reservation: what a restart has to charge. Changes nothing."""
         open_indices = np.flatnonzero(self._reserved_N)
-        return [Entry("forfeit", int(i), int(self._attempt_N[i]), int(self._reserved_N[i])) for i in open_indices]
+        return [
+            Entry("forfeit", int(i), int(self._attempt_N[i]), int(self._reserved_N[i]), self._held_parts(int(i)))
+            for i in open_indices
+        ]
 
-    def admit(self, index: int, tokens: int) -> Entry | Literal[0, -1]:
+    def admit(self, index: int, tokens: int, parts: int | None = None) -> Entry | Literal[0, -1]:
         """Decide on the first in line: set `tokens` aside for its query, if they fit.
+
+        Args:
+            index: The query.
+            tokens: What it may generate.
+            parts: What that may take from the budget in all; if not given, the tokens at the query's cost.
 
         Returns:
             The entry of the reservation; `WAIT` if the tokens would fit once enough of what is reserved has come back;
@@ -198,23 +230,29 @@ class Ledger:
         Raises:
             BudgetError: The query already holds a reservation, or `tokens` is not positive.
         """
-        wanted = tokens * int(self._parts_N[index])
+        wanted = tokens * int(self._parts_N[index]) if parts is None else parts
         if wanted > self._available_parts + self._reserved_parts:
             return REFUSED
-        return self.reserve(index, tokens) if wanted <= self._available_parts else WAIT
+        return self.reserve(index, tokens, parts) if wanted <= self._available_parts else WAIT
 
-    def reserve(self, index: int, tokens: int) -> Entry:
-        """Set `tokens` aside for a query.
+    def reserve(self, index: int, tokens: int, parts: int | None = None) -> Entry:
+        """Set `tokens` aside for a query, and what else of the budget they may take; see `admit`.
 
         Raises:
             BudgetError: Not that much is available, the query already holds a reservation, or `tokens` is not positive.
         """
-        entry = Entry("reserve", index, int(self._attempt_N[index]) + 1, int(tokens))
+        entry = Entry("reserve", index, int(self._attempt_N[index]) + 1, int(tokens), parts)
         self.apply(entry)
         return entry
 
-    def settle(self, index: int, attempt: int, spent_tokens: int) -> Entry | None:
+    def settle(self, index: int, attempt: int, spent_tokens: int, spent_parts: int | None = None) -> Entry | None:
         """Charge what a query really generated and return the rest to the budget.
+
+        Args:
+            index: The query.
+            attempt: Its reservation.
+            spent_tokens: Tokens generated.
+            spent_parts: See `Settlement`.
 
         Returns:
             The entry, or None if this attempt was closed before: telling it again changes nothing.
@@ -222,7 +260,7 @@ class Ledger:
         Raises:
             BudgetError: More was spent than reserved, or the attempt was never reserved.
         """
-        return self._close("settle", index, attempt, spent_tokens)
+        return self._close("settle", index, attempt, spent_tokens, spent_parts)
 
     def forfeit(self, index: int, attempt: int) -> Entry | None:
         """Charge a reservation in full because it is not known what its worker generated.
@@ -239,15 +277,32 @@ class Ledger:
             BudgetError: More is wasted than was spent.
         """
         entry = Entry("waste", index, int(self._attempt_N[index]), int(tokens))
+        if not self._counts_tokens_alone:
+            entry = replace(entry, parts=self._parts_of(entry))
         self.apply(entry)
         return entry
 
-    def _close(self, operation: Operation, index: int, attempt: int, spent_tokens: int) -> Entry | None:
+    def charge(self, parts: int) -> Entry:
+        """Charge what is of no query, such as a probe of the whole batch, thousandths of the budget's unit.
+
+        Raises:
+            BudgetError: Not that much is available.
+        """
+        entry = Entry("charge", -1, 0, 0, int(parts))
+        self.apply(entry)
+        return entry
+
+    def _close(
+        self, operation: Operation, index: int, attempt: int, spent_tokens: int, spent_parts: int | None = None
+    ) -> Entry | None:
         if not 1 <= attempt <= self._attempt_N[index]:
             raise BudgetError("no such reservation", f"query {index} attempt {attempt}")
         if attempt < self._attempt_N[index] or not self._reserved_N[index]:
             return None
-        entry = Entry(operation, index, attempt, int(spent_tokens))
+        held, parts = self._held_parts(index), spent_parts
+        if parts is None and held is not None:  # all that was reserved beside tokens, and the tokens that were used
+            parts = held - (int(self._reserved_N[index]) - int(spent_tokens)) * int(self._parts_N[index])
+        entry = Entry(operation, index, attempt, int(spent_tokens), parts)
         self.apply(entry)
         return entry
 
@@ -257,28 +312,57 @@ class Ledger:
         Raises:
             BudgetError: The change would break an invariant; nothing has moved then.
         """
+        if entry.operation == "charge":
+            self._apply_charge(entry)
+            return
         i, tokens = entry.index, entry.tokens
-        held, parts = int(self._reserved_N[i]), int(self._parts_N[i])
+        held, parts = int(self._reserved_N[i]), self._parts_of(entry)
+        self._counts_tokens_alone &= entry.parts is None
         if entry.operation == "reserve":
             self._require(entry, entry.attempt == self._attempt_N[i] + 1 and not held, "the query already holds tokens")
-            fits = 0 < tokens * parts <= self._available_parts
+            fits = tokens > 0 and 0 < parts <= self._available_parts
             self._require(entry, fits, f"{self.available_tokens} tokens are available")
             self._attempt_N[i] = entry.attempt
-            self._reserved_N[i] = tokens
-            self._reserved_parts += tokens * parts
+            self._reserved_N[i], self._reserved_parts_N[i] = tokens, parts
+            self._reserved_parts += parts
             return
         self._require(entry, entry.attempt == self._attempt_N[i], "it names another attempt")
         if entry.operation == "waste":
             self._require(entry, 0 <= tokens <= self._spent_N[i] - self._wasted_N[i], "more is wasted than was spent")
         else:
+            held_parts = int(self._reserved_parts_N[i])
             self._require(entry, bool(held) and 0 <= tokens <= held, f"{held} tokens are reserved")
-            self._reserved_N[i] = 0
+            self._require(entry, 0 <= parts <= held_parts, f"{held_parts} parts are reserved, and they take {parts}")
+            self._reserved_N[i] = self._reserved_parts_N[i] = 0
             self._spent_N[i] += tokens
-            self._reserved_parts -= held * parts
-            self._spent_parts += tokens * parts
+            self._spent_parts_N[i] += parts
+            self._reserved_parts -= held_parts
+            self._spent_parts += parts
         if entry.operation != "settle":
             self._wasted_N[i] += tokens
-            self._wasted_parts += tokens * parts
+            self._wasted_parts_N[i] += parts
+            self._wasted_parts += parts
+
+    def _apply_charge(self, entry: Entry) -> None:
+        parts = entry.parts or 0
+        if not 0 <= parts <= self._available_parts:
+            needed = f"{_rounded_up(parts):,} are needed and {self.available_tokens:,} available"
+            raise BudgetError("the budget does not pay for the probe", "ledger", needed, "Raise the budget.")
+        self._charged_parts += parts
+        self._spent_parts += parts
+
+    def _parts_of(self, entry: Entry) -> int:
+        if entry.parts is not None:
+            return entry.parts
+        parts = entry.tokens * int(self._parts_N[entry.index])
+        if entry.operation == "waste":  # a token may have been charged less than it can cost
+            return min(parts, int(self._spent_parts_N[entry.index] - self._wasted_parts_N[entry.index]))
+        return parts
+
+    def _held_parts(self, index: int) -> int | None:
+        """Return what a query's open reservation holds, None where that is its tokens at the query's cost."""
+        held = int(self._reserved_parts_N[index])
+        return None if held == int(self._reserved_N[index]) * int(self._parts_N[index]) else held
 
     @staticmethod
     def _require(entry: Entry, holds: bool, because: str) -> None:
@@ -295,7 +379,12 @@ class Ledger:
             BudgetError: They differ; a defect of clear_ray.
         """
         totals = (self._reserved_parts, self._spent_parts, self._wasted_parts)
-        sums = tuple(int(self._parts_N @ tokens_N) for tokens_N in (self._reserved_N, self._spent_N, self._wasted_N))
+        columns = [self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N]
+        if self._counts_tokens_alone:
+            columns = [self._parts_N * of_N for of_N in (self._reserved_N, self._spent_N, self._wasted_N)]
+        sums = tuple(
+            int(parts_N.sum()) + extra for parts_N, extra in zip(columns, (0, self._charged_parts, 0), strict=True)
+        )
         if totals != sums or min(self._available_parts, *totals) < 0 or self._wasted_parts > self._spent_parts:
             raise BudgetError(
                 "the conservation law is broken",

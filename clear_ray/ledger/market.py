@@ -6,7 +6,7 @@ the next one), so a crash never leaves tokens running that the journal does not 
 
 The line is first come, first served. A request that cannot fit even if everything running came back unused is refused at
 once and priced again in the next round. The one at the head waits for refunds; those that are running never wait for it, so
-the line always moves. Callers that die are started again by Ray Data: when the new life of a caller first asks, what the
+the line always moves. Callers that die are started again by Ray: when the new life of a caller first asks, what the
 old one had reserved is charged in full, since its queries may come again long after others that wait for those tokens; and
 the old one gets nothing more, in the line or later, should its process live on where Ray cannot see it. When a query comes
 again whose work was settled but whose row was lost, that is marked as wasted. Ray repeats what a dead market had not
@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import ArrayLike
 
 from clear_ray.ledger.identity import check_journal, is_own
 from clear_ray.ledger.journal import Journal, Record, read_journal
-from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement
+from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement, entry_of
 from clear_ray.storage import open_folder
 
 _RECENT = 8
@@ -39,7 +40,7 @@ class MarketActor:
 
     Args:
         run_dir: The run folder; an existing journal is replayed first.
-        budget_tokens: What the run may generate.
+        budget_tokens: What the run may generate, or spend in the unit of its budget.
         queries: N.
         cost_N: What a token of each query takes from the budget, shape (N,); 1 if not given.
         run_id: Identity of the run, whose journal must be there; empty for one that began before runs had identities.
@@ -64,6 +65,8 @@ class MarketActor:
         self._retired: set[str] = set()
         self._call_of: dict[int, str] = {}  # of the open reservations of named callers
         self._void: set[tuple[int, int]] = set()
+        self._charges: dict[str, int] = {}
+        self._wanted_tokens = budget_tokens
         self._journal = Journal(folder)  # from here on nothing else writes what is read next
         for record in read_journal(folder):
             self._replay(record)
@@ -82,13 +85,20 @@ class MarketActor:
         self._round = number
         await self._commit({"round": number, **facts})
 
-    async def reserve(self, round_number: int, requests: list[tuple[int, int]], call: Call = _NOBODY) -> list[int]:
+    async def reserve(
+        self,
+        round_number: int,
+        requests: list[tuple[int, int]],
+        call: Call = _NOBODY,
+        parts: list[int] | None = None,
+    ) -> list[int]:
         """Set tokens aside for (query index, tokens) in order, as many as fit now.
 
         Args:
             round_number: Round of the grants.
             requests: What is asked for.
             call: Call that asks.
+            parts: What each request may take from the budget in all, see `Ledger.admit`.
 
         Returns:
             For each request its attempt number, `REFUSED` if it can never fit, or `WAIT` if it has to be asked again.
@@ -104,7 +114,7 @@ class MarketActor:
         self._asked_N[indices] += 1
         asked = self._asked_N[indices].tolist()
         async with self._line:
-            while not (answers := self._reserve_what_fits(round_number, requests, asked, call)):
+            while not (answers := self._reserve_what_fits(round_number, requests, asked, call, parts)):
                 self._refund.clear()
                 await self._refund.wait()
         await self._commit()
@@ -113,7 +123,7 @@ class MarketActor:
     async def settle(self, settlements: list[Settlement]) -> None:
         """Charge what was generated and return the rest; telling it twice changes nothing."""
         for s in settlements:
-            entry = self._ledger.settle(s.index, s.attempt, s.spent_tokens)
+            entry = self._ledger.settle(s.index, s.attempt, s.spent_tokens, s.spent_parts)
             if entry is None:
                 continue
             self._note(entry)
@@ -122,8 +132,16 @@ class MarketActor:
             if s.correct is not None:
                 self._score_N[s.index] = s.correct
             self._recent.append(s.label)
+        self._move_budget()
         self._refund.set()
         await self._commit()  # shares a write with whatever else is settled or reserved meanwhile
+
+    async def change_budget(self, budget_tokens: int) -> None:
+        """Have another budget from now on; one below what is spent and reserved as soon as enough of that has come back."""
+        self._wanted_tokens = budget_tokens
+        self._move_budget()
+        self._refund.set()
+        await self._commit()
 
     async def forfeit(self, reservations: list[tuple[int, int]]) -> None:
         """Charge (query index, attempt) in full: its engine died, and what it generated is not known."""
@@ -145,6 +163,23 @@ class MarketActor:
                 self._charge(index)
         self._refund.set()
         await self._commit()
+
+    async def charge(self, name: str, parts: int) -> None:
+        """Charge what is of no query, once: telling it again, or after a restart, changes nothing.
+
+        Raises:
+            BudgetError: The budget does not pay for it.
+        """
+        if name not in self._charges:
+            entry = self._ledger.charge(parts)
+            self._charges[name] = parts
+            record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens, "p": entry.parts}
+            self._unwritten.append({**record, "n": name})
+        await self._commit()
+
+    async def charged(self, name: str) -> int:
+        """Return what was charged under a name, thousandths of the budget's unit; 0 if nothing was."""
+        return self._charges.get(name, 0)
 
     async def close_open_reservations(self) -> int:
         """Charge everything still reserved in full, as a restart of the driver must; return how many tokens that was."""
@@ -184,6 +219,10 @@ class MarketActor:
         self._ledger.check()
         return self._ledger.spent_tokens_N, self._ledger.wasted_tokens_N
 
+    async def charged_parts(self) -> np.ndarray:
+        """Return what was charged for each query, thousandths of the budget's unit, int64 of shape (N,)."""
+        return self._ledger.spent_parts_N
+
     async def is_in_place(self) -> bool:
         """Return whether the run folder still holds this run: deleted, or begun anew, it is another's."""
         return await asyncio.to_thread(is_own, self._folder, self._run_id)
@@ -193,17 +232,23 @@ class MarketActor:
         return sorted(self._void)
 
     def _reserve_what_fits(
-        self, round_number: int, requests: list[tuple[int, int]], asked: list[int], call: Call
+        self,
+        round_number: int,
+        requests: list[tuple[int, int]],
+        asked: list[int],
+        call: Call,
+        parts: list[int] | None,
     ) -> list[int]:
         answers: list[int] = []
         is_dead = call.life in self._retired
-        for (index, tokens), times in zip(requests, asked, strict=True):
+        parts_of: Sequence[int | None] = parts if parts is not None else [None] * len(requests)
+        for (index, tokens), times, taken in zip(requests, asked, parts_of, strict=True):
             is_replaced = times < self._asked_N[index]  # its caller died in the line, and another asked for the query
             if is_dead or is_replaced:
                 answers.append(REFUSED)
             elif call.name and self._call_of.get(index) == call.name:
                 answers.append(self._ledger.open_attempt(index))
-            elif (admitted := self._ledger.admit(index, tokens)) == WAIT:
+            elif (admitted := self._ledger.admit(index, tokens, taken)) == WAIT:
                 break
             elif isinstance(admitted, Entry):
                 self._round_N[index] = round_number
@@ -244,9 +289,17 @@ class MarketActor:
                 self._note(self._ledger.waste(index, int(self._settled_tokens_N[index])))
             self._settled_tokens_N[index] = _NOT_SETTLED
 
+    def _move_budget(self) -> None:
+        """Bring the budget as near to what is wanted as what is reserved allows."""
+        before = self._ledger.budget_tokens
+        if before != self._wanted_tokens and self._ledger.change_budget(self._wanted_tokens) != before:
+            self._unwritten.append({"budget": self._ledger.budget_tokens, "wanted": self._wanted_tokens})
+
     def _note(self, entry: Entry, call_name: str = "") -> None:
         record: Record = {"op": entry.operation, "i": entry.index, "a": entry.attempt, "t": entry.tokens}
-        record["r"] = int(self._round)
+        record["r"] = int(self._round_N[entry.index])
+        if entry.parts is not None:
+            record["p"] = entry.parts
         if call_name:
             record["c"] = call_name
         self._unwritten.append(record)
@@ -277,11 +330,18 @@ class MarketActor:
         if "life" in record:
             self._begin_life(record["caller"], record["life"])
             return
+        if "budget" in record:
+            self._ledger.change_budget(record["budget"])
+            self._wanted_tokens = record["wanted"]
+            return
         if "op" not in record:
             self._round = record.get("round", self._round)
             return
-        entry = Entry(record["op"], record["i"], record["a"], record["t"])
+        entry = entry_of(record)
         self._ledger.apply(entry)
+        if entry.operation == "charge":
+            self._charges[record["n"]] = record["p"]
+            return
         self._remember(entry, record.get("c", ""))
         self._round_N[entry.index] = record["r"]
         self._settled_tokens_N[entry.index] = entry.tokens if entry.operation == "settle" else _NOT_SETTLED

@@ -21,7 +21,7 @@ from rich.text import Text
 from clear_ray.redaction import printable
 from clear_ray.report.pace import Pace
 from clear_ray.report.summary import ProgressSnapshot
-from clear_ray.report.wording import LABELS, UNKNOWN, answers, count, duration, per_thousand
+from clear_ray.report.wording import LABELS, UNKNOWN, amount, answers, count, duration, per_thousand, priced
 
 _LINE_SECONDS = 5.0
 _RECENT_LINES = 6
@@ -116,7 +116,7 @@ class LineDisplay:
         shown, self._held = self._shown, snapshot
         if (
             shown is None
-            or (shown.stage, shown.round) != (snapshot.stage, snapshot.round)
+            or (shown.stage, shown.round, shown.waiting_for) != (snapshot.stage, snapshot.round, snapshot.waiting_for)
             or snapshot.seconds - shown.seconds >= _LINE_SECONDS
             or shown.warning != snapshot.warning
         ):
@@ -173,10 +173,13 @@ class TableDisplay:
 
 
 def _stage(snapshot: ProgressSnapshot) -> str:
-    return f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+    stage = f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
+    return f"{stage}: {snapshot.waiting_for}" if snapshot.waiting_for else stage
 
 
 def _queries(snapshot: ProgressSnapshot) -> str:
+    if not snapshot.queries:
+        return "not read yet"
     if not snapshot.granted:
         return f"{count(snapshot.probed)} of {count(snapshot.queries)} probed"
     running = snapshot.granted - snapshot.ended
@@ -184,13 +187,16 @@ def _queries(snapshot: ProgressSnapshot) -> str:
 
 
 def _tokens(snapshot: ProgressSnapshot) -> str:
-    spent = f"{count(snapshot.spent_tokens)} of {count(snapshot.budget_tokens)} spent"
-    return f"{spent}, {count(snapshot.reserved_tokens)} reserved"
+    numbers = (snapshot.spent_tokens, snapshot.budget_tokens, snapshot.reserved_tokens)
+    spent, budget, reserved = (amount(number, snapshot.unit).removesuffix(" tokens") for number in numbers)
+    return f"{spent} of {budget} spent, {reserved} reserved"
 
 
 def _price(snapshot: ProgressSnapshot) -> str:
     if snapshot.shadow_price is None:
         return UNKNOWN
+    if snapshot.unit != "tokens":
+        return priced(snapshot.shadow_price, snapshot.unit)
     return f"{per_thousand(snapshot.shadow_price)} correct answers per 1,000 tokens"
 
 
@@ -200,8 +206,10 @@ def _correct(snapshot: ProgressSnapshot) -> str:
     return f"{answers(snapshot.correct)} of {count(snapshot.scored)} correct so far"
 
 
-def _speed(pace: Pace) -> str:
+def _speed(pace: Pace, unit: str) -> str:
     rate = pace.tokens_per_second
+    if rate is not None and unit != "tokens":
+        return f"{amount(60 * rate, unit)} a minute"
     return UNKNOWN if rate is None else f"{rate:,.0f} tokens/s" if rate >= 10 else f"{rate:.1f} tokens/s"
 
 
@@ -210,10 +218,10 @@ def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
     parts = (
         f"{duration(snapshot.seconds):>12}  {_stage(snapshot)}",
         f"queries {_queries(snapshot)}",
-        f"tokens {_tokens(snapshot)}",
+        f"{'tokens' if snapshot.unit == 'tokens' else 'budget'} {_tokens(snapshot)}",
         f"price {_price(snapshot)}",
         f"answers {_correct(snapshot)}",
-        _speed(pace),
+        _speed(pace, snapshot.unit),
         f"ETA {duration(pace.eta_seconds)}",
         *learning,
     )
@@ -251,13 +259,13 @@ def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
     queries = _Bar(snapshot.ended if has_grants else snapshot.probed, running, snapshot.queries)
     tokens = _Bar(snapshot.spent_tokens, snapshot.reserved_tokens, snapshot.budget_tokens)
     grid.add_row("queries", queries, Text(_queries(snapshot)))
-    grid.add_row("tokens", tokens, Text(_tokens(snapshot)))
+    grid.add_row("tokens" if snapshot.unit == "tokens" else "budget", tokens, Text(_tokens(snapshot)))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(no_wrap=True, overflow="ellipsis")
     facts.add_row("price  ", Text(_price(snapshot)))
     facts.add_row("answers", Text(_correct(snapshot)))
-    facts.add_row("speed  ", Text(f"{_speed(pace)}, ETA {duration(pace.eta_seconds)}"))
+    facts.add_row("speed  ", Text(f"{_speed(pace, snapshot.unit)}, ETA {duration(pace.eta_seconds)}"))
     if snapshot.label:
         facts.add_row("learning", Text(f"from {LABELS.get(snapshot.label, snapshot.label)}"))
     title = Text.assemble((_stage(snapshot), "bold"), (f"  {duration(snapshot.seconds)}", "dim"))

@@ -63,7 +63,7 @@ def render_page(report: RunReport, gathered: Gathered) -> str:
         .render(
             report=report,
             plots=_plots(report, gathered),
-            budget_words=budget_words(report.budget_curve, budget_tokens=report.budget_tokens),
+            budget_words=budget_words(report.budget_curve, budget_tokens=report.budget_tokens, unit=report.unit),
             gathered=gathered,
             gain=wording.times(report.expected_utility, report.uniform_expected_utility),
             tasks=report.tasks[:_MOST_TASKS],
@@ -81,6 +81,11 @@ def _environment() -> Environment:
     )
     filters = {
         "count": wording.count,
+        "amount": wording.amount,
+        "bare": lambda number, unit: wording.amount(number, unit).removesuffix(" tokens"),
+        "priced": wording.priced,
+        "price": lambda price, unit: wording.priced(price, unit).partition(" ")[0],
+        "per_unit": lambda unit: wording.priced(0.0, unit).partition(" ")[2],
         "answers": wording.answers,
         "expected": wording.expected,
         "per_thousand": wording.per_thousand,
@@ -109,9 +114,11 @@ def _plots(report: RunReport, gathered: Gathered) -> dict[str, Markup]:
     # The curve counts every query; the dot of what was found says something beside it only if every query is scored.
     found = report.correct if report.scored == report.queries else None
     if report.budget_curve:
-        drawn["budget"] = budget_plot(report.budget_curve, budget_tokens=report.budget_tokens, found=found)
+        drawn["budget"] = budget_plot(
+            report.budget_curve, budget_tokens=report.budget_tokens, found=found, unit=report.unit
+        )
     if report.rounds:
-        drawn["rounds"] = rounds_plot(report.rounds)
+        drawn["rounds"] = rounds_plot(report.rounds, unit=report.unit)
     if any(point.granted_tokens for point in gathered.points):
         drawn["tokens"] = tokens_plot(gathered.points)
     if report.tasks:

@@ -27,14 +27,22 @@ class PlanReport(Part):
     """Kind of the head that estimated; `learn` or `prior` if none was fitted."""
     queries: int = Field(ge=0)
     """Valid queries in the batch; funded + abandoned."""
+    unit: str = "tokens"
+    """What budget and spending are counted in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
     budget_tokens: int = Field(ge=0)
-    """What the run would be allowed to generate."""
+    """What the run would be allowed to generate, or to spend."""
     low_tokens: float = Field(ge=0)
     """A low guess of what the planned grants would spend."""
     expected_tokens: float = Field(ge=0)
     """What the planned grants are expected to spend; answers that end early return tokens."""
     worst_tokens: int = Field(ge=0)
     """What they spend if every answer runs into its ceiling: the sum of the ceilings."""
+    high_tokens: float | None = Field(default=None, ge=0)
+    """Nine of ten such batches spend between `low_tokens` and this; None unless answers were sampled."""
+    sampled_answers: int = Field(default=0, ge=0)
+    """Answers that low, expected and high rest on; none unless the plan was allowed to sample some."""
+    sample_tokens: int = Field(default=0, ge=0)
+    """What they took, beside the budget of the run."""
     funded: int = Field(ge=0)
     """Queries that would be granted tokens at the first clearing."""
     abandoned: int = Field(ge=0)
@@ -50,9 +58,11 @@ class PlanReport(Part):
     budget_curve: tuple[BudgetPoint, ...]
     """What other budgets are expected to buy, in rising order."""
     prefill_tokens: int = Field(ge=0)
-    """Prompt tokens of the batch; read by the probe, not charged to the budget."""
+    """Prompt tokens of the batch, which the probe reads; see `RunReport`."""
+    probe_tokens: int = Field(default=0, ge=0)
+    """What is charged for that, in the unit of the budget; counted in what would be spent."""
     notices: tuple[str, ...] = ()
-    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
+    """How the input was read, what of it is ignored, lowered or failed, and what is to be said of the model; a line each."""
     is_probed: bool
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
     learning: LearningReport | None = None
@@ -63,5 +73,3 @@ class PlanReport(Part):
     """What is amiss with the gold answers; see `RunReport`."""
     for_share: ShareBudget | None = None
     """What the share that was asked for would cost; none if nothing was asked, or if no tokens would give anything."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""

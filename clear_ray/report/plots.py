@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from clear_ray.redaction import printable
 from clear_ray.report.summary import BudgetPoint, RoundReport, TaskReport
-from clear_ray.report.wording import answers, count, expected
+from clear_ray.report.wording import amount, answers, count, expected, scale_of_price
 
 _VARIABLES = {
     "#0a0b01": "var(--ink)",
@@ -91,13 +91,14 @@ _MARKS = {
 }
 
 
-def budget_plot(points: Sequence[BudgetPoint], *, budget_tokens: int, found: float | None) -> str:
+def budget_plot(points: Sequence[BudgetPoint], *, budget_tokens: int, found: float | None, unit: str = "tokens") -> str:
     """Return the plot of expected correct answers against budget, priced and uniform.
 
     Args:
         points: The budget curve, in any order; at least one.
         budget_tokens: The run's own budget, marked.
         found: Correct answers really found; None to leave it out.
+        unit: What budgets are counted in, see `RunReport`.
     """
     ordered = sorted(points, key=lambda point: point.budget_tokens)
     budgets = [point.budget_tokens for point in ordered]
@@ -123,7 +124,9 @@ def budget_plot(points: Sequence[BudgetPoint], *, budget_tokens: int, found: flo
                 [budget_tokens], [found], linestyle="none", marker="D", markersize=8, color=_INK,
                 markeredgecolor=_PAPER, label=f"found by this run: {answers(found)}",
             )  # fmt: skip
-        _finish(axes, "budget in tokens", "correct answers")
+        _finish(axes, f"budget in {unit}", "correct answers")
+        if unit != "tokens":
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value, unit)))
         axes.set_ylim(bottom=0)
         _legend(figure, axes, columns=2)
 
@@ -131,17 +134,18 @@ def budget_plot(points: Sequence[BudgetPoint], *, budget_tokens: int, found: flo
     return _svg("budget", label, draw)
 
 
-def rounds_plot(rounds: Sequence[RoundReport]) -> str:
+def rounds_plot(rounds: Sequence[RoundReport], *, unit: str = "tokens") -> str:
     """Return two panels over the rounds: the price of each, and the tokens it granted and spent."""
     numbers = [row.number for row in rounds]
 
     def draw(figure: Figure) -> None:
         price, tokens = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+        scale, name = scale_of_price(unit)
         price.plot(
-            numbers, [1_000 * row.shadow_price for row in rounds], color=_ACCENT, linewidth=2, marker="o", markersize=5
+            numbers, [scale * row.shadow_price for row in rounds], color=_ACCENT, linewidth=2, marker="o", markersize=5
         )
-        price.set_ylim(0, 1.25 * max(1_000 * row.shadow_price for row in rounds) or 1.0)
-        price.set_title("price, expected correct answers per 1,000 tokens", loc="left", fontsize=9, color=_MUTED)
+        price.set_ylim(0, 1.25 * max(scale * row.shadow_price for row in rounds) or 1.0)
+        price.set_title(f"price, expected correct answers per {name}", loc="left", fontsize=9, color=_MUTED)
         tokens.bar(
             numbers,
             [row.granted_tokens for row in rounds],
@@ -225,13 +229,13 @@ def tasks_plot(tasks: Sequence[TaskReport]) -> str:
     )
 
 
-def budget_words(points: Sequence[BudgetPoint], *, budget_tokens: int) -> str:
+def budget_words(points: Sequence[BudgetPoint], *, budget_tokens: int, unit: str = "tokens") -> str:
     """Return what the budget plot shows at the run's own budget, as a sentence; empty if that point is missing."""
     own = next((point for point in points if point.budget_tokens == budget_tokens), None)
     if own is None:
         return ""
     return (
-        f"At {count(budget_tokens)} tokens: {expected(own.utility)} correct answers expected from priced grants, "
+        f"At {amount(budget_tokens, unit)}: {expected(own.utility)} correct answers expected from priced grants, "
         f"{expected(own.uniform_utility)} from uniform ceilings."
     )
 

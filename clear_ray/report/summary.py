@@ -147,8 +147,10 @@ class RunReport(Part):
     """Name of the estimate: `learn`, `prior`, or the kind of the fitted head."""
     policy: str
     """`clear_ray` or `uniform`."""
+    unit: str = "tokens"
+    """What budget and spending are counted in: `tokens`, or billionths of this currency or of `gpu-seconds`."""
     budget_tokens: int
-    """What the run was allowed to generate, in tokens of cost 1."""
+    """What the run was allowed to generate, in tokens of cost 1; of a run that has prices, to spend, in billionths."""
     spent_tokens: int
     """What was charged for what it generated, wasted tokens included; never above the budget."""
     generated_tokens: int
@@ -156,7 +158,9 @@ class RunReport(Part):
     wasted_tokens: int
     """Part of it whose work was lost: workers that died, answers never written."""
     prefill_tokens: int
-    """Prompt tokens read by the probe; reported beside the budget, not charged to it."""
+    """Prompt tokens read by the probe; charged to the budget if the run has prices and they are paid for, else beside it."""
+    probe_tokens: int = 0
+    """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float
     """Price of the main clearing: what one further token was worth, in expected correct answers."""
     queries: int
@@ -206,11 +210,9 @@ class RunReport(Part):
     stopped_early: str
     """Why the run ended before its queries were done; empty if it did not."""
     notices: tuple[str, ...] = ()
-    """How the input was read, and what of it is ignored, lowered or failed; a line each."""
+    """How the input was read, what of it is ignored, lowered or failed, and what is to be said of the model; a line each."""
     failures: tuple[FailureReport, ...] = ()
     """Why queries failed, the commonest reason first; the least common ones are left out."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of the model: how it runs, and which of its own settings the run does not take."""
 
     @property
     def slack_tokens(self) -> int:
@@ -254,7 +256,7 @@ class ProgressSnapshot(Part):
     """What a run looks like at one moment; what the live display shows."""
 
     stage: str
-    """`read`, `probe`, `price`, `generate` or `write`."""
+    """`start`, `read`, `probe`, `price`, `generate` or `write`."""
     round: int
     """Clearing under way, from 1; 0 before the first."""
     queries: int
@@ -283,5 +285,9 @@ class ProgressSnapshot(Part):
     """The last few queries to end, each as one short line without prompt or answer."""
     label: str = ""
     """What the run learns from, see `LearningReport`; empty if it does not learn."""
+    unit: str = "tokens"
+    """What budget and spending are counted in, see `RunReport`."""
+    waiting_for: str = ""
+    """What has to be there before anything else goes on, such as `starting Ray`; empty once it is."""
     warning: str = ""
     """What should be looked at before more is spent: not one of the first scored answers was right."""

@@ -7,10 +7,22 @@ from collections.abc import Sequence
 from clear_ray.redaction import printable
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import AttemptsReport, BudgetPoint, LearningReport, RoundReport, RunReport
-from clear_ray.report.wording import answers, count, duration, expected, per_thousand, percent, plural, taught, times
+from clear_ray.report.wording import (
+    amount,
+    answers,
+    count,
+    duration,
+    expected,
+    per_thousand,
+    percent,
+    plural,
+    priced,
+    taught,
+    times,
+)
 
 _MOST_ROUNDS = 6
-_MOST_NOTICES, _MOST_FAILURES = 4, 3
+_MOST_NOTICES, _MOST_FAILURES = 6, 3
 _PLAIN_VERDICTS = ("right", "wrong", "cut off")
 """Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
@@ -29,18 +41,17 @@ def summary_text(report: RunReport) -> str:
         for failure in report.failures[:_MOST_FAILURES]
     ]
     if report.rounds:
-        lines += ["", *_round_table(report.rounds)]
+        lines += ["", *_round_table(report.rounds, report.unit)]
     if report.main_round is not None:
         lines += ["", _certificate(report.main_round)]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
-        wasted = f"{count(report.wasted_tokens)} tokens whose answers were lost; they stay charged"
+        wasted = f"{amount(report.wasted_tokens, report.unit)} whose answers were lost; they stay charged"
         lines.append(_labelled("wasted", wasted))
     if report.learning is not None:
         lines.append(_labelled("learned", _learned(report.learning)))
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    lines += _notes(report.notes)
     written = f"{'' if report.attempts is None else 'attempts/, '}completions/, summary.json, report.html"
     lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
@@ -49,21 +60,26 @@ def summary_text(report: RunReport) -> str:
 def plan_text(plan: PlanReport) -> str:
     """Return the plan of a batch in at most 25 aligned lines of plain text, without a final line end."""
     source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths, no model loaded"
-    spend = f"low {count(plan.low_tokens)}, expected {count(plan.expected_tokens)}, worst {count(plan.worst_tokens)}"
+    guesses = (("low", plan.low_tokens), ("expected", plan.expected_tokens), ("worst", plan.worst_tokens))
+    spend = ", ".join(f"{name} {_bare(number, plan.unit)}" for name, number in guesses)
+    if plan.high_tokens is not None:
+        between = f"{_bare(plan.low_tokens, plan.unit)} to {_bare(plan.high_tokens, plan.unit)}"
+        took = f"{plural(plan.sampled_answers, 'sampled answer')}, which took {_bare(plan.sample_tokens, plan.unit)}"
+        spend += f"{' tokens' if plan.unit == 'tokens' else ''}; {between} in nine of ten such batches, by {took}"
     hoped = f"{expected(plan.expected_utility)} correct answers; {_against(plan.uniform_expected_utility)}"
     gain = times(plan.expected_utility, plan.uniform_expected_utility)
     pairs = [
-        ("budget", f"{count(plan.budget_tokens)} tokens"),
-        ("spend", f"{spend} tokens"),
-        ("price", _price(plan.shadow_price)),
+        ("budget", amount(plan.budget_tokens, plan.unit)),
+        ("spend", f"{spend} tokens" if plan.unit == "tokens" and plan.high_tokens is None else spend),
+        ("price", _price(plan.shadow_price, plan.unit)),
         ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(plan.prefill_tokens)} tokens to read, not charged to the budget"),
+        ("prompts", f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"),
     ]
     if plan.for_share is not None:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
-        pairs.append((f"for {asked.share:.0%}", f"{count(asked.budget_tokens)} tokens, expected to give {buys}"))
+        pairs.append((f"for {asked.share:.0%}", f"{amount(asked.budget_tokens, plan.unit)}, expected to give {buys}"))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
     lines += [_labelled(label, value) for label, value in pairs]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
@@ -71,30 +87,27 @@ def plan_text(plan: PlanReport) -> str:
         lines.append(_labelled("learns", _will_learn(plan.learning)))
     elif plan.head == "prior":
         lines.append(_UNCALIBRATED)
-    lines += _notes(plan.notes)
     if plan.budget_curve:
         lines += ["", "What other budgets are expected to buy:", *_budget_table(plan)]
     return "\n".join(lines)
 
 
 def notices_text(notices: Sequence[str]) -> list[str]:
-    """Return what is said about an input, a line each, as a terminal may show it."""
+    """Return what is said about an input and its model, a line each, as a terminal may show it."""
     return [printable(line, most=400) for line in notices]
 
 
 def _noticed(notices: Sequence[str]) -> list[str]:
+    more = len(notices) - _MOST_NOTICES
     shown = notices_text(notices[:_MOST_NOTICES])
-    return [_labelled("input", line) for line in shown]
+    shown += [f"and {more} more: `clear-ray validate` says them all"] if more > 0 else []
+    return [_labelled("note", line) for line in shown]
 
 
 def _unfunded(plan: PlanReport) -> str:
     if plan.kept_tokens:
-        return f"minimum service of {count(plan.kept_tokens)} tokens for {count(plan.abandoned)}"
+        return f"minimum service of {amount(plan.kept_tokens, plan.unit)} for {count(plan.abandoned)}"
     return f"abandoned {count(plan.abandoned)}"
-
-
-def _notes(notes: Sequence[str]) -> list[str]:
-    return [_labelled("note", printable(note, most=300)) for note in notes]
 
 
 def _labelled(label: str, value: str) -> str:
@@ -119,10 +132,14 @@ def _learned(learning: LearningReport) -> str:
     return f"from {count(learning.answers)} answers: {taught(learning.label, learning.features)}; trusted {share}"
 
 
-def _price(shadow_price: float) -> str:
-    if shadow_price == 0:
-        return "0: nothing competes for the budget"
-    return f"{per_thousand(shadow_price)} expected correct answers per further 1,000 tokens"
+def _price(shadow_price: float, unit: str) -> str:
+    return "0: nothing competes for the budget" if shadow_price == 0 else priced(shadow_price, unit)
+
+
+def _charged(probe_tokens: int, unit: str) -> str:
+    if unit == "tokens":
+        return "not charged to the budget"
+    return f"{amount(probe_tokens, unit)} of it for the probe" if probe_tokens else "charged with each call"
 
 
 def _against(uniform_utility: float, max_tokens: int | None = None) -> str:
@@ -133,8 +150,11 @@ def _against(uniform_utility: float, max_tokens: int | None = None) -> str:
 def _account(report: RunReport) -> list[tuple[str, str]]:
     """Return label and value of every line about the whole run."""
     share = percent(report.spent_tokens / report.budget_tokens) if report.budget_tokens else percent(None)
-    spent = f"spent {count(report.spent_tokens)} ({share}), slack {count(report.slack_tokens)}"
-    if report.generated_tokens != report.spent_tokens:
+    spent, slack = (_bare(number, report.unit) for number in (report.spent_tokens, report.slack_tokens))
+    spent = f"spent {spent} ({share}), slack {slack}"
+    if report.unit != "tokens":
+        spent += f"; {count(report.generated_tokens)} tokens generated"
+    elif report.generated_tokens != report.spent_tokens:
         spent += f"; {count(report.generated_tokens)} generated, at the costs of the input"
     ends = f"abandoned {count(report.abandoned)}, failed {count(report.failed)}"
     if report.served:
@@ -145,12 +165,12 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     when = "by what it knows now" if report.has_learned else "at the first clearing"
     hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
-        ("budget", f"{count(report.budget_tokens)} tokens, {spent}"),
-        ("price", _price(report.shadow_price)),
+        ("budget", f"{amount(report.budget_tokens, report.unit)}, {spent}"),
+        ("price", _price(report.shadow_price, report.unit)),
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(report.prefill_tokens)} tokens read by the probe, not charged"),
+        ("prompts", f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"),
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
@@ -176,6 +196,14 @@ def _asked_again(found: AttemptsReport) -> list[tuple[str, str]]:
     return [("attempts", solved + each), ("one more", more)]
 
 
+def _bare(number: float, unit: str) -> str:
+    return amount(number, unit).removesuffix(" tokens")
+
+
+def _charged_for(report: RunReport) -> str:
+    return "not charged" if report.unit == "tokens" else _charged(report.probe_tokens, report.unit)
+
+
 def _certificate(main: RoundReport) -> str:
     bound = f"no sharing of round {main.number} can be expected to give more than {expected(main.dual_bound)} correct"
     return _labelled(
@@ -184,14 +212,33 @@ def _certificate(main: RoundReport) -> str:
     )
 
 
-def _round_table(rounds: Sequence[RoundReport]) -> list[str]:
+def _price_heading(unit: str) -> str:
+    return "price/1,000" if unit == "tokens" else f"price/{'gpu-h' if unit == 'gpu-seconds' else unit}"
+
+
+def _price_cell(price: float, unit: str) -> str:
+    return per_thousand(price) if unit == "tokens" else priced(price, unit).partition(" ")[0]
+
+
+def _round_table(rounds: Sequence[RoundReport], unit: str) -> list[str]:
     """Return one line for each round and a heading; of many rounds the first ones and the last."""
     shown = rounds if len(rounds) <= _MOST_ROUNDS else [*rounds[: _MOST_ROUNDS - 2], rounds[-1]]
-    heading = ("round", "price/1,000", "new", "continued", "granted", "spent", "ended", "correct", "expected", "time")
+    heading = (
+        "round",
+        _price_heading(unit),
+        "new",
+        "continued",
+        "granted",
+        "spent",
+        "ended",
+        "correct",
+        "expected",
+        "time",
+    )
     table = [
         (
             "service" if row.is_service else str(row.number),
-            per_thousand(row.shadow_price),
+            _price_cell(row.shadow_price, unit),
             count(row.fresh),
             count(row.continued),
             count(row.granted_tokens),
@@ -219,11 +266,11 @@ def _budget_table(plan: PlanReport) -> list[str]:
     own = {point for point in plan.budget_curve if point.budget_tokens == plan.budget_tokens}
     shown = own | set(_spread(plan.budget_curve, _MOST_BUDGETS))
     points = sorted(shown, key=lambda point: point.budget_tokens)
-    heading = ("budget", "price/1,000", "funded", "correct", "uniform")
+    heading = ("budget", _price_heading(plan.unit), "funded", "correct", "uniform")
     table = [
         (
-            count(point.budget_tokens) + ("*" if point.budget_tokens == plan.budget_tokens else " "),
-            per_thousand(point.shadow_price),
+            _bare(point.budget_tokens, plan.unit) + ("*" if point.budget_tokens == plan.budget_tokens else " "),
+            _price_cell(point.shadow_price, plan.unit),
             count(point.funded),
             expected(point.utility),
             expected(point.uniform_utility),

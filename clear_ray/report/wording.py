@@ -41,6 +41,44 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{100 * share:.1f} %"
 
 
+_SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
+_NANO = 10**9
+
+
+def amount(number: float, unit: str = "tokens") -> str:
+    """Return an amount of what a budget is in: `4,800 tokens`, `$4.98`, `1.25 gpu-hours`.
+
+    Args:
+        number: Tokens, or billionths of the unit.
+        unit: `tokens`, `gpu-seconds` or the code of a currency.
+    """
+    if unit == "tokens":
+        return f"{count(number)} tokens"
+    whole = number / _NANO
+    if unit == "gpu-seconds":
+        return f"{_decimal(whole / 3600)} gpu-hours" if abs(whole) >= 3600 else f"{_decimal(whole)} gpu-seconds"
+    return f"{_SIGNS[unit]}{_decimal(whole)}" if unit in _SIGNS else f"{_decimal(whole)} {unit}"
+
+
+def _decimal(number: float) -> str:
+    """Return a number with two decimals; of a small one so many that two digits can be seen."""
+    decimals = 2 if number == 0 or abs(number) >= 0.1 else min(1 - math.floor(math.log10(abs(number))), 9)
+    return f"{number:,.{decimals}f}"
+
+
+def scale_of_price(unit: str) -> tuple[float, str]:
+    """Return what a shadow price is multiplied by to be read, and what it is then the price of."""
+    if unit == "tokens":
+        return 1_000.0, "1,000 tokens"
+    return (3_600.0 * _NANO, "gpu-hour") if unit == "gpu-seconds" else (float(_NANO), unit)
+
+
+def priced(price: float, unit: str = "tokens") -> str:
+    """Return a shadow price: expected correct answers per further 1,000 tokens, dollar or GPU-hour."""
+    scale, name = scale_of_price(unit)
+    return f"{per_thousand(price * scale / 1_000)} expected correct answers per further {name}"
+
+
 LABELS = {"verdict": "the scorer's verdicts", "ended": "which answers ended by themselves"}
 """What a run may learn from."""
 

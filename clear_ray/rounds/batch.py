@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from clear_ray.allocation import Tabulated
 from clear_ray.estimation.curves import Curves
 from clear_ray.records import COST_PARTS
+from clear_ray.rounds.calls import CallCosts
 
 Basis = Literal["ceilings", "expected_spend"]
 
@@ -28,6 +29,7 @@ class Batch:
         max_tokens_N: Ceiling of each query over all its grants, tokens.
         tie_break_N: A number that belongs to the query and not to its place in the input.
         cost_N: What a token of each query takes from the budget.
+        calls: What calls take in all, where prompts are paid for.
     """
 
     curves: Curves
@@ -35,6 +37,7 @@ class Batch:
     max_tokens_N: NDArray[np.int64]
     tie_break_N: NDArray[np.uint64]
     cost_N: NDArray[np.float64]
+    calls: CallCosts | None = None
 
     def take(self, index: NDArray[np.int64]) -> Batch:
         """Return some of the queries."""
@@ -44,6 +47,7 @@ class Batch:
             self.max_tokens_N[index],
             self.tie_break_N[index],
             self.cost_N[index],
+            None if self.calls is None else self.calls.take(index),
         )
 
 
@@ -93,21 +97,16 @@ def taken_tokens(tokens_M: NDArray[np.int64], cost_M: NDArray[np.float64]) -> in
     return -(-int(tokens_M @ cost_parts(cost_M)) // COST_PARTS)
 
 
+def first_call_parts(batch: Batch, index: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what a first call of so many tokens takes, prompt included where it is paid for, thousandths."""
+    if batch.calls is not None:
+        return batch.calls.taken_parts(index, tokens_M, np.zeros_like(tokens_M))
+    return tokens_M * cost_parts(batch.cost_N[index])
+
+
 def cost_parts(cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return costs in whole thousandths, as the ledger counts them."""
     return np.rint(cost_N * COST_PARTS).astype(np.int64)
-
-
-def reservation_prices(batch: Batch) -> NDArray[np.float64]:
-    """Return the price above which each query is not worth a first token, priced at ceilings, shape (N,)."""
-    return Tabulated(
-        batch.curves.tokens_K,
-        batch.curves.success_NK,
-        survival_NK=batch.curves.survival_NK,
-        weight_N=batch.weight_N,
-        max_tokens_N=batch.max_tokens_N,
-        cost_per_token_N=batch.cost_N,
-    ).reservation_price
 
 
 def expected_spend(
@@ -118,11 +117,25 @@ def expected_spend(
     return np.minimum(spend.continued(generated_tokens_M).spend(tokens_M), tokens_M)
 
 
+def survival_at(curves: Curves, tokens_M: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the chance that each answer is still running after so many tokens; beyond the grid as at its end."""
+    rows, grid = np.arange(len(tokens_M)), np.concatenate([[0], curves.tokens_K])
+    survival = np.concatenate([np.ones((len(rows), 1)), curves.survival_NK], axis=1)
+    at = np.clip(np.searchsorted(grid, tokens_M, side="right") - 1, 0, len(grid) - 2)
+    share = np.clip((tokens_M - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
+    found: NDArray[np.float64] = survival[rows, at] + share * (survival[rows, at + 1] - survival[rows, at])
+    return found
+
+
 def uniform_ceiling(batch: Batch, spend_tokens: float) -> tuple[int, float]:
     """Return the equal ceiling that is expected to spend `spend_tokens` in all, and the utility expected from it."""
     curves = batch.curves
     tokens_K = np.concatenate([[0], curves.tokens_K]).astype(np.float64)
-    spend_K = np.concatenate([[0.0], batch.cost_N @ curves.spend_NK.astype(np.float64)])
+    prompts = 0.0
+    if batch.calls is not None:
+        index = np.arange(len(batch.cost_N))
+        prompts = float(batch.calls.fixed_parts(index, np.zeros_like(index)).sum()) / COST_PARTS
+    spend_K = np.concatenate([[0.0], prompts + batch.cost_N @ curves.spend_NK.astype(np.float64)])
     utility_K = np.concatenate([[0.0], batch.weight_N @ curves.success_NK.astype(np.float64)])
     ceiling = int(np.interp(spend_tokens, spend_K, tokens_K))
     return ceiling, float(np.interp(ceiling, tokens_K, utility_K))

@@ -17,15 +17,17 @@ Shapes: N queries of the batch, M of them granted, K grid points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
-from clear_ray.rounds.batch import Basis, Batch, expected_spend, further_utility, taken_tokens
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.batch import Basis, Batch, cost_parts, taken_tokens
+from clear_ray.rounds.menu import Option, TokenAxis, axis_of
 
 Policy = Literal["clear_ray", "uniform"]
 Solve = Callable[..., Allocation]
@@ -51,6 +53,8 @@ class Clearing:
         is_service: Whether these grants are that minimum service.
         is_fresh_M: Which grants begin an attempt; if not given, those of queries that have none.
         option_M: Which of its options each query takes, such as one of several models; the first if not given.
+        reserved_parts_M: What each grant may take from the budget in all, its prompt included, in thousandths of the budget's
+            unit; if not given, its tokens at the query's cost.
         later_utility: Correct answers expected of later attempts, which the price counts on and nothing is granted for yet.
     """
 
@@ -66,19 +70,35 @@ class Clearing:
     is_service: bool = False
     is_fresh_M: NDArray[np.bool_] | None = None
     option_M: NDArray[np.int64] | None = None
+    reserved_parts_M: NDArray[np.int64] | None = None
     later_utility: float = 0.0
 
     def some(self, chosen: NDArray[np.int64]) -> Clearing:
         """Return some of the grants, by their places; price, surplus and certificate stay those of the whole."""
-        return replace(
-            self,
-            index_M=self.index_M[chosen],
-            tokens_M=self.tokens_M[chosen],
-            expected_tokens_M=self.expected_tokens_M[chosen],
-            expected_utility_M=self.expected_utility_M[chosen],
-            is_fresh_M=None if self.is_fresh_M is None else self.is_fresh_M[chosen],
-            option_M=None if self.option_M is None else self.option_M[chosen],
-        )
+        columns = {name: getattr(self, name) for name in _PER_GRANT}
+        per_grant: dict[str, Any] = {name: None if c is None else c[chosen] for name, c in columns.items()}
+        return replace(self, **per_grant)
+
+    def parts_M(self, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return what each grant may take, in thousandths of the budget's unit.
+
+        Args:
+            cost_N: What a token of each query takes from the budget.
+        """
+        if self.reserved_parts_M is not None:
+            return self.reserved_parts_M
+        return self.tokens_M * cost_parts(cost_N[self.index_M])
+
+    def expected_taken_M(self, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what each grant is expected to take, in the budget's unit; of one model."""
+        back_M = (self.tokens_M - self.expected_tokens_M) * cost_N[self.index_M]
+        return self.parts_M(cost_N) / COST_PARTS - back_M
+
+
+_PER_GRANT = (
+    *("index_M", "tokens_M", "expected_tokens_M", "expected_utility_M"),
+    *("is_fresh_M", "option_M", "reserved_parts_M"),
+)
 
 
 def clear(
@@ -107,38 +127,70 @@ def clear(
 
     Source: docs/method.md, sections 3 and 4.4.
     """
-    room_N = batch.max_tokens_N - generated_tokens_N
-    index = np.flatnonzero(is_open_N & (room_N > 0))
-    floor = np.zeros_like(index) if owed_tokens_N is None else owed_tokens_N[index]
-    if not len(index) or available_tokens < 1 or taken_tokens(floor, batch.cost_N[index]) > available_tokens:
-        return nothing_to_grant(len(room_N))
+    return clear_menu(
+        (Option(batch, generated_tokens_N),),
+        is_open_N=is_open_N,
+        available_tokens=available_tokens,
+        policy=policy,
+        basis=basis,
+        owed_tokens_N=owed_tokens_N,
+    )
 
-    def utility_above(floor_tokens: NDArray[np.int64]) -> Tabulated:
-        return further_utility(
-            batch,
-            index,
-            generated_tokens_N=generated_tokens_N,
-            available_tokens=available_tokens,
-            basis=basis,
-            floor_tokens=floor_tokens,
-        )
 
+def clear_menu(
+    options: Sequence[Option],
+    *,
+    is_open_N: NDArray[np.bool_],
+    available_tokens: int,
+    policy: Policy | Solve = "clear_ray",
+    basis: Basis = "ceilings",
+    owed_tokens_N: NDArray[np.int64] | None = None,
+) -> Clearing:
+    """Price `available_tokens` over the open queries, each of which takes one of several options, and grant them.
+
+    Args:
+        options: What queries may take; at least one.
+        is_open_N: As for `clear`.
+        available_tokens: What may be granted, in the budget's unit.
+        policy: As for `clear`.
+        basis: As for `clear`.
+        owed_tokens_N: As for `clear`.
+
+    Source: docs/method.md, sections 3 and 10.
+    """
+    queries = len(is_open_N)
+    index = np.flatnonzero(is_open_N & (np.max([option.room_N for option in options], axis=0) > 0))
+    axis = axis_of(options, index, available_tokens=available_tokens, basis=basis) if len(index) else None
+    if axis is None or available_tokens < 1:
+        return nothing_to_grant(queries)
+    floor = axis.floors(np.zeros_like(index) if owed_tokens_N is None else owed_tokens_N[index])
+    batch, is_one = options[0].batch, len(options) == 1
+    cost_M = batch.cost_N[index] if isinstance(axis, TokenAxis) else np.ones(len(index))
+    if taken_tokens(floor, cost_M) > available_tokens:
+        return nothing_to_grant(queries)
     solve = policy if callable(policy) else SOLVERS[policy]
-    allocation = solve(utility_above(floor), budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
+    allocation = solve(axis.utility(floor), budget_tokens=available_tokens, tie_break_N=batch.tie_break_N[index])
     kept_tokens = 0
     if floor.any():
-        allocation, is_kept = _without_kept(allocation, floor, utility_above(np.zeros_like(floor)))
-        kept_tokens = taken_tokens(floor[is_kept], batch.cost_N[index[is_kept]])
-    spend = expected_spend(batch.curves.take(index), generated_tokens_N[index], allocation.tokens_N)
+        allocation, is_kept = _without_kept(allocation, floor, axis.utility(np.zeros_like(floor)))
+        kept_tokens = taken_tokens(floor[is_kept], cost_M[is_kept])
+    option_M, tokens_M = axis.read(allocation.tokens_N)
+    parts_M = axis.parts(option_M, tokens_M)
     granted = grants_of(
-        allocation,
+        replace(allocation, tokens_N=tokens_M),
         index,
-        queries=len(room_N),
+        queries=queries,
         available_tokens=available_tokens,
-        expected_tokens=spend,
-        cost_N=batch.cost_N[index],
+        expected_tokens=axis.expected_tokens(option_M, tokens_M),
+        parts_M=parts_M,
     )
-    return replace(granted, kept_tokens=kept_tokens)
+    place_M = np.searchsorted(index, granted.index_M)
+    return replace(
+        granted,
+        kept_tokens=kept_tokens,
+        option_M=None if is_one else option_M[place_M],
+        reserved_parts_M=None if isinstance(axis, TokenAxis) else parts_M[place_M],
+    )
 
 
 def _without_kept(
@@ -174,7 +226,7 @@ def grants_of(
     queries: int,
     available_tokens: int,
     expected_tokens: NDArray[np.float64] | None = None,
-    cost_N: ArrayLike = 1.0,
+    parts_M: NDArray[np.int64] | None = None,
 ) -> Clearing:
     """Put the grants of an allocation into the order of dispatch.
 
@@ -184,9 +236,9 @@ def grants_of(
         queries: N.
         available_tokens: What may be reserved.
         expected_tokens: What each grant is expected to spend; by the allocation if not given.
-        cost_N: What a token of each open query takes from what is available.
+        parts_M: What each grant may take of it, thousandths; its tokens if not given.
     """
-    taken = allocation.tokens_N * np.asarray(cost_N)
+    taken = allocation.tokens_N.astype(np.float64) if parts_M is None else parts_M / COST_PARTS
     rows = dispatch_order(allocation.tokens_N, taken, allocation.utility_N, available_tokens=available_tokens)
     surplus_N = np.zeros(queries)
     surplus_N[index] = allocation.surplus_N

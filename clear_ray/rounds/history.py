@@ -63,6 +63,7 @@ class _Left:
     tokens: NDArray[np.int64]
     has_stopped: NDArray[np.bool_]
     correct: NDArray[np.float64]
+    option: NDArray[np.int64]
     number: NDArray[np.int32]
     last_round: NDArray[np.int32]
 
@@ -80,12 +81,13 @@ class PastAttempts:
         tokens: NDArray[np.int64],
         has_stopped: NDArray[np.bool_],
         correct: NDArray[np.float64],
+        option: NDArray[np.int64],
         number: NDArray[np.int32],
         last_round: NDArray[np.int32],
     ) -> None:
         """Note some attempts that others come after."""
         if len(index):
-            self._parts.append(_Left(index, tokens, has_stopped, correct, number, last_round))
+            self._parts.append(_Left(index, tokens, has_stopped, correct, option, number, last_round))
 
     def __len__(self) -> int:
         return sum(len(part.index) for part in self._parts)
@@ -109,6 +111,11 @@ class PastAttempts:
     def correct_P(self) -> NDArray[np.float64]:
         """Its score; NaN if it has none."""
         return np.concatenate([np.zeros(0), *(part.correct for part in self._parts)])
+
+    @property
+    def option_P(self) -> NDArray[np.int64]:
+        """Which of its options the query took, such as one of several models."""
+        return np.concatenate([np.zeros(0, np.int64), *(part.option for part in self._parts)])
 
     @property
     def number_P(self) -> NDArray[np.int32]:

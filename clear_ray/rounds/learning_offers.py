@@ -4,8 +4,8 @@
 
 **A stage** clears the price over all that is left, on what is believed by now, and spends only a part of it, on a random
 subset of the grants of that clearing: so that each stage sees what the run would buy, and little is lost on a belief that the
-next answers overturn. A stage may spend a fixed multiple of what was spent so far; the multiple is such that about `stages`
-of them reach from the pilot to half of the budget.
+next answers overturn. A stage may spend a multiple of what was spent so far, such that the stages that are left reach half of
+the budget: the multiple grows where answers were shorter than their ceilings.
 
 **The rest**: a stage that might spend half of what is left grants all of it, and so does any after `most_rounds`. Later
 rounds do the same with what comes back.
@@ -35,6 +35,7 @@ from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_offers import clear_attempts
 from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import PastAttempts
 from clear_ray.rounds.minimum_service import minimum_service
@@ -81,12 +82,21 @@ class Stages:
         """Return the ceiling of a query of the pilot."""
         return max(int(self.pilot_ceiling * budget_tokens / max(queries, 1)), self.smallest_ceiling_tokens)
 
-    def multiple(self, queries: int, *, budget_tokens: float) -> float:
-        """Return which multiple of what was spent the next stage may spend."""
-        # Answers of the pilot take about half of their ceilings.
+    def stage_tokens(self, queries: int, *, budget_tokens: float, spent_tokens: float, round_number: int) -> float:
+        """Return what the next stage may spend.
+
+        Args:
+            queries: N.
+            budget_tokens: Of the run.
+            spent_tokens: What was spent so far.
+            round_number: Rounds so far; the first is the pilot.
+        """
+        # Answers of a pilot take about half of their ceilings. Where they were shorter, stages begin no smaller for it.
         pilot_tokens = 0.5 * self.pilot_size(queries) * self.pilot_ceiling_tokens(queries, budget_tokens=budget_tokens)
-        reach = max(0.5 * budget_tokens / pilot_tokens, 1.0)
-        return max(self.growth, math.exp(math.log(reach) / self.most_stages) - 1.0)
+        known_tokens = max(spent_tokens, min(pilot_tokens, budget_tokens))
+        reach = max(0.5 * budget_tokens / known_tokens, 1.0)
+        stages_left = max(self.most_stages + 1 - round_number, 1)
+        return known_tokens * max(self.growth, math.exp(math.log(reach) / stages_left) - 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +119,7 @@ class LearningOffers:
         basis: What a grant is priced at.
         asks_again: Whether queries may be asked more than once; see `attempt_offers`. No query is then believed anything that
             its own attempts have taught: what they say of it comes in by itself.
+        calls: What calls take in all, where prompts are paid for.
     """
 
     x_NP: Array
@@ -125,6 +136,7 @@ class LearningOffers:
     seed: int = 0
     basis: Basis = "ceilings"
     asks_again: bool = False
+    calls: CallCosts | None = None
 
     def clear(
         self,
@@ -159,8 +171,12 @@ class LearningOffers:
                 basis=self.basis,
                 owed_tokens_N=owed_tokens_N,
             )
-        spent_tokens = self.budget_tokens - available_tokens
-        stage_tokens = spent_tokens * self.stages.multiple(len(is_free_N), budget_tokens=self.budget_tokens)
+        stage_tokens = self.stages.stage_tokens(
+            len(is_free_N),
+            budget_tokens=self.budget_tokens,
+            spent_tokens=self.budget_tokens - available_tokens,
+            round_number=int(states.last_round_N.max()),
+        )
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
             return clearing
         return random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
@@ -200,7 +216,7 @@ class LearningOffers:
 
     def _of(self, incidence: Incidence) -> Batch:
         curves = curves_from_incidence(incidence.right_NK, survival_NK=incidence.survival_NK, tokens_K=self.tokens_K)
-        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N)
+        return Batch(curves, self.weight_N, self.max_tokens_N, self.tie_break_N, self.cost_N, self.calls)
 
     def _law(self) -> Incidence:
         right_K, survival_K = law(self.tokens_K)
@@ -222,16 +238,22 @@ class LearningOffers:
         index = rng.permutation(np.flatnonzero(is_free_N & (self.max_tokens_N > 0)))
         parts_N = cost_parts(self.cost_N)
         mean_cost = float(self.cost_N[index].mean()) if len(index) else 1.0
-        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=self.budget_tokens / mean_cost)
+        all_N, none_N = np.arange(len(is_free_N)), np.zeros(len(is_free_N), np.int64)
+        prompt_parts_N = none_N if self.calls is None else self.calls.fixed_parts(all_N, none_N)
+        answers_tokens = self.budget_tokens - float(prompt_parts_N[index].sum()) / COST_PARTS
+        ceiling = self.stages.pilot_ceiling_tokens(len(index), budget_tokens=max(answers_tokens, 0.0) / mean_cost)
         # What is owed to all others has to be there beside the grants of the pilot.
-        left_parts = available_tokens * COST_PARTS - int(owed_tokens_N @ parts_N)
+        left_parts = available_tokens * COST_PARTS - int(
+            owed_tokens_N @ parts_N + prompt_parts_N[owed_tokens_N > 0].sum()
+        )
         tokens_N = np.zeros(len(is_free_N), np.int64)
         for query in index[: self.stages.pilot_size(len(index))]:
-            tokens = min(
-                int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query] + left_parts // parts_N[query])
-            )
+            prompt_parts = 0 if owed_tokens_N[query] else int(prompt_parts_N[query])
+            more = max(left_parts - prompt_parts, 0) // int(parts_N[query])
+            tokens = min(int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query]) + more)
             tokens_N[query] = max(tokens, 0)
-            left_parts -= max(tokens - int(owed_tokens_N[query]), 0) * int(parts_N[query])
+            if tokens > owed_tokens_N[query]:
+                left_parts -= prompt_parts + (tokens - int(owed_tokens_N[query])) * int(parts_N[query])
         granted = self.serve(tokens_N, available_tokens=available_tokens, shadow_price=0.0)
         return replace(granted, is_service=False)
 
@@ -267,7 +289,7 @@ def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.ran
     """
     if not len(clearing.index_M):
         return clearing
-    taken_M = clearing.tokens_M * cost_N[clearing.index_M]
+    taken_M = clearing.parts_M(cost_N) / COST_PARTS
     order = rng.permutation(len(taken_M))
     chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
     if not len(chosen):

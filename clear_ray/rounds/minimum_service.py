@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated
 from clear_ray.records import COST_PARTS
-from clear_ray.rounds.batch import Batch, cost_parts, expected_spend
+from clear_ray.rounds.batch import Batch, expected_spend, first_call_parts
 from clear_ray.rounds.clearing import Clearing
 
 
@@ -44,8 +44,9 @@ def minimum_service(
     """
     index = np.flatnonzero(owed_tokens_N > 0)
     index = index[np.argsort(batch.tie_break_N[index], kind="stable")]
-    taken_parts = owed_tokens_N[index] * cost_parts(batch.cost_N[index])
-    index = index[np.cumsum(taken_parts) <= available_tokens * COST_PARTS]
+    taken_parts = first_call_parts(batch, index, owed_tokens_N[index])
+    fits = np.cumsum(taken_parts) <= available_tokens * COST_PARTS
+    index, taken_parts = index[fits], taken_parts[fits]
     tokens, curves = owed_tokens_N[index], batch.curves.take(index)
     utility = Tabulated(curves.tokens_K, curves.success_NK, weight_N=batch.weight_N[index]).utility(tokens)
     return Clearing(
@@ -58,4 +59,5 @@ def minimum_service(
         dual_bound=float(utility.sum()),
         gap=0.0,
         is_service=True,
+        reserved_parts_M=None if batch.calls is None else taken_parts,
     )

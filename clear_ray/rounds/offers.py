@@ -6,13 +6,14 @@ Shapes: N queries of the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.rounds.batch import Basis, Batch
-from clear_ray.rounds.clearing import Clearing, Policy, Solve, clear
+from clear_ray.rounds.beside import RunningGrants, clear_beside
+from clear_ray.rounds.clearing import Clearing, Policy, Solve, clear, nothing_to_grant
 from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.states import QueryStates
 
@@ -59,6 +60,28 @@ class Offers(Protocol):
         """
 
 
+@runtime_checkable
+class OverlappingOffers(Protocol):
+    """Offers that can be asked while grants are running."""
+
+    def clear_beside(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        running: RunningGrants,
+        available_tokens: int,
+    ) -> Clearing:
+        """Return which free queries are granted how much beside what is running; nothing to wait for that.
+
+        Args:
+            states: As for `Offers.clear`.
+            is_free_N: As for `Offers.clear`.
+            running: The grants that are running.
+            available_tokens: As for `Offers.clear`.
+        """
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchOffers:
     """To go on, by the curves of a batch that is held in memory.
@@ -100,6 +123,25 @@ class BatchOffers:
             policy=self.policy,
             basis=self.basis,
             owed_tokens_N=owed_tokens_N,
+        )
+
+    def clear_beside(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        running: RunningGrants,
+        available_tokens: int,
+    ) -> Clearing:
+        """See `OverlappingOffers`; rules that have no price wait for what is running."""
+        if self.policy != "clear_ray" or self.basis != "ceilings" or self.batch.calls is not None:
+            return nothing_to_grant(len(is_free_N))
+        return clear_beside(
+            self.batch,
+            generated_tokens_N=states.answer_tokens_N,
+            is_free_N=is_free_N,
+            running=running,
+            available_tokens=available_tokens,
         )
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:

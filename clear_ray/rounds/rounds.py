@@ -10,7 +10,10 @@ files and no cluster; what it is told and answers is all that a round depends on
 **A clearing** shares what is available: what is not spent and not promised to grants that are still running. It goes to
 queries that are free: open, and without a running grant. The first clearing takes place if one token is available. A
 further one takes place if there were fewer than `max_rounds`, if `smallest_grant_tokens` are available beside what is
-owed, and if no round came to nothing.
+owed, and if no round came to nothing since.
+
+**Beside running grants** the law may be asked too (`pace` says when that pays). Offers that can price what is running
+(`beside`) grant something of what is not owed then; others wait. If `max_rounds` is not given, such clearings do not count.
 
 **Owed** is the minimum service of every free query of which no grant was ever run. A clearing may grant it and more, or keep
 it back; it sells it to no other query.
@@ -41,11 +44,13 @@ from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
-from clear_ray.rounds.batch import cost_parts, taken_tokens
-from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.batch import taken_tokens
+from clear_ray.rounds.beside import RunningGrants
+from clear_ray.rounds.calls import CallCosts
+from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.minimum_service import owed_tokens
-from clear_ray.rounds.offers import Offers
+from clear_ray.rounds.offers import Offers, OverlappingOffers
 from clear_ray.rounds.running import DEFECT, Round, RunningRound
 from clear_ray.rounds.states import QueryStates
 
@@ -57,6 +62,7 @@ class Rounds:
         offers: What queries are offered, and what is believed of them.
         settings: When rounds end, and whether there is a minimum service.
         failed: Queries that failed before the first round.
+        calls: What calls take, where prompts are paid for; of several models, those of the cheapest.
         rule: What ends a query; its first answer if not given.
 
     Attributes:
@@ -70,14 +76,16 @@ class Rounds:
         settings: AllocationConfig,
         *,
         failed: Collection[int] = (),
+        calls: CallCosts | None = None,
         rule: AttemptRule | None = None,
     ) -> None:
         self.states = QueryStates(offers.cost_N, failed=failed, rule=rule)
         self.number = 0
-        self._offers, self._settings = offers, settings
-        self._parts_N = cost_parts(offers.cost_N)
-        self._is_running_N = np.zeros(len(offers.cost_N), bool)
-        self._promised_parts = 0
+        self._offers, self._settings, self._calls = offers, settings, calls
+        self._running_tokens_N = np.zeros(len(offers.cost_N), np.int64)
+        self._running_round_N = np.zeros(len(offers.cost_N), np.int32)
+        self._promised_parts_N = np.zeros(len(offers.cost_N), np.int64)
+        self._alone = 0
         self._running: dict[int, RunningRound] = {}
         self._came_to_nothing = False
         self._has_served = False
@@ -94,18 +102,19 @@ class Rounds:
 
     @property
     def promised_tokens(self) -> int:
-        """What running grants may spend, in tokens of cost 1, rounded up."""
-        return -(-self._promised_parts // COST_PARTS)
+        """What running grants may spend, in tokens of cost 1 or in the budget's unit, rounded up."""
+        return -(-int(self._promised_parts_N.sum()) // COST_PARTS)
 
     def may_clear(self, unspent_tokens: int) -> bool:
         """Return whether `next` would clear the price. Changes nothing."""
         return self._may_clear(unspent_tokens - self.promised_tokens, self._owed_tokens_N())
 
-    def next(self, unspent_tokens: int) -> Round | None:
+    def next(self, unspent_tokens: int, progress_tokens_N: NDArray[np.int64] | None = None) -> Round | None:
         """Grant what is available.
 
         Args:
             unspent_tokens: The budget less what was spent, in tokens of cost 1; what is promised is taken off here.
+            progress_tokens_N: What running grants have generated so far, as far as it is known; nothing if not given.
 
         Returns:
             The next round, whose grants are running from now on; None if there is nothing to grant, for good if no round
@@ -119,25 +128,51 @@ class Rounds:
         available_tokens, owed_tokens_N = unspent_tokens - self.promised_tokens, self._owed_tokens_N()
         clearing = nothing_to_grant(len(owed_tokens_N))
         if self._may_clear(available_tokens, owed_tokens_N):
-            clearing = self._offers.clear(
+            clearing = self._clear(available_tokens, owed_tokens_N, progress_tokens_N)
+        if not len(clearing.index_M) and not self._running and owed_tokens_N.any():
+            refused_at = float(self.states.price_N[owed_tokens_N > 0].max())
+            clearing = self._offers.serve(owed_tokens_N, available_tokens=available_tokens, shadow_price=refused_at)
+        if not len(clearing.index_M):
+            return None
+        return self._begin(Round(self.number + 1, available_tokens, clearing, is_beside=bool(self._running)))
+
+    def _clear(
+        self,
+        available_tokens: int,
+        owed_tokens_N: NDArray[np.int64],
+        progress_tokens_N: NDArray[np.int64] | None,
+    ) -> Clearing:
+        if not self._running:
+            return self._offers.clear(
                 self.states,
                 is_free_N=self._is_free_N,
                 available_tokens=available_tokens,
                 owed_tokens_N=owed_tokens_N,
             )
-        if not len(clearing.index_M) and not self._running and owed_tokens_N.any():
-            refused_at = float(self.states.price_N[owed_tokens_N > 0].max())
-            clearing = self._offers.serve(owed_tokens_N, available_tokens=available_tokens, shadow_price=refused_at)
-        return self._begin(Round(self.number + 1, available_tokens, clearing)) if len(clearing.index_M) else None
+        if not isinstance(self._offers, OverlappingOffers):
+            return nothing_to_grant(len(owed_tokens_N))
+        index_M = np.flatnonzero(self._running_tokens_N)
+        tokens_M = self._running_tokens_N[index_M]
+        progress_M = np.zeros_like(tokens_M) if progress_tokens_N is None else progress_tokens_N[index_M]
+        return self._offers.clear_beside(
+            self.states,
+            is_free_N=self._is_free_N,
+            running=RunningGrants(index_M, tokens_M, np.clip(progress_M, 0, tokens_M)),
+            available_tokens=available_tokens - self._taken(owed_tokens_N),
+        )
 
     def replay(self, kept: Round) -> Round:
         """Have a round run again that was granted before a restart; rounds come in their order.
+
+        What was noted of earlier rounds comes first: a query that is granted again here and has no attempt there has lost it.
 
         Raises:
             BudgetError: It is not the next one, or grants what is running.
         """
         if kept.number != self.number + 1:
             raise BudgetError(f"round {self.number + 1} is the next one", "rounds", str(kept.number), DEFECT)
+        lost = kept.clearing.index_M[self._running_tokens_N[kept.clearing.index_M] > 0]
+        self._release(lost)
         return self._begin(kept)
 
     def note(self, number: int, attempts: Attempts) -> None:
@@ -147,7 +182,8 @@ class Rounds:
             BudgetError: One of them is no running grant of that round.
         """
         self._running_round(number).note(attempts, self.states)
-        self._release(attempts.index_M, attempts.granted_tokens_M)
+        self._came_to_nothing = False
+        self._release(attempts.index_M)
 
     def take(self, number: int, attempts: Iterable[Attempts] = ()) -> RoundReport:
         """Note the rest of what came of a round, which is over then: grants without an attempt were not run.
@@ -167,25 +203,48 @@ class Rounds:
         running = self._running_round(number)
         del self._running[number]
         clearing = running.granted.clearing
-        self._release(clearing.index_M[~running.was_run_M], clearing.tokens_M[~running.was_run_M])
+        not_run = clearing.index_M[~running.was_run_M]
+        self._release(not_run[self._running_round_N[not_run] == number])  # else it was lost, and is granted again
         self._came_to_nothing |= not running.was_run_M.any()
         return running.report()
 
     @property
     def _is_free_N(self) -> NDArray[np.bool_]:
-        return self.states.is_open_N & ~self._is_running_N
+        is_free_N: NDArray[np.bool_] = self.states.is_open_N & (self._running_tokens_N == 0)
+        return is_free_N
 
     def _owed_tokens_N(self) -> NDArray[np.int64]:
         is_unserved_N = self._is_free_N & (self.states.rounds_N == 0)
         return owed_tokens(is_unserved_N, self._offers.max_tokens_N, self._settings.minimum_service_tokens)
 
     def _may_clear(self, available_tokens: int, owed_tokens_N: NDArray[np.int64]) -> bool:
-        if self._came_to_nothing or self._has_served or self.number >= self._settings.most_rounds:
+        if self._came_to_nothing or self._has_served:
+            return False
+        if self._settings.max_rounds is not None:
+            is_over = self.number >= self._settings.most_rounds
+        else:
+            is_over = not self._running and self._alone >= self._settings.most_rounds
+        if is_over:
             return False
         if self.number == 0:
             return available_tokens >= 1
-        for_sale_tokens = available_tokens - taken_tokens(owed_tokens_N, self.states.cost_N)
-        return for_sale_tokens >= self._settings.smallest_grant_tokens
+        for_sale_tokens = available_tokens - self._taken(owed_tokens_N)
+        return for_sale_tokens >= self._smallest_grant()
+
+    def _taken(self, tokens_N: NDArray[np.int64]) -> int:
+        """Return what a first grant of so many tokens to each query takes from the budget."""
+        if self._calls is None:
+            return taken_tokens(tokens_N, self.states.cost_N)
+        index = np.arange(len(tokens_N))
+        return -(-int(self._calls.taken_parts(index, tokens_N, np.zeros_like(tokens_N)).sum()) // COST_PARTS)
+
+    def _smallest_grant(self) -> float:
+        """Return what the smallest useful grant takes; where prompts are paid for, to the query that it takes the least."""
+        smallest, open_M = self._settings.smallest_grant_tokens, np.flatnonzero(self._is_free_N)
+        if self._calls is None or not len(open_M):
+            return smallest
+        parts_M = self._calls.taken_parts(open_M, np.full(len(open_M), smallest), self.states.answer_tokens_N[open_M])
+        return float(parts_M.min()) / COST_PARTS
 
     def _begin(self, granted: Round) -> Round:
         clearing = granted.clearing
@@ -198,16 +257,17 @@ class Rounds:
                 "an attempt too many, or going on with what is over", f"round {granted.number}", remedy=DEFECT
             )
         self.number = granted.number
+        self._alone += not granted.is_beside
         self._running[granted.number] = RunningRound(granted)
-        self._is_running_N[index] = True
-        self._promised_parts += int(clearing.tokens_M @ self._parts_N[index])
+        self._running_tokens_N[index], self._running_round_N[index] = clearing.tokens_M, granted.number
+        self._promised_parts_N[index] = clearing.parts_M(self._offers.cost_N)
         self._has_served |= clearing.is_service
         self.states.grant(clearing)
         return granted
 
-    def _release(self, index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> None:
-        self._is_running_N[index_M] = False
-        self._promised_parts -= int(tokens_M @ self._parts_N[index_M])
+    def _release(self, index_M: NDArray[np.int64]) -> None:
+        self._running_tokens_N[index_M], self._running_round_N[index_M] = 0, 0
+        self._promised_parts_N[index_M] = 0
 
     def _running_round(self, number: int) -> RunningRound:
         if number not in self._running:

@@ -27,11 +27,13 @@ class Round:
         number: Number of the round, from 1.
         available_tokens: What could be granted, in tokens of cost 1.
         clearing: The grants, in order of dispatch, and their price.
+        is_beside: Whether others were running when it was cleared.
     """
 
     number: int
     available_tokens: int
     clearing: Clearing
+    is_beside: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -10,6 +10,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.history import AttemptRule, PastAttempts
@@ -33,6 +34,7 @@ class QueryStates:
         queries = len(cost_N)
         self.cost_N, self.rule, self.past = cost_N, rule or AttemptRule(), PastAttempts()
         self.attempt_N = np.zeros(queries, np.int32)
+        self.option_N = np.zeros(queries, np.int64)
         self.may_go_on_N = np.zeros(queries, bool)
         self.chosen_round_N = np.zeros(queries, np.int32)
         self.chosen_attempt_N = np.zeros(queries, np.int32)
@@ -81,8 +83,10 @@ class QueryStates:
             attempts: What came of them.
         """
         index, utility = attempts.index_M, clearing.expected_utility_M[place_M]
-        taken = clearing.tokens_M[place_M] * self.cost_N[index]
+        taken = clearing.parts_M(self.cost_N)[place_M] / COST_PARTS
         self._begin(index, self.begins_M(clearing)[place_M])
+        if clearing.option_M is not None:
+            self.option_N[index] = clearing.option_M[place_M]
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += utility
         self.surplus_N[index] = utility - clearing.shadow_price * taken
@@ -108,6 +112,7 @@ class QueryStates:
             correct=self.correct_N[left],
             number=self.attempt_N[left],
             last_round=self.last_round_N[left],
+            option=self.option_N[left],
         )
         self.attempt_N[index[is_fresh_M]] += 1
 

@@ -8,47 +8,28 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.run_folder.parquet import read_columns
-from clear_ray.storage import Folder, read_many
-
-_READ_OF_ATTEMPT = [
-    "index",
-    "attempt",
-    "granted_tokens",
-    "attempt_tokens",
-    "token_ids",
-    "finish_reason",
-    "correct",
-    "error",
-]
-
-_KEPT_OF_ATTEMPT = ("index", "attempt", "granted_tokens", "attempt_tokens", "correct")
-
-SLIM_ATTEMPT_SCHEMA = pa.schema(
-    [
-        *(ATTEMPT_SCHEMA.field(name).with_nullable(True) for name in _KEPT_OF_ATTEMPT),
-        pa.field("answer_tokens", pa.int64()),
-        pa.field("has_stopped", pa.bool_()),
-        pa.field("has_failed", pa.bool_()),
-        pa.field("is_at_end", pa.bool_()),
-    ]
+from clear_ray.stages.attempt_files import (
+    READ_OF_ATTEMPT,
+    SLIM_ATTEMPT_SCHEMA,
+    name_in_rounds,
+    round_folder,
+    slim_attempts,
 )
-"""What the driver keeps of an attempt: numbers, and whether it ended by itself, failed, or cannot go on."""
-
-
-def round_folder(folder: Folder, number: int) -> Folder:
-    """Return the folder of a round's attempts."""
-    return folder.child("rounds").child(f"r{number:02d}")
+from clear_ray.storage import Folder, read_many
 
 
 def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[Attempts]:
-    """Yield a round's whole attempts, some files' at a time, each query once.
+    """Yield `read_attempt_rows` as the law of a run takes them."""
+    return map(attempts_of, read_attempt_rows(folder, number, queries, void))
+
+
+def read_attempt_rows(folder: Folder, number: int, queries: int, void: VoidAttempts) -> Iterator[pa.Table]:
+    """Yield a round's whole attempts in `SLIM_ATTEMPT_SCHEMA`, some files' at a time, each query once.
 
     Files torn or damaged are removed.
 
@@ -64,31 +45,15 @@ def read_attempts(folder: Folder, number: int, queries: int, void: VoidAttempts)
         index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
         is_new = ~is_seen_N[index]
         is_seen_N[index] = True
-        yield attempts_of(found.take(pa.array(first_of_index[is_new])))
+        yield found.take(pa.array(first_of_index[is_new]))
 
 
 def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
-    table = read_columns(attempts, path, _READ_OF_ATTEMPT)
+    table = read_columns(attempts, path, list(READ_OF_ATTEMPT))
     if isinstance(table, Exception):  # the writer died, mostly; its tokens are marked as wasted by the caller
         attempts.filesystem.delete_file(path)
         return SLIM_ATTEMPT_SCHEMA.empty_table()
-    return slim_attempts(table)
-
-
-def slim_attempts(table: pa.Table) -> pa.Table:
-    """Return attempts as the driver keeps them, from the columns of `ATTEMPT_SCHEMA`."""
-    has_failed = pc.not_equal(table["error"], "").fill_null(False)
-    is_cut = pc.equal(table["finish_reason"], "length").fill_null(False)
-    is_short = pc.less(table["attempt_tokens"], table["granted_tokens"])
-    columns = {
-        "answer_tokens": table["token_ids"].combine_chunks().value_lengths(),
-        "has_stopped": pc.and_not(pc.equal(table["finish_reason"], "stop").fill_null(False), has_failed),
-        "has_failed": has_failed,
-        "is_at_end": pc.and_(is_cut, is_short),
-    }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
+    return slim_attempts(table, name_in_rounds(path))
 
 
 def attempts_of(table: pa.Table) -> Attempts:

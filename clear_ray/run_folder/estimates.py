@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clear_ray.estimation.curves import Curves
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.run_folder.parquet import damaged, read_columns
 from clear_ray.storage import Folder
 
@@ -47,6 +48,7 @@ class Estimates:
         max_tokens_N: Ceiling of every query over all its grants.
         tie_break_N: See `Batch`; of every query.
         error_of_index: Why a query could not be read, of those few.
+        calls: What calls take in all, of every query, where prompts are paid for.
     """
 
     batch: Batch
@@ -57,6 +59,7 @@ class Estimates:
     max_tokens_N: NDArray[np.int64]
     tie_break_N: NDArray[np.uint64]
     error_of_index: dict[int, str]
+    calls: CallCosts | None = None
 
     @property
     def queries(self) -> int:

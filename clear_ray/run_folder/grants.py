@@ -19,16 +19,19 @@ from clear_ray.storage import Folder
 def write_grants(folder: Folder, granted: Round) -> None:
     """Keep a round's grants before they are acted on, so that a resumed run goes on with the same ones."""
     clearing = granted.clearing
-    table = pa.table(
-        {
-            "index": clearing.index_M,
-            "tokens": clearing.tokens_M,
-            "expected_tokens": clearing.expected_tokens_M,
-            "expected_utility": clearing.expected_utility_M,
-            **({} if clearing.is_fresh_M is None else {"is_fresh": clearing.is_fresh_M}),
-            **({} if clearing.option_M is None else {"option": clearing.option_M}),
-        }
-    ).replace_schema_metadata(
+    optional = {
+        "is_fresh": clearing.is_fresh_M,
+        "option": clearing.option_M,
+        "reserved_parts": clearing.reserved_parts_M,
+    }
+    columns = {
+        "index": clearing.index_M,
+        "tokens": clearing.tokens_M,
+        "expected_tokens": clearing.expected_tokens_M,
+        "expected_utility": clearing.expected_utility_M,
+        **{name: column for name, column in optional.items() if column is not None},
+    }
+    table = pa.table(columns).replace_schema_metadata(
         {
             "shadow_price": repr(clearing.shadow_price),
             "dual_bound": repr(clearing.dual_bound),
@@ -36,6 +39,7 @@ def write_grants(folder: Folder, granted: Round) -> None:
             "available_tokens": str(granted.available_tokens),
             "is_service": "yes" if clearing.is_service else "",
             "later_utility": repr(clearing.later_utility),
+            "is_beside": "yes" if granted.is_beside else "",
         }
     )
     sink = BytesIO()
@@ -74,8 +78,9 @@ def _grants_in(number: int, table: pa.Table) -> Round:
         is_fresh_M=_optional(table, "is_fresh"),
         option_M=_optional(table, "option"),
         later_utility=float(facts.get("later_utility", 0.0)),
+        reserved_parts_M=_optional(table, "reserved_parts"),
     )
-    return Round(number, int(facts["available_tokens"]), clearing)
+    return Round(number, int(facts["available_tokens"]), clearing, is_beside=bool(facts.get("is_beside")))
 
 
 def _optional(table: pa.Table, name: str) -> NDArray[Any] | None:

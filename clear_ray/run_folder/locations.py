@@ -14,7 +14,16 @@ from clear_ray.config.run import NAMED_HEADS, EstimateConfig, RunConfig
 from clear_ray.storage import is_plain_path
 
 _EMBEDDED_MODEL = "smollm2-135m-instruct"
-_PATHS = ("input.path", "engine.model", "engine.rollouts", "engine.features", "estimate.head")
+_PATHS = (
+    "input.path",
+    "input.retry_of",
+    "engine.model",
+    "engine.rollouts",
+    "engine.features",
+    "engine.key_file",
+    "estimate.head",
+    "estimate.encoder",
+)
 PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
 """Settings that hold paths, as `run_folder.check_same_run` names them."""
 
@@ -34,8 +43,9 @@ def absolute(location: str) -> str:
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return the settings of a run with every path absolute: the run folder, input, engine and head."""
     given: dict[str, Any] = {"run_dir": absolute(config.run_dir)}
-    if config.input.path:
-        given["input"] = config.input.model_copy(update={"path": absolute(config.input.path)})
+    paths = {name: absolute(path) for name in ("path", "retry_of") if (path := getattr(config.input, name))}
+    if paths:
+        given["input"] = config.input.model_copy(update=paths)
     given["engine"] = absolute_engine(config.engine)
     given["estimate"] = absolute_estimate(config.estimate)
     return config.model_copy(update=given)
@@ -48,16 +58,19 @@ def absolute_engine(engine: Engine) -> Engine:
         if engine.model.lower() != _EMBEDDED_MODEL and _is_folder(engine.model):
             given = {"model": absolute(engine.model)}
     else:
-        names = ("rollouts", "features")
-        given = {name: absolute(getattr(engine, name)) for name in names if hasattr(engine, name)}
+        names = ("rollouts", "features", "key_file")
+        given = {name: absolute(value) for name in names if (value := getattr(engine, name, None)) is not None}
     return engine.model_copy(update=given)
 
 
 def absolute_estimate(estimate: EstimateConfig) -> EstimateConfig:
     """Return the settings of an estimate with the head's path absolute; some names are no path."""
-    if estimate.head is None or estimate.head in NAMED_HEADS:
-        return estimate
-    return estimate.model_copy(update={"head": absolute(estimate.head)})
+    given: dict[str, Any] = {}
+    if estimate.head is not None and estimate.head not in NAMED_HEADS:
+        given["head"] = absolute(estimate.head)
+    if estimate.encoder is not None and _is_folder(estimate.encoder):
+        given["encoder"] = absolute(estimate.encoder)
+    return estimate.model_copy(update=given)
 
 
 def _is_folder(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import read_digest
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder.estimates import ESTIMATES_WHOLE, read_costs
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, read_manifest
@@ -53,12 +53,14 @@ def _progress(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
     if digest is not None and digest.rows != rows:
         raise damaged(folder, MANIFEST, ValueError(f"input.rows is {rows}, and queries/ holds {digest.rows}"))
     ledger = Ledger(manifest["budget_tokens"], rows, cost_N=read_costs(folder, rows))
-    rounds = 0
+    rounds, price = 0, None
     for record in read_journal(folder):
         if "op" in record:
-            ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+            ledger.apply(entry_of(record))
+        elif "budget" in record:
+            ledger.change_budget(record["budget"])
         else:
-            rounds = record.get("round", rounds)
+            rounds, price = record.get("round", rounds), record.get("price", price)
     return {
         "state": "unfinished",
         "queries": rows,
@@ -68,4 +70,5 @@ def _progress(folder: Folder, manifest: dict[str, Any]) -> dict[str, Any]:
         "spent_tokens": ledger.spent_tokens,
         "reserved_tokens": ledger.reserved_tokens,
         "wasted_tokens": ledger.wasted_tokens,
+        "shadow_price": price,
     }

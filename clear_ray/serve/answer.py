@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from clear_ray.engine.base import Chat, Grant, Prompt
+from clear_ray.engine.base import Grant, Prompt
 from clear_ray.serve.deployments import Piece, PromptReading
-from clear_ray.serve.protocol import ChatRequest
+from clear_ray.serve.protocol import ChatRequest, QueryRequest
 from clear_ray.serve.sale_queue import Sale
 
 
@@ -37,14 +37,16 @@ class Reply:
         reading: What the probe found.
         sale: What was bought.
         seed: Seed of its sampling.
+        first_at: When its first tokens came, seconds of a steady clock; None before.
         choices: What has come of each choice.
     """
 
-    request: ChatRequest
+    request: QueryRequest
     query_id: str
     reading: PromptReading
     sale: Sale
     seed: int
+    first_at: float | None = None
     choices: list[Choice] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,8 +54,8 @@ class Reply:
 
     @property
     def prompt(self) -> Prompt:
-        """The conversation, for the engine."""
-        return prompt_of(self.request)
+        """What the engine reads."""
+        return self.request.as_prompt
 
     @property
     def granted_tokens(self) -> int:
@@ -64,6 +66,12 @@ class Reply:
     def spent_tokens(self) -> int:
         """Tokens generated so far, of all choices."""
         return sum(len(choice.token_ids) for choice in self.choices)
+
+    def take(self, choice: int, piece: Piece) -> None:
+        """Add a piece to one of the choices."""
+        if self.first_at is None and piece.token_ids:
+            self.first_at = time.monotonic()
+        self.choices[choice].take(piece)
 
     def grant(self, number: int) -> Grant:
         """Return permission to generate what a choice may still have, going on after what has come of it."""
@@ -104,22 +112,31 @@ class Reply:
         }
         return said | ({"x-clear-ray-spent-tokens": str(self.spent_tokens)} if is_over else {})
 
-    def frame(self, model_name: str, kind: str) -> dict[str, Any]:
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is written as a message, not as bare text."""
+        return isinstance(self.request, ChatRequest)
+
+    def frame(self, model_name: str, *, is_stream: bool) -> dict[str, Any]:
         """Return what every body and event of this answer begins with."""
         identity = hashlib.sha256(f"{self.query_id}{self.sale.hold}".encode()).hexdigest()[:24]
-        return {"id": f"chatcmpl-{identity}", "object": kind, "created": int(time.time()), "model": model_name}
+        if self.is_chat:
+            identity, kind = f"chatcmpl-{identity}", "chat.completion.chunk" if is_stream else "chat.completion"
+        else:
+            identity, kind = f"cmpl-{identity}", "text_completion"
+        return {"id": identity, "object": kind, "created": int(time.time()), "model": model_name}
 
+    def whole(self, choice: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        """Return one choice of a body."""
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+        return {"index": choice, **said, "logprobs": None, "finish_reason": finish_reason}
 
-def prompt_of(request: ChatRequest) -> Prompt:
-    """Return the conversation as engines read it."""
-    turns = tuple((message.role, message.content) for message in request.messages)
-    sampling = request.sampling
-    return Chat(turns, sampling) if sampling is not None and sampling.is_for_the_template else turns
-
-
-def delta(choice: int, content: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-    """Return one choice of an event."""
-    return {"index": choice, "delta": content, "logprobs": None, "finish_reason": finish_reason}
+    def part(self, choice: int, text: str, finish_reason: str | None, *, is_first: bool = False) -> dict[str, Any]:
+        """Return one choice of an event."""
+        if not self.is_chat:
+            return {"index": choice, "text": text, "logprobs": None, "finish_reason": finish_reason}
+        content = {"role": "assistant", "content": text} if is_first else {"content": text} if text else {}
+        return {"index": choice, "delta": content, "logprobs": None, "finish_reason": finish_reason}
 
 
 def event(body: dict[str, Any]) -> str:

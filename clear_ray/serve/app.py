@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,6 +12,8 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from clear_ray.cluster.room import settled
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
+from clear_ray.serve.batches.dispatcher import BatchReplica
+from clear_ray.serve.batches.places import absolute_batches
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
 from clear_ray.serve.routing import TokenRouter
@@ -17,6 +21,7 @@ from clear_ray.serve.scaling import TokenPolicy
 from clear_ray.serve.settings import ScalingSettings, ServeConfig
 
 _WAITING = 100_000  # calls to the price that may wait for their turn at once
+_CALLS_OF_A_BATCH = 64  # to the engine, at once: more than its callers open
 _REPORT_SECONDS = 1.0
 _LOOK_BACK_SECONDS = 3.0
 
@@ -33,7 +38,16 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
     """
     settings = ServeConfig.load(args["config"]) if set(args) == {"config"} else ServeConfig.parse(args, where="args")
+    if _is_serve_run():
+        # `serve run IMPORT_PATH` has no option for the port: it takes Serve as it finds it, and else starts it on 8000.
+        serve.start(http_options={"host": settings.host, "port": settings.port})
     return application(settings)
+
+
+def _is_serve_run() -> bool:
+    """Whether `serve run` builds the application, on the cluster that `RAY_ADDRESS` names or a new one."""
+    is_elsewhere = any(word.partition("=")[0] in ("-a", "--address") for word in sys.argv)
+    return Path(sys.argv[0]).name == "serve" and sys.argv[1:2] == ["run"] and not is_elsewhere
 
 
 def application(settings: ServeConfig) -> serve.Application:
@@ -41,6 +55,7 @@ def application(settings: ServeConfig) -> serve.Application:
     # `serve build` has no cluster to look at: what it writes reserves what the settings say.
     engine = settled(settings.engine) if ray.is_initialized() else settings.engine
     engine, estimate = absolute_engine(engine), absolute_estimate(settings.estimate)
+    batches = absolute_batches(settings.batches)
     price = settings.price.model_dump(mode="json")
     router: Any = TokenRouter
     shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
@@ -50,7 +65,7 @@ def application(settings: ServeConfig) -> serve.Application:
         **_number_of_replicas(engine.workers, settings.scaling),
         "request_router_config": RequestRouterConfig(request_router_class=router),
         # Twice the batch, so that the next query is there when one ends.
-        "max_ongoing_requests": 2 * engine.max_batch,
+        "max_ongoing_requests": 2 * engine.max_batch + (_CALLS_OF_A_BATCH * batches.running if batches else 0),
         "max_queued_requests": settings.max_queued,
     }
     deployment: Any = serve.deployment
@@ -63,18 +78,24 @@ def application(settings: ServeConfig) -> serve.Application:
         user_config=price,
         **shared,
     )
+    # Without price and limits: what is in no constructor can change without a new replica.
+    fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
+    engines = engine_deployment.bind(engine, estimate, settings.max_tokens, batches.kept_slots if batches else None)
+    batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
+    batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
     ingress: Any = Ingress
     app: serve.Application = ingress.options(
         name="ingress",
+        num_replicas=settings.ingress_replicas,
         max_ongoing_requests=_WAITING,
         ray_actor_options={"num_cpus": 0},
         user_config={"limits": settings.limits.model_dump(mode="json")},
         **shared,
     ).bind(
-        # Without price and limits: what is in no constructor can change without a new replica.
-        settings.model_dump(mode="json", exclude={"price", "limits"}),
-        engine_deployment.bind(engine, estimate, settings.max_tokens),
+        fixed,
+        engines,
         price_deployment.bind(),
+        *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import EstimateConfig
 from clear_ray.config.sampling import Sampling
-from clear_ray.engine.base import FinishReason, Generation, Grant, Prompt
+from clear_ray.engine.base import FinishReason, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.row_sampling import sampling_check
-from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
+from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
 from clear_ray.serve.sale_queue import Sale, SaleQueue, settings_of
@@ -36,13 +39,15 @@ class PromptReading:
         curve: The estimate; None if the query cannot be read.
         error: Empty, or why not; no prompt text.
         param: Parameter of the request that it is about.
+        is_too_long: Whether it cannot be read because it is too long.
     """
 
     prompt_tokens: int
     context_tokens: int
     curve: Curve | None
     error: str = ""
-    param: str = "messages"
+    param: str = ""
+    is_too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +98,16 @@ class EngineReplica:
         config: Which engine.
         estimate: Which head.
         cap_tokens: Largest ceiling of an answer.
+        kept_slots: Places in the engine's batch that batches leave to interactive clients; an eighth if not given.
     """
 
-    def __init__(self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int) -> None:
+    def __init__(
+        self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int, kept_slots: int | None = None
+    ) -> None:
         self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens, layers=estimate.layers))
         self._config, self._check = config, sampling_check(config)
         self._health = Health(config.stall_seconds)
+        self._slots = SharedSlots(config.max_batch, kept=kept_slots)
         self._outstanding = Outstanding()
 
     async def check_health(self) -> None:
@@ -111,21 +120,50 @@ class EngineReplica:
             raise EngineError("the engine has failed", value=f"{type(failure).__name__}: {failure}") from failure
         self._health.check(await self._worker.pulse(), time.monotonic())
 
-    async def read(self, query_id: str, prompt: Prompt, sampling: Sampling | None = None) -> PromptReading:
-        """Read a prompt once and estimate its curve, unless this engine cannot do what is asked of its answer."""
+    async def ready(self) -> None:
+        """Do nothing; that it is done says that the model is loaded.
+
+        Raises:
+            EngineError: The engine has failed.
+        """
+        if self._worker.failure is not None:
+            raise EngineError("the engine has failed")
+
+    async def read(
+        self, query_id: str, prompt: Prompt, sampling: Sampling | None = None, most_tokens: int | None = None
+    ) -> PromptReading:
+        """Read a prompt once and estimate its curve, unless this engine cannot do what is asked of its answer.
+
+        Args:
+            query_id: Name of the query.
+            prompt: What to read.
+            sampling: What is asked of the answer.
+            most_tokens: Longest prompt that may be read.
+        """
         model, head = await self._worker.cards()
         if sampling is not None and (refusal := await asyncio.to_thread(self._refusal, sampling)) is not None:
             param, reason = refusal
             return PromptReading(0, model.context_tokens, None, reason, param)
         try:
+            if most_tokens is not None and (tokens := (await self._worker.prompt_tokens([prompt]))[0]) > most_tokens:
+                said = f"it has {tokens} tokens, at most {most_tokens} are read here"
+                return PromptReading(tokens, model.context_tokens, None, said, is_too_long=True)
             columns = await self._worker.probe([query_id], [prompt])
         except SchemaError as error:
-            return PromptReading(0, model.context_tokens, None, error.what)
+            is_too_long = await self._is_too_long(prompt, model.context_tokens)
+            return PromptReading(0, model.context_tokens, None, error.what, is_too_long=is_too_long)
         return PromptReading(
             prompt_tokens=int(columns["prompt_tokens"][0]),
             context_tokens=model.context_tokens,
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
+
+    async def _is_too_long(self, prompt: Prompt, context_tokens: int) -> bool:
+        """Whether a prompt that was refused leaves no room for an answer."""
+        try:
+            return (await self._worker.prompt_tokens([prompt]))[0] >= context_tokens
+        except SchemaError:
+            return False
 
     def _refusal(self, sampling: Sampling) -> tuple[str, str] | None:
         """Return the parameter that this engine cannot honour, and why; None if it honours all."""
@@ -160,13 +198,60 @@ class EngineReplica:
         """
         left = grant.max_tokens
         self._outstanding.open(left)
+        self._slots.enter()
         try:
             async for piece in self._pieces(grant, stops, every_tokens, shown_characters):
                 left -= len(piece.token_ids)
                 self._outstanding.bring(len(piece.token_ids), time.monotonic())
                 yield piece
         finally:
+            self._slots.leave()
             self._outstanding.close(left)
+
+    async def cards(self) -> tuple[ModelCard, HeadCard]:
+        """Return the cards of the model and the head.
+
+        Raises:
+            EngineFailedError: The engine has failed; Serve is about to replace this replica.
+        """
+        if (failure := self._worker.failure) is not None:
+            raise EngineFailedError("the engine has failed", value=str(failure)) from failure
+        return await self._worker.cards()
+
+    async def probe_for_batch(
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], direct_text: str
+    ) -> dict[str, Any] | SchemaError:
+        """Do what `EngineWorker.probe` does; what it refuses comes back as a value."""
+        try:
+            return await self._worker.probe(query_ids, prompts, direct_text=direct_text)
+        except SchemaError as error:
+            return error
+
+    async def generate_for_batch(
+        self, batch: str, weight: float, is_alone: bool, *grants: Grant
+    ) -> AsyncIterator[list[Generation]]:
+        """Do what `EngineWorker.generate` does, in the places that interactive queries and other batches leave.
+
+        Args:
+            batch: Name of the batch.
+            weight: Its share beside other batches.
+            is_alone: Wait until nothing else runs here, and let nothing else begin.
+            grants: What to run.
+        """
+        left = {grant.query_id: grant.max_tokens for grant in grants}
+        for tokens in left.values():
+            self._outstanding.open(tokens)
+        try:
+            run = self._slots.run(batch, weight, grants, self._worker.generate, is_alone=is_alone)
+            async with aclosing(run) as ended:
+                async for generations in ended:
+                    for each in generations:
+                        self._outstanding.bring(len(each.token_ids), time.monotonic())
+                        self._outstanding.close(left.pop(each.query_id) - len(each.token_ids))
+                    yield generations
+        finally:
+            for tokens in left.values():
+                self._outstanding.close(tokens)
 
     async def _pieces(self, grant: Grant, stops: Sequence[str], every_tokens: int, shown: int) -> AsyncIterator[Piece]:
         def is_over(text: str) -> bool:
@@ -209,6 +294,14 @@ class PriceReplica:
     async def settle(self, hold: Hold, spent_tokens: int) -> None:
         """Charge what was generated."""
         self._queue.settle(hold, spent_tokens)
+
+    async def stop_selling(self) -> None:
+        """Refuse every query from now on; those in the queue keep their places."""
+        self._queue.stop_selling()
+
+    async def is_selling(self) -> bool:
+        """Whether new queries are taken."""
+        return self._queue.is_selling
 
     async def account(self) -> tuple[Account, int]:
         """Return the account, and how many queries wait."""

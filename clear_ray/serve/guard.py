@@ -1,14 +1,15 @@
-"""Who may ask: API keys by their digests, and how many queries one key may have under way."""
+"""Who may ask: API keys by their digests, how many queries one key may have under way, and how much it may have read."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import LOOPBACK
 
 
@@ -18,11 +19,16 @@ class Guard:
     Args:
         digests: SHA-256 of each key, hexadecimal. Without any, only clients on this machine are admitted.
         concurrent_per_key: Most queries of one key under way.
+        prompt_tokens_per_second: Prompt tokens that one key may have read; None for any number.
     """
 
-    def __init__(self, digests: Sequence[str], *, concurrent_per_key: int) -> None:
+    def __init__(
+        self, digests: Sequence[str], *, concurrent_per_key: int, prompt_tokens_per_second: int | None = None
+    ) -> None:
         self._digests, self._most = tuple(digests), concurrent_per_key
         self._under_way: Counter[str] = Counter()
+        self._prompt_rate = prompt_tokens_per_second
+        self._paid_until: dict[str, float] = {}  # when the prompts that each key has had read are paid for
 
     def admit(self, authorization: str | None, client_host: str | None) -> str:
         """Return the digest of the client's key, or raise.
@@ -42,9 +48,29 @@ class Guard:
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
         return found[0]
 
-    def change(self, *, concurrent_per_key: int) -> None:
-        """Allow another number of queries under way; those that are stay."""
-        self._most = concurrent_per_key
+    def change(self, *, concurrent_per_key: int, prompt_tokens_per_second: int | None = None) -> None:
+        """Allow other numbers; what is under way stays."""
+        self._most, self._prompt_rate = concurrent_per_key, prompt_tokens_per_second
+
+    def check_prompts(self, key: str, now: float) -> None:
+        """Have a key wait whose last prompts are not paid for: how long a prompt is, is known once it has been read.
+
+        Raises:
+            ApiError: 429.
+        """
+        if self._prompt_rate is None:
+            return
+        left = self._paid_until.get(key, now) - now
+        if left > 0:
+            message = (
+                f"This key may have {self._prompt_rate} prompt tokens a second read; its last prompts were longer."
+            )
+            raise ApiError(429, message, code="prompt_tokens", retry_after_seconds=math.ceil(left))
+
+    def charge_prompt(self, key: str, tokens: int, now: float) -> None:
+        """Note that a prompt has been read."""
+        if self._prompt_rate is not None:
+            self._paid_until[key] = max(now, self._paid_until.get(key, now)) + tokens / self._prompt_rate
 
     @contextmanager
     def under_way(self, key: str) -> Iterator[None]:

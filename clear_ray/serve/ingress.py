@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's chat completions over the probe, the price and the engine.
+"""The HTTP side: OpenAI's completions over the probe, the price and the engine.
 
 For each query: read (probe) -> buy (price) -> write (engine) -> settle. Whatever happens after the purchase, the hold is
 settled, with the tokens that came back.
@@ -8,6 +8,7 @@ settled, with the tokens that came back.
 # moment of decoration, and FastAPI resolves annotations in the copy.
 import asyncio
 import hashlib
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -20,28 +21,43 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from clear_ray.serve.answer import Reply, prompt_of
+from clear_ray.errors import EngineError
+from clear_ray.serve.answer import Reply
+from clear_ray.serve.batches.routes import routes as batch_routes
+from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.deployments import PromptReading
+from clear_ray.serve.edge import Edge, EdgeRules
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
 from clear_ray.serve.meters import Meters
-from clear_ray.serve.protocol import ApiError, ChatRequest, read_request
+from clear_ray.serve.page import front_page, methods_of, routes_of
+from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
-from clear_ray.serve.writing import events, unavailable, whole_choices
+from clear_ray.serve.writing import checked, events, stopping, unavailable, whole_choices
 
-OPEN_PATHS = frozenset({"/healthz"})
-"""Paths that answer without a key."""
 _REFUSALS = {
     "no_surplus": "At the price in force no ceiling is worth its tokens for this query.",
     "no_tokens": "The tokens of this moment are sold.",
     "queue_full": "The queue is full.",
     "deadline": "The price did not fall, or no tokens came back, within the longest wait.",
 }
+_READY_SECONDS = 2.0  # longest wait of a readiness probe for an answer
+_FRESH_SECONDS = 5.0  # for so long an engine that has answered a query is known to answer
 
-api = FastAPI(title="clear_ray", docs_url=None, redoc_url=None, openapi_url=None)
+
+def _rules() -> EdgeRules:
+    """Return the rules of the replica that this process is."""
+    replica: Any = serve.get_replica_context().servable_object
+    rules: EdgeRules = replica.edge_rules
+    return rules
+
+
+api = FastAPI(title="clear_ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+api.add_middleware(Edge, rules=_rules)
 
 
 @api.exception_handler(ApiError)
@@ -52,7 +68,15 @@ async def _say_api_error(request: Request, error: ApiError) -> Response:
 
 @api.exception_handler(HTTPException)
 async def _say_http_error(request: Request, error: HTTPException) -> Response:
-    return await _say_api_error(request, ApiError(error.status_code, str(error.detail)))
+    told = ApiError(error.status_code, str(error.detail), headers=error.headers)
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        allowed = ", ".join(methods_of(request.app, request.scope))
+        told = ApiError(405, f"{asked}: this route takes {allowed}.", headers={"Allow": allowed})
+    elif error.status_code == 404:
+        message = f"There is no {asked} here. There are: {'; '.join(routes_of(request.app))}."
+        told = ApiError(404, message, code="unknown_route")
+    return await _say_api_error(request, told)
 
 
 @api.exception_handler(Exception)
@@ -61,29 +85,53 @@ async def _say_defect(request: Request, error: Exception) -> Response:
     return await _say_api_error(request, ApiError(500, "The server failed on this query.", code="internal_error"))
 
 
+api.include_router(batch_routes)
+
+
 @serve.deployment
 @serve.ingress(api)
 class Ingress:
     """The FastAPI application; see the module's docstring."""
 
-    def __init__(self, settings: dict[str, Any], engine: Any, price: Any) -> None:
+    def __init__(self, settings: dict[str, Any], engine: Any, price: Any, *_: Any) -> None:
         self._settings = ServeConfig.parse(settings)
+        self.batches = None if self._settings.batches is None else BatchService(self._settings.batches)
         self._engine, self._price = engine, price
+        self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()
         self._guard = Guard(self._settings.api_key_sha256, concurrent_per_key=self._limits.concurrent_per_key)
         self._meters = Meters()
         self._background = set[asyncio.Task[None]]()
         self._started = int(time.time())
+        self._engine_seen_at = -math.inf
+        self._is_stopping = False
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Go on under these limits; called by Serve before the first query and at every change."""
-        self._limits = LimitSettings.model_validate(user_config.get("limits", {}))
-        self._guard.change(concurrent_per_key=self._limits.concurrent_per_key)
+        self._limits = limits = LimitSettings.model_validate(user_config.get("limits", {}))
+        self._guard.change(
+            concurrent_per_key=limits.concurrent_per_key, prompt_tokens_per_second=limits.prompt_tokens_per_second
+        )
+
+    @api.get("/")
+    async def front(self, request: Request) -> Response:
+        """Show what this is, with an example."""
+        has_keys, name = bool(self._settings.api_key_sha256), self._settings.model_name
+        base_url = str(request.base_url).rstrip("/")
+        return HTMLResponse(front_page(base_url, name, routes_of(request.app), has_keys=has_keys))
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
         """Say that this replica lives."""
         return PlainTextResponse("ok\n")
+
+    @api.get("/readyz")
+    async def readyz(self) -> Response:
+        """Say that a query would be answered."""
+        if not self._is_stopping and await self._is_answered():
+            return PlainTextResponse("ready\n")
+        why = "The server is stopping." if self._is_stopping else "No engine has loaded its model yet."
+        raise ApiError(503, why, code="not_ready", retry_after_seconds=2)
 
     @api.get("/metrics")
     async def metrics(self, request: Request) -> Response:
@@ -95,52 +143,106 @@ class Ingress:
     async def models(self, request: Request) -> Response:
         """List the one model."""
         self._admit(request)
-        model = {"id": self._settings.model_name, "object": "model", "created": self._started, "owned_by": "clear_ray"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    @api.get("/v1/models/{name:path}")
+    async def model(self, request: Request, name: str) -> Response:
+        """Return the one model."""
+        self._admit(request)
+        if name != self._settings.model_name:
+            message = f"The only model here is {self._settings.model_name}."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return JSONResponse(self._model)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation under the budget."""
+        return await self._answer(request, ChatRequest)
+
+    @api.post("/v1/completions")
+    async def completions(self, request: Request) -> Response:
+        """Go on with a text under the budget."""
+        return await self._answer(request, CompletionRequest)
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        name = self._settings.model_name
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "clear_ray"}
+
+    async def _is_answered(self) -> bool:
+        """Whether an engine and the price answer."""
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                is_selling: bool = await self._price.is_selling.remote()
+                if is_selling and time.monotonic() - self._engine_seen_at > _FRESH_SECONDS:
+                    await self._engine.ready.remote()
+                    self._engine_seen_at = time.monotonic()
+        except BackPressureError:
+            return True  # loaded, and busy
+        # Whatever it is, a query would fail of it too.
+        except Exception:
+            return False
+        self._is_stopping = not is_selling
+        return is_selling
+
+    async def _answer(self, request: Request, kind: type[QueryRequest]) -> Response:
+        try:
+            return await self._answered(request, kind)
+        except ApiError as error:
+            self._meters.refusals.labels(error.code or str(error.status)).inc()
+            raise
+
+    async def _answered(self, request: Request, kind: type[QueryRequest]) -> Response:
         key, started = self._admit(request), time.monotonic()
+        if self._is_stopping:
+            raise stopping()
+        body = await self._read_body(request)
+        query = read_request(body, kind, limits=self._limits, model_name=self._settings.model_name)
         with ExitStack() as stack:
             stack.enter_context(self._guard.under_way(key))
-            answer = await self._buy(await self._read_body(request))
+            stack.enter_context(self._meters.under_way.track_inprogress())
+            answer = await self._buy(query, key)
             if answer.request.stream:
                 told = self._events(answer, stack.pop_all(), started)
-                return StreamingResponse(told, media_type="text/event-stream", headers=answer.headers(is_over=False))
+                headers = answer.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                return StreamingResponse(told, media_type="text/event-stream", headers=headers)
             try:
                 choices = await whole_choices(self._engine, answer, self._settings.stream_tokens)
             finally:
                 self._settle(answer, started)
-        body = {**answer.frame(self._settings.model_name, "chat.completion"), "choices": choices}
-        return JSONResponse(body | {"usage": answer.usage}, headers=answer.headers(is_over=True))
+        whole = {**answer.frame(self._settings.model_name, is_stream=False), "choices": choices}
+        return JSONResponse(whole | {"usage": answer.usage}, headers=answer.headers(is_over=True))
 
     def _admit(self, request: Request) -> str:
         return self._guard.admit(request.headers.get("authorization"), request.client.host if request.client else None)
 
-    async def _read_body(self, request: Request) -> ChatRequest:
+    async def _read_body(self, request: Request) -> bytes:
         limits, body = self._limits, bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limits.body_bytes:
-                raise ApiError(413, f"The body has more than {limits.body_bytes} bytes.", code="too_large")
-        return read_request(bytes(body), limits=limits, model_name=self._settings.model_name)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise ApiError(415, "Send the body with Content-Type: application/json.", code="unsupported_media_type")
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limits.body_bytes:
+                        raise ApiError(413, f"The body has more than {limits.body_bytes} bytes.", code="too_large")
+        except TimeoutError:
+            message = f"The body did not come within {limits.body_seconds:g} seconds."
+            raise ApiError(408, message, code="slow_body", headers={"Connection": "close"}) from None
+        return bytes(body)
 
-    async def _buy(self, request: ChatRequest) -> Reply:
+    async def _buy(self, request: QueryRequest, key: str) -> Reply:
         """Probe a query and buy its tokens."""
         name = uuid.uuid4().hex
         query_id = self._query_id(request, name)
+        self._guard.check_prompts(key, time.monotonic())
         reading = await self._read(query_id, request)
-        if reading.curve is None:
-            message = f"The query cannot be read: {reading.error}."
-            raise ApiError(400, message, param=reading.param, code="unreadable")
-        room = reading.context_tokens - reading.prompt_tokens
-        limit = min(request.upper_limit_tokens or self._settings.max_tokens, self._settings.max_tokens, room)
-        if limit < 1:
-            raise ApiError(400, "The prompt leaves no room for an answer.", param="messages", code="context_length")
+        self._guard.charge_prompt(key, reading.prompt_tokens, time.monotonic())
+        self._meters.prompts.inc(reading.prompt_tokens)
+        curve, limit = checked(reading, request, self._settings.max_tokens)
         tie_break = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-        sale: Sale = await self._price.buy.remote(Ask(reading.curve, limit, tie_break, request.n))
-        self._meters.queries.labels(sale.outcome).inc()
+        sale = await self._sale(Ask(curve, limit, tie_break, request.n))
         if sale.hold is None:
             message = f"{_REFUSALS[sale.reason]} The price is {sale.price:.3g} answers per token."
             raise ApiError(429, message, code=sale.reason, retry_after_seconds=sale.retry_after_seconds)
@@ -148,19 +250,37 @@ class Ingress:
         seed = tie_break % (1 << 31) if request.seed is None else request.seed % (1 << 31)
         return Reply(request, query_id, reading, sale, seed)
 
-    async def _read(self, query_id: str, request: ChatRequest) -> PromptReading:
-        """Probe a query, on another replica if the first one dies."""
+    async def _sale(self, ask: Ask) -> Sale:
+        """Buy tokens; once more if the price's replica dies."""
         for _ in range(2):
             try:
-                reading: PromptReading = await self._engine.read.remote(query_id, prompt_of(request), request.sampling)
-            except BackPressureError as error:
-                raise unavailable() from error
+                sale: Sale = await self._price.buy.remote(ask)
             except RayActorError:
                 continue
+            if sale.reason == "stopping":
+                self._is_stopping = True
+                raise stopping()
+            self._meters.queries.labels(sale.outcome).inc()
+            self._meters.waited.observe(sale.waited_seconds)
+            return sale
+        raise unavailable()
+
+    async def _read(self, query_id: str, request: QueryRequest) -> PromptReading:
+        """Probe a query, on another replica if the first one dies or has failed."""
+        for _ in range(2):
+            try:
+                reading: PromptReading = await self._engine.read.remote(
+                    query_id, request.as_prompt, request.sampling, self._limits.prompt_tokens
+                )
+            except BackPressureError as error:
+                raise unavailable() from error
+            except (RayActorError, EngineError):
+                continue
+            self._engine_seen_at = time.monotonic()
             return reading
         raise unavailable()
 
-    def _query_id(self, request: ChatRequest, name: str) -> str:
+    def _query_id(self, request: QueryRequest, name: str) -> str:
         """Return the name of the query for the engine: its own where rollouts are replayed, else a new one."""
         if self._settings.engine.kind != "replay":
             return name
@@ -186,6 +306,8 @@ class Ingress:
         spent = answer.spent_tokens
         self._meters.generated.inc(spent)
         self._meters.seconds.observe(time.monotonic() - started)
+        if answer.first_at is not None:
+            self._meters.first.observe(answer.first_at - started)
 
         async def tell() -> None:
             await self._price.settle.remote(answer.sale.hold, spent)

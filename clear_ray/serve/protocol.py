@@ -1,80 +1,35 @@
 """OpenAI's chat completions as far as they are spoken here: what comes in, and errors in OpenAI's form.
 
-A parameter that would change the answer and cannot be honoured is refused by name, never ignored. Messages of errors hold
-no prompt text.
+What becomes of a parameter stands in the table of batch files (`ingest.fields`), and messages are read as theirs are: one
+that would change the answer and cannot be honoured is refused by name, never ignored. Messages of errors hold no prompt text.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clear_ray.config.sampling import Sampling
+from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds, words_of
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.sampling_fields import SAMPLING_FIELDS, STRUCTURE_FIELDS, TEMPLATE_FIELDS, sampling_of
+from clear_ray.ingest.fields import Endpoint, check_fields
+from clear_ray.ingest.messages import has_names, read_messages
+from clear_ray.ingest.sampling_fields import sampling_of
+from clear_ray.serve.bodies import json_of, refusal_of
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import LimitSettings
 
-# Sent by ordinary clients and without effect on the answer's text here.
-_HARMLESS = frozenset({"user", "store", "metadata", "parallel_tool_calls", "service_tier", "safety_identifier"})
-
-_OF_SAMPLING = frozenset((*SAMPLING_FIELDS, *STRUCTURE_FIELDS, *TEMPLATE_FIELDS))
-
-
-class ApiError(Exception):
-    """An error that a client sees.
-
-    Args:
-        status: HTTP status.
-        message: What went wrong and what to do; no prompt text.
-        param: Name of the offending parameter, if there is one.
-        code: Word for machines.
-        retry_after_seconds: When to try again, for statuses 429 and 503.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_seconds: int | None = None,
-    ) -> None:
-        super().__init__(status, message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after_seconds = retry_after_seconds
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The error in OpenAI's form."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
-        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+__all__ = ["ApiError", "ChatRequest", "CompletionRequest", "QueryRequest", "read_request"]
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation, as `ingest.messages` reads it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: str = Field(min_length=1, max_length=32)
+    role: str
     content: str
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _text_parts_are_text(cls, value: Any) -> Any:
-        is_text_parts = isinstance(value, list) and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in value
-        )
-        return "".join(part["text"] for part in value) if is_text_parts else value
 
 
 class StreamOptions(BaseModel):
@@ -85,13 +40,15 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class QueryRequest(BaseModel):
     """A query as it comes in; unknown parameters are kept, so that they can be refused by name."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
+    endpoint: ClassVar[Endpoint]
+    prompt_param: ClassVar[str]
+
     model: str
-    messages: tuple[Message, ...] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     stop: str | tuple[str, ...] | None = None
@@ -103,6 +60,11 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] | None = None
     response_format: dict[str, Any] | None = None
+
+    @property
+    def as_prompt(self) -> Prompt:
+        """What the model is to read."""
+        raise NotImplementedError
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -126,11 +88,43 @@ class ChatRequest(BaseModel):
         return min(limits) if limits else None
 
 
-def read_request(body: bytes, *, limits: LimitSettings, model_name: str) -> ChatRequest:
+_Query = TypeVar("_Query", bound=QueryRequest)
+
+
+class ChatRequest(QueryRequest):
+    """A conversation that is to go on."""
+
+    endpoint, prompt_param = "/v1/chat/completions", "messages"
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+
+    @property
+    def as_prompt(self) -> Prompt:
+        """The conversation."""
+        turns = tuple((message.role, message.content) for message in self.messages)
+        sampling = self.sampling
+        return Chat(turns, sampling) if sampling is not None and sampling.is_for_the_template else turns
+
+
+class CompletionRequest(QueryRequest):
+    """A text that is to go on, without a chat template."""
+
+    endpoint, prompt_param = "/v1/completions", "prompt"
+
+    prompt: str | tuple[int, ...] = Field(min_length=1)
+
+    @property
+    def as_prompt(self) -> Prompt:
+        """The text, as it stands."""
+        return RawText(self.prompt) if isinstance(self.prompt, str) else TokenIds(self.prompt)
+
+
+def read_request(body: bytes, kind: type[_Query], *, limits: LimitSettings, model_name: str) -> _Query:
     """Read a query and refuse what cannot be honoured.
 
     Args:
         body: JSON.
+        kind: What it is to be.
         limits: What one query may ask for.
         model_name: The model that is served.
 
@@ -138,13 +132,18 @@ def read_request(body: bytes, *, limits: LimitSettings, model_name: str) -> Chat
         ApiError: 400 for what cannot be read or honoured, 404 for another model.
     """
     try:
-        request = ChatRequest.model_validate(json.loads(body))
+        given = json_of(body)
+        if isinstance(given, dict):  # null asks for nothing
+            given = {name: value for name, value in given.items() if value is not None}
+            if kind.prompt_param == "messages":
+                given |= {"messages": _messages(given["messages"])} if given.get("messages") else {}
+            else:
+                given |= {"prompt": _one_prompt(given["prompt"])} if given.get("prompt") else {}
+        request = kind.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ApiError(400, f"{name}: {first['msg']}.", param=name, code="invalid_value") from None
-    except (ValueError, RecursionError):
-        raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
+        raise refusal_of(error) from None
+    except SchemaError as error:
+        raise _refusal(error, code="invalid_value") from None
     if request.model != model_name:
         raise ApiError(404, f"The only model here is {model_name}.", param="model", code="model_not_found")
     _refuse_what_is_not_done(request)
@@ -152,27 +151,52 @@ def read_request(body: bytes, *, limits: LimitSettings, model_name: str) -> Chat
     return request
 
 
-def _refuse_what_is_not_done(request: ChatRequest) -> None:
+def _messages(given: Any) -> Any:
+    """Return the messages of a body as they are put to the model."""
+    messages = read_messages(given, "messages") if isinstance(given, list) else given
+    if isinstance(given, list) and has_names(given):
+        what, remedy = "no chat template is told who a speaker is", "Write the name into the text."
+        raise SchemaError(what, "messages.name", remedy=remedy)
+    return messages  # what is no list is refused by its type
+
+
+def _one_prompt(given: Any) -> Any:
+    """Return the one prompt of a body; a list of prompts may hold no more."""
+    if isinstance(given, list) and all(isinstance(part, (str, list)) for part in given):
+        if len(given) > 1:
+            raise SchemaError("several prompts in one request", "prompt", remedy="Send a request for each.")
+        return given[0]
+    return given
+
+
+def _refusal(error: SchemaError, *, code: str) -> ApiError:
+    """Return what is wrong with a body as its client is told it, without the value."""
+    name = error.where.removeprefix("body.")
+    return ApiError(400, f"{name}: {error.what}. {error.remedy}", param=name, code=code)
+
+
+def _refuse_what_is_not_done(request: QueryRequest) -> None:
     try:
         sampling = request.sampling
     except SchemaError as error:
-        name = error.where.removeprefix("body.")
-        raise ApiError(400, f"{name}: {error.what}. {error.remedy}", param=name, code="invalid_value") from None
+        raise _refusal(error, code="invalid_value") from None
     goes_on = sampling is not None and sampling.continue_final_message
-    if goes_on and request.messages[-1].role != "assistant":
+    if goes_on and isinstance(request, ChatRequest) and request.messages[-1].role != "assistant":
         message = "continue_final_message: only what the assistant has begun is gone on with."
         raise ApiError(400, message, param="continue_final_message", code="invalid_value")
     if sampling is not None and sampling.min_tokens and sampling.stop:
         raise ApiError(400, "min_tokens: not beside stop.", param="min_tokens", code="unsupported_value")
-    for name, value in (request.model_extra or {}).items():
-        if name not in _HARMLESS and name not in _OF_SAMPLING and value not in (None, False, 0, [], {}):
-            raise ApiError(400, f"{name} is not supported here.", param=name, code="unsupported_parameter")
+    try:
+        check_fields(request.model_extra or {}, request.endpoint)
+    except SchemaError as error:
+        raise _refusal(error, code="unsupported_parameter") from None
 
 
-def _refuse_what_is_too_much(request: ChatRequest, limits: LimitSettings) -> None:
-    characters = sum(len(message.content) for message in request.messages)
-    found: tuple[tuple[Literal["messages", "n", "stop"], int, int, str], ...] = (
-        ("messages", characters, limits.prompt_characters, "characters"),
+def _refuse_what_is_too_much(request: QueryRequest, limits: LimitSettings) -> None:
+    prompt = request.as_prompt
+    characters = len(prompt) if isinstance(prompt, TokenIds) else len(words_of(prompt))
+    found: tuple[tuple[str, int, int, str], ...] = (
+        (request.prompt_param, characters, limits.prompt_characters, "characters"),
         ("n", request.n, limits.choices, "choices"),
         ("stop", len(request.stops), limits.stop_strings, "strings"),
         ("stop", max(map(len, request.stops), default=0), limits.stop_characters, "characters in one string"),

@@ -17,6 +17,10 @@ from clear_ray.serve.law import Account, Ask, Hold
 from clear_ray.serve.price import OnlinePrice
 from clear_ray.serve.settings import PriceSettings
 
+_LATEST_RETURN_SECONDS = 60  # OpenAI's clients wait no longer, and guess instead
+_JITTER = 0.25
+_RESTART_SECONDS = 5  # until another server has taken over, at least
+
 Outcome = Literal["granted", "direct", "refused"]
 
 
@@ -29,7 +33,7 @@ class Sale:
         tokens: Ceiling of each choice; 0 if refused.
         price: Shadow price at that moment, expected answers per token.
         hold: What to settle; None if refused.
-        reason: Why it was refused: `no_surplus`, `no_tokens`, `queue_full` or `deadline`.
+        reason: Why it was refused: `no_surplus`, `no_tokens`, `queue_full`, `deadline` or `stopping`.
         retry_after_seconds: When another try may fare better, if refused.
         waited_seconds: Time in the queue.
     """
@@ -66,6 +70,8 @@ class SaleQueue:
         self._waiting: dict[_Waiting, None] = {}
         self._offered_at = 0  # the clearing from which the tokens of those that wait are
         self._ticker: asyncio.Task[None] | None = None
+        self._next_return = 0.0  # when the last query that was sent away is to come back
+        self.is_selling = True
 
     @property
     def waiting(self) -> int:
@@ -86,6 +92,8 @@ class SaleQueue:
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""
+        if not self.is_selling:
+            return Sale("refused", 0, self._price.price, None, "stopping", _RESTART_SECONDS)
         now = self._clock()
         tokens = self._price.ask(ask, now_seconds=now)
         if tokens and not self._next_demand() and (hold := self._take(tokens * ask.choices)):
@@ -94,11 +102,11 @@ class SaleQueue:
         if not tokens and policy == "answer":
             direct = min(self._settings.direct_answer_tokens, ask.max_tokens)
             hold = self._price.take(direct * ask.choices, now_seconds=now, is_priced=False)
-            return Sale("direct", direct, self._price.price, hold) if hold else self._refusal("no_tokens", direct)
+            return Sale("direct", direct, self._price.price, hold) if hold else self._refusal("no_tokens", direct, ask)
         if policy == "reject":
-            return self._refusal("no_tokens" if tokens else "no_surplus", tokens * ask.choices)
+            return self._refusal("no_tokens" if tokens else "no_surplus", tokens, ask)
         if len(self._waiting) >= self._settings.max_waiting:
-            return self._refusal("queue_full", tokens * ask.choices)
+            return self._refusal("queue_full", tokens, ask)
         return await self._wait(ask, tokens, now)
 
     def settle(self, hold: Hold, spent_tokens: int) -> None:
@@ -114,7 +122,7 @@ class SaleQueue:
         try:
             tokens, hold = await asyncio.wait_for(waiting.sold, self._settings.deadline_seconds)
         except TimeoutError:
-            return self._refusal("deadline", 0)
+            return self._refusal("deadline", waiting.tokens, ask)
         except asyncio.CancelledError:
             # The client may have gone in the very moment in which its turn came.
             if waiting.sold.done() and not waiting.sold.cancelled():
@@ -167,9 +175,29 @@ class SaleQueue:
     def _take(self, tokens: int) -> Hold | None:
         return self._price.take(tokens, now_seconds=self._clock())
 
-    def _refusal(self, reason: str, tokens: int) -> Sale:
-        seconds = max(self._price.next_clearing_seconds() - self._clock(), self._price.seconds_until(tokens))
-        return Sale("refused", 0, self._price.price, None, reason, max(1, math.ceil(seconds)))
+    def stop_selling(self) -> None:
+        """Refuse every query from now on; those in the queue keep their places."""
+        self.is_selling = False
+
+    def _refusal(self, reason: str, tokens: int, ask: Ask) -> Sale:
+        """Send a query away, and say when to come back: each after the one before it, as their tokens come in.
+
+        Told the same second, all of a burst would meet again. The jitter is the query's own, from its tie break.
+        """
+        now, price = self._clock(), self._price
+        soonest = max(price.next_clearing_seconds() - now, price.seconds_until(tokens * ask.choices))
+        wanted = max(tokens, min(self._settings.direct_answer_tokens, ask.max_tokens)) * ask.choices
+        turn = max(self._next_return, now + self._queue_seconds()) + wanted / price.law.budget_tokens_per_second
+        self._next_return = min(turn, now + _LATEST_RETURN_SECONDS)
+        seconds = max(soonest, self._next_return - now)
+        seconds *= 1 + _JITTER * (ask.tie_break % 997) / 997
+        whole = min(max(1, math.ceil(seconds)), _LATEST_RETURN_SECONDS)
+        return Sale("refused", 0, price.price, None, reason, whole)
+
+    def _queue_seconds(self) -> float:
+        """Return how long the tokens that those in the queue demand take to come in."""
+        demanded = sum(waiting.tokens * waiting.ask.choices for waiting in self._waiting)
+        return self._price.seconds_until(demanded) if demanded else 0.0
 
 
 def settings_of(user_config: dict[str, Any]) -> PriceSettings:

@@ -10,6 +10,7 @@ from clear_ray.config.base import ConfigFile, Settings
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.run import EstimateConfig
+from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.law import PriceLaw
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -70,8 +71,14 @@ class LimitSettings(Settings):
     """Longest `stop` list."""
     stop_characters: int = Field(default=64, ge=1)
     """Longest string in the `stop` list."""
-    concurrent_per_key: int = Field(default=64, ge=1)
-    """Queries of one API key under way at the same time in one ingress replica."""
+    concurrent_per_key: int = Field(default=1_024, ge=1)
+    """Queries of one API key under way at the same time in one ingress replica, those that wait for the price included."""
+    body_seconds: float = Field(default=30.0, gt=0)
+    """Longest time that a client may take to send its body; then status 408."""
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    """Longest prompt, tokens, refused before the model reads it; if not given, the model's context alone limits it."""
+    prompt_tokens_per_second: int | None = Field(default=None, ge=1)
+    """Prompt tokens that one API key may have read, a second; what it is ahead by it waits for, with status 429."""
 
 
 class ScalingSettings(Settings):
@@ -102,6 +109,8 @@ class ServeConfig(ConfigFile):
     """What one query may ask for. Changes while the server runs, through `user_config`."""
     scaling: ScalingSettings | None = None
     """Engine replicas by outstanding tokens; if not given there are always `engine.workers`."""
+    batches: BatchSettings | None = None
+    """Files and batches; if not given the server keeps none."""
     model_name: str = Field(default="clear_ray", min_length=1)
     """Name of the model in the API."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
@@ -111,7 +120,13 @@ class ServeConfig(ConfigFile):
     host: str = "127.0.0.1"
     """Address to listen on, for `clear-ray serve`; other than loopback only with API keys."""
     port: int = Field(default=8000, ge=1, le=65_535)
-    """Port to listen on, for `clear-ray serve`."""
+    """Port to listen on, for `clear-ray serve` and `serve run`; a Serve that runs already stays where it listens."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names other than loopback's by which clients without keys may ask, such as a proxy's on this machine."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask from a browser, such as `https://chat.example`; `*` for any, with API keys alone."""
+    ingress_replicas: int = Field(default=1, ge=1)
+    """Processes that speak HTTP; limits by key hold in each."""
     api_key_sha256: tuple[str, ...] = ()
     """SHA-256 of each API key, 64 hexadecimal digits; without any, only clients on this machine are served."""
     drain_seconds: float = Field(default=60.0, gt=0)
@@ -126,6 +141,8 @@ class ServeConfig(ConfigFile):
                 raise ValueError("an entry of api_key_sha256 is not 64 lowercase hexadecimal digits")
         if self.host not in LOOPBACK and not self.api_key_sha256:
             raise ValueError("without API keys a server may listen on loopback alone")
+        if "*" in self.cors_origins and not self.api_key_sha256:
+            raise ValueError("without API keys the origins of pages must be named")
         return self
 
     @model_validator(mode="after")

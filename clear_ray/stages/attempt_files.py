@@ -1,4 +1,4 @@
-"""The answers of a round on their way to disk: written by the caller that settled them, a few at a time.
+"""Answers on their way to disk: written by the caller that settled them, a few at a time.
 
 A call ends, and the next one begins, only when its answers are on disk. So what is settled and not yet written is never
 more than the calls in flight, however slow the disk is, and a disk that fails ends the calls that would have settled more.
@@ -8,101 +8,205 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 from io import BytesIO
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.generate import Dispatch, Generate, Row
+from clear_ray.stages.granted import GrantedCall, RunRows
 from clear_ray.storage import Folder, read_many
 
-WRITTEN_SCHEMA = pa.schema([pa.field("index", pa.int64(), nullable=False)])
+SLIM_ATTEMPT_SCHEMA = pa.schema(
+    [
+        *(
+            ATTEMPT_SCHEMA.field(name).with_nullable(True)
+            for name in ("index", "attempt", "granted_tokens", "attempt_tokens", "correct")
+        ),
+        pa.field("answer_tokens", pa.int64()),
+        pa.field("has_stopped", pa.bool_()),
+        pa.field("has_failed", pa.bool_()),
+        pa.field("is_at_end", pa.bool_()),
+        pa.field("file", pa.string()),
+    ]
+)
+"""What the driver hears of an attempt: numbers, whether it ended by itself, failed, or cannot go on, and its file."""
+
+READ_OF_ATTEMPT = (
+    "index",
+    "attempt",
+    "granted_tokens",
+    "attempt_tokens",
+    "token_ids",
+    "finish_reason",
+    "correct",
+    "error",
+    "is_at_end",
+)
+
+
+def slim_attempts(table: pa.Table, file: str) -> pa.Table:
+    """Return attempts as the driver keeps them, from the columns `READ_OF_ATTEMPT` of `records.ATTEMPT_SCHEMA`."""
+    has_failed = pc.not_equal(table["error"], "").fill_null(False)
+    is_cut = pc.equal(table["finish_reason"], "length").fill_null(False)
+    is_short = pc.less(table["attempt_tokens"], table["granted_tokens"])
+    columns = {
+        "answer_tokens": table["token_ids"].combine_chunks().value_lengths(),
+        "has_stopped": pc.and_not(pc.equal(table["finish_reason"], "stop").fill_null(False), has_failed),
+        "has_failed": has_failed,
+        "is_at_end": pc.and_(is_cut, is_short),
+        "file": pa.repeat(file, len(table)),
+    }
+    if "is_at_end" in table.column_names:  # older runs lack it
+        columns["is_at_end"] = pc.or_(columns["is_at_end"], table["is_at_end"].fill_null(False))
+        table = table.drop_columns(["is_at_end"])
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
+
+
+def name_in_rounds(path: str) -> str:
+    """Return a file's name below `rounds/`, as `SLIM_ATTEMPT_SCHEMA` has it."""
+    return "/".join(path.split("/")[-2:])
 
 
 class GenerateToFiles:
-    """Callable for `map_batches`: `Generate`, whose attempts go to files; only which queries they are of travels on.
+    """A caller of stage 2, for as long as a run: `Generate`, whose attempts go to files; numbers come back.
 
-    A batch is a long stretch of the order of dispatch, cut into calls here: a task of Ray Data costs as much as hundreds of
-    queries. Batches begin one after the other and end as they may, so with two of them open no slot waits for a batch's end.
+    Calls begin in the order in which they come and end as they may. What a life of the caller finds on disk when it first
+    hears of a round, or has written since, is not generated again.
 
     Args:
         dispatch: See `Generate`.
-        folder: Folder of the round's attempts; those found there when the caller starts are not generated again.
+        folder: The run folder.
         rows_per_file: See `AttemptFiles`.
-        call_rows: Queries in one call to an engine.
-        calls_in_flight: Calls that are open at the same time, over all batches.
     """
 
-    def __init__(
-        self, dispatch: Dispatch, folder: Folder, *, rows_per_file: int, call_rows: int, calls_in_flight: int
-    ) -> None:
-        self._generate = Generate(dispatch)
-        self._files = AttemptFiles(folder, rows_per_file)
-        self._folder, self._market = folder, dispatch.market
-        self._written: Indices | None = None
-        self._looking = asyncio.Lock()
-        self._call_rows = call_rows
-        self._slots = asyncio.Semaphore(calls_in_flight)
+    def __init__(self, dispatch: Dispatch, folder: Folder, *, rows_per_file: int) -> None:
+        self._dispatch, self._folder, self._rows_per_file = dispatch, folder, rows_per_file
+        self._rows = RunRows(folder)
+        self._generate: Generate | None = None
         self._turn = asyncio.Lock()
-        self._calls = 0
-        self._calls_waiting = 0
+        self._rounds: dict[int, _RoundFiles] = {}
+        self._looked: set[int] = set()
+        self._written = LastRounds()
 
-    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Generate for one batch of granted queries; yield rows of `WRITTEN_SCHEMA` once their attempts are on disk."""
-        written = await self._already_written()
-        due = batch.filter(pa.array(~written.has(batch["index"].to_numpy())))
-        started: list[asyncio.Task[list[int]]] = []
+    async def generate(self, call: GrantedCall) -> pa.Table:
+        """Generate for one call's grants; return `SLIM_ATTEMPT_SCHEMA` once their attempts are on disk."""
+        async with self._turn:  # reading takes calls as they come, each of which asks for tokens before the next
+            rows = await asyncio.to_thread(self._rows.granted, call)
+            await self._look(call.round)
+            running = asyncio.ensure_future(self.attempts(rows, call.direct_text))
         try:
-            async with asyncio.TaskGroup() as calls, self._turn:
-                for first in range(0, len(due), self._call_rows):
-                    await self._slots.acquire()
-                    call = calls.create_task(self._call(due.slice(first, self._call_rows)))
-                    call.add_done_callback(lambda _: self._slots.release())
-                    started.append(call)
-        except ExceptionGroup as failures:  # the first is the cause
-            await self._generate.give_up(due["index"].to_pylist())
-            raise failures.exceptions[0] from None
-        indices = [index for call in started for index in call.result()]
-        yield pa.table([pa.array(indices, pa.int64())], schema=WRITTEN_SCHEMA)
+            return await running
+        finally:
+            running.cancel()
 
-    async def _already_written(self) -> Indices:
-        """Return the queries whose attempts of this round were there when this caller began, or are its own."""
-        async with self._looking:
-            if self._written is None:
-                void = VoidAttempts(await self._market.void_attempts())
-                self._written = await asyncio.to_thread(_indices_in, self._folder, void)
-            return self._written
-
-    async def _call(self, rows: pa.Table) -> list[int]:
-        """Return which of the queries have attempts, once those are on disk."""
-        self._calls += 1
+    async def attempts(self, rows: pa.Table, direct_text: str = "") -> pa.Table:
+        """Return what came of rows of one round, as `generate` does; a query that was refused its tokens has none."""
+        number = rows["round"][0].as_py()
+        stage = self._started()
+        found, due = await self._already_written(number, rows)
+        if not len(due):
+            return found
+        files = self._rounds.setdefault(number, _RoundFiles(round_folder(self._folder, number), self._rows_per_file))
         try:
-            indices, writes = [], set()
-            async for attempt in self._generate(rows):
+            written = await files.write_all(stage(due, direct_text))
+        except Exception:
+            await stage.give_up(due["index"].to_pylist())
+            raise
+        finally:
+            if not files.calls:
+                self._rounds.pop(number, None)
+        self._written.add(number, written["index"].to_numpy())
+        return pa.concat_tables([found, written])
+
+    def _started(self) -> Generate:
+        """Return the stage; what keeps it from starting is raised by a call, since a constructor's own error is lost."""
+        if self._generate is None:
+            self._generate = Generate(self._dispatch)
+        return self._generate
+
+    async def _already_written(self, number: int, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Return the attempts of these rows that are on disk, and the rows that have none."""
+        await self._look(number)
+        has_attempt = pa.array(self._written.are(number, rows["index"].to_numpy()))
+        due = rows.filter(pc.invert(has_attempt))
+        if len(due) == len(rows):
+            return SLIM_ATTEMPT_SCHEMA.empty_table(), due
+        found = await self._on_disk(number)
+        return found.filter(pc.is_in(found["index"], rows["index"].filter(has_attempt))), due
+
+    async def _look(self, number: int) -> None:
+        """Note what a life before this one has written of a round."""
+        if number not in self._looked:
+            self._written.add(number, (await self._on_disk(number))["index"].to_numpy())
+            self._looked.add(number)
+
+    async def _on_disk(self, number: int) -> pa.Table:
+        folder = round_folder(self._folder, number)
+        if not (paths := await asyncio.to_thread(folder.files, ".parquet")):
+            return SLIM_ATTEMPT_SCHEMA.empty_table()
+        void = VoidAttempts(await self._dispatch.market.void_attempts())
+        return await asyncio.to_thread(_attempts_in, folder, paths, void)
+
+
+def round_folder(folder: Folder, number: int) -> Folder:
+    """Return the folder of a round's attempts."""
+    return folder.child("rounds").child(f"r{number:02d}")
+
+
+def _attempts_in(folder: Folder, paths: list[str], void: VoidAttempts) -> pa.Table:
+    def read(path: str) -> pa.Table:
+        with folder.filesystem.open_input_file(path) as source:
+            table = pq.ParquetFile(source).read(columns=list(READ_OF_ATTEMPT))
+        return void.dropped_from(slim_attempts(table, name_in_rounds(path)))
+
+    return pa.concat_tables(table for tables in read_many(read, paths) for table in tables)
+
+
+class _RoundFiles:
+    """The files of one round that a caller's calls share.
+
+    Attributes:
+        calls: How many of them are open.
+    """
+
+    def __init__(self, folder: Folder, rows_per_file: int) -> None:
+        self._files = AttemptFiles(folder, rows_per_file)
+        self.calls = 0
+        self._waiting = 0
+
+    async def write_all(self, attempts: AsyncIterator[Row]) -> pa.Table:
+        """Return `SLIM_ATTEMPT_SCHEMA` of attempts once they are on disk."""
+        self.calls += 1
+        try:
+            indices: list[int] = []
+            writes: dict[asyncio.Future[pa.Table], None] = {}
+            async for attempt in attempts:
                 indices.append(attempt["index"])
-                writes.add(self._files.add(attempt))
-            await self._wait_for(writes)
-            if self._written is not None:
-                self._written.add(np.asarray(indices, np.int64))
-            return indices
+                writes[self._files.add(attempt)] = None
+            return await self._written(indices, list(writes))
         finally:
-            self._calls -= 1
+            self.calls -= 1
 
-    async def _wait_for(self, writes: set[asyncio.Future[None]]) -> None:
-        self._calls_waiting += 1
+    async def _written(self, indices: list[int], writes: list[asyncio.Future[pa.Table]]) -> pa.Table:
+        self._waiting += 1
         try:
-            if self._calls_waiting == self._calls:  # no call is left that would fill the file
+            if self._waiting == self.calls:  # no call is left that would fill the file
                 self._files.flush()
-            for write in writes:
-                await asyncio.shield(write)  # other calls wait for the same file
+            # Other calls wait for the same files.
+            written = [SLIM_ATTEMPT_SCHEMA.empty_table(), *[await asyncio.shield(write) for write in writes]]
         finally:
-            self._calls_waiting -= 1
+            self._waiting -= 1
+        found = pa.concat_tables(written)
+        return found.filter(pc.is_in(found["index"], pa.array(indices, pa.int64())))
 
 
 class AttemptFiles:
@@ -117,12 +221,12 @@ class AttemptFiles:
     def __init__(self, folder: Folder, rows_per_file: int, linger_seconds: float = 1.0) -> None:
         self._folder, self._rows_per_file, self._linger_seconds = folder, rows_per_file, linger_seconds
         self._collected: list[Row] = []
-        self._write: asyncio.Future[None]
+        self._write: asyncio.Future[pa.Table]
         self._timer: asyncio.TimerHandle
         self._running: set[asyncio.Task[None]] = set()
 
-    def add(self, attempt: Row) -> asyncio.Future[None]:
-        """Take a row of `records.ATTEMPT_SCHEMA`; the result is done when it is on disk, or holds the error of the disk."""
+    def add(self, attempt: Row) -> asyncio.Future[pa.Table]:
+        """Take a row of `records.ATTEMPT_SCHEMA`; the result is all of its file once that is on disk, or the disk's error."""
         if not self._collected:
             loop = asyncio.get_running_loop()
             self._write, self._timer = loop.create_future(), loop.call_later(self._linger_seconds, self.flush)
@@ -141,42 +245,38 @@ class AttemptFiles:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _write_file(self, attempts: list[Row], write: asyncio.Future[None]) -> None:
+    async def _write_file(self, attempts: list[Row], write: asyncio.Future[pa.Table]) -> None:
         try:
-            await asyncio.to_thread(self._write_rows, attempts)
+            written = await asyncio.to_thread(self._write_rows, attempts)
         except Exception as error:  # raised by every call that has a row in the file
             write.set_exception(error)
         else:
-            write.set_result(None)
+            write.set_result(written)
 
-    def _write_rows(self, attempts: list[Row]) -> None:
-        sink = BytesIO()
-        pq.write_table(pa.Table.from_pylist(attempts, schema=ATTEMPT_SCHEMA), sink)
-        self._folder.write(f"{uuid4().hex}.parquet", sink.getvalue())
+    def _write_rows(self, attempts: list[Row]) -> pa.Table:
+        sink, name = BytesIO(), f"{uuid4().hex}.parquet"
+        table = pa.Table.from_pylist(attempts, schema=ATTEMPT_SCHEMA)
+        pq.write_table(table, sink)
+        self._folder.write(name, sink.getvalue())
+        return slim_attempts(table, name_in_rounds(f"{self._folder.path}/{name}"))
 
 
-class Indices:
-    """A set of queries by their numbers, one byte each: a round may have millions of them."""
+class LastRounds:
+    """The round of each query's last attempt that a caller knows of, four bytes a query: there may be millions of them."""
 
     def __init__(self) -> None:
-        self._is_in_N = np.zeros(0, bool)
+        self._round_N = np.zeros(0, np.int32)
 
-    def add(self, index: NDArray[np.int64]) -> None:
-        """Put some queries in."""
+    def add(self, number: int, index: NDArray[np.int64]) -> None:
+        """Note that some queries have an attempt in a round."""
         most = int(index.max(initial=-1)) + 1
-        if most > len(self._is_in_N):
-            self._is_in_N = np.pad(self._is_in_N, (0, 2 * most - len(self._is_in_N)))
-        self._is_in_N[index] = True
+        if most > len(self._round_N):
+            self._round_N = np.pad(self._round_N, (0, 2 * most - len(self._round_N)))
+        self._round_N[index] = number
 
-    def has(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell of each of these queries whether it is in."""
-        is_known = index < len(self._is_in_N)
-        return is_known & self._is_in_N[np.where(is_known, index, 0)] if is_known.any() else is_known
-
-
-def _indices_in(folder: Folder, void: VoidAttempts) -> Indices:
-    found = Indices()
-    read = partial(pq.read_table, filesystem=folder.filesystem, columns=["index", "attempt"])
-    for tables in read_many(read, folder.files(".parquet")):
-        found.add(void.dropped_from(pa.concat_tables(tables))["index"].to_numpy())
-    return found
+    def are(self, number: int, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of each of these queries whether its last attempt is of a round."""
+        is_known = index < len(self._round_N)
+        if is_known.any():
+            is_known &= self._round_N[np.where(is_known, index, 0)] == number
+        return is_known

@@ -20,6 +20,7 @@ UNREADABLE = "its prompt cannot be read: "
 ENGINE_DIED = "its engine died"
 ENGINE_FAILED = "the engine failed of it with no other query on it: "
 SCORER = "scorer: "
+REFUSED_BY_ENDPOINT = "the endpoint refused it: "
 LOST = "its workers died and the budget does not pay for another try"
 _OVER_CONTEXT = "does not fit the model's context"
 _PLACE = re.compile(r"\A[^\n]{0,4096}?(?::\d+| row \d+)(?:, column [^:\s]+)?: ")
@@ -40,7 +41,9 @@ def code_of(error: str) -> Code:
 
 
 def code_of_answer(error: str) -> Code:
-    """Return the code of a query whose answer failed: of its engine, or of its scorer."""
+    """Return the code of a query whose answer failed: of itself, of its engine, or of its scorer."""
+    if error.startswith(REFUSED_BY_ENDPOINT):
+        return "context_length_exceeded" if "context length" in error else "invalid_request"
     return "scorer_failed" if error.startswith(SCORER) else "engine_failed"
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COMPLETION_SCHEMA
+from clear_ray.report.wording import priced
 from clear_ray.stages.causes import LOST, code_of, code_of_answer
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Verdicts:
         reservation_price_N: Price above which a query is not worth a token.
         prompt_tokens_N: Length of its prompt, tokens.
         error_of_index: Why a query could not be read, of those few.
+        unit: What the budget is counted in.
     """
 
     states: QueryStates
@@ -36,6 +38,7 @@ class Verdicts:
     reservation_price_N: NDArray[np.float64]
     prompt_tokens_N: NDArray[np.int64]
     error_of_index: Mapping[int, str]
+    unit: str = "tokens"
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
@@ -65,13 +68,13 @@ class Complete:
         batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.states.chosen_round_N[index]))
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
-        errors = batch["error"].to_pylist()
+        errors, unit = batch["error"].to_pylist(), self._verdicts.unit
         finish = batch["finish_reason"].to_pylist()
         is_served = self._verdicts.states.is_served_N[index]
         reasons = [
             _reason_failed(error)
             if error
-            else (_reason_served if served else _reason_completed)(reason, int(spent), int(ceiling), float(price))
+            else (_reason_served if served else _reason_completed)(reason, int(spent), int(ceiling), _at(price, unit))
             + _reason_chosen(int(chosen), int(attempts))
             for error, served, reason, spent, ceiling, price, chosen, attempts in zip(
                 errors,
@@ -113,7 +116,7 @@ class Abandon:
         index = batch["index"].to_numpy()
         batch = batch.filter(pa.array(self._verdicts.states.last_round_N[index] == 0))
         index = batch["index"].to_numpy()
-        numbers = self._verdicts.columns(index)
+        numbers, unit = self._verdicts.columns(index), self._verdicts.unit
         errors = [
             self._verdicts.error_of_index.get(int(i)) or (LOST if spent else None)
             for i, spent in zip(index, numbers["spent_tokens"], strict=True)
@@ -127,7 +130,7 @@ class Abandon:
             finish_reason=pa.nulls(len(batch), pa.string()),
             text=pa.nulls(len(batch), pa.string()),
             reason=[
-                _reason_failed(error) if error else _reason_abandoned(float(price), float(highest))
+                _reason_failed(error) if error else _reason_abandoned(float(price), float(highest), unit)
                 for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
             ],
             error=errors,
@@ -155,24 +158,26 @@ def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **col
     return pa.table(arrays, schema=COMPLETION_SCHEMA)
 
 
-def _per_thousand(price: float) -> str:
+def _at(price: float, unit: str) -> str:
+    if unit != "tokens":
+        return priced(price, unit).replace(" expected", "")
     return f"{1000 * price:.3g} correct answers per 1,000 tokens"
 
 
-def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, price: float) -> str:
+def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, price: str) -> str:
     if finish_reason == "stop":
-        return f"Answered with {spent_tokens} of the {max_tokens} tokens granted; the price was {_per_thousand(price)}."
-    return f"Cut off at its last grant of {max_tokens} tokens in all; more was not worth {_per_thousand(price)}."
+        return f"Answered with {spent_tokens} of the {max_tokens} tokens granted; the price was {price}."
+    return f"Cut off at its last grant of {max_tokens} tokens in all; more was not worth {price}."
 
 
 def _reason_chosen(chosen: int, attempts: int) -> str:
     return "" if attempts < 2 else f" This is attempt {chosen} of {attempts}."
 
 
-def _reason_served(finish_reason: str, spent_tokens: int, max_tokens: int, price: float) -> str:
+def _reason_served(finish_reason: str, spent_tokens: int, max_tokens: int, price: str) -> str:
     answer = "answered" if finish_reason == "stop" else "cut off"
     return (
-        f"Not worth the price of {_per_thousand(price)}: asked for a direct answer, and {answer} with {spent_tokens} of the "
+        f"Not worth the price of {price}: asked for a direct answer, and {answer} with {spent_tokens} of the "
         f"{max_tokens} tokens of the minimum service."
     )
 
@@ -181,9 +186,8 @@ def _reason_failed(error: str) -> str:
     return f"Failed: {error.splitlines()[0][:200].rstrip('.')}."
 
 
-def _reason_abandoned(price: float, reservation_price: float) -> str:
+def _reason_abandoned(price: float, reservation_price: float, unit: str) -> str:
     if reservation_price <= price:
-        return (
-            f"Not worth the price of {_per_thousand(price)}: it would be worth {1000 * reservation_price:.3g} at most."
-        )
-    return f"Nothing was left when its turn came at {_per_thousand(price)}."
+        most = _at(reservation_price, unit).partition(" ")[0]
+        return f"Not worth the price of {_at(price, unit)}: it would be worth {most} at most."
+    return f"Nothing was left when its turn came at {_at(price, unit)}."

@@ -5,8 +5,9 @@ dicts, since `attempt_files` makes one table of many. A query that the market re
 for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
 charged in full, since what it generated is not known, and its queries are tried again while the budget allows: first one
 by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
-is a failed row; the rest of the batch goes on. So it is with an answer that its scorer fails on, kills its process or hangs:
-what was generated is charged once, the row says why, and other answers are generated meanwhile.
+is a failed row; the rest of the batch goes on. An endpoint that loses a grant, so that it is not known what it generated, has
+it charged in full as well, and the query is asked again. Nor does an answer end the run that its scorer fails on, kills its
+process or hangs: what was generated is charged once, the row says why, and other answers are generated meanwhile.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 
+from clear_ray.config.prices import Prices
 from clear_ray.config.sampling import Sampling
-from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds
+from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds, Usage
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
+from clear_ray.stages.charging import charged_parts
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
@@ -46,10 +49,11 @@ class Dispatch:
         market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Seed of the run.
-        direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
+        prices: What tokens cost, where prompts are paid for.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
+        most_lost: Reservations that an endpoint may lose of one query in one call before it fails.
         most_quarantined: Queries in a row that may fail so, with none answered between them, before the engines are
             held to be broken.
     """
@@ -58,9 +62,10 @@ class Dispatch:
     market: AsyncMarketClient
     scorer: Callable[[], Scorer] | None
     seed: int
-    direct_text: str = ""
+    prices: Prices | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
+    most_lost: int = 5
     most_quarantined: int = 8
 
 
@@ -79,11 +84,16 @@ class Generate:
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
-    async def __call__(self, batch: pa.Table) -> AsyncIterator[Row]:
-        """Yield the attempts of one batch of granted queries, each as soon as it is settled."""
+    async def __call__(self, batch: pa.Table, direct_text: str = "") -> AsyncIterator[Row]:
+        """Yield the attempts of one batch of granted queries, each as soon as it is settled.
+
+        Args:
+            batch: The queries.
+            direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
+        """
         rows = batch.to_pylist()
         for row, prompt in zip(rows, prompts_of(batch), strict=True):
-            row["conversation"] = prompt
+            row["conversation"] = asked_directly(prompt, direct_text)
         finished: asyncio.Queue[Row | BaseException | None] = asyncio.Queue()
         feeder = asyncio.ensure_future(self._feed(rows, finished))
         try:
@@ -98,11 +108,10 @@ class Generate:
         """Reserve in order and start whatever was granted, until every row has been decided and has ended."""
         try:
             # A group, so that a run that fails ends the wait for the tokens that it will never give back.
-            async with self._roster.room(), asyncio.TaskGroup() as running:
+            async with self._roster.room(len(rows)), asyncio.TaskGroup() as running:
                 waiting = rows
                 while waiting:
-                    requests = [(row["index"], row["granted_tokens"]) for row in waiting]
-                    answers = await self._reserve(rows[0]["round"], requests)
+                    answers = await self._reserve(rows[0]["round"], waiting)
                     granted = [
                         row | {"attempt": answer}
                         for row, answer in zip(waiting, answers, strict=True)
@@ -113,19 +122,25 @@ class Generate:
                         running.create_task(self._run(granted, finished, tries=1))
             await finished.put(None)
         except ExceptionGroup as failures:  # handed to the consumer, which raises the first
-            await finished.put(failures.exceptions[0])
+            await finished.put(_first_of(failures))
 
     async def give_up(self, indices: list[int]) -> None:
         """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
         await self._dispatch.market.give_up(indices, self._life)
 
-    async def _reserve(self, round_number: int, requests: list[tuple[int, int]]) -> list[int]:
+    async def _reserve(self, round_number: int, rows: list[Row]) -> list[int]:
         call = Call(self._caller, self._life, next(self._requests))
-        return await self._dispatch.market.reserve(round_number, requests, call)
+        requests = [(row["index"], row["granted_tokens"]) for row in rows]
+        if self._dispatch.prices is None:
+            return await self._dispatch.market.reserve(round_number, requests, call)
+        parts = [row["reserved_parts"] for row in rows]
+        return await self._dispatch.market.reserve(round_number, requests, call, parts)
 
-    async def _run(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int) -> None:
+    async def _run(
+        self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int, times_lost: int = 0
+    ) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
-        running = {row["query_id"]: row for row in rows}
+        running, lost = {row["query_id"]: row for row in rows}, []
         started = time.monotonic()
         try:
             async with self._roster.worker() as worker:
@@ -135,12 +150,35 @@ class Generate:
                     self._quarantined = 0
                     self._lone_failures.forget()
                     ended = [(running.pop(generation.query_id), generation) for generation in generations]
-                    for row in await self._settle(ended, time.monotonic() - started):
+                    lost += [one for one in ended if one[1].is_lost]
+                    known = [one for one in ended if not one[1].is_lost]
+                    for row in await self._settle(known, time.monotonic() - started):
                         await finished.put(row)
         except Exception as error:
             if not self._dispatch.workers.is_death(error):
                 raise
             await self._try_again(list(running.values()), finished, error, tries=tries)
+        async with asyncio.TaskGroup() as asked:
+            for row, generation in lost:
+                asked.create_task(self._ask_again(row, generation, finished, times_lost=times_lost + 1))
+
+    async def _ask_again(
+        self,
+        row: Row,
+        lost: Generation,
+        finished: asyncio.Queue[Row | BaseException | None],
+        *,
+        times_lost: int,
+    ) -> None:
+        """Charge a grant that an endpoint has lost, and reserve another one."""
+        await self._dispatch.market.forfeit([(row["index"], row["attempt"])])
+        if times_lost >= self._dispatch.most_lost:
+            nothing = Generation(row["query_id"], (), "", "cancelled", error=lost.error)
+            await finished.put(self._attempt(row | {"attempt": 0}, nothing, 0.0))  # all its reservations were charged
+            return
+        (answer,) = await self._reserve(row["round"], [row])
+        if answer != REFUSED:
+            await self._run([row | {"attempt": answer}], finished, tries=1, times_lost=times_lost)
 
     async def _try_again(
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
@@ -155,7 +193,7 @@ class Generate:
             if is_last:
                 await finished.put(self._quarantine(row, error))
                 continue
-            (answer,) = await self._reserve(row["round"], [(row["index"], row["granted_tokens"])])
+            (answer,) = await self._reserve(row["round"], [row])
             if answer != REFUSED:
                 await self._run([row | {"attempt": answer}], finished, tries=next_tries)
 
@@ -181,12 +219,13 @@ class Generate:
         sampling = Sampling.load(row.get("sampling"))
         return Grant(
             query_id=row["query_id"],
-            prompt=asked_directly(row["conversation"], self._dispatch.direct_text),
+            prompt=row["conversation"],
             max_tokens=row["granted_tokens"],
             seed=seed_of(sampling, self._dispatch.seed + row["index"]),
             prefix_token_ids=tuple(row["token_ids"]),
             sample=row.get("sample") or 0,
             sampling=sampling,
+            prefix_text=row.get("text") or "",
         )
 
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
@@ -198,14 +237,27 @@ class Generate:
                     index=row["index"],
                     attempt=row["attempt"],
                     spent_tokens=row["attempt_tokens"],
-                    has_ended=bool(row["error"]) or row["finish_reason"] == "stop",
+                    has_ended=bool(row["error"]) or row["finish_reason"] == "stop" or row["is_at_end"],
                     correct=row["correct"],
                     label=_label(row),
+                    spent_parts=self._spent_parts(row, generation),
                 )
-                for row in rows
+                for row, (_, generation) in zip(rows, ended, strict=True)
             ]
         )
         return rows
+
+    def _spent_parts(self, row: Row, generation: Generation) -> int | None:
+        """Return what a call took by its usage, or None where there is none: the market then knows by its tokens."""
+        if self._dispatch.prices is None or generation.usage is None:
+            return None
+        return charged_parts(
+            self._dispatch.prices,
+            generation.usage,
+            generated_tokens=len(generation.token_ids),
+            reserved_parts=row["reserved_parts"],
+            cost=row["cost"],
+        )
 
     async def _attempts(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         def attempts() -> list[Row]:
@@ -238,7 +290,21 @@ class Generate:
             "error": error,
             "seconds": seconds,
             "ended_at": time.time(),
+            "is_at_end": generation.is_at_end,
+            **_usage_columns(generation.usage),
         }
+
+
+def _first_of(failures: ExceptionGroup[Exception]) -> Exception:
+    """Return the first error of a group, and of a group in it."""
+    first = failures.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
+
+
+def _usage_columns(usage: Usage | None) -> Row:
+    """Return the columns of `records.ATTEMPT_SCHEMA` that say what an endpoint counted."""
+    stated = {} if usage is None else asdict(usage)
+    return {f"usage_{field.name}": stated.get(field.name) for field in fields(Usage)}
 
 
 def seed_of(sampling: Sampling | None, otherwise: int) -> int:

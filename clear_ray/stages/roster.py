@@ -30,7 +30,7 @@ class Workers:
         restart: Kills a worker and has it started again; its open calls end as a death does.
         stall_seconds: How long a worker that has work may bring nothing forward.
         find: Returns the worker of a number, from 0, once it has been started; None if their number is fixed.
-        calls_each: Most calls that a caller keeps open for each worker that is up; None for no such bound.
+        rows_each: Most queries of a caller's open calls for each worker that is up; None for no such bound.
     """
 
     handles: Sequence[Any]
@@ -38,7 +38,7 @@ class Workers:
     restart: Callable[[Any], None]
     stall_seconds: float
     find: Callable[[int], Any | None] | None = None
-    calls_each: int | None = None
+    rows_each: int | None = None
 
 
 class Roster:
@@ -66,25 +66,26 @@ class Roster:
         self._finding: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def room(self) -> AsyncIterator[None]:
-        """Wait until the workers that are up have room for one more call, and keep it; at once if there is no bound."""
-        if self._all.calls_each is None:
+    async def room(self, rows: int = 1) -> AsyncIterator[None]:
+        """Wait until the workers that are up have room for a call of so many queries, and keep it; at once if unbounded."""
+        if self._all.rows_each is None:
             yield
             return
         if self._all.find is not None and self._finding is None:
             self._finding = asyncio.ensure_future(self._find(self._all.find))
         async with self._freed:
-            await self._freed.wait_for(self._has_room)
-            self._open += 1
+            await self._freed.wait_for(lambda: self._has_room(rows))
+            self._open += rows
         try:
             yield
         finally:
             async with self._freed:
-                self._open -= 1
-                self._freed.notify()
+                self._open -= rows
+                self._freed.notify_all()
 
-    def _has_room(self) -> bool:
-        return self._lost is not None or self._open < (self._all.calls_each or 1) * sum(self._is_up)
+    def _has_room(self, rows: int) -> bool:
+        most = (self._all.rows_each or 1) * sum(self._is_up)
+        return self._lost is not None or self._open + rows <= most or (not self._open and most > 0)
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Any]:

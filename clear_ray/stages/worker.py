@@ -97,6 +97,14 @@ class EngineWorker:
         direct_room_N = np.minimum(room_N, self._engine.card.context_tokens - np.asarray(direct, np.int64))
         return np.where(direct_room_N > 0, direct_room_N, room_N)
 
+    async def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Count the tokens of prompts, without running the model.
+
+        Raises:
+            SchemaError: A prompt cannot be rendered.
+        """
+        return await asyncio.to_thread(self._engine.prompt_tokens, prompts)
+
     async def features(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
         """Return the raw features, hidden states included."""
         return await asyncio.to_thread(self._engine.prefill, query_ids, prompts)

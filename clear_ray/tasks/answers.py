@@ -13,7 +13,7 @@ Markup around the answer is taken off: `**…**`, backticks, dollar signs, quota
 from __future__ import annotations
 
 from clear_ray.tasks.marks import locate
-from clear_ray.tasks.thinking import without_thinking
+from clear_ray.tasks.turns import own_answer
 from clear_ray.tasks.wordings import line_answer
 from clear_ray.tasks.writing import plain
 
@@ -26,7 +26,7 @@ def extract_answer(text: str) -> str:
     Args:
         text: What the model wrote, finished or not.
     """
-    visible = without_thinking(text)
+    visible = own_answer(text)
     return "" if visible is None else line_answer(locate(plain(visible)))
 
 
@@ -40,6 +40,6 @@ def has_complete_answer(text: str) -> bool:
     Args:
         text: What the model wrote before it was cut off.
     """
-    visible = without_thinking(text)
+    visible = own_answer(text)
     marked = None if visible is None else locate(plain(visible)).marked
     return marked is not None and marked.is_complete

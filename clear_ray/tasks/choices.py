@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from clear_ray.tasks.denials import after_denial, is_denied
 from clear_ray.tasks.writing import asked_last, bold_spans, plain, unwrapped, words_of
 
 _LONGEST = 2_000
 _LABEL = re.compile(r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)", re.MULTILINE)
 _MOST_OPTIONS = 26
-_CLEAN = re.compile(r"[*_`\"$\\]|\bquad\b")
+_CLEAN = re.compile(r"[*_`\"$\\]|\bquad\b|(?<!\w)'(?=[A-Za-z][).]?'(?!\w))|(?<=[A-Za-z).])(?<!\w\w)'(?!\w)")
 _LABELLED = r"[(\[]?(?P<label>[A-Z])[)\]]?"
 _LEAD = re.compile(
-    r"[\s:({\[]*(?:the )?(?:(?:correct|right|best|final) )?(?:option|choice|letter|answer)s?(?: is)?[\s:]+"
-    r"(?=[(\[]?[A-Za-z1-9](?:\W|$))",
+    r"[\s:({\[]*(?:both (?=[A-Z] and [A-Z]\b)"
+    r"|(?:the )?(?:(?:correct|right|best|final) )?(?:option|choice|letter|answer)s?(?: is)?[\s:]+"
+    r"(?=[(\[]?[A-Za-z1-9](?:\W|$)))",
     re.IGNORECASE,
 )
 _ONE = r"[(\[]{0,2}[A-Z][)\]]{0,2}"
@@ -27,7 +29,7 @@ _BRACKETED = re.compile(r"(?P<open>[(\[{]{1,2}) ?(?P<label>[A-Za-z]|[1-9]) ?[)\]
 _DELIMITED = re.compile(
     r"(?P<label>[A-Z]|[1-9]) ?(?:$|[).:\]}!?;](?!\w)|,(?!\w)| - |\n| ?\(| because\b| since\b| as\b"
     r"| is (?:the )?(?:correct|right|best)\b)"
-    r"|(?P<small>[a-z])[).\]]{0,2}$|(?P<only>[a-z])[)](?= )"
+    r"|(?P<small>[a-z])[).\]]{0,2}$|(?P<only>[a-z])[).](?= )"
 )
 _AFTER_TEXT = re.compile(r"[^()\n]{1,200}\(([A-Z])\)\W{0,3}")
 _SPACED = re.compile(r"(?P<label>[A-Z]|[1-9]) +(?P<text>\S.*)")
@@ -44,14 +46,20 @@ _SAID = (
     re.compile(
         r"(?<!and )(?<!or )(?<!nor )(?<!neither )(?:\b[Oo]ption |\b[Cc]hoice |\b[Aa]nswer )?(?<![\w'(])"
         rf"{_LABELLED} (?:is|would be|seems|must be) (?:clearly |therefore |thus )?"
-        r"(?:the )?(?:only )?(?:correct|right|best|most)\b"
+        r"(?:the )?(?:only )?(?:correct|right|best|most|answer)\b"
     ),
     re.compile(
-        r"\b(?:[Ii]t(?:'?s| is)|[Tt]hat(?:'?s| is)|[Tt]his is|[Dd]efinitely|[Cc]learly|[Pp]robably|[Ss]urely|[Oo]bviously) "
+        r"\b(?:[Ii]t(?:'?s| is| must be| has to be| should be| would be)|"
+        r"[Tt]hat(?:'?s| is)|[Tt]his is|[Dd]efinitely|[Cc]learly|[Pp]robably|[Ss]urely|[Oo]bviously) "
         rf"(?:option |letter |choice )?{_LABELLED}(?=\W{{0,2}}(?:$|\n|[.,;!]))"
     ),
     re.compile(rf"(?:\b(?:leaves|leaving|[Cc]orrect ?:)|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
     re.compile(rf"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election)s? ?(?::|->|=>|is) ?{_LABELLED}(?![\w'])"),
+    re.compile(
+        rf"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence),? (?:it is |it's )?{_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE
+    ),
+    re.compile(rf"\b(?:is|be):? {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
+    re.compile(rf"(?<![\w'(]){_LABELLED} (?:remains|is left)\b"),
     re.compile(r"\b[Aa]nswer [(\[]?(?P<label>[A-Za-z])[)\]]?[.!]?$", re.MULTILINE),
 )
 
@@ -93,7 +101,7 @@ def read_choice(answer: str, options: Options) -> str | None:
         answer: What follows a mark, or a short line.
         options: Options of the question, as far as they are known.
     """
-    text = _clean(answer)
+    text = after_denial(_clean(answer))
     if not text or _NOT.match(text):
         return _by_text(text, options)
     several = _SEVERAL.match(text)
@@ -153,8 +161,16 @@ def find_choice(text: str, options: Options) -> str | None:
 
 
 def label_of(gold: str, options: Options) -> str | None:
-    """Return the label that a reference answer names, by its label or by the option's text."""
-    return read_choice(gold, options)
+    """Return the label that a reference answer names, by itself, by the option's text, or by its place from 0 among letters.
+
+    A number that is one option's text and another one's place names neither.
+    """
+    by_words = read_choice(gold, options)
+    if "A" not in options or not gold.strip().isdecimal():
+        return by_words
+    place = list(options)[int(gold) : int(gold) + 1] if len(gold.strip()) < 3 else []
+    named = {label for label in (by_words, *place) if label is not None}
+    return named.pop() if len(named) == 1 else None
 
 
 def is_choice(gold: str) -> bool:
@@ -182,7 +198,11 @@ def _joined(labels: list[str]) -> str:
 def _said(text: str, options: Options) -> str | None:
     places = []
     for pattern in _SAID:
-        places += [(found.start("label"), found["label"].upper()) for found in pattern.finditer(text)]
+        places += [
+            (found.start("label"), found["label"].upper())
+            for found in pattern.finditer(text)
+            if not is_denied(text[: found.start("label")], text[found.end("label") :])
+        ]
     if not places:
         return None
     label = max(places)[1]

@@ -11,7 +11,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.tasks.child import Child
 from clear_ray.tasks.gold import unwrapped_gold
 from clear_ray.tasks.programs import completed, read_program, tests_of
-from clear_ray.tasks.thinking import without_thinking
+from clear_ray.tasks.turns import own_answer
 from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, RIGHT, TIMED_OUT, WRONG, Verdict
 from clear_ray.tasks.writing import asked_last
 
@@ -53,7 +53,7 @@ def judge_code(
     tests = tests_of(unwrapped_gold(gold), metadata, asked)
     if tests is None:
         return Verdict(None, BAD_GOLD)
-    visible = without_thinking(text)
+    visible = own_answer(text)
     program = completed(read_program(visible), visible, asked, tests.entry_point) if visible else ""
     if not program.strip():
         return Verdict(0.0, NO_ANSWER)

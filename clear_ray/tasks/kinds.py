@@ -13,11 +13,11 @@ from typing import Literal, get_args
 import regex
 
 from clear_ray.tasks.choices import Options, find_choice, is_choice, label_of, options_of, read_choice
+from clear_ray.tasks.formulas import canonical_mathematics
 from clear_ray.tasks.gold import Reference, look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.marks import Located, locate
 from clear_ray.tasks.mathematics import (
     Prove,
-    canonical_mathematics,
     equal_mathematics,
     is_any_order,
     letter_of,
@@ -25,8 +25,8 @@ from clear_ray.tasks.mathematics import (
 )
 from clear_ray.tasks.programs import read_program
 from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
-from clear_ray.tasks.structured import NOTHING, equal_json, read_json
-from clear_ray.tasks.thinking import without_thinking
+from clear_ray.tasks.structured import NOTHING, equal_json, levelled, read_json
+from clear_ray.tasks.turns import own_answer
 from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, TIMED_OUT, Verdict
 from clear_ray.tasks.wordings import concise, elements_of, last_line, line_answer, phrase_answers, read_truth, truth_of
 from clear_ray.tasks.writing import plain, shortened, tidy, words_of
@@ -49,7 +49,7 @@ def extract(text: str, kind: Kind, *, prompt: str = "", is_conversation: bool = 
         prompt: The question, from which `choice` reads its options; JSON messages if it is a conversation.
         is_conversation: Whether it is.
     """
-    visible = without_thinking(text)
+    visible = own_answer(text)
     if visible is None:
         return None
     if kind == "code":
@@ -85,8 +85,12 @@ def canonical(answer: str, kind: Kind) -> str:
         return str(quantity.value)
     if kind == "math":
         return canonical_mathematics(answer)
+    if kind == "exact" and is_choice(answer):
+        return label_of(answer, {}) or words_of(answer)
     if kind in ("exact", "number"):
         return truth_of(answer) or words_of(answer)
+    if kind == "json" and (value := read_json(answer)) is not NOTHING:
+        return json.dumps(levelled(value), ensure_ascii=False, sort_keys=True)
     return answer.strip()
 
 
@@ -100,7 +104,9 @@ def same_answer(one: str, other: str, kind: Kind, *, prove: Prove | None = None)
         prove: For `math`, asked whether two formulas are equal where their writing does not tell; not asked if not given.
     """
     if kind in ("number", "exact"):
-        return _same_words(one, other) or (truth_of(one) or one) == (truth_of(other) or other)
+        return _same_words(one, other) or (
+            not (is_quantity(one) and is_quantity(other)) and canonical(one, kind) == canonical(other, kind)
+        )
     if canonical(one, kind) == canonical(other, kind):
         return True
     if kind == "math":
@@ -138,7 +144,7 @@ def judge_here(
     options = options_of(prompt, is_conversation=is_conversation) if needs_options else {}
     if not can_read(reference, kind, options):
         return Verdict(None, BAD_GOLD)
-    visible = without_thinking(text)
+    visible = own_answer(text)
     if visible is None:
         return Verdict(0.0, NO_ANSWER)
     located = locate(plain(visible[-_LONGEST:]))
@@ -253,7 +259,7 @@ def _judge_regex(text: str, pattern: str) -> Verdict:
         compiled = regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError, MemoryError):
         return Verdict(None, BAD_GOLD)
-    visible = without_thinking(text)
+    visible = own_answer(text)
     if not visible or not visible.strip():
         return Verdict(0.0, NO_ANSWER)
     located = locate(plain(visible[-_LONGEST:]))
@@ -269,7 +275,7 @@ def _judge_json(text: str, gold: str) -> Verdict:
     wanted = read_json(gold)
     if wanted is NOTHING:
         return Verdict(None, BAD_GOLD)
-    visible = without_thinking(text)
+    visible = own_answer(text)
     value = NOTHING if visible is None else read_json(visible)
     if value is NOTHING:
         return Verdict(0.0, NO_ANSWER)

@@ -2,8 +2,8 @@ r"""Where in a text its final answer stands.
 
 Marks, of which the last one wins: `\boxed{…}`; `<answer>…</answer>`; `#### …`; `Answer: …` and `the answer is …` in several
 languages, bold or not; a heading `Answer` on a line of its own. A mark that denies (`the answer is not 12`, `the wrong answer
-is 12`) is none, except for what follows its `but`; nor is one that speaks about the answer (`the answer is correct`). A base
-model that goes on with a question of its own is cut before it.
+is 12`, `I doubt that the answer is 12`) is none, except for what follows its `but`; nor is one that speaks about the answer
+(`the answer is correct`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from clear_ray.tasks.denials import after_denial, begins_denied, is_denied
+
 _MOST_MARKS = 50
 _LONGEST_OBJECT = 1 << 16
+_LONGEST_CLAUSE = 160
 How = Literal["box", "tag", "hash", "said"]
 
 _LEAD = r"(?:final |the |my |correct |right ){0,2}"
 _SAID = re.compile(
-    r"(?P<void>\b(?:wrong|incorrect|false|bad|previous|no|this|that|your) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
-    r"(?: (?:to|for|of|here|in)\b[^.:;\n]{0,100}?)?"
-    r"(?: {0,3}[*_]{0,3} {0,3}[:=](?!=)| {1,3}(?:is|was|are|would be|should be|must be|has to be|equals)\b ?:?)"
+    r"(?P<void>\b(?:previous|no|this|that|your) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
+    r"(?:,? (?:therefore|then|thus|hence),?)?(?: (?:to|for|of|here|in)\b[^.:;\n]{0,100}?)?"
+    r"(?: {0,3}[*_]{0,3} {0,3}(?:[:=](?![=>])|[-=]>|\u2192)"
+    r"|(?:'s\b| {1,3}(?:(?:is|was|are|would be|should be|must be|has to be|equals)\b"
+    r"|(?:is|was|are|ca|could|must|should)(?=n't)|(?:can|could|must|should)(?= ?not be\b))) ?:?)"
     r"|(?:最终|正确)?(?:答案|答え|正解|정답|回答) {0,3}(?:[:=]|是|为|は|은|는)"
-    r"|\b(?:Antwort|Lösung|Réponse|Reponse|Respuesta|Risposta|Resposta|Ответ|Antwoord)\b[*_]{0,3} {0,3}"
+    r"|\b(?:Antwort|Lösung|Réponse|Reponse|Respuesta|Risposta|Resposta|Ответ|Antwoord|Odpowiedź|Odpověď|Cevap|Svar|Jawaban|Відповідь"
+    r"|الجواب|الإجابة|जवाब)\b[*_]{0,3} {0,3}"
     r"(?::|ist\b|est\b|es\b|è\b|é\b)"
     r"|\bans(?:\.:?| ?[:=])"
     rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_ ]{{0,5}}$",
@@ -32,7 +38,8 @@ _SAID = re.compile(
 )
 _HINTS = (
     "answer", "ans.", "ans:", "ans ", "ans=", "答案", "答え", "正解", "정답", "回答", "antwort", "lösung", "réponse",
-    "reponse", "respuesta", "risposta", "resposta", "ответ", "antwoord",
+    "reponse", "respuesta", "risposta", "resposta", "ответ", "antwoord", "odpowiedź", "odpověď", "cevap", "svar", "jawaban",
+    "відповідь", "الجواب", "الإجابة", "जवाब",
 )  # fmt: skip
 """Without one of them there is nothing that `_SAID` could find, which takes longer to say so."""
 _HASH = re.compile(r"^[ *]{0,6}####(?!#) {0,5}(?P<rest>\S[^\n]*)$", re.MULTILINE)
@@ -41,17 +48,17 @@ _SHORT_RESULT = re.compile(
 )
 _BOX = re.compile(r"\\(?:boxed|fbox) {0,3}(?=(?P<brace>\{)|[^\s{])")
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
-_NEXT_QUESTION = re.compile(r"\n[ *#]{0,8}(?:Question|Q|Problem) ?\d{0,4} ?:")
-_DENIED = re.compile(
-    r"\W{0,6}(?:not|never|neither|isn't|n't)\b(?:[^.\n]{0,80}?\bbut (?:rather )?(?P<but>\S))?", re.IGNORECASE
-)
 _ABOUT = re.compile(
     r"\W{0,6}(?:the (?:answer|result|solution|correct (?:answer|solution)) (?:to|of|for)\b"
     r"|(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|found|"
     r"given|provided|shown|expected|needed|required)\b)",
     re.IGNORECASE,
 )
-_BESIDE = re.compile(r"(?:[*_:]{1,4}(?=\s|$)|[ \n]|[>#|]{1,6} |(?<=\n)[-+] (?=\S))+")
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s|\n")
+_SURELY = re.compile(
+    r" ?(?:certainly|definitely|clearly|obviously|probably|simply|indeed|thus|therefore|most likely),? (?=\S)"
+)
+_BESIDE = re.compile(r"(?:[*_:]{1,4}(?=\s|$)|[ \n]|[#|]{1,6} |(?<=\n)> |(?<=\n)[-+] (?=\S))+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +100,19 @@ def locate(visible: str) -> Located:
     if (field := _field(text.lstrip())) is not None:
         return Located(Marked(field, "tag", is_complete=True), text)
     marks = sorted(_marks(text))
-    first = next((end for _, end, how in marks if how != "hash" or _is_result(text, end)), None)
-    if first is not None and (next_question := _NEXT_QUESTION.search(text, first)):
-        text = text[: next_question.start()].rstrip()
-        marks = sorted(_marks(text))
     is_line_ended = "\n" in visible[len(text) :]
     denied: Marked | None = None
     for start, end, how in reversed(marks[-_MOST_MARKS:]):
         marked = _read(text, start, end, how, is_line_ended)
         if marked is None:
             continue
-        if how != "said" or not _DENIED.match(marked.text):
+        if how not in ("said", "box") or not begins_denied(marked.text):
             return Located(marked, text)
         denied = denied or marked  # what the answer is not, unless the text says elsewhere what it is
+    if denied is not None and denied.how == "said":
+        later = _SENTENCE_END.split(denied.text, maxsplit=1)[1:]
+        if later and later[0].strip():
+            return Located(None, later[0])
     return Located(denied, text)
 
 
@@ -149,6 +156,8 @@ def _read(text: str, start: int, end: int, how: How, is_line_ended: bool) -> Mar
         inside, is_closed = (
             _braced(text, end + 1) if text[end] == "{" else (re.split(r"[\s$]", text[end:], maxsplit=1)[0], False)
         )
+        if is_denied(text[max(0, start - _LONGEST_CLAUSE) : start]):
+            inside = f"not {inside}"
         return Marked(inside.strip(), how, is_closed) if inside.strip(" ${}") else None
     if how == "tag":
         inside, tag, _ = text[end:].partition("</answer>")
@@ -158,13 +167,16 @@ def _read(text: str, start: int, end: int, how: How, is_line_ended: bool) -> Mar
         if not _is_result(text, end):
             return None
         return Marked(text[end : line_end if line_end >= 0 else None].strip(), how, line_end >= 0 or is_line_ended)
-    denied = _DENIED.match(text, end)
-    if denied is not None and denied["but"]:
-        end = denied.start("but")
-    elif text[start:end].rstrip()[-1] not in ":=" and _ABOUT.match(text, end):
+    said = text[end:]
+    if is_denied(text[max(0, start - _LONGEST_CLAUSE) : start]):
+        said = f"not {said.lstrip()}"
+    tail = after_denial(said)
+    if tail is said and text[start:end].rstrip()[-1] not in ":=" and _ABOUT.match(said):
         return None
-    beside = _BESIDE.match(text, end)
-    tail = text[beside.end() if beside else end :]
+    if text[start:end].rstrip()[-1] not in ":=" and (surely := _SURELY.match(tail)):
+        tail = tail[surely.end() :]
+    beside = _BESIDE.match(tail)
+    tail = tail[beside.end() if beside else 0 :]
     return Marked(tail, how, "\n" in tail.lstrip() or (is_line_ended and bool(tail.strip())))
 
 

@@ -13,18 +13,19 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.numerals import LONGEST, NUMBER, VULGAR, cleaned, number_in_words, value_of
 from clear_ray.tasks.units import CURRENCIES, SCALES, unit_after_words, unit_of
-from clear_ray.tasks.writing import bold_spans
+from clear_ray.tasks.writing import bold_spans, first_sentence, unexplained
 
 _START = re.compile(r"(?<![\w.,:/^])(?:(?<!\d)-)? ?(?:US\$|[$£€¥₹₩])? ?-?\.?\d", re.IGNORECASE)
 _AFTER = re.compile(
     r" ?(?P<percent>%|percent\b|per cent\b)"
-    r"|(?P<scale> ?(?:thousand|million|billion|trillion|bn|mn)\b|[kK]\b)? ?"
+    r"|(?P<scale> ?(?:hundred|thousand|million|billion|trillion|bn|mn|dozen)\b|[kKMB]\b)? ?"
     r"(?P<unit>[$€£¥¢°]|(?:[^\W\d_]{1,30}(?:(?:\^\{?|\*\*)?[23²³]\}?)?(?:/[^\W\d_]{1,20}(?:\^?[23²³])?)?)"
     r"(?: [^\W\d_]{1,30}){0,3})?"
 )
-_GLUED = re.compile(r"[\w^]|[.,:/]\d|-\d|[-+*/\u00d7\u00b7^=] ?[\d\\(]")
+_GLUED = re.compile(r"[\w^]|[.,:/]\d|-\d|[-+*/\u00d7\u00b7^=] ?[\d\\(]|\+| ?(?:[<>\u2264\u2265\u00b1]|\\pm|\+/-)")
 _OPERATOR = re.compile(r"(?: [a-z]{1,20}){0,3} [-+*/\u00d7\u00b7^] ?[\d(\\]| [-+*/\u00d7\u00b7^] ?[a-z]")
 _OTHER_NUMBER = re.compile(r"(?:[ ,;&/]| and| or| to){1,3}(?:[$£€] ?)?[-+]?\.?\d", re.IGNORECASE)
 _HALF = re.compile(r" and a half\b", re.IGNORECASE)
@@ -36,13 +37,15 @@ _LISTED = re.compile(r"\s*1[.)] +[A-Za-z][^\n]*\n\s*2[.)] ")
 _COMPARED = re.compile(
     r"[^A-Za-z\n]{1,40} ?(?:[a-z]{1,20} ){0,2}(?:(?:more|less|fewer|greater|higher|lower) than|times as)\b"
 )
-_THEREFORE = re.compile(r"\b(?:so|thus|therefore|hence|then)\b", re.IGNORECASE)
+_THEREFORE = re.compile(r"\b(?:so|thus|therefore|hence|then|gives|yields|means)\b", re.IGNORECASE)
 _VETO = re.compile(
-    r"(?:\b(?:not|never|than|least|most|under|over|between|below|above|nor|isn't|without|up to)|[<>≤≥≠±]|\\[lg]eq?|\\pm|\+/-)"
+    r"(?:\b(?:not|never|than|least|most|under|over|between|below|above|nor|isn't|without|up to|or|"
+    r"or (?:maybe|perhaps|possibly))|[<>≤≥≠±]|\\[lg]eq?|\\pm|\+/-)"
     r"[\s*_$£€(]*\Z",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
+_ASSIGNED = re.compile(r"\A[A-Za-z]\w{0,2} ?= ?")
 _EQUALS = re.compile(r"(?<![<>=!:])=(?!=)")
 
 
@@ -85,11 +88,14 @@ def read_quantity(answer: str) -> Quantity | None:
     """
     if _LISTED.match(answer):
         return find_quantity(answer)
-    line = cleaned(_first_line(answer))
+    line = _answering(cleaned(_first_line(answer)))
     in_words = _in_words(line)
     if in_words is not None:
         return in_words
     sides = _EQUALS.split(line)
+    if len(sides) > 2:
+        sides = _EQUALS.split(_THEREFORE.split(line)[-1])
+        line = "=".join(sides)
     if len(sides) > 1:
         if len(sides) > 2 and re.search(r",|;| (?:or|and) ", line, re.IGNORECASE):  # x = 12 or x = 13
             return None
@@ -112,7 +118,8 @@ def find_quantity(text: str) -> Quantity | None:
             continue
         line = line[-LONGEST:]
         for span in reversed(bold_spans(line)):
-            if (found := read_quantity(span)) is not None:
+            place = line.find(span)
+            if not is_denied(line[:place], line[place + len(span) :]) and (found := read_quantity(span)) is not None:
                 return found
         plain_line = cleaned(line)
         side = _EQUALS.split(plain_line)[-1]
@@ -125,10 +132,18 @@ def find_quantity(text: str) -> Quantity | None:
     return None
 
 
+def _answering(line: str) -> str:
+    """Return a line without what explains its number: another clause, or, after a number alone, all further sentences."""
+    said = unexplained(line)
+    line = said if any(map(str.isdigit, said)) else line
+    first = first_sentence(line)
+    return first if is_quantity(_ASSIGNED.sub("", first)) else line
+
+
 def _in_words(line: str) -> Quantity | None:
     found = number_in_words(line)
     unit = None if found is None else unit_after_words(found[1])
-    return None if found is None or unit is None else Quantity(Fraction(found[0]), unit, line)
+    return None if found is None or unit is None else Quantity(found[0], unit, line)
 
 
 def _begins(line: str) -> bool:
@@ -211,5 +226,6 @@ def _last(sentence: str) -> Quantity | None:
         start = found.start()
         quantity = _whole(sentence, start, is_alone=False)
         if quantity is not None:
-            return None if _VETO.search(sentence[max(0, start - 40) : start]) else quantity
+            before, after = sentence[:start], sentence[start:].lstrip("+-$£€ .,/%0123456789")
+            return None if _VETO.search(before[-40:]) or is_denied(before, after) else quantity
     return None

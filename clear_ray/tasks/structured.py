@@ -6,11 +6,13 @@ import json
 import re
 from typing import Any
 
+from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.fences import fenced_blocks
 
 _START = re.compile(r"[{\[]")
 _MOST_TRIES = 200
 _LONGEST = 1 << 20
+_LONGEST_CLAUSE = 160
 
 
 class Nothing:
@@ -50,6 +52,15 @@ def equal_json(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other if not _is_number(one) else _is_number(other) and one == other
 
 
+def levelled(value: Any) -> Any:
+    """Return a value in which whole numbers are integers, so that equal values are written the same: 1.0 as 1."""
+    if isinstance(value, dict):
+        return {key: levelled(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [levelled(inside) for inside in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -72,7 +83,11 @@ def _last_inside(text: str) -> Any:
     while tries < _MOST_TRIES and (start := _START.search(text, position)):
         try:
             value, position = decoder.raw_decode(text, start.start())
-            found.append(value)
+            if not is_denied(
+                text[max(0, start.start() - _LONGEST_CLAUSE) : start.start()],
+                text[position : position + _LONGEST_CLAUSE],
+            ):
+                found.append(value)
         except (ValueError, RecursionError):
             position, tries = start.end(), tries + 1
     objects = [value for value in found if isinstance(value, dict)]

@@ -15,9 +15,9 @@ import regex
 from clear_ray.storage import Folder
 from clear_ray.tasks.choices import label_of, options_of
 from clear_ray.tasks.code_scorer import sandbox_warning
+from clear_ray.tasks.formulas import is_mathematics
 from clear_ray.tasks.gold import look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.kinds import Kind, as_kind, can_read
-from clear_ray.tasks.mathematics import is_mathematics
 from clear_ray.tasks.programs import tests_of
 from clear_ray.tasks.scorers import AUTO
 from clear_ray.tasks.structured import NOTHING, read_json
@@ -150,12 +150,20 @@ def survey_queries(queries: Folder, scorer: str | None) -> Survey:
         queries: `queries/` of a run.
         scorer: As the configuration names it; None if it names none.
     """
-    files = queries.filesystem.get_file_info(sorted(queries.files(".parquet")))
-    stamp = tuple((info.path, info.size, info.mtime_ns) for info in files)
-    known = _KNOWN.get(scorer)
+    known, stamp = _KNOWN.get(scorer), _stamp(queries)
     if known is None or known[0] != stamp:
         known = _KNOWN[scorer] = stamp, survey(_rows(queries, scorer), scorer)
     return known[1]
+
+
+def _stamp(queries: Folder) -> object:
+    files = queries.filesystem.get_file_info(sorted(queries.files(".parquet")))
+    return tuple((info.path, info.size, info.mtime_ns) for info in files)
+
+
+def keep_survey(queries: Folder, found: Survey) -> None:
+    """Keep what was found in a folder of queries while it was written, so that it is not read for it again."""
+    _KNOWN[found.scorer] = _stamp(queries), found
 
 
 def survey(rows: Iterable[Mapping[str, Any]], scorer: str | None) -> Survey:
@@ -165,23 +173,43 @@ def survey(rows: Iterable[Mapping[str, Any]], scorer: str | None) -> Survey:
         rows: With `index`, `query_id`, `gold`, and of the rest of `records.QUERY_SCHEMA` what the scorer needs.
         scorer: As the configuration names it.
     """
-    kind = None if scorer is None else _kind_of(scorer)
-    looks: Counter[str] = Counter()
-    golds = unfit = 0
-    first: Unfit | None = None
-    example = ""
+    found = Surveyor(scorer)
     for row in rows:
+        found.add(row)
+    return found.survey()
+
+
+class Surveyor:
+    """Looks at gold answers one by one, and holds counts alone.
+
+    Args:
+        scorer: As the configuration names it.
+    """
+
+    def __init__(self, scorer: str | None) -> None:
+        self._scorer = scorer
+        self._kind = None if scorer is None else _kind_of(scorer)
+        self._looks: Counter[str] = Counter()
+        self._golds = self._unfit = 0
+        self._first: Unfit | None = None
+        self._example = ""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Look at the gold answer of one row, if it has one; the columns are those of `survey`."""
         gold = row["gold"]
         if gold is None:
-            continue
-        golds += 1
-        example = example or shortened(gold, _EXAMPLE)
-        looks[_look(gold)] += 1
-        if kind is not None and not _fits(kind, gold, row):
-            unfit += 1
-            first = first or Unfit(row["index"] + 1, row["query_id"], shortened(gold, _EXAMPLE))
-    fitting, alike = _fitting(looks, golds)
-    return Survey(scorer, golds, fitting, alike, unfit, first, example)
+            return
+        self._golds += 1
+        self._example = self._example or shortened(gold, _EXAMPLE)
+        self._looks[_look(gold)] += 1
+        if self._kind is not None and not _fits(self._kind, gold, row):
+            self._unfit += 1
+            self._first = self._first or Unfit(row["index"] + 1, row["query_id"], shortened(gold, _EXAMPLE))
+
+    def survey(self) -> Survey:
+        """Return what was found."""
+        fitting, alike = _fitting(self._looks, self._golds)
+        return Survey(self._scorer, self._golds, fitting, alike, self._unfit, self._first, self._example)
 
 
 def _rows(queries: Folder, scorer: str | None) -> Iterator[Mapping[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-_TAGS = "think|thinking|thought|thoughts|reasoning|reflection|seed:think|scratchpad"
+_TAGS = "think|thinking|thought|thoughts|reasoning|reflection|seed:think|scratchpad|analysis|cot"
 _CLOSING = re.compile(rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>", re.IGNORECASE)
 _OPENING = re.compile(rf"<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
-_FINAL_CHANNEL, _ANY_CHANNEL = "<|channel|>final<|message|>", "<|channel|>analysis"
-_END_OF_MESSAGE = re.compile(r"<\|(?:end|return|im_end|eot_id|endoftext)\|>|</s>\s*\Z")
+_FINAL_CHANNEL, _ANY_CHANNEL = "<|channel|>final<|message|>", "<|channel|>"
+_END_OF_MESSAGE = re.compile(r"<\|(?:end|return|im_end|eot_id|endoftext)\|>|</s>\s*(?:\Z|(?=<s>|\[INST\]))")
+_SOLUTION = re.compile(r"<\|(?:begin|end)_of_solution\|>")
 _BARE_ANALYSIS, _BARE_FINAL = "analysis", "assistantfinal"
 
 
@@ -26,7 +27,7 @@ def without_thinking(text: str) -> str | None:
         text = text.rpartition(_FINAL_CHANNEL)[2]
     elif _ANY_CHANNEL in text:
         return None
-    elif text.startswith(_BARE_ANALYSIS) and _BARE_FINAL in text:
+    elif text.startswith((_BARE_ANALYSIS, "assistantanalysis")) and _BARE_FINAL in text:
         text = text.rpartition(_BARE_FINAL)[2]
     end = 0
     for found in _CLOSING.finditer(text):
@@ -34,4 +35,4 @@ def without_thinking(text: str) -> str | None:
     visible = text[end:]
     if _OPENING.search(visible):
         return None
-    return _END_OF_MESSAGE.split(visible, maxsplit=1)[0]
+    return _SOLUTION.sub("", _END_OF_MESSAGE.split(visible, maxsplit=1)[0])

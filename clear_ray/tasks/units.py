@@ -9,7 +9,7 @@ CURRENCIES = {
 }  # fmt: skip
 SCALES = {
     "k": 10**3, "thousand": 10**3, "million": 10**6, "mn": 10**6, "bn": 10**9, "billion": 10**9, "trillion": 10**12,
-    "hundred": 100,
+    "hundred": 100, "m": 10**6, "b": 10**9, "dozen": 12,
 }  # fmt: skip
 _UNITS = {
     "lb": "pound", "lbs": "pound", "pounds": "pound", "kilometers": "km", "kilometres": "km", "kilometer": "km",
@@ -25,7 +25,8 @@ _NO_UNIT = frozenset(
         "in", "total", "altogether", "of", "because", "since", "per", "which", "so", "and", "for", "to", "the", "a",
         "an", "is", "are", "was", "were", "left", "more", "or", "but", "as", "at", "if", "that", "when", "where",
         "with", "by", "on", "from", "than", "then", "each", "it", "he", "she", "they", "we", "you", "i", "this",
-        "remaining", "overall", "st", "nd", "rd", "th", "however",
+        "remaining", "overall", "st", "nd", "rd", "th", "however", "can", "could", "would", "will", "may", "might", "must",
+        "has", "have", "had", "does", "do", "did", "not", "there", "seems",
     }
 )  # fmt: skip
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.marks import Located
-from clear_ray.tasks.writing import bold_spans, tidy, words_of
+from clear_ray.tasks.writing import bold_spans, first_sentence, tidy, unexplained, words_of
 
 _FEW_WORDS, _TAIL_WORDS = 3, 6
 _LONGEST = 4_000
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
-_EXPLAINED = re.compile(r"[,;(]? \(?(?:because|since|as it|which|due to)\b|, (?:an?|who) ", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=[^\W\d_]{4})[.!?](?= +[A-Z\"'(])|(?<=\d)\.(?= +[A-Z])")
 _ASIDE = re.compile(r"\s*\([^()]{1,200}\)\W{0,3}\Z")
-_COPULA = re.compile(r" (?:is|are|was|were|equals|named|called|be)[: ] ?")
-_DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor)\W*\Z", re.IGNORECASE)
+_COPULA = re.compile(r"(?: (?:is|are|was|were|equals|named|called|be)|\b[Ii]t's|\b[Tt]hat's)[: ] ?")
 _TRUTH = {"yes": True, "true": True, "no": False, "false": False}
 _TRUE_OR_FALSE = re.compile(
     r"\W{0,4}(?:(?:it|that|this)(?:'s| is) )?(?P<word>yes|no|true|false)\b(?:\W{0,3}$|[.,;:!(\n-]| -|\W{0,3}\n"
@@ -60,20 +58,20 @@ def phrase_answers(located: Located) -> Iterator[str]:
         return
     whole = last_line(located.rest)[:_LONGEST]
     for span in reversed(bold_spans(whole)):
-        if not _DENIES.search(whole[: whole.find(span)].rstrip(" *_")):
+        place = whole.find(span)
+        if not is_denied(whole[:place], whole[place + len(span) :]):
             yield span
     yield line
     if line != tidy(whole):
         yield tidy(whole)
-    ends = [found.end() for found in _COPULA.finditer(whole)]
-    if ends and len(whole[ends[-1] :].split()) <= _TAIL_WORDS:
-        yield tidy(whole[ends[-1] :])
+    said = [whole[found.end() :] for found in _COPULA.finditer(whole) if not is_denied(whole[: found.start()])]
+    if said and len(said[-1].split()) <= _TAIL_WORDS:
+        yield tidy(said[-1])
 
 
 def concise(line: str) -> str:
     """Return a marked line up to its first full stop or explanation."""
-    line = _SENTENCE.split(line[:_LONGEST], maxsplit=1)[0]
-    return tidy(_EXPLAINED.split(line, maxsplit=1)[0])
+    return tidy(unexplained(first_sentence(line[:_LONGEST])))
 
 
 def read_truth(located: Located) -> str | None:

@@ -41,7 +41,15 @@ _PAIRS = (
 _SINGLE = (("*", "*"), ("_", "_"))
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__|\\textbf\{([^{}\n]{1,200})\}")
 _AROUND_SIGNS = re.compile(r"\s*([-+*/=^,;:()\[\]{}<>|])\s*")
+_INITIAL = re.compile(r"(?<![^\W_])([^\W\d_]\.) (?=\w)")
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)")
+_EXPLAINED = re.compile(
+    r",? (?:because|since|as it|due to|where|which(?! (?:gives|yields|equals|makes|means|simplifies|reduces)))\b"
+    r"|[,;(] ?\(?(?:because|since|due to|as|so that|note|rather than|instead of)\b"
+    r"|,? or (?:about|approximately|roughly)\b|\((?=[^()]{0,80}=)|, (?:and )?not |, (?:an?|who) ",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<=[^\W\d_]{4})[.!?](?= +[A-Z\"'(])|(?<=\d)\.(?= +[A-Z])")
 
 
 def plain(text: str) -> str:
@@ -76,6 +84,17 @@ def tidy(answer: str) -> str:
     return answer
 
 
+def first_sentence(line: str) -> str:
+    """Return a line up to its first full stop that is neither an abbreviation's nor a number's."""
+    return _SENTENCE.split(line, maxsplit=1)[0]
+
+
+def unexplained(line: str) -> str:
+    """Return a line up to an explanation or contrast: `5, since 5+2 = 7`, `Lyon, not Paris`; else the line."""
+    said = _EXPLAINED.split(line, maxsplit=1)[0]
+    return said if said.strip(" (*") else line
+
+
 def bold_spans(line: str) -> list[str]:
     """Return what is set in bold in a line, in its order."""
     return [next(part for part in found.groups() if part is not None) for found in _BOLD.finditer(line)]
@@ -85,7 +104,7 @@ def words_of(text: str) -> str:
     """Return a text in the form in which equal words are equal: width, case, spaces, articles and end marks levelled."""
     text = plain(unicodedata.normalize("NFKC", unwrapped(tidy(plain(text)))))
     text = " ".join(text.casefold().split()).strip(" .,;:!?\"'").removeprefix("- ")
-    text = _AROUND_SIGNS.sub(r"\1", text)
+    text = _AROUND_SIGNS.sub(r"\1", _INITIAL.sub(r"\1", text))
     return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
 
 

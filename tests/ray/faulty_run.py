@@ -32,10 +32,11 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import ray
 from ray._private.state import available_resources_per_node
 
-from clear_ray.batch import complete
+from clear_ray.batch import complete, playing
 from clear_ray.batch import run as batch_run
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
@@ -47,12 +48,14 @@ POINTS = (
     "after reserve",
     "after settle before commit",
     "mid-generation",
+    "after an overlapping clearing",
+    "amid overlapping clearings",
     "while writing output",
     "before the summary",
 )
 AFTER_STEPS = {"after probe": "probe", "after price": "write_grants", "before the summary": "write_page"}
-"""Points that are the end of a function of `batch.run` or `batch.complete`."""
-FULL_STEPS = ("take_in", "_open_run", "probe", "write_grants", "generate_round", "_write_completions", "write_page")
+"""Points that are the end of a function of `batch.run`, `batch.playing` or `batch.complete`."""
+FULL_STEPS = ("take_in", "_open_run", "probe", "write_grants", "calls_of", "_write_completions", "write_page")
 """Functions there before which a disk is filled."""
 _PATIENCE_SECONDS = 240
 _STORE_BYTES = 80_000_000
@@ -81,23 +84,32 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
     end = partial(die, with_actors=with_actors)
     if point in AFTER_STEPS:
         die_after(AFTER_STEPS[point], end)
+    elif point == "after an overlapping clearing":
+        die_after("write_grants", lambda: overlapping(run_dir) >= 2 and end())
     else:
         met: dict[str, Callable[[], bool]] = {
             "mid-probe": lambda: len(list((run_dir / "estimates").rglob("*.parquet"))) >= 3,
             "after reserve": lambda: count(run_dir, b'"reserve"') >= 1,
             "after settle before commit": lambda: count(run_dir, b'"settle"') >= 1 and not written(run_dir),
             "mid-generation": lambda: written(run_dir) >= 3,
+            "amid overlapping clearings": lambda: overlapping(run_dir) >= 3,
             "while writing output": lambda: (run_dir / "completions.partial").exists(),
         }
         threading.Thread(target=lambda: wait_until(met[point]) and end(), daemon=True).start()
 
 
 def module_of(name: str) -> ModuleType:
-    """Return where a step of the driver is called: in the run itself, or at its end."""
-    return batch_run if hasattr(batch_run, name) else complete
+    """Return where a step of the driver is called: in the run itself, in its rounds, or at its end."""
+    return next(module for module in (batch_run, playing, complete) if hasattr(module, name))
 
 
-def die_after(name: str, end: Callable[[], None]) -> None:
+def overlapping(run_dir: Path) -> int:
+    """Return how many clearings were made beside running grants."""
+    kept = [pq.read_schema(path).metadata for path in run_dir.glob("grants/*.parquet")]
+    return sum(metadata[b"is_beside"] == b"yes" for metadata in kept)
+
+
+def die_after(name: str, end: Callable[[], Any]) -> None:
     module = module_of(name)
     step = getattr(module, name)
 

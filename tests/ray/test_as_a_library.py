@@ -22,7 +22,7 @@ def state():
 
 class Display:
     def update(self, snapshot):
-        if snapshot.stage != "read" and not heard:
+        if snapshot.stage not in ("start", "read") and not heard:
             signal.raise_signal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
     def close(self):
         pass

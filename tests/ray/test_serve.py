@@ -22,12 +22,17 @@ from ray.util import list_named_actors
 from clear_ray.errors import ConfigError
 from clear_ray.serve import build_app
 from clear_ray.serve.app import application
-from clear_ray.serve.ingress import OPEN_PATHS, api
+from clear_ray.serve.edge import OPEN_PATHS
+from clear_ray.serve.ingress import api
+from clear_ray.serve.page import routes_of
 from clear_ray.serve.settings import LimitSettings, PriceSettings, ServeConfig
 from tests.conftest import ROLLOUTS
 from tests.ray.serving import KEY, PRICE, ask, client_of, free_port, settings
 
 ROOT = Path(__file__).resolve().parents[2]
+_FILE, _BATCH = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+BATCH_PATHS = ("/v1/files", _FILE, f"{_FILE}/content", "/v1/batches", _BATCH, f"{_BATCH}/cancel", f"{_BATCH}/budget")
+BATCH_PATHS += (f"{_BATCH}/retry", f"{_BATCH}/export")
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +155,10 @@ def test_limits_hold_at_their_boundary(client: openai.OpenAI, recorded: dict[str
 
 
 def test_every_route_is_guarded(client: openai.OpenAI, port: int) -> None:
-    table = [route for part in api.routes for route in getattr(part, "original_router", api).routes]
-    routes = {(route.path, next(iter(route.methods))) for route in table}
-    assert {path for path, _ in routes} == {"/healthz", "/metrics", "/v1/models", "/v1/chat/completions"}
-    for path, method in routes:
+    routes = {tuple(route.split(" ")) for route in routes_of(api)}
+    guarded = {"/metrics", "/v1/models", "/v1/models/{name:path}", "/v1/chat/completions", "/v1/completions"}
+    assert {path for _, path in routes} == guarded | OPEN_PATHS | set(BATCH_PATHS)
+    for method, path in routes:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/open{path}", method=method, data=None)
         status = _status(request)
         assert status == (200 if path in OPEN_PATHS else 401), path
@@ -169,7 +174,7 @@ def test_metrics_count_queries_and_tokens(client: openai.OpenAI, recorded: dict[
     text = urllib.request.urlopen(request, timeout=30).read().decode()  # noqa: S310
     found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(found['clear_ray_queries_total{outcome="granted"}']) >= 1
-    assert float(found["clear_ray_price_spent_tokens"]) >= 3
+    assert float(found["clear_ray_price_spent_tokens_total"]) >= 3
     assert recorded["question"] not in text
 
 

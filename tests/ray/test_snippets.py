@@ -28,10 +28,11 @@ SERVER = "http://127.0.0.1:8000"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of the server that the guide starts, on a port of its own."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the server that the guide starts, on a port and in a folder of its own."""
     port = free_port()
-    config = ServeConfig.load(str(ROOT / "jobs/serve/demo.yaml"))
+    folder = tmp_path_factory.mktemp("served")
+    config = ServeConfig.load(str(ROOT / "jobs/serve/demo.yaml"), (f"batches.folder={folder}",))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(application(config))
     yield f"http://127.0.0.1:{port}"

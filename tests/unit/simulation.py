@@ -30,7 +30,7 @@ from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
@@ -43,7 +43,8 @@ from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
-from clear_ray.run_folder.attempts import attempts_of, slim_attempts
+from clear_ray.run_folder.attempts import attempts_of
+from clear_ray.stages.attempt_files import slim_attempts
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.lock import ReadWriteLock
 from clear_ray.stages.roster import Workers
@@ -52,6 +53,7 @@ from tests.unit.local_actors import Method
 
 FAULTS = ("worker", "caller", "market", "driver")
 ALLOCATION = AllocationConfig(max_rounds=3, smallest_grant_tokens=2)
+OVERLAPPING = AllocationConfig(smallest_grant_tokens=2)
 MOST_TICKS = 30_000
 BATCHES = 16
 COSTS = (0.125, 0.5, 1.0, 2.5, 7.333)
@@ -319,6 +321,8 @@ class Simulation:
         told: What happened, in order.
         given: The batch, if it is none of those that seeds draw.
         is_faultless: Nothing dies.
+        overlaps: Whether the price is cleared while grants run.
+        came_back: Set whenever some grants have come back.
         rounds: The law of the run, as the last driver left it.
         reports: What that driver's rounds came to.
         wasted_tokens: What was lost on the way, known at the end.
@@ -329,8 +333,10 @@ class Simulation:
     run_dir: Path
     given: World | None = None
     is_faultless: bool = False
+    overlaps: bool = field(init=False)
+    came_back: asyncio.Event = field(init=False)
     rounds: Rounds = field(init=False)
-    reports: list[RoundReport] = field(default_factory=list)
+    reports: dict[int, RoundReport] = field(default_factory=dict)
     rng: random.Random = field(init=False)
     faults: list[tuple[int, str]] = field(init=False)
     poison: int | None = field(init=False)
@@ -350,6 +356,9 @@ class Simulation:
         self.poison = self.seed % 7 if self.seed % 5 == 0 and not self.is_faultless else None
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
+        self.overlaps = self.given is None and self.seed % 3 > 0
+        if self.overlaps:
+            self.world = replace(self.world, allocation=OVERLAPPING)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
         count = self.rng.choice((0, 1, 1, 2, 2, 3, 5)) * (not self.is_faultless)
         self.faults = sorted((int(self.rng.expovariate(1 / 40)), self.rng.choice(kinds)) for _ in range(count))
@@ -418,25 +427,60 @@ class Simulation:
         self.market.crash()
 
     async def _drive(self) -> None:
-        """The page of `batch.run._rounds`."""
-        market, rounds = self.market, Rounds(self.world.offers, self.world.allocation, rule=self.world.rule)
-        self.rounds, self.reports = rounds, []
-        await market.close_open_reservations.remote()
-        while True:
-            kept = self.grants.get(rounds.number + 1)
-            granted = rounds.replay(kept) if kept else rounds.next((await market.balance.remote()).available_tokens)
-            if granted is None:
-                break
-            number = granted.number
-            if kept is None:
-                self.grants[number], self.rows[number] = granted, []
-            if kept is None or number + 1 not in self.grants:
-                await market.open_round.remote(number, {"available": granted.available_tokens})
-                await self._mark_lost_answers()
-                await self._generate(number, granted.clearing)
-            self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
-            self.reports.append(rounds.take(number, [attempts_of_rows(self.rows[number])]))
+        """The page of `batch.playing`, which clears beside running grants whenever something has come back."""
+        self.rounds, self.reports = Rounds(self.world.offers, self.world.allocation, rule=self.world.rule), {}
+        self.came_back = asyncio.Event()
+        running: dict[int, asyncio.Task[None]] = {}
+        await self.market.close_open_reservations.remote()
+        try:
+            kept = self._replay()
+            await self._mark_lost_answers()
+            for granted in kept:
+                later = {int(i) for other in kept if other.number > granted.number for i in other.clearing.index_M}
+                running[granted.number] = asyncio.ensure_future(self._run_round(granted, later))
+            while True:
+                if not running or self.overlaps:
+                    balance = await self.market.balance.remote()
+                    new = self.rounds.next(balance.budget_tokens - balance.spent_tokens)
+                    if new is not None:
+                        self.grants[new.number], self.rows[new.number] = new, []
+                        running[new.number] = asyncio.ensure_future(self._run_round(new, set()))
+                    elif not running:
+                        break
+                self.came_back.clear()
+                waiting = asyncio.ensure_future(self.came_back.wait())
+                try:
+                    await asyncio.wait({waiting, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+                for number in [number for number, task in running.items() if task.done()]:
+                    running.pop(number).result()
+        finally:
+            for task in running.values():
+                task.cancel()
         await self._mark_lost_answers()
+
+    def _replay(self) -> list[Round]:
+        """Take up what earlier drivers left; return the rounds that may have left grants without an attempt."""
+        kept: list[Round] = []
+        while (granted := self.grants.get(self.rounds.number + 1)) is not None:
+            if not granted.is_beside:
+                for earlier in kept:
+                    self._end(earlier.number)
+                kept.clear()
+            kept.append(self.rounds.replay(granted))
+            self.rounds.note(granted.number, attempts_of_rows(self.rows[granted.number]))
+        return kept
+
+    async def _run_round(self, granted: Round, later: set[int]) -> None:
+        """Run the grants of a round; those that are granted again later have lost their attempt."""
+        await self.market.open_round.remote(granted.number, {"available": granted.available_tokens})
+        await self._generate(granted.number, granted.clearing, later)
+        self._end(granted.number)
+
+    def _end(self, number: int) -> None:
+        self.told.append(f"{self.ticks} round {number}: {len(self.rows[number])} rows")
+        self.reports[number] = self.rounds.take(number)
 
     async def _mark_lost_answers(self) -> None:
         spent_N, wasted_N = await self.market.charges.remote()
@@ -451,9 +495,9 @@ class Simulation:
             written_N[row["index"]] += row["attempt_tokens"]
         return written_N
 
-    async def _generate(self, number: int, clearing: Clearing) -> None:
-        """What Ray Data does: blocks of rows over a few calls; a call that dies is made again."""
-        done = {row["index"] for row in self.rows[number]}
+    async def _generate(self, number: int, clearing: Clearing, later: set[int]) -> None:
+        """What callers do: a few calls of some rows; a call that dies is made again."""
+        done = {row["index"] for row in self.rows[number]} | later
         answers = {row["index"]: row["token_ids"] for n in sorted(self.rows) if n < number for row in self.rows[n]}
         begins_M, attempt_N = self.rounds.states.begins_M(clearing), self.rounds.states.attempt_N
         due = [
@@ -490,6 +534,10 @@ class Simulation:
                     caller.cancel()
                 if not caller.cancelled():
                     caller.result()
+                    indices = {row["index"] for row in block}
+                    rows = [row for row in self.rows[number] if row["index"] in indices]
+                    self.rounds.note(number, attempts_of_rows(rows))
+                    self.came_back.set()
                     return
 
     async def _block(self, number: int, block: list[dict[str, Any]], dispatch: Dispatch) -> None:
@@ -519,7 +567,7 @@ class Simulation:
         ledger = Ledger(self.world.budget_tokens, self.queries, cost_N=self.world.offers.cost_N)
         for record in read_journal(open_folder(str(self.run_dir))):
             if "op" in record:
-                ledger.apply(Entry(record["op"], record["i"], record["a"], record["t"]))
+                ledger.apply(entry_of(record))
         ledger.check()
         return ledger
 
@@ -577,7 +625,7 @@ def query_row(index: int) -> dict[str, Any]:
 
 def attempts_of_rows(rows: list[dict[str, Any]]) -> Attempts:
     """Return attempts as `run_folder.read_attempts` yields them."""
-    return attempts_of(slim_attempts(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)))
+    return attempts_of(slim_attempts(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA), ""))
 
 
 def simulate(seed: int, **how: Any) -> Simulation:

@@ -20,7 +20,10 @@ import clear_ray.tasks
 
 PARAMETERS = {
     "allocate": ["utility", "budget_tokens*", "spread_unspent*", "tie_break_N*"],
-    "plan": ["queries", "config", "share*", "display*"],
+    "allocate_rollouts": [
+        *("solvability_N", "tokens_N", "budget_tokens*", "objective*", "rollouts*", "strength*", "right_N*", "wrong_N*")
+    ],
+    "plan": ["queries", "config", "share*", "sample_share*", "display*"],
     "run": ["queries", "config", "display*"],
     "solve_shadow_price": ["utility", "budget_tokens*"],
 }

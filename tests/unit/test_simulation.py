@@ -42,6 +42,7 @@ def test_the_schedules_are_worth_playing() -> None:
     told = "\n".join(line for simulation in played for line in simulation.told)
     assert all(f"{kind} dies" in told for kind in FAULTS)
     assert "round 3" in told
+    assert any(granted.is_beside for simulation in played for granted in simulation.grants.values())
     assert any(simulation.wasted_tokens for simulation in played)
     assert any(row["error"] for simulation in played for _, row in rows_of(simulation)), "no query was quarantined"
     assert sum(len(list(rows_of(simulation))) for simulation in played) > 100

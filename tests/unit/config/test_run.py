@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from clear_ray.config import engine as engine_settings
 from clear_ray.config import input as input_settings
 from clear_ray.config import run as run_settings
-from clear_ray.config.engine import ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
+from clear_ray.config.engine import OpenAIConfig, ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
 from clear_ray.config.run import RunConfig, Settings
 from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
 from clear_ray.errors import ConfigError
@@ -421,5 +421,78 @@ def test_there_is_a_demo_to_load() -> None:
 
 def test_engines_share_what_they_have_in_common() -> None:
     engines = get_args(get_args(engine_settings.EngineConfig)[0])
-    assert set(engines) == {TransformersConfig, VllmConfig, ReplayConfig}
+    assert set(engines) == {TransformersConfig, VllmConfig, ReplayConfig, OpenAIConfig}
     assert all(issubclass(engine, WorkersConfig) for engine in engines)
+
+
+PRICES = {"input": 0.15, "output": "$0.60"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "units", "unit"),
+    [
+        ("$5", 5_000_000_000, "USD"),
+        ("5 USD", 5_000_000_000, "USD"),
+        ("usd 0.05", 50_000_000, "USD"),
+        ("5 $", 5_000_000_000, "USD"),
+        ("US$2.50", 2_500_000_000, "USD"),
+        ("12 dollars", 12_000_000_000, "USD"),
+        ("$1k", 1_000_000_000_000, "USD"),
+        ("$0.0000000019", 1, "USD"),
+    ],
+)
+def test_a_budget_of_money_with_prices_is_counted_in_billionths(budget: str, units: int, unit: str) -> None:
+    config = RunConfig.parse(LEAST | {"budget": budget, "prices": PRICES})
+    assert (config.budget_tokens, config.unit) == (units, unit)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_prices_are_decimals_exact_to_the_sixth_place() -> None:
+    prices = {"input": 0.0375, "cached_input": "0.000001", "output": "USD 0.1", "reasoning": "$0.3"}
+    found = RunConfig.parse(LEAST | {"budget": "$5", "prices": prices}).model_prices
+    assert found is not None
+    assert (found.read_parts, found.token_parts) == (37_500, 300_000)
+    taken = found.taken_parts(prompt_tokens=10, cached_tokens=4, output_tokens=7, reasoning_tokens=2)
+    assert taken == 6 * 37_500 + 4 * 1 + 5 * 100_000 + 2 * 300_000
+
+
+def test_prices_by_model_may_lie_in_a_file_and_are_kept_with_the_run(tmp_path: Path) -> None:
+    listed = yaml_file(tmp_path, "other: {input: 1, output: 2}\nsmollm2-135m-instruct: {input: 3, output: 4}\n")
+    config = RunConfig.parse(LEAST | {"budget": "€3", "prices": str(listed)})
+    assert config.model_prices is not None
+    assert config.model_prices.token_parts == 4_000_000
+    Path(listed).unlink()
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget": "¥500", "prices": PRICES}, "'¥' is not clear"),
+        ({"budget": "CA$5", "prices": PRICES}, r"'CA\$' is not clear"),
+        ({"budget": "1,000 USD", "prices": PRICES}, "'1,000' in '1,000 USD' is not clear"),
+        ({"budget": "€1.000,50", "prices": PRICES}, "is not clear"),
+        ({"budget": "50 cents", "prices": PRICES}, "hundredth of several currencies"),
+        ({"budget": "5 XYZ", "prices": PRICES}, "no currency known"),
+        ({"budget": "€5", "prices": PRICES}, "in USD and the budget in EUR"),
+        ({"budget": 5_000, "prices": PRICES}, "this one is in tokens"),
+        ({"budget": "$5", "prices": PRICES, "budget_rate": "$1 per 1M tokens"}, "not both"),
+        ({"budget": "$2B", "prices": PRICES}, "at most 1,000,000 USD"),
+        ({"budget": "$5", "prices": {"input": 1, "output": 0}}, "greater than 0"),
+        ({"budget": "$5", "prices": {"input": -1, "output": 1}}, "greater than or equal to 0"),
+        ({"budget": "$5", "prices": {"input": 0.1234567, "output": 1}}, "more than 6 decimals"),
+        ({"budget": "$5", "prices": {"input": "cheap", "output": 1}}, "price of input is a number"),
+        ({"budget": "$5", "prices": {"input": "$1", "output": "€1"}}, "EUR and USD"),
+        ({"budget": "$5", "prices": {"gpt": {"input": 1, "output": 2}}}, "none for the model smollm2"),
+        ({"budget": "$5", "prices": "no/such/file.yaml"}, "cannot be read"),
+        ({"budget": "$5", "prices": {}}, "at least one model"),
+    ],
+)
+def test_money_and_prices_that_are_not_clear_are_refused_by_name(changed: dict[str, Any], said: str) -> None:
+    assert re.search(said, refused(changed).what)
+
+
+def test_a_part_of_a_budget_is_of_its_kind() -> None:
+    money = RunConfig.parse(LEAST | {"budget": "$0.10", "prices": PRICES})
+    assert RunConfig.parse(LEAST | {"budget": money.part_of_budget(3), "prices": PRICES}).budget_tokens == 33_333_333
+    assert RunConfig.parse(LEAST).part_of_budget(3) == 33

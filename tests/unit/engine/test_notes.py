@@ -11,11 +11,11 @@ import pytest
 from clear_ray.config.engine import TransformersConfig, VllmConfig
 from clear_ray.engine.admission import end_token_ids
 from clear_ray.engine.checking import engine_notes
-from clear_ray.engine.conversations import check_conversations
+from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest import SourceBatch, ingest
-from clear_ray.storage import Folder, open_folder
+from clear_ray.storage import open_folder
 from tests.unit.engine.model_folders import ALTERNATING, save_model
 from tests.unit.engine.zoo import tiny_config
 
@@ -99,31 +99,32 @@ def test_what_cannot_run_is_refused_by_name_with_the_way_out(name: str, words: s
         engine_notes(TransformersConfig(model=str(tmp_path)))
 
 
-def taken_in(tmp_path: Path, conversations: list[list[tuple[str, str]]]) -> Folder:
+def taken_in(tmp_path: Path, config: TransformersConfig, conversations: list[list[tuple[str, str]]]) -> tuple[str, ...]:
     rows = [
         {"query_id": f"p-{k}", "messages": [{"role": role, "content": content} for role, content in turns]}
         for k, turns in enumerate(conversations)
     ]
     queries = open_folder(str(tmp_path / "run")).child("queries")
-    ingest([SourceBatch(rows, "here", range(1, len(rows) + 1))], queries=queries, max_tokens=8)
-    return queries
+    batch = SourceBatch(rows, "here", range(1, len(rows) + 1))
+    return ingest([batch], queries=queries, max_tokens=8, watches=(ConversationWatch(config),)).notices
 
 
 def test_conversations_that_will_fail_are_counted_by_the_templates_reason(folder: Path, tmp_path: Path) -> None:
     fine, system = [("user", "Name a fruit.")], [("system", "One word."), ("user", "Name a bird.")]
     twice = [("user", "hello"), ("user", "Name a fish.")]
     config = TransformersConfig(model=str(folder))
-    notes = check_conversations(config, taken_in(tmp_path, [fine, system, fine, twice, system]))
+    notes = taken_in(tmp_path, config, [fine, system, fine, twice, system])
     assert [note.split(" (first")[0][:90] for note in notes] == [
         "2 of 5 conversations will fail: the chat template refuses the conversation: System role no",
         "1 of 5 conversations will fail: the chat template refuses the conversation: Conversation r",
     ]
     assert "(first: query p-1)" in notes[0]
     with pytest.raises(SchemaError, match=r"every one of 2 prompts: the chat template refuses .*System role"):
-        check_conversations(config, taken_in(tmp_path / "all", [system, system]))
+        taken_in(tmp_path / "all", config, [system, system])
+    assert not (tmp_path / "all" / "run").exists(), "nothing is written"
 
 
 def test_conversations_for_a_model_without_a_template_are_refused(tmp_path: Path) -> None:
     config = TransformersConfig(model=str(save_model(tmp_path / "base")))
     with pytest.raises(SchemaError, match="query p-0: the model has no chat template"):
-        check_conversations(config, taken_in(tmp_path, [[("user", "Hi.")]]))
+        taken_in(tmp_path, config, [[("user", "Hi.")]])

@@ -1,35 +1,25 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clear_ray.errors import ConfigError
-from clear_ray.estimation.encoder import EncodedHead, encoded_features
+from clear_ray.estimation.encoder import EncodedHead, encoded_features, encoder_folder
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import load_head, save_head
 from clear_ray.estimation.observations import features_from_table, rollouts_from_table
+from tests.unit.estimation.encoders import small_encoder
 
 Tables = tuple[pa.Table, pa.Table]
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small encoder with random weights."""
-    folder = tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "What", "is", "+", "?", *map(str, range(500))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)  # noqa: S106
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    BertModel(config).save_pretrained(folder)
-    return str(folder)
+    return small_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def test_states_do_not_depend_on_padding_or_batch(encoder: str, tables: Tables) -> None:
@@ -71,3 +61,17 @@ def test_another_encoder_is_refused(encoder: str, tables: Tables, tmp_path: Path
         moved.check_model("any")
     with pytest.raises(ConfigError, match="no encoder in this folder"):
         fit_head(*tables, encoder=str(tmp_path))
+
+
+def test_an_encoder_is_named_by_its_folder_or_by_a_package_that_carries_it(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert encoder_folder(encoder) == encoder
+    carried = tmp_path / "some_small_encoder" / "model"
+    shutil.copytree(encoder, carried)
+    (tmp_path / "some_small_encoder" / "__init__.py").write_text("raise RuntimeError('it is not imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert encoder_folder("some-small-encoder") == str(carried)
+    for name in ("no-such-encoder-here", str(tmp_path), "numpy"):
+        with pytest.raises(ConfigError, match="no encoder"):
+            encoder_folder(name)

@@ -6,6 +6,7 @@ Values are put into an otherwise good second line, so every refusal must say lin
 import bz2
 import gzip
 import json
+import lzma
 import pickle
 from typing import Any
 
@@ -207,8 +208,8 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "blank": ("q.jsonl", b"\n\n  \r\n\t\n", "no query"),
     "only a BOM": ("q.jsonl", b"\xef\xbb\xbf", "no query"),
     "empty gz": ("q.jsonl.gz", gzip.compress(b""), "no query"),
-    "UTF-16": ("q.jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16"),
-    "UTF-16 big endian": ("q.jsonl", b"\xfe\xff" + json.dumps(GOOD).encode("utf-16-be"), "UTF-16"),
+    "damaged UTF-16": ("q.jsonl", json.dumps(GOOD).encode("utf-16")[:-1], "begins as UTF-16 and is none"),
+    "damaged UTF-16 table": ("q.csv", b"\xff\xfea\0\0\xd8b\0", "begins as UTF-16 and is none"),
     "UTF-32": ("q.jsonl", json.dumps(GOOD).encode("utf-32-le"), "NUL"),
     "an array that is not closed": ("q.json", b"[" + _good + b",", "q.json:1: the array is not closed"),
     "an array and something after it": ("q.json", b"[" + _good + b"]\n}", "q.json:2: something stands after the array"),
@@ -216,7 +217,11 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "an array of texts": ("q.json", b'["What?", "Why?"]', "q.json:1: the element is no JSON object but a str"),
     "an empty array": ("q.json", b"[]", "no query"),
     "pretty JSON that is torn": ("q.json", json.dumps(GOOD, indent=2).encode()[:-2], "bad JSON"),
-    "one object with a list": ("q.json", json.dumps({"data": [GOOD]}, indent=1).encode(), "no column is known to be"),
+    "one object with two lists": (
+        "q.json",
+        json.dumps({"data": [GOOD], "more": [GOOD]}, indent=1).encode(),
+        "no column is known to be",
+    ),
     "a table without rows": ("q.csv", b"query_id,prompt\n", "no query"),
     "a row of too few cells": ("q.csv", b"query_id,prompt\na\n", "row 1: the row has 1 cells and the header 2"),
     "a row of too many cells": ("q.csv", b"query_id,prompt\na,b,c\n", "row 1: the row has 3 cells and the header 2"),
@@ -241,14 +246,11 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
         b'{"id": 1, "question": "a", "answer": "b", "target": "c"}',
         "could be the reference answer (got answer, target)",
     ),
-    "choices beside the question": (
-        "q.jsonl",
-        b'{"question": "a", "choices": ["b", "c"], "answer": 0}',
-        "'choices' seems",
-    ),
-    "a passage beside the question": ("q.jsonl", b'{"question": "a", "context": "b"}', "'context' seems to belong"),
+    "choices beside the question": ("q.jsonl", b'{"question": "a", "choices": "[b, c]"}', "'choices' seems"),
+    "a passage beside the question": ("q.jsonl", b'{"question": "a", "context": ["b"]}', "'context' seems to belong"),
     "truncated zstd text": ("q.csv.zst", b"\x28\xb5\x2f\xfd\x04", "cannot be read"),
-    "ZIP": ("q.jsonl", b"PK\x03\x04\x14\0\0\0\x08\0", "NUL"),
+    "ZIP": ("q.jsonl", b"PK\x03\x04\x14\0\0\0\x08\0", "is a ZIP archive or a workbook"),
+    "xz": ("q.jsonl.xz", lzma.compress(_good), "is compressed with xz. Unpack it"),
     "PNG": ("q.jsonl", b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
     "truncated gz": ("q.jsonl.gz", gzip.compress(_good * 100)[:-12], "cannot be read"),
     "damaged gz": ("q.jsonl.gz", b"\x1f\x8b\x08\0" + b"\xff" * 60, "cannot be read"),
@@ -257,14 +259,14 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "Parquet magic only": ("q.parquet", b"PAR1PAR1", "cannot be read"),
     "truncated zstd": ("q.jsonl.zst", b"\x28\xb5\x2f\xfd\x04", "cannot be read"),
     "gz in gz": ("q.jsonl.gz", gzip.compress(gzip.compress(_good)), "not UTF-8"),
-    "LZ4": ("q.jsonl.lz4", b"\x04\x22\x4d\x18" + b"a" * 20, "bad JSON"),
+    "LZ4": ("q.jsonl.lz4", b"\x04\x22\x4d\x18" + b"a" * 20, "cannot be read"),
     "HTML": ("q.jsonl", b"<!DOCTYPE html><html></html>", "bad JSON"),
     "YAML": ("q.jsonl", b"query_id: a\nprompt: b\n", "bad JSON"),
     "Git LFS pointer": ("q.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "bad JSON"),
     "pickle": ("q.jsonl", pickle.dumps([GOOD]), "not UTF-8"),
     "tar": ("q.jsonl", b"q.jsonl" + b"\0" * 505, "NUL"),
-    "NumPy by a Parquet name": ("q.parquet", b"\x93NUMPY\x01\0", "not UTF-8"),
-    "Arrow by a Parquet name": ("q.parquet", b"ARROW1\0\0" + b"\0" * 20, "NUL"),
+    "NumPy by a Parquet name": ("q.parquet", b"\x93NUMPY\x01\0", "is an array of NumPy"),
+    "Arrow by a Parquet name": ("q.parquet", b"ARROW1\0\0" + b"\0" * 20, "is an Arrow file"),
     "encrypted Parquet": ("q.parquet", b"PARE" + b"\0" * 40 + b"PARE", "NUL"),
     "Parquet with a bad footer": ("q.parquet", b"PAR1" + b"\xff" * 64 + b"\x10\0\0\0PAR1", "cannot be read"),
 }
@@ -283,8 +285,8 @@ def _without(name: str) -> dict[str, Any]:
 # line, words of the message
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "no custom_id": (_without("custom_id"), "custom_id: the field is missing"),
-    "no method": (_without("method"), "method: the field is missing"),
-    "no url": (_without("url"), "url: the field is missing"),
+    "a method that is none": (request() | {"method": 7}, "method: the method is not POST"),
+    "no url to tell what for": (request() | {"url": None, "body": {"max_tokens": 5}}, "url: the field is missing"),
     "no body": (_without("body"), "body: the field is missing"),
     "GET": (request() | {"method": "GET"}, "not POST"),
     "embeddings": (request() | {"url": "/v1/embeddings"}, "not served"),

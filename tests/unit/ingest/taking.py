@@ -17,6 +17,7 @@ def take(
     most_errors: int = 20,
     limit: PromptLimit | None = None,
     check_sampling: Any = None,
+    continues: bool = False,
     **settings: Any,
 ) -> InputDigest:
     config = InputConfig.model_validate({"path": str(path), **settings})
@@ -29,6 +30,7 @@ def take(
         most_errors=most_errors,
         on_error=config.on_error,
         check_sampling=check_sampling,
+        continues=continues,
     )
 
 

@@ -68,7 +68,7 @@ def test_a_table_with_odd_types(tmp_path: Path) -> None:
     assert (first["query_id"], first["task"], first["weight"], first["max_tokens"]) == (str(2**64 - 1), "a", 1.0, 16)
     assert (first["gold"], second["gold"], second["max_tokens"]) == ("3", None, 100)
     assert first["metadata"] == '{"made":"2023-11-14T22:13:20"}'
-    assert digest.notices == ("reading `id` as id",)
+    assert digest.notices == ("reading `id` as id", "not read: `embedding`")
 
 
 def test_float_ids_of_a_table_with_empty_cells_are_whole_numbers(tmp_path: Path) -> None:

@@ -120,3 +120,19 @@ def test_made_ids_count_failed_rows_too(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "a"}\n{"question": ""}\n{"question": "c"}\n')
     take(tmp_path / "q.jsonl", tmp_path / "run", on_error="fail_row")
     assert [row["query_id"][:11] for row in taken(tmp_path / "run")] == ["row-0000000", "row-0000001", "row-0000002"]
+
+
+def test_failed_rows_are_told_with_their_fields_and_keep_their_ids(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": "a", "question": "q"}, {"id": "b", "question": ""}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    digest = take(tmp_path / "q.jsonl", tmp_path / "run", on_error="fail_row")
+    assert digest.notices[-1] == "failed: 1 row of the input, 1 because the prompt is empty (question)"
+    assert [row["query_id"] for row in taken(tmp_path / "run")] == ["a", "b"]
+    lines = [request(), request(tools=[{"a": 1}]), request(echo=True)]
+    lines = [line | {"custom_id": str(k)} for k, line in enumerate(lines)]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    digest = take(tmp_path / "b.jsonl", tmp_path / "run", on_error="fail_row")
+    assert digest.notices == (
+        "failed: 2 rows of the input, 1 because this is not supported (body.tools), "
+        "1 because this is not supported (body.echo)",
+    )

@@ -60,6 +60,20 @@ SEEDS = {
     "zstd csv": pa.compress(_table(","), codec="zstd", asbytes=True),
     "conversations": json.dumps([{"conversations": [{"from": "human", "value": f"v{k}"}]} for k in range(9)]).encode(),
     "no ids": b"\n".join(json.dumps({"question": f"q{k}", "answer": k}).encode() for k in range(20)),
+    "options": json.dumps(
+        [
+            {"id": k, "system": "s", "passage": "p", "question": "q", "choices": ["a", f"{k}"], "answer": k % 2}
+            for k in range(9)
+        ]
+    ).encode(),
+    "cells of messages": b"\n".join(
+        json.dumps(
+            {"prompt": json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])}
+        ).encode()
+        for _ in range(9)
+    ),
+    "utf-16": _table(";").decode().encode("utf-16"),
+    "no url": b"\n".join(json.dumps({"custom_id": k, "body": request()["body"]}).encode() for k in range(8)),
     "anthropic": json.dumps(
         [
             {"custom_id": f"c{k}", "params": {"max_tokens": 5, "messages": request()["body"]["messages"]}}

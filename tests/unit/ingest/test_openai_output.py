@@ -20,15 +20,14 @@ def completion(query_id: str, **changes: Any) -> dict[str, Any]:
 
 
 NEVER = {"finish_reason": None, "text": None, "ended_at": None, "spent_tokens": 0}
+FOLDER = "/home/somebody/batches/"
 TOO_LONG = "q.jsonl:5, column prompt: too long"
 ROWS = [
     completion("a"),
     completion("b", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
     completion("c", status="failed", error_code="engine_failed", error="its engine died"),
     completion("d", finish_reason="length"),
-    completion(
-        "e", status="failed", error_code="context_length_exceeded", error="q.jsonl:5, column prompt: too long", **NEVER
-    ),
+    completion("e", status="failed", error_code="context_length_exceeded", error=f"{FOLDER}{TOO_LONG}", **NEVER),
     completion("f", status="failed", error_code="batch_expired", error="nothing was left", **NEVER),
     completion("g", status="failed", error_code="invalid_request", error="System role not supported", **NEVER),
     completion("h", status="failed", error_code="scorer_failed", error="scorer: ValueError: x"),
@@ -134,3 +133,15 @@ def test_nothing_half_written(tmp_path: Path, scheme: str) -> None:
     write_openai_outputs(ROWS[:1], folder, model="m")
     assert len(read_lines(folder, "output.jsonl")) == 1
     assert folder.read("errors.jsonl") == b""
+
+
+@pytest.mark.parametrize("code", ["batch_cancelled", "batch_expired"])
+def test_what_a_stopped_run_left_says_what_stopped_it(tmp_path: Path, code: str) -> None:
+    folder = open_folder(str(tmp_path / "run"))
+    write_openai_outputs(iter(ROWS), folder, model="m", unserved=code)
+    codes = {line["custom_id"]: (line["error"] or {}).get("code") for line in read_lines(folder, "errors.jsonl")}
+    assert (codes["f"], codes["i"]) == (code, code)
+    assert codes["b"] == "abandoned_by_price", "it had its offer"
+    write_openai_outputs(iter(ROWS), folder, model="m", url="/v1/messages", unserved=code)
+    kinds = {line["custom_id"]: line["result"]["type"] for line in read_lines(folder, "errors.jsonl")}
+    assert kinds["f"] == kinds["i"] == {"batch_cancelled": "canceled", "batch_expired": "expired"}[code]

@@ -327,3 +327,40 @@ def test_digest_changes_with_order_and_value(tmp_path: Path) -> None:
     for number, rows in enumerate(inputs):
         digests.add(take(write_lines(tmp_path / "q.jsonl", rows), tmp_path / f"run{number}"))
     assert len({digest.sha256 for digest in digests}) == len(inputs)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_files_of_windows_are_read(tmp_path: Path, encoding: str) -> None:
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    for name, text in (
+        ("q.csv", "sep=;\r\nid;question;answer\r\n1;Wie, bitte? 🙂;ja\r\n"),
+        ("q.txt", "id\tquestion\tanswer\r\n1\tWie, bitte? 🙂\tja\r\n"),
+        ("q.jsonl", '{"id": "1", "question": "Wie, bitte? 🙂", "answer": "ja"}\r\n'),
+    ):
+        (tmp_path / name).write_bytes(mark + text.encode(encoding))
+        take(tmp_path / name, tmp_path / "run")
+        assert [(row["query_id"], row["prompt"], row["gold"]) for row in taken(tmp_path / "run")] == [
+            ("1", "Wie, bitte? 🙂", "ja")
+        ]
+
+
+def test_a_csv_of_excel_may_name_its_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "q").write_text("\ufeffsep=;\nID;Prompt;Weight\n007;a, b;2\n", encoding="utf-8")
+    take(tmp_path / "q", tmp_path / "run")
+    (row,) = taken(tmp_path / "run")
+    assert (row["query_id"], row["prompt"], row["weight"]) == ("007", "a, b", 2.0)
+
+
+def test_lz4_is_read(tmp_path: Path) -> None:
+    with pa.CompressedOutputStream(str(tmp_path / "q.jsonl.lz4"), "lz4") as stream:
+        stream.write(json.dumps(GOOD).encode())
+    assert take(tmp_path, tmp_path / "run").rows == 1
+
+
+def test_what_a_folder_holds_beside_its_input_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl.xz", "notes.txt", ".hidden"):
+        (folder / name).write_text(json.dumps(GOOD))
+    assert take(folder, tmp_path / "run").notices == ("not read, for the ends of their names: b.jsonl.xz, notes.txt",)
+    assert take(folder / "a.jsonl", tmp_path / "run").notices == ()

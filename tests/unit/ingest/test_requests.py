@@ -67,6 +67,75 @@ READ: dict[str, tuple[dict[str, Any], Endpoint, str, str | None, str]] = {
         None,
         "",
     ),
+    **{
+        f"at {url}": (line(url, {"messages": ASK}), "/v1/chat/completions", conversation(RIVER), None, "")
+        for url in (
+            "/models/chat/completions",
+            "/models/chat/completions?api-version=2024-05-01-preview",
+            "/api/v1/chat/completions",
+            "/v1beta/openai/chat/completions",
+            "/proxy/chat/completions",
+            "https://host.example/inference/v1/chat/completions#x",
+        )
+    },
+    "Mistral": (
+        {"custom_id": "a", "body": {"messages": ASK, "max_tokens": 9, "random_seed": 5, "safe_prompt": False}},
+        "/v1/chat/completions",
+        conversation(RIVER),
+        None,
+        "",
+    ),
+    "no url, a raw prompt": ({"custom_id": "a", "body": {"prompt": "A: "}}, "/v1/completions", "A: ", "raw", ""),
+    "a method in small letters": (
+        line("/v1/chat/completions", {"messages": ASK}) | {"method": "post"},
+        "/v1/chat/completions",
+        conversation(RIVER),
+        None,
+        "",
+    ),
+    "what clients send empty": (
+        line(
+            "/v1/chat/completions",
+            {
+                "messages": [ASK[0] | {"tool_calls": [], "function_call": None, "refusal": "", "annotations": []}],
+                "functions": [],
+                "stream": False,
+                "audio": {},
+                "extra_headers": {},
+                "verbosity": "medium",
+                "prompt_logprobs": 0,
+                "no_repeat_ngram_size": 0,
+                "safety_identifier": "s",
+                "service_tier": "flex",
+                "thinking": {"type": "disabled"},
+            },
+        ),
+        "/v1/chat/completions",
+        conversation(RIVER),
+        None,
+        "",
+    ),
+    "a field beside the body": (
+        line("/v1/chat/completions", {"messages": ASK}) | {"timeout": 5, "priority": None},
+        "/v1/chat/completions",
+        conversation(RIVER),
+        None,
+        "timeout in 1 row",
+    ),
+    "response with empty instructions": (
+        line("/v1/responses", {"input": "Name a river.", "instructions": ""}),
+        "/v1/responses",
+        conversation(RIVER),
+        None,
+        "",
+    ),
+    "an empty system turn that is written out": (
+        line("/v1/chat/completions", {"messages": [{"role": "system", "content": ""}, *ASK]}),
+        "/v1/chat/completions",
+        conversation(("system", ""), RIVER),
+        None,
+        "",
+    ),
     "defaults of a client": (
         line(
             "/v1/chat/completions",
@@ -208,14 +277,59 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a suffix": (line("/v1/completions", {"prompt": "a", "suffix": "b"}), "body.suffix"),
     "no prompt": (line("/v1/completions", {"max_tokens": 5}), "body.prompt: the field is missing"),
     "an empty prompt of tokens": (line("/v1/completions", {"prompt": []}), "not one text, nor the token ids"),
-    "stop sequences that are none": (params(stop_sequences=[3]), "params.stop: it is a text"),
+    "stop sequences that are none": (params(stop_sequences=[3]), "params.stop_sequences: it is a text"),
     "thinking": (params(thinking={"type": "enabled", "budget_tokens": 1024}), "params.thinking"),
     "tools of Anthropic": (params(tools=[{"name": "f"}]), "params.tools"),
     "no ceiling": (params(max_tokens=None), "params.max_tokens: the field is missing"),
     "an unknown param": (params(frobnicate=1), "params.frobnicate: this field is neither"),
     "params that are text": ({"custom_id": "a", "params": "x"}, "no object"),
+    "a message of Anthropic": (
+        params(messages=[{"role": "user", "content": [{"type": "image"}]}]),
+        "column params.messages[0].content[0]: only",
+    ),
+    "a ceiling of Anthropic": (params(max_tokens=0), "column params.max_tokens: a token count is positive"),
+    "a turn after instructions": (
+        line("/v1/responses", {"instructions": "i", "input": [{"role": "wizard", "content": "a"}]}),
+        "column body.input[0].role: unknown role",
+    ),
+    "instructions that are no text": (
+        line("/v1/responses", {"instructions": ["i"], "input": "a"}),
+        "column body.instructions",
+    ),
+    "a ceiling of a response": (
+        line("/v1/responses", {"input": "a", "max_output_tokens": "9"}),
+        "max_output_tokens: a",
+    ),
+    "another ceiling": (
+        line("/v1/chat/completions", {"messages": ASK, "max_completion_tokens": -1}),
+        "column body.max_completion_tokens: a token count is positive",
+    ),
+    "a schema of a response": (
+        line("/v1/responses", {"input": "a", "text": {"format": {"type": "json_schema", "schema": [1]}}}),
+        "column body.text.format: a schema is an object",
+    ),
+    "two seeds": (line("/v1/chat/completions", {"messages": ASK, "seed": 1, "random_seed": 2}), "body.random_seed"),
+    "a prompt that is made safe": (line("/v1/chat/completions", {"messages": ASK, "safe_prompt": True}), "safe_prompt"),
+    "what a client unpacks": (
+        line("/v1/chat/completions", {"messages": ASK, "extra_body": {"top_k": 1}}),
+        "extra_body",
+    ),
+    "a call in a message": (
+        line("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}, *ASK]}),
+        "body.messages[0].tool_calls",
+    ),
+    "a role that is none": (
+        line("/v1/chat/completions", {"messages": [{"role": "wizard", "content": "a"}]}),
+        "body.messages[0].role: unknown role",
+    ),
+    "more tokens than the ceiling at least": (
+        line("/v1/chat/completions", {"messages": ASK, "min_tokens": 9, "max_tokens": 5}),
+        "body.min_tokens: the least number of tokens is above the row's ceiling (got 9 above 5)",
+    ),
     "another protocol": (line("ftp://host/v1/chat/completions", {"messages": ASK}), "not served"),
-    "a path that only ends so": (line("/proxy/chat/completions", {"messages": ASK}), "not served"),
+    "a path that only begins so": (line("/v1/chat/completions/x", {"messages": ASK}), "not served"),
+    "a word that only ends so": (line("/v1/subcompletions", {"prompt": "a"}), "not served"),
+    "Gemini's own": (line("/v1beta/models/gemini:generateContent", {"contents": []}), "not served"),
 }
 
 
@@ -278,3 +392,32 @@ def test_every_field_of_a_table_passes_or_is_refused_whatever_its_value() -> Non
                 assert check_fields({name: strange}, endpoint) == ([name] if field.verdict == "ignored" else [])
         with pytest.raises(SchemaError, match="neither honoured nor known"):
             check_fields({"frobnicate": 0}, endpoint)
+
+
+@pytest.mark.parametrize("mark", ["prefix", "partial"])
+def test_a_last_message_that_is_marked_is_gone_on_with(tmp_path: Path, mark: str) -> None:
+    turns = [*ASK, {"role": "assistant", "content": "A river is the", mark: True}]
+    take(write(tmp_path / "batch.jsonl", line("/v1/chat/completions", {"messages": turns})), tmp_path / "run")
+    (row,) = taken(tmp_path / "run")
+    assert json.loads(row["sampling"]) == {"continue_final_message": True}
+    turns[0] = {**ASK[0], mark: True}
+    with pytest.raises(SchemaError, match=rf"body.messages\[0\].{mark}: a message holds more than text"):
+        take(write(tmp_path / "batch.jsonl", line("/v1/chat/completions", {"messages": turns})), tmp_path / "run")
+
+
+def test_a_request_that_ends_with_an_answer_keeps_it_and_that_is_said(tmp_path: Path) -> None:
+    turns = [*ASK, {"role": "assistant", "content": "Elbe."}]
+    path = write(tmp_path / "batch.jsonl", line("/v1/chat/completions", {"messages": turns}))
+    digest = take(path, tmp_path / "run")
+    (row,) = taken(tmp_path / "run")
+    assert (json.loads(row["prompt"]), row["gold"]) == (turns, None)
+    assert [notice[:42] for notice in digest.notices] == ["the conversation of 1 row ends with the as"]
+    assert take(write(tmp_path / "b.jsonl", params(messages=turns)), tmp_path / "run").notices == ()
+
+
+def test_fewest_tokens_above_the_runs_ceiling_are_said_to_be_lowered(tmp_path: Path) -> None:
+    request = line("/v1/chat/completions", {"messages": ASK, "min_tokens": 300, "max_tokens": 400})
+    digest = take(write(tmp_path / "batch.jsonl", request), tmp_path / "run")
+    assert digest.notices == (
+        "lowered: max_tokens of 1 row from 400 to 100; lowered: min_tokens of 1 row from 300 to 100",
+    )

@@ -14,9 +14,11 @@ from clear_ray.config.engine import ReplayConfig, TransformersConfig
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine.base import Chat, read_prompt
+from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import SchemaError
+from clear_ray.ingest import PromptLimit
 from clear_ray.ingest.fields import TABLES, check_fields
 from clear_ray.ingest.requests import read_request
 from clear_ray.ingest.sampling_fields import sampling_of
@@ -50,6 +52,29 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
             },
             Sampling(structure=Structure(kind="json_schema", value=json.dumps(SCHEMA, separators=(",", ":")))),
         ),
+        *(
+            (
+                {"response_format": form},
+                Sampling(structure=Structure(kind="json_schema", value=json.dumps(SCHEMA, separators=(",", ":")))),
+            )
+            for form in (
+                {"type": "json_object", "schema": SCHEMA},
+                {"type": "json_object", "response_schema": SCHEMA},
+                {"type": "json_schema", "schema": SCHEMA},
+                {"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": False}},
+                {"type": "json", "value": SCHEMA},
+            )
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": {}}},
+            Sampling(structure=Structure(kind="json_object")),
+        ),
+        (
+            {"response_format": {"type": "regex", "pattern": "yes|no"}},
+            Sampling(structure=Structure(kind="regex", value="yes|no")),
+        ),
+        ({"random_seed": 4}, Sampling(seed=4)),
+        ({"enable_thinking": False}, Sampling(template='{"enable_thinking":false}')),
         (
             {"guided_json": json.dumps(SCHEMA)},
             Sampling(structure=Structure(kind="json_schema", value=json.dumps(SCHEMA, separators=(",", ":")))),
@@ -71,6 +96,27 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 )
 def test_a_body_is_read(body: dict[str, Any], expected: Sampling | None) -> None:
     assert sampling_of(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"type": "json_object", "frobnicate": 1}, "body.response_format.frobnicate: this is not supported"),
+        ({"type": "text", "schema": SCHEMA}, "body.response_format.schema: this is not supported"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": SCHEMA, "root": "x"}},
+            "body.response_format.json_schema.root: this is not",
+        ),
+        ({"type": "json_object", "schema": SCHEMA, "json_schema": {"a": 1}}, "more than one schema"),
+        ({"type": "grammar", "grammar": "x"}, "there is no such response format"),
+        ({"type": ["text"]}, "there is no such response format"),
+        ({"type": "regex"}, "it has one pattern or schema"),
+        ("json_object", "it is an object"),
+    ],
+)
+def test_a_response_format_holds_nothing_that_is_passed_over(form: Any, said: str) -> None:
+    with pytest.raises(SchemaError, match=said):
+        sampling_of({"response_format": form})
 
 
 def test_every_endpoint_has_its_own_words() -> None:
@@ -106,6 +152,54 @@ def test_a_plain_row_asks_in_its_column(tmp_path: Path) -> None:
         take(tmp_path / "bad.jsonl", tmp_path / "other")
 
 
+def test_going_on_needs_something_to_go_on_with_in_plain_rows_too(tmp_path: Path) -> None:
+    goes_on = {"continue_final_message": True}
+    turns = [{"role": "user", "content": "Say the alphabet."}, {"role": "assistant", "content": "A, B, C,"}]
+    path = tmp_path / "q.jsonl"
+    for asked in ({"prompt": "Say."}, {"messages": turns[:1]}):
+        path.write_text(json.dumps({"query_id": "a", "sampling_params": goes_on} | asked))
+        with pytest.raises(
+            SchemaError, match=r"column sampling_params.continue_final_message: only what the assistant"
+        ):
+            take(path, tmp_path / "run")
+    path.write_text(json.dumps({"query_id": "a", "messages": turns, "sampling_params": goes_on}))
+    assert take(path, tmp_path / "run").notices == ()
+    assert json.loads(taken(tmp_path / "run")[0]["prompt"]) == turns
+    path.write_text(json.dumps({"query_id": "a", "messages": turns}))
+    assert take(path, tmp_path / "run", continues=True).notices == ()
+    assert json.loads(taken(tmp_path / "run")[0]["prompt"]) == turns
+
+
+def test_what_an_engine_refuses_of_a_row_is_named_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(request(logit_bias={"9999999": 1})))
+    check = sampling_check(TransformersConfig())
+    with pytest.raises(SchemaError, match=r"column body.logit_bias: a token id is none of this model's"):
+        take(path, tmp_path / "run", check_sampling=check)
+    path.write_text(json.dumps({"query_id": "a", "prompt": "p", "sampling_params": {"stop_token_ids": [9999999]}}))
+    with pytest.raises(SchemaError, match=r"column sampling_params.stop_token_ids: a token id is none"):
+        take(path, tmp_path / "run", check_sampling=check)
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    line = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": [5, 49_152]}}
+    path.write_text(json.dumps(line))
+    limit = prompt_limit(TransformersConfig())
+    with pytest.raises(SchemaError, match=r"column body.prompt: .* \(got 49152 of a vocabulary of 49152\)"):
+        take(path, tmp_path / "run", limit=limit)
+    path.write_text(json.dumps(line | {"body": {"prompt": [5, 49_151]}}))
+    assert take(path, tmp_path / "run", limit=limit).rows == 1
+
+
+def test_a_prompt_that_leaves_less_than_its_ceiling_is_counted(tmp_path: Path) -> None:
+    limit = PromptLimit(context_tokens=1_000, count_tokens=lambda prompts, _: [len(text) // 4 for text in prompts])
+    rows = [{"query_id": str(size), "prompt": "x" * size} for size in (40, 3_590, 3_610, 3_900)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    digest = take(tmp_path / "q.jsonl", tmp_path / "run", limit=limit)
+    assert digest.notices == ("lowered: max_tokens of 2 rows to what the model's context leaves beside the prompt",)
+
+
 def test_what_a_conversation_says_of_its_template_reaches_it(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Say the alphabet."}, {"role": "assistant", "content": "A, B, C,"}]
     line = request(messages=turns, continue_final_message=True, add_generation_prompt=False)
@@ -134,11 +228,14 @@ def test_a_model_check_says_what_has_no_effect_and_refuses_what_cannot_be_done()
     assert check(Sampling(template='{"enable_thinking":false}')) == [
         "chat_template_kwargs.enable_thinking (the model's template knows none)"
     ]
+    assert check(Sampling(template='{"reasoning_effort":"none"}')) == []
+    assert check(Sampling(template='{"reasoning_effort":"low"}')) != []
     with pytest.raises(SchemaError, match="a token id is none of this model's"):
         check(Sampling(logit_bias={10**6: 1}))
     with pytest.raises(SchemaError, match="Unimplemented keys"):
         check(Sampling(structure=Structure(kind="json_schema", value='{"not": {}}')))
     replay = sampling_check(ReplayConfig(rollouts="x"))
+    assert replay(Sampling(top_k=0, repetition_penalty=1, presence_penalty=0, top_p=1)) == []
     assert replay(Sampling(seed=3, structure=Structure(kind="json_object"))) == [
         "response_format (recordings are played as they are)",
         "seed (recordings are played as they are)",

@@ -14,6 +14,7 @@ from clear_ray.errors import SchemaError
 from clear_ray.ingest.notices import Notices
 from tests.unit.ingest.taking import take, taken
 
+ANSWER = "the last answer of 1 row is no part of the prompt, and is the reference answer"
 MADE = "ids are made from position and content: there is no id column"
 
 
@@ -28,7 +29,12 @@ def said_by(*speakers: str) -> list[dict[str, str]]:
 # rows, prompt and gold of the first, what is said
 SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | None, str]] = {
     "default names": ([{"query_id": "a", "prompt": "p", "gold": "g"}], "p", "g", ""),
-    "default names beside others": ([{"query_id": "a", "prompt": "p", "question": "q"}], "p", None, ""),
+    "default names beside others": (
+        [{"query_id": "a", "prompt": "p", "question": "q", "passage": "It is.", "choices": ["a", "b"], "input": "i"}],
+        "p",
+        None,
+        "not read: `choices`, `input`, `passage`, `question`",
+    ),
     "GSM8K": (
         [{"question": "How many?", "answer": "3*4=<<3*4=12>>12\n#### 12"}],
         "How many?",
@@ -39,13 +45,13 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
         [{"id": 60, "problem": "Find x.", "solution": "Long.", "answer": 204}],
         "Find x.",
         "204",
-        "reading `problem` as prompt, `answer` as gold, `id` as id",
+        "reading `problem` as prompt, `answer` as gold, `id` as id\nnot read: `solution`",
     ),
     "MATH": (
         [{"problem": "Find x.", "level": "5", "type": "Algebra", "solution": "It is 4."}],
         "Find x.",
         "It is 4.",
-        f"reading `problem` as prompt, `solution` as gold; {MADE}",
+        f"reading `problem` as prompt, `solution` as gold; {MADE}\nnot read: `level`, `type`",
     ),
     "Alpaca": (
         [{"instruction": "Translate.", "input": "Hund", "output": "dog"}],
@@ -63,7 +69,7 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
         [{"instruction": "Say hi.", "response": "hi", "category": "open_qa"}],
         "Say hi.",
         "hi",
-        f"reading `instruction` as prompt, `response` as gold; {MADE}",
+        f"reading `instruction` as prompt, `response` as gold; {MADE}\nnot read: `category`",
     ),
     "ShareGPT": (
         [{"id": "x1", "conversations": said_by("system", "human", "gpt", "human", "gpt")}],
@@ -73,8 +79,8 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
             {"role": "assistant", "content": "gpt 2"},
             {"role": "user", "content": "human 3"},
         ],
-        None,
-        "reading `conversations` as conversation, `id` as id",
+        "gpt 4",
+        f"reading `conversations` as conversation, `id` as id\n{ANSWER}",
     ),
     "messages without id": ([{"messages": turns("a")}], turns("a"), None, f"reading {MADE}"),
     "TRL prompts": (
@@ -97,7 +103,12 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
         "reading `reward_model.ground_truth` as gold, `data_source` as task, `extra_info.index` as id",
     ),
     "number ids of a table": ([{"id": 1.0, "prompt": "p"}], "p", None, "reading `id` as id"),
-    "a query alone": ([{"uid": "u", "query": "q", "other": 1}], "q", None, "reading `query` as prompt, `uid` as id"),
+    "a query alone": (
+        [{"uid": "u", "query": "q", "other": 1}],
+        "q",
+        None,
+        "reading `query` as prompt, `uid` as id\nnot read: `other`",
+    ),
     "texts alone": ([{"text": "t"}], "t", None, f"reading `text` as prompt; {MADE}"),
     "accepted answers": (
         [{"id": 1, "question": "q", "answer": ["a", "b"]}],
@@ -115,7 +126,91 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
         [{"id": 1, "prompt": "q", "completion": [{"role": "assistant", "content": "a"}]}],
         "q",
         None,
-        "reading `id` as id",
+        "reading `id` as id\nnot read: `completion`",
+    ),
+    "MMLU": (
+        [{"question": "Which?", "subject": "s", "choices": ["a", "b", "c", "d"], "answer": 1}],
+        "Which?\n\nA. a\nB. b\nC. c\nD. d",
+        "B",
+        f"reading `question` and `choices` as prompt, `answer` as gold; {MADE}\nnot read: `subject`",
+    ),
+    "MMLU in columns": (
+        [{"Question": "Which?", "A": "a", "B": "b", "C": "c", "D": "d", "Answer": "B"}],
+        "Which?\n\nA. a\nB. b\nC. c\nD. d",
+        "B",
+        f"reading `Question`, `A`, `B`, `C` and `D` as prompt, `Answer` as gold; {MADE}",
+    ),
+    "ARC": (
+        [{"id": "x", "question": "Which?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}],
+        "Which?\n\n1. a\n2. b",
+        "2",
+        "reading `question` and `choices` as prompt, `answerKey` as gold, `id` as id",
+    ),
+    "MedMCQA": (
+        [{"id": "x", "question": "Which?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 3}],
+        "Which?\n\nA. a\nB. b\nC. c\nD. d",
+        "D",
+        "reading `question`, `opa`, `opb`, `opc` and `opd` as prompt, `cop` as gold, `id` as id",
+    ),
+    "RACE": (
+        [{"id": "r", "article": "Long.", "question": "Which?", "options": ["a", "b"], "answer": "A"}],
+        "Long.\n\nWhich?\n\nA. a\nB. b",
+        "A",
+        "reading `article`, `question` and `options` as prompt, `answer` as gold, `id` as id",
+    ),
+    "SQuAD": (
+        [{"id": "s", "title": "T", "context": "It is so.", "question": "Is it?", "answers": {"text": ["so"]}}],
+        "It is so.\n\nIs it?",
+        '{"text":["so"]}',
+        "reading `context` and `question` as prompt, `answers` as gold, `id` as id\nnot read: `title`",
+    ),
+    "BoolQ": (
+        [{"question": "is it", "passage": "It is.", "answer": True}],
+        "It is.\n\nis it",
+        "true",
+        f"reading `passage` and `question` as prompt, `answer` as gold; {MADE}",
+    ),
+    "Dolly": (
+        [{"instruction": "Say who.", "context": "Ann was there.", "response": "Ann", "category": "closed_qa"}],
+        "Say who.\n\nAnn was there.",
+        "Ann",
+        f"reading `instruction` and `context` as prompt, `response` as gold; {MADE}\nnot read: `category`",
+    ),
+    "OpenOrca": (
+        [{"id": "o", "system_prompt": "Be brief.", "question": "Who?", "response": "Ann"}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}],
+        "Ann",
+        "reading `question` as prompt, `response` as gold, `id` as id, `system_prompt` as system prompt",
+    ),
+    "an Inspect sample": (
+        [{"id": 1, "input": "Which?", "choices": ["a", "b"], "target": "B"}],
+        "Which?\n\nA. a\nB. b",
+        "B",
+        "reading `input` and `choices` as prompt, `target` as gold, `id` as id",
+    ),
+    "a sample of OpenAI's evals": (
+        [{"input": [{"role": "system", "content": "Be brief."}, *turns("Who?")], "ideal": "Ann"}],
+        [{"role": "system", "content": "Be brief."}, *turns("Who?")],
+        "Ann",
+        f"reading `input` as prompt, `ideal` as gold; {MADE}",
+    ),
+    "a row of fine-tuning": (
+        [{"messages": turns("Who?", "Ann")}],
+        turns("Who?"),
+        "Ann",
+        f"reading {MADE}\n{ANSWER}",
+    ),
+    "a row of fine-tuning with a gold of its own": (
+        [{"query_id": 1, "messages": turns("Who?", "Ann"), "gold": "A"}],
+        turns("Who?"),
+        "A",
+        "the last answer of 1 row is no part of the prompt",
+    ),
+    "preferences": (
+        [{"prompt": "p", "chosen": "a", "rejected": "b"}],
+        "p",
+        None,
+        f"reading {MADE}\nnot read: `chosen`, `rejected`",
     ),
 }
 
@@ -133,7 +228,7 @@ def test_a_shape_is_recognised_and_said(tmp_path: Path, name: str, form: str) ->
     row = taken(tmp_path / "run")[0]
     found = json.loads(row["prompt"]) if row["is_conversation"] else row["prompt"]
     assert (found, row["gold"]) == (prompt, gold)
-    assert digest.notices == ((said,) if said else ())
+    assert "\n".join(digest.notices) == said
 
 
 def test_texts_and_lists_of_messages_may_be_mixed_in_either_column(tmp_path: Path) -> None:
@@ -245,20 +340,26 @@ def test_notices_of_parts_are_those_of_the_whole() -> None:
     for part, asked in zip(parts, (4_096, 900, 4_096), strict=True):
         for notices in (part, whole):
             notices.ignore(["seed", "top_p"])
-            notices.lower(asked)
+            notices.lower("max_tokens", asked)
             notices.read("`question` as prompt")
-            notices.fail("the prompt is empty")
+            notices.pass_over(["level"])
+            notices.end("gold")
+            notices.crowd()
+            notices.fail("only parts of type text are read", f"messages[{asked}].content")
     merged = Notices()
     for part in reversed(parts):
         merged.merge(part)
     assert merged.lines(512) == whole.lines(512)
     assert merged.lines(512) == (
         "reading `question` as prompt",
-        "ignored: seed in 3 rows, top_p in 3 rows; lowered: max_tokens of 3 rows from up to 4,096 to 512",
-        "failed: 3 rows of the input, 3 because the prompt is empty",
+        "not read: `level`",
+        "ignored: seed in 3 rows, top_p in 3 rows; lowered: max_tokens of 3 rows from up to 4,096 to 512; "
+        "lowered: max_tokens of 3 rows to what the model's context leaves beside the prompt",
+        "the last answer of 3 rows is no part of the prompt, and is the reference answer",
+        "failed: 3 rows of the input, 3 because only parts of type text are read (messages[].content)",
     )
     one = Notices()
-    one.lower(4_096)
+    one.lower("max_tokens", 4_096)
     assert one.lines(512) == ("lowered: max_tokens of 1 row from 4,096 to 512",)
     assert Notices().lines(512) == ()
 
@@ -269,8 +370,7 @@ def test_notices_of_parts_are_those_of_the_whole() -> None:
     [
         {"prompt": "What is in <image>?", "images": ["a.png"]},
         {"messages": turns("a"), "tools": ["f"]},
-        {"conversations": said_by("human", "gpt"), "system": "Be brief."},
-        {"instruction": "a", "output": "b", "system": "Be brief."},
+        {"conversations": said_by("human", "gpt"), "audios": ["a.wav"]},
         {"question": "a", "image": {"bytes": "x"}},
     ],
 )
@@ -292,18 +392,80 @@ def test_what_belongs_to_a_prompt_and_is_not_read_is_refused(tmp_path: Path, for
     assert take(path, tmp_path / "run", columns=named).rows == 1
 
 
-def test_columns_of_choices_are_refused_and_empty_ones_are_not(tmp_path: Path) -> None:
-    (tmp_path / "q.csv").write_text("question,A,B,C,D,answer\nWhich?,a,b,c,d,B\n")
-    with pytest.raises(SchemaError, match="'A' seems to belong to 'question'"):
-        take(tmp_path / "q.csv", tmp_path / "run")
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "a", "choices": "['b', 'c']"}, "'choices' seems to belong to 'question'"),
+        ({"question": "a", "context": {"title": ["t"], "sentences": [["s"]]}}, "'context' seems to belong"),
+        ({"question": "a", "context": "c", "passage": "p"}, "'passage' seems to belong"),
+        ({"instruction": "a", "history": [["b", "c"]]}, "'history' seems to belong"),
+        ({"question": "a", "choices": ["b", "c"], "answer": 2}, "column answer: there is no such option among 2"),
+        ({"question": "a", "choices": [["b"], ["c"]]}, r"column choices\[0\]: the value is not a text"),
+        ({"messages": turns("a"), "system": 5}, ""),
+    ],
+)
+def test_what_cannot_be_put_to_the_question_is_refused_or_said(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    (tmp_path / "q.json").write_text(json.dumps([row]))
+    if not said:
+        assert take(tmp_path / "q.json", tmp_path / "run").notices[-1] == "not read: `system`"
+        return
+    with pytest.raises(SchemaError, match=said):
+        take(tmp_path / "q.json", tmp_path / "run")
+
+
+def test_empty_companions_are_no_companions(tmp_path: Path) -> None:
     row = {"instruction": "a", "input": "", "output": "b", "system": "", "history": [], "context": None}
     (tmp_path / "q.json").write_text(json.dumps([row]))
-    assert take(tmp_path / "q.json", tmp_path / "run").rows == 1
+    take(tmp_path / "q.json", tmp_path / "run")
+    assert [(row["prompt"], row["gold"]) for row in taken(tmp_path / "run")] == [("a", "b")]
 
 
-def test_a_list_inside_one_object_is_pointed_out(tmp_path: Path) -> None:
-    (tmp_path / "q.json").write_text(json.dumps({"version": 1, "data": [{"question": "a"}]}, indent=1))
-    with pytest.raises(SchemaError, match="If 'data' holds the queries, write that list as a file of its own"):
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_column_of_system_prompts_is_a_turn(tmp_path: Path, form: str) -> None:
+    rows: list[dict[str, Any]] = [{"conversations": said_by("human", "gpt"), "system": "Be brief."}]
+    rows += [{"conversations": said_by("human"), "system": ""}]
+    path = tmp_path / f"q.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    take(path, tmp_path / "run")
+    first, second = (json.loads(row["prompt"]) for row in taken(tmp_path / "run"))
+    asked = {"role": "user", "content": "human 0"}
+    assert (first, second) == ([{"role": "system", "content": "Be brief."}, asked], [asked])
+
+
+def test_a_named_prompt_is_asked_alone_and_what_it_leaves_is_said(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": 1, "question": "q", "choices": ["a"], "images": ["x.png"]}))
+    digest = take(tmp_path / "q.jsonl", tmp_path / "run", columns={"prompt": "question"})
+    assert taken(tmp_path / "run")[0]["prompt"] == "q"
+    assert digest.notices[-1] == "not read: `choices`, `images`"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["data", "examples"])
+def test_a_list_inside_one_object_is_read_and_said(tmp_path: Path, name: str, indent: int | None) -> None:
+    rows = [{"id": 1, "question": "a"}, {"id": 2, "question": "b"}]
+    (tmp_path / "q.json").write_text(json.dumps({"version": 1, name: rows, "tags": ["x"]}, indent=indent))
+    digest = take(tmp_path / "q.json", tmp_path / "run")
+    assert [(row["query_id"], row["prompt"]) for row in taken(tmp_path / "run")] == [("1", "a"), ("2", "b")]
+    assert digest.notices == (
+        "reading `question` as prompt, `id` as id",
+        f"reading the list `{name}`, and not `version`, `tags`, of an object that is the whole file",
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"version": 1, "data": [{"question": "a"}], "more": [{"question": "b"}]},
+        {"version": 1, "data": ["a"]},
+        {"turn": 1, "dialog": turns("a")},
+    ],
+)
+def test_what_is_no_one_list_of_rows_is_pointed_out(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "q.json").write_text(json.dumps(row, indent=1))
+    with pytest.raises(SchemaError, match="no column is known to be the prompt"):
         take(tmp_path / "q.json", tmp_path / "run")
 
 
@@ -311,7 +473,7 @@ def test_a_list_inside_one_object_is_pointed_out(tmp_path: Path) -> None:
     ("more", "said"),
     [
         ({"question": "q", "image": "x.png"}, "belong to the prompts"),
-        ({"question": "q", "choices": ["a", "b"]}, "choices"),
+        ({"question": "q", "choices": ["a", "b"]}, "columns that earlier ones lack"),
         ({"question": "q", "answer": "5"}, "columns that earlier ones lack"),
     ],
 )
@@ -319,4 +481,79 @@ def test_a_column_that_comes_late_is_not_passed_over(tmp_path: Path, more: dict[
     rows = [{"id": f"r{number}", "question": "long " * 1_500} for number in range(200)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "last"} | more]))
     with pytest.raises(SchemaError, match=said):
+        take(tmp_path / "q.jsonl", tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_text_that_is_messages_is_read_as_a_conversation(tmp_path: Path, form: str) -> None:
+    asked = [json.dumps(turns("Say hi.", "hi")), json.dumps(turns("Say hi."))[:-1], '[{"name": "no message"}]']
+    table = pa.table({"id": ["a", "b", "c"], "prompt": asked})
+    path = tmp_path / f"q.{form}"
+    if form == "csv":
+        path.write_text(
+            "id,prompt\n" + "".join(f'{k},"{text.replace(chr(34), chr(34) * 2)}"\n' for k, text in enumerate(asked))
+        )
+    else:
+        pq.write_table(table, path)
+    take(path, tmp_path / "run")
+    rows = [(row["prompt"], row["is_conversation"], row["gold"]) for row in taken(tmp_path / "run")]
+    assert rows == [
+        ('[{"role":"user","content":"Say hi."}]', True, "hi"),
+        (asked[1], False, None),
+        (asked[2], False, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"key": "a", "request": {"contents": []}}, "a batch file of Gemini, which is not read: write OpenAI's lines"),
+        ({"recordId": "a", "modelInput": {"messages": []}}, "a batch file of Bedrock"),
+        ({"body": {"messages": turns("a")}}, "lines of a batch file need a custom_id"),
+        ({"inputs": {"question": "a"}, "id": 1}, "leads into an object, as in inputs.NAME"),
+        ({"QuestionStem": "a", "answerKey": "b"}, r"got columns QuestionStem, answerKey\)"),
+    ],
+)
+@pytest.mark.parametrize("form", ["json", "parquet"])
+def test_what_is_no_known_shape_is_refused_with_a_way_out(
+    tmp_path: Path, row: dict[str, Any], said: str, form: str
+) -> None:
+    path = tmp_path / f"q.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+        said = said if "QuestionStem" not in said else r"got columns answerKey, QuestionStem\)"
+        said = said.removesuffix(", as in inputs.NAME")
+    else:
+        path.write_text(json.dumps([row]))
+    with pytest.raises(SchemaError, match=said):
+        take(path, tmp_path / "run")
+
+
+def test_options_of_a_struct_are_those_that_a_row_has(tmp_path: Path) -> None:
+    rows = [{"question": "q", "options": {"A": "x", "B": "y"}}, {"question": "r", "options": {"A": "x", "C": "z"}}]
+    options = pa.struct([(label, pa.string()) for label in "ABC"])
+    table = pa.Table.from_pylist(rows, pa.schema([("question", pa.string()), ("options", options)])).append_column(
+        "__index_level_0__", pa.array([4, 7])
+    )
+    pq.write_table(table, tmp_path / "q.parquet")
+    digest = take(tmp_path / "q.parquet", tmp_path / "run")
+    assert [row["prompt"] for row in taken(tmp_path / "run")] == ["q\n\nA. x\nB. y", "r\n\nA. x\nC. z"]
+    assert len(digest.notices) == 1
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_last_of_few_lines_tells_how_they_are_read_too(tmp_path: Path, end: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "question": "q", "context": None},
+        {"id": 2, "question": "r", "context": "c"},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)) + end)
+    take(tmp_path / "q.jsonl", tmp_path / "run")
+    assert [row["prompt"] for row in taken(tmp_path / "run")] == ["q", "c\n\nr"]
+
+
+def test_nulls_that_end_far_down_a_file_are_not_passed_over(tmp_path: Path) -> None:
+    rows = [{"id": k, "question": "long " * 1_500, "choices": None} for k in range(200)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"choices": ["a"]}]))
+    with pytest.raises(SchemaError, match=r"q.jsonl:\d+: rows have columns that earlier ones lack"):
         take(tmp_path / "q.jsonl", tmp_path / "run")

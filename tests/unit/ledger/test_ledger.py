@@ -55,15 +55,16 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(budget=st.integers(0, 200), costs=st.just([1] * QUERIES) | st.lists(COSTS, min_size=4, max_size=4))
     def open(self, budget: int, costs: list[Fraction]) -> None:
         self.budget, self.costs = budget, [Fraction(cost) for cost in costs]
+        self.began_with, self.entries = budget, list[Entry]()
         self.ledger = self.new_ledger()
-        self.entries: list[Entry] = []
+        self.budgets: list[tuple[int, int]] = []  # entries before it, budget
         self.held: dict[int, tuple[int, int]] = {}  # query -> attempt, tokens
         self.attempts = [0] * QUERIES
         self.spent = [0] * QUERIES
         self.wasted = [0] * QUERIES
 
     def new_ledger(self) -> Ledger:
-        return Ledger(self.budget, QUERIES, cost_N=[float(cost) for cost in self.costs])
+        return Ledger(self.began_with, QUERIES, cost_N=[float(cost) for cost in self.costs])
 
     def taken(self, tokens_of: list[int]) -> Fraction:
         return sum((cost * tokens for cost, tokens in zip(self.costs, tokens_of, strict=True)), Fraction(0))
@@ -166,8 +167,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def read_the_journal_again(self) -> None:
         replayed = self.new_ledger()
-        for entry in self.entries:
-            replayed.apply(entry)
+        for number, entry in enumerate([*self.entries, None]):
+            for _, budget in (change for change in self.budgets if change[0] == number):
+                replayed.change_budget(budget)
+            if entry is not None:
+                replayed.apply(entry)
         assert account(replayed) == account(self.ledger)
         self.ledger = replayed  # a restart: everything after goes on from the copy
 
@@ -180,6 +184,12 @@ class LedgerMachine(RuleBasedStateMachine):
             self.wasted[entry.index] += entry.tokens
         self.held.clear()
         assert self.ledger.open_entries() == []
+
+    @rule(budget=st.integers(-50, 300))
+    def change_budget(self, budget: int) -> None:
+        self.budget = max(budget, ceil(self.reserved + self.taken(self.spent)))
+        assert self.ledger.change_budget(budget) == self.ledger.budget_tokens == self.budget
+        self.budgets.append((len(self.entries), self.budget))
 
     @rule(at=st.integers(0, 10_000))
     def entries_out_of_order_are_refused(self, at: int) -> None:

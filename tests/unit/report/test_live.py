@@ -68,6 +68,21 @@ def test_lines_come_every_five_seconds_and_at_every_change() -> None:
     assert [line.split()[0] for line in stream.getvalue().splitlines()[3:]] == ["12", "12", "12"]
 
 
+def test_from_the_first_second_on_it_says_what_is_waited_for() -> None:
+    stream = io.StringIO()
+    display = choose_display(stream, as_json=False)
+    nothing = {"stage": "start", "round": 0, "queries": 0, "probed": 0, "granted": 0, "ended": 0, "seconds": 0.1}
+    display.update(snapshot(**nothing, waiting_for="starting Ray"))
+    display.update(snapshot(**nothing | {"stage": "probe", "queries": 199}, waiting_for="loading the model"))
+    display.update(snapshot(**nothing | {"stage": "probe", "queries": 199}))
+    first, second, third = stream.getvalue().splitlines()
+    assert "start: starting Ray" in first
+    assert "not read yet" in first
+    assert "0 of 0" not in first
+    assert "probe: loading the model" in second
+    assert "probe | queries 0 of 199 probed" in third
+
+
 def test_lines_hold_no_escape_sequences_and_fit_the_encoding_of_the_stream() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")

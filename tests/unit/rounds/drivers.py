@@ -89,4 +89,9 @@ def simulated(offers: Offers, answers: Answers, budget_tokens: int, allocation: 
         )
         for found in rows_of.values()
     ]
-    return played([run.grants[number] for number in sorted(run.grants)], run.reports, run.spent_N.tolist(), rows)
+    return played(
+        [run.grants[number] for number in sorted(run.grants)],
+        [run.reports[number] for number in sorted(run.reports)],
+        run.spent_N.tolist(),
+        rows,
+    )

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.run import MOST_ROUNDS, AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.beside import RunningGrants
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.rounds.rounds import Rounds
@@ -41,6 +42,7 @@ class Listed:
     cost_N: np.ndarray = field(default_factory=lambda: np.ones(4))
     asked: list[tuple[int, list[bool], list[int]]] = field(default_factory=list)
     served: list[tuple[int, float]] = field(default_factory=list)
+    beside: list[dict[int, int]] = field(default_factory=list)
 
     @property
     def max_tokens_N(self) -> np.ndarray:
@@ -52,6 +54,14 @@ class Listed:
         self.asked.append((available_tokens, is_free_N.tolist(), owed_tokens_N.tolist()))
         number = len(self.asked)
         return grants(self.list_of[number - 1], 4) if number <= len(self.list_of) else nothing_to_grant(4)
+
+    def clear_beside(
+        self, states: QueryStates, *, is_free_N: np.ndarray, running: RunningGrants, available_tokens: int
+    ) -> Clearing:
+        assert not is_free_N[running.index_M].any()
+        self.beside.append(dict(zip(running.index_M.tolist(), running.progress_M.tolist(), strict=True)))
+        owed = np.zeros(4, np.int64)
+        return self.clear(states, is_free_N=is_free_N, available_tokens=available_tokens, owed_tokens_N=owed)
 
     def serve(self, owed_tokens_N: np.ndarray, *, available_tokens: int, shadow_price: float) -> Clearing:
         self.served.append((available_tokens, shadow_price))
@@ -174,16 +184,18 @@ def test_queries_that_failed_before_the_first_round_are_neither_offered_nor_owed
 def test_while_grants_run_the_rest_can_be_granted_and_the_service_waits() -> None:
     offers = Listed([{0: 30, 1: 10}, {2: 20}, {1: 5}], np.array([1.0, 2.0, 1.0, 1.0]))
     rounds = law(offers, minimum_service_tokens=3)
-    first, second = rounds.next(100), rounds.next(100)
+    first, second = rounds.next(100), rounds.next(100, np.array([7, 11, 5, 5]))
     assert first is not None
     assert second is not None
-    assert offers.asked[1] == (50, [False, False, True, True], [0, 0, 3, 3]), "what runs is promised and not owed"
+    assert offers.asked[1] == (44, [False, False, True, True], [0] * 4), "what is promised or owed is not for sale"
+    assert offers.beside == [{0: 7, 1: 10}], "what runs has generated no more than it was granted"
+    assert (first.is_beside, second.is_beside) == (False, True)
     assert (rounds.running, rounds.promised_tokens) == ((1, 2), 70)
     rounds.note(1, outcome({1: 10}))
     assert rounds.promised_tokens == 50
     third = rounds.next(80)  # 20 of the budget were spent
     assert third is not None
-    assert offers.asked[2] == (30, [False, True, False, True], [0, 0, 0, 3])
+    assert offers.asked[2] == (27, [False, True, False, True], [0] * 4)
     assert rounds.next(80) is None, "the service waits until nothing runs"
     assert not offers.served
     assert rounds.take(2, [outcome({2: 20}, end="stop")]).finished == 1
@@ -336,3 +348,31 @@ def state_of(rounds: Rounds) -> dict[str, object]:
     columns = {name: value.tolist() for name, value in states.items() if name not in scores}
     correct = [np.nan_to_num(states[name], nan=-1.0).tolist() for name in sorted(scores)]
     return columns | {"correct": correct, "number": rounds.number, "promised": rounds.promised_tokens}
+
+
+def test_clearings_beside_running_grants_count_only_where_their_number_is_given() -> None:
+    def clearings(**how: int) -> int:
+        rounds = law(Listed([{0: 5}, *({1: 1}, {2: 1}) * 20]), **how)
+        rounds.next(100)
+        while (granted := rounds.next(100)) is not None:
+            rounds.take(granted.number, [outcome({int(granted.clearing.index_M[0]): 1})])
+        return rounds.number
+
+    assert clearings(max_rounds=7) == 7
+    assert clearings() == 41 > MOST_ROUNDS
+
+
+def test_a_resume_replays_clearings_that_overlapped() -> None:
+    """The second grant of a query says that its first attempt was taken; if that is gone, it was lost."""
+    rounds = law(Listed([]))
+    kept = [
+        Round(n + 1, 100, grants(tokens, 4), is_beside=n > 0) for n, tokens in enumerate([{0: 5, 1: 5}, {0: 7, 2: 3}])
+    ]
+    rounds.replay(kept[0])
+    rounds.replay(kept[1])
+    assert rounds.promised_tokens == 5 + 7 + 3
+    report = rounds.take(1, [outcome({1: 5})])
+    assert (report.fresh, report.granted_tokens) == (1, 5)
+    assert rounds.promised_tokens == 7 + 3, "what is granted anew goes on running"
+    assert rounds.take(2, [outcome({0: 7, 2: 3})]).fresh == 2
+    assert rounds.promised_tokens == 0

@@ -20,7 +20,6 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.generate import block_rows, calls_for
 from clear_ray.batch.intake import take_in
 from clear_ray.batch.run import plan, run
 from clear_ray.calibrate import _refuse_other_features, calibrate
@@ -31,11 +30,12 @@ from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.running import Round
-from clear_ray.run_folder.attempts import read_attempts, round_folder
+from clear_ray.run_folder.attempts import read_attempts
 from clear_ray.run_folder.estimates import estimated_already, read_estimates
 from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, describe, read_manifest
 from clear_ray.run_folder.status import read_progress, read_summary
+from clear_ray.stages.attempt_files import round_folder
 from clear_ray.storage import Folder, open_folder
 from tests.unit.simulation import query_row
 
@@ -373,26 +373,6 @@ def attempt(index: int, *, error: str) -> dict[str, Any]:
     }
     tokens = list(range(index))
     return query_row(index) | ended | {"token_ids": tokens, "correct": None, "error": error, "seconds": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("queries", "callers", "rows"),
-    [
-        (1, 1, 64),  # never less than what the calls hold
-        (199, 1, 64),
-        (10_000, 1, 625),
-        (1_000_000, 1, 2_000),  # never more than a block
-        (199, 8, 8),
-        (10_000, 8, 79),
-    ],
-)
-def test_blocks_are_few_and_leave_a_share_for_every_caller(
-    replay_settings: dict[str, Any], queries: int, callers: int, rows: int
-) -> None:
-    settings = replay_settings | {"dispatch": {"callers": callers}}
-    settings["engine"] = settings["engine"] | {"max_batch": 32}
-    config = RunConfig.parse(settings)
-    assert block_rows(config, queries, calls_for(config, workers=1)) == rows
 
 
 def a_run_of(settings: dict[str, Any]) -> tuple[Folder, dict[str, bytes]]:

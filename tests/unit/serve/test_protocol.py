@@ -14,7 +14,7 @@ from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.errors import ConfigError
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.guard import Guard
-from clear_ray.serve.protocol import ApiError, ChatRequest, read_request
+from clear_ray.serve.protocol import ApiError, ChatRequest, Message, read_request
 from clear_ray.serve.settings import LimitSettings, ServeConfig
 from tests.unit.config.test_run import ROOT
 
@@ -25,7 +25,7 @@ DIGEST = hashlib.sha256(b"sk-right").hexdigest()
 
 def read(**changes: Any) -> ChatRequest:
     body = json.dumps(LEAST | changes).encode()
-    return read_request(body, limits=LIMITS, model_name="m")
+    return read_request(body, ChatRequest, limits=LIMITS, model_name="m")
 
 
 def refused(**changes: Any) -> ApiError:
@@ -56,6 +56,15 @@ def refused(**changes: Any) -> ApiError:
         ({}, "upper_limit_tokens", None),
         ({"user": "someone", "logprobs": False, "tools": []}, "stream", False),
         ({"messages": [{"role": "user", "content": "x" * 10}]}, "n", 1),
+        ({"n": None, "stream": None, "max_tokens": None, "tool_choice": "none", "functions": []}, "n", 1),
+        ({"modalities": ["text"], "prompt_cache_key": "k", "prediction": None, "extra_headers": {}}, "sampling", None),
+        ({"top_k": -1, "repetition_penalty": 1}, "sampling", Sampling(top_k=0, repetition_penalty=1)),
+        ({"messages": [{"role": "developer", "content": "hi"}]}, "messages", (Message(role="system", content="hi"),)),
+        (
+            {"messages": [{"role": "user", "content": "hi", "tool_calls": [], "refusal": None, "audio": None}]},
+            "messages",
+            (Message(role="user", content="hi"),),
+        ),
     ],
 )
 def test_what_can_be_honoured_is_read(changes: dict[str, Any], attribute: str, value: object) -> None:
@@ -78,6 +87,14 @@ def test_what_can_be_honoured_is_read(changes: dict[str, Any], attribute: str, v
         ({"stop": "abcd"}, 400, "stop"),
         ({"stop": ["a", ""]}, 400, "stop"),
         ({"messages": []}, 400, "messages"),
+        ({"messages": "hi"}, 400, "messages"),
+        ({"messages": [{"role": "wizard", "content": "hi"}]}, 400, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "hi", "tool_call_id": "c"}]}, 400, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "hi", "name": "ann"}]}, 400, "messages.name"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": "half \ud83d"}]}, 400, "messages[0].content"),
+        ({"frobnicate": 1}, 400, "frobnicate"),
+        ({"logprobs": True}, 400, "logprobs"),
         ({"messages": [{"role": "user", "content": "x" * 11}]}, 400, "messages"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"model": "other"}, 404, "model"),
@@ -92,13 +109,13 @@ def test_the_rest_is_refused_by_name(changes: dict[str, Any], status: int, param
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"null"])
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        read_request(body, limits=LIMITS, model_name="m")
+        read_request(body, ChatRequest, limits=LIMITS, model_name="m")
     assert caught.value.status == 400
 
 
 def test_text_parts_are_joined_and_others_refused_without_their_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert read(messages=[{"role": "user", "content": parts}]).messages[0].content == "ab"
+    assert read(messages=[{"role": "user", "content": parts}]).messages[0].content == "a\nb", "as in a batch file"
     secret = [{"type": "image_url", "image_url": {"url": "a secret"}}]
     assert "secret" not in json.dumps(refused(messages=[{"role": "user", "content": secret}]).body)
 

@@ -13,7 +13,9 @@ from tests.unit.serve.test_price import curve
 
 GRID_K = np.array([10, 20, 40], np.int64)
 SURE = Curve(GRID_K, np.array([0.0, 0.9, 0.9], np.float32), np.array([1.0, 0.0, 0.0], np.float32))
+LONG = Curve(GRID_K * 10, np.array([0.0, 0.9, 0.9], np.float32), np.array([1.0, 0.0, 0.0], np.float32))
 HOPELESS = Curve(GRID_K, np.zeros(3, np.float32), np.ones(3, np.float32))
+HOPELESS_ASK = Ask(HOPELESS, 40)
 
 
 class Clock:
@@ -172,3 +174,40 @@ async def test_new_settings_serve_those_who_wait() -> None:
     clock.now += 0.5
     queue.change(PriceSettings(budget_tokens_per_second=1_000, carry_over_tokens=40, clearing_seconds=1.0))
     assert (await asyncio.wait_for(waiting, 5)).outcome == "granted"
+
+
+async def test_those_sent_away_at_once_are_told_to_come_back_one_after_another() -> None:
+    """Twelve are refused in the same moment; a burst that is told one second meets again in that second."""
+    clock = Clock()
+    queue = queue_of(clock, without_surplus="reject")
+    asks = [Ask(SURE, 40, tie_break=7 * number) for number in range(12)]
+    told = [(await queue.buy(ask)).retry_after_seconds for ask in asks]
+    assert told == sorted(told)
+    assert len(set(told)) >= 10
+    assert told[0] >= 1
+    # Each comes when the tokens of those before it have come in: 12 grants of 40 tokens at 10 a second, and a fourth more.
+    assert 12 * 4 - 1 <= told[-1] <= 60
+    clock.now += 200.0  # all have had their turn
+    queue.account()
+    assert (await queue.buy(HOPELESS_ASK)).retry_after_seconds <= 4
+
+
+async def test_equal_refusals_differ_by_jitter() -> None:
+    told = set()
+    for tie_break in range(0, 997, 50):
+        queue = queue_of(Clock(), without_surplus="reject", carry_over_tokens=400)
+        told.add((await queue.buy(Ask(LONG, 400, tie_break=tie_break))).retry_after_seconds)
+    assert len(told) > 3
+
+
+async def test_a_queue_that_stops_keeps_the_places_in_it() -> None:
+    clock = Clock()
+    queue = queue_of(clock)
+    waiting = asyncio.create_task(queue.buy(Ask(SURE, 20)))
+    await started(waiting)
+    queue.stop_selling()
+    late = await queue.buy(Ask(SURE, 20))
+    assert (late.outcome, late.reason, late.hold) == ("refused", "stopping", None)
+    assert late.retry_after_seconds >= 1
+    (sale,) = await later(queue, clock, waiting)
+    assert sale.outcome == "granted"

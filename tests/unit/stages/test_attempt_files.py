@@ -6,7 +6,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.run_folder.attempts import read_attempts, round_folder
-from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles
+from clear_ray.run_folder.attempts import read_attempts
+from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles, round_folder
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
@@ -36,6 +36,9 @@ from tests.unit.stages.test_probe import known_ids
 class FullDisk(Folder):
     """A folder on a disk that has no room left."""
 
+    def child(self, name: str) -> Folder:
+        return replace(self, path=f"{self.path}/{name}")
+
     def write(self, name: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", name)
 
@@ -45,6 +48,9 @@ class ClosedGate(Folder):
     """A folder on a disk that writes nothing before its gate opens."""
 
     gate: threading.Event
+
+    def child(self, name: str) -> Folder:
+        return replace(self, path=f"{self.path}/{name}")
 
     def write(self, name: str, content: bytes) -> None:
         assert self.gate.wait(60)
@@ -73,6 +79,28 @@ def granted(query_ids: list[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=GRANTED_SCHEMA)
 
 
+@dataclass
+class Sending:
+    """Sends rows to a caller in calls, a few at a time, as `cluster.callers` does."""
+
+    caller: GenerateToFiles
+    call_rows: int
+    calls_in_flight: int
+
+    def __post_init__(self) -> None:
+        self.slots, self.turn = asyncio.Semaphore(self.calls_in_flight), asyncio.Lock()
+
+    async def said_of(self, rows: pa.Table) -> list[int]:
+        """Return which queries have attempts on disk, in order of dispatch."""
+        calls = []
+        async with self.turn:
+            for first in range(0, len(rows), self.call_rows):
+                await self.slots.acquire()
+                calls.append(asyncio.ensure_future(self.caller.attempts(rows.slice(first, self.call_rows))))
+                calls[-1].add_done_callback(lambda _: self.slots.release())
+        return [index for table in await asyncio.gather(*calls) for index in sorted(table["index"].to_pylist())]
+
+
 def generated(recorded: ReplayConfig, run_dir: Path, target: Folder, batch: pa.Table) -> tuple[list[int], Balance]:
     """Have a caller of its own generate a batch; return which queries it says are written, and the account."""
 
@@ -81,10 +109,9 @@ def generated(recorded: ReplayConfig, run_dir: Path, target: Folder, batch: pa.T
         worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
         dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
-        caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=2, calls_in_flight=2)
+        caller = Sending(GenerateToFiles(dispatch, target, rows_per_file=64), call_rows=2, calls_in_flight=2)
         try:
-            said = [index async for table in caller(batch) for index in table["index"].to_pylist()]
-            return said, await market.balance()
+            return await caller.said_of(batch), await market.balance()
         finally:
             market._journal.close()
 
@@ -141,7 +168,7 @@ def test_a_caller_that_takes_over_generates_nothing_that_is_on_disk(recorded: Re
     target = open_folder(str(tmp_path / "attempts"))
     _, before = generated(recorded, tmp_path, target, batch.slice(0, 4))
     said, after = generated(recorded, tmp_path, target, batch)
-    assert sorted(said) == [4, 5]
+    assert said == [0, 1, 2, 3, 4, 5], "what is there is told"
     assert sorted(index for file in rows_in(target) for index in file) == [0, 1, 2, 3, 4, 5]
     assert after.wasted_tokens == 0
     assert after.spent_tokens > before.spent_tokens
@@ -166,15 +193,11 @@ class Counted(EngineWorker):
             self.open -= 1
 
 
-def stage(market: MarketActor, worker: EngineWorker, target: Folder) -> GenerateToFiles:
+def stage(market: MarketActor, worker: EngineWorker, target: Folder) -> Sending:
     """Return a caller with three calls of two queries."""
     workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
     dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
-    return GenerateToFiles(dispatch, target, rows_per_file=8, call_rows=2, calls_in_flight=3)
-
-
-async def said_of(caller: GenerateToFiles, block: pa.Table) -> list[int]:
-    return [index async for table in caller(block) for index in table["index"].to_pylist()]
+    return Sending(GenerateToFiles(dispatch, target, rows_per_file=8), call_rows=2, calls_in_flight=3)
 
 
 def test_two_blocks_share_the_calls_and_begin_in_their_order(recorded: ReplayConfig, tmp_path: Path) -> None:
@@ -185,7 +208,7 @@ def test_two_blocks_share_the_calls_and_begin_in_their_order(recorded: ReplayCon
         market = MarketActor(str(tmp_path), 10_000, len(whole))
         caller = stage(market, worker, open_folder(str(tmp_path / "attempts")))
         try:
-            return await asyncio.gather(said_of(caller, whole.slice(0, 20)), said_of(caller, whole.slice(20)))
+            return await asyncio.gather(caller.said_of(whole.slice(0, 20)), caller.said_of(whole.slice(20)))
         finally:
             market._journal.close()
 
@@ -205,7 +228,7 @@ def test_a_store_that_stands_still_holds_back_all_but_the_calls_in_flight(
     async def held_back() -> tuple[int, Balance, list[int]]:
         market = MarketActor(str(tmp_path), 10_000, len(whole))
         caller = stage(market, worker, ClosedGate(inner.filesystem, inner.path, inner.is_local, gate))
-        running = asyncio.ensure_future(said_of(caller, whole))
+        running = asyncio.ensure_future(caller.said_of(whole))
         try:
             while (await market.balance()).spent_tokens == 0 or (await market.balance()).reserved_tokens:
                 await asyncio.sleep(0.01)
@@ -253,12 +276,12 @@ def test_a_caller_that_begins_its_new_life_with_another_block_waits_for_nothing_
             workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, this_caller=lambda: "a"
         )
 
-        def caller() -> GenerateToFiles:
+        def caller() -> Sending:
             target = open_folder(str(tmp_path / "attempts"))
-            return GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=4, calls_in_flight=2)
+            return Sending(GenerateToFiles(dispatch, target, rows_per_file=64), call_rows=4, calls_in_flight=2)
 
         old = caller()
-        dying = [asyncio.ensure_future(said_of(old, block)) for block in (first, second.slice(0, 4))]
+        dying = [asyncio.ensure_future(old.caller.attempts(block)) for block in (first, second.slice(0, 4))]
         while (await market.balance()).reserved_tokens < 800:
             await asyncio.sleep(0.01)
         for call in dying:
@@ -266,10 +289,10 @@ def test_a_caller_that_begins_its_new_life_with_another_block_waits_for_nothing_
         await asyncio.wait(dying)
         worker.gate.set()
         new = caller()
-        later = asyncio.ensure_future(said_of(new, second))
+        later = asyncio.ensure_future(new.said_of(second))
         await asyncio.sleep(0)
         try:
-            await asyncio.wait_for(asyncio.gather(later, said_of(new, first)), 60)
+            await asyncio.wait_for(asyncio.gather(later, new.said_of(first)), 60)
             return await market.balance()
         finally:
             market._journal.close()
@@ -309,13 +332,15 @@ def test_a_block_that_comes_again_to_the_same_caller_waits_for_nothing_of_its_fi
             workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, this_caller=lambda: "a"
         )
         target = open_folder(str(tmp_path / "attempts"))
-        caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=1, calls_in_flight=2)
+        caller = Sending(GenerateToFiles(dispatch, target, rows_per_file=64), call_rows=1, calls_in_flight=2)
         try:
             with pytest.raises(RuntimeError, match="network"):
-                await said_of(caller, whole.slice(0, 2))
-            both = asyncio.gather(said_of(caller, whole.slice(2)), said_of(caller, whole.slice(0, 2)))
+                await caller.said_of(whole.slice(0, 2))
+            both = asyncio.gather(caller.said_of(whole.slice(2)), caller.said_of(whole.slice(0, 2)))
             said = await asyncio.wait_for(both, 60)
-            assert await said_of(caller, whole.slice(2)) == [], "what is written is known"
+            spent = (await market.balance()).spent_tokens
+            assert await caller.said_of(whole.slice(2)) == [2, 3], "what is written is known"
+            assert (await market.balance()).spent_tokens == spent
             return said, await market.balance()
         finally:
             market._journal.close()
@@ -338,7 +363,7 @@ def test_a_row_whose_attempt_was_charged_as_lost_is_no_answer(recorded: ReplayCo
         late = AttemptFiles(target, rows_per_file=1)
         await late.add(row(0) | {"attempt": attempt})
         try:
-            said = await said_of(stage(market, EngineWorker(recorded, PriorHead(cap_tokens=320)), target), batch)
+            said = await stage(market, EngineWorker(recorded, PriorHead(cap_tokens=320)), folder).said_of(batch)
             return said, VoidAttempts(await market.void_attempts()), await market.balance()
         finally:
             market._journal.close()

@@ -194,9 +194,9 @@ class Crowd:
     def find(self, number: int) -> LocalActor | None:
         return self.started[number] if number < len(self.started) else None
 
-    def roster(self, *, calls_each: int) -> Roster:
+    def roster(self, *, rows_each: int) -> Roster:
         return Roster(
-            Workers(self.started[:1], lambda _: False, lambda _: None, 60.0, find=self.find, calls_each=calls_each)
+            Workers(self.started[:1], lambda _: False, lambda _: None, 60.0, find=self.find, rows_each=rows_each)
         )
 
 
@@ -205,7 +205,7 @@ def test_a_worker_that_is_started_later_gets_the_calls_that_wait(monkeypatch: py
 
     async def play() -> None:
         crowd, called, may_end = Crowd(), [], asyncio.Event()
-        roster = crowd.roster(calls_each=2)
+        roster = crowd.roster(rows_each=2)
 
         async def one_call() -> None:
             async with roster.room(), roster.worker() as worker:
@@ -233,7 +233,7 @@ def test_a_worker_that_never_comes_up_holds_up_nobody(monkeypatch: pytest.Monkey
     async def play() -> list[int]:
         crowd = Crowd()
         crowd.start(is_up=False)
-        roster, called = crowd.roster(calls_each=1), []
+        roster, called = crowd.roster(rows_each=1), []
         for _ in range(3):
             async with roster.room(), roster.worker() as worker:
                 called.append(crowd.started.index(worker))

@@ -15,8 +15,9 @@ from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.rounds.batch import Batch, reservation_prices
+from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import clear
+from clear_ray.rounds.menu import reservation_prices
 from clear_ray.rounds.minimum_service import minimum_service, owed_tokens
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.budgets import sweep

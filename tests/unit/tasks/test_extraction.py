@@ -185,6 +185,14 @@ def test_options_are_read_from_the_prompt(prompt: str, options: dict[str, str]) 
         ("x+1", "1+x", "math", False),  # that takes math-verify
         ("B", "B", "choice", True),
         ("A,C", "B", "choice", False),
+        ("(B)", "B", "exact", True),
+        ("B", "C", "exact", False),
+        ("yes", "True", "exact", True),
+        ('{"a": 1.0, "b": [2]}', '{"b": [2.0], "a": 1}', "json", True),
+        ('{"a": 1}', '{"a": true}', "json", False),
+        ('{"a": 1}', '{"a": "1"}', "json", False),
+        ("[1, 2]", "[2, 1]", "json", False),
+        ("two dozen", "24", "number", True),
     ],
 )
 def test_same_answers_have_one_key(one: str, other: str, kind: Kind, same: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 from clear_ray.config.run import ScoringConfig
 from clear_ray.tasks import verdict
 from clear_ray.tasks.scorers import SCORERS, NamedScorer, load_scorer
-from tests.unit.tasks.test_corpus import CORPUS, KNOWN_ERRORS, triples
+from tests.unit.tasks.test_corpus import CORPUS, KNOWN_ERRORS, LATER, triples
 
 DOCUMENT = (Path(__file__).parents[3] / "docs/scoring.md").read_text(encoding="utf-8")
 EXAMPLE = re.compile(r"^\| (\w+) \| `(.+?)` \| `(.+?)` \| (1|0|none) \|$", re.MULTILINE)
@@ -53,11 +53,10 @@ def test_limits_and_figures_are_those_of_the_code() -> None:
     assert f"`scoring.code_seconds` ({limits.code_seconds:g})" in DOCUMENT
     assert f"`scoring.code_memory_mib` ({limits.code_memory_mib:,})" in DOCUMENT
     counts = {path.stem: sum(1 for _ in triples(path.stem)) for path in CORPUS.glob("*.jsonl")}
-    later = ("held_out", "unseen")
-    assert f"has {sum(counts.values())} answers" in DOCUMENT
-    by_kind = sum(number for name, number in counts.items() if name not in later)
+    assert f"has {sum(counts.values()):,} answers" in DOCUMENT
+    by_kind = sum(number for name, number in counts.items() if name not in LATER)
     assert f"| one for each kind | before the scorers | {by_kind} |" in DOCUMENT
-    for name in later:
+    for name in LATER:
         row = next(line for line in DOCUMENT.split("\n") if line.startswith(f"| `{name}.jsonl`"))
         assert f"| {counts[name]} |" in row
         assert row.endswith(f"| {KNOWN_ERRORS.get(name, 0)} |")

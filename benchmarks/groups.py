@@ -1,0 +1,145 @@
+"""How many groups of rollouts have both right and wrong ones, for the same tokens?
+
+Every prompt is as solvable as its recorded rollouts were, and as long. A rollout is drawn from them anew each time, so that a
+group may be of any size. What each policy is told at the start:
+
+    uniform          nothing: groups of 8 of prompts in random order, until the budget is spent
+    rounds           nothing: so many rollouts of every prompt a round; a prompt with a mixed group leaves, and so does one
+                     that has 64 (our reading of Reinforce-Ada, arXiv 2510.04996, with 2 and with 4 a round)
+    price            nothing: `RolloutGroups`, which learns from what it is told
+    price_head       what a head says that was fitted on the other folds
+    price_known      the truth: no policy can do better
+
+    python benchmarks/groups.py [--draws 10] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.allocation.rollout_groups import RolloutGroups
+from clear_ray.sweep.estimates import estimate, training_by_folds
+from clear_ray.sweep.recording import Recording, read_recording
+
+DATA = Path(__file__).parents[1] / "tests" / "data" / "rollouts"
+SHARES = (0.1, 0.25, 0.5, 1.0)
+MOST, GROUP, WAVE = 64, 8, 64
+
+
+class World:
+    """Rollouts of recorded prompts, drawn with replacement; counts what it generates."""
+
+    def __init__(self, recording: Recording, seed: int) -> None:
+        self.p_N, self.length_NS = recording.is_right_NS.mean(axis=1), recording.length_NS
+        self.rng = np.random.default_rng(seed)
+        self.right_N, self.wrong_N = np.zeros((2, len(recording)), np.int64)
+        self.spent = 0
+
+    def roll(self, prompt_R: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Draw a rollout of each, and count it."""
+        column_R = self.rng.integers(self.length_NS.shape[1], size=len(prompt_R))
+        right_R = self.rng.random(len(prompt_R)) < self.p_N[prompt_R]
+        tokens_R = self.length_NS[prompt_R, column_R]
+        np.add.at(self.right_N, prompt_R, right_R)
+        np.add.at(self.wrong_N, prompt_R, ~right_R)
+        self.spent += int(tokens_R.sum())
+        return right_R, tokens_R
+
+    def mixed(self) -> int:
+        """Return how many groups have right and wrong rollouts."""
+        return int(((self.right_N > 0) & (self.wrong_N > 0)).sum())
+
+
+def uniform(world: World, budget: int) -> int:
+    """Groups of 8; the last one may go over the budget."""
+    for prompt in world.rng.permutation(len(world.p_N)):
+        if world.spent >= budget:
+            break
+        world.roll(np.repeat(prompt, GROUP))
+    return world.mixed()
+
+
+def rounds(world: World, budget: int, *, each: int) -> int:
+    """Rounds with elimination; the last rollouts may go over the budget."""
+    active = world.rng.permutation(len(world.p_N))
+    while len(active) and world.spent < budget:
+        for prompt in active:
+            world.roll(np.repeat(prompt, each))
+            if world.spent >= budget:
+                break
+        has_both_N = (world.right_N > 0) & (world.wrong_N > 0)
+        active = active[~has_both_N[active] & (world.right_N + world.wrong_N < MOST)[active]]
+    return world.mixed()
+
+
+def price(world: World, budget: int, *, ceiling: int, tokens_N: NDArray[np.float64], **belief: object) -> int:
+    """By the price; never over the budget."""
+    queries = len(world.p_N)
+    groups = RolloutGroups(
+        tokens_N,
+        budget_tokens=budget,
+        ceiling_N=np.full(queries, ceiling),
+        rollouts=(2, MOST),
+        **belief,  # type: ignore[arg-type]
+    )
+    while len(asked := groups.ask(WAVE)):
+        prompt_R = np.repeat(asked.prompt_M, asked.rollouts_M)
+        groups.tell(prompt_R, *world.roll(prompt_R))
+    assert world.spent == groups.spent_tokens <= budget
+    return world.mixed()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    files = {"rollouts_path": str(DATA / "rollouts.parquet"), "features_path": str(DATA / "features.parquet")}
+    recording = read_recording(*files.values())
+    training = training_by_folds(recording, folds_path=str(DATA / "split.json"), **files)
+    curves = estimate(recording, training, kinds=["competing_risks"], seed=0)["competing_risks"]
+    head = {"tokens_N": np.maximum(curves.spend_NK[:, -1], 1.0), "solvability_N": curves.success_NK[:, -1]}
+    mean, ceiling = recording.length_NS.mean(), recording.cap_tokens
+    known = {"tokens_N": recording.length_NS.mean(axis=1), "solvability_N": recording.is_right_NS.mean(axis=1)}
+    policies: dict[str, Callable[[World, int], int]] = {
+        "uniform_8": uniform,
+        "rounds_4": lambda world, budget: rounds(world, budget, each=4),
+        "rounds_2": lambda world, budget: rounds(world, budget, each=2),
+        "price": lambda world, budget: price(world, budget, ceiling=ceiling, tokens_N=np.full(len(recording), mean)),
+        "price_head": lambda world, budget: price(world, budget, ceiling=ceiling, **head),
+        "price_known": lambda world, budget: price(world, budget, ceiling=ceiling, strength=1e9, **known),
+    }
+    rows = []
+    for share in SHARES:
+        budget = int(share * GROUP * recording.length_NS.mean(axis=1).sum())
+        for name, play in policies.items():
+            mixed_D = np.array([play(World(recording, seed), budget) for seed in range(options.draws)])
+            error = float(mixed_D.std(ddof=1) / np.sqrt(options.draws))
+            rows.append(
+                {"policy": name, "budget": budget, "share": share, "mixed": float(mixed_D.mean()), "error": error}
+            )
+    of = {(row["policy"], row["share"]): row["mixed"] for row in rows}
+    figure = {
+        "figure": "groups",
+        "prompts": len(recording),
+        "draws": options.draws,
+        "over_uniform_8": {str(share): of["price", share] / of["uniform_8", share] for share in SHARES},
+        "over_rounds": {
+            str(share): of["price", share] / max(of["rounds_2", share], of["rounds_4", share]) for share in SHARES
+        },
+        "head_over_uniform_8": {str(share): of["price_head", share] / of["uniform_8", share] for share in SHARES},
+        "rows": rows,
+    }
+    if options.output:
+        options.output.write_text(json.dumps(figure, indent=1) + "\n")
+    print(json.dumps(figure))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""How long does a batch take with clearings that overlap, and how long with a barrier after each round?
+
+Prints one JSON line. The real law and order of dispatch in virtual time (`clear_ray.sweep.overlapped`): a step is a token
+of each answer that runs, and nothing else takes time.
+
+    python benchmarks/makespan.py                                            log-normal lengths
+    python benchmarks/makespan.py --rollouts epoch_gpqa_aime.parquet --model gpt-5-mini-2025-08-07@effort=high
+
+Log-normal: each query has a median of its own, itself log-normal about 1,500 tokens, and its lengths spread about that, up to
+16,384; what is known of a query is its median, the spread and its chance of a right answer. Recorded: each answer is a query;
+what is known of it is what the other answers to the same query did, with one more that is the mean of all.
+
+What is in the line, for each case, share of the budget and number of queries a slot:
+    steps, barrier_steps    wall time in steps
+    ratio                   the first over the second
+    over_least              the first over the larger of work / slots and the longest answer
+    barrier_over_least      the same with a barrier
+    right, barrier_right    right answers
+    clearings               with overlap
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.stats import norm
+
+from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.offers import BatchOffers
+from clear_ray.sweep.overlapped import timed_run
+from clear_ray.sweep.replayed import Answers
+
+QUERIES_A_SLOT = (2, 5, 25)
+MEDIAN_TOKENS, CAP_TOKENS, BUDGET_TOKENS = 1_500, 16_384, 400
+SPREADS = ((0.7, 0.7), (1.2, 0.5))
+"""Of the medians about the median, and of an answer about its query's: standard deviations of the logarithm."""
+SHARES = (0.2, 0.5)
+
+
+def log_normal(queries: int, between: float, within: float) -> tuple[Answers, Curves]:
+    rng = np.random.default_rng(0)
+    center_N = np.log(MEDIAN_TOKENS) + between * rng.standard_normal(queries)
+    length_N = np.rint(np.exp(center_N + within * rng.standard_normal(queries))).astype(np.int64).clip(1)
+    chance_N = rng.beta(1.0, 0.6, queries)
+    is_stopped_N = length_N <= CAP_TOKENS
+    is_right_N = is_stopped_N & (rng.random(queries) < chance_N)
+    tokens_K = token_grid(CAP_TOKENS)
+    ended_NK = norm.cdf((np.log(tokens_K) - center_N[:, None]) / within)
+    curves = curves_from_incidence(chance_N[:, None] * ended_NK, survival_NK=1 - ended_NK, tokens_K=tokens_K)
+    return Answers(length_N.clip(max=CAP_TOKENS), is_stopped_N, is_right_N), curves
+
+
+def recorded(path: str, model: str) -> tuple[Answers, Curves]:
+    columns = ["query_id", "output_tokens", "finish_reason", "correct"]
+    rows = pq.read_table(path, columns=columns, filters=[("model", "=", model)])
+    if not len(rows):
+        raise SystemExit(f"{path} holds no answers of {model}")
+    length_N = rows["output_tokens"].to_numpy().astype(np.int64)
+    is_stopped_N = np.array(rows["finish_reason"].to_pylist()) == "stop"
+    is_right_N = rows["correct"].to_numpy(zero_copy_only=False).astype(bool) & is_stopped_N
+    tokens_K = token_grid(int(length_N.max()))
+    is_ended_NK = (length_N[:, None] <= tokens_K) & is_stopped_N[:, None]
+    _, query_N = np.unique(rows["query_id"].to_numpy(zero_copy_only=False), return_inverse=True)
+    right_NK, running_NK = (by_others(table, query_N) for table in (is_ended_NK & is_right_N[:, None], ~is_ended_NK))
+    curves = curves_from_incidence(right_NK, survival_NK=running_NK, tokens_K=tokens_K)
+    return Answers(length_N, is_stopped_N, is_right_N), curves
+
+
+def by_others(outcome_NK: np.ndarray, query_N: np.ndarray) -> np.ndarray:
+    """Return the mean of the other answers to each one's query and of one more, the mean of all."""
+    total = np.zeros((query_N.max() + 1, outcome_NK.shape[1]))
+    np.add.at(total, query_N, outcome_NK)
+    others_N = np.bincount(query_N)[query_N][:, None] - 1
+    shares: np.ndarray = (total[query_N] - outcome_NK + outcome_NK.mean(axis=0)) / (others_N + 1)
+    return shares
+
+
+def compared(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slot: int) -> dict[str, float]:
+    queries = len(curves)
+    tie_break_N = np.random.default_rng(1).permutation(queries).astype(np.uint64)
+    cap_N = np.full(queries, int(curves.tokens_K[-1]))
+    offers = BatchOffers(Batch(curves, np.ones(queries), cap_N, tie_break_N, np.ones(queries)))
+    here, barrier = (
+        timed_run(offers, answers, budget_tokens=budget_tokens, slots=queries // queries_a_slot, overlaps=overlaps)
+        for overlaps in (True, False)
+    )
+    return {
+        "queries_a_slot": queries_a_slot,
+        "steps": here.steps,
+        "barrier_steps": barrier.steps,
+        "ratio": round(here.steps / barrier.steps, 3),
+        "over_least": round(here.steps / here.least_steps, 2),
+        "barrier_over_least": round(barrier.steps / barrier.least_steps, 2),
+        "right": int(here.is_right_N.sum()),
+        "barrier_right": int(barrier.is_right_N.sum()),
+        "clearings": here.clearings,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", help="recorded answers: query_id, output_tokens, finish_reason, correct, model")
+    parser.add_argument("--model")
+    parser.add_argument("--queries", type=int, default=2_000, help="of the log-normal cases")
+    chosen = parser.parse_args()
+    found = {}
+    if chosen.rollouts:
+        answers, curves = recorded(chosen.rollouts, chosen.model or parser.error("--rollouts needs a --model"))
+        for share in SHARES:
+            budget = int(share * answers.length_N.sum())
+            name = f"{Path(chosen.rollouts).stem} {chosen.model}, {share:g} of what uncapped answers take"
+            found[name] = [compared(answers, curves, budget, each) for each in QUERIES_A_SLOT]
+    else:
+        for between, within in SPREADS:
+            answers, curves = log_normal(chosen.queries, between, within)
+            name = (
+                f"log-normal, spread {between:g} of medians and {within:g} of answers, {BUDGET_TOKENS} tokens a query"
+            )
+            found[name] = [compared(answers, curves, BUDGET_TOKENS * chosen.queries, each) for each in QUERIES_A_SLOT]
+    said = {"benchmark": "makespan", "date": f"{datetime.now(UTC):%Y-%m-%d}", "queries": len(curves), "cases": found}
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""What do several models under one price answer, against each of them alone and any mixture, at the same money?
+
+Replays of recorded answers through the real law: `Rounds`, the ledger in money, `MenuOffers`. Nothing is known at the start;
+pilot and stages are charged. Money is what the recorded token counts cost by the price lists below, prompts included.
+
+    python benchmarks/menus.py FOLDER [--set NAME] [--mode solved,once] [--draws 2] [--shares 0.1,0.5]
+    python benchmarks/menus.py --figure ROWS.json          writes docs/figures/menus.svg from rows of mode `solved`
+
+FOLDER holds zeroeval_math.parquet and epoch_gpqa_aime.parquet. Prints one JSON line a set and mode.
+
+Modes. `solved`: a scorer says at once whether an answer is right, and a wrong or cut one may be followed by one of a dearer
+model. `once`: what has ended is the answer, right or wrong; the scorer only teaches.
+
+Yardsticks, in hindsight on the same answers: *single*, the best (model, ceiling) for all; *mixture*, the best random mixture
+of those, "no call" included; *oracle*, each query's own best (model, ceiling) by all its recorded answers.
+
+Budgets are shares of what the dearest model takes without a ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clear_ray.config.prices import COST_PARTS, Prices
+from clear_ray.config.run import AllocationConfig
+from clear_ray.engine.base import Features
+from clear_ray.estimation.curves import token_grid
+from clear_ray.estimation.factorised import fit_coordinates
+from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.calls import CallCosts
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, Stages
+from clear_ray.rounds.menu_offers import MenuOffers
+from clear_ray.rounds.rounds import Rounds
+
+Array = NDArray[np.float64]
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+PRICES = {  # dollars per million tokens, input and output
+    "Qwen2.5-3B-Instruct": ("0.015", "0.045"),
+    "Qwen2.5-7B-Instruct": ("0.035", "0.105"),
+    "Qwen2.5-32B-Instruct": ("0.16", "0.48"),
+    "Qwen2.5-72B-Instruct": ("0.36", "1.08"),
+    "gemma-2-2b-it": ("0.01", "0.03"),
+    "Qwen2-7B-Instruct": ("0.035", "0.105"),
+    "gemma-2-9b-it": ("0.045", "0.135"),
+    "Qwen2-72B-Instruct": ("0.36", "1.08"),
+    "gpt-5-nano-2025-08-07@effort=medium": ("0.05", "0.40"),
+    "gpt-5-mini-2025-08-07@effort=medium": ("0.25", "2.00"),
+    "gpt-5-2025-08-07@effort=medium": ("1.25", "10.00"),
+    "gpt-5.1@effort=low": ("1.25", "10.00"),
+    "gpt-5.1@effort=medium": ("1.25", "10.00"),
+    "gpt-5.1@effort=high": ("1.25", "10.00"),
+    "claude-sonnet-4-5-20250929@think=0": ("3.00", "15.00"),
+    "claude-sonnet-4-5-20250929@think=16000": ("3.00", "15.00"),
+    "claude-sonnet-4-5-20250929@think=59000": ("3.00", "15.00"),
+}
+SETS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
+    "math-l5": ("zeroeval_math", ("math-l5",), tuple(list(PRICES)[0:4]), 1),
+    "gsm": ("zeroeval_math", ("gsm",), tuple(list(PRICES)[4:8]), 1),
+    "sizes": ("epoch_gpqa_aime", ("gpqa_diamond", "otis_mock_aime"), tuple(list(PRICES)[8:11]), 4),
+    "efforts": ("epoch_gpqa_aime", ("otis_mock_aime",), tuple(list(PRICES)[11:14]), 8),
+    "thinking": ("epoch_gpqa_aime", ("gpqa_diamond", "otis_mock_aime"), tuple(list(PRICES)[14:17]), 1),
+}
+"""File, tasks, models, and in how many copies, each with answers of its own, a query is in a batch."""
+
+
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "menus.svg"
+STYLES = {
+    "menu": ("clear_ray, nothing known beforehand", "#2f7ed8", "-", 2.4),
+    "mixture": ("best mixture of (model, ceiling)", "#888888", "--", 1.6),
+    "single": ("best single (model, ceiling)", "#888888", ":", 1.4),
+    "oracle": ("each query's own best, in hindsight", "#d08b2f", "-.", 1.4),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Answers of J models to N queries, S of each.
+
+    Attributes:
+        models: Their names, the cheapest first.
+        query_ids: Of each query.
+        length_JNS: Tokens of each answer.
+        is_right_JNS: Whether it is right.
+        is_cut_JNS: Whether it was itself cut off.
+        prompt_tokens_JN: Tokens of each prompt.
+        x_NP: Coordinates of the queries.
+    """
+
+    models: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    length_JNS: NDArray[np.int64]
+    is_right_JNS: NDArray[np.bool_]
+    is_cut_JNS: NDArray[np.bool_]
+    prompt_tokens_JN: NDArray[np.int64]
+    x_NP: Array
+
+    def prices(self) -> list[Prices]:
+        """Return each model's list."""
+        return [Prices.model_validate(dict(zip(("input", "output"), PRICES[m], strict=True))) for m in self.models]
+
+    def cost_parts_JNS(self, ceiling: int | None = None) -> NDArray[np.int64]:
+        """Return what each answer takes under a ceiling."""
+        length = self.length_JNS if ceiling is None else np.minimum(self.length_JNS, ceiling)
+        lists = self.prices()
+        read = np.array([prices.read_parts for prices in lists])[:, None, None] * self.prompt_tokens_JN[:, :, None]
+        return read + np.array([prices.token_parts for prices in lists])[:, None, None] * length
+
+
+def read(folder: Path, name: str) -> tuple[Recorded, int]:
+    """Return the queries of a set that all its models have answered often enough, and its copies."""
+    file, tasks, models, copies = SETS[name]
+    table = pq.read_table(folder / f"{file}.parquet")
+    rows = [row for row in table.to_pylist() if row["task"] in tasks and row["model"] in models]
+    answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["sample"]):
+        answers.setdefault((row["query_id"], row["model"]), []).append(row)
+    samples = 8 if copies > 1 else 1
+    ids = sorted({query for query, _ in answers})
+    ids = [query for query in ids if all(len(answers.get((query, model), ())) >= samples for model in models)]
+
+    def column(field: str) -> NDArray[Any]:
+        return np.array([[[r[field] for r in answers[q, m][:samples]] for q in ids] for m in models])
+
+    prompt = np.array([[answers[q, m][0]["prompt_tokens"] for q in ids] for m in models], np.int64)
+    first = [answers[q, models[0]][0] for q in ids]
+    return (
+        Recorded(
+            models,
+            tuple(ids),
+            np.maximum(column("output_tokens").astype(np.int64), 1),
+            column("correct").astype(bool),
+            column("finish_reason") == "length",
+            prompt,
+            _coordinates(first),
+        ),
+        copies,
+    )
+
+
+def _coordinates(rows: Sequence[dict[str, Any]]) -> Array:
+    """Return what is known of a query before it is asked: its text, or else its task and its length."""
+    lengths = np.array([row["prompt_tokens"] for row in rows], np.int64)
+    if "prompt" in rows[0]:
+        nothing = np.zeros((len(rows), 0), np.float32)
+        features = Features(lengths, np.zeros(len(rows), np.float32), nothing, nothing)
+        prompts = [row["prompt"] for row in rows]
+        return np.asarray(fit_coordinates(features, prompts, sets=("text", "ngrams"))(features, prompts))
+    tasks = sorted({row["task"] for row in rows})
+    is_task = np.array([[row["task"] == task for task in tasks] for row in rows], float)
+    logs = np.log(np.maximum(lengths, 1))
+    return np.concatenate([is_task, ((logs - logs.mean()) / max(logs.std(), 1e-9))[:, None]], axis=1)
+
+
+def yardsticks(recorded: Recorded, budgets: Array) -> dict[str, list[float]]:
+    """Return the share of right answers of each yardstick at budgets a query, in parts."""
+    usable = recorded.is_right_JNS & ~recorded.is_cut_JNS
+    points = [(0.0, 0.0)]
+    for ceiling in np.unique(np.geomspace(8, recorded.length_JNS.max(), 160).astype(int)):
+        cost = recorded.cost_parts_JNS(int(ceiling)).mean(axis=(1, 2))
+        right = (usable & (recorded.length_JNS <= ceiling)).mean(axis=(1, 2))
+        points += list(zip(cost.tolist(), right.tolist(), strict=True))
+    single = [max((right for cost, right in points if cost <= budget), default=0.0) for budget in budgets]
+    hull = _hull(points)
+    mixture = np.interp(budgets, [p[0] for p in hull], [p[1] for p in hull])
+    return {"single": single, "mixture": mixture.tolist(), "oracle": _oracle(recorded, usable, budgets)}
+
+
+def _oracle(recorded: Recorded, usable: NDArray[np.bool_], budgets: Array) -> list[float]:
+    """Return what is right if every query gets its own best (model, ceiling), by its own answers."""
+    steps: list[tuple[float, float]] = []
+    lists = recorded.prices()
+    models, queries, _ = recorded.length_JNS.shape
+    for query in range(queries):
+        points = [(0.0, 0.0)]
+        for j in range(models):
+            length = recorded.length_JNS[j, query]
+            for ceiling in np.unique(length):
+                tokens = np.minimum(length, ceiling).mean()
+                cost = lists[j].read_parts * recorded.prompt_tokens_JN[j, query] + lists[j].token_parts * tokens
+                points.append((float(cost), float((usable[j, query] & (length <= ceiling)).mean())))
+        hull = _hull(points)
+        steps += [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(hull)]
+    steps.sort(key=lambda step: -step[1] / step[0])
+    cost, worth = np.cumsum([s[0] for s in steps]) / queries, np.cumsum([s[1] for s in steps]) / queries
+    return np.interp(budgets, np.concatenate([[0], cost]), np.concatenate([[0], worth])).tolist()
+
+
+def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the corners of the upper concave envelope, from the origin to the best."""
+    hull: list[tuple[float, float]] = []
+    for cost, worth in sorted(points, key=lambda point: (point[0], -point[1])):
+        if hull and worth <= hull[-1][1]:
+            continue
+        while len(hull) > 1 and (worth - hull[-1][1]) * (hull[-1][0] - hull[-2][0]) >= (hull[-1][1] - hull[-2][1]) * (
+            cost - hull[-1][0]
+        ):
+            hull.pop()
+        hull.append((cost, worth))
+    return hull
+
+
+def run_menu(recorded: Recorded, copies: int, *, budget: int, mode: str, draw: int) -> tuple[float, float, int]:
+    """Run one batch; return its share of right answers, what it spent of its budget, and its rounds."""
+    rng = np.random.default_rng([draw, 17])
+    models, queries, samples = recorded.length_JNS.shape
+    sample_NC = np.array([rng.permutation(samples)[:copies] for _ in range(queries)])
+    row_N, sample_N = np.repeat(np.arange(queries), copies), sample_NC.ravel()
+    length_JN, right_JN, cut_JN = (
+        of[:, row_N, sample_N] for of in (recorded.length_JNS, recorded.is_right_JNS, recorded.is_cut_JNS)
+    )
+    lists, count = recorded.prices(), len(row_N)
+    calls = tuple(
+        CallCosts(
+            np.full(count, prices.token_parts), np.full(count, prices.read_parts), recorded.prompt_tokens_JN[j][row_N]
+        )
+        for j, prices in enumerate(lists)
+    )
+    longest = int(recorded.length_JNS.max())
+    offers = MenuOffers(
+        x_NP=recorded.x_NP[row_N],
+        tokens_K=token_grid(longest, points=32),
+        weight_N=np.ones(count),
+        max_tokens_JN=np.full((models, count), longest),
+        tie_break_N=rng.permutation(count).astype(np.uint64),
+        calls=calls,
+        budget_tokens=budget,
+        is_verified=mode == "solved",
+        stages=Stages(),
+        fold_N=rng.permutation(np.arange(queries) % 4)[row_N],
+        seed=draw,
+    )
+    rounds = Rounds(offers, AllocationConfig(max_rounds=LEARNING_ROUNDS, smallest_grant_tokens=1), rule=offers.rule)
+    ledger, states = Ledger(budget, count, cost_N=offers.cost_N), rounds.states
+    while (granted := rounds.next(ledger.available_tokens)) is not None:
+        clearing = granted.clearing
+        begins = states.begins_M(clearing)
+        option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
+        before_M = np.where(begins, 0, states.answer_tokens_N[clearing.index_M])
+        parts_M = clearing.parts_M(offers.cost_N)
+        served = []
+        for place, (index, tokens, parts) in enumerate(
+            zip(clearing.index_M.tolist(), clearing.tokens_M.tolist(), parts_M.tolist(), strict=True)
+        ):
+            entry = ledger.admit(index, tokens, parts)
+            if isinstance(entry, Entry):
+                served.append((place, entry.attempt))
+        place_M = np.array([place for place, _ in served], np.int64)
+        index_M, tokens_M, model_M = clearing.index_M[place_M], clearing.tokens_M[place_M], option_M[place_M]
+        answer_M = np.minimum(length_JN[model_M, index_M], before_M[place_M] + tokens_M)
+        is_whole_M = (answer_M == length_JN[model_M, index_M]) & ~cut_JN[model_M, index_M]
+        at_end_M = (answer_M == length_JN[model_M, index_M]) & ~is_whole_M
+        for (place, attempt), index, answer, model in zip(
+            served, index_M.tolist(), answer_M.tolist(), model_M.tolist(), strict=True
+        ):
+            before = int(before_M[place])
+            taken = calls[model].taken_parts(np.array([index]), np.array([answer - before]), np.array([before]))
+            ledger.settle(index, attempt, answer - before, int(taken[0]))
+        attempts = Attempts(
+            index_M,
+            tokens_M,
+            answer_M - before_M[place_M],
+            answer_M,
+            is_whole_M,
+            np.zeros(len(index_M), bool),
+            at_end_M,
+            (is_whole_M & right_JN[model_M, index_M]).astype(float),
+        )
+        rounds.take(granted.number, [attempts] if len(index_M) else [])
+    ledger.check()
+    is_right_N = states.chosen_has_stopped_N & (states.chosen_score_N >= 1.0)
+    return float(is_right_N.mean()), ledger.spent_tokens / budget, rounds.number
+
+
+def measure(folder: Path, name: str, mode: str, draws: int, shares: Sequence[float]) -> dict[str, Any]:
+    """Return one row of the benchmark."""
+    started = time.process_time()
+    recorded, copies = read(folder, name)
+    ample = float(recorded.cost_parts_JNS()[-1].mean())
+    marks = yardsticks(recorded, np.array(shares) * ample)
+    count = len(recorded.query_ids) * copies
+    found, used, rounds = [], [], []
+    for share in shares:
+        budget = int(share * ample * count / COST_PARTS)
+        runs = [run_menu(recorded, copies, budget=budget, mode=mode, draw=draw) for draw in range(draws)]
+        found.append([run[0] for run in runs])
+        used.append(float(np.mean([run[1] for run in runs])))
+        rounds.append(max(run[2] for run in runs))
+    menu = np.mean(found, axis=1)
+    way = (menu - marks["mixture"]) / np.maximum(np.array(marks["oracle"]) - marks["mixture"], 1e-9)
+    return {
+        "set": name,
+        "mode": mode,
+        "models": recorded.models,
+        "prices_per_million": {model: PRICES[model] for model in recorded.models},
+        "queries": len(recorded.query_ids),
+        "copies": copies,
+        "draws": draws,
+        "ample_dollars_a_query": ample / COST_PARTS / 1e9,
+        "shares": list(shares),
+        "menu": np.round(menu, 4).tolist(),
+        "worst_draw": np.round(np.min(found, axis=1), 4).tolist(),
+        **{key: np.round(values, 4).tolist() for key, values in marks.items()},
+        "way_to_oracle": np.round(way, 3).tolist(),
+        "used": np.round(used, 3).tolist(),
+        "rounds": rounds,
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+
+
+def draw_figure(path: Path) -> None:
+    """Draw the rows of mode `solved`, a panel a set; those of one set at several shares are one line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found: dict[str, dict[float, dict[str, float]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if row["mode"] == "solved":
+            for at, share in enumerate(row["shares"]):
+                found.setdefault(row["set"], {})[share] = {name: row[name][at] for name in STYLES}
+    grey = "#888888"
+    pyplot.rcParams |= {"svg.hashsalt": "clear_ray", "svg.fonttype": "none", "font.size": 10, "text.color": grey}
+    pyplot.rcParams |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}
+    figure, panels = pyplot.subplots(
+        1, len(found), figsize=(2.6 * len(found), 3.2), layout="constrained", squeeze=False
+    )
+    figure.patch.set_alpha(0)
+    for axes, (name, points) in zip(panels[0], found.items(), strict=True):
+        axes.patch.set_alpha(0)
+        shares = sorted(points)
+        for key, (label, colour, dash, width) in STYLES.items():
+            axes.plot(
+                shares, [points[s][key] for s in shares], color=colour, linestyle=dash, linewidth=width, label=label
+            )
+        axes.set(title=name, xlabel="share of the dearest", xscale="log")
+        axes.set_xticks([0.05, 0.2, 1.0], ["5 %", "20 %", "100 %"])
+        axes.minorticks_off()
+    panels[0][0].set_ylabel("right answers")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print one line a set and mode."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--set", default=",".join(SETS))
+    parser.add_argument("--mode", default="solved,once")
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)))
+    given = parser.parse_args(arguments)
+    if given.figure is not None:
+        draw_figure(given.figure)
+        return
+    if given.folder is None:
+        parser.error("name the folder of recorded answers, or --figure ROWS.json")
+    shares = [float(share) for share in given.shares.split(",")]
+    for name in given.set.split(","):
+        for mode in given.mode.split(","):
+            print(json.dumps(measure(given.folder, name, mode, given.draws, shares)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,200 @@
+"""The rounds of a run on Ray: what the folder holds of them is replayed, then the price is cleared until nothing is left.
+
+    is anything running?  no:  clear, or the run is over
+                          yes: clear again if slots are idle and tokens have come back, else wait for a call
+
+A clearing has its number and is on disk before anything acts on it, whether others are running or not. What came of a grant
+is on disk before the driver hears of it. So a resumed run finds every clearing that was made, and what it rested on.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.batch.context import RunContext
+from clear_ray.batch.generate import calls_of, mark_lost_answers
+from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.pace import IDLE_SHARE, Pace
+from clear_ray.rounds.running import Round
+from clear_ray.run_folder.attempts import attempts_of, read_attempt_rows
+from clear_ray.run_folder.grants import read_grants, write_grants
+from clear_ray.stages.attempt_files import round_folder
+from clear_ray.stages.granted import GrantedCall
+
+_LOOK_SECONDS = 1.0  # so often the driver hears signals
+
+
+def play_rounds(run: RunContext) -> list[RoundReport]:
+    """Clear, generate and settle until nothing useful is left to buy; return a report of each round."""
+    playing = _Playing(run)
+    with playing.engines:
+        run.market.close_open_reservations()
+        playing.replay()
+        while playing.go_on():
+            pass
+    return [playing.reports[number] for number in sorted(playing.reports)]
+
+
+class _Playing:
+    """The rounds of a run while they are played.
+
+    Attributes:
+        reports: Reports of the rounds that are over.
+        engines: What keeps the number of engines at what is running; closed at the end, or when the run fails.
+    """
+
+    def __init__(self, run: RunContext) -> None:
+        self.reports: dict[int, RoundReport] = {}
+        self.engines = ExitStack()
+        self._run = run
+        self._pace = Pace(run.config.engine.max_batch)
+        self._calls_of: dict[int, int] = {}
+        self._begun: dict[int, float] = {}
+        self._speed = _Speed(len(run.states.cost_N))
+
+    def replay(self) -> None:
+        """Take up what the folder holds of earlier starts, and have run what they left."""
+        kept: list[tuple[Round, NDArray[np.bool_]]] = []
+        while (granted := read_grants(self._run.folder, self._run.rounds.number + 1)) is not None:
+            if not granted.is_beside:  # whatever was made before it was over
+                self._end([earlier.number for earlier, _ in kept])
+                kept.clear()
+            self._begun[granted.number] = time.monotonic()
+            kept.append((self._run.rounds.replay(granted), self._note_kept(granted)))
+        if self._run.rounds.number:
+            mark_lost_answers(self._run, self._run.states.written_tokens_N)
+        for granted, is_due_M in kept:
+            later = [other.clearing.index_M for other, _ in kept if other.number > granted.number]
+            is_due_M &= ~np.isin(granted.clearing.index_M, np.concatenate([np.zeros(0, np.int64), *later]))
+            self._generate(granted, is_due_M)
+
+    def go_on(self) -> bool:
+        """Clear the price if it is time to, else wait for a call; return whether there is anything left to do."""
+        run = self._run
+        if not len(run.callers):
+            return self._ask()
+        if run.config.allocation.overlaps and self._is_due():
+            running, available_tokens = self._slots_taken(), self._unspent_tokens() - run.rounds.promised_tokens
+            was_granted = self._ask()
+            self._pace.note(was_granted=was_granted, running=running, available_tokens=available_tokens)
+        for call, rows in run.callers.come_back(_LOOK_SECONDS):
+            self._speed.note(call, rows["attempt_tokens"].to_numpy())
+            run.answers.note(rows)
+            run.rounds.note(call.round, attempts_of(rows))
+            self._calls_of[call.round] -= 1
+            if not self._calls_of[call.round]:
+                self._end([call.round])
+        if not len(run.callers):
+            self.engines.close()
+        return True
+
+    def _ask(self) -> bool:
+        """Ask the law for grants, and begin to act on them once they are on disk."""
+        run, started, unspent_tokens = self._run, time.monotonic(), self._unspent_tokens()
+        if not run.rounds.running and run.rounds.may_clear(unspent_tokens):
+            run.progress.begin("price", round_number=run.rounds.number + 1)
+        granted = run.rounds.next(unspent_tokens, self._speed.progress_tokens_N())
+        if granted is None:
+            return False
+        self._begun[granted.number] = started
+        write_grants(run.folder, granted)
+        self._generate(granted, np.ones(len(granted.clearing.index_M), bool))
+        return True
+
+    def _generate(self, granted: Round, is_due_M: NDArray[np.bool_]) -> None:
+        """Stage 2: send the grants of a round to the callers."""
+        run, clearing, number = self._run, granted.clearing, granted.number
+        price, many = clearing.shadow_price, int(run.states.was_granted_N.sum())
+        run.progress.begin("generate", round_number=number, price=price, granted=many)
+        run.market.open_round(number, {"price": price, "available": granted.available_tokens})
+        if not is_due_M.any():
+            self._end([number])
+            return
+        round_folder(run.folder, number).make()
+        self._have_engines(granted, is_due_M)
+        self._calls_of[number] = 0
+        for call in calls_of(run, granted, is_due_M):
+            self._calls_of[number] += 1
+            self._speed.begin(call)
+            run.callers.send(call)
+
+    def _have_engines(self, granted: Round, is_due_M: NDArray[np.bool_]) -> None:
+        clearing, queries = granted.clearing, int(is_due_M.sum())
+        expected_tokens = float(clearing.expected_taken_M(self._run.states.cost_N)[is_due_M].sum())
+        if len(self._run.callers):
+            self._run.scaler.add(expected_tokens=expected_tokens)
+            return
+        is_scarce = clearing.shadow_price > 0
+        self.engines.enter_context(
+            self._run.scaler.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce)
+        )
+
+    def _note_kept(self, granted: Round) -> NDArray[np.bool_]:
+        """Note the attempts that the folder holds of a round; return which of its grants have none."""
+        run, index_M = self._run, granted.clearing.index_M
+        has_attempt_N = np.zeros(len(run.states.cost_N), bool)
+        for rows in read_attempt_rows(run.folder, granted.number, len(has_attempt_N), run.void_attempts()):
+            has_attempt_N[rows["index"].to_numpy()] = True
+            run.answers.note(rows)
+            run.rounds.note(granted.number, attempts_of(rows))
+        is_due_M: NDArray[np.bool_] = ~has_attempt_N[index_M]
+        return is_due_M
+
+    def _end(self, numbers: list[int]) -> None:
+        for number in numbers:
+            seconds = time.monotonic() - self._begun.pop(number)
+            self.reports[number] = self._run.rounds.take(number).model_copy(update={"seconds": seconds})
+
+    def _is_due(self) -> bool:
+        run = self._run
+        self._pace.slots = len(run.scaler.engines) * run.config.engine.max_batch
+        running = self._slots_taken()
+        waiting = run.callers.waiting_rows + run.callers.open_rows - running
+        if waiting or running > self._pace.slots * (1 - IDLE_SHARE):
+            return False
+        promised_tokens = run.rounds.promised_tokens
+        return self._pace.is_due(
+            waiting=waiting,
+            running=running,
+            available_tokens=self._unspent_tokens() - promised_tokens,
+            promised_tokens=promised_tokens,
+        )
+
+    def _slots_taken(self) -> int:
+        return min(self._run.callers.open_rows, self._pace.slots)
+
+    def _unspent_tokens(self) -> int:
+        balance = self._run.market.balance()
+        return balance.budget_tokens - balance.spent_tokens
+
+
+class _Speed:
+    """How far running grants may have come: by the time since they were sent, and the rate of the fastest answers.
+
+    Args:
+        queries: N.
+    """
+
+    def __init__(self, queries: int) -> None:
+        self._sent_N = np.full(queries, np.inf)
+        self._tokens_per_second = 0.0
+
+    def begin(self, call: GrantedCall) -> None:
+        """Note that a call is sent."""
+        self._sent_N[call.index_M] = time.monotonic()
+
+    def note(self, call: GrantedCall, tokens_M: NDArray[np.int64]) -> None:
+        """Note what a call generated."""
+        seconds = time.monotonic() - float(self._sent_N[call.index_M[0]])
+        self._sent_N[call.index_M] = np.inf
+        self._tokens_per_second = max(self._tokens_per_second, float(tokens_M.max(initial=0)) / max(seconds, 1e-3))
+
+    def progress_tokens_N(self) -> NDArray[np.int64]:
+        """Return what each running grant has generated, if it began at once and is as fast as the fastest, shape (N,)."""
+        seconds_N = np.maximum(time.monotonic() - self._sent_N, 0.0)
+        found: NDArray[np.int64] = np.minimum(seconds_N * self._tokens_per_second, 1e9).astype(np.int64)
+        return found

@@ -1,0 +1,119 @@
+"""The callers of stage 2, which live as long as the run: thin actors that keep the engines fed.
+
+A call is some grants that go to an engine together. Each caller has a few calls open, and the next one goes to it when one
+comes back. Ray starts a caller that died again and repeats its calls, which a caller answers from the disk where it can.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from clear_ray.cluster.engines import CALLS_IN_FLIGHT
+from clear_ray.stages.attempt_files import GenerateToFiles
+from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.granted import GrantedCall
+from clear_ray.storage import Folder
+
+Wait = Callable[..., tuple[list[Any], list[Any]]]
+
+
+class Callers:
+    """Calls on their way to the callers, in order, and what came of them.
+
+    Args:
+        handles: The callers.
+        rows_each: Queries in the open calls of one of them, unless a single call has more.
+        wait: Waits for some of several references, as `ray.wait` does.
+        get: Returns what a reference stands for, as `ray.get` does.
+    """
+
+    def __init__(
+        self,
+        handles: list[Any],
+        rows_each: int,
+        wait: Wait = ray.wait,
+        get: Callable[[Any], Any] = ray.get,
+    ) -> None:
+        self._handles, self._rows_each = handles, rows_each
+        self._wait, self._get = wait, get
+        self._waiting: deque[GrantedCall] = deque()
+        self._open_calls: dict[Any, tuple[int, GrantedCall]] = {}
+        self.waiting_rows = 0
+        self._open = [0] * len(handles)
+
+    def __len__(self) -> int:
+        """Return how many calls have not come back."""
+        return len(self._waiting) + len(self._open_calls)
+
+    @property
+    def open_rows(self) -> int:
+        """Queries in calls that a caller has."""
+        return sum(self._open)
+
+    def send(self, call: GrantedCall) -> None:
+        """Have a call made after those that were sent before."""
+        self._waiting.append(call)
+        self.waiting_rows += len(call.index_M)
+        self._fill()
+
+    def come_back(self, seconds: float | None = None) -> Iterator[tuple[GrantedCall, pa.Table]]:
+        """Yield calls that are back, after waiting for the first, each with what came of it in `SLIM_ATTEMPT_SCHEMA`.
+
+        Args:
+            seconds: How long to wait for it; None for as long as it takes.
+        """
+        if not self._open_calls:
+            return
+        references = list(self._open_calls)
+        back, _ = self._wait(references, num_returns=1, timeout=seconds)
+        if back:
+            back, _ = self._wait(references, num_returns=len(references), timeout=0)
+        calls = []
+        for reference in back:
+            number, call = self._open_calls.pop(reference)
+            self._open[number] -= len(call.index_M)
+            calls.append(call)
+        self._fill()
+        for call, reference in zip(calls, back, strict=True):
+            yield call, self._get(reference)
+
+    def _fill(self) -> None:
+        while self._waiting:
+            call, least = self._waiting[0], min(self._open)
+            if least and least + len(call.index_M) > self._rows_each:
+                return
+            number = self._open.index(least)
+            self._open_calls[self._handles[number].generate.remote(call)] = number, call
+            self._open[number] += len(call.index_M)
+            self.waiting_rows -= len(call.index_M)
+            self._waiting.popleft()
+
+
+@contextmanager
+def generate_callers(
+    dispatch: Dispatch, folder: Folder, *, callers: int, rows_each: int, rows_per_file: int
+) -> Iterator[Callers]:
+    """Start the callers of a run, and end them afterwards.
+
+    Args:
+        dispatch: See `Generate`.
+        folder: The run folder.
+        callers: How many.
+        rows_each: As for `Callers`.
+        rows_per_file: See `AttemptFiles`.
+    """
+    actor: Any = ray.remote(GenerateToFiles).options(
+        num_cpus=0.1, max_restarts=-1, max_task_retries=-1, max_concurrency=CALLS_IN_FLIGHT
+    )
+    handles = [actor.remote(dispatch, folder, rows_per_file=rows_per_file) for _ in range(callers)]
+    try:
+        yield Callers(handles, rows_each)
+    finally:
+        for handle in handles:
+            ray.kill(handle)

@@ -1,0 +1,165 @@
+"""What is found out about an endpoint before it is used: whether it is there, takes the key, has the model, and goes on.
+
+Looking costs nothing: the list of models is asked for. The trial of going on costs two tokens and two short prompts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from clear_ray.config.engine import OpenAIConfig
+from clear_ray.engine.endpoint.connection import call_options, client_arguments, key_of
+from clear_ray.errors import ConfigError, EngineError
+
+_LOOK_SECONDS = 10.0
+_SHOWN_MODELS = 5
+_HERE = frozenset(("localhost", "127.0.0.1", "::1"))
+_TRIAL_TURNS = ({"role": "user", "content": "Count to five."}, {"role": "assistant", "content": "One, two, three,"})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an endpoint says of itself.
+
+    Attributes:
+        context_tokens: Prompt and answer together; None if it does not say.
+        note: What could not be found out; empty if nothing.
+    """
+
+    context_tokens: int | None
+    note: str = ""
+
+
+def check_installed() -> None:
+    """Raise ConfigError unless what the engine needs is installed."""
+    try:
+        import openai  # noqa: F401 - whether it is there
+        import tenacity  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"an endpoint needs the package {error.name}", "engine.kind", "openai", "pip install 'clear_ray[endpoint]'"
+        ) from error
+
+
+def fingerprint_of(model: str) -> str:
+    """Return the fingerprint of an endpoint's model: of its name, which is all that is known of it."""
+    return hashlib.sha256(f"endpoint\n{model}".encode()).hexdigest()
+
+
+def endpoint_notes(config: OpenAIConfig) -> tuple[str, ...]:
+    """Return what is to be said of an endpoint before a run; errors of `look_at`."""
+    notes = [look_at(config).note]
+    parts = urlsplit(config.base_url)
+    if parts.scheme == "http" and parts.hostname not in _HERE and key_of(config) is not None:
+        notes.append("the endpoint's key is sent over http, where others may read it")
+    return tuple(note for note in notes if note)
+
+
+def look_at(config: OpenAIConfig) -> Found:
+    """Return what the endpoint's list of models says, within seconds.
+
+    Raises:
+        ConfigError: The package is missing, the key is not there or not taken, or the model or the address is wrong.
+        EngineError: The endpoint cannot be reached, or is broken.
+    """
+    check_installed()
+    import openai
+
+    from clear_ray.engine.endpoint.faults import fault_of
+    from clear_ray.engine.endpoint.requests import Request
+
+    key = key_of(config)
+    secret = "" if key is None else key.get_secret_value()
+    with openai.OpenAI(**{**client_arguments(config, key), "timeout": _LOOK_SECONDS}) as client:
+        try:
+            listed: Any = client.get("/models", options=call_options(config, key), cast_to=object)
+        except openai.APIStatusError as error:
+            fault = fault_of(error, Request("/models", {}, frozenset(), ""), key=secret)
+            if error.status_code in (401, 403):
+                raise _refused_key(config, fault.said) from error
+            if error.status_code in (404, 405, 501):
+                return Found(
+                    config.max_context_tokens, "the endpoint lists no models, so the model's name is not checked"
+                )
+            if error.status_code == 429:
+                return Found(config.max_context_tokens, "the endpoint is busy, so the model's name is not checked")
+            remedy = "Look whether it is up and base_url is right; some end in /v1."
+            raise EngineError(f"the endpoint answers {fault.said}", config.base_url, remedy=remedy) from error
+        except Exception as error:
+            said = fault_of(error, Request("/models", {}, frozenset(), ""), key=secret).said
+            remedy = (
+                "Look whether it is up, and base_url right: as a URL that ends where /chat/completions would begin."
+            )
+            raise EngineError(f"the endpoint cannot be used: {said}", config.base_url, remedy=remedy) from error
+    return _found(config, listed)
+
+
+def _refused_key(config: OpenAIConfig, said: str) -> ConfigError:
+    if config.key_file is None and config.key_env is None:
+        return ConfigError(
+            f"the endpoint wants a key: it answers {said}",
+            config.base_url,
+            remedy="Name the environment variable that holds it in engine.key_env, or a file in engine.key_file.",
+        )
+    where = f"engine.key_file {config.key_file}" if config.key_file else f"environment variable {config.key_env}"
+    return ConfigError(
+        f"the endpoint does not take the key: it answers {said}", where, remedy="Put the right key there, or a new one."
+    )
+
+
+def _found(config: OpenAIConfig, listed: Any) -> Found:
+    entries = listed.get("data") if isinstance(listed, dict) else listed
+    if not isinstance(entries, list):
+        remedy = "Look whether base_url is right; most end in /v1."
+        raise ConfigError("this is no OpenAI-compatible endpoint", "engine.base_url", config.base_url, remedy)
+    models = {entry["id"]: entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)}
+    if config.model not in models:
+        if not models:
+            return Found(config.max_context_tokens, "the endpoint lists no models, so the model's name is not checked")
+        near = difflib.get_close_matches(config.model, models, n=_SHOWN_MODELS, cutoff=0.3)
+        names = ", ".join(near or sorted(models)[:_SHOWN_MODELS])
+        said = f"it has {names}" + (" and others" if len(models) > len(near or sorted(models)[:_SHOWN_MODELS]) else "")
+        raise ConfigError(
+            f"the endpoint has no such model: {said}", "engine.model", config.model, "Name one that it has."
+        )
+    stated = [models[config.model].get(name) for name in ("max_model_len", "context_length", "context_window")]
+    sizes = [size for size in stated if isinstance(size, int) and size > 0]
+    if config.max_context_tokens is not None:
+        sizes.append(config.max_context_tokens)
+    return Found(min(sizes, default=None))
+
+
+def goes_on(config: OpenAIConfig, key: SecretStr | None) -> bool:
+    """Return whether the chat API goes on with a text: its prompt is then shorter than that of a new turn.
+
+    A server that does not know `continue_final_message` refuses it, or does not look at it.
+    """
+    if config.continuation != "auto":
+        return config.continuation == "final_message"
+    import openai
+
+    arguments = {**client_arguments(config, key), "timeout": min(60.0, config.timeout_seconds)}
+    with openai.OpenAI(**arguments) as client:
+        try:
+            options = call_options(config, key)
+            as_it_is = _prompt_tokens(client, config, options, {})
+            gone_on = _prompt_tokens(
+                client, config, options, {"continue_final_message": True, "add_generation_prompt": False}
+            )
+        except (openai.OpenAIError, ValueError):
+            return False
+    return as_it_is is not None and gone_on is not None and gone_on < as_it_is
+
+
+def _prompt_tokens(client: Any, config: OpenAIConfig, options: Any, fields: dict[str, Any]) -> int | None:
+    body = {"model": config.model, **config.extra_body, "messages": list(_TRIAL_TURNS), "max_tokens": 1} | fields
+    reply = client.post("/chat/completions", body=body, options=options, cast_to=object)
+    usage = reply.get("usage") if isinstance(reply, dict) else None
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and tokens > 0 else None

@@ -1,0 +1,467 @@
+"""Offers of a run with several models under one price: which model a query is asked of next, and at which ceiling.
+
+**Where nothing says whether an answer is right**, a query is answered once: the envelope over every (model, ceiling) decides
+(`menu`), a cut answer is gone on with or begun again by another model, and an answer that ended is the query's.
+
+**Where a scorer says so**, a wrong answer may be followed by one of a dearer model, which the price counts in (`menu_plans`).
+
+**What is believed** of a model comes from a head that was there before, from the run's own answers, or both. All models are
+learned together: a query's coordinates, which models the one that answered is dearer than, and whether another has failed on
+the query before. So a model that was seen little is believed to be like the others, and an answer that was wrong says
+something about the next. No query is believed anything that an answer of its own has taught, except by that last number.
+
+**Pilot and stages** are those of a run that teaches itself (`learning_offers`). The pilot asks the cheapest model, a second
+one those others whose answers would not take many times what the budget has for a query.
+
+Shapes: N queries, M of them granted, J models, K grid points, P coordinates.
+
+Source: docs/method.md, sections 8 and 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.allocation import Tabulated
+from clear_ray.allocation.envelope import limited_points
+from clear_ray.estimation.curves import Curves, curves_from_incidence
+from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors, log_likelihood_M
+from clear_ray.estimation.hazards import Incidence
+from clear_ray.estimation.learning import Evidence, by_fold
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.calls import CallCosts
+from clear_ray.rounds.clearing import Clearing, clear_menu, nothing_to_grant
+from clear_ray.rounds.history import AttemptRule
+from clear_ray.rounds.learning_offers import Stages
+from clear_ray.rounds.menu import Option, calls_of
+from clear_ray.rounds.menu_plans import Course, price_plans
+from clear_ray.rounds.states import QueryStates
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+FOLDS = 4
+_INDICATOR, _GROWTH = 0.5, 0.8
+_PILOT_SHARE, _DEAREST_PILOT = 0.1, 2.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MenuRule(AttemptRule):
+    """What ends a query of a menu: an answer that ended by itself, unless it is wrong and another model may follow."""
+
+    def closes_M(self, attempts: Attempts, number_M: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """See `AttemptRule`."""
+        is_last_M = attempts.is_over_M & (number_M >= self.most_of(attempts.index_M))
+        is_answered_M = attempts.has_stopped_M & ~attempts.has_failed_M
+        if self.objective == "solved":
+            is_answered_M = is_answered_M & (attempts.correct_M >= 1.0)
+        return np.asarray(is_last_M | is_answered_M, np.bool_)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MenuOffers:
+    """See the module.
+
+    Attributes:
+        x_NP: Coordinates of all queries.
+        tokens_K: The token grid of all curves.
+        weight_N: Value of a correct answer.
+        max_tokens_JN: Ceilings by model.
+        tie_break_N: A number that belongs to the query and not to its place in the input.
+        calls: What calls of each model take, the cheapest model first.
+        budget_tokens: What the run may spend, in the budget's unit.
+        is_verified: Whether a scorer says at once if an answer is right.
+        given: Beliefs of each model by a head that was there before; None for one that has none.
+        learns: Whether the run's own answers teach.
+        can_go_on: Whether each model can go on with a cut answer; all can if not given.
+        stages: Sizes of pilot and stages.
+        fold_N: For replays in which several queries are the same one asked again: their fold.
+        seed: Of all random choices.
+        label: What says that an answer is right, where answers teach.
+    """
+
+    x_NP: Array
+    tokens_K: Integers
+    weight_N: Array
+    max_tokens_JN: Integers
+    tie_break_N: NDArray[np.uint64]
+    calls: tuple[CallCosts, ...]
+    budget_tokens: int
+    is_verified: bool = False
+    given: tuple[Incidence | None, ...] = ()
+    learns: bool = True
+    can_go_on: tuple[bool, ...] = ()
+    stages: Stages = field(default_factory=Stages)
+    fold_N: Integers | None = None
+    seed: int = 0
+    label: Label = "verdict"
+
+    @property
+    def cost_N(self) -> Array:
+        """See `Offers`; of the dearest model."""
+        return np.asarray(np.max([calls.token_parts_N for calls in self.calls], axis=0) / COST_PARTS)
+
+    @property
+    def max_tokens_N(self) -> Integers:
+        """See `Offers`; of one attempt."""
+        return np.asarray(self.max_tokens_JN.max(axis=0), np.int64)
+
+    @property
+    def rule(self) -> MenuRule:
+        """What ends a query: each model is asked once."""
+        most_N = np.full(len(self.weight_N), len(self.calls), np.int64)
+        return MenuRule("solved" if self.is_verified else "correct", most_N)
+
+    def clear(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        owed_tokens_N: Integers,
+    ) -> Clearing:
+        """See `Offers`."""
+        rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
+        seen = observe(states)
+        if self.learns and not len(seen.answers) and self._given(0) is None:
+            return self._pilot(rng, [0], is_free_N, available_tokens)
+        fresh, after = self._believed(seen)
+        if self.learns and (unseen := self._worth_a_pilot(seen, fresh)):
+            pilot = self._pilot(rng, unseen, is_free_N & (states.attempt_N == 0), available_tokens)
+            if len(pilot.index_M):
+                return pilot
+        if self.is_verified:
+            clearing = self._clear_plans(states, fresh, after, is_free_N, available_tokens)
+        else:
+            options = self._options(states, fresh, after)
+            clearing = clear_menu(options, is_open_N=is_free_N, available_tokens=available_tokens)
+            option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
+            clearing = replace(clearing, is_fresh_M=_begins_M(states, clearing.index_M, option_M))
+        if not self.learns:
+            return clearing
+        spent_tokens = self.budget_tokens - available_tokens
+        stage_tokens = spent_tokens * _GROWTH
+        if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
+            return clearing
+        return self._random_part(clearing, stage_tokens, rng)
+
+    def _random_part(self, clearing: Clearing, tokens: float, rng: np.random.Generator) -> Clearing:
+        """Return a random subset of the grants that takes about so much, and at least one grant."""
+        if not len(clearing.index_M):
+            return clearing
+        option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
+        token_parts_M = np.stack([calls.token_parts_N for calls in self.calls])[option_M, clearing.index_M]
+        back_M = token_parts_M * (clearing.tokens_M - clearing.expected_tokens_M)
+        most_M = clearing.parts_M(self.cost_N) / COST_PARTS
+        # Early beliefs of what answers take may be far too low; ceilings are far too high.
+        guessed_M = np.sqrt(most_M * (most_M - back_M / COST_PARTS))
+        order = rng.permutation(len(guessed_M))
+        count = max(int(np.searchsorted(np.cumsum(guessed_M[order]), tokens, side="right")), 1)
+        return clearing.some(np.sort(order[:count]))
+
+    def serve(self, owed_tokens_N: Integers, *, available_tokens: int, shadow_price: float) -> Clearing:
+        """See `Offers`; a menu has no minimum service."""
+        return nothing_to_grant(len(owed_tokens_N))
+
+    def _given(self, model: int) -> Incidence | None:
+        return self.given[model] if self.given else None
+
+    def _may_go_on_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
+        can = not self.can_go_on or self.can_go_on[model]
+        return np.asarray(states.may_go_on_N & (states.option_N == model) & can, np.bool_)
+
+    def _offered_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
+        """Return which queries may be asked of a model from the beginning: those it has not answered, nor one after it."""
+        return np.asarray((states.attempt_N == 0) | (states.option_N < model), np.bool_)
+
+    def _batch(self, curves: Curves, model: int) -> Batch:
+        calls = self.calls[model]
+        return Batch(
+            curves, self.weight_N, self.max_tokens_JN[model], self.tie_break_N, calls.token_parts_N / COST_PARTS, calls
+        )
+
+    def _options(self, states: QueryStates, fresh: Sequence[Curves], after: Sequence[Curves]) -> list[Option]:
+        """Return each model as an option, gone on with where it has been cut off, else from the beginning."""
+        options = []
+        for model in range(len(self.calls)):
+            goes_on_N = self._may_go_on_N(states, model)
+            has_failed_N = np.where(goes_on_N, states.attempt_N > 1, states.attempt_N > 0)
+            curves = _either(fresh[model], after[model], has_failed_N)
+            generated_N = np.where(goes_on_N, states.answer_tokens_N, 0)
+            options.append(Option(self._batch(curves, model), generated_N, goes_on_N | self._offered_N(states, model)))
+        return options
+
+    def _clear_plans(
+        self,
+        states: QueryStates,
+        fresh: Sequence[Curves],
+        after: Sequence[Curves],
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+    ) -> Clearing:
+        options, queries = self._options(states, fresh, after), len(is_free_N)
+        index = np.flatnonzero(is_free_N & (np.max([option.room_N for option in options], axis=0) > 0))
+        if not len(index) or available_tokens < 1:
+            return nothing_to_grant(queries)
+        tables = [_tables(option, index, available_tokens) for option in options]
+        first = [_course(model, table) for model, table in enumerate(tables)]
+        nothing_N = np.zeros(queries, np.int64)
+        again = [Option(self._batch(curves, model), nothing_N) for model, curves in enumerate(after)]
+        later = [_course(model, _tables(option, index, available_tokens)) for model, option in enumerate(again)]
+        plans = price_plans(first, later, available=float(available_tokens))
+        bought = np.flatnonzero(plans.course_M >= 0)
+        option_M, point_M = plans.course_M[bought], plans.point_M[bought]
+        tokens = np.stack([t.tokens_MK for t in tables])[option_M, bought, point_M]
+        parts = np.stack([t.parts_MK for t in tables])[option_M, bought, point_M]
+        spends = np.stack([t.spend_MK for t in tables])[option_M, bought, point_M]
+        # Best first, as far as ceilings fit: what does not is priced anew once more is known.
+        order = np.argsort(-plans.surplus_M[bought] / np.maximum(plans.cost_M[bought], 1e-300), kind="stable")
+        fits = np.cumsum(parts[order]) <= available_tokens * COST_PARTS
+        chosen = order[fits]
+        chosen = chosen[np.argsort(-tokens[chosen], kind="stable")]
+        surplus_N = np.zeros(queries)
+        surplus_N[index] = plans.surplus_M
+        dual = plans.price * available_tokens + float(plans.surplus_M.sum())
+        worth = float(plans.first_worth_M[bought[chosen]].sum())
+        later_worth = float(plans.worth_M[bought[chosen]].sum()) - worth
+        return Clearing(
+            index_M=index[bought[chosen]],
+            tokens_M=tokens[chosen],
+            expected_tokens_M=spends[chosen],
+            expected_utility_M=plans.first_worth_M[bought[chosen]],
+            surplus_N=surplus_N,
+            shadow_price=plans.price,
+            dual_bound=dual,
+            gap=max(dual - worth - later_worth, 0.0),
+            later_utility=later_worth,
+            option_M=option_M[chosen],
+            is_fresh_M=_begins_M(states, index[bought[chosen]], option_M[chosen]),
+            reserved_parts_M=parts[chosen],
+        )
+
+    def _believed(self, seen: Seen) -> tuple[list[Curves], list[Curves]]:
+        """Return each model's curves of all queries: where no other model has failed, and where one has."""
+        fitted = self._fit(seen) if self.learns and len(seen.answers) else None
+        fresh: list[Curves] = []
+        after: list[Curves] = []
+        for model in range(len(self.calls)):
+            given = self._given(model)
+            for curves, has_failed in ((fresh, False), (after, True)):
+                found = given
+                if fitted is not None and (given is None or has_failed):
+                    found = self._incidence(fitted, model, has_failed)
+                if found is None:
+                    raise ValueError(f"nothing is believed of model {model}")
+                curves.append(
+                    curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
+                )
+        return fresh, after
+
+    def _coordinates(self, x_MP: Array, model_M: Integers, has_failed_M: NDArray[np.bool_]) -> Array:
+        indicators = _INDICATOR * (model_M[:, None] > np.arange(len(self.calls) - 1))
+        return np.concatenate([x_MP, indicators, _INDICATOR * has_failed_M[:, None]], axis=1)
+
+    def _folds(self) -> Integers:
+        if self.fold_N is not None:
+            return self.fold_N
+        return np.random.default_rng(self.seed).permutation(np.arange(len(self.x_NP)) % FOLDS)
+
+    def _fit(self, seen: Seen) -> Fitted:
+        """Return fits for each fold of queries, of the answers to the others: with what is known of queries, and without."""
+        query_M, fold_N = seen.answers.query_M, self._folds()
+        x_MP = self._coordinates(self.x_NP[query_M], seen.model_M, seen.has_failed_M)
+        blind_MP, fold_M = x_MP[:, self.x_NP.shape[1] :], fold_N[query_M]
+        answers = replace(seen.answers, query_M=np.arange(len(query_M)))
+        informed, blind, gain = [], [], 0.0
+        for fold in range(int(fold_N.max()) + 1):
+            taught, held = answers.take(fold_M != fold), answers.take(fold_M == fold)
+            informed.append(fit_factors(x_MP, taught, tokens_K=self.tokens_K, label=self.label))
+            blind.append(fit_factors(blind_MP, taught, tokens_K=self.tokens_K, label=self.label))
+            for factors, x, sign in ((informed[-1], x_MP, 1.0), (blind[-1], blind_MP, -1.0)):
+                if len(held):
+                    found = factors.incidence(x[held.query_M], tokens_K=self.tokens_K)
+                    gain += sign * float(log_likelihood_M(found, held, tokens_K=self.tokens_K).sum())
+        return Fitted(informed, blind, Evidence(len(answers), gain).shares()[0])
+
+    def _incidence(self, fitted: Fitted, model: int, has_failed: bool) -> Incidence:
+        queries, fold_N = len(self.x_NP), self._folds()
+        x_NP = self._coordinates(self.x_NP, np.full(queries, model), np.full(queries, has_failed))
+        blind_NP, share = x_NP[:, self.x_NP.shape[1] :], fitted.share
+        informed = by_fold(tuple(fitted.informed), x_NP, fold_N, tokens_K=self.tokens_K)
+        blind = by_fold(tuple(fitted.blind), blind_NP, fold_N, tokens_K=self.tokens_K)
+        right, survival = (
+            share * getattr(informed, name) + (1.0 - share) * getattr(blind, name)
+            for name in ("right_NK", "survival_NK")
+        )
+        return Incidence(right, np.maximum(1.0 - right - survival, 0.0), survival)
+
+    def _worth_a_pilot(self, seen: Seen, fresh: Sequence[Curves]) -> list[int]:
+        """Return the models of which nothing is known yet, and whose answers may be worth what they take.
+
+        An answer that takes many times what the budget has for a query is bought after others have failed, if at all.
+        """
+        mean_parts = self.budget_tokens * COST_PARTS / len(self.weight_N)
+        wanted = []
+        for model, calls in enumerate(self.calls):
+            tokens = float(fresh[model].spend_NK[:, -1].mean())
+            parts = float((calls.token_parts_N * tokens + calls.read_parts_N * calls.prompt_tokens_N).mean())
+            is_known = bool((seen.model_M == model).any()) or self._given(model) is not None
+            if not is_known and parts <= _DEAREST_PILOT * mean_parts:
+                wanted.append(model)
+        return wanted
+
+    def _pilot(
+        self, rng: np.random.Generator, models: Sequence[int], is_free_N: NDArray[np.bool_], available_tokens: int
+    ) -> Clearing:
+        """Grant a few random queries a generous ceiling each, of each model as many as an equal share pays for."""
+        index = rng.permutation(np.flatnonzero(is_free_N))
+        grants, at = [], 0
+        share_parts = _PILOT_SHARE * available_tokens * COST_PARTS / len(models)
+        most = self.stages.pilot_size(len(self.weight_N))
+        for model in models:
+            calls, left = self.calls[model], share_parts
+            for query in index[at : at + most]:
+                none = np.zeros(1, np.int64)
+                one = np.array([query])
+                room = int(self.max_tokens_JN[model, query])
+                tokens = min(room, int(calls.affordable_tokens(int(left), one, none)[0]))
+                if tokens < min(self.stages.smallest_ceiling_tokens, room):
+                    break
+                tokens = min(tokens, self._pilot_ceiling(model, int(query)))
+                grants.append((query, tokens, model, int(calls.taken_parts(one, np.array([tokens]), none)[0])))
+                left -= grants[-1][3]
+                at += 1
+        if not grants:
+            return nothing_to_grant(len(is_free_N))
+        index_M, tokens_M, option_M, parts_M = np.array(grants, np.int64).T
+        return replace(
+            nothing_to_grant(len(is_free_N)),
+            index_M=index_M,
+            tokens_M=tokens_M,
+            expected_tokens_M=tokens_M.astype(np.float64),
+            expected_utility_M=np.zeros(len(index_M)),
+            option_M=option_M,
+            is_fresh_M=np.ones(len(index_M), bool),
+            reserved_parts_M=parts_M,
+        )
+
+    def _pilot_ceiling(self, model: int, query: int) -> int:
+        """Return a generous ceiling: a multiple of what the budget pays for, were it shared equally."""
+        calls, one = self.calls[model], np.array([query])
+        parts = int(self.stages.pilot_ceiling * self.budget_tokens * COST_PARTS / len(self.weight_N))
+        tokens = int(calls.affordable_tokens(parts, one, np.zeros(1, np.int64))[0])
+        return max(tokens, self.stages.smallest_ceiling_tokens)
+
+
+def _begins_M(states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
+    """Return which grants begin an attempt: of queries that another model has been asked, or none."""
+    return np.asarray((states.attempt_N[index] == 0) | (states.option_N[index] != option_M), np.bool_)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What the answers of a run taught, by folds of queries.
+
+    Attributes:
+        informed: By what is known of queries, and which model answered.
+        blind: By which model answered, alone.
+        share: How far the first is trusted, by how much better it predicts answers that it was not fitted on.
+    """
+
+    informed: list[Factors]
+    blind: list[Factors]
+    share: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Answers of a run so far, those to the same query too.
+
+    Attributes:
+        answers: What came of them.
+        model_M: By which model.
+        has_failed_M: Whether another model had failed on the query before.
+    """
+
+    answers: Observed
+    model_M: Integers
+    has_failed_M: NDArray[np.bool_]
+
+
+def observe(states: QueryStates) -> Seen:
+    """Return the answers of a run so far, cut ones too; those that came to an error teach nothing."""
+    past = states.past
+    now = np.flatnonzero((states.answer_tokens_N > 0) & (states.attempt_N > 0) & ~states.has_failed_N)
+    query = np.concatenate([past.index_P, now])
+    tokens = np.concatenate([past.tokens_P, states.answer_tokens_N[now]])
+    stopped = np.concatenate([past.has_stopped_P, states.has_stopped_N[now]])
+    score = np.concatenate([past.correct_P, states.correct_N[now]])
+    model = np.concatenate([past.option_P, states.option_N[now]])
+    _, first = np.unique(query, return_index=True)  # past ones stand in their order, and before the current one
+    has_failed = np.ones(len(query), bool)
+    has_failed[first] = False
+    right = np.where(stopped, np.clip(score, 0.0, 1.0), np.nan)
+    keep = tokens > 0
+    observed = Observed(query[keep], tokens[keep], stopped[keep], right[keep])
+    return Seen(observed, model[keep], has_failed[keep])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tables:
+    """Points of an option: further tokens, chance and worth, expected and most cost, expected tokens; shape (M, K) each."""
+
+    tokens_MK: Integers
+    chance_MK: Array
+    worth_MK: Array
+    cost_MK: Array
+    parts_MK: Integers
+    spend_MK: Array
+
+
+def _course(model: int, tables: _Tables) -> Course:
+    return Course(model, tables.worth_MK, tables.chance_MK, tables.cost_MK)
+
+
+def _tables(option: Option, index: Integers, available_tokens: int) -> _Tables:
+    batch, calls, generated = option.batch, calls_of(option), option.generated_tokens_N[index]
+    curves = batch.curves.take(index)
+    room = np.minimum(option.room_N[index], calls.affordable_tokens(available_tokens * COST_PARTS, index, generated))
+    further = Tabulated(
+        curves.tokens_K,
+        curves.success_NK,
+        curves.spend_NK,
+        survival_NK=curves.survival_NK,
+        max_tokens_N=generated + room,
+    ).continued(generated)
+    limits = (np.zeros(len(index)), np.minimum(further.max_tokens_N, room))
+    tokens, chance, spend = (
+        limited_points(further.tokens_NK, table, *limits).T[:, 1:]
+        for table in (further.tokens_NK.astype(np.float64), further.success_NK, further.spend_NK)
+    )
+    spend = np.minimum(spend, tokens)
+    fixed = calls.fixed_parts(index, generated)[:, None]
+    token_parts = calls.token_parts_N[index][:, None]
+    is_call = tokens >= 1
+    cost = np.where(is_call, (fixed + token_parts * spend) / COST_PARTS, 0.0)
+    parts = np.where(is_call, fixed + token_parts * tokens.astype(np.int64), 0)
+    chance = np.where(is_call, chance, 0.0)
+    worth = np.where(is_call, batch.weight_N[index][:, None] * chance, -np.inf)
+    return _Tables(tokens.astype(np.int64), chance, worth, cost, parts, spend)
+
+
+def _either(one: Curves, other: Curves, is_other_N: NDArray[np.bool_]) -> Curves:
+    """Return some queries' curves of one kind, and the rest of another."""
+    if not is_other_N.any():
+        return one
+    names = ("success_NK", "spend_NK", "survival_NK", "threshold_tokens_N", "solvability_N", "beta_N")
+
+    def mixed(name: str) -> NDArray[np.float32]:
+        a, b = getattr(one, name), getattr(other, name)
+        return np.asarray(np.where(is_other_N[:, None] if a.ndim == 2 else is_other_N, b, a))
+
+    return Curves(one.tokens_K, *(mixed(name) for name in names))

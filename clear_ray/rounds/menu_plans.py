@@ -1,0 +1,132 @@
+"""One price over this answer and those that may follow it, where a scorer says at once whether an answer is right.
+
+Models stand in an order, the cheapest first. A query that was answered wrong, or cut off, may be asked again, of a model
+further on. What it is worth to ask model j at a ceiling is then `w p - price x c + (1 - p) W(j)`: the chance of a right
+answer by that ceiling, less the price of what the call is expected to take, and what is left when it fails, `W(j)`, the best
+that may follow. `W` is computed from the last model to the first. The price is the lowest at which all queries together,
+with all that may follow, are expected to take no more than what is available.
+
+Shapes: M queries, J models, K grid points.
+
+Source: docs/method.md, section 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+_HALVINGS = 48
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Course:
+    """One model, asked by some queries, from the beginning or from where its answer was cut off.
+
+    Attributes:
+        model: Place of the model in the order.
+        worth_MK: Value of a right answer times the chance of one, by each ceiling.
+        chance_MK: The chance alone.
+        cost_MK: What the call is expected to take, prompt included; where it may not be made, the worth is -infinity.
+    """
+
+    model: int
+    worth_MK: Array
+    chance_MK: Array
+    cost_MK: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plans:
+    """What queries buy at a price.
+
+    Attributes:
+        price: The price.
+        course_M: Which course is taken first; -1 for none.
+        point_M: At which grid point.
+        surplus_M: What the plan is worth beyond its price.
+        worth_M: What all of it is worth.
+        first_worth_M: What its first call is worth.
+        cost_M: What all of it is expected to take.
+    """
+
+    price: float
+    course_M: Integers
+    point_M: Integers
+    surplus_M: Array
+    worth_M: Array
+    first_worth_M: Array
+    cost_M: Array
+
+
+def plans_at(price: float, first: Sequence[Course], later: Sequence[Course]) -> Plans:
+    """Return what queries buy at a price.
+
+    Args:
+        price: Worth of a unit of cost.
+        first: What may be called now.
+        later: What may be called after a failure, in order of the models.
+    """
+    queries = len(later[0].worth_MK)
+    none = np.zeros(queries)
+    after: dict[int, tuple[Array, Array, Array]] = {}
+    for model in range(len(later) - 1, -1, -1):  # what may follow when this one fails
+        follows = [course for course in later if course.model > model]
+        surplus, worth, cost, *_ = _best(price, follows, after, none)
+        after[model] = surplus, worth, cost
+    surplus, worth, cost, course, point, alone = _best(price, first, after, none)
+    return Plans(price, course, point, surplus, worth, alone, cost)
+
+
+def _best(
+    price: float, courses: Sequence[Course], after: dict[int, tuple[Array, Array, Array]], none: Array
+) -> tuple[Array, Array, Array, Integers, Integers, Array]:
+    """Return surplus, worth and cost of the best course with all that follows, which it is, and its own worth."""
+    rows = np.arange(len(none))
+    surplus, worth, cost, alone = none.copy(), none.copy(), none.copy(), none.copy()
+    chosen, point = np.full(len(none), -1), np.zeros(len(none), np.int64)
+    for place, course in enumerate(courses):
+        then_surplus, then_worth, then_cost = after[course.model]
+        value_MK = course.worth_MK - price * course.cost_MK + (1.0 - course.chance_MK) * then_surplus[:, None]
+        best_M = value_MK.argmax(axis=1)
+        value_M = value_MK[rows, best_M]
+        fails_M = 1.0 - course.chance_MK[rows, best_M]
+        own_M = course.worth_MK[rows, best_M]
+        total_M = course.cost_MK[rows, best_M] + fails_M * then_cost
+        # Of what is worth the same the cheaper one: at price 0 a call that cannot succeed is worth what follows it.
+        is_better = (value_M > surplus) | ((value_M == surplus) & (chosen >= 0) & (total_M < cost))
+        surplus = np.where(is_better, value_M, surplus)
+        worth = np.where(is_better, own_M + fails_M * then_worth, worth)
+        cost = np.where(is_better, total_M, cost)
+        alone = np.where(is_better, own_M, alone)
+        chosen, point = np.where(is_better, place, chosen), np.where(is_better, best_M, point)
+    return surplus, worth, cost, chosen, point, alone
+
+
+def price_plans(first: Sequence[Course], later: Sequence[Course], *, available: float) -> Plans:
+    """Return the plans at the lowest price at which they are expected to take no more than is available."""
+    free = plans_at(0.0, first, later)
+    if free.cost_M.sum() <= available:
+        return free
+    finite = [course.cost_MK[course.cost_MK > 0] for course in first]
+    least = min((float(cost.min()) for cost in finite if cost.size), default=1.0)
+    most = max((float(course.worth_MK.max(initial=0.0)) for course in (*first, *later)), default=0.0)
+    low, high = 0.0, 2.0 * max(most, 1e-12) * len(later) / least
+    found = plans_at(high, first, later)
+    # Halved on a scale of ratios once a price above 0 is known to be too low.
+    low_ratio = high * 1e-12
+    for _ in range(_HALVINGS):
+        middle = float(np.sqrt(max(low, low_ratio) * high))
+        tried = plans_at(middle, first, later)
+        if tried.cost_M.sum() <= available:
+            high, found = middle, tried
+        else:
+            low = middle
+        if high <= low * (1 + 1e-9):
+            break
+    return found

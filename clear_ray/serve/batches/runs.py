@@ -1,0 +1,72 @@
+"""The run of a batch: the server's settings, with what its client asks for in `metadata`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clear_ray.config.run import RunConfig
+from clear_ray.config.units import budget_in_tokens
+from clear_ray.errors import ConfigError
+from clear_ray.serve.batches.settings import BatchSettings
+from clear_ray.serve.protocol import ApiError
+
+_OF_ALLOCATION = ("policy", "objective", "attempts")
+_LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1_000.0
+
+
+def weight_of(metadata: Mapping[str, str]) -> float:
+    """Return the share of a batch beside others.
+
+    Raises:
+        ApiError: 400: it is no number, or out of range.
+    """
+    text = metadata.get("weight", "1")
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
+        message = f"The weight lies between {_LEAST_WEIGHT} and {_MOST_WEIGHT:g}."
+        raise ApiError(400, message, param="metadata.weight", code="invalid_metadata")
+    return weight
+
+
+def asked_settings(settings: BatchSettings, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of a run that the server and `metadata` name: a budget if there is one, how it is shared.
+
+    Raises:
+        ApiError: 400: a value in `metadata` is none.
+    """
+    found = dict(settings.run)
+    rate = found.pop("budget_rate", None)
+    budget = metadata.get("budget", found.get("budget"))
+    if budget is None and "prices" in found:
+        raise ApiError(400, "This server counts money: name a budget, such as $5.", param="metadata.budget")
+    if budget is not None:
+        found["budget"] = budget
+        if rate is not None and not _is_in_tokens(budget):
+            found["budget_rate"] = rate
+        _check(found, "budget")
+    allocation = dict(found.get("allocation", {}))
+    for name in _OF_ALLOCATION:
+        if (value := metadata.get(name)) is not None:
+            allocation[name] = int(value) if value.isascii() and value.isdigit() else value
+            _check({"allocation": allocation}, name)
+    return found | {"allocation": allocation}
+
+
+def _is_in_tokens(budget: int | str) -> bool:
+    try:
+        budget_in_tokens(budget)
+    except ValueError:
+        return False
+    return True
+
+
+def _check(settings: Mapping[str, Any], name: str) -> None:
+    try:
+        RunConfig.parse({"run_dir": "batch", "budget": 1, **settings}, where="metadata")
+    except ConfigError as error:
+        message = f"metadata.{name} cannot be used: {error.what}."
+        raise ApiError(400, message, param=f"metadata.{name}", code="invalid_metadata") from None

@@ -1,0 +1,50 @@
+"""Settings of files and batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from clear_ray.config.base import Settings
+from clear_ray.config.bounds import MOST_ROWS
+
+DEFAULT_SECONDS = 30 * 24 * 3_600
+"""How long a file of a batch is kept if its client does not say."""
+
+
+class BatchSettings(Settings):
+    """Files and batches of a server."""
+
+    folder: str = Field(min_length=1)
+    """Folder of uploaded files, of the store that says how far each batch is, and of the batches' runs: a path, visible to
+    every node on which the server's own replicas and the runs may be."""
+    runs: str | None = None
+    """Where the run folders of batches are instead, a path or URI; `folder` if not given."""
+    max_requests: int = Field(default=50_000, ge=1, le=MOST_ROWS)
+    """Most requests of one batch."""
+    max_file_bytes: int = Field(default=209_715_200, ge=1)
+    """Largest file that can be uploaded."""
+    running: int = Field(default=4, ge=1, le=1_000)
+    """Batches that run at the same time; others wait in the order in which they came."""
+    kept_slots: int | None = Field(default=None, ge=0, le=MOST_ROWS)
+    """Places in each engine's batch that are kept free for queries of interactive clients; an eighth if not given."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the runs, as in a run's own file: `allocation`, `scoring`, `dispatch`, `seed`; `budget`, and
+    `budget_rate` or `prices` for budgets in money. A batch's metadata goes before them."""
+    webhook_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """Told of every batch that has ended, by a POST of a JSON event."""
+    webhook_secret: str | None = Field(default=None, min_length=16)
+    """Signs what the webhook is told."""
+
+    @field_validator("run")
+    @classmethod
+    def _run_is_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from clear_ray.config.run import RunConfig
+
+        own = {"run_dir", "input", "engine", "estimate", "scaling"} & value.keys()
+        if own:
+            raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server")
+        rest = {name: setting for name, setting in value.items() if name not in ("budget_rate", "prices")}
+        RunConfig.model_validate({"run_dir": "x", "budget": 1, **(rest if "budget" not in value else value)})
+        return value

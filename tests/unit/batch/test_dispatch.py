@@ -1,0 +1,28 @@
+"""In which order grants leave the driver."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clear_ray.batch import generate
+from clear_ray.batch.generate import reading_order
+
+
+def test_a_round_that_fits_a_caller_is_dispatched_as_it_was_cleared() -> None:
+    tokens_M = np.array([9, 9, 5, 5, 1])
+    assert reading_order(np.array([4, 0, 3, 1, 2]), tokens_M).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_larger_round_reads_its_files_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "_AT_HAND_QUERIES", 100)
+    rng = np.random.default_rng(0)
+    index_M, tokens_M = rng.permutation(5_000), np.sort(rng.integers(1, 400, 5_000))[::-1]
+    tokens_M[4_000:] = rng.permutation(tokens_M[4_000:])  # what cannot be reserved at once comes by its worth
+    order = reading_order(index_M, tokens_M)
+    assert sorted(order.tolist()) == list(range(5_000))
+    ranked, waits = tokens_M[order], int(np.flatnonzero(np.diff(tokens_M) > 0)[0]) + 1
+    assert (order[waits:] == np.arange(waits, 5_000)).all()
+    assert (ranked[1:waits] <= 1.19 * ranked[: waits - 1]).all(), "none comes before one that is much longer"
+    turns = (np.diff(index_M[order[:waits]]) < 0).sum()
+    assert turns < 4 * 9, "no more passes over the files than there are lengths"

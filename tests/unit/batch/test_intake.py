@@ -1,0 +1,38 @@
+"""What is found out about an input is found out while it is read, and not by reading it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clear_ray.batch.intake import take_in
+from clear_ray.config.run import RunConfig
+from clear_ray.storage import open_folder
+from clear_ray.tasks import survey_queries
+from clear_ray.tasks.survey import survey
+
+
+def test_the_gold_answers_are_surveyed_while_they_are_read(
+    replay_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [{"query_id": str(k), "prompt": "p", "gold": str(k)} for k in range(30)]
+    rows += [{"query_id": "words", "prompt": "p", "gold": "because it is so"}, {"query_id": "none", "prompt": "p"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"input": {"path": str(tmp_path / "q.jsonl")}, "scoring": {"scorer": "number"}}
+    config = RunConfig.parse(replay_settings | settings)
+    folder = open_folder(str(tmp_path / "run"))
+
+    def not_again(*_: object) -> None:
+        raise AssertionError("the queries were read again")
+
+    monkeypatch.setattr("clear_ray.tasks.survey._rows", not_again)
+    take_in(None, config, folder)
+    found = survey_queries(folder.child("queries"), "number")
+    looked_at = [{"gold": None, "index": k} | row for k, row in enumerate(rows)]
+    assert found == survey(looked_at, "number")
+    assert (found.golds, found.unfit) == (31, 1)
+    assert found.first_unfit is not None
+    assert (found.first_unfit.row, found.first_unfit.query_id) == (31, "words")

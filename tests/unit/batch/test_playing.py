@@ -1,0 +1,219 @@
+"""The driver's rounds with everything real but Ray: market, callers and a replayed engine live in a thread's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.batch.context import RunContext
+from clear_ray.batch.intake import take_in
+from clear_ray.batch.playing import play_rounds
+from clear_ray.batch.progress import Progress
+from clear_ray.cluster.autoscaling import EngineScaler
+from clear_ray.cluster.callers import Callers
+from clear_ray.cluster.engines import EngineActors
+from clear_ray.config.run import RunConfig
+from clear_ray.estimation.prior import PriorHead
+from clear_ray.ledger.client import AsyncMarketClient, MarketClient
+from clear_ray.ledger.market import MarketActor
+from clear_ray.report.live import QuietDisplay
+from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.offers import BatchOffers
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.run_folder.answers import AnswerFiles
+from clear_ray.run_folder.estimates import Estimates
+from clear_ray.run_folder.grants import read_grants
+from clear_ray.stages.attempt_files import GenerateToFiles
+from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.roster import Workers
+from clear_ray.stages.worker import EngineWorker
+from clear_ray.storage import open_folder
+from clear_ray.sweep.recording import read_recording
+from tests.conftest import ROLLOUTS
+from tests.unit.local_actors import LocalActor, LocalWorker, Method
+
+QUERIES, BUDGET = 60, 60 * 60
+
+
+class Remote:
+    """The handle of an actor in a loop of another thread: a call is a future of this one."""
+
+    def __init__(self, actor: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._actor, self._loop = actor, loop
+
+    def __getattr__(self, name: str) -> Method:
+        def call(*arguments: Any, **named: Any) -> Future[Any]:
+            return asyncio.run_coroutine_threadsafe(getattr(self._actor, name)(*arguments, **named), self._loop)
+
+        return Method(call)
+
+
+class OneEngine:
+    """The number of engines, which stays."""
+
+    start_seconds = 0.0
+
+    def __len__(self) -> int:
+        return 1
+
+    def up(self) -> int:
+        return 1
+
+
+async def killed() -> None:
+    """End what still runs in a loop."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+class KilledError(Exception):
+    """The driver dies."""
+
+
+class Dying(Callers):
+    """Callers of a driver that dies when so many calls have come back."""
+
+    left = 10**9
+
+    def come_back(self, seconds: float | None = None) -> Iterator[Any]:
+        for call, rows in super().come_back(seconds):
+            yield call, rows
+            self.left -= 1
+            if not self.left:
+                raise KilledError
+
+
+def some(references: list[Any], *, num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+    """What `ray.wait` does."""
+    done, rest = wait(references, timeout, FIRST_COMPLETED if num_returns < len(references) else "ALL_COMPLETED")
+    return list(done), list(rest)
+
+
+@pytest.fixture
+def config(replay_settings: dict[str, Any], tmp_path: Path) -> RunConfig:
+    table = pq.read_table(replay_settings["input"]["path"]).slice(0, QUERIES)
+    pq.write_table(table, tmp_path / "queries.parquet")
+    engine = replay_settings["engine"] | {"tokens_per_second": 500.0, "max_batch": 16}
+    given = {"input": {"path": str(tmp_path / "queries.parquet")}, "budget": BUDGET, "engine": engine}
+    allocation = {"max_tokens": 400, "max_rounds": None, "overlap": True}
+    return RunConfig.parse(
+        replay_settings | given | {"allocation": allocation, "dispatch": {"rows_per_file": 1, "batch_rows": 1}}
+    )
+
+
+def batch_of(config: RunConfig) -> Batch:
+    recording = read_recording(str(ROLLOUTS / "rollouts.parquet"), str(ROLLOUTS / "features.parquet"))
+    names = pq.read_table(config.input.path)["query_id"].to_pylist()
+    place = np.array([recording.rollouts.query_ids.index(name) for name in names])
+    head = PriorHead(cap_tokens=400)
+    curves = head.curves(recording.features, recording.rollouts.prompts, recording.rollouts.query_ids).take(place)
+    ones = np.ones(QUERIES)
+    return Batch(curves, ones, np.full(QUERIES, 400), np.arange(QUERIES).astype(np.uint64), ones)
+
+
+@contextmanager
+def started(config: RunConfig, *, calls: int = 10**9) -> Iterator[RunContext]:
+    """Start market, caller and engine for a driver that dies after so many calls."""
+    folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def begin() -> tuple[MarketActor, GenerateToFiles]:
+        market = MarketActor(config.run_dir, BUDGET, QUERIES)
+        worker = LocalWorker(EngineWorker(config.engine, PriorHead(cap_tokens=400)))
+        workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
+        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
+        return market, GenerateToFiles(dispatch, folder, rows_per_file=1)
+
+    actor, caller = asyncio.run_coroutine_threadsafe(begin(), loop).result()
+    market = MarketClient(Remote(actor, loop), Future.result)
+    callers = Dying([Remote(caller, loop)], 32, some, Future.result)
+    callers.left = calls
+    rounds, engines = Rounds(BatchOffers(batch_of(config)), config.allocation), cast(EngineActors, OneEngine())
+    try:
+        with Progress(BUDGET, QuietDisplay()) as progress:
+            scaler = EngineScaler(config, engines, market, lambda: 0.0)
+            estimates = cast(Estimates, None)  # of the report alone
+            yield RunContext(folder, config, scaler, market, callers, AnswerFiles(QUERIES), estimates, rounds, progress)
+    finally:
+        asyncio.run_coroutine_threadsafe(killed(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        actor._journal.close()
+        loop.close()
+
+
+def check(run: RunContext, reports: list[RoundReport]) -> int:
+    """Check attempts, ledger and law against each other; return how many clearings were made beside running grants."""
+    spent_N, wasted_N = run.market.charges()
+    attempts = run.void_attempts().dropped_from(pq.read_table(f"{run.folder.path}/rounds"))
+    written_N = np.zeros(QUERIES, np.int64)
+    np.add.at(written_N, attempts["index"].to_numpy(), attempts["attempt_tokens"].to_numpy())
+    np.testing.assert_array_equal(spent_N - wasted_N, written_N)
+    np.testing.assert_array_equal(run.states.written_tokens_N, written_N)
+    assert spent_N.sum() <= BUDGET
+    keys = Counter(zip(attempts["round"].to_pylist(), attempts["index"].to_pylist(), strict=True))
+    assert max(keys.values()) == 1, "a grant was run twice"
+    assert [report.number for report in reports] == list(range(1, run.rounds.number + 1))
+    assert sum(report.spent_tokens for report in reports) == written_N.sum()
+    granted = [read_grants(run.folder, report.number) for report in reports]
+    answers: dict[int, list[int]] = {}
+    for row in sorted(attempts.to_pylist(), key=lambda row: row["round"]):
+        before = answers.get(row["index"], [])
+        assert row["token_ids"][: len(before)] == before, "an answer with a seam"
+        assert len(row["token_ids"]) == len(before) + row["attempt_tokens"]
+        answers[row["index"]] = row["token_ids"]
+    return sum(one is not None and one.is_beside for one in granted)
+
+
+def test_clearings_overlap_and_a_resume_replays_them(config: RunConfig) -> None:
+    take_in(None, config, open_folder(config.run_dir))
+    with started(config) as run:
+        reports = play_rounds(run)
+        assert check(run, reports) >= 2
+        states, (spent_N, wasted_N) = run.states, run.market.charges()
+    assert not wasted_N.any()
+    assert spent_N.sum() > 0.9 * BUDGET
+    with started(config) as again:
+        replayed = play_rounds(again)
+        assert [one.model_copy(update={"seconds": 0}) for one in replayed] == [
+            one.model_copy(update={"seconds": 0}) for one in reports
+        ]
+        np.testing.assert_array_equal(again.market.charges()[0], spent_N)
+        for name in ("answer_tokens_N", "last_round_N", "rounds_N", "surplus_N", "is_open_N"):
+            np.testing.assert_array_equal(getattr(again.states, name), getattr(states, name), err_msg=name)
+
+
+@pytest.mark.parametrize("calls", [1, 45, 62, 70])
+def test_a_driver_may_die_between_clearings_that_overlap(config: RunConfig, calls: int) -> None:
+    folder = open_folder(config.run_dir)
+    take_in(None, config, folder)
+    with started(config, calls=calls) as run, pytest.raises(KilledError):
+        play_rounds(run)
+    kept = {path: folder.read(f"grants/{path.rsplit('/')[-1]}") for path in folder.child("grants").files()}
+    with started(config) as run:
+        check(run, play_rounds(run))
+    assert all(folder.read(f"grants/{path.rsplit('/')[-1]}") == content for path, content in kept.items())
+
+
+def test_with_a_barrier_every_round_ends_before_the_next_is_cleared(config: RunConfig) -> None:
+    allocation = config.allocation.model_copy(update={"overlap": False})
+    config = config.model_copy(update={"allocation": allocation})
+    take_in(None, config, open_folder(config.run_dir))
+    with started(config) as run:
+        reports = play_rounds(run)
+        assert check(run, reports) == 0
+    assert len(reports) > 2

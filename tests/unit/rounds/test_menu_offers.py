@@ -1,0 +1,159 @@
+"""Whole runs of a menu of two models, over the real ledger and law: a cheap one that is often wrong, and a dear one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from clear_ray.config.run import AllocationConfig
+from clear_ray.estimation.hazards import Incidence
+from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.calls import CallCosts
+from clear_ray.rounds.menu_offers import MenuOffers
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
+
+QUERIES, TOKENS_K = 80, np.array([4, 8, 16, 32])
+
+
+@dataclass
+class Batch:
+    """Queries of two kinds: of one the cheap model is mostly right, of the other never; the dear one is right of nearly all.
+
+    Attributes:
+        is_verified: Whether a wrong answer is known to be one.
+        budget: In the budget's unit.
+        given: Whether heads are given that know the kinds.
+    """
+
+    is_verified: bool
+    budget: int
+    given: bool = False
+    seed: int = 0
+    asked: list[tuple[int, int, int]] = field(default_factory=list)
+    rounds_seen: list[Round] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        self.is_easy_N = np.arange(QUERIES) % 2 == 0
+        self.length_JN = rng.integers(3, 17, (2, QUERIES))
+        self.is_right_JN = np.stack([self.is_easy_N & (rng.random(QUERIES) < 0.95), rng.random(QUERIES) < 0.9])
+        ones = np.ones(QUERIES, np.int64)
+        self.calls = (CallCosts(1_000 * ones, 100 * ones, 20 * ones), CallCosts(10_000 * ones, 1_000 * ones, 20 * ones))
+        self.offers = MenuOffers(
+            x_NP=np.stack([self.is_easy_N, ~self.is_easy_N], axis=1) * 3.0,
+            tokens_K=TOKENS_K,
+            weight_N=np.ones(QUERIES),
+            max_tokens_JN=np.full((2, QUERIES), 32),
+            tie_break_N=rng.permutation(QUERIES).astype(np.uint64),
+            calls=self.calls,
+            budget_tokens=self.budget,
+            is_verified=self.is_verified,
+            given=self.heads() if self.given else (),
+            learns=not self.given,
+            seed=self.seed,
+        )
+
+    def heads(self) -> tuple[Incidence, ...]:
+        ended_K = np.array([0.1, 0.4, 1.0, 1.0])
+        chance_J = (np.where(self.is_easy_N, 0.95, 0.0), np.full(QUERIES, 0.9))
+        right = [chance[:, None] * ended_K for chance in chance_J]
+        survival = np.tile(1.0 - ended_K, (QUERIES, 1))
+        return tuple(Incidence(one, 1.0 - one - survival, survival) for one in right)
+
+    def play(self) -> float:
+        """Return the share of queries that are right in the end."""
+        rounds = Rounds(self.offers, AllocationConfig(max_rounds=24, smallest_grant_tokens=1), rule=self.offers.rule)
+        ledger, states = Ledger(self.budget, QUERIES, cost_N=self.offers.cost_N), rounds.states
+        while (granted := rounds.next(ledger.available_tokens)) is not None:
+            self.rounds_seen.append(granted)
+            clearing = granted.clearing
+            option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
+            before_M = np.where(states.begins_M(clearing), 0, states.answer_tokens_N[clearing.index_M])
+            length_M = self.length_JN[option_M, clearing.index_M]
+            answer_M = np.minimum(length_M, before_M + clearing.tokens_M)
+            parts_M = clearing.parts_M(self.offers.cost_N)
+            assert parts_M.sum() <= ledger.available_tokens * COST_PARTS
+            columns = (clearing.index_M, option_M, clearing.tokens_M, parts_M, answer_M - before_M, before_M)
+            for index, model, tokens, parts, new, before in np.stack(columns, axis=1).tolist():
+                entry = ledger.reserve(index, tokens, parts)
+                assert isinstance(entry, Entry)
+                taken = self.calls[model].taken_parts(np.array([index]), np.array([new]), np.array([before]))
+                ledger.settle(index, entry.attempt, new, int(taken[0]))
+                self.asked.append((index, model, before))
+            stopped_M = answer_M == length_M
+            right_M = stopped_M & self.is_right_JN[option_M, clearing.index_M]
+            no = np.zeros(len(answer_M), bool)
+            rounds.take(
+                granted.number,
+                [
+                    Attempts(
+                        clearing.index_M,
+                        clearing.tokens_M,
+                        answer_M - before_M,
+                        answer_M,
+                        stopped_M,
+                        no,
+                        no,
+                        right_M.astype(float),
+                    )
+                ],
+            )
+        ledger.check()
+        self.spent = ledger.spent_tokens
+        return float((states.chosen_has_stopped_N & (states.chosen_score_N >= 1)).mean())
+
+    def dear_alone(self) -> int:
+        """Return what it takes to ask the dear model of everything."""
+        index = np.arange(QUERIES)
+        return int(self.calls[1].taken_parts(index, self.length_JN[1], np.zeros(QUERIES, np.int64)).sum()) // COST_PARTS
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_wrong_answers_of_the_cheap_model_are_followed_by_the_dear_one(given: bool) -> None:
+    batch = Batch(is_verified=True, budget=0, given=given)
+    batch = Batch(is_verified=True, budget=int(0.75 * batch.dear_alone()), given=given)
+    found = batch.play()
+    # The dear model alone, by a mixture, would be right of three quarters of 0.9.
+    assert found > 0.75
+    assert batch.spent <= batch.budget
+    models: dict[int, list[int]] = {}
+    for index, model, before in batch.asked:
+        if before == 0:
+            models.setdefault(index, []).append(model)
+    assert all(asked == sorted(set(asked)) for asked in models.values()), (
+        "a model was asked twice, or a cheaper one later"
+    )
+    assert any(asked == [0, 1] for asked in models.values())
+    if given:  # of the hard kind the cheap model is not worth its prompt
+        assert all(models[index] == [1] for index in models if not batch.is_easy_N[index])
+
+
+def test_with_heads_and_no_verdict_each_kind_goes_to_the_model_that_is_worth_it() -> None:
+    batch = Batch(is_verified=False, budget=0, given=True)
+    batch = Batch(is_verified=False, budget=2 * batch.dear_alone(), given=True)
+    found = batch.play()
+    first = {index: model for index, model, before in batch.asked if before == 0}
+    assert {first[index] for index in range(QUERIES) if not batch.is_easy_N[index]} == {1}
+    assert {first[index] for index in range(QUERIES) if batch.is_easy_N[index]} == {0}
+    assert found > 0.85
+    assert batch.spent < batch.dear_alone()
+
+
+def test_what_was_granted_once_is_granted_again() -> None:
+    """A resumed run asks the same of the same states."""
+    once, again = (Batch(is_verified=True, budget=4_000, seed=3) for _ in range(2))
+    assert once.play() == again.play()
+    for a, b in zip(once.rounds_seen, again.rounds_seen, strict=True):
+        np.testing.assert_array_equal(a.clearing.index_M, b.clearing.index_M)
+        np.testing.assert_array_equal(a.clearing.tokens_M, b.clearing.tokens_M)
+
+
+def test_of_a_budget_that_pays_for_nothing_nothing_is_granted() -> None:
+    batch = Batch(is_verified=True, budget=1)
+    assert batch.play() == 0.0
+    assert batch.spent == 0

@@ -1,0 +1,95 @@
+"""The engine over HTTP against vLLM's own server: the same greedy answers as in process, cut and gone on with or not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from clear_ray.config.engine import OpenAIConfig
+from clear_ray.config.sampling import Sampling, Structure
+from clear_ray.engine import TransformersEngine
+from clear_ray.engine.base import Grant, RawText
+from clear_ray.engine.endpoint.engine import OpenAIEngine
+from clear_ray.engine.smollm2 import embedded_model_folder
+from tests.ray.serving import free_port
+from tests.unit.engine.endpoint_engines import answers, ask
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+NAME = "embedded"
+PROMPTS = [f"Say in one sentence what {number} + {number + 1} is, and why." for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_model_folder())]
+    command += ["--served-model-name", NAME, "--port", str(port), "--dtype", "float32", "--max-model-len", "640"]
+    command += ["--enforce-eager", "--max-num-seqs", "8", "--generation-config", "vllm"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        base_url = f"http://127.0.0.1:{port}/v1"
+        try:
+            _wait_until_up(base_url, process)
+            yield base_url
+        finally:
+            process.terminate()
+
+
+def _wait_until_up(base_url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            OpenAIEngine(config_of(base_url, continuation="none")).close()
+        except Exception:  # it is not up yet
+            time.sleep(2.0)
+        else:
+            return
+    raise AssertionError("vLLM's server did not come up")
+
+
+def config_of(base_url: str, **settings: Any) -> OpenAIConfig:
+    return OpenAIConfig.model_validate({"base_url": base_url, "model": NAME} | settings)
+
+
+def test_greedy_answers_are_those_of_the_model_in_process(server: str, reference: TransformersEngine) -> None:
+    engine = OpenAIEngine(config_of(server))
+    assert engine.card.context_tokens == 640
+    grants = [Grant(f"q{place}", prompt, 12 + 8 * place) for place, prompt in enumerate(PROMPTS)]
+    there, here = answers(engine, grants), answers(reference, grants)  # type: ignore[arg-type]
+    for name, generation in there.items():
+        assert generation.text == here[name].text
+        assert len(generation.token_ids) == len(here[name].token_ids)
+        assert generation.finish_reason == here[name].finish_reason
+        assert generation.usage is not None
+        assert generation.usage.prompt_tokens == reference.prompt_tokens([grants[int(name[1:])].prompt])[0]
+
+
+def test_a_cut_chat_is_gone_on_with(server: str) -> None:
+    engine = OpenAIEngine(config_of(server))
+    whole = ask(engine, PROMPTS[0], 40)
+    first = ask(engine, PROMPTS[0], 16)
+    assert not first.is_at_end
+    rest = ask(engine, PROMPTS[0], 24, prefix_token_ids=first.token_ids, prefix_text=first.text)
+    assert rest.text == whole.text
+
+
+def test_raw_text_is_gone_on_with(server: str) -> None:
+    engine = OpenAIEngine(config_of(server, continuation="none", stream=True))
+    raw = RawText("The capital of France is")
+    whole, first = ask(engine, raw, 24), ask(engine, raw, 10)
+    rest = ask(engine, raw, 14, prefix_token_ids=first.token_ids, prefix_text=first.text)
+    assert (rest.text, len(first.token_ids)) == (whole.text, 10)
+
+
+def test_what_a_row_asks_for_is_honoured(server: str) -> None:
+    engine = OpenAIEngine(config_of(server))
+    chosen = Sampling(structure=Structure(kind="choice", value='["blue", "green"]'))
+    assert ask(engine, "What colour is grass?", 8, sampling=chosen).text in ("blue", "green")
+    stopped = ask(engine, "Count: one, two, three.", 30, sampling=Sampling(stop=("two",)))
+    assert "two" not in stopped.text
