@@ -2,9 +2,10 @@
 
 A server of ours in a process of its own takes so many calls at once, or so many a second, and answers 429 to all others, with
 `Retry-After` or without. The engine knows neither number. Ideal is what the server could have answered in the time from the
-first call to the last answer, slow start and end included. Prints one JSON line.
+first call to the last answer, slow start and end included. On a busy machine a call takes longer than the server means it to:
+`share_of_slots` is how much of the time its places were taken, whatever that was. Prints one JSON line.
 
-    python benchmarks/endpoint.py [--seconds 75] [--at-once 32] [--per-second 25]
+    python benchmarks/endpoint.py [--seconds 100] [--call-seconds 4] [--at-once 32] [--per-second 10]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,17 +27,18 @@ from clear_ray.engine.base import Grant
 from clear_ray.engine.endpoint.engine import OpenAIEngine
 
 ROOT = Path(__file__).resolve().parents[1]
-CALL_SECONDS, TOKENS = 1.0, 12
+TOKENS = 12
 
 
 @contextmanager
-def serving(behaviour: dict[str, Any]) -> Iterator[str]:
-    """Run the server; yield its address."""
+def serving(behaviour: dict[str, Any], facts: dict[str, Any]) -> Iterator[str]:
+    """Run the server; yield its address, and put into `facts` what it has to say at its end."""
     command = [sys.executable, "-m", "tests.endpoint_server", json.dumps(behaviour)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
-        process.communicate()
+        said, _ = process.communicate()
+        facts |= json.loads(said)
 
 
 async def answered(engine: OpenAIEngine, calls: int) -> float:
@@ -47,16 +50,19 @@ async def answered(engine: OpenAIEngine, calls: int) -> float:
     return time.monotonic() - started
 
 
-def measured(behaviour: dict[str, Any], *, ideal_per_second: float, seconds: float) -> dict[str, Any]:
+def measured(
+    behaviour: dict[str, Any], *, ideal_per_second: float, seconds: float, call_seconds: float
+) -> dict[str, Any]:
     """Return what one limit gave."""
     calls = round(ideal_per_second * seconds)
-    with serving({"seconds": CALL_SECONDS, **behaviour}) as base_url:
+    facts: dict[str, Any] = {}
+    with serving({"seconds": call_seconds, **behaviour}, facts) as base_url:
         settings = {"base_url": base_url, "model": "words", "continuation": "none", "max_batch": 1_000}
         engine = OpenAIEngine(OpenAIConfig.model_validate(settings))
         took = asyncio.run(_with_loop(engine, calls))
         counts = took["counts"]
     rate = calls / took["seconds"]
-    limited = counts.get("limited", 0)
+    limited, slots = counts.get("limited", 0), behaviour.get("most_at_once")
     return {
         "server": behaviour,
         "calls": calls,
@@ -64,6 +70,7 @@ def measured(behaviour: dict[str, Any], *, ideal_per_second: float, seconds: flo
         "calls_per_second": round(rate, 2),
         "ideal_per_second": ideal_per_second,
         "share_of_ideal": round(rate / ideal_per_second, 4),
+        "share_of_slots": round(facts["busy_seconds"] / (slots * took["seconds"]), 4) if slots else None,
         "limited": limited,
         "share_limited": round(limited / (calls + limited), 4),
     }
@@ -77,19 +84,25 @@ async def _with_loop(engine: OpenAIEngine, calls: int) -> dict[str, Any]:
 def main() -> None:
     """Measure each limit and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--seconds", type=float, default=100.0)
+    parser.add_argument("--call-seconds", type=float, default=4.0)
     parser.add_argument("--at-once", type=int, default=32)
-    parser.add_argument("--per-second", type=float, default=25.0)
+    parser.add_argument("--per-second", type=float, default=10.0)
     asked = parser.parse_args()
     at_once = {"most_at_once": asked.at_once}
     per_second = {"per_second": asked.per_second, "burst": asked.per_second}
     told = {"retry_after": "seconds", "retry_after_seconds": 1}
+    times = {"seconds": asked.seconds, "call_seconds": asked.call_seconds}
     found = [
-        measured(at_once, ideal_per_second=asked.at_once / CALL_SECONDS, seconds=asked.seconds),
-        measured(at_once | told, ideal_per_second=asked.at_once / CALL_SECONDS, seconds=asked.seconds),
-        measured(per_second | told, ideal_per_second=asked.per_second, seconds=asked.seconds),
+        measured(at_once, ideal_per_second=asked.at_once / asked.call_seconds, **times),
+        measured(at_once | told, ideal_per_second=asked.at_once / asked.call_seconds, **times),
+        measured(per_second | told, ideal_per_second=asked.per_second, **times),
     ]
-    print(json.dumps({"benchmark": "endpoint", "call_seconds": CALL_SECONDS, "limits": found}))
+    print(
+        json.dumps(
+            {"benchmark": "endpoint", "call_seconds": asked.call_seconds, "load": os.getloadavg()[1], "limits": found}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Endpoint:
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.generated_tokens = 0
+        self.busy_seconds = 0.0
         self.most_seen = self._at_once = 0
         self._left, self._at = behaviour.burst, time.monotonic()
         self.port = 0
@@ -106,12 +107,14 @@ class Endpoint:
         self.bodies.append(body)
         if not self._is_let_in(request):
             return _error(401, "Incorrect API key provided.", "invalid_api_key")
+        started = time.monotonic()
         self._at_once += 1
         self.most_seen = max(self.most_seen, self._at_once)
         try:
             return await self._answer(request, body)
         finally:
             self._at_once -= 1
+            self.busy_seconds += time.monotonic() - started
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         does = self.behaviour
@@ -301,4 +304,5 @@ if __name__ == "__main__":
         print(served.base_url, flush=True)
         sys.stdin.read()
         facts = {"counts": served.counts, "generated_tokens": served.generated_tokens, "most_seen": served.most_seen}
+        facts["busy_seconds"] = served.busy_seconds
         print(json.dumps(facts), flush=True)

@@ -65,7 +65,8 @@ class ConfigFile(Settings):
             more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
             what = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
             # A group may hold anything, and what is near a key is better not shown.
-            is_shown = first["type"] != "missing" and "key" not in key.lower() and not isinstance(first["input"], dict)
+            is_private = any(word in key.lower() for word in ("key", "secret"))
+            is_shown = first["type"] != "missing" and not is_private and not isinstance(first["input"], dict)
             raise ConfigError(
                 f"{what.removeprefix('Value error, ')}{more}",
                 f"{where}: {key}",

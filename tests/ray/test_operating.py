@@ -27,7 +27,7 @@ def command(*words: str) -> str:
 
 def begin(threads: ThreadPoolExecutor, settings: dict[str, Any], answers: int) -> Any:
     """Start a run and return when so many of its queries are answered."""
-    settings["engine"] |= {"tokens_per_second": 60.0, "max_batch": 8}
+    settings["engine"] |= {"tokens_per_second": 20.0, "max_batch": 8}
     running = threads.submit(run, None, RunConfig.parse(settings))
     journal = Path(settings["run_dir"]) / "journal.jsonl"
     deadline = time.monotonic() + 120
@@ -42,20 +42,20 @@ def begin(threads: ThreadPoolExecutor, settings: dict[str, Any], answers: int) -
 def test_a_budget_is_raised_and_cut_while_a_run_goes_on(replay_settings: dict[str, Any]) -> None:
     run_dir = replay_settings["run_dir"]
     with ThreadPoolExecutor(2) as threads:
-        running = begin(threads, replay_settings | {"budget": 1_500}, answers=5)
+        running = begin(threads, replay_settings | {"budget": 6_000}, answers=5)
         watched = threads.submit(command, "watch", run_dir, "--json", "--every", "0.2")
-        assert json.loads(command("budget", run_dir, "+2k", "--json"))["budget_tokens"] == 3_500
-        assert json.loads(command("budget", run_dir, "-1k", "--json"))["budget_tokens"] == 2_500
+        assert json.loads(command("budget", run_dir, "+2k", "--json"))["budget_tokens"] == 8_000
+        assert json.loads(command("budget", run_dir, "-1k", "--json"))["budget_tokens"] == 7_000
         result: RunResult = running.result(timeout=240)
         events = [json.loads(line) for line in watched.result(timeout=60).splitlines()]
     report = result.report
-    assert report.budget_tokens == 2_500
-    assert 1_500 < report.spent_tokens <= 2_500
+    assert report.budget_tokens == 7_000
+    assert 6_000 < report.spent_tokens <= 7_000
     assert len(report.rounds) > 1, "a new price was cleared"
     records = list(read_journal(open_folder(run_dir)))
-    assert [record["budget"] for record in records if "budget" in record][-1] == 2_500
+    assert [record["budget"] for record in records if "budget" in record][-1] == 7_000
     assert events[-1]["event"] == "summary"
-    assert {event["budget_tokens"] for event in events} >= {2_500}
+    assert {event["budget_tokens"] for event in events} >= {7_000}
     spent = [event["spent_tokens"] for event in events]
     assert spent == sorted(spent)
 

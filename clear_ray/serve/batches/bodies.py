@@ -9,7 +9,7 @@ from typing import Any
 from clear_ray.serve.batches.store import new_id
 from clear_ray.serve.batches.upload import expiry_of
 from clear_ray.serve.batches.validation import ENDPOINTS, error
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 
 OPEN = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 """States in which something is still to be done."""

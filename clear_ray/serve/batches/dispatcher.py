@@ -27,7 +27,7 @@ from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch
 from clear_ray.serve.batches.validation import Looked, error, look_at
 from clear_ray.serve.batches.webhook import tell_webhook
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 

@@ -117,8 +117,9 @@ class StoreDisplay:
         if snapshot.stage == self._stage and now - self._told_at < _TELL_SECONDS:
             return
         self._stage, self._told_at = snapshot.stage, now
-        total = self._batch.body["request_counts"]["total"]
-        counts = {"total": total, "completed": min(snapshot.ended, total), "failed": 0}
+        before = self._batch.body["request_counts"]  # of a driver that was killed: what had ended has ended
+        ended = min(max(snapshot.ended, before["completed"]), before["total"])
+        counts = {"total": before["total"], "completed": ended, "failed": 0}
         names = ("stage", "round", "budget_tokens", "spent_tokens", "reserved_tokens", "shadow_price")
         live = {name: getattr(snapshot, name) for name in names} | {"unit": snapshot.unit}
         self._store.change(self._batch.id, within=RUNNING, request_counts=counts, clear_ray=live)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from clear_ray.serve.batches.service import BatchService
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 
 # Functions, not methods of the deployment: Serve gives routes of functions no replica, so they ask for it.
 routes = APIRouter()

@@ -9,7 +9,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.config.units import budget_in_tokens
 from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.settings import BatchSettings
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 
 _OF_ALLOCATION = ("policy", "objective", "attempts")
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1_000.0

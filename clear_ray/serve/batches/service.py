@@ -18,7 +18,7 @@ from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import ENDED, Store, StoredBatch, StoredFile, new_id
 from clear_ray.serve.batches.upload import expiry_of, receive
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.storage import open_folder
 
 _PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 from clear_ray.storage import sync_path
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_FIELD_BYTES = 65_536
 _MOST_FIELDS = 32
+_STALL_SECONDS = 60.0
 
 
 class _Form:
@@ -103,7 +105,8 @@ async def receive(
         The other fields; the file's name, None without a file; and its length.
 
     Raises:
-        ApiError: 400 for a body that is no form, or ends early; 413 for a file that is too long.
+        ApiError: 400 for a body that is no form, or ends early; 408 for one that stands still; 413 for a file that is too
+            long.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -114,7 +117,7 @@ async def receive(
         with partial.open("wb") as sink:
             form = _Form(sink, boundary, most_bytes)
             try:
-                async for chunk in body:
+                while (chunk := await _next_chunk(body)) is not None:
                     form.parser.write(chunk)
             except MultipartParseError as error:
                 raise ApiError(400, f"The form cannot be read: {error}.", param="file") from error
@@ -127,6 +130,16 @@ async def receive(
     finally:
         partial.unlink(missing_ok=True)
     return form.fields, form.filename, form.bytes
+
+
+async def _next_chunk(body: AsyncIterator[bytes]) -> bytes | None:
+    """Return what comes next of a body, None at its end; a client that stands still does not hold its place for ever."""
+    try:
+        async with asyncio.timeout(_STALL_SECONDS):
+            return await anext(body, None)
+    except TimeoutError:
+        message = f"Nothing came of the body for {_STALL_SECONDS:g} seconds."
+        raise ApiError(408, message, code="slow_body", headers={"Connection": "close"}) from None
 
 
 def expiry_of(

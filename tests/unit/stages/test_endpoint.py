@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clear_ray.stages.select import GRANTED_COLUMNS, GrantTable, SelectGranted
 
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead
@@ -20,9 +19,11 @@ from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
+from clear_ray.records import QUERY_SCHEMA
 from clear_ray.run_folder.attempts import read_attempts, round_folder
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.granted import GrantedCall, RunRows
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import Folder, open_folder
@@ -44,8 +45,9 @@ def granted(words: Sequence[int], tokens: int = 10) -> pa.Table:
 
 
 def run(served: Endpoint, folder: Path, batch: pa.Table, **settings: Any) -> tuple[list[dict[str, Any]], Balance]:
-    """Have a caller generate a batch; return the attempts, and the account."""
-    target = round_folder(open_folder(str(folder)), int(batch["round"][0].as_py()))
+    """Have a caller generate a batch, four queries a call; return the attempts, and the account."""
+    run_folder, number = open_folder(str(folder)), int(batch["round"][0].as_py())
+    target = round_folder(run_folder, number)
     target.make()
 
     async def call() -> tuple[list[dict[str, Any]], Balance]:
@@ -54,9 +56,9 @@ def run(served: Endpoint, folder: Path, batch: pa.Table, **settings: Any) -> tup
         worker = LocalWorker(EngineWorker(config, PriorHead(cap_tokens=320)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
         dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
-        caller = GenerateToFiles(dispatch, target, rows_per_file=64, call_rows=4, calls_in_flight=8)
+        caller = GenerateToFiles(dispatch, run_folder, rows_per_file=64)
         try:
-            _ = [table async for table in caller(batch)]
+            await asyncio.gather(*(caller.attempts(batch.slice(first, 4)) for first in range(0, len(batch), 4)))
             return attempts_in(target), await market.balance()
         finally:
             market._journal.close()
@@ -119,10 +121,13 @@ def test_the_price_knows_whether_a_cut_answer_goes_on(tmp_path: Path, continuati
         is_over = dict(zip(found.index_M.tolist(), found.is_over_M.tolist(), strict=True))
         assert is_over == {0: True, 1: continuation == "none"}
         if continuation == "auto":
-            grants = GrantTable(2, np.array([1]), np.array([30]))
-            select = SelectGranted(grants, np.array([True]), np.array([1, 1], np.int32), VoidAttempts({}))
-            rows = select(pa.concat_tables(pq.read_table(path) for path in round_folder(folder, 1).files(".parquet")))
-            assert tuple(rows.column_names) == GRANTED_COLUMNS
+            queries = granted([4, 25]).select(QUERY_SCHEMA.names).cast(QUERY_SCHEMA)
+            folder.child("queries").make()
+            pq.write_table(queries, f"{folder.child('queries').path}/part-000000.parquet")
+            (file,) = round_folder(folder, 1).files(".parquet")
+            name = "/".join(file.split("/")[-2:])
+            call = GrantedCall(2, np.array([1]), np.array([30]), (name,), np.array([1], np.int32))
+            rows = RunRows(folder).granted(call)
             assert rows["text"].to_pylist() == [" ".join(f"w{word + 1}" for word in range(10))]
             attempts, _ = run(served, tmp_path, rows, continuation=continuation)
             assert attempts[0]["text"] == " ".join(f"w{word + 1}" for word in range(25))

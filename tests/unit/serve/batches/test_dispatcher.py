@@ -246,6 +246,10 @@ def test_the_store_hears_how_a_run_gets_on(server: Server) -> None:
     body = server.batch(name).body
     assert body["request_counts"] == {"total": 3, "completed": 2, "failed": 0}
     assert (body["clear_ray"]["spent_tokens"], body["clear_ray"]["stage"]) == (9, "generate")
+    StoreDisplay(server.store, server.batch(name)).update(snapshot(stage="read", ended=0))
+    assert server.batch(name).body["request_counts"]["completed"] == 2, (
+        "a driver that is started anew knows nothing yet"
+    )
     display.update(snapshot(stage="write", ended=3))
     assert server.batch(name).status == "finalizing"
     display.close()

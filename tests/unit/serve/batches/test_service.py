@@ -13,13 +13,15 @@ from typing import Any, ClassVar
 import openai
 import pytest
 
+from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.places import Places, absolute_batches
 from clear_ray.serve.batches.runs import asked_settings, weight_of
 from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store
 from clear_ray.serve.batches.webhook import tell_webhook
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
+from clear_ray.serve.settings import ServeConfig
 from tests.unit.serve.batches.test_upload import TYPE, form, pieces
 
 ASKED = {"input_file_id": "file-none", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -238,3 +240,19 @@ def test_a_server_that_counts_money_wants_a_budget_in_it() -> None:
 def test_an_operators_budget_in_money_keeps_its_rate() -> None:
     run = {"budget": "$3", "budget_rate": "$2 per 1M tokens"}
     assert asked_settings(BatchSettings(folder="x", run=run), {}) == {**run, "allocation": {}}
+
+
+def test_a_secret_that_is_refused_is_not_shown() -> None:
+    engine = {"kind": "replay", "rollouts": "x"}
+    with pytest.raises(ConfigError) as caught:
+        ServeConfig.parse({"engine": engine, "batches": {"folder": "x", "webhook_secret": "hunter2"}})
+    assert "webhook_secret" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run_dir", "input", "engine", "estimate", "scaling"])
+def test_what_the_server_sets_is_no_setting_of_its_runs(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} of a batch's run is set by the server"):
+        BatchSettings(folder="x", run={name: {}})
+    with pytest.raises(ValueError, match="max_rounds"):
+        BatchSettings(folder="x", run={"allocation": {"max_rounds": "many"}})

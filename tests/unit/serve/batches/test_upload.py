@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clear_ray.serve.batches import upload
 from clear_ray.serve.batches.upload import expiry_of, receive
-from clear_ray.serve.protocol import ApiError
+from clear_ray.serve.errors import ApiError
 
 BOUNDARY = "----of-the-tests"
 TYPE = f'multipart/form-data; boundary="{BOUNDARY}"'
@@ -67,6 +69,18 @@ async def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ConnectionResetError):
         await receive(broken(), TYPE, tmp_path / "file", most_bytes=100)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_client_that_stands_still_is_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def still() -> AsyncIterator[bytes]:
+        yield form(b"x" * 50)[:-20]
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(upload, "_STALL_SECONDS", 0.05)
+    with pytest.raises(ApiError) as caught:
+        await receive(still(), TYPE, tmp_path / "file", most_bytes=100)
+    assert caught.value.status == 408
     assert list(tmp_path.iterdir()) == []
 
 
