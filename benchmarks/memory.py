@@ -104,7 +104,7 @@ async def generate(folder: Folder, queries: int) -> dict[str, float]:
     market = MarketActor(folder.path, GRANT_TOKENS * queries, queries)
     worker = LocalWorker(EngineWorker(recorded(), PriorHead(cap_tokens=400)))
     workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
-    dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0, sample=0)
+    dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0)
     caller, slots = GenerateToFiles(dispatch, folder, rows_per_file=64), asyncio.Semaphore(32)
     recording = pq.read_table(ROLLOUTS / "queries.parquet")
 

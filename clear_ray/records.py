@@ -6,6 +6,7 @@ A run folder holds, in the order they come to be:
     estimates/    one row a query: `estimate_schema`, what the probe believes
     rounds/rNN/   one row a grant that was run: `ATTEMPT_SCHEMA`
     completions/  one row a query: `COMPLETION_SCHEMA`, the answer and its account
+    attempts/     one row an answer, where queries were asked for several: `ANSWER_SCHEMA`
 
 Every row carries `index`, the query's dense number. Grants, balances and verdicts are arrays over it, so the driver
 holds a few numbers for each query and never a prompt.
@@ -54,6 +55,7 @@ ATTEMPT_SCHEMA = pa.schema(
         *QUERY_SCHEMA,
         pa.field("round", pa.int32(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("sample", pa.int32()),
         pa.field("granted_tokens", pa.int64(), nullable=False),
         pa.field("attempt_tokens", pa.int64(), nullable=False),
         pa.field("finish_reason", pa.string(), nullable=False),
@@ -72,7 +74,8 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("usage_reasoning_tokens", pa.int64()),
     ]
 )
-"""What came of one grant: `attempt_tokens` were generated under it; `token_ids` and `text` hold the answer so far. `answer`
+"""What came of one grant: `attempt_tokens` were generated under it, its reservation was `attempt`, and `sample` is which of
+the query's independent answers it belongs to; `token_ids` and `text` hold the answer so far. `answer`
 is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
 Unix seconds. `is_at_end` says that a cut answer cannot be gone on with; the `usage_` columns are what an endpoint says that
 this grant took (`engine.base.Usage`), null of other engines and where it did not say. Older runs lack these five."""
@@ -103,12 +106,35 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("verdict", pa.string()),
         pa.field("error_code", pa.string()),
         pa.field("ended_at", pa.float64()),
+        pa.field("attempts", pa.int32()),
+        pa.field("sample", pa.int32()),
     ]
 )
 """A query's answer and account, in the order of the input. `answer` is what the scorer read as the final answer, `verdict`
 why it got its score. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (at `cost` each),
 `reservation_price` the price above which nothing would have been bought for it, `error_code` one of `stages.causes`, and
-`ended_at` when its answer ended, Unix seconds."""
+`ended_at` when its answer ended, Unix seconds. `attempts` is how many answers it was asked for, and `sample`
+which of them this is."""
+
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("is_chosen", pa.bool_(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("price", pa.float64(), nullable=False),
+        pa.field("correct", pa.float64()),
+        pa.field("answer", pa.string()),
+        pa.field("verdict", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("ended_at", pa.float64()),
+    ]
+)
+"""One answer of a query that was asked for several, in `attempts/`: what it says, its `tokens`, the `price` when it was last
+granted some, and its score. `is_chosen` marks the one that its completion holds."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:

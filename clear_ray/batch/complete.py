@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import ray.data
 
@@ -24,6 +25,7 @@ from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.manifest import SUMMARY
 from clear_ray.run_folder.orders import read_orders
+from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.storage import Folder
@@ -47,6 +49,8 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         unit=run.config.unit,
     )
     _write_completions(folder, verdicts, run.void_attempts(), run.config.dispatch.block_rows)
+    if not run.states.rule.is_single:
+        _write_answers(run, rounds)
     scores = read_scores(folder, len(spent_N))
     report = make_report(
         run,
@@ -92,6 +96,21 @@ def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, b
     ]
     with folder.replacing("completions") as target:
         ordered = in_order(union(parts), "index", is_small=len(verdicts.states.last_round_N) <= block_rows)
+        ordered.write_parquet(target.path, filesystem=folder.filesystem)
+
+
+def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
+    """Write every answer of the queries, those too that are not their completion, in the order of queries and attempts."""
+    folder, states = run.folder, run.states
+    paths = folder.child("rounds").files(".parquet")
+    if not paths:
+        return
+    price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
+    keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
+    answers = ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(keep, batch_format="pyarrow")
+    with folder.replacing("attempts") as target:
+        is_small = int(states.attempt_N.sum()) <= run.config.dispatch.block_rows
+        ordered = in_order(answers, ["index", "sample"], is_small=is_small)
         ordered.write_parquet(target.path, filesystem=folder.filesystem)
 
 

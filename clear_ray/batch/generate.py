@@ -43,6 +43,7 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
     clearing = granted.clearing
     due = np.flatnonzero(is_due_M)
     due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
+    begins_M, sample_M = run.states.begins_M(clearing), _samples(run, clearing)
     direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", _reserved_parts(run, clearing)
     most_rows = run.config.dispatch.batch_rows or max(rows_each(run.config, workers=1) // _CALLS_A_CALLER, 1)
     most_tokens = None if run.config.dispatch.batch_rows else _CALL_TOKENS
@@ -53,9 +54,10 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
             granted.number,
             index_M,
             clearing.tokens_M[some],
-            *run.answers.of(index_M),
+            *run.answers.of(index_M, begins_M=begins_M[some]),
             direct_text,
             None if parts_M is None else parts_M[some],
+            sample_M[some],
         )
 
 
@@ -100,7 +102,6 @@ def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, marke
         market=market.awaitable(),
         scorer=load_scorer_of(config, folder),
         seed=config.seed,
-        sample=config.sample,
         this_caller=this_actor,
         prices=config.model_prices,
     )
@@ -112,6 +113,12 @@ def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, marke
         rows_per_file=config.dispatch.rows_per_file,
     ) as callers:
         yield callers
+
+
+def _samples(run: RunContext, clearing: Clearing) -> NDArray[np.int32]:
+    """Return which of a query's independent answers each grant belongs to."""
+    number_M = run.states.attempt_N[clearing.index_M] + run.states.begins_M(clearing)
+    return (run.config.sample + np.maximum(number_M, 1) - 1).astype(np.int32)
 
 
 def _reserved_parts(run: RunContext, clearing: Clearing) -> NDArray[np.int64] | None:
@@ -143,15 +150,15 @@ def rows_each(config: RunConfig, *, workers: int) -> int:
     return max(-(-at_once // dispatch.callers), 2 * (dispatch.batch_rows or 1))
 
 
-def in_order(rows: Dataset, column: str, *, is_small: bool) -> Dataset:
-    """Return rows in the order of a column; what fits one block is not worth a distributed sort."""
+def in_order(rows: Dataset, column: str | list[str], *, is_small: bool) -> Dataset:
+    """Return rows in the order of a column, or of several; what fits one block is not worth a distributed sort."""
     if not is_small:
         return rows.sort(column)
     return rows.repartition(1).map_batches(partial(_sorted, column), batch_size=None, batch_format="pyarrow")
 
 
-def _sorted(column: str, block: pa.Table) -> pa.Table:
-    return block.sort_by(column)
+def _sorted(column: str | list[str], block: pa.Table) -> pa.Table:
+    return block.sort_by(column if isinstance(column, str) else [(name, "ascending") for name in column])
 
 
 def union(parts: list[Dataset]) -> Dataset:

@@ -79,7 +79,7 @@ def head_name(lesson: Lesson | None, kind: str) -> str:
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:
-    if is_sketched(queries, config.allocation.sketched):
+    if config.allocation.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
         return "a batch that is priced where its estimates are does not learn yet"
     rounds = config.allocation.max_rounds
     if rounds is not None and rounds < FEWEST_ROUNDS:
@@ -116,6 +116,7 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         stages=stages_for(rounds_of(config)),
         given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
         seed=config.seed,
+        asks_again=config.allocation.most_attempts > 1,
         calls=estimates.calls,
     )
 

@@ -17,6 +17,7 @@ from clear_ray.config.prices import scaled_parts
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.batch import taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LearningOffers
@@ -32,15 +33,22 @@ PROBE = "probe"
 
 def is_sketched_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries is priced where its estimates are."""
-    return config.allocation.policy == "clear_ray" and is_sketched(queries, config.allocation.sketched)
+    allocation = config.allocation
+    if (
+        allocation.policy != "clear_ray" or allocation.most_attempts > 1
+    ):  # plans of several attempts add up to no sketch
+        return False
+    return is_sketched(queries, allocation.sketched)
 
 
 def offers_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None = None
-) -> BatchOffers | SketchedOffers | LearningOffers:
+) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers:
     """Return what every query is offered: further tokens, by its estimate or by what the run learns."""
     if lesson is not None and not lesson.left_out:
         return learning_offers(folder, config, estimates, lesson)
+    if config.allocation.most_attempts > 1:
+        return AttemptOffers(estimates.batch)
     if not is_sketched_run(config, estimates.queries):
         return BatchOffers(estimates.batch, policy=config.allocation.policy)
     return SketchedOffers(

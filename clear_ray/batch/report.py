@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated, budget_for, demand_curve
+from clear_ray.batch.asked_again import attempts_report
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.estimation.head import HeadCard
 from clear_ray.ledger.ledger import Balance
@@ -68,7 +69,7 @@ def make_report(
     balance = run.market.balance()
     batch = estimates.batch
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
-    correct_N = np.nan_to_num(states.correct_N)
+    correct_N = np.nan_to_num(states.chosen_score_N)
     scale = estimates.queries / len(batch.weight_N)
     budget_tokens = max(balance.budget_tokens, 1)  # as it was ordered in the end
     ceiling, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
@@ -102,6 +103,7 @@ def make_report(
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         budget_curve=curve,
         learning=learning,
+        attempts=attempts_report(batch, states),
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
         seconds=run.progress.seconds,
@@ -115,7 +117,7 @@ def _endings(states: QueryStates, spent_tokens_N: NDArray[np.int64]) -> dict[str
     """Return how many queries ended in which way, by the names that a report has for them."""
     was_run_N = states.rounds_N > 0
     has_failed_N = states.has_failed_N | (~was_run_N & (spent_tokens_N > 0))
-    stopped = int((states.has_stopped_N & ~has_failed_N).sum())
+    stopped = int((states.chosen_has_stopped_N & ~has_failed_N).sum())
     completed = int((was_run_N & ~has_failed_N).sum())
     return {
         "queries": len(was_run_N),

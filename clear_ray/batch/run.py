@@ -52,6 +52,7 @@ from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
+from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
@@ -270,16 +271,11 @@ def _plan_in(
 def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
-    if config.allocation.most_attempts > 1:
-        said, remedy = (
-            "a run on Ray asks every query once so far",
-            "Leave it out, or replay with benchmarks/attempts.py.",
-        )
-        raise ConfigError(said, "allocation.objective", config.allocation.objective, remedy)
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
-    return Rounds(offers, settings, failed=estimates.error_of_index, calls=estimates.calls)
+    rule = AttemptRule(settings.objective, np.full(estimates.queries, settings.most_attempts))
+    return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
 
 
 def _open_run(

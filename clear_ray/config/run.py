@@ -33,7 +33,7 @@ MOST_ATTEMPTS_ROUNDS = 32
 """The same of a run that may ask its queries again, if that is enough for all attempts of one."""
 DEFAULT_ATTEMPTS = 8
 
-Objective = Literal["correct", "solved", "vote", "best_of_n"]
+Objective = Literal["correct", "solved", "best_of_n"]
 """What the answers of a query are for."""
 
 NAMED_HEADS = ("learn", "prior", "demo")
@@ -80,9 +80,8 @@ class AllocationConfig(Settings):
     """How the budget is shared."""
 
     objective: Objective = "correct"
-    """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer. `vote`:
-    several answers, of which the one given most often counts. `best_of_n`: several answers, of which the one with the highest
-    score counts."""
+    """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer.
+    `best_of_n`: the same for scores between wrong and right; the answer with the highest score counts."""
     attempts: int | None = Field(default=None, ge=1, le=1_000)
     """Most answers to one query, where the objective is not `correct`; 8 if not given."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
@@ -124,7 +123,13 @@ class AllocationConfig(Settings):
     @model_validator(mode="after")
     def _asks_again_for_something(self) -> AllocationConfig:
         if self.objective == "correct" and (self.attempts or 1) > 1:
-            raise ValueError("several attempts need an objective that uses them: solved, vote or best_of_n")
+            raise ValueError("several attempts need an objective that uses them: solved or best_of_n")
+        if self.most_attempts > 1 and self.policy != "clear_ray":
+            raise ValueError("uniform asks every query once: leave out policy, objective or attempts")
+        if self.most_attempts > 1 and self.sketched:
+            raise ValueError(
+                "a batch that is priced from sketches asks every query once: leave out sketched or attempts"
+            )
         return self
 
 
@@ -274,6 +279,20 @@ class RunConfig(ConfigFile):
     def most_workers(self) -> int:
         """Most engines that may run at once."""
         return self.scaling.max_workers or self.engine.workers
+
+    @model_validator(mode="after")
+    def _can_ask_again(self) -> RunConfig:
+        objective = self.allocation.objective
+        if objective in ("solved", "best_of_n") and self.scoring.scorer is None:
+            raise ValueError(
+                f"allocation.objective {objective} needs scoring.scorer: it says which answer is right or best"
+            )
+        is_drawn = self.engine.kind == "replay" or self.engine.temperature > 0
+        if self.allocation.most_attempts > 1 and not is_drawn:
+            raise ValueError(
+                "engine.temperature 0 gives the same answer at every attempt: set one above 0, such as 0.8"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scales_up(self) -> RunConfig:

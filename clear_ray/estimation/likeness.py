@@ -29,7 +29,7 @@ _KINDS = 7
 _TINY = 1e-6
 _RHO_R = (0.1, 0.3, 0.5, 0.7, 0.85)
 _TRUST_T = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_PRIOR_NATS = 1.0
+_PRIOR_NATS = 2.0
 _MOST_QUERIES = 5_000
 
 
@@ -43,7 +43,7 @@ class Likeness:
     """
 
     rho: float = 0.5
-    trust: float = 4.0
+    trust: float = 2.0
 
     @property
     def kinds(self) -> int:

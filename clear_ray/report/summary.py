@@ -112,6 +112,30 @@ class LearningReport(Part):
     """Share of the curves of a head that was given."""
 
 
+class AttemptsReport(Part):
+    """What came of asking queries again."""
+
+    objective: str
+    """What the answers were for: `solved` or `best_of_n`."""
+    most: int
+    """Most attempts of one query."""
+    attempts: int
+    """Attempts in all."""
+    solved_by_attempt: tuple[int, ...]
+    """Queries solved by their first attempt, by their second, and so on."""
+    tokens_per_solved: float | None
+    """Tokens of all answers for each solved query; None if none was solved."""
+    one_more_solves: float
+    """Queries that one further attempt at each unsolved one would be expected to solve, weighted."""
+    one_more_tokens: float
+    """Tokens of cost 1 that it would be expected to spend."""
+
+    @property
+    def solved(self) -> int:
+        """Queries with an answer of full score."""
+        return sum(self.solved_by_attempt)
+
+
 class RunReport(Part):
     """The report of one run; `summary.json` in its folder."""
 
@@ -175,6 +199,8 @@ class RunReport(Part):
     """What other budgets were expected to buy."""
     learning: LearningReport | None = None
     """What the run learned from its own answers; None if that was not asked of it."""
+    attempts: AttemptsReport | None = None
+    """What came of asking again; None if every query was asked once."""
     workers: int | None = None
     """Most engines that were up at once."""
     worker_tokens_per_second: float | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clear_ray.redaction import printable
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import BudgetPoint, LearningReport, RoundReport, RunReport
+from clear_ray.report.summary import AttemptsReport, BudgetPoint, LearningReport, RoundReport, RunReport
 from clear_ray.report.wording import (
     amount,
     answers,
@@ -52,9 +52,8 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("learned", _learned(report.learning)))
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    lines.append(
-        _labelled("outputs", f"{printable(report.run_dir, most=400)}: completions/, summary.json, report.html")
-    )
+    written = f"{'' if report.attempts is None else 'attempts/, '}completions/, summary.json, report.html"
+    lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
 
 
@@ -179,9 +178,22 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         if reasons:
             found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
+    if report.attempts is not None:
+        pairs += _asked_again(report.attempts)
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))
     return pairs
+
+
+def _asked_again(found: AttemptsReport) -> list[tuple[str, str]]:
+    solved_by = enumerate(found.solved_by_attempt, 1)
+    numbers = ", ".join(f"{count(queries)} by attempt {number}" for number, queries in solved_by if queries)
+    each = "" if found.tokens_per_solved is None else f"; {count(found.tokens_per_solved)} tokens for each solved"
+    solved = f"{count(found.solved)} solved in {plural(found.attempts, 'attempt')}" + (
+        f": {numbers}" if numbers else ""
+    )
+    more = f"at each unsolved one: {expected(found.one_more_solves)} solved, for {count(found.one_more_tokens)} tokens"
+    return [("attempts", solved + each), ("one more", more)]
 
 
 def _bare(number: float, unit: str) -> str:
@@ -194,7 +206,10 @@ def _charged_for(report: RunReport) -> str:
 
 def _certificate(main: RoundReport) -> str:
     bound = f"no sharing of round {main.number} can be expected to give more than {expected(main.dual_bound)} correct"
-    return _labelled("certificate", f"{bound}; this one {expected(main.expected_utility)} (gap {answers(main.gap)})")
+    return _labelled(
+        "certificate",
+        f"{bound}; this one {expected(main.expected_utility + main.later_utility)} (gap {answers(main.gap)})",
+    )
 
 
 def _price_heading(unit: str) -> str:

@@ -15,7 +15,7 @@ Shapes: N queries, K grid points, A attempts, Z kinds, J plans.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ class Standing:
     wrong_N: Array
     weight_ZN: Array
     likeness: Likeness
+
+    def only_one_more(self) -> Standing:
+        """Return the same queries with nothing to go on with, and one fresh attempt each."""
+        return replace(self, started_tokens_N=0 * self.started_tokens_N, left_N=np.ones_like(self.left_N))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,6 +96,10 @@ def clear_attempts(
     if not len(index) or for_sale_tokens < 1:
         return nothing_to_grant(len(is_free_N))
     part = batch.take(index)
+    if states.rule.objective == "best_of_n":
+        # An answer is worth what it may raise the best score by; of scores in between the mean alone is known.
+        best_M = np.clip(np.nan_to_num(states.chosen_score_N[index]), 0.0, 1.0)
+        part = replace(part, weight_N=part.weight_N * (1.0 - best_M))
     standing = standing_of(batch, states, index, likeness=likeness)
     menu = menu_of(
         part,

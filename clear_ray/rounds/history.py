@@ -50,18 +50,29 @@ class AttemptRule:
         """
         is_last_M = attempts.is_over_M & (number_M >= self.most_of(attempts.index_M))
         closes_M: NDArray[np.bool_] = attempts.has_failed_M | is_last_M
-        if self.objective == "solved":
+        if self.objective != "correct":  # no later answer can be better
             closes_M = closes_M | (attempts.has_stopped_M & (attempts.correct_M >= SOLVED_SCORE))
         return closes_M
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Left:
+    """Attempts that were left at the same time."""
+
+    index: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    has_stopped: NDArray[np.bool_]
+    correct: NDArray[np.float64]
+    option: NDArray[np.int64]
+    number: NDArray[np.int32]
+    last_round: NDArray[np.int32]
 
 
 @dataclass(slots=True, eq=False)
 class PastAttempts:
     """Attempts that others came after, in the order in which they were left."""
 
-    _parts: list[
-        tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64]]
-    ] = field(default_factory=list)
+    _parts: list[_Left] = field(default_factory=list)
 
     def add(
         self,
@@ -70,38 +81,48 @@ class PastAttempts:
         tokens: NDArray[np.int64],
         has_stopped: NDArray[np.bool_],
         correct: NDArray[np.float64],
-        option: NDArray[np.int64] | None = None,
+        option: NDArray[np.int64],
+        number: NDArray[np.int32],
+        last_round: NDArray[np.int32],
     ) -> None:
         """Note some attempts that others come after."""
         if len(index):
-            self._parts.append(
-                (index, tokens, has_stopped, correct, np.zeros_like(index) if option is None else option)
-            )
+            self._parts.append(_Left(index, tokens, has_stopped, correct, option, number, last_round))
 
     def __len__(self) -> int:
-        return sum(len(part[0]) for part in self._parts)
+        return sum(len(part.index) for part in self._parts)
 
     @property
     def index_P(self) -> NDArray[np.int64]:
         """The query of each."""
-        return np.concatenate([np.zeros(0, np.int64), *(part[0] for part in self._parts)])
+        return np.concatenate([np.zeros(0, np.int64), *(part.index for part in self._parts)])
 
     @property
     def tokens_P(self) -> NDArray[np.int64]:
         """Tokens of its answer."""
-        return np.concatenate([np.zeros(0, np.int64), *(part[1] for part in self._parts)])
+        return np.concatenate([np.zeros(0, np.int64), *(part.tokens for part in self._parts)])
 
     @property
     def has_stopped_P(self) -> NDArray[np.bool_]:
         """Whether its answer ended by itself."""
-        return np.concatenate([np.zeros(0, np.bool_), *(part[2] for part in self._parts)])
+        return np.concatenate([np.zeros(0, np.bool_), *(part.has_stopped for part in self._parts)])
 
     @property
     def correct_P(self) -> NDArray[np.float64]:
         """Its score; NaN if it has none."""
-        return np.concatenate([np.zeros(0), *(part[3] for part in self._parts)])
+        return np.concatenate([np.zeros(0), *(part.correct for part in self._parts)])
 
     @property
     def option_P(self) -> NDArray[np.int64]:
         """Which of its options the query took, such as one of several models."""
-        return np.concatenate([np.zeros(0, np.int64), *(part[4] for part in self._parts)])
+        return np.concatenate([np.zeros(0, np.int64), *(part.option for part in self._parts)])
+
+    @property
+    def number_P(self) -> NDArray[np.int32]:
+        """Which attempt of its query each is, from 1."""
+        return np.concatenate([np.zeros(0, np.int32), *(part.number for part in self._parts)])
+
+    @property
+    def last_round_P(self) -> NDArray[np.int32]:
+        """The round of its last grant."""
+        return np.concatenate([np.zeros(0, np.int32), *(part.last_round for part in self._parts)])

@@ -110,6 +110,8 @@ class QueryStates:
             tokens=self.answer_tokens_N[left],
             has_stopped=self.has_stopped_N[left],
             correct=self.correct_N[left],
+            number=self.attempt_N[left],
+            last_round=self.last_round_N[left],
             option=self.option_N[left],
         )
         self.attempt_N[index[is_fresh_M]] += 1

@@ -28,10 +28,18 @@ class AnswerFiles:
         self._file_N[index] = numbers[files.indices.to_numpy()]
         self._attempt_N[index] = rows["attempt"].to_numpy()
 
-    def of(self, index_M: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-        """Return the file and the attempt of some queries' answers so far; an empty name for those without."""
-        names = tuple(self._names[number] for number in self._file_N[index_M])
-        return names, self._attempt_N[index_M]
+    def of(
+        self, index_M: NDArray[np.int64], *, begins_M: NDArray[np.bool_] | None = None
+    ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """Return the file and the attempt of some queries' answers so far; an empty name for those without.
+
+        Args:
+            index_M: The queries.
+            begins_M: Which of them begin an answer, whatever they had before; none if not given.
+        """
+        goes_on_M = np.ones(len(index_M), bool) if begins_M is None else ~begins_M
+        names = tuple(self._names[number] for number in np.where(goes_on_M, self._file_N[index_M], 0))
+        return names, np.where(goes_on_M, self._attempt_N[index_M], 0).astype(np.int32)
 
     def _number(self, name: str) -> int:
         if name not in self._number_of:

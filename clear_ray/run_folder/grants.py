@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.running import Round
@@ -17,14 +19,18 @@ from clear_ray.storage import Folder
 def write_grants(folder: Folder, granted: Round) -> None:
     """Keep a round's grants before they are acted on, so that a resumed run goes on with the same ones."""
     clearing = granted.clearing
+    optional = {
+        "is_fresh": clearing.is_fresh_M,
+        "option": clearing.option_M,
+        "reserved_parts": clearing.reserved_parts_M,
+    }
     columns = {
         "index": clearing.index_M,
         "tokens": clearing.tokens_M,
         "expected_tokens": clearing.expected_tokens_M,
         "expected_utility": clearing.expected_utility_M,
+        **{name: column for name, column in optional.items() if column is not None},
     }
-    if clearing.reserved_parts_M is not None:
-        columns["reserved_parts"] = clearing.reserved_parts_M
     table = pa.table(columns).replace_schema_metadata(
         {
             "shadow_price": repr(clearing.shadow_price),
@@ -32,6 +38,7 @@ def write_grants(folder: Folder, granted: Round) -> None:
             "gap": repr(clearing.gap),
             "available_tokens": str(granted.available_tokens),
             "is_service": "yes" if clearing.is_service else "",
+            "later_utility": repr(clearing.later_utility),
             "is_beside": "yes" if granted.is_beside else "",
         }
     )
@@ -68,6 +75,13 @@ def _grants_in(number: int, table: pa.Table) -> Round:
         dual_bound=float(facts["dual_bound"]),
         gap=float(facts["gap"]),
         is_service=bool(facts.get("is_service")),
-        reserved_parts_M=table["reserved_parts"].to_numpy() if "reserved_parts" in table.column_names else None,
+        is_fresh_M=_optional(table, "is_fresh"),
+        option_M=_optional(table, "option"),
+        later_utility=float(facts.get("later_utility", 0.0)),
+        reserved_parts_M=_optional(table, "reserved_parts"),
     )
     return Round(number, int(facts["available_tokens"]), clearing, is_beside=bool(facts.get("is_beside")))
+
+
+def _optional(table: pa.Table, name: str) -> NDArray[Any] | None:
+    return table[name].to_numpy() if name in table.column_names else None

@@ -51,11 +51,12 @@ class Verdicts:
             "surplus": self.states.surplus_N[index],
             "reservation_price": self.reservation_price_N[index],
             "prompt_tokens": self.prompt_tokens_N[index],
+            "attempts": self.states.attempt_N[index],
         }
 
 
 class Complete:
-    """Turn the last attempt of each query into its completion; drop the attempts before it and those that are void."""
+    """Turn the grant that ended each query's answer into its completion; drop all others and those that are void."""
 
     def __init__(self, verdicts: Verdicts, void: VoidAttempts) -> None:
         self._verdicts, self._void = verdicts, void
@@ -64,7 +65,7 @@ class Complete:
         """Return rows of `COMPLETION_SCHEMA`, completed or failed."""
         batch = self._void.dropped_from(batch)
         index = batch["index"].to_numpy()
-        batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.states.last_round_N[index]))
+        batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.states.chosen_round_N[index]))
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
         errors, unit = batch["error"].to_pylist(), self._verdicts.unit
@@ -74,8 +75,17 @@ class Complete:
             _reason_failed(error)
             if error
             else (_reason_served if served else _reason_completed)(reason, int(spent), int(ceiling), _at(price, unit))
-            for error, served, reason, spent, ceiling, price in zip(
-                errors, is_served, finish, numbers["spent_tokens"], numbers["max_tokens"], numbers["price"], strict=True
+            + _reason_chosen(int(chosen), int(attempts))
+            for error, served, reason, spent, ceiling, price, chosen, attempts in zip(
+                errors,
+                is_served,
+                finish,
+                numbers["spent_tokens"],
+                numbers["max_tokens"],
+                numbers["price"],
+                self._verdicts.states.chosen_attempt_N[index],
+                numbers["attempts"],
+                strict=True,
             )
         ]
         return _completions(
@@ -91,6 +101,7 @@ class Complete:
             ended_at=batch["ended_at"] if "ended_at" in batch.column_names else pa.nulls(len(batch), pa.float64()),
             answer=batch["answer"],
             verdict=batch["verdict"],
+            sample=batch["sample"] if "sample" in batch.column_names else pa.nulls(len(batch), pa.int32()),
         )
 
 
@@ -131,6 +142,7 @@ class Abandon:
             ended_at=pa.nulls(len(batch), pa.float64()),
             answer=pa.nulls(len(batch), pa.string()),
             verdict=pa.nulls(len(batch), pa.string()),
+            sample=pa.nulls(len(batch), pa.int32()),
         )
 
 
@@ -156,6 +168,10 @@ def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, pr
     if finish_reason == "stop":
         return f"Answered with {spent_tokens} of the {max_tokens} tokens granted; the price was {price}."
     return f"Cut off at its last grant of {max_tokens} tokens in all; more was not worth {price}."
+
+
+def _reason_chosen(chosen: int, attempts: int) -> str:
+    return "" if attempts < 2 else f" This is attempt {chosen} of {attempts}."
 
 
 def _reason_served(finish_reason: str, spent_tokens: int, max_tokens: int, price: str) -> str:

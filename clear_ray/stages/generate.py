@@ -49,7 +49,6 @@ class Dispatch:
         market: Where tokens are reserved and settled.
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Seed of the run.
-        sample: Which of several answers to the same query.
         prices: What tokens cost, where prompts are paid for.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
@@ -63,7 +62,6 @@ class Dispatch:
     market: AsyncMarketClient
     scorer: Callable[[], Scorer] | None
     seed: int
-    sample: int
     prices: Prices | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
@@ -225,7 +223,7 @@ class Generate:
             max_tokens=row["granted_tokens"],
             seed=seed_of(sampling, self._dispatch.seed + row["index"]),
             prefix_token_ids=tuple(row["token_ids"]),
-            sample=self._dispatch.sample,
+            sample=row.get("sample") or 0,
             sampling=sampling,
             prefix_text=row.get("text") or "",
         )

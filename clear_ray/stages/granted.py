@@ -39,6 +39,7 @@ class GrantedCall:
         attempt_M: Which attempt of the query that is; 0 for none.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
         reserved_parts_M: What each call may take from the budget, where prompts are paid for.
+        sample_M: Which of a query's independent answers each grant belongs to; the first if not given.
     """
 
     round: int
@@ -48,6 +49,7 @@ class GrantedCall:
     attempt_M: NDArray[np.int32]
     direct_text: str = ""
     reserved_parts_M: NDArray[np.int64] | None = None
+    sample_M: NDArray[np.int32] | None = None
 
 
 class RunRows:
@@ -78,6 +80,7 @@ class RunRows:
             "text": pa.array([text for _, text in answers], pa.string()),
             "round": pa.array(np.full(len(rows), call.round, np.int32)),
             "granted_tokens": pa.array(call.tokens_M),
+            "sample": pa.array(np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M),
         }
         if call.reserved_parts_M is not None:
             columns["reserved_parts"] = pa.array(call.reserved_parts_M)

@@ -34,9 +34,11 @@ from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
@@ -75,6 +77,8 @@ class World:
         budget_tokens: The budget.
         is_cut_N: Whether an answer was cut off there instead of ending; none if not given.
         allocation: When rounds end.
+        rule: What ends a query; its first answer if not given.
+        later_NS: Lengths of each query's further answers, and whether they are right, where it may be asked again.
     """
 
     offers: Offers
@@ -82,6 +86,16 @@ class World:
     budget_tokens: int
     is_cut_N: list[bool] | None = None
     allocation: AllocationConfig = ALLOCATION
+    rule: AttemptRule | None = None
+    later_NS: list[list[tuple[int, bool]]] | None = None
+
+    def length(self, index: int, sample: int) -> int:
+        """Return the tokens of one of a query's answers."""
+        return self.length_N[index] if sample == 0 or self.later_NS is None else self.later_NS[index][sample - 1][0]
+
+    def score(self, index: int, sample: int) -> float | None:
+        """Return the score of one of a query's answers, once it has ended."""
+        return None if self.later_NS is None else float(sample > 0 and self.later_NS[index][sample - 1][1])
 
     def ends_with(self, index: int) -> FinishReason:
         """Return how an answer ends at its last token."""
@@ -121,6 +135,23 @@ def world(number: int) -> World:
     )
     length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
     return World(SharedOffers(batch, number=number), length_N, int(queries * rng.choice([3, 8, 16, 40])))
+
+
+@cache
+def world_of_attempts(number: int) -> World:
+    """Return one of the batches, whose queries may be asked three times."""
+    once, rng = world(number), np.random.default_rng([number, 2])
+    queries = len(once.length_N)
+    later_NS = [[(int(rng.geometric(1 / 12)), bool(rng.random() < 0.4)) for _ in range(2)] for _ in range(queries)]
+    assert isinstance(once.offers, SharedOffers)
+    return replace(
+        once,
+        offers=AttemptOffers(once.offers.batch),
+        budget_tokens=3 * once.budget_tokens,
+        allocation=AllocationConfig(objective="solved", attempts=3, max_rounds=12, smallest_grant_tokens=2),
+        rule=AttemptRule("solved", np.full(queries, 3, np.int64)),
+        later_NS=later_NS,
+    )
 
 
 @cache
@@ -246,7 +277,7 @@ class Worker:
             await asyncio.sleep(0)
             grant = rng.choice(grants)
             index, new = int(grant.query_id), tokens[grant.query_id]
-            length = simulation.world.length_N[index]
+            length = simulation.world.length(index, grant.sample)
             for _ in range(rng.randint(1, 6)):
                 if index == simulation.poison:
                     self.crash()
@@ -397,7 +428,7 @@ class Simulation:
 
     async def _drive(self) -> None:
         """The page of `batch.playing`, which clears beside running grants whenever something has come back."""
-        self.rounds, self.reports = Rounds(self.world.offers, self.world.allocation), {}
+        self.rounds, self.reports = Rounds(self.world.offers, self.world.allocation, rule=self.world.rule), {}
         self.came_back = asyncio.Event()
         running: dict[int, asyncio.Task[None]] = {}
         await self.market.close_open_reservations.remote()
@@ -468,9 +499,11 @@ class Simulation:
         """What callers do: a few calls of some rows; a call that dies is made again."""
         done = {row["index"] for row in self.rows[number]} | later
         answers = {row["index"]: row["token_ids"] for n in sorted(self.rows) if n < number for row in self.rows[n]}
+        begins_M, attempt_N = self.rounds.states.begins_M(clearing), self.rounds.states.attempt_N
         due = [
-            self._granted_row(number, int(index), int(tokens), answers.get(int(index), []))
-            for index, tokens in zip(clearing.index_M, clearing.tokens_M, strict=True)
+            self._granted_row(number, int(index), int(tokens), [] if begins else answers.get(int(index), []))
+            | {"sample": int(attempt_N[index]) + bool(begins) - 1}
+            for index, tokens, begins in zip(clearing.index_M, clearing.tokens_M, begins_M, strict=True)
             if int(index) not in done
         ]
         size = self.rng.randint(1, 3)
@@ -480,7 +513,6 @@ class Simulation:
             market=AsyncMarketClient(self.market),
             scorer=None,
             seed=0,
-            sample=0,
         )
         in_flight = asyncio.Semaphore(self.rng.randint(1, 3) if self.poison is None else 8)
         async with asyncio.TaskGroup() as calls:
@@ -514,6 +546,8 @@ class Simulation:
         async for attempt in Generate(dispatch)(pa.Table.from_pylist(due, schema=GRANTED_SCHEMA)):
             for _ in range(self.rng.randrange(5)):
                 await asyncio.sleep(0)  # the row is on its way to the disk
+            if attempt["finish_reason"] == "stop":
+                attempt["correct"] = self.world.score(attempt["index"], attempt["sample"])
             self.rows[number].append(attempt)
 
     def _granted_row(self, number: int, index: int, tokens: int, token_ids: list[int]) -> dict[str, Any]:
@@ -549,17 +583,19 @@ class Simulation:
         assert len(keys) == len(set(keys)), "a row was written twice"
         for number in sorted(self.rows):
             for row in self.rows[number]:
-                length = self.world.length_N[row["index"]]
+                length = self.world.length(row["index"], row["sample"])
                 assert row["token_ids"] == list(range(len(row["token_ids"]))), "an answer with a seam"
                 assert len(row["token_ids"]) <= length
                 is_whole = len(row["token_ids"]) == length
                 assert (row["finish_reason"] == "stop") == (is_whole and self.world.ends_with(row["index"]) == "stop")
                 assert row["attempt_tokens"] <= row["granted_tokens"]
-        answer_N = np.zeros(self.queries, np.int64)
+        answer_N, sample_N = np.zeros(self.queries, np.int64), np.zeros(self.queries, np.int64)
         for number in sorted(self.rows):
             for row in self.rows[number]:
-                assert len(row["token_ids"]) == answer_N[row["index"]] + row["attempt_tokens"]
-                answer_N[row["index"]] = len(row["token_ids"])
+                before = answer_N[row["index"]] if row["sample"] == sample_N[row["index"]] else 0
+                assert sample_N[row["index"]] <= row["sample"] <= sample_N[row["index"]] + 1, "an attempt left out"
+                assert len(row["token_ids"]) == before + row["attempt_tokens"]
+                answer_N[row["index"]], sample_N[row["index"]] = len(row["token_ids"]), row["sample"]
         np.testing.assert_array_equal(self.rounds.states.answer_tokens_N, answer_N)
         failed = {row["index"] for rows in self.rows.values() for row in rows if row["error"]}
         assert self.poison not in set(np.flatnonzero(answer_N)), "an answer of a query that kills its engine"
@@ -575,6 +611,7 @@ GRANTED_SCHEMA = pa.schema(
         *QUERY_SCHEMA,
         pa.field("token_ids", pa.list_(pa.int32())),
         pa.field("round", pa.int32()),
+        pa.field("sample", pa.int32()),
         pa.field("granted_tokens", pa.int64()),
     ]
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.simulation import FAULTS, Simulation, simulate
+from tests.unit.simulation import BATCHES, FAULTS, Simulation, simulate, world_of_attempts
 
 SCHEDULES = 1_000
 _PER_TEST = 100
@@ -14,6 +14,17 @@ _PER_TEST = 100
 def test_whatever_dies_no_token_is_unaccounted_for_and_no_row_is_lost(first: int) -> None:
     for seed in range(first, first + _PER_TEST):
         simulate(seed)
+
+
+@pytest.mark.parametrize("first", [0])
+def test_whatever_dies_an_attempt_is_made_once_and_paid_for_once(first: int) -> None:
+    played = [simulate(seed, given=world_of_attempts(seed % BATCHES)) for seed in range(first, first + 60)]
+    assert any(row["sample"] == 2 for simulation in played for _, row in rows_of(simulation))
+    assert any(simulation.wasted_tokens for simulation in played)
+    for simulation in played:
+        for index, attempts in enumerate(simulation.rounds.states.attempt_N):
+            samples = {row["sample"] for _, row in rows_of(simulation) if row["index"] == index}
+            assert samples == set(range(attempts))
 
 
 def test_a_schedule_is_the_same_every_time() -> None:

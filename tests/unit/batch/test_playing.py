@@ -135,7 +135,7 @@ def started(config: RunConfig, *, calls: int = 10**9) -> Iterator[RunContext]:
         market = MarketActor(config.run_dir, BUDGET, QUERIES)
         worker = LocalWorker(EngineWorker(config.engine, PriorHead(cap_tokens=400)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
-        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
+        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
         return market, GenerateToFiles(dispatch, folder, rows_per_file=1)
 
     actor, caller = asyncio.run_coroutine_threadsafe(begin(), loop).result()

@@ -152,7 +152,7 @@ def attempt_of(scorer: Any, text: str, **changes: Any) -> dict[str, Any]:
         "gold": "B",
     }
     finish = changes.pop("finish_reason", "stop")
-    dispatch = Dispatch(Workers([], lambda _: False, lambda _: None, 1.0), None, lambda: scorer, seed=0, sample=0)
+    dispatch = Dispatch(Workers([], lambda _: False, lambda _: None, 1.0), None, lambda: scorer, seed=0)
     return Generate(dispatch)._attempt(row | changes, Generation("q", (1,), text, finish), 0.0)
 
 

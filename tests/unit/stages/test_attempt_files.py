@@ -108,7 +108,7 @@ def generated(recorded: ReplayConfig, run_dir: Path, target: Folder, batch: pa.T
         market = MarketActor(str(run_dir), 10_000, len(batch))
         worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
-        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
+        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
         caller = Sending(GenerateToFiles(dispatch, target, rows_per_file=64), call_rows=2, calls_in_flight=2)
         try:
             return await caller.said_of(batch), await market.balance()
@@ -196,7 +196,7 @@ class Counted(EngineWorker):
 def stage(market: MarketActor, worker: EngineWorker, target: Folder) -> Sending:
     """Return a caller with three calls of two queries."""
     workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
-    dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
+    dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
     return Sending(GenerateToFiles(dispatch, target, rows_per_file=8), call_rows=2, calls_in_flight=3)
 
 
@@ -273,7 +273,7 @@ def test_a_caller_that_begins_its_new_life_with_another_block_waits_for_nothing_
         market, worker = MarketActor(str(tmp_path), 850, len(whole)), Gated(recorded)
         workers = Workers([LocalWorker(worker)], lambda _: False, lambda _: None, 900.0)
         dispatch = Dispatch(
-            workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0, this_caller=lambda: "a"
+            workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, this_caller=lambda: "a"
         )
 
         def caller() -> Sending:
@@ -329,7 +329,7 @@ def test_a_block_that_comes_again_to_the_same_caller_waits_for_nothing_of_its_fi
         market = MarketActor(str(tmp_path), 490, len(whole))
         workers = Workers([LocalWorker(Failing(recorded))], lambda _: False, lambda _: None, 900.0)
         dispatch = Dispatch(
-            workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0, this_caller=lambda: "a"
+            workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, this_caller=lambda: "a"
         )
         target = open_folder(str(tmp_path / "attempts"))
         caller = Sending(GenerateToFiles(dispatch, target, rows_per_file=64), call_rows=1, calls_in_flight=2)

@@ -82,6 +82,7 @@ def verdicts(queries: int, *, error_of_index: dict[int, str] | None = None, **st
             own[name] = values
         else:
             setattr(found, name, values)
+    found.chosen_round_N = found.last_round_N
     return Verdicts(states=found, error_of_index=error_of_index or {}, **own)
 
 

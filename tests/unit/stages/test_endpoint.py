@@ -55,7 +55,7 @@ def run(served: Endpoint, folder: Path, batch: pa.Table, **settings: Any) -> tup
         config = config_of(served, **{"timeout_seconds": 2.0, "continuation": "none"} | settings)
         worker = LocalWorker(EngineWorker(config, PriorHead(cap_tokens=320)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
-        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0, sample=0)
+        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
         caller = GenerateToFiles(dispatch, run_folder, rows_per_file=64)
         try:
             await asyncio.gather(*(caller.attempts(batch.slice(first, 4)) for first in range(0, len(batch), 4)))

@@ -75,7 +75,7 @@ async def run(engine: Engine, query_ids: Sequence[str]) -> dict[str, dict[str, A
         restart=lambda handle: None,
         stall_seconds=60,
     )
-    stage = Generate(Dispatch(workers, market, None, seed=0, sample=0))
+    stage = Generate(Dispatch(workers, market, None, seed=0))
     rows = [
         {
             "index": index,

@@ -66,7 +66,7 @@ async def attempts_of(
     worker = LocalWorker(EngineWorker(recorded, PriorHead(cap_tokens=320)))
     workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
     make = partial(load_scorer, name, timeout_seconds=2.0)
-    generate = Generate(Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=make, seed=0, sample=0))
+    generate = Generate(Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=make, seed=0))
     turns = 0
 
     async def count() -> None:

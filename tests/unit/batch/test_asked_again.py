@@ -1,0 +1,115 @@
+"""What a report says of attempts, and what is kept of each answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clear_ray.batch.asked_again import attempts_report
+from clear_ray.config.run import AllocationConfig, RunConfig
+from clear_ray.errors import ConfigError
+from clear_ray.ledger.void import VoidAttempts
+from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.rounds.attempt_offers import AttemptOffers
+from clear_ray.rounds.history import AttemptRule
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.run_folder.grants import read_grants, write_grants
+from clear_ray.stages.answers import KeepAnswers, LastGrants
+from clear_ray.storage import open_folder
+from tests.unit.rounds.test_attempts import outcome, two_outcomes
+
+
+def played(scores: list[float]) -> Rounds:
+    """One query whose attempts get these scores, each in a round of its own."""
+    offers, rule = AttemptOffers(two_outcomes(0.3, 0.2)), AttemptRule("solved", np.full(1, 4, np.int64))
+    rounds = Rounds(offers, AllocationConfig(objective="solved", attempts=4), rule=rule)
+    for number, score in enumerate(scores, start=1):
+        granted = rounds.next(100)
+        assert granted is not None
+        tokens = int(granted.clearing.tokens_M[0])
+        rounds.take(number, [outcome(0, granted=tokens, spent=2, answer=2, stopped=True, score=score)])
+    return rounds
+
+
+def test_a_report_says_which_attempt_solved_and_what_a_solved_query_took() -> None:
+    found = attempts_report(two_outcomes(0.3, 0.2), played([0.0, 0.0, 1.0]).states)
+    assert found is not None
+    assert (found.solved, found.attempts, found.solved_by_attempt) == (1, 3, (0, 0, 1, 0))
+    assert found.tokens_per_solved == 6.0
+    assert (found.one_more_solves, found.one_more_tokens) == (0.0, 0.0), "nothing is left to solve"
+
+
+def test_a_report_says_what_one_more_attempt_would_have_bought() -> None:
+    found = attempts_report(two_outcomes(0.3, 0.2), played([0.0]).states)
+    assert found is not None
+    assert found.tokens_per_solved is None
+    assert 0.0 < found.one_more_solves < 0.3, "less than was believed before its failure"
+    assert found.one_more_tokens > 0.0
+
+
+def test_a_run_that_asks_once_has_no_report_of_attempts() -> None:
+    rounds = Rounds(AttemptOffers(two_outcomes(0.3, 0.2)), AllocationConfig())
+    assert attempts_report(two_outcomes(0.3, 0.2), rounds.states) is None
+
+
+def test_every_attempt_is_kept_as_its_last_grant_and_the_chosen_one_is_marked() -> None:
+    rounds = played([0.0, 1.0])
+    row = dict.fromkeys(ATTEMPT_SCHEMA.names) | {"index": 0, "query_id": "q", "prompt": "?", "is_conversation": False}
+    row |= {"weight": 1.0, "cost": 1.0, "max_tokens": 9, "granted_tokens": 4, "attempt_tokens": 2, "seconds": 0.0}
+    row |= {"finish_reason": "stop", "token_ids": [1, 2], "error": ""}
+    rows = [
+        row | {"round": 1, "attempt": 1, "sample": 5, "text": "wrong", "correct": 0.0},
+        row | {"round": 2, "attempt": 2, "sample": 6, "text": "right", "correct": 1.0},
+        row | {"round": 2, "attempt": 3, "sample": 6, "text": "void", "correct": 1.0},
+        row | {"round": 1, "attempt": 4, "sample": 6, "text": "before its last grant", "correct": 0.0},
+    ]
+    keep = KeepAnswers(
+        LastGrants.of(rounds.states),
+        first_sample=5,
+        price_R=np.array([0.0, 0.1, 0.2]),
+        void=VoidAttempts([(0, 3)]),
+    )
+    found = keep(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)).to_pylist()
+    assert [(row["text"], row["is_chosen"], row["price"], row["tokens"]) for row in found] == [
+        ("wrong", False, 0.1, 2),
+        ("right", True, 0.2, 2),
+    ]
+
+
+def test_grants_that_begin_an_attempt_are_read_again_as_such(tmp_path: object) -> None:
+    rounds = played([0.0])
+    granted = rounds.next(98)
+    assert granted is not None
+    folder = open_folder(str(tmp_path))
+    write_grants(folder, granted)
+    kept = read_grants(folder, granted.number)
+    assert kept is not None
+    assert kept.clearing.is_fresh_M is not None
+    assert kept.clearing.is_fresh_M.tolist() == [True]
+    assert kept.clearing.later_utility == granted.clearing.later_utility
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"allocation": {"attempts": 3}}, "several attempts need an objective"),
+        ({"allocation": {"objective": "solved"}}, "needs scoring.scorer"),
+        (
+            {"allocation": {"objective": "solved"}, "scoring": {"scorer": "number"}},
+            "temperature 0 gives the same answer",
+        ),
+        ({"allocation": {"objective": "solved", "policy": "uniform"}}, "uniform asks every query once"),
+        ({"allocation": {"objective": "solved", "sketched": True}}, "priced from sketches asks every query once"),
+    ],
+)
+def test_what_cannot_be_asked_again_is_refused_by_name(change: dict[str, object], said: str) -> None:
+    settings = {"run_dir": "r", "budget": 10, "input": {"path": "q.jsonl"}}
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.parse(settings | change)
+
+
+def test_one_attempt_may_be_greedy() -> None:
+    settings = {"run_dir": "r", "budget": 10, "input": {"path": "q.jsonl"}, "scoring": {"scorer": "number"}}
+    config = RunConfig.parse(settings | {"allocation": {"objective": "solved", "attempts": 1}})
+    assert config.allocation.most_rounds == AllocationConfig().most_rounds
