@@ -44,7 +44,7 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
     due = np.flatnonzero(is_due_M)
     due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
     begins_M, sample_M = run.states.begins_M(clearing), _samples(run, clearing)
-    direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", _reserved_parts(run, clearing)
+    direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", clearing.reserved_parts_M
     most_rows = run.config.dispatch.batch_rows or max(rows_each(run.config, workers=1) // _CALLS_A_CALLER, 1)
     most_tokens = None if run.config.dispatch.batch_rows else _CALL_TOKENS
     for part in in_calls(clearing.expected_tokens_M[due], most_rows=most_rows, most_tokens=most_tokens):
@@ -119,16 +119,6 @@ def _samples(run: RunContext, clearing: Clearing) -> NDArray[np.int32]:
     """Return which of a query's independent answers each grant belongs to."""
     number_M = run.states.attempt_N[clearing.index_M] + run.states.begins_M(clearing)
     return (run.config.sample + np.maximum(number_M, 1) - 1).astype(np.int32)
-
-
-def _reserved_parts(run: RunContext, clearing: Clearing) -> NDArray[np.int64] | None:
-    """Return what each grant may take in all, thousandths of the budget's unit; None where tokens alone are paid for."""
-    calls, states = run.estimates.calls, run.states
-    if calls is None or clearing.reserved_parts_M is not None:
-        return clearing.reserved_parts_M
-    # Offers that do not count prompts when they price pay for them all the same.
-    before_M = np.where(states.begins_M(clearing), 0, states.answer_tokens_N[clearing.index_M])
-    return calls.taken_parts(clearing.index_M, clearing.tokens_M, before_M)
 
 
 def direct_text_of(config: RunConfig) -> str:

@@ -128,7 +128,7 @@ class AttemptsReport(Part):
     one_more_solves: float
     """Queries that one further attempt at each unsolved one would be expected to solve, weighted."""
     one_more_tokens: float
-    """Tokens of cost 1 that it would be expected to spend."""
+    """What it would be expected to spend: tokens of cost 1, or the unit of the budget."""
 
     @property
     def solved(self) -> int:

@@ -179,20 +179,20 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
             found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.attempts is not None:
-        pairs += _asked_again(report.attempts)
+        pairs += _asked_again(report.attempts, report.unit)
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))
     return pairs
 
 
-def _asked_again(found: AttemptsReport) -> list[tuple[str, str]]:
+def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
     solved_by = enumerate(found.solved_by_attempt, 1)
     numbers = ", ".join(f"{count(queries)} by attempt {number}" for number, queries in solved_by if queries)
     each = "" if found.tokens_per_solved is None else f"; {count(found.tokens_per_solved)} tokens for each solved"
     solved = f"{count(found.solved)} solved in {plural(found.attempts, 'attempt')}" + (
         f": {numbers}" if numbers else ""
     )
-    more = f"at each unsolved one: {expected(found.one_more_solves)} solved, for {count(found.one_more_tokens)} tokens"
+    more = f"at each unsolved one: {expected(found.one_more_solves)} solved, for {amount(found.one_more_tokens, unit)}"
     return [("attempts", solved + each), ("one more", more)]
 
 

@@ -6,9 +6,10 @@ is right by the ceiling and C what it is expected to spend,
 
     success = 1 - product over j of (1 - P_j),      spend = sum over j of C * product over i < j of (1 - P_i),
 
-each an average over the kinds that the query may be of (`likeness`), by what its attempts have shown so far. Every plan is a
-point (spend, success); the upper concave envelope over all plans of a query is what the price sees. The grant is that of the
-plan's next attempt alone: what comes of it is known before the next one is priced.
+each an average over the kinds that the query may be of (`likeness`), by what its attempts have shown so far. Where prompts
+are paid for, C holds the prompt of each call, and the answer that one goes on with. Every plan is a point (spend, success);
+the upper concave envelope over all plans of a query is what the price sees. The grant is that of the plan's next attempt
+alone: what comes of it is known before the next one is priced.
 
 Shapes: N queries, K grid points, A attempts, Z kinds, J plans.
 """
@@ -59,10 +60,10 @@ class Menu:
 
     Attributes:
         success_JN: Chance that the query is solved by the plan, weighted.
-        spend_JN: What the plan is expected to spend, in tokens of cost 1.
+        spend_JN: What the plan is expected to spend, in tokens of cost 1; prompts included where they are paid for.
         tokens_JN: Further tokens that the plan's next attempt is granted.
         first_success_JN: Chance that this attempt is right, weighted.
-        first_spend_JN: What this attempt is expected to spend, in its own tokens.
+        first_spend_JN: What this attempt is expected to generate.
         is_fresh_JN: Whether the plan begins an attempt.
     """
 
@@ -84,10 +85,10 @@ def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64
     """
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
-    fresh = _Answer.of(curves, np.zeros_like(started), batch.max_tokens_N, most_tokens_N)
+    fresh = _Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
     plans = [_nothing(fresh), *_again(fresh, None, standing)]
     if (started > 0).any():
-        plans += _again(fresh, _Answer.of(curves, started, batch.max_tokens_N, most_tokens_N), standing)
+        plans += _again(fresh, _Answer.of(curves, batch, started, most_tokens_N), standing)
     columns = (np.concatenate(parts) for parts in zip(*plans, strict=True))
     success, spend, tokens, first_success, first_spend, is_fresh = columns
     return Menu(
@@ -107,25 +108,25 @@ class _Answer:
     Attributes:
         tokens_KN: The ceilings, in further tokens.
         success_KZN: Chance that the answer is right.
-        spend_KZN: What it is expected to spend.
+        spend_KZN: What it is expected to generate.
+        read_N: What its call takes before that, counted in generated tokens; nothing where prompts are not paid for.
         wrong_KZN: Of answers that are not right, the share that ended all the same.
     """
 
     tokens_KN: NDArray[np.int64]
     success_KZN: Array
     spend_KZN: Array
+    read_N: Array
     wrong_KZN: Array
 
     @staticmethod
-    def of(
-        curves: Curves,
-        started_N: NDArray[np.int64],
-        max_tokens_N: NDArray[np.int64],
-        most_tokens_N: NDArray[np.int64],
-    ) -> _Answer:
+    def of(curves: Curves, batch: Batch, started_N: NDArray[np.int64], most_tokens_N: NDArray[np.int64]) -> _Answer:
         """Return the answers of N queries, of whose curves there are Z * N rows, kind by kind."""
         kinds = len(curves) // len(started_N)
-        started, room = np.tile(started_N, kinds), np.tile(np.minimum(max_tokens_N - started_N, most_tokens_N), kinds)
+        started, room = (
+            np.tile(started_N, kinds),
+            np.tile(np.minimum(batch.max_tokens_N - started_N, most_tokens_N), kinds),
+        )
         whole = Tabulated(curves.tokens_K, curves.success_NK, curves.spend_NK, survival_NK=curves.survival_NK)
         further = whole.continued(started) if started.any() else whole
         # The grid may end before some kind of query does, but it is the same for all of them.
@@ -139,8 +140,15 @@ class _Answer:
             np.minimum(further.tokens_NK, ceiling[:, None]).astype(np.int64)[: len(started_N)].T,
             success,
             spend,
+            _read(batch, started_N),
             np.clip((ended - success) / np.maximum(1.0 - success, _LEAST), 0.0, 1.0),
         )
+
+
+def _read(batch: Batch, started_N: NDArray[np.int64]) -> Array:
+    costs = batch.costs
+    read: Array = costs.fixed_parts(np.arange(len(started_N)), started_N) / costs.token_parts_N
+    return read
 
 
 def _reach(curves: Curves, started_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -165,7 +173,7 @@ def _again(fresh: _Answer, ongoing: _Answer | None, standing: Standing) -> list[
     for number in range(int(standing.left_N.max(initial=0)) + (ongoing is not None)):
         answer = first if number == 0 else fresh
         doubt = 1.0 if np.isinf(trust) else trust / (trust + wrong)
-        spend = spend + unsolved * answer.spend_KZN
+        spend = spend + unsolved * (answer.spend_KZN + answer.read_N)
         unsolved = unsolved * (1.0 - answer.success_KZN * doubt)
         wrong = wrong + answer.wrong_KZN
         can_N = (standing.left_N >= number + (ongoing is None)) & (first.tokens_KN[-1] > 0)
@@ -173,7 +181,7 @@ def _again(fresh: _Answer, ongoing: _Answer | None, standing: Standing) -> list[
             can_N &= standing.started_tokens_N > 0
         success_KN, spend_KN = ((weight_ZN * table).sum(axis=1) for table in (1.0 - unsolved, spend))
         if number == 0:
-            first_success_KN, first_spend_KN = success_KN, spend_KN
+            first_success_KN, first_spend_KN = success_KN, (weight_ZN * answer.spend_KZN).sum(axis=1)
         plans.append(
             (
                 np.where(can_N, success_KN, 0.0),

@@ -21,7 +21,8 @@ from clear_ray.estimation.likeness import Likeness, Tried, kind_weights, learn_l
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_menu import Menu, Standing, menu_of
 from clear_ray.rounds.attempt_price import Bought, buy
-from clear_ray.rounds.batch import Batch, affordable_tokens, cost_parts, taken_tokens
+from clear_ray.rounds.batch import Batch, first_call_parts
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import SOLVED_SCORE
 from clear_ray.rounds.minimum_service import minimum_service
@@ -90,8 +91,8 @@ def clear_attempts(
 
     Source: docs/method.md, section 9.
     """
-    owed_parts = int(owed_tokens_N @ cost_parts(batch.cost_N))
-    for_sale_tokens = available_tokens - -(-owed_parts // COST_PARTS)
+    owed_parts_N = first_call_parts(batch, np.arange(len(owed_tokens_N)), owed_tokens_N)
+    for_sale_tokens = available_tokens - -(-int(owed_parts_N.sum()) // COST_PARTS)
     index = np.flatnonzero(is_free_N & (batch.max_tokens_N > 0))
     if not len(index) or for_sale_tokens < 1:
         return nothing_to_grant(len(is_free_N))
@@ -101,18 +102,48 @@ def clear_attempts(
         best_M = np.clip(np.nan_to_num(states.chosen_score_N[index]), 0.0, 1.0)
         part = replace(part, weight_N=part.weight_N * (1.0 - best_M))
     standing = standing_of(batch, states, index, likeness=likeness)
-    menu = menu_of(
-        part,
-        standing,
-        most_tokens_N=affordable_tokens(for_sale_tokens, part.cost_N),
+    costs = part.costs
+    most_tokens = costs.affordable_tokens(
+        for_sale_tokens * COST_PARTS, np.arange(len(index)), standing.started_tokens_N
     )
+    menu = menu_of(part, standing, most_tokens_N=most_tokens)
     bought = buy(menu, available_tokens=for_sale_tokens, tie_break_N=part.tie_break_N)
     left_M = standing.left_N
-    tokens_M = _that_fit(
-        part, menu, bought, left_M=left_M, owed_M=owed_tokens_N[index], available_tokens=available_tokens
-    )
     is_fresh_M = np.where(bought.plan_N == 0, left_M > 0, menu.is_fresh_JN[bought.plan_N, np.arange(len(index))])
-    return _clearing(part, menu, bought, index, tokens_M, is_fresh_M=is_fresh_M, owed_tokens_N=owed_tokens_N)
+    next_calls = _NextCalls(costs, np.where(is_fresh_M, 0, standing.started_tokens_N), owed_tokens_N[index])
+    tokens_M = _that_fit(part, menu, bought, next_calls, left_M=left_M, for_sale_parts=for_sale_tokens * COST_PARTS)
+    return _clearing(
+        part, menu, bought, index, tokens_M, is_fresh_M=is_fresh_M, next_calls=next_calls, queries=len(is_free_N)
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _NextCalls:
+    """The next call of each query that is priced.
+
+    Attributes:
+        costs: What calls take.
+        before_M: Tokens of the answer that it goes on with; 0 where it begins one.
+        owed_M: Tokens that are owed to the query, which has no answer yet.
+    """
+
+    costs: CallCosts
+    before_M: NDArray[np.int64]
+    owed_M: NDArray[np.int64]
+
+    def parts_M(self, tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what calls of so many tokens take in all, thousandths."""
+        return self.costs.taken_parts(np.arange(len(tokens_M)), tokens_M, self.before_M)
+
+    def more_parts_M(self, tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what they take beyond what is owed."""
+        return self.parts_M(tokens_M) - self.parts_M(self.owed_M)
+
+    def affordable_M(self, more_parts: int) -> NDArray[np.int64]:
+        """Return how many tokens each could have for so much beyond what is owed."""
+        fixed_M = self.costs.fixed_parts(np.arange(len(self.owed_M)), self.before_M)
+        left_M = self.parts_M(self.owed_M) + more_parts - fixed_M
+        return np.maximum(left_M, 0) // self.costs.token_parts_N
 
 
 def standing_of(
@@ -151,29 +182,28 @@ def _that_fit(
     part: Batch,
     menu: Menu,
     bought: Bought,
+    next_calls: _NextCalls,
     *,
     left_M: NDArray[np.int64],
-    owed_M: NDArray[np.int64],
-    available_tokens: int,
+    for_sale_parts: int,
 ) -> NDArray[np.int64]:
     """Return what each query is granted: the next attempts of the plans bought, best first, as far as their ceilings fit."""
-    rows = np.arange(len(owed_M))
+    rows, owed_M = np.arange(len(left_M)), next_calls.owed_M
     tokens_M = menu.tokens_JN[bought.plan_N, rows]
-    cost_M, worth_M = cost_parts(part.cost_N), menu.first_success_JN[bought.plan_N, rows]
-    spend_M = menu.first_spend_JN[bought.plan_N, rows] * part.cost_N
-    left = available_tokens * COST_PARTS - int(owed_M @ cost_M)
+    worth_M = menu.first_success_JN[bought.plan_N, rows]
+    fixed_M = next_calls.costs.fixed_parts(rows, next_calls.before_M) / COST_PARTS
+    spend_M = fixed_M + menu.first_spend_JN[bought.plan_N, rows] * part.cost_N
     granted_M = np.zeros_like(tokens_M)
     buyers = rows[tokens_M > 0]
     order = buyers[np.lexsort((part.tie_break_N[buyers], -worth_M[buyers] / np.maximum(spend_M[buyers], 1e-12)))]
-    left = _grant(granted_M, order, np.maximum(tokens_M, owed_M), owed_M, cost_M, left)
+    left_parts = _grant(granted_M, order, np.maximum(tokens_M, owed_M), next_calls, for_sale_parts)
     if bought.price == 0.0:
         # Nothing is certain to be worth nothing: what no plan wants is shared by those that want none.
         most_M = menu.tokens_JN.max(axis=0, initial=0, where=menu.is_fresh_JN == (left_M > 0))
         others = rows[(tokens_M == 0) & (most_M > 0)]
         others = others[np.argsort(part.tie_break_N[others], kind="stable")]
-        most_M = np.maximum(most_M, owed_M)
-        share_M = np.minimum(most_M, owed_M + left // np.maximum(cost_M * max(len(others), 1), 1))
-        _grant(granted_M, others, share_M, owed_M, cost_M, left)
+        share_M = np.minimum(np.maximum(most_M, owed_M), next_calls.affordable_M(left_parts // max(len(others), 1)))
+        _grant(granted_M, others, share_M, next_calls, left_parts)
     return granted_M
 
 
@@ -181,20 +211,19 @@ def _grant(
     granted_M: NDArray[np.int64],
     order: NDArray[np.int64],
     tokens_M: NDArray[np.int64],
-    owed_M: NDArray[np.int64],
-    cost_M: NDArray[np.int64],
-    left: int,
+    next_calls: _NextCalls,
+    left_parts: int,
 ) -> int:
     """Grant in order what fits beside what is owed to all, and return the thousandths that are left. Changes `granted_M`."""
-    taken_M = (tokens_M - owed_M) * cost_M
+    taken_M = next_calls.more_parts_M(tokens_M)
     smallest = np.minimum.accumulate(taken_M[order][::-1])[::-1]
     for place, row in enumerate(order.tolist()):
-        if smallest[place] > left:
+        if smallest[place] > left_parts:
             break
-        if taken_M[row] <= left and tokens_M[row] > 0:
+        if taken_M[row] <= left_parts and tokens_M[row] > 0:
             granted_M[row] = tokens_M[row]
-            left -= int(taken_M[row])
-    return left
+            left_parts -= int(taken_M[row])
+    return left_parts
 
 
 def _clearing(
@@ -205,16 +234,17 @@ def _clearing(
     tokens_M: NDArray[np.int64],
     *,
     is_fresh_M: NDArray[np.bool_],
-    owed_tokens_N: NDArray[np.int64],
+    next_calls: _NextCalls,
+    queries: int,
 ) -> Clearing:
     rows, plan_M = np.arange(len(index)), bought.plan_N
     success_M = menu.success_JN[plan_M, rows]
     chosen = np.flatnonzero(tokens_M)
     chosen = chosen[np.argsort(-tokens_M[chosen], kind="stable")]
-    surplus_N = np.zeros(len(owed_tokens_N))
+    surplus_N = np.zeros(queries)
     surplus_N[index] = success_M - bought.price * menu.spend_JN[plan_M, rows]
     utility = menu.first_success_JN[plan_M, rows][chosen]
-    owed_M = np.where(tokens_M > 0, 0, owed_tokens_N[index])
+    kept_parts = int(next_calls.parts_M(np.where(tokens_M > 0, 0, next_calls.owed_M)).sum())
     return Clearing(
         index_M=index[chosen],
         tokens_M=tokens_M[chosen],
@@ -224,7 +254,8 @@ def _clearing(
         shadow_price=bought.price,
         dual_bound=bought.dual_bound,
         gap=max(bought.dual_bound - float(success_M.sum()), 0.0),
-        kept_tokens=taken_tokens(owed_M, part.cost_N),
+        kept_tokens=-(-kept_parts // COST_PARTS),
         is_fresh_M=is_fresh_M[chosen],
+        reserved_parts_M=None if part.calls is None else next_calls.parts_M(tokens_M)[chosen],
         later_utility=float(success_M.sum() - utility.sum()),
     )

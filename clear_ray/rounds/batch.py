@@ -39,6 +39,14 @@ class Batch:
     cost_N: NDArray[np.float64]
     calls: CallCosts | None = None
 
+    @property
+    def costs(self) -> CallCosts:
+        """What calls take; where prompts are not paid for, their tokens alone."""
+        if self.calls is not None:
+            return self.calls
+        nothing_N = np.zeros(len(self.cost_N), np.int64)
+        return CallCosts(cost_parts(self.cost_N), nothing_N, nothing_N)
+
     def take(self, index: NDArray[np.int64]) -> Batch:
         """Return some of the queries."""
         return Batch(
@@ -99,9 +107,7 @@ def taken_tokens(tokens_M: NDArray[np.int64], cost_M: NDArray[np.float64]) -> in
 
 def first_call_parts(batch: Batch, index: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return what a first call of so many tokens takes, prompt included where it is paid for, thousandths."""
-    if batch.calls is not None:
-        return batch.calls.taken_parts(index, tokens_M, np.zeros_like(tokens_M))
-    return tokens_M * cost_parts(batch.cost_N[index])
+    return batch.costs.taken_parts(index, tokens_M, np.zeros_like(tokens_M))
 
 
 def cost_parts(cost_N: NDArray[np.float64]) -> NDArray[np.int64]:

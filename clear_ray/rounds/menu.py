@@ -25,7 +25,6 @@ from clear_ray.allocation.envelope import limited_points
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.batch import Basis, Batch, cost_parts, expected_spend, further_utility
-from clear_ray.rounds.calls import CallCosts
 
 Integers = NDArray[np.int64]
 
@@ -201,11 +200,11 @@ class MenuAxis:
         return np.stack(of_option)[option_M, np.arange(len(option_M))]
 
     def _taken(self, option: Option, tokens_M: Integers) -> Integers:
-        return calls_of(option).taken_parts(self._index, tokens_M, option.generated_tokens_N[self._index])
+        return option.batch.costs.taken_parts(self._index, tokens_M, option.generated_tokens_N[self._index])
 
     def _points_of(self, option: Option, available_tokens: int) -> tuple[Integers, Integers, NDArray[np.float64]]:
         """Return further tokens, cost and chance of an option's points, the prompt first; shape (M, K + 1) each."""
-        index, calls = self._index, calls_of(option)
+        index, calls = self._index, option.batch.costs
         generated = option.generated_tokens_N[index]
         affordable = calls.affordable_tokens(available_tokens * COST_PARTS, index, generated)
         room = np.minimum(option.room_N[index], affordable)
@@ -242,16 +241,8 @@ class MenuAxis:
             return tokens
         offered = self._options[option]
         generated = offered.generated_tokens_N[self._index]
-        left_parts = amount_M * COST_PARTS - calls_of(offered).fixed_parts(self._index, generated)
-        return np.clip(tokens, 0, np.maximum(left_parts // calls_of(offered).token_parts_N[self._index], 0))
-
-
-def calls_of(option: Option) -> CallCosts:
-    """Return the costs of an option; where its batch has none, those of its tokens alone."""
-    if option.batch.calls is not None:
-        return option.batch.calls
-    nothing_N = np.zeros(len(option.batch.cost_N), np.int64)
-    return CallCosts(cost_parts(option.batch.cost_N), nothing_N, nothing_N)
+        left_parts = amount_M * COST_PARTS - offered.batch.costs.fixed_parts(self._index, generated)
+        return np.clip(tokens, 0, np.maximum(left_parts // offered.batch.costs.token_parts_N[self._index], 0))
 
 
 def reservation_prices(batch: Batch) -> NDArray[np.float64]:

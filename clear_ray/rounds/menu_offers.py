@@ -39,7 +39,7 @@ from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear_menu, nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import Stages
-from clear_ray.rounds.menu import Option, calls_of
+from clear_ray.rounds.menu import Option
 from clear_ray.rounds.menu_plans import Course, price_plans
 from clear_ray.rounds.states import QueryStates
 
@@ -428,7 +428,7 @@ def _course(model: int, tables: _Tables) -> Course:
 
 
 def _tables(option: Option, index: Integers, available_tokens: int) -> _Tables:
-    batch, calls, generated = option.batch, calls_of(option), option.generated_tokens_N[index]
+    batch, calls, generated = option.batch, option.batch.costs, option.generated_tokens_N[index]
     curves = batch.curves.take(index)
     room = np.minimum(option.room_N[index], calls.affordable_tokens(available_tokens * COST_PARTS, index, generated))
     further = Tabulated(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -88,6 +90,19 @@ def test_grants_that_begin_an_attempt_are_read_again_as_such(tmp_path: object) -
     assert kept.clearing.is_fresh_M is not None
     assert kept.clearing.is_fresh_M.tolist() == [True]
     assert kept.clearing.later_utility == granted.clearing.later_utility
+
+
+def test_grants_of_a_menu_are_read_again_with_their_model_and_what_they_reserve(tmp_path: object) -> None:
+    granted = played([0.0]).next(98)
+    assert granted is not None
+    chosen = replace(granted.clearing, option_M=np.array([1]), reserved_parts_M=np.array([7_250]))
+    folder = open_folder(str(tmp_path))
+    write_grants(folder, replace(granted, clearing=chosen))
+    kept = read_grants(folder, granted.number)
+    assert kept is not None
+    assert kept.clearing.option_M is not None
+    assert kept.clearing.reserved_parts_M is not None
+    assert (kept.clearing.option_M.tolist(), kept.clearing.reserved_parts_M.tolist()) == ([1], [7_250])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.attempt_price import buy
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.offers import BatchOffers
@@ -155,6 +156,46 @@ def test_a_plan_of_attempts_is_worth_what_independent_attempts_bring() -> None:
         assert menu.spend_JN[row, 0] == pytest.approx(spend_K[place] * sum(0.7**j for j in range(number + 1)), rel=1e-5)
         assert menu.first_success_JN[row, 0] == pytest.approx(0.3, rel=1e-5)
         assert menu.tokens_JN[row, 0] == batch.curves.tokens_K[place]
+
+
+def test_where_prompts_are_paid_for_each_attempt_of_a_plan_pays_for_its_own() -> None:
+    calls = CallCosts(np.array([4_000]), np.array([1_000]), np.array([6]))
+    free, batch = two_outcomes(0.3, 0.2), replace(two_outcomes(0.3, 0.2), cost_N=np.array([4.0]), calls=calls)
+    plain, paid = (menu_of(some, standing(1, left=3), most_tokens_N=np.full(1, 100)) for some in (free, batch))
+    for number, place in product(range(3), range(5)):
+        row = 1 + number * 5 + place
+        begun = sum(0.7**j for j in range(number + 1))
+        assert paid.spend_JN[row, 0] == pytest.approx(4 * plain.spend_JN[row, 0] + 6 * begun, rel=1e-5)
+    assert (paid.first_spend_JN == plain.first_spend_JN).all()
+    gone_on = menu_of(batch, standing(1, left=0, started=2), most_tokens_N=np.full(1, 100))
+    none = menu_of(free, standing(1, left=0, started=2), most_tokens_N=np.full(1, 100))
+    bought = gone_on.tokens_JN[:, 0] > 0
+    assert gone_on.spend_JN[bought, 0] == pytest.approx(4 * none.spend_JN[bought, 0] + 6 + 2, rel=1e-5)
+
+
+@PROPERTY
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 900), st.integers(0, 60), st.integers(0, 6))
+def test_grants_of_attempts_fit_with_their_prompts_and_what_is_owed(
+    seed: int, queries: int, available: int, prompt: int, owed: int
+) -> None:
+    batch = batch_of(seed, queries)
+    parts_N = np.rint(batch.cost_N * 1_000).astype(np.int64)
+    calls = CallCosts(parts_N, np.full(queries, 250), np.arange(queries) + prompt)
+    batch, index = replace(batch, calls=calls), np.arange(queries)
+    states = QueryStates(batch.cost_N, rule=rule_of(queries))
+    owed_N = np.minimum(np.full(queries, owed), batch.max_tokens_N)
+    clearing = AttemptOffers(batch).clear(
+        states, is_free_N=np.ones(queries, bool), available_tokens=available, owed_tokens_N=owed_N
+    )
+    taken_M = calls.taken_parts(clearing.index_M, clearing.tokens_M, np.zeros_like(clearing.index_M))
+    if len(clearing.index_M):
+        assert clearing.reserved_parts_M is not None
+        assert (clearing.reserved_parts_M == taken_M).all()
+    kept_N = np.where(np.isin(index, clearing.index_M), 0, owed_N)
+    if len(clearing.index_M):
+        kept_parts = int(calls.taken_parts(index, kept_N, np.zeros_like(index)).sum())
+        assert int(taken_M.sum()) + kept_parts <= available * 1_000
+        assert clearing.kept_tokens == -(-kept_parts // 1_000)
 
 
 def test_wrong_answers_lower_what_is_believed_of_the_next_attempt_as_a_beta_distribution_has_it() -> None:
