@@ -95,7 +95,8 @@ class Ingress:
 
     def __init__(self, settings: dict[str, Any], engine: Any, price: Any, *_: Any) -> None:
         self._settings = ServeConfig.parse(settings)
-        self.batches = None if self._settings.batches is None else BatchService(self._settings.batches)
+        batches = self._settings.batches
+        self.batches = None if batches is None else BatchService(batches, self._settings.engine)
         self._engine, self._price = engine, price
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()

@@ -154,6 +154,12 @@ class ServeConfig(ConfigFile):
         return self
 
     @model_validator(mode="after")
+    def _runs_fit_the_engine(self) -> ServeConfig:
+        if self.batches is not None:
+            self.batches.check_run(self.engine)
+        return self
+
+    @model_validator(mode="after")
     def _scaling_goes_up(self) -> ServeConfig:
         if self.scaling is not None and self.scaling.max_workers < self.engine.workers:
             raise ValueError("scaling.max_workers is below engine.workers")

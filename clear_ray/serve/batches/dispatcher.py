@@ -157,7 +157,7 @@ class Dispatcher:
 
     def _run_config(self, batch_id: str, metadata: dict[str, str], most_tokens: int) -> RunConfig:
         """Return the settings of a batch's run; without a budget it has what its answers come to at most."""
-        asked = asked_settings(self._settings, metadata)
+        asked = asked_settings(self._settings, metadata, engine=self._config.engine)
         allocation = {"max_tokens": self._config.max_tokens} | asked["allocation"]
         attempts = AllocationConfig.model_validate(allocation).most_attempts
         settings = {"budget": max(most_tokens * attempts, 1)} | asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.config.units import budget_in_tokens
 from clear_ray.errors import ConfigError
@@ -32,8 +33,13 @@ def weight_of(metadata: Mapping[str, str]) -> float:
     return weight
 
 
-def asked_settings(settings: BatchSettings, metadata: Mapping[str, str]) -> dict[str, Any]:
+def asked_settings(settings: BatchSettings, metadata: Mapping[str, str], *, engine: EngineConfig) -> dict[str, Any]:
     """Return the settings of a run that the server and `metadata` name: a budget if there is one, how it is shared.
+
+    Args:
+        settings: Settings of the server's batches.
+        metadata: Of one batch.
+        engine: Engine of the server, which they have to fit.
 
     Raises:
         ApiError: 400: a value in `metadata` is none.
@@ -47,13 +53,14 @@ def asked_settings(settings: BatchSettings, metadata: Mapping[str, str]) -> dict
         found["budget"] = budget
         if rate is not None and not _is_in_tokens(budget):
             found["budget_rate"] = rate
-        _check(found, "budget")
-    allocation = dict(found.get("allocation", {}))
-    for name in _OF_ALLOCATION:
-        if (value := metadata.get(name)) is not None:
-            allocation[name] = int(value) if value.isascii() and value.isdigit() else value
-            _check({"allocation": allocation}, name)
-    return found | {"allocation": allocation}
+        _check(found, ("budget",), engine)
+    asked = {name: metadata[name] for name in _OF_ALLOCATION if name in metadata}
+    for name, value in asked.items():
+        asked[name] = int(value) if value.isascii() and value.isdigit() else value
+    found["allocation"] = {**found.get("allocation", {}), **asked}
+    if asked:
+        _check(found, tuple(asked), engine)
+    return found
 
 
 def _is_in_tokens(budget: int | str) -> bool:
@@ -64,9 +71,10 @@ def _is_in_tokens(budget: int | str) -> bool:
     return True
 
 
-def _check(settings: Mapping[str, Any], name: str) -> None:
+def _check(settings: Mapping[str, Any], names: tuple[str, ...], engine: EngineConfig) -> None:
     try:
-        RunConfig.parse({"run_dir": "batch", "budget": 1, **settings}, where="metadata")
+        RunConfig.parse({"run_dir": "batch", "budget": 1, "engine": engine, **settings}, where="metadata")
     except ConfigError as error:
+        name = next((name for name in names if error.where.endswith(f".{name}")), names[0])
         message = f"metadata.{name} cannot be used: {error.what}."
         raise ApiError(400, message, param=f"metadata.{name}", code="invalid_metadata") from None

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
+from clear_ray.config.engine import EngineConfig
 from clear_ray.errors import ClearRayError, ConfigError
 from clear_ray.run_folder.export import export
 from clear_ray.run_folder.orders import order_budget, unit_in
@@ -31,10 +32,11 @@ class BatchService:
 
     Args:
         settings: Where they are, and how large they may be.
+        engine: Engine of the server, which the settings of runs have to fit.
     """
 
-    def __init__(self, settings: BatchSettings) -> None:
-        self._settings, self._places = settings, Places(settings)
+    def __init__(self, settings: BatchSettings, engine: EngineConfig) -> None:
+        self._settings, self._engine, self._places = settings, engine, Places(settings)
         self._store = Store(self._places.folder)
 
     async def upload(self, owner: str, body: AsyncIterator[bytes], content_type: str) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class BatchService:
         if not isinstance(given, dict):
             raise ApiError(400, "The body is a JSON object.")
         asked = asked_for(given)
-        asked_settings(self._settings, asked["metadata"] or {})
+        asked_settings(self._settings, asked["metadata"] or {}, engine=self._engine)
         weight_of(asked["metadata"] or {})
         key = idempotency_key or given.get("idempotency_key")
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= _KEY_CHARACTERS):

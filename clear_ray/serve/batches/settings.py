@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 
 from clear_ray.config.base import Settings
 from clear_ray.config.bounds import MOST_ROWS
+from clear_ray.config.engine import EngineConfig
+from clear_ray.config.run import RunConfig
 
 DEFAULT_SECONDS = 30 * 24 * 3_600
 """How long a file of a batch is kept if its client does not say."""
@@ -40,11 +42,17 @@ class BatchSettings(Settings):
     @field_validator("run")
     @classmethod
     def _run_is_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        from clear_ray.config.run import RunConfig
-
         own = {"run_dir", "input", "engine", "estimate", "scaling"} & value.keys()
         if own:
             raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server")
-        rest = {name: setting for name, setting in value.items() if name not in ("budget_rate", "prices")}
-        RunConfig.model_validate({"run_dir": "x", "budget": 1, **(rest if "budget" not in value else value)})
         return value
+
+    def check_run(self, engine: EngineConfig) -> None:
+        """Refuse settings of runs that do not fit each other, or the server's engine.
+
+        Raises:
+            ValueError: They do not.
+        """
+        rest = {name: setting for name, setting in self.run.items() if name not in ("budget_rate", "prices")}
+        asked = self.run if "budget" in self.run else {"budget": 1} | rest
+        RunConfig.model_validate({"run_dir": "x", "engine": engine} | asked)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import openai
 import pytest
 
+from clear_ray.config.engine import ReplayConfig
 from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.places import Places, absolute_batches
 from clear_ray.serve.batches.runs import asked_settings, weight_of
@@ -24,12 +25,13 @@ from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 from tests.unit.serve.batches.test_upload import TYPE, form, pieces
 
+ENGINE = ReplayConfig(rollouts="x")
 ASKED = {"input_file_id": "file-none", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> BatchService:
-    return BatchService(BatchSettings(folder=str(tmp_path), max_file_bytes=1_000))
+    return BatchService(BatchSettings(folder=str(tmp_path), max_file_bytes=1_000), ENGINE)
 
 
 async def upload(service: BatchService, content: bytes, owner: str = "") -> dict[str, Any]:
@@ -198,7 +200,7 @@ async def test_a_webhook_hears_of_every_end_once_and_can_check_who_says_so(
 def test_metadata_goes_before_the_servers_settings(
     run: dict[str, Any], metadata: dict[str, str], expected: dict[str, Any]
 ) -> None:
-    assert asked_settings(BatchSettings(folder="x", run=run), metadata) == expected
+    assert asked_settings(BatchSettings(folder="x", run=run), metadata, engine=ENGINE) == expected
 
 
 @pytest.mark.parametrize(
@@ -229,17 +231,18 @@ async def test_a_batch_that_ran_alone_is_asked_again_or_exported(service: BatchS
 
 def test_a_server_that_counts_money_wants_a_budget_in_it() -> None:
     settings = BatchSettings(folder="x", run={"prices": {"input": 1.0, "output": 2.0}})
-    assert asked_settings(settings, {"budget": "$5"})["budget"] == "$5"
+    assert asked_settings(settings, {"budget": "$5"}, engine=ENGINE)["budget"] == "$5"
     for metadata in ({}, {"budget": "2M tokens"}, {"budget": "€5 and more"}):
         with pytest.raises(ApiError) as caught:
-            asked_settings(settings, metadata)
+            asked_settings(settings, metadata, engine=ENGINE)
         assert caught.value.param == "metadata.budget"
-    assert asked_settings(BatchSettings(folder="x", run={**settings.run, "budget": "$3"}), {})["budget"] == "$3"
+    with_budget = BatchSettings(folder="x", run={**settings.run, "budget": "$3"})
+    assert asked_settings(with_budget, {}, engine=ENGINE)["budget"] == "$3"
 
 
 def test_an_operators_budget_in_money_keeps_its_rate() -> None:
     run = {"budget": "$3", "budget_rate": "$2 per 1M tokens"}
-    assert asked_settings(BatchSettings(folder="x", run=run), {}) == {**run, "allocation": {}}
+    assert asked_settings(BatchSettings(folder="x", run=run), {}, engine=ENGINE) == {**run, "allocation": {}}
 
 
 def test_a_secret_that_is_refused_is_not_shown() -> None:
@@ -254,5 +257,39 @@ def test_a_secret_that_is_refused_is_not_shown() -> None:
 def test_what_the_server_sets_is_no_setting_of_its_runs(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} of a batch's run is set by the server"):
         BatchSettings(folder="x", run={name: {}})
-    with pytest.raises(ValueError, match="max_rounds"):
-        BatchSettings(folder="x", run={"allocation": {"max_rounds": "many"}})
+    with pytest.raises(ConfigError, match="max_rounds"):
+        ServeConfig.parse({"batches": {"folder": "x", "run": {"allocation": {"max_rounds": "many"}}}})
+
+
+SOLVED = {"scoring": {"scorer": "number"}, "allocation": {"objective": "solved", "attempts": 4}}
+
+
+def test_settings_of_runs_are_checked_against_the_servers_own_engine() -> None:
+    by_name = {"budget": "$5", "prices": {"mine": {"input": 1.0, "output": 2.0}}}
+    model = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "mine", "temperature": 0.8}
+    for run in (SOLVED, by_name):
+        config = ServeConfig.parse({"engine": model, "batches": {"folder": "x", "run": run}})
+        assert config.batches is not None
+        assert asked_settings(config.batches, {}, engine=config.engine)["allocation"] == run.get("allocation", {})
+    with pytest.raises(ConfigError, match="temperature 0 gives the same answer"):
+        ServeConfig.parse({"engine": model | {"temperature": 0}, "batches": {"folder": "x", "run": SOLVED}})
+    with pytest.raises(ConfigError, match="none for the model other"):
+        ServeConfig.parse({"engine": model | {"model": "other"}, "batches": {"folder": "x", "run": by_name}})
+
+
+def test_metadata_may_ask_again_and_all_of_it_is_checked_together() -> None:
+    scored = BatchSettings(folder="x", run={"scoring": {"scorer": "number"}})
+    asked = {"objective": "solved", "attempts": "4"}
+    found = asked_settings(scored, asked, engine=ENGINE)
+    assert found["allocation"] == {"objective": "solved", "attempts": 4}
+    once = asked_settings(BatchSettings(folder="x", run=SOLVED), {"policy": "uniform", "attempts": "1"}, engine=ENGINE)
+    assert once["allocation"] == {"objective": "solved", "attempts": 1, "policy": "uniform"}
+    for metadata, param, said in (
+        (asked | {"attempts": "many"}, "attempts", "integer"),
+        ({"attempts": "4"}, "attempts", "need an objective"),
+    ):
+        with pytest.raises(ApiError, match=said) as caught:
+            asked_settings(scored, metadata, engine=ENGINE)
+        assert caught.value.param == f"metadata.{param}"
+    with pytest.raises(ApiError, match=r"needs scoring\.scorer"):
+        asked_settings(BatchSettings(folder="x"), asked, engine=ENGINE)
