@@ -166,6 +166,8 @@ class OpenAIEngine:
         return generation_of(grant, reply, sent_text=request.sent_text, can_continue=can_continue)
 
     def _can_continue(self, grant: Grant, request: Request) -> bool:
+        if grant.sampling is not None and grant.sampling.structure is not None:
+            return False  # a call begins its structure anew
         return self._goes_on if request.path == CHAT else not isinstance(grant.prompt, TokenIds)
 
     async def _without_answer(self, grant: Grant, error: FaultError) -> Generation:

@@ -52,6 +52,10 @@ def request_of(grant: Grant, config: OpenAIConfig) -> Request:
     else:
         path, body["prompt"] = COMPLETIONS, _prompt(grant, sent_text)
     own = _own_fields(grant.sampling)
+    if (least := own.pop("min_tokens", 0) - len(grant.prefix_token_ids)) > 0:
+        own["min_tokens"] = min(
+            least, grant.max_tokens
+        )  # of the whole answer; a call may not ask for more than its most
     body |= {"max_tokens": grant.max_tokens, "temperature": config.temperature}
     if config.top_p != 1.0:
         body["top_p"] = config.top_p

@@ -142,6 +142,25 @@ def test_structures_are_passed_on(served: Endpoint, structure: Structure, sent: 
     assert served.bodies[0].items() >= sent.items()
 
 
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_cut_answer_with_a_structure_is_at_its_end_as_each_call_begins_one(api: str) -> None:
+    with endpoint(goes_on=True) as served:
+        engine = engine_of(served, api=api, continuation="final_message")
+        structured = ask(engine, "write 9", 4, sampling=Sampling(structure=Structure(kind="json_object")))
+        plain = ask(engine, "write 9", 4)
+    assert (structured.finish_reason, structured.is_at_end) == ("length", True)
+    assert (plain.finish_reason, plain.is_at_end) == ("length", False)
+
+
+def test_the_least_tokens_are_those_of_the_whole_answer_and_no_more_than_a_call_may_have() -> None:
+    with endpoint(goes_on=True) as served:
+        engine, sampling = engine_of(served, continuation="final_message"), Sampling(min_tokens=6)
+        for tokens, before in ((4, 0), (9, 4), (9, 6)):
+            spent = {"prefix_token_ids": (UNKNOWN_TOKEN,) * before, "prefix_text": written(before)} if before else {}
+            ask(engine, "write 9", tokens, sampling=sampling, **spent)
+    assert [body.get("min_tokens") for body in served.bodies] == [4, 2, None]
+
+
 def test_samples_have_seeds_of_their_own(served: Endpoint) -> None:
     engine = engine_of(served, temperature=1.0)
     for sample in (0, 1, 2):
