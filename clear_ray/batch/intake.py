@@ -69,7 +69,7 @@ def take_in(
         prompt_limit=prompt_limit(config.engine),
         on_error=config.input.on_error,
         continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
-        check_sampling=sampling_check(config.engine),
+        check_sampling=sampling_check(config.engine, attempts=config.allocation.most_attempts),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
         watches=(ConversationWatch(config.engine), _GoldWatch(golds)),
     )

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, VllmConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 
 
-def sampling_check(config: EngineConfig) -> Callable[[Sampling], Sequence[str]]:
+def sampling_check(config: EngineConfig, *, attempts: int = 1) -> Callable[[Sampling], Sequence[str]]:
     """Return a function that says what of a row's sampling has no effect with this engine.
 
     It raises ConfigError if the library that keeps structures is not installed, and SchemaError for what cannot be done.
+
+    Args:
+        config: The engine.
+        attempts: Most answers to one query.
     """
-    if isinstance(config, OpenAIConfig):
-        return lambda _: ()  # an endpoint refuses by itself what it does not know
-    return _all_of_it if isinstance(config, ReplayConfig) else _ModelCheck(config)
+    if isinstance(config, ReplayConfig):
+        return _all_of_it
+    # An endpoint refuses by itself what it does not know.
+    check = _nothing if isinstance(config, OpenAIConfig) else _ModelCheck(config)
+    return check if attempts == 1 else partial(_drawn_anew, check)
+
+
+def _nothing(sampling: Sampling) -> Sequence[str]:
+    return ()
+
+
+def _drawn_anew(check: Callable[[Sampling], Sequence[str]], sampling: Sampling) -> Sequence[str]:
+    if sampling.temperature == 0:
+        what, remedy = "greedy sampling gives the same answer at every attempt", "Set it above 0, or leave it out."
+        raise SchemaError(what, "temperature", "0", remedy)
+    return check(sampling)
 
 
 _THINKING = ("enable_thinking", "thinking")

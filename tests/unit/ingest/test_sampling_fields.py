@@ -242,6 +242,17 @@ def test_a_model_check_says_what_has_no_effect_and_refuses_what_cannot_be_done()
     ]
 
 
+def test_a_row_that_samples_greedily_is_not_asked_again(tmp_path: Path) -> None:
+    engine = TransformersConfig(temperature=0.8)
+    (tmp_path / "batch.jsonl").write_text(json.dumps(request(temperature=0)))
+    with pytest.raises(SchemaError, match=r"batch\.jsonl:1.*temperature.*the same answer at every attempt"):
+        take(tmp_path / "batch.jsonl", tmp_path / "run", check_sampling=sampling_check(engine, attempts=3))
+    assert sampling_check(engine)(Sampling(temperature=0)) == ()
+    assert sampling_check(engine, attempts=3)(Sampling(temperature=0.1)) == ()
+    played = sampling_check(ReplayConfig(rollouts="x"), attempts=3)
+    assert played(Sampling(temperature=0)) == ["temperature (recordings are played as they are)"]
+
+
 def test_a_text_with_template_settings_is_one_user_message() -> None:
     sampling = Sampling(template='{"enable_thinking":false}')
     assert read_prompt("hi", is_conversation=False, sampling=sampling) == (("user", "hi"),)
