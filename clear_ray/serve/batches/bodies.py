@@ -11,8 +11,6 @@ from clear_ray.serve.batches.upload import expiry_of
 from clear_ray.serve.batches.validation import ENDPOINTS, error
 from clear_ray.serve.errors import ApiError
 
-OPEN = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
-"""States in which something is still to be done."""
 CANCELLABLE = frozenset({"validating", "in_progress"})
 WINDOW_SECONDS = 24 * 3_600
 _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
