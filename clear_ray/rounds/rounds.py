@@ -13,7 +13,8 @@ further one takes place if there were fewer than `max_rounds`, if `smallest_gran
 owed, and if no round came to nothing since.
 
 **Beside running grants** the law may be asked too (`pace` says when that pays). Offers that can price what is running
-(`beside`) grant something of what is not owed then; others wait. If `max_rounds` is not given, such clearings do not count.
+(`beside`) grant something of what is not owed then, and to a query that is owed tokens no fewer than those; others wait. If
+`max_rounds` is not given, such clearings do not count.
 
 **Owed** is the minimum service of every free query of which no grant was ever run. A clearing may grant it and more, or keep
 it back; it sells it to no other query.
@@ -154,12 +155,13 @@ class Rounds:
         index_M = np.flatnonzero(self._running_tokens_N)
         tokens_M = self._running_tokens_N[index_M]
         progress_M = np.zeros_like(tokens_M) if progress_tokens_N is None else progress_tokens_N[index_M]
-        return self._offers.clear_beside(
+        clearing = self._offers.clear_beside(
             self.states,
             is_free_N=self._is_free_N,
             running=RunningGrants(index_M, tokens_M, np.clip(progress_M, 0, tokens_M)),
             available_tokens=available_tokens - self._taken(owed_tokens_N),
         )
+        return clearing.some(np.flatnonzero(clearing.tokens_M >= owed_tokens_N[clearing.index_M]))
 
     def replay(self, kept: Round) -> Round:
         """Have a round run again that was granted before a restart; rounds come in their order.

@@ -6,11 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import curves_from_incidence
-from clear_ray.rounds.batch import Batch, survival_at, taken_tokens
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.batch import Batch, cost_parts, survival_at, taken_tokens
 from clear_ray.rounds.beside import RunningGrants, clear_beside
 from clear_ray.rounds.clearing import clear
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.rounds.pace import Pace
+from clear_ray.rounds.rounds import Rounds
 
 GRID = np.array([10, 20, 40, 80])
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=100)
@@ -93,6 +98,28 @@ def test_one_that_has_come_far_is_the_more_likely_to_want_more() -> None:
     batch = batch_of(np.array([[0.2, 0.3, 0.5, 0.6]]), np.array([[0.6, 0.5, 0.2, 0.1]]))
     assert np.allclose(survival_at(batch.curves, np.array([0])), 1.0)
     assert np.allclose(survival_at(batch.curves.take([0, 0, 0, 0]), np.array([5, 10, 30, 200])), [0.8, 0.6, 0.35, 0.1])
+
+
+@given(seed=st.integers(0, 10_000), budget=st.integers(60, 600), service=st.integers(1, 30))
+@PROPERTY
+def test_beside_others_no_query_is_granted_less_than_it_is_owed(seed: int, budget: int, service: int) -> None:
+    rng, batch = np.random.default_rng(seed), random_batch(seed, 12)
+    rounds = Rounds(BatchOffers(batch), AllocationConfig(minimum_service_tokens=service))
+    spent_parts, cost_N = 0, cost_parts(batch.cost_N)
+    while (granted := rounds.next(budget - -(-spent_parts // COST_PARTS))) is not None:
+        clearing, owed_N = granted.clearing, np.where(rounds.states.rounds_N == 0, service, 0)
+        assert (clearing.tokens_M >= owed_N[clearing.index_M]).all()
+        back = rng.permutation(len(clearing.index_M))[: rng.integers(1, 3)]
+        index_M, tokens_M = clearing.index_M[back], rng.integers(0, clearing.tokens_M[back]) + 1
+        spent_parts += int(tokens_M @ cost_N[index_M])
+        is_over_M = tokens_M < clearing.tokens_M[back]
+        falses_M, answer_M = np.zeros(len(back), bool), rounds.states.answer_tokens_N[index_M] + tokens_M
+        rounds.note(
+            granted.number,
+            Attempts(
+                index_M, clearing.tokens_M[back], tokens_M, answer_M, is_over_M, falses_M, falses_M, np.zeros(len(back))
+            ),
+        )
 
 
 def test_a_clearing_beside_others_waits_for_slots_and_tokens() -> None:
