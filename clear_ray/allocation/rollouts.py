@@ -77,7 +77,7 @@ def allocate_rollouts(
         UtilityError: A column has the wrong length or a value out of range, or no size of a group is left.
         PriceError: The budget is negative or not finite.
 
-    Source: docs/method.md, section 9.
+    Source: docs/method.md, section 9.1.
     """
     fewest, most = _sizes(rollouts)
     queries = np.size(tokens_N)
@@ -99,11 +99,10 @@ def allocate_rollouts(
     )
     bought = allocate(curves, budget_tokens=budget_tokens, spread_unspent=False)
     rollouts_N = np.where(bought.utility_N > 0, bought.tokens_N, 0)
-    cost_N = rollouts_N * curves.cost_per_token_N
     return RolloutAllocation(
         rollouts_N=rollouts_N,
         worth_N=bought.utility_N,
-        spend_tokens=float(cost_N.sum()),
+        spend_tokens=float((rollouts_N * curves.cost_per_token_N).sum()),
         shadow_price=bought.shadow_price,
         worth=bought.utility,
         dual_bound=bought.dual_bound,

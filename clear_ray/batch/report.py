@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,19 +67,8 @@ def make_report(
     """
     config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
     balance = run.market.balance()
-    batch = estimates.batch
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
     correct_N = np.nan_to_num(states.chosen_score_N)
-    scale = estimates.queries / len(batch.weight_N)
-    budget_tokens = max(balance.budget_tokens, 1)  # as it was ordered in the end
-    ceiling, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
-    has_learned = learning is not None and not learning.left_out
-    main = main_round(rounds, has_learned=has_learned)
-    curve = budget_curve(batch, budget_tokens, queries=estimates.queries)
-    expected = main.expected_utility if main else 0.0
-    if has_learned:
-        # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
-        expected = next(point.utility for point in curve if point.budget_tokens == budget_tokens)
     return RunReport(
         run_dir=without_secrets(config.run_dir),
         model=scaler.engines.model.name,
@@ -92,18 +81,14 @@ def make_report(
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
         probe_tokens=probe_tokens,
-        shadow_price=main.shadow_price if main else 0.0,
+        **_hopes(estimates, rounds, balance.budget_tokens, has_learned=learning is not None and not learning.left_out),
         **_endings(states, spent_tokens_N),
         scored=int(has_gold_N.sum()) if is_scored else 0,
         correct=float(correct_N.sum()) if is_scored else None,
-        expected_utility=expected,
-        uniform_max_tokens=ceiling,
-        uniform_expected_utility=uniform_utility * scale,
         rounds=rounds,
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
-        budget_curve=curve,
         learning=learning,
-        attempts=attempts_report(batch, states),
+        attempts=attempts_report(estimates.batch, states),
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
         seconds=run.progress.seconds,
@@ -111,6 +96,28 @@ def make_report(
         notices=notices,
         failures=failures,
     )
+
+
+def _hopes(
+    estimates: Estimates, rounds: tuple[RoundReport, ...], ordered_tokens: int, *, has_learned: bool
+) -> dict[str, Any]:
+    """Return what the budget, as it was ordered in the end, is expected to buy, by the names that a report has for it."""
+    batch, budget_tokens = estimates.batch, max(ordered_tokens, 1)
+    scale = estimates.queries / len(batch.weight_N)
+    ceiling, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
+    main = main_round(rounds, has_learned=has_learned)
+    curve = budget_curve(batch, budget_tokens, queries=estimates.queries)
+    expected = main.expected_utility if main else 0.0
+    if has_learned:
+        # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
+        expected = next(point.utility for point in curve if point.budget_tokens == budget_tokens)
+    return {
+        "shadow_price": main.shadow_price if main else 0.0,
+        "expected_utility": expected,
+        "uniform_max_tokens": ceiling,
+        "uniform_expected_utility": uniform_utility * scale,
+        "budget_curve": curve,
+    }
 
 
 def _endings(states: QueryStates, spent_tokens_N: NDArray[np.int64]) -> dict[str, int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,6 +14,7 @@ from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
 from clear_ray.ingest.fields import SETTINGS, settings_beside
+from clear_ray.ingest.lengths import PromptLimit, check_lengths
 from clear_ray.ingest.messages import ends_with_answer, has_names, is_record
 from clear_ray.ingest.nested import lookup, outermost
 from clear_ray.ingest.normalise import (
@@ -37,26 +36,6 @@ from clear_ray.ingest.values import shown
 from clear_ray.storage import Folder
 
 _PLAIN = ColumnsConfig()
-
-
-@dataclass(frozen=True)
-class PromptLimit:
-    """How long a prompt may be.
-
-    A prompt has at most as many tokens as UTF-8 bytes, so only those that could be too long are counted.
-
-    Attributes:
-        context_tokens: What the model holds, prompt and answer together; a prompt must leave room for one token.
-        count_tokens: Function from prompts, and what each is (`text`, `conversation`, `raw` or `tokens`), to token counts,
-            template included.
-        template_tokens: The most that the chat template and special tokens add to a prompt.
-        vocabulary_tokens: Function to the number of token ids that the model knows.
-    """
-
-    context_tokens: int
-    count_tokens: Callable[[list[str], list[str]], Sequence[int]]
-    template_tokens: int = 0
-    vocabulary_tokens: Callable[[], int] | None = None
 
 
 class Watch(Protocol):
@@ -172,7 +151,8 @@ class _Intake:
         if reading is None:
             return
         reads = [self._read(batch, k, reading) for k in range(len(batch.rows))]
-        self._check_lengths(batch, reads, reading)
+        if self._limit is not None:
+            check_lengths(batch, reads, reading.columns, self._limit, self._notices)
         for k, read in enumerate(reads):
             query = read if isinstance(read, NormalRow) else self._fail(batch, k, read, reading)
             if query is None:
@@ -380,36 +360,6 @@ class _Intake:
                 for column in [name for name in self._unseen if outermost(name, row) in row]:
                     del self._unseen[column]
 
-    def _check_lengths(self, batch: SourceBatch, reads: list[NormalRow | SchemaError], reading: RowReading) -> None:
-        """Put what is wrong in the place of queries whose prompts do not fit the model, and count those with little room."""
-        limit = self._limit
-        if limit is None:
-            return
-        long_rows = [k for k, read in enumerate(reads) if isinstance(read, NormalRow) and _may_be_short(read, limit)]
-        asked = [query for k in long_rows if isinstance(query := reads[k], NormalRow)]
-        for k, query, count in zip(long_rows, asked, _counts(asked, limit), strict=True):
-            column = reading.columns.messages if query.is_conversation else reading.columns.prompt
-            where = f"{batch.place(k)}, column {column}"
-            if isinstance(count, SchemaError):
-                reads[k] = SchemaError(count.what, where, count.value, count.remedy)
-            elif count >= limit.context_tokens:
-                what = f"the prompt does not fit the model's context of {limit.context_tokens} tokens"
-                remedy = "Shorten it or use a model with a longer context."
-                reads[k] = SchemaError(what, where, f"{count} tokens", remedy)
-            elif query.max_tokens < limit.context_tokens < count + query.max_tokens:
-                self._notices.crowd()
-        for read in reads:
-            if isinstance(read, NormalRow) and read.max_tokens >= limit.context_tokens:
-                self._notices.crowd()
-        if limit.vocabulary_tokens is not None:
-            for k, read in enumerate(reads):
-                if isinstance(read, NormalRow) and read.prompt_form == "tokens":
-                    most, known = max(json.loads(read.prompt)), limit.vocabulary_tokens()
-                    if most >= known:
-                        what, remedy = "a token id is none of this model's", "Give the text, or this model's ids."
-                        where = f"{batch.place(k)}, column {reading.columns.prompt}"
-                        reads[k] = SchemaError(what, where, f"{most} of a vocabulary of {known}", remedy)
-
     def _note(self, problem: SchemaError) -> None:
         self._problems.append(problem)
         if len(self._problems) >= self._most_errors:
@@ -445,26 +395,3 @@ def _own_id(row: object, columns: ColumnsConfig) -> str | None:
         return query_id_of(row, columns.query_id)
     except SchemaError:
         return None
-
-
-def _form(query: NormalRow) -> str:
-    return query.prompt_form or ("conversation" if query.is_conversation else "text")
-
-
-def _counts(queries: list[NormalRow], limit: PromptLimit) -> Sequence[int | SchemaError]:
-    """Return the tokens of each prompt, or why it cannot be rendered."""
-    if not queries:
-        return []
-    try:
-        return limit.count_tokens([query.prompt for query in queries], [_form(query) for query in queries])
-    except SchemaError as error:
-        if len(queries) == 1:
-            return [error]
-        return [_counts([query], limit)[0] for query in queries]
-
-
-def _may_be_short(query: NormalRow, limit: PromptLimit) -> bool:
-    """Whether only a count tells if prompt and answer fit the context: a prompt has no more tokens than bytes."""
-    room = limit.context_tokens - limit.template_tokens
-    room -= query.max_tokens if query.max_tokens < limit.context_tokens else 0
-    return len(query.prompt) * 4 >= room and len(query.prompt.encode()) >= room

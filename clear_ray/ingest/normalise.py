@@ -92,15 +92,7 @@ def normalise(
         query_id = query_id_of(row, columns.query_id)
     prompt, turns = _asked(get(columns.messages), get(columns.prompt), row, columns, form)
     options = options_in(row, beside.options) if beside.options else {}
-    if turns is None and beside is not NOTHING:
-        prompt = composed(prompt, row, beside, options)
-    if beside.system:
-        turns = with_system(turns or [{"role": "user", "content": prompt}], row, beside.system)
-    answer = None
-    if turns is not None:
-        if turns[-1]["role"] == "assistant" and not keeps_answer:
-            turns, answer = without_answer(turns, columns.messages)
-        prompt = _dump(turns)
+    prompt, turns, answer = _put(prompt, turns, row, beside, options, "" if keeps_answer else columns.messages)
     weight = get(columns.weight)
     cost = get(columns.cost)
     ceiling = get(columns.max_tokens)
@@ -122,6 +114,30 @@ def normalise(
         None if metadata is None else _metadata(metadata, columns.metadata),
         form,
     )
+
+
+def _put(
+    prompt: str,
+    turns: list[dict[str, str]] | None,
+    row: Mapping[str, Any],
+    beside: Beside,
+    options: Mapping[str, str],
+    answers_in: str,
+) -> tuple[str, list[dict[str, str]] | None, str | None]:
+    """Return prompt and turns with what stands beside them, and the assistant's answer at their end if that is left out.
+
+    `answers_in` is the column whose conversations are asked without it; empty for none.
+    """
+    if turns is None and beside is not NOTHING:
+        prompt = composed(prompt, row, beside, options)
+    if beside.system:
+        turns = with_system(turns or [{"role": "user", "content": prompt}], row, beside.system)
+    if turns is None:
+        return prompt, None, None
+    answer = None
+    if turns[-1]["role"] == "assistant" and answers_in:
+        turns, answer = without_answer(turns, answers_in)
+    return _dump(turns), turns, answer
 
 
 def made_id(number: int, prompt: str) -> str:
