@@ -143,7 +143,7 @@ class _NextCalls:
         """Return how many tokens each could have for so much beyond what is owed."""
         fixed_M = self.costs.fixed_parts(np.arange(len(self.owed_M)), self.before_M)
         left_M = self.parts_M(self.owed_M) + more_parts - fixed_M
-        return np.maximum(left_M, 0) // self.costs.token_parts_N
+        return np.asarray(np.maximum(left_M, 0) // self.costs.token_parts_N, np.int64)
 
 
 def standing_of(

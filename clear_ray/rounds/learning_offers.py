@@ -34,7 +34,7 @@ from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_offers import clear_attempts
-from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.batch import Basis, Batch, cost_parts, taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import PastAttempts
@@ -110,7 +110,7 @@ class LearningOffers:
         max_tokens_N: Ceiling of each query over all its grants.
         tie_break_N: A number that belongs to the query and not to its place in the input.
         cost_N: What a token of each query takes from the budget.
-        budget_tokens: What the run may generate, in tokens of cost 1.
+        budget_tokens: What the run may generate by the settings that it began with, in tokens of cost 1.
         label: What says that an answer is right.
         stages: Sizes of pilot and stages.
         given: Beliefs of a head that was there before; none if not given.
@@ -151,8 +151,12 @@ class LearningOffers:
         observed = observe(states, label=self.label)
         if not len(observed):
             return self._pilot(rng, is_free_N=is_free_N, available_tokens=available_tokens, owed_tokens_N=owed_tokens_N)
+        # A budget that was raised on the way is more than the run began with.
+        budget_tokens = max(
+            self.budget_tokens, available_tokens + taken_tokens(states.written_tokens_N, self.cost_N), 1
+        )
         batch = self._believed(
-            self.learned(observed), is_guarded=self._spent_share(available_tokens) >= self.stages.explored_share
+            self.learned(observed), is_guarded=1.0 - available_tokens / budget_tokens >= self.stages.explored_share
         )
         if self.asks_again:
             clearing = clear_attempts(
@@ -173,8 +177,8 @@ class LearningOffers:
             )
         stage_tokens = self.stages.stage_tokens(
             len(is_free_N),
-            budget_tokens=self.budget_tokens,
-            spent_tokens=self.budget_tokens - available_tokens,
+            budget_tokens=budget_tokens,
+            spent_tokens=budget_tokens - available_tokens,
             round_number=int(states.last_round_N.max()),
         )
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
@@ -222,9 +226,6 @@ class LearningOffers:
         right_K, survival_K = law(self.tokens_K)
         right_NK, survival_NK = (np.tile(row, (len(self.x_NP), 1)) for row in (right_K, survival_K))
         return self.given or Incidence(right_NK, 1.0 - right_NK - survival_NK, survival_NK)
-
-    def _spent_share(self, available_tokens: int) -> float:
-        return 1.0 - available_tokens / max(self.budget_tokens, 1)
 
     def _pilot(
         self,

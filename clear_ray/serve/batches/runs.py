@@ -54,7 +54,7 @@ def asked_settings(settings: BatchSettings, metadata: Mapping[str, str], *, engi
         if rate is not None and not _is_in_tokens(budget):
             found["budget_rate"] = rate
         _check(found, ("budget",), engine)
-    asked = {name: metadata[name] for name in _OF_ALLOCATION if name in metadata}
+    asked: dict[str, Any] = {name: metadata[name] for name in _OF_ALLOCATION if name in metadata}
     for name, value in asked.items():
         asked[name] = int(value) if value.isascii() and value.isdigit() else value
     found["allocation"] = {**found.get("allocation", {}), **asked}

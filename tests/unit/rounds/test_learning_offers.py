@@ -172,6 +172,25 @@ def test_another_seed_asks_other_queries_first() -> None:
     assert first[0] != first[1]
 
 
+def test_stages_follow_a_budget_that_was_raised_on_the_way() -> None:
+    x_NP, answers = world(200, seed=3)
+    small, large = offers(x_NP, 10.0), offers(x_NP, 80.0)
+    rounds = Rounds(small, ROUNDS)
+    for _ in range(4):
+        granted = rounds.next(small.budget_tokens - int(rounds.states.written_tokens_N.sum()))
+        assert granted is not None
+        index_M = granted.clearing.index_M
+        before_M = rounds.states.answer_tokens_N[index_M]
+        rounds.take(granted.number, [answers.attempts(index_M, granted.clearing.tokens_M, before_M)])
+    states, nothing_N = rounds.states, np.zeros(200, np.int64)
+    given = {"is_free_N": states.is_open_N, "owed_tokens_N": nothing_N}
+    left_tokens = large.budget_tokens - int(states.written_tokens_N.sum())
+    raised, begun_so = (each.clear(states, available_tokens=left_tokens, **given) for each in (small, large))
+    assert raised.index_M.tolist() == begun_so.index_M.tolist()
+    assert raised.tokens_M.tolist() == begun_so.tokens_M.tolist()
+    assert 0 < len(raised.index_M) < int(states.is_open_N.sum())
+
+
 def test_the_minimum_service_is_not_sold_to_the_pilot() -> None:
     x_NP, answers = world(40, seed=3)
     service = AllocationConfig(max_rounds=LEARNING_ROUNDS, minimum_service_tokens=4)
