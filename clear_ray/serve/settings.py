@@ -147,7 +147,10 @@ class ServeConfig(ConfigFile):
 
     @model_validator(mode="after")
     def _learns_nothing(self) -> ServeConfig:
-        if self.estimate.head == "learn" or self.estimate.frozen is False or self.estimate.features is not None:
+        asked = self.estimate
+        # What batches learn may come from an encoder; the server's own price has no use for one.
+        reads = asked.features is not None or (asked.encoder is not None and self.batches is None)
+        if asked.head == "learn" or asked.frozen is False or reads:
             raise ValueError(
                 "a server learns nothing from its answers: name a fitted head, or none for the uninformed law"
             )

@@ -118,11 +118,14 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, estimat
         config_of(tmp_path, estimate=estimate)
 
 
-@pytest.mark.parametrize("estimate", [{"head": "learn"}, {"head": "demo", "frozen": False}, {"features": ["text"]}])
+@pytest.mark.parametrize(
+    "estimate", [{"head": "learn"}, {"head": "demo", "frozen": False}, {"features": ["text"]}, {"encoder": "x"}]
+)
 def test_a_server_does_not_learn(estimate: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="learns nothing"):
         ServeConfig.parse({"estimate": estimate})
     ServeConfig.parse({"estimate": {}})
+    ServeConfig.parse({"estimate": {"encoder": "x"}, "batches": {"folder": "b"}})
 
 
 def test_names_that_name_no_head_are_the_uninformed_law() -> None:
