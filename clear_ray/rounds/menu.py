@@ -205,25 +205,11 @@ class MenuAxis:
     def _points_of(self, option: Option, available_tokens: int) -> tuple[Integers, Integers, NDArray[np.float64]]:
         """Return further tokens, cost and chance of an option's points, the prompt first; shape (M, K + 1) each."""
         index, calls = self._index, option.batch.costs
-        generated = option.generated_tokens_N[index]
-        affordable = calls.affordable_tokens(available_tokens * COST_PARTS, index, generated)
-        room = np.minimum(option.room_N[index], affordable)
-        curves = option.batch.curves.take(index)
-        further = Tabulated(
-            curves.tokens_K,
-            curves.success_NK,
-            curves.spend_NK,
-            survival_NK=curves.survival_NK,
-            max_tokens_N=generated + room,
-        ).continued(generated)
-        limits = (np.zeros(len(index)), np.minimum(further.max_tokens_N, room))
-        tokens, success, spend = (
-            limited_points(further.tokens_NK, table, *limits).T
-            for table in (further.tokens_NK.astype(np.float64), further.success_NK, further.spend_NK)
-        )
+        generated, points = option.generated_tokens_N[index], further_points(option, index, available_tokens)
+        tokens, success, spend = points.tokens_MP, points.success_MP, points.spend_MP
         paid = np.minimum(spend, tokens) if self._is_expected else tokens
         parts = calls.token_parts_N[index][:, None] * (paid if self._is_expected else paid.astype(np.int64))
-        fixed = np.where(limits[1] > 0, calls.fixed_parts(index, generated), 0)[:, None]
+        fixed = np.where(points.most_M > 0, calls.fixed_parts(index, generated), 0)[:, None]
         amount = np.ceil((fixed + parts) / COST_PARTS) if self._is_expected else -(-(fixed + parts) // COST_PARTS)
         return tokens.astype(np.int64), amount.astype(np.int64), success
 
@@ -243,6 +229,42 @@ class MenuAxis:
         generated = offered.generated_tokens_N[self._index]
         left_parts = amount_M * COST_PARTS - offered.batch.costs.fixed_parts(self._index, generated)
         return np.clip(tokens, 0, np.maximum(left_parts // offered.batch.costs.token_parts_N[self._index], 0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FurtherPoints:
+    """What some queries' further tokens by one option bring, at the points of its grid, the first of which is none.
+
+    Attributes:
+        tokens_MP: Further tokens.
+        success_MP: Chance of a right answer.
+        spend_MP: Tokens expected to be generated.
+        most_M: Most further tokens that may be, and could be paid for.
+    """
+
+    tokens_MP: NDArray[np.float64]
+    success_MP: NDArray[np.float64]
+    spend_MP: NDArray[np.float64]
+    most_M: NDArray[np.float64]
+
+
+def further_points(option: Option, index: Integers, available_tokens: int) -> FurtherPoints:
+    """Return the points of the queries at `index`, as far as what is available would pay for one of them."""
+    generated = option.generated_tokens_N[index]
+    affordable = option.batch.costs.affordable_tokens(available_tokens * COST_PARTS, index, generated)
+    room = np.minimum(option.room_N[index], affordable)
+    curves = option.batch.curves.take(index)
+    further = Tabulated(
+        curves.tokens_K,
+        curves.success_NK,
+        curves.spend_NK,
+        survival_NK=curves.survival_NK,
+        max_tokens_N=generated + room,
+    ).continued(generated)
+    limits = (np.zeros(len(index)), np.minimum(further.max_tokens_N, room))
+    tables = (further.tokens_NK.astype(np.float64), further.success_NK, further.spend_NK)
+    points = (limited_points(further.tokens_NK, table, *limits).T for table in tables)
+    return FurtherPoints(*points, most_M=limits[1])
 
 
 def reservation_prices(batch: Batch) -> NDArray[np.float64]:

@@ -26,10 +26,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated
-from clear_ray.allocation.envelope import limited_points
 from clear_ray.estimation.curves import Curves, curves_from_incidence
-from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors, log_likelihood_M
+from clear_ray.estimation.factors import Factors, Label, fit_factors, log_likelihood_M
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Evidence, by_fold
 from clear_ray.records import COST_PARTS
@@ -40,7 +38,8 @@ from clear_ray.rounds.clearing import Clearing, clear_menu, nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
-from clear_ray.rounds.menu_plans import Course, price_plans
+from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
+from clear_ray.rounds.menu_plans import price_plans
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
@@ -127,7 +126,7 @@ class MenuOffers:
     ) -> Clearing:
         """See `Offers`."""
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
-        seen = observe(states)
+        seen = seen_answers(states)
         if self.learns and not len(seen.answers) and self._given(0) is None:
             return self._pilot(rng, [0], is_free_N, available_tokens)
         fresh, after = self._believed(seen)
@@ -208,11 +207,11 @@ class MenuOffers:
         index = np.flatnonzero(is_free_N & (np.max([option.room_N for option in options], axis=0) > 0))
         if not len(index) or available_tokens < 1:
             return nothing_to_grant(queries)
-        tables = [_tables(option, index, available_tokens) for option in options]
-        first = [_course(model, table) for model, table in enumerate(tables)]
+        tables = [course_tables(option, index, available_tokens) for option in options]
+        first = [table.course(model) for model, table in enumerate(tables)]
         nothing_N = np.zeros(queries, np.int64)
         again = [Option(self._batch(curves, model), nothing_N) for model, curves in enumerate(after)]
-        later = [_course(model, _tables(option, index, available_tokens)) for model, option in enumerate(again)]
+        later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]
         plans = price_plans(first, later, available=float(available_tokens), give=_GIVE)
         bought = np.flatnonzero(plans.course_M >= 0)
         option_M, point_M = plans.course_M[bought], plans.point_M[bought]
@@ -376,82 +375,6 @@ class Fitted:
     informed: list[Factors]
     blind: list[Factors]
     share: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """Answers of a run so far, those to the same query too.
-
-    Attributes:
-        answers: What came of them.
-        model_M: By which model.
-        has_failed_M: Whether another model had failed on the query before.
-    """
-
-    answers: Observed
-    model_M: Integers
-    has_failed_M: NDArray[np.bool_]
-
-
-def observe(states: QueryStates) -> Seen:
-    """Return the answers of a run so far, cut ones too; those that came to an error teach nothing."""
-    past = states.past
-    now = np.flatnonzero((states.answer_tokens_N > 0) & (states.attempt_N > 0) & ~states.has_failed_N)
-    query = np.concatenate([past.index_P, now])
-    tokens = np.concatenate([past.tokens_P, states.answer_tokens_N[now]])
-    stopped = np.concatenate([past.has_stopped_P, states.has_stopped_N[now]])
-    score = np.concatenate([past.correct_P, states.correct_N[now]])
-    model = np.concatenate([past.option_P, states.option_N[now]])
-    _, first = np.unique(query, return_index=True)  # past ones stand in their order, and before the current one
-    has_failed = np.ones(len(query), bool)
-    has_failed[first] = False
-    right = np.where(stopped, np.clip(score, 0.0, 1.0), np.nan)
-    keep = tokens > 0
-    observed = Observed(query[keep], tokens[keep], stopped[keep], right[keep])
-    return Seen(observed, model[keep], has_failed[keep])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tables:
-    """Points of an option: further tokens, chance and worth, expected and most cost, expected tokens; shape (M, K) each."""
-
-    tokens_MK: Integers
-    chance_MK: Array
-    worth_MK: Array
-    cost_MK: Array
-    parts_MK: Integers
-    spend_MK: Array
-
-
-def _course(model: int, tables: _Tables) -> Course:
-    return Course(model, tables.worth_MK, tables.chance_MK, tables.cost_MK)
-
-
-def _tables(option: Option, index: Integers, available_tokens: int) -> _Tables:
-    batch, calls, generated = option.batch, option.batch.costs, option.generated_tokens_N[index]
-    curves = batch.curves.take(index)
-    room = np.minimum(option.room_N[index], calls.affordable_tokens(available_tokens * COST_PARTS, index, generated))
-    further = Tabulated(
-        curves.tokens_K,
-        curves.success_NK,
-        curves.spend_NK,
-        survival_NK=curves.survival_NK,
-        max_tokens_N=generated + room,
-    ).continued(generated)
-    limits = (np.zeros(len(index)), np.minimum(further.max_tokens_N, room))
-    tokens, chance, spend = (
-        limited_points(further.tokens_NK, table, *limits).T[:, 1:]
-        for table in (further.tokens_NK.astype(np.float64), further.success_NK, further.spend_NK)
-    )
-    spend = np.minimum(spend, tokens)
-    fixed = calls.fixed_parts(index, generated)[:, None]
-    token_parts = calls.token_parts_N[index][:, None]
-    is_call = tokens >= 1
-    cost = np.where(is_call, (fixed + token_parts * spend) / COST_PARTS, 0.0)
-    parts = np.where(is_call, fixed + token_parts * tokens.astype(np.int64), 0)
-    chance = np.where(is_call, chance, 0.0)
-    worth = np.where(is_call, batch.weight_N[index][:, None] * chance, -np.inf)
-    return _Tables(tokens.astype(np.int64), chance, worth, cost, parts, spend)
 
 
 def _either(one: Curves, other: Curves, is_other_N: NDArray[np.bool_]) -> Curves:

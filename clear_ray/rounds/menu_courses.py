@@ -1,0 +1,85 @@
+"""What plans over a menu rest on: each model at each ceiling in numbers, and the answers of the run so far.
+
+Shapes: M queries, K grid points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.estimation.factors import Observed
+from clear_ray.records import COST_PARTS
+from clear_ray.rounds.menu import Option, further_points
+from clear_ray.rounds.menu_plans import Course
+from clear_ray.rounds.states import QueryStates
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CourseTables:
+    """Points of an option: further tokens, chance and worth, expected and most cost, expected tokens; shape (M, K) each."""
+
+    tokens_MK: Integers
+    chance_MK: Array
+    worth_MK: Array
+    cost_MK: Array
+    parts_MK: Integers
+    spend_MK: Array
+
+    def course(self, model: int) -> Course:
+        """Return what the price over plans looks at."""
+        return Course(model, self.worth_MK, self.chance_MK, self.cost_MK)
+
+
+def course_tables(option: Option, index: Integers, available_tokens: int) -> CourseTables:
+    """Return what the queries at `index` may have of an option, by each ceiling."""
+    batch, calls, generated = option.batch, option.batch.costs, option.generated_tokens_N[index]
+    points = further_points(option, index, available_tokens)
+    tokens, chance, spend = (table[:, 1:] for table in (points.tokens_MP, points.success_MP, points.spend_MP))
+    spend = np.minimum(spend, tokens)
+    fixed = calls.fixed_parts(index, generated)[:, None]
+    token_parts = calls.token_parts_N[index][:, None]
+    is_call = tokens >= 1
+    cost = np.where(is_call, (fixed + token_parts * spend) / COST_PARTS, 0.0)
+    parts = np.where(is_call, fixed + token_parts * tokens.astype(np.int64), 0)
+    chance = np.where(is_call, chance, 0.0)
+    worth = np.where(is_call, batch.weight_N[index][:, None] * chance, -np.inf)
+    return CourseTables(tokens.astype(np.int64), chance, worth, cost, parts, spend)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Answers of a run so far, those to the same query too.
+
+    Attributes:
+        answers: What came of them.
+        model_M: By which model.
+        has_failed_M: Whether another model had failed on the query before.
+    """
+
+    answers: Observed
+    model_M: Integers
+    has_failed_M: NDArray[np.bool_]
+
+
+def seen_answers(states: QueryStates) -> Seen:
+    """Return the answers of a run so far, cut ones too; those that came to an error teach nothing."""
+    past = states.past
+    now = np.flatnonzero((states.answer_tokens_N > 0) & (states.attempt_N > 0) & ~states.has_failed_N)
+    query = np.concatenate([past.index_P, now])
+    tokens = np.concatenate([past.tokens_P, states.answer_tokens_N[now]])
+    stopped = np.concatenate([past.has_stopped_P, states.has_stopped_N[now]])
+    score = np.concatenate([past.correct_P, states.correct_N[now]])
+    model = np.concatenate([past.option_P, states.option_N[now]])
+    _, first = np.unique(query, return_index=True)  # past ones stand in their order, and before the current one
+    has_failed = np.ones(len(query), bool)
+    has_failed[first] = False
+    right = np.where(stopped, np.clip(score, 0.0, 1.0), np.nan)
+    keep = tokens > 0
+    observed = Observed(query[keep], tokens[keep], stopped[keep], right[keep])
+    return Seen(observed, model[keep], has_failed[keep])
