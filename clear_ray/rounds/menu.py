@@ -263,8 +263,8 @@ def further_points(option: Option, index: Integers, available_tokens: int) -> Fu
     ).continued(generated)
     limits = (np.zeros(len(index)), np.minimum(further.max_tokens_N, room))
     tables = (further.tokens_NK.astype(np.float64), further.success_NK, further.spend_NK)
-    points = (limited_points(further.tokens_NK, table, *limits).T for table in tables)
-    return FurtherPoints(*points, most_M=limits[1])
+    tokens, success, spend = (limited_points(further.tokens_NK, table, *limits).T for table in tables)
+    return FurtherPoints(tokens, success, spend, limits[1])
 
 
 def reservation_prices(batch: Batch) -> NDArray[np.float64]:
