@@ -331,9 +331,10 @@ def _joined(
     worth = Tabulated(curves.tokens_K, curves.success_NK, weight_N=batch.weight_N[index])
     tokens_M = np.concatenate([part.tokens_M, tokens])
     order = np.argsort(-tokens_M, kind="stable")
-    parts_M = part.reserved_parts_M
-    if parts_M is not None and batch.calls is not None:
-        parts_M = np.concatenate([parts_M, batch.calls.taken_parts(index, tokens, before)])[order]
+    parts_M = None
+    if batch.calls is not None:
+        own_parts_M = part.parts_M(batch.cost_N)
+        parts_M = np.concatenate([own_parts_M, batch.calls.taken_parts(index, tokens, before)])[order]
     added = worth.utility(before + tokens) - worth.utility(before)
     return replace(
         part,
