@@ -5,7 +5,7 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -188,8 +188,6 @@ class ScalingConfig(Settings):
 
 class RunConfig(ConfigFile):
     """One batch run: what to ask, what it may cost, and how."""
-
-    remedy: ClassVar[str] = "See the comments in jobs/configs."
 
     run_dir: str
     """Folder of this run, a path or URI; made if missing. On several nodes it must be visible to all of them."""
