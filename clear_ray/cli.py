@@ -98,9 +98,11 @@ def retry(
     quiet: Quiet = False,
 ) -> None:
     """Ask the queries of a run again that failed, and pay for those alone."""
-    from clear_ray.batch.retrying import retry_config
+    from clear_ray.batch.retrying import check_something_left, retry_config
 
-    _run(retry_config(run_dir, into, budget=budget, is_unanswered=unanswered), as_json=as_json, quiet=quiet)
+    config = retry_config(run_dir, into, budget=budget, is_unanswered=unanswered)
+    check_something_left(config)
+    _run(config, as_json=as_json, quiet=quiet)
 
 
 @app.command()
