@@ -257,6 +257,9 @@ def test_budgets_are_read(written: int | str, tokens: int) -> None:
         "200 kilo",
         "200k tokens please",
         "1,000",
+        "1,5M tokens",
+        "2.000",
+        "2.000 tokens",
         "1_000",
         "0x10",
         "²",
@@ -267,6 +270,11 @@ def test_what_is_no_positive_whole_number_of_tokens_is_refused(written: object) 
     error = refused({"budget": written})
     assert error.where == "job.yaml: budget"
     assert "positive whole number" in error.what
+
+
+@pytest.mark.parametrize("written", ["2,000", "2.000 tokens", "1,5M", "1 000 000 tokens", "1_000"])
+def test_thousands_are_never_taken_for_decimals(written: str) -> None:
+    assert "without marks between its digits" in refused({"budget": written}).what
 
 
 @pytest.mark.parametrize(
