@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -23,12 +24,14 @@ def refusal(error: ValidationError, *, of: type[BaseModel], settings: Any, where
         remedy: What an error tells to do.
     """
     errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] != _UNKNOWN)
-    first, is_missing = errors[0], errors[0]["type"] == "missing"
-    written, left_out = _as_written(first["loc"], settings, is_missing=is_missing)
+    first = errors[0]
+    names = _names(of, first["loc"][:-1])
+    is_missing = first["type"] == "missing"
+    written, left_out, is_default = _as_written(first["loc"], settings, names)
     key = ".".join(map(str, written))
     if first["type"] == _UNKNOWN:
         what = f"kind {left_out[-1]} has no such setting" if left_out else "there is no such setting"
-        near = get_close_matches(str(written[-1]), _names(of, first["loc"][:-1]), n=1)
+        near = get_close_matches(str(written[-1]), names, n=1)
         what += f"; did you mean {near[0]}?" if near else ""
     elif first["type"] == "union_tag_invalid":
         what = f"there is no kind {first['ctx']['tag']}; there are {first['ctx']['expected_tags']}"
@@ -36,7 +39,7 @@ def refusal(error: ValidationError, *, of: type[BaseModel], settings: Any, where
         what = "it is missing" if is_missing else first["msg"].removeprefix("Value error, ")
     # A group may hold anything, and what is near a key is better not shown.
     is_private = any(word in key.lower() for word in ("key", "secret"))
-    is_shown = not (is_missing or is_private or isinstance(first["input"], dict | BaseModel))
+    is_shown = not (is_default or is_private or isinstance(first["input"], dict | BaseModel))
     more = "" if len(errors) == 1 else f" {len(errors) - 1} more {'is' if len(errors) == 2 else 'are'} refused."
     place = f"{where}: {key}" if key else where
     return ConfigError(what, place, as_written(first["input"]) if is_shown else "", remedy + more)
@@ -45,7 +48,7 @@ def refusal(error: ValidationError, *, of: type[BaseModel], settings: Any, where
 def as_written(value: Any) -> str:
     """Return a value as Python writes it, or why that cannot be."""
     try:
-        return repr(value)
+        return str(value) if isinstance(value, Decimal) else repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
         return "a number too long to write"
     except RecursionError:
@@ -53,20 +56,25 @@ def as_written(value: Any) -> str:
 
 
 def _as_written(
-    loc: tuple[int | str, ...], settings: Any, *, is_missing: bool
-) -> tuple[list[int | str], list[int | str]]:
-    """Return a place without what pydantic put into it, which is the kind of an engine and the `*` of prices, and that."""
+    loc: tuple[int | str, ...], settings: Any, names: list[str]
+) -> tuple[list[int | str], list[int | str], bool]:
+    """Return a place as it was written, what pydantic put into it, and whether the file does not have it at all.
+
+    The kind of an engine and the `*` of prices are in no file.
+    """
     written: list[int | str] = []
     left_out: list[int | str] = []
     for place, part in enumerate(loc):
-        is_last = place == len(loc) - 1
-        if isinstance(settings, dict) and part not in settings and not (is_last and is_missing):
+        is_absent = isinstance(settings, dict) and part not in settings
+        if is_absent and place == len(loc) - 1 and part in names:
+            return [*written, part], left_out, True
+        if is_absent:
             left_out.append(part)
             continue
         written.append(part)
         is_inside = isinstance(settings, dict) or (isinstance(settings, list) and isinstance(part, int))
-        settings = settings[part] if is_inside and not (is_last and is_missing) else None
-    return written, left_out
+        settings = settings[part] if is_inside else None
+    return written, left_out, False
 
 
 def _names(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -144,7 +144,8 @@ def _tokens_per_unit(unit: str, rate: str | None) -> Fraction:
     matched = None if rate is None else _MONEY_RATE.fullmatch(rate)
     cost = None if matched is None else amount_of(matched[1])
     if matched is None or cost is None or cost[1] != unit:
-        raise ValueError(f"a budget in {sign.strip()} needs a rate such as '{sign}0.60 per 1M tokens', or prices")
+        rate_or_prices = f"a rate such as '{sign}0.60 per 1M tokens', or prices such as {{input: 0.15, output: 0.60}}"
+        raise ValueError(f"a budget in {sign.strip()} needs {rate_or_prices}")
     if not cost[0]:
         raise ValueError("tokens that cost nothing need no budget; the rate must be above 0")
     return _scaled(matched[2] or "1", matched[3]) / cost[0]

@@ -23,6 +23,14 @@ ENDPOINT = {"kind": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "
         ({"engine": {"kind": "llama"}}, "engine: there is no kind llama; there are 'transformers', 'vllm'"),
         ({"prices": {"input": 1}}, "prices.output: it is missing. See"),
         ({"prices": {"m": {"input": 1, "ouput": 2}}}, "prices.m.ouput: there is no such setting; did you mean output?"),
+        (
+            {"prices": {"input": -1, "output": 2}},
+            "prices.input: Input should be greater than or equal to 0 (got -1). See",
+        ),
+        (
+            {"prices": None},
+            "budget_rate: a budget in $ needs a rate such as '$0.60 per 1M tokens', or prices such as {input: 0",
+        ),
         ({"prices": {"m": {"input": 1, "output": 2}}}, "the list of prices has none for the model smollm2"),
         ({"input": {"columns": {"promt": "q"}}}, "input.columns.promt: there is no such setting; did you mean prompt?"),
         ({"input": {"tasks": [{"task": "a", "cuont": 1}]}}, "input.tasks.0.cuont: there is no such setting; did you"),
@@ -42,3 +50,10 @@ def test_a_mistyped_name_comes_before_the_setting_that_is_missing_for_it() -> No
         RunConfig.parse({"run_dir": "runs/x", "bugdet": 5})
     assert str(caught.value).startswith("config: bugdet: there is no such setting; did you mean budget? (got 5). ")
     assert str(caught.value).endswith("1 more is refused.")
+
+
+def test_a_value_that_was_not_written_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse({"run_dir": "runs/x", "budget": "$5"})
+    assert caught.value.where == "config: budget_rate"
+    assert caught.value.value == ""
