@@ -19,7 +19,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.row_sampling import sampling_check
-from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
@@ -71,7 +71,7 @@ def take_in(
         continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
-        watches=(ConversationWatch(config.engine), _GoldWatch(golds)),
+        watches=(ConversationWatch(config.engine), _GoldWatch(golds, config.allocation.objective)),
     )
     keep_survey(into, golds.survey())
     return digest
@@ -82,6 +82,7 @@ class _GoldWatch:
     """Shows every query of an input to a surveyor of gold answers (`ingest.Watch`)."""
 
     golds: Surveyor
+    objective: str
 
     def see(self, index: int, query: NormalRow) -> None:
         """Look at the gold answer of a query."""
@@ -89,7 +90,18 @@ class _GoldWatch:
             self.golds.add({"index": index, **query._asdict()})
 
     def close(self, rows: int) -> tuple[str, ...]:
-        """Return nothing: what was found is told with the scores."""
+        """Return nothing, for what was found is told with the scores, unless queries would be asked again for no verdict.
+
+        Raises:
+            SchemaError: They would.
+        """
+        found = self.golds.survey()
+        if self.objective != "correct" and found.needs_gold and not found.golds:
+            raise SchemaError(
+                f"no row has a gold answer, and allocation.objective {self.objective} asks again for want of a right one",
+                "input.columns.gold",
+                remedy="Name the column of the gold answers, or leave the objective out.",
+            )
         return ()
 
 
