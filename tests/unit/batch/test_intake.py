@@ -54,3 +54,19 @@ def test_nothing_is_asked_again_where_nothing_says_what_is_right(
         assert not folder.child("queries").files(".parquet")
     else:
         assert take_in(None, config, folder).rows == len(rows)
+
+
+@pytest.mark.parametrize("objective", ["solved", "correct"])
+def test_rows_that_would_give_the_same_answer_again_are_said(tmp_path: Path, objective: str) -> None:
+    rows = [{"prompt": "p", "gold": "1", "sampling_params": {"temperature": heat}} for heat in (0, 0.5, 0.0)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"prompt": "p"}])))
+    settings: dict[str, Any] = {
+        "run_dir": str(tmp_path / "run"),
+        "budget": 100,
+        "input": {"path": str(tmp_path / "q.jsonl")},
+    }
+    endpoint = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "temperature": 0.8}
+    asked = {"engine": endpoint, "allocation": {"objective": objective}, "scoring": {"scorer": "number"}}
+    notices = take_in(None, RunConfig.parse(settings | asked), open_folder(settings["run_dir"])).notices
+    said = "2 rows ask for temperature 0 and may be asked again: each attempt gives the same answer, and is charged"
+    assert (said in notices) == (objective == "solved")
