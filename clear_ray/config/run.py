@@ -315,6 +315,9 @@ class RunConfig(ConfigFile):
             key, _, value = override.partition("=")
             part = key.partition(".")[0]
             if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
+                if part == "budget":
+                    remedy = f"Write `clear-ray budget {self.run_dir} {value}`, then resume."
+                    raise ConfigError("the budget of a run is changed by an order", f"--set {key}", value, remedy)
                 raise ConfigError(
                     "this setting is fixed since the run began",
                     f"--set {key}",
