@@ -7,6 +7,9 @@ subset of the grants of that clearing: so that each stage sees what the run woul
 next answers overturn. A stage may spend a multiple of what was spent so far, such that the stages that are left reach half of
 the budget: the multiple grows where answers were shorter than their ceilings.
 
+**Answers that were cut off** go on to twice their length beside each stage, a few of the shortest: a kind of query whose
+answers were all cut is believed never to end, and would never be seen to.
+
 **The rest**: a stage that might spend half of what is left grants all of it, and so does any after `most_rounds`. Later
 rounds do the same with what comes back.
 
@@ -28,13 +31,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.allocation import Tabulated
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.estimation.factors import Label, Observed, law
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_offers import clear_attempts
-from clear_ray.rounds.batch import Basis, Batch, cost_parts
+from clear_ray.rounds.batch import Basis, Batch, cost_parts, expected_spend, taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import PastAttempts
@@ -62,6 +66,7 @@ class Stages:
         most_rounds: After so many all that is left is granted: where ceilings are far above what answers take, stages grow
             slowly, and rounds are not without end.
         explored_share: Explored part of the budget; once it is spent the guard is heeded.
+        longer_share: Beside what a stage grants, so much of it for answers that were cut off, to go on to twice their length.
     """
 
     pilot_queries: int = 16
@@ -72,6 +77,7 @@ class Stages:
     most_stages: int = 9
     most_rounds: int = 12
     explored_share: float = 0.15
+    longer_share: float = 0.1
 
     def pilot_size(self, queries: int) -> int:
         """Return how many queries the pilot asks."""
@@ -179,7 +185,40 @@ class LearningOffers:
         )
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
             return clearing
-        return random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
+        part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
+        if self.asks_again:
+            return part
+        unowed_tokens = available_tokens - taken_tokens(owed_tokens_N, self.cost_N)
+        return self._with_longer(part, batch, states, is_free_N, unowed_tokens, rng)
+
+    def _with_longer(
+        self,
+        part: Clearing,
+        batch: Batch,
+        states: QueryStates,
+        is_free_N: NDArray[np.bool_],
+        available_tokens: int,
+        rng: np.random.Generator,
+    ) -> Clearing:
+        """Add to a stage's grants that some answers that were cut off go on to twice their length, the shortest first.
+
+        What a kind of query that is always cut off would have answered is never seen otherwise: the less it is believed to
+        end, the shorter its next ceilings.
+        """
+        is_cut_N = is_free_N & (states.answer_tokens_N > 0) & (states.answer_tokens_N < self.max_tokens_N)
+        is_cut_N[part.index_M] = False
+        index = np.flatnonzero(is_cut_N)
+        index = index[np.lexsort((rng.random(len(index)), states.answer_tokens_N[index]))]
+        before = states.answer_tokens_N[index]
+        tokens = np.minimum(before, self.max_tokens_N[index] - before)
+        parts = tokens * cost_parts(self.cost_N[index])
+        if self.calls is not None:
+            parts = self.calls.taken_parts(index, tokens, before)
+        stage_parts = int(part.parts_M(self.cost_N).sum())
+        most = min(self.stages.longer_share * stage_parts, available_tokens * COST_PARTS - stage_parts)
+        fits = np.cumsum(parts) <= most
+        fits[:1] |= parts[:1] <= available_tokens * COST_PARTS - stage_parts
+        return _joined(part, batch, index[fits], tokens[fits], before[fits])
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
         """See `Offers`."""
@@ -280,6 +319,30 @@ def _with_past(current: Observed, past: PastAttempts, *, label: Label) -> Observ
         np.concatenate([current.right_M, np.full(len(past), np.nan) if label == "ended" else right_P]),
     )
     return every.take(np.argsort(query, kind="stable"))
+
+
+def _joined(
+    part: Clearing, batch: Batch, index: NDArray[np.int64], tokens: NDArray[np.int64], before: NDArray[np.int64]
+) -> Clearing:
+    """Return the grants of a clearing, and further ones of answers that go on, longest first."""
+    if not len(index):
+        return part
+    curves = batch.curves.take(index)
+    worth = Tabulated(curves.tokens_K, curves.success_NK, weight_N=batch.weight_N[index])
+    tokens_M = np.concatenate([part.tokens_M, tokens])
+    order = np.argsort(-tokens_M, kind="stable")
+    parts_M = part.reserved_parts_M
+    if parts_M is not None and batch.calls is not None:
+        parts_M = np.concatenate([parts_M, batch.calls.taken_parts(index, tokens, before)])[order]
+    added = worth.utility(before + tokens) - worth.utility(before)
+    return replace(
+        part,
+        index_M=np.concatenate([part.index_M, index])[order],
+        tokens_M=tokens_M[order],
+        expected_tokens_M=np.concatenate([part.expected_tokens_M, expected_spend(curves, before, tokens)])[order],
+        expected_utility_M=np.concatenate([part.expected_utility_M, added])[order],
+        reserved_parts_M=parts_M,
+    )
 
 
 def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.random.Generator) -> Clearing:

@@ -154,6 +154,7 @@ def test_the_commands_of_the_guide(
     assert KEY not in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_our_own_server_gives_the_answers_that_the_model_gives_in_process(tmp_path: Path) -> None:
     model = {"kind": "transformers", "model": "smollm2-135m-instruct", "max_batch": 8}
     price = PRICE | {"budget_tokens_per_second": 1_000_000, "carry_over_tokens": 10_000_000}

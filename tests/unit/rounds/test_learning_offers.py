@@ -255,6 +255,19 @@ def test_a_pilot_of_short_answers_does_not_leave_the_stages_small(seed: int) -> 
     assert found > 33
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_kinds_whose_answers_were_all_cut_off_are_followed_until_one_ends(seed: int) -> None:
+    """The demo in other orders: without that a third of them ended as equal ceilings do."""
+    recording = read_recording(str(DEMO))
+    known = recording.features, recording.rollouts.prompts
+    order = np.random.default_rng(1_000 + seed).permutation(len(recording))
+    x_NP = fit_coordinates(*known, sets=("text", "ngrams"))(*known)[order]
+    answers = Answers(recording.length_NS[order, 0], recording.is_stopped_NS[order, 0], recording.is_right_NS[order, 0])
+    learning = replace(offers(x_NP, 1_400 / 104, seed=seed), tokens_K=token_grid(160), max_tokens_N=np.full(104, 160))
+    run = replay_run(learning, answers, budget_tokens=1_400, allocation=ROUNDS)
+    assert run.is_right_N.sum() > 30
+
+
 def test_sizes_follow_from_budget_and_batch() -> None:
     stages = Stages()
     assert [stages.pilot_size(queries) for queries in (1, 20, 100, 400, 1_000, 100_000)] == [1, 1, 4, 16, 16, 160]
