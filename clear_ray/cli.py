@@ -98,9 +98,11 @@ def retry(
     quiet: Quiet = False,
 ) -> None:
     """Ask the queries of a run again that failed, and pay for those alone."""
-    from clear_ray.batch.retrying import retry_config
+    from clear_ray.batch.retrying import check_something_left, retry_config
 
-    _run(retry_config(run_dir, into, budget=budget, is_unanswered=unanswered), as_json=as_json, quiet=quiet)
+    config = retry_config(run_dir, into, budget=budget, is_unanswered=unanswered)
+    check_something_left(config)
+    _run(config, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -136,13 +138,21 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     """Check configuration, run folder, model files and every line of the input; load no model and write nothing."""
     from clear_ray.batch.checking import check_run
     from clear_ray.report.text import notices_text
+    from clear_ray.report.wording import amount, plural
 
     settings = RunConfig.load(config, tuple(set_ or ()))
     checked = check_run(settings)
     digest, survey = checked.digest, checked.survey
     facts = {"queries": digest.rows, "sha256": digest.sha256, "budget_tokens": settings.budget_tokens}
-    facts |= {"scorer": survey.chosen, "warnings": survey.warnings(), "notices": list(digest.notices)}
-    lines = [f"Valid: {digest.rows:,} queries, sha256 {digest.sha256}.", *notices_text(digest.notices)]
+    facts |= {
+        "unit": settings.unit,
+        "scorer": survey.chosen,
+        "warnings": survey.warnings(),
+        "notices": list(digest.notices),
+    }
+    under = amount(settings.budget_tokens, settings.unit)
+    valid = f"Valid: {plural(digest.rows, 'query')}, budget {under}, sha256 {digest.sha256}."
+    lines = [valid, *notices_text(digest.notices)]
     lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
     lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
     print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,9 @@ from clear_ray.config.run import RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.row_sampling import sampling_check
-from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, SourceBatch, ingest, read_digest, read_input
+from clear_ray.report.wording import plural
 from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
@@ -71,7 +73,11 @@ def take_in(
         continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine, attempts=config.allocation.most_attempts),
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
-        watches=(ConversationWatch(config.engine), _GoldWatch(golds)),
+        watches=(
+            ConversationWatch(config.engine),
+            _GoldWatch(golds, config.allocation.objective),
+            _GreedyWatch(config),
+        ),
     )
     keep_survey(into, golds.survey())
     return digest
@@ -82,6 +88,7 @@ class _GoldWatch:
     """Shows every query of an input to a surveyor of gold answers (`ingest.Watch`)."""
 
     golds: Surveyor
+    objective: str
 
     def see(self, index: int, query: NormalRow) -> None:
         """Look at the gold answer of a query."""
@@ -89,8 +96,42 @@ class _GoldWatch:
             self.golds.add({"index": index, **query._asdict()})
 
     def close(self, rows: int) -> tuple[str, ...]:
-        """Return nothing: what was found is told with the scores."""
+        """Return nothing, for what was found is told with the scores, unless queries would be asked again for no verdict.
+
+        Raises:
+            SchemaError: They would.
+        """
+        found = self.golds.survey()
+        if self.objective != "correct" and found.needs_gold and not found.golds:
+            raise SchemaError(
+                f"no row has a gold answer, and allocation.objective {self.objective} asks again for want of a right one",
+                "input.columns.gold",
+                remedy="Name the column of the gold answers, or leave the objective out.",
+            )
         return ()
+
+
+@dataclass(slots=True)
+class _GreedyWatch:
+    """Counts the rows that are asked again with a temperature of 0 of their own (`ingest.Watch`)."""
+
+    config: RunConfig
+    greedy: int = 0
+
+    def see(self, index: int, query: NormalRow) -> None:
+        """Look at the sampling of a query."""
+        if (
+            query.sampling is not None
+            and self.config.allocation.most_attempts > 1
+            and self.config.engine.kind != "replay"
+        ):
+            self.greedy += json.loads(query.sampling).get("temperature") == 0
+
+    def close(self, rows: int) -> tuple[str, ...]:
+        """Return what every attempt at those rows would be."""
+        is_one = self.greedy == 1
+        said = f"{plural(self.greedy, 'row')} {'asks' if is_one else 'ask'} for temperature 0 and may be asked again: "
+        return (f"{said}each attempt gives the same answer, and is charged",) if self.greedy else ()
 
 
 def _taken_in_already(folder: Folder, manifest: dict[str, Any]) -> InputDigest:

@@ -82,6 +82,28 @@ def rows_left(config: RunConfig) -> int:
     return 0 if before is None else int(_left(source, before.rows, is_unanswered=is_unanswered)[0].sum())
 
 
+def check_something_left(config: RunConfig) -> None:
+    """Raise before anything is started if a run of what another one left would ask nothing.
+
+    Raises:
+        SchemaError: That run left nothing of the kind.
+    """
+    source = open_folder(absolute(config.input.retry_of or ""))
+    if (before := read_digest(source.child("queries"))) is not None:
+        is_wanted_N, own_doing = _left(source, before.rows, is_unanswered=config.input.retry == "unanswered")
+        if not is_wanted_N.any():
+            raise _nothing_left(config, source, own_doing)
+
+
+def _nothing_left(config: RunConfig, source: Folder, own_doing: int) -> SchemaError:
+    what = "no query of this run can be asked again: "
+    is_unanswered = config.input.retry == "unanswered"
+    none_left = "none has failed or was abandoned" if is_unanswered else "none has failed"
+    what += f"{own_doing:,} failed of what they are" if own_doing else none_left
+    remedy = "" if is_unanswered else "With `--unanswered` those that were abandoned are asked, too."
+    return SchemaError(what, source.path, remedy=remedy)
+
+
 def take_in_again(config: RunConfig, folder: Folder, manifest: dict[str, Any] | None) -> InputDigest:
     """Write `queries/` of what another run left; nothing is left behind if it is refused.
 
@@ -96,6 +118,8 @@ def take_in_again(config: RunConfig, folder: Folder, manifest: dict[str, Any] | 
             "the run is not done, or its queries are gone", source.path, remedy="Name a run that is done."
         )
     is_wanted_N, own_doing = _left(source, before.rows, is_unanswered=config.input.retry == "unanswered")
+    if not is_wanted_N.any():
+        raise _nothing_left(config, source, own_doing)
     files = QueryFiles(folder.child("queries"))
     try:
         for path in source.child("queries").files(".parquet"):
@@ -103,9 +127,6 @@ def take_in_again(config: RunConfig, folder: Folder, manifest: dict[str, Any] | 
                 for batch in pq.ParquetFile(opened).iter_batches(batch_size=_ROWS):
                     _add(files, with_added_columns(pa.Table.from_batches([batch])), is_wanted_N)
         files.flush()
-        if not files.rows:
-            what = f"no query of this run can be asked again; {own_doing} failed of what they are"
-            raise SchemaError(what, source.path, remedy="With `--unanswered` those that were abandoned are asked, too.")
         said = f"{files.rows:,} queries of {before.rows:,} are asked again"
         said += f"; {own_doing:,} that failed of what they are, are not" if own_doing else ""
         digest = replace(before, rows=files.rows, sha256=files.sha256, files=1, notices=(said,))

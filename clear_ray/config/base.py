@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clear_ray.config.refusal import refusal
 from clear_ray.errors import ConfigError
 
 
@@ -55,24 +56,12 @@ class ConfigFile(Settings):
         """Check settings that are already in memory.
 
         Raises:
-            ConfigError: A setting is unknown, missing or out of range; the first one is named.
+            ConfigError: A setting is unknown, missing or out of range; one is named.
         """
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-            what = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-            # A group may hold anything, and what is near a key is better not shown.
-            is_private = any(word in key.lower() for word in ("key", "secret"))
-            is_shown = first["type"] != "missing" and not is_private and not isinstance(first["input"], dict)
-            raise ConfigError(
-                f"{what.removeprefix('Value error, ')}{more}",
-                f"{where}: {key}",
-                as_written(first["input"]) if is_shown else "",
-                cls.remedy,
-            ) from error
+            raise refusal(error, of=cls, settings=settings, where=where, remedy=cls.remedy) from error
 
 
 def read_yaml(text: str) -> Any:
@@ -89,16 +78,6 @@ def read_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
     except Exception as error:  # what its readers of numbers, dates and truth values met
         raise ValueError(f"a value cannot be read: {error!r}") from error
-
-
-def as_written(value: Any) -> str:
-    """Return a value as Python writes it, or why that cannot be."""
-    try:
-        return repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits, which YAML can hold in hexadecimal
-        return "a number too long to write"
-    except RecursionError:
-        return "a value nested too deep to write"
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:

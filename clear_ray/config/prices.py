@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clear_ray.config.base import Settings, as_written, read_yaml
+from clear_ray.config.base import Settings, read_yaml
 from clear_ray.config.money import CURRENCIES, GPU_SECONDS, amount_of
+from clear_ray.config.refusal import as_written
 
 NANO = 10**9
 """Units of the account in one of the currency."""

@@ -5,7 +5,7 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -189,8 +189,6 @@ class ScalingConfig(Settings):
 class RunConfig(ConfigFile):
     """One batch run: what to ask, what it may cost, and how."""
 
-    remedy: ClassVar[str] = "See the comments in jobs/configs."
-
     run_dir: str
     """Folder of this run, a path or URI; made if missing. On several nodes it must be visible to all of them."""
     input: InputConfig = InputConfig()
@@ -317,6 +315,9 @@ class RunConfig(ConfigFile):
             key, _, value = override.partition("=")
             part = key.partition(".")[0]
             if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
+                if part == "budget":
+                    remedy = f"Write `clear-ray budget {self.run_dir} {value}`, then resume."
+                    raise ConfigError("the budget of a run is changed by an order", f"--set {key}", value, remedy)
                 raise ConfigError(
                     "this setting is fixed since the run began",
                     f"--set {key}",

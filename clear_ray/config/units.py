@@ -25,9 +25,11 @@ _PER = r"(?:\s+per\s+|\s*/\s*)"
 _TOKENS = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII)
 _MONEY_RATE = re.compile(rf"(.+?){_PER}(?:{NUMBER}\s*)?{SUFFIX}\s*tokens?\s*", re.ASCII)
 _GPU_RATE = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*tokens?{_PER}{_TIME}\s*", re.ASCII)
+_IN_GROUPS = re.compile(rf"\s*\d+(?:[,_ ]\d+)+(?:\.\d+)?\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII)
 _SIGN_OF = {code: sign for sign, code in SIGNS.items()}
 
 _WHOLE_TOKENS = "a budget is a positive whole number of tokens"
+_WITHOUT_MARKS = "written without marks between its digits, which mean thousands here and decimals there: 2000 or 2k"
 _AS_IN = "such as 200000, '1.5M tokens', or '$5' or '3 gpu-hours' with prices or a budget_rate"
 
 
@@ -123,10 +125,13 @@ def _amount_of(budget: int | str) -> _Amount:
     if not isinstance(budget, str):
         return _Amount(Fraction(budget), "tokens")
     if matched := _TOKENS.fullmatch(budget):
+        if "." in matched[1] and not matched[2]:
+            raise ValueError(f"{_WHOLE_TOKENS}, {_WITHOUT_MARKS}")
         return _Amount(_scaled(matched[1], matched[2]), "tokens")
     if (amount := amount_of(budget)) is not None:
         return _Amount(*amount)
-    raise ValueError(f"{_WHOLE_TOKENS}, {_AS_IN}")
+    is_grouped = _IN_GROUPS.fullmatch(budget)
+    raise ValueError(f"{_WHOLE_TOKENS}, {_WITHOUT_MARKS if is_grouped else _AS_IN}")
 
 
 def _tokens_per_unit(unit: str, rate: str | None) -> Fraction:
@@ -139,7 +144,8 @@ def _tokens_per_unit(unit: str, rate: str | None) -> Fraction:
     matched = None if rate is None else _MONEY_RATE.fullmatch(rate)
     cost = None if matched is None else amount_of(matched[1])
     if matched is None or cost is None or cost[1] != unit:
-        raise ValueError(f"a budget in {sign.strip()} needs a rate such as '{sign}0.60 per 1M tokens', or prices")
+        rate_or_prices = f"a rate such as '{sign}0.60 per 1M tokens', or prices such as {{input: 0.15, output: 0.60}}"
+        raise ValueError(f"a budget in {sign.strip()} needs {rate_or_prices}")
     if not cost[0]:
         raise ValueError("tokens that cost nothing need no budget; the rate must be above 0")
     return _scaled(matched[2] or "1", matched[3]) / cost[0]

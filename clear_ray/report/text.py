@@ -223,11 +223,13 @@ def _price_cell(price: float, unit: str) -> str:
 def _round_table(rounds: Sequence[RoundReport], unit: str) -> list[str]:
     """Return one line for each round and a heading; of many rounds the first ones and the last."""
     shown = rounds if len(rounds) <= _MOST_ROUNDS else [*rounds[: _MOST_ROUNDS - 2], rounds[-1]]
+    asks_again = any(row.again for row in rounds)
     heading = (
         "round",
         _price_heading(unit),
         "new",
         "continued",
+        *(["again"] if asks_again else []),
         "granted",
         "spent",
         "ended",
@@ -241,6 +243,7 @@ def _round_table(rounds: Sequence[RoundReport], unit: str) -> list[str]:
             _price_cell(row.shadow_price, unit),
             count(row.fresh),
             count(row.continued),
+            *([count(row.again)] if asks_again else []),
             count(row.granted_tokens),
             count(row.spent_tokens),
             count(row.finished),

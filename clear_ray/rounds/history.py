@@ -50,8 +50,10 @@ class AttemptRule:
         """
         is_last_M = attempts.is_over_M & (number_M >= self.most_of(attempts.index_M))
         closes_M: NDArray[np.bool_] = attempts.has_failed_M | is_last_M
-        if self.objective != "correct":  # no later answer can be better
-            closes_M = closes_M | (attempts.has_stopped_M & (attempts.correct_M >= SOLVED_SCORE))
+        if (
+            self.objective != "correct"
+        ):  # no later answer can be better, or nothing says that one is: NaN is below nothing
+            closes_M = closes_M | (attempts.has_stopped_M & ~(attempts.correct_M < SOLVED_SCORE))
         return closes_M
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.records import COMPLETION_SCHEMA
 from clear_ray.run_folder.completions import completion_batches
-from clear_ray.run_folder.manifest import SUMMARY
+from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.storage import Folder, sync_path
 
 Batches = Iterator[pa.RecordBatch]
@@ -56,9 +56,14 @@ def finished(folder: Folder) -> Batches:
     """Return the completions of a run that is done, some at a time.
 
     Raises:
+        ConfigError: There is no run in this folder.
         ResumeError: It is not done.
     """
     if not folder.exists(SUMMARY):
+        if read_manifest(folder) is None:
+            raise ConfigError(
+                "there is no run in this folder", folder.path, remedy="Name the run_dir of a run that is done."
+            )
         remedy = "Go on with it (`clear-ray resume`), or end it with what there is (`clear-ray cancel`)."
         raise ResumeError("the run is not done", folder.path, remedy=remedy)
     return completion_batches(folder)

@@ -79,6 +79,11 @@ class Survey:
         """The scorer to use: the one that is named, or for `auto` the one that fits."""
         return self.fitting if self.scorer == AUTO else self.scorer
 
+    @property
+    def needs_gold(self) -> bool:
+        """Whether the scorer that is named compares with gold answers, and has no other way to judge."""
+        return self.scorer is not None and _kind_of(self.scorer) is not None
+
     def choice(self) -> str:
         """Return which scorer was chosen for a batch that names none, and from what; empty if one is named."""
         return f"{self.fitting}, from {self.alike:,} of {self.golds:,} golds" if self.scorer == AUTO else ""
@@ -86,8 +91,7 @@ class Survey:
     def warnings(self) -> tuple[str, ...]:
         """Return what a user should know before the run, a line each."""
         if not self.golds:
-            needs_gold = self.scorer is not None and _kind_of(self.scorer) is not None
-            return ("no row has a gold answer: nothing will be scored",) if needs_gold else ()
+            return ("no row has a gold answer: nothing will be scored",) if self.needs_gold else ()
         if self.scorer is None:
             return (
                 f"{self.golds:,} rows have a gold answer and no scorer is named: nothing will be scored "

@@ -25,7 +25,7 @@ def test_the_settings_of_the_guide_are_those_of_a_run() -> None:
 
 
 def test_the_command_of_the_guide_compares_attempts_with_settings_in_hindsight(tmp_path: Path) -> None:
-    (command,) = re.findall(r"^    python (benchmarks/attempts\.py .*)$", GUIDE, re.MULTILINE)
+    (command,) = re.findall(r"^python (benchmarks/attempts\.py .*)$", GUIDE, re.MULTILINE)
     words = re.sub(r"\[--train FOLDER\] \[--model NAME\]", "", command).replace("[", "").replace("]", "")
     given = {"FILE": str(DATA / "rollouts.parquet"), "FOLDER": str(tmp_path), "16,32,48": "48"}
     arguments = [given.get(word, word) for word in words.split()]

@@ -10,6 +10,7 @@ import pytest
 
 from clear_ray.batch.intake import take_in
 from clear_ray.config.run import RunConfig
+from clear_ray.errors import SchemaError
 from clear_ray.storage import open_folder
 from clear_ray.tasks import survey_queries
 from clear_ray.tasks.survey import survey
@@ -36,3 +37,36 @@ def test_the_gold_answers_are_surveyed_while_they_are_read(
     assert (found.golds, found.unfit) == (31, 1)
     assert found.first_unfit is not None
     assert (found.first_unfit.row, found.first_unfit.query_id) == (31, "words")
+
+
+@pytest.mark.parametrize(("golds", "is_refused"), [((None, None), True), (("1", None), False)])
+def test_nothing_is_asked_again_where_nothing_says_what_is_right(
+    replay_settings: dict[str, Any], tmp_path: Path, golds: tuple[str | None, ...], *, is_refused: bool
+) -> None:
+    rows = [{"query_id": str(k), "prompt": "p", "gold": gold} for k, gold in enumerate(golds)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"input": {"path": str(tmp_path / "q.jsonl")}, "scoring": {"scorer": "number"}}
+    config = RunConfig.parse(replay_settings | settings | {"allocation": {"objective": "solved"}})
+    folder = open_folder(str(tmp_path / "run"))
+    if is_refused:
+        with pytest.raises(SchemaError, match=r"no row has a gold answer, and allocation.objective solved"):
+            take_in(None, config, folder)
+        assert not folder.child("queries").files(".parquet")
+    else:
+        assert take_in(None, config, folder).rows == len(rows)
+
+
+@pytest.mark.parametrize("objective", ["solved", "correct"])
+def test_rows_that_would_give_the_same_answer_again_are_said(tmp_path: Path, objective: str) -> None:
+    rows = [{"prompt": "p", "gold": "1", "sampling_params": {"temperature": heat}} for heat in (0, 0.5, 0.0)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"prompt": "p"}])))
+    settings: dict[str, Any] = {
+        "run_dir": str(tmp_path / "run"),
+        "budget": 100,
+        "input": {"path": str(tmp_path / "q.jsonl")},
+    }
+    endpoint = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "temperature": 0.8}
+    asked = {"engine": endpoint, "allocation": {"objective": objective}, "scoring": {"scorer": "number"}}
+    notices = take_in(None, RunConfig.parse(settings | asked), open_folder(settings["run_dir"])).notices
+    said = "2 rows ask for temperature 0 and may be asked again: each attempt gives the same answer, and is charged"
+    assert (said in notices) == (objective == "solved")

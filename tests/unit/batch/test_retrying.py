@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.retrying import retry_config, take_in_again
+from clear_ray.batch.retrying import check_something_left, retry_config, take_in_again
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
@@ -94,11 +94,18 @@ def test_only_a_run_that_is_done_and_left_something_is_asked_again(tmp_path: Pat
     with pytest.raises(ConfigError, match="no run in this folder"):
         retry_config(str(tmp_path / "none"), "x", budget=None, is_unanswered=False)
     config = retry_config(before.path, str(tmp_path / "again"), budget=None, is_unanswered=False)
+    check_something_left(config)
     table = pq.read_table(f"{before.path}/completions/a.parquet")
     status = pa.array(["completed"] * 2 + ["failed"] + ["completed"] * 5)
     pq.write_table(table.set_column(2, "status", status), f"{before.path}/completions/a.parquet")
     with pytest.raises(SchemaError, match="1 failed of what they are"):
         take_in_again(config, open_folder(config.run_dir), None)
+    with pytest.raises(SchemaError, match=r"1 failed of what they are\. With `--unanswered`"):
+        check_something_left(config)
+    status = pa.array(["completed"] * 8)
+    pq.write_table(table.set_column(2, "status", status), f"{before.path}/completions/a.parquet")
+    with pytest.raises(SchemaError, match="none has failed"):
+        check_something_left(config)
     assert not (tmp_path / "again").exists()
     before.filesystem.delete_file(f"{before.path}/{SUMMARY}")
     for ask in (

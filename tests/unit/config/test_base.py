@@ -43,10 +43,13 @@ def test_an_override_replaces_what_the_file_says(kind: type[ConfigFile], file: P
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("engine.max_bach=7", r"engine\.transformers\.max_bach: there is no such setting \(got 7\)"),
-        ("engine.max_batch=0", r"engine\.transformers\.max_batch: .*greater than or equal to 1 \(got 0\)"),
+        (
+            "engine.max_bach=7",
+            r"engine\.max_bach: kind transformers has no such setting; did you mean max_batch\? \(got 7\)",
+        ),
+        ("engine.max_batch=0", r"engine\.max_batch: .*greater than or equal to 1 \(got 0\)"),
         ("api_key=sk-geheim", "api_key: there is no such setting"),
-        ("engine.max_batch={system_prompt: geheim}", r"engine\.transformers\.max_batch: .*valid integer"),
+        ("engine.max_batch={system_prompt: geheim}", r"engine\.max_batch: .*valid integer"),
     ],
 )
 def test_a_refusal_names_the_setting_and_shows_no_key(

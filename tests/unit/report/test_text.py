@@ -114,6 +114,15 @@ def test_a_minimum_service_is_told_apart_from_what_was_funded() -> None:
     assert "service" not in summary_text(run_report()) + plan_text(plan_report())
 
 
+def test_rounds_that_ask_again_say_of_how_many_queries() -> None:
+    rounds = (round_report(1), round_report(2, fresh=0, continued=0, again=7))
+    lines = summary_text(run_report(rounds=rounds)).split("\n")
+    (at,) = (place for place, line in enumerate(lines) if line.startswith("  round"))
+    assert lines[at].split()[2:5] == ["new", "continued", "again"]
+    assert [line.split()[2:5] for line in lines[at + 1 : at + 3]] == [["81", "0", "0"], ["0", "0", "7"]]
+    assert "again" not in summary_text(run_report())
+
+
 def test_a_plan_and_a_summary_show_what_is_amiss_with_the_golds() -> None:
     warnings = ("gold of 8 of 9 rows does not look like a number\x1b[2J",)
     for text in (plan_text(plan_report(warnings=warnings)), summary_text(run_report(warnings=warnings))):

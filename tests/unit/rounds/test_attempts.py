@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.run import AllocationConfig, Objective
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.likeness import Likeness
@@ -62,6 +62,19 @@ def outcome(
     index_M, granted_M, spent_M, answer_M = (np.array([value], np.int64) for value in kinds.values())
     flags = [np.array([value]) for value in (stopped, failed, False)]
     return Attempts(index_M, granted_M, spent_M, answer_M, *flags, np.array([score]))
+
+
+@pytest.mark.parametrize(
+    ("score", "stopped", "closes"),
+    [(1.0, True, True), (0.0, True, False), (0.5, True, False), (np.nan, True, True), (np.nan, False, False)],
+)
+@pytest.mark.parametrize("objective", ["solved", "best_of_n"])
+def test_an_answer_that_nothing_can_judge_is_not_followed_by_another(
+    objective: Objective, score: float, *, stopped: bool, closes: bool
+) -> None:
+    ended = outcome(0, granted=9, spent=5, answer=5, stopped=stopped, score=score)
+    rule = AttemptRule(objective, np.full(1, 3, np.int64))
+    assert rule.closes_M(ended, np.ones(1, np.int32)).tolist() == [closes]
 
 
 @PROPERTY

@@ -70,9 +70,13 @@ def test_every_format_holds_all_rows_in_order(tmp_path: Path, ending: str) -> No
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the name says no format"):
         export(done(tmp_path / "run"), tmp_path / "out.xlsx")
-    with pytest.raises(ResumeError, match="the run is not done"):
+    with pytest.raises(ConfigError, match="there is no run in this folder"):
         export(open_folder(str(tmp_path / "none")), tmp_path / "out.csv")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    begun = open_folder(str(tmp_path / "begun"))
+    begun.write("manifest.json", json.dumps({"config": {}, "input": {"rows": 1}, "budget_tokens": 1}).encode())
+    with pytest.raises(ResumeError, match="the run is not done"):
+        export(begun, tmp_path / "out.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "run"]
 
 
 def test_the_command_prints_json_lines_without_a_file(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_the_value_that_it_has_already_is_no_change(begun: RunConfig) -> None:
     assert begun.resumed((f"budget={begun.budget}", "seed=0")) == begun
 
 
+def test_a_new_budget_is_told_its_command(begun: RunConfig) -> None:
+    with pytest.raises(ConfigError) as caught:
+        begun.resumed(("budget=5k",))
+    assert caught.value.remedy == f"Write `clear-ray budget {begun.run_dir} 5k`, then resume."
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
