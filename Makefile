@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## answer about 100 reasoning queries with the embedded mode
 	$(BIN)/clear-ray run --config jobs/configs/demo.yaml
 
 demo-short: $(INSTALLED)
-	$(BIN)/clear-ray run --config jobs/configs/demo.yaml --set run_dir=runs/demo-short --set budget=1200 --set allocation.max_rounds=2
+	$(BIN)/clear-ray run --config jobs/configs/demo.yaml --set run_dir=runs/demo-short --set budget=1200 --set allocation.max_rounds=4
 
 serve-demo: $(INSTALLED)  ## answer OpenAI clients on port 8000 with the embedded model, under a budget of tokens per second
 	$(BIN)/clear-ray serve --config jobs/serve/demo.yaml

@@ -1,9 +1,9 @@
 """Does the demo answer more than equal ceilings on other queries too, with a real model under a real budget?
 
-Whole runs of `jobs/configs/demo.yaml` on local Ray with the embedded model under the same budget: once by the price with its
-own head, once by equal ceilings, and once without any head, as a run that learns from its own answers. Each seed asks other
-queries with other worked examples: every source's seed is moved far away from those of the demo and of its head's
-calibration. Everything else is the configuration's. Prints one JSON line.
+Whole runs of `jobs/configs/demo.yaml` on local Ray with the embedded model under the same budget: once as it is, without any
+head, as a run that learns from its own answers; once by the price with the head that ships for its tasks; and once by equal
+ceilings. Each seed asks other queries with other worked examples: every source's seed is moved far away from those of the
+demo and of its head's calibration. Everything else is the configuration's. Prints one JSON line.
 
     python benchmarks/live_demo.py                seeds 1, 2 and 3: nine runs of about three minutes of two cores
     python benchmarks/live_demo.py --seeds 4,5    others
@@ -33,8 +33,10 @@ def moved(seed: int, policy: str, folder: str) -> RunConfig:
     tasks = [task.model_copy(update={"seed": task.seed + seed * SEEDS_APART}) for task in demo.input.tasks]
     estimate, allocation = demo.estimate.model_dump(), demo.allocation.model_dump() | {"policy": policy}
     if policy == "learning":
-        estimate |= {"head": None, "layers": 8}  # as many as the demo's head reads
-        allocation |= {"policy": "clear_ray", "max_rounds": None, "overlap": False}  # the same grants every time
+        allocation |= {"policy": "clear_ray"}
+    if policy == "clear_ray":
+        estimate |= {"head": "demo"}
+        allocation |= {"max_rounds": 4}
     settings = demo.model_dump() | {
         "run_dir": f"{folder}/seed-{seed}-{policy}",
         "input": demo.input.model_dump() | {"tasks": [task.model_dump() for task in tasks]},
