@@ -44,7 +44,7 @@ KINDS = {
     "EngineWorker": "engine_mb",
     "MarketActor": "market_mb",
     "MapBatches(Probe)": "probe_caller_mb",
-    "GenerateToFiles": "generate_caller_mb",
+    "GenerateActor": "generate_caller_mb",
     "ray::": "other_worker_mb",
 }
 _LOOK_SECONDS = 0.5

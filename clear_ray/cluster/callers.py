@@ -21,6 +21,21 @@ from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.granted import GrantedCall
 from clear_ray.storage import Folder
 
+
+class GenerateActor(GenerateToFiles):
+    """`GenerateToFiles` as an actor that Ray may start again.
+
+    Args:
+        pickled: The dispatch, by Ray's pickle: handles that are arguments themselves make Ray warn that they may be gone
+            when an actor is started again. These live as long as the run.
+        folder: See `GenerateToFiles`.
+        rows_per_file: See `GenerateToFiles`.
+    """
+
+    def __init__(self, pickled: bytes, folder: Folder, *, rows_per_file: int) -> None:
+        super().__init__(ray.cloudpickle.loads(pickled), folder, rows_per_file=rows_per_file)
+
+
 Wait = Callable[..., tuple[list[Any], list[Any]]]
 
 
@@ -112,14 +127,16 @@ def generate_callers(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # num_cpus=0: they live as long as the run, and would keep a CPU of a small machine from Ray Data's own tasks. What
     # reserves nothing keeps no node from being taken for idle, so a single one stays with the driver.
-    actor: Any = ray.remote(GenerateToFiles).options(
+    actor: Any = ray.remote(GenerateActor).options(
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=CALLS_IN_FLIGHT,
         scheduling_strategy=here if callers == 1 else "SPREAD",
     )
-    handles = [actor.remote(dispatch, folder, rows_per_file=rows_per_file) for _ in range(callers)]
+    pickle: Any = ray.cloudpickle
+    pickled: bytes = pickle.dumps(dispatch)
+    handles = [actor.remote(pickled, folder, rows_per_file=rows_per_file) for _ in range(callers)]
     try:
         yield Callers(handles, rows_each)
     finally:
