@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,6 @@ from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, SourceBatch, ingest, read_digest, read_input
-from clear_ray.report.wording import plural
 from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
@@ -76,7 +74,6 @@ def take_in(
         watches=(
             ConversationWatch(config.engine),
             _GoldWatch(golds, config.allocation.objective),
-            _GreedyWatch(config),
         ),
     )
     keep_survey(into, golds.survey())
@@ -109,29 +106,6 @@ class _GoldWatch:
                 remedy="Name the column of the gold answers, or leave the objective out.",
             )
         return ()
-
-
-@dataclass(slots=True)
-class _GreedyWatch:
-    """Counts the rows that are asked again with a temperature of 0 of their own (`ingest.Watch`)."""
-
-    config: RunConfig
-    greedy: int = 0
-
-    def see(self, index: int, query: NormalRow) -> None:
-        """Look at the sampling of a query."""
-        if (
-            query.sampling is not None
-            and self.config.allocation.most_attempts > 1
-            and self.config.engine.kind != "replay"
-        ):
-            self.greedy += json.loads(query.sampling).get("temperature") == 0
-
-    def close(self, rows: int) -> tuple[str, ...]:
-        """Return what every attempt at those rows would be."""
-        is_one = self.greedy == 1
-        said = f"{plural(self.greedy, 'row')} {'asks' if is_one else 'ask'} for temperature 0 and may be asked again: "
-        return (f"{said}each attempt gives the same answer, and is charged",) if self.greedy else ()
 
 
 def _taken_in_already(folder: Folder, manifest: dict[str, Any]) -> InputDigest:

@@ -51,8 +51,8 @@ class BatchSettings(Settings):
         """Refuse settings of runs that do not fit each other, or the server's engine.
 
         Raises:
-            ValueError: They do not.
+            ConfigError: They do not.
         """
         rest = {name: setting for name, setting in self.run.items() if name not in ("budget_rate", "prices")}
         asked = self.run if "budget" in self.run else {"budget": 1} | rest
-        RunConfig.model_validate({"run_dir": "x", "engine": engine} | asked)
+        RunConfig.parse({"run_dir": "x", "engine": engine} | asked, where="batches.run")

@@ -57,7 +57,7 @@ def test_nothing_is_asked_again_where_nothing_says_what_is_right(
 
 
 @pytest.mark.parametrize("objective", ["solved", "correct"])
-def test_rows_that_would_give_the_same_answer_again_are_said(tmp_path: Path, objective: str) -> None:
+def test_rows_that_would_give_the_same_answer_again_are_refused(tmp_path: Path, objective: str) -> None:
     rows = [{"prompt": "p", "gold": "1", "sampling_params": {"temperature": heat}} for heat in (0, 0.5, 0.0)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"prompt": "p"}])))
     settings: dict[str, Any] = {
@@ -67,6 +67,9 @@ def test_rows_that_would_give_the_same_answer_again_are_said(tmp_path: Path, obj
     }
     endpoint = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "temperature": 0.8}
     asked = {"engine": endpoint, "allocation": {"objective": objective}, "scoring": {"scorer": "number"}}
-    notices = take_in(None, RunConfig.parse(settings | asked), open_folder(settings["run_dir"])).notices
-    said = "2 rows ask for temperature 0 and may be asked again: each attempt gives the same answer, and is charged"
-    assert (said in notices) == (objective == "solved")
+    config, folder = RunConfig.parse(settings | asked), open_folder(settings["run_dir"])
+    if objective == "correct":
+        assert take_in(None, config, folder).rows == 4
+        return
+    with pytest.raises(SchemaError, match=r"(?s)2 problems.*q\.jsonl:1.*greedy sampling gives the same answer"):
+        take_in(None, config, folder)
