@@ -60,6 +60,23 @@ class PricedTrainer(GRPOTrainer):  # type: ignore[misc]
         return PricedSampler(self._groups, self.args.num_generations)
 
 
+def settings_of(options: argparse.Namespace, folder: str) -> GRPOConfig:
+    """Return TRL's settings: its batch is one group, and the budget ends the training."""
+    return GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=options.group,
+        num_generations=options.group,
+        max_completion_length=options.max_tokens,
+        learning_rate=options.learning_rate,
+        max_steps=10**6,  # the budget ends the training
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        bf16=False,
+        disable_tqdm=True,
+    )
+
+
 def main() -> None:
     """Sample and verify groups until the budget buys no further one, and print the account."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -72,7 +89,7 @@ def main() -> None:
 
     each = -(-options.queries // len(_TASKS))
     sources = [ReasoningGymSource(task=task, params=params, count=each, examples=2) for task, params in _TASKS.items()]
-    rows = list(generate_queries(sources))[: options.queries]
+    rows = list(generate_queries(sources))[: options.queries]  # with worked examples, each is a conversation
     groups = RolloutGroups(
         np.full(len(rows), options.max_tokens / 2),
         ceiling_N=np.full(len(rows), options.max_tokens),
@@ -90,28 +107,14 @@ def main() -> None:
         groups.tell(row, [reward >= 1.0 for reward in rewards], [len(ids) for ids in completion_ids])
         return rewards
 
-    dataset = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": row["prompt"]}], "row": k} for k, row in enumerate(rows)]
-    )
+    dataset = Dataset.from_list([{"prompt": json.loads(row["messages"]), "row": k} for k, row in enumerate(rows)])
     with tempfile.TemporaryDirectory() as folder:
         PricedTrainer(
             groups,
             model=str(resolve_model(EMBEDDED_MODEL)),
             reward_funcs=verified,
             train_dataset=dataset,
-            args=GRPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=options.group,
-                num_generations=options.group,
-                max_completion_length=options.max_tokens,
-                learning_rate=options.learning_rate,
-                max_steps=10**6,  # the budget ends the training
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                bf16=False,
-                disable_tqdm=True,
-            ),
+            args=settings_of(options, folder),
         ).train()
     done_N = groups.right_N + groups.wrong_N
     mixed = int(((groups.right_N > 0) & (groups.wrong_N > 0)).sum())
