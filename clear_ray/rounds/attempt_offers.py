@@ -25,31 +25,19 @@ from clear_ray.rounds.batch import Batch, first_call_parts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import SOLVED_SCORE
-from clear_ray.rounds.minimum_service import minimum_service
+from clear_ray.rounds.offers import HeldBatch
 from clear_ray.rounds.states import QueryStates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttemptOffers:
-    """Offers by the curves of a batch that is held in memory.
+class AttemptOffers(HeldBatch):
+    """Offers by the curves of a batch that is held in memory; its ceilings are those of one attempt.
 
     Attributes:
-        batch: The whole batch.
         likeness: How alike the answers to one query are; learned on the way if not given.
     """
 
-    batch: Batch
     likeness: Likeness | None = None
-
-    @property
-    def cost_N(self) -> NDArray[np.float64]:
-        """See `Offers`."""
-        return self.batch.cost_N
-
-    @property
-    def max_tokens_N(self) -> NDArray[np.int64]:
-        """See `Offers`; of one attempt."""
-        return self.batch.max_tokens_N
 
     def clear(
         self,
@@ -67,12 +55,6 @@ class AttemptOffers:
             available_tokens=available_tokens,
             owed_tokens_N=owed_tokens_N,
             likeness=self.likeness,
-        )
-
-    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
-        """See `Offers`."""
-        return minimum_service(
-            self.batch, owed_tokens_N=owed_tokens_N, available_tokens=available_tokens, shadow_price=shadow_price
         )
 
 

@@ -83,18 +83,14 @@ class OverlappingOffers(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BatchOffers:
-    """To go on, by the curves of a batch that is held in memory.
+class HeldBatch:
+    """What all offers by the curves of a batch that is held in memory have in common.
 
     Attributes:
         batch: The whole batch.
-        policy: See `clear`.
-        basis: See `clear`.
     """
 
     batch: Batch
-    policy: Policy | Solve = "clear_ray"
-    basis: Basis = "ceilings"
 
     @property
     def cost_N(self) -> NDArray[np.float64]:
@@ -105,6 +101,25 @@ class BatchOffers:
     def max_tokens_N(self) -> NDArray[np.int64]:
         """See `Offers`."""
         return self.batch.max_tokens_N
+
+    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
+        """See `Offers`."""
+        return minimum_service(
+            self.batch, owed_tokens_N=owed_tokens_N, available_tokens=available_tokens, shadow_price=shadow_price
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchOffers(HeldBatch):
+    """To go on, by the curves of a batch that is held in memory.
+
+    Attributes:
+        policy: See `clear`.
+        basis: See `clear`.
+    """
+
+    policy: Policy | Solve = "clear_ray"
+    basis: Basis = "ceilings"
 
     def clear(
         self,
@@ -142,10 +157,4 @@ class BatchOffers:
             is_free_N=is_free_N,
             running=running,
             available_tokens=available_tokens,
-        )
-
-    def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
-        """See `Offers`."""
-        return minimum_service(
-            self.batch, owed_tokens_N=owed_tokens_N, available_tokens=available_tokens, shadow_price=shadow_price
         )
