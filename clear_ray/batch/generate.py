@@ -58,6 +58,7 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
             direct_text,
             None if parts_M is None else parts_M[some],
             sample_M[some],
+            run.scaler.engines.times_ended,
         )
 
 

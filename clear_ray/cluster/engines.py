@@ -67,6 +67,8 @@ class EngineActors:
 
     model: ModelCard
     head: HeadCard
+    times_ended = 0
+    """How often workers have been ended while others go on: a caller that has called one must look again."""
 
     def __init__(
         self,
@@ -115,6 +117,7 @@ class EngineActors:
             "max_task_retries": 0,
             "max_concurrency": CALLS_IN_FLIGHT,
         }
+        self.times_ended += len(self._handles) > count
         while len(self._handles) > count:
             self._cards.pop()
             ray.kill(self._handles.pop())

@@ -102,6 +102,7 @@ class GenerateToFiles:
         async with self._turn:  # reading takes calls as they come, each of which asks for tokens before the next
             rows = await asyncio.to_thread(self._rows.granted, call)
             await self._look(call.round)
+            self._started().look_again(call.times_ended)
             running = asyncio.ensure_future(self.attempts(rows, call.direct_text))
         try:
             return await running

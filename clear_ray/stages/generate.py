@@ -124,6 +124,10 @@ class Generate:
         except ExceptionGroup as failures:  # handed to the consumer, which raises the first
             await finished.put(_first_of(failures))
 
+    def look_again(self, times_ended: int) -> None:
+        """See `Roster.look_again`."""
+        self._roster.look_again(times_ended)
+
     async def give_up(self, indices: list[int]) -> None:
         """Tell the market that a block has failed, of which calls may hold reservations or stand in the line."""
         await self._dispatch.market.give_up(indices, self._life)

@@ -40,6 +40,7 @@ class GrantedCall:
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
         reserved_parts_M: What each call may take from the budget, where prompts are paid for.
         sample_M: Which of a query's independent answers each grant belongs to; the first if not given.
+        times_ended: How often engine workers had been ended when the call was sent; see `Roster.look_again`.
     """
 
     round: int
@@ -50,6 +51,7 @@ class GrantedCall:
     direct_text: str = ""
     reserved_parts_M: NDArray[np.int64] | None = None
     sample_M: NDArray[np.int32] | None = None
+    times_ended: int = 0
 
 
 class RunRows:

@@ -57,7 +57,7 @@ class Roster:
         self._all, self._workers, self._patience_seconds = workers, list(workers.handles), patience_seconds
         self._calls = [0] * len(self._workers)
         self._is_up = [True] * len(self._workers)
-        self._turn = 0
+        self._turn = self._times_ended = 0
         self._changed = asyncio.Condition()
         self._returning: dict[int, asyncio.Task[None]] = {}
         self._watching: dict[int, asyncio.Task[None]] = {}
@@ -82,6 +82,20 @@ class Roster:
             async with self._freed:
                 self._open -= rows
                 self._freed.notify_all()
+
+    def look_again(self, times_ended: int) -> None:
+        """Call no worker that was added before some were ended, until it is found again.
+
+        A call to one that was ended fails, and what was reserved for it is charged for nothing. None is ended while calls
+        are open.
+
+        Args:
+            times_ended: How often workers have been ended.
+        """
+        if times_ended > self._times_ended:
+            self._times_ended = times_ended
+            for number in range(len(self._all.handles), len(self._workers)):
+                self._mark_down(number)
 
     def _has_room(self, rows: int) -> bool:
         most = (self._all.rows_each or 1) * sum(self._is_up)
@@ -169,6 +183,11 @@ class Roster:
         is_needed, is_restarted = number < len(self._all.handles), False
         deadline = time.monotonic() + self._patience_seconds
         while True:
+            if not is_needed and self._all.find is not None:  # it may be another by now, or none
+                if (found := await asyncio.to_thread(self._all.find, number)) is None:
+                    await asyncio.sleep(_FIND_SECONDS)
+                    continue
+                self._workers[number] = found
             asked = time.monotonic()
             try:
                 async with asyncio.timeout(max(_PAUSE_SECONDS, deadline - asked)):
@@ -186,8 +205,6 @@ class Roster:
                     self._lost = EngineError("an engine worker did not come back", f"worker {number}", reason)
                     break
                 await asyncio.sleep(_PAUSE_SECONDS)
-                if not is_needed and self._all.find is not None:  # it may be another by now
-                    self._workers[number] = await asyncio.to_thread(self._all.find, number) or self._workers[number]
         async with self._changed:
             self._is_up[number] = self._lost is None
             self._changed.notify_all()

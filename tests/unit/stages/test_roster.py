@@ -227,7 +227,7 @@ def test_a_worker_that_is_started_later_gets_the_calls_that_wait(monkeypatch: py
     asyncio.run(play())
 
 
-def test_a_worker_that_never_comes_up_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_never_comes_up_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clear_ray.stages.roster._FIND_SECONDS", 0.01)
 
     async def play() -> list[int]:
@@ -241,3 +241,35 @@ def test_a_worker_that_never_comes_up_holds_up_nobody(monkeypatch: pytest.Monkey
         return called
 
     assert asyncio.run(play()) == [0, 0, 0]
+
+
+def test_a_worker_that_was_ended_is_not_called_until_it_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.stages.roster._FIND_SECONDS", 0.01)
+
+    async def play() -> list[list[int]]:
+        crowd = Crowd()
+        crowd.start(is_up=True)
+        roster, called = crowd.roster(rows_each=8), []
+
+        async def four_calls() -> list[int]:
+            numbers = []
+            for _ in range(4):
+                async with roster.room(), roster.worker() as worker:
+                    numbers.append(crowd.started.index(worker))
+            return numbers
+
+        async def both_are_called() -> None:
+            while 1 not in await four_calls():
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(both_are_called(), 10)
+        del crowd.started[1]
+        roster.look_again(1)
+        called.append(await four_calls())
+        crowd.start(is_up=True)
+        await asyncio.wait_for(both_are_called(), 10)
+        roster.look_again(1)  # said by every call after it
+        called.append(sorted(set(await four_calls())))
+        return called
+
+    assert asyncio.run(play()) == [[0, 0, 0, 0], [0, 1]]
