@@ -176,11 +176,12 @@ class EngineWorker:
             feeder.cancel()
 
     async def _feed(self, grants: Sequence[Grant], ended: asyncio.Queue[Generation | None]) -> None:
-        open_grants = {grant.query_id: grant for grant in grants}
+        open_grants = {(grant.query_id, grant.sample): grant for grant in grants}
         try:
             async for generation in self._engine.generate(grants):
-                ended.put_nowait(check_generation(open_grants.pop(generation.query_id), generation))
+                grant = open_grants.pop((generation.query_id, generation.sample))
+                ended.put_nowait(check_generation(grant, generation))
             if open_grants:
-                raise EngineError("the engine lost grants", value=", ".join(list(open_grants)[:5]))
+                raise EngineError("the engine lost grants", value=", ".join(name for name, _ in list(open_grants)[:5]))
         finally:
             ended.put_nowait(None)
