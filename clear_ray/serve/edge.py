@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 """Paths that answer without a key, and by any name."""
 _ANY = "*"
 _SHOWN = (

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
+from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,12 +28,14 @@ from clear_ray.errors import EngineError
 from clear_ray.serve.answer import Reply
 from clear_ray.serve.batches.routes import routes as batch_routes
 from clear_ray.serve.batches.service import BatchService
+from clear_ray.serve.bodies import check_json
 from clear_ray.serve.deployments import PromptReading
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
 from clear_ray.serve.meters import Meters
+from clear_ray.serve.openapi import describe, reference_page
 from clear_ray.serve.page import front_page, methods_of, routes_of
 from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
@@ -121,6 +124,16 @@ class Ingress:
         base_url = str(request.base_url).rstrip("/")
         return HTMLResponse(front_page(base_url, name, routes_of(request.app), has_keys=has_keys))
 
+    @api.get("/docs")
+    async def docs(self) -> Response:
+        """Show every route, to read."""
+        return HTMLResponse(reference_page(self._description))
+
+    @api.get("/openapi.json")
+    async def openapi(self) -> Response:
+        """Describe every route, for programs."""
+        return JSONResponse(self._description)
+
     @api.get("/healthz")
     async def healthz(self) -> Response:
         """Say that this replica lives."""
@@ -164,6 +177,10 @@ class Ingress:
     async def completions(self, request: Request) -> Response:
         """Go on with a text under the budget."""
         return await self._answer(request, CompletionRequest)
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return describe(self._settings)
 
     @property
     def _model(self) -> dict[str, Any]:
@@ -219,9 +236,7 @@ class Ingress:
 
     async def _read_body(self, request: Request) -> bytes:
         limits, body = self._limits, bytearray()
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise ApiError(415, "Send the body with Content-Type: application/json.", code="unsupported_media_type")
+        check_json(request)
         try:
             async with asyncio.timeout(limits.body_seconds):
                 async for chunk in request.stream():

@@ -66,13 +66,13 @@ class LocalServer:
         """Yield a client of the application on this machine."""
         self.price.reconfigure(self.settings.price.model_dump(mode="json"))
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 5_000), raise_app_exceptions=False)
-        with _served(self.ingress):
+        with served(self.ingress):
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
                 yield client
 
 
 @contextmanager
-def _served(ingress: Any) -> Iterator[None]:
+def served(ingress: Any) -> Iterator[None]:
     """Let this process be the replica of an ingress: routes ask Serve for the object that they are methods of."""
     before = context._INTERNAL_REPLICA_CONTEXT
     context._set_internal_replica_context(
