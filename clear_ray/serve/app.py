@@ -24,6 +24,7 @@ _WAITING = 100_000  # calls to the price that may wait for their turn at once
 _CALLS_OF_A_BATCH = 64  # to the engine, at once: more than its callers open
 _OPTIONS_OF_THE_CLUSTER = {"-a", "--address", "--runtime-env", "--runtime-env-json", "--working-dir"}  # of `serve run`
 _REPORT_SECONDS = 1.0
+_TELL_SECONDS = 2.0  # between two times that metrics of the price are told
 _LOOK_BACK_SECONDS = 3.0
 
 
@@ -77,11 +78,14 @@ def application(settings: ServeConfig) -> serve.Application:
         max_ongoing_requests=_WAITING,
         ray_actor_options={"num_cpus": 0},
         user_config=price,
+        health_check_period_s=_TELL_SECONDS,
         **shared,
     )
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
-    engines = engine_deployment.bind(engine, estimate, settings.max_tokens, batches.kept_slots if batches else None)
+    engines = engine_deployment.bind(
+        engine, estimate, settings.max_tokens, batches.kept_slots if batches else None, settings.model_name
+    )
     batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
     batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
     ingress: Any = Ingress
@@ -95,7 +99,7 @@ def application(settings: ServeConfig) -> serve.Application:
     ).bind(
         fixed,
         engines,
-        price_deployment.bind(),
+        price_deployment.bind(settings.model_name),
         *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app

@@ -13,6 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
+from clear_ray.cluster import metrics
+from clear_ray.cluster.metrics import AccountMetrics, Throttle, watch_engine
 from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import EstimateConfig
 from clear_ray.config.sampling import Sampling
@@ -99,16 +103,24 @@ class EngineReplica:
         estimate: Which head.
         cap_tokens: Largest ceiling of an answer.
         kept_slots: Places in the engine's batch that batches leave to interactive clients; an eighth if not given.
+        model_name: Name of the model, for metrics.
     """
 
     def __init__(
-        self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int, kept_slots: int | None = None
+        self,
+        config: EngineConfig,
+        estimate: EstimateConfig,
+        cap_tokens: int,
+        kept_slots: int | None = None,
+        model_name: str = "",
     ) -> None:
         self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens, layers=estimate.layers))
         self._config, self._check = config, sampling_check(config)
         self._health = Health(config.stall_seconds)
         self._slots = SharedSlots(config.max_batch, kept=kept_slots)
         self._outstanding = Outstanding()
+        if ray.is_initialized():
+            watch_engine(self._worker.occupancy, "server", model_name)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; a replica that fails it is replaced.
@@ -275,9 +287,21 @@ class EngineReplica:
 
 
 class PriceReplica:
-    """The one sale queue of a server. New settings arrive through Serve's `user_config`, without a restart."""
+    """The one sale queue of a server. New settings arrive through Serve's `user_config`, without a restart.
+
+    Args:
+        model_name: Name of the model, for metrics.
+    """
 
     _queue: SaleQueue
+
+    def __init__(self, model_name: str = "") -> None:
+        self._metrics = AccountMetrics("server", model_name) if ray.is_initialized() else None
+        self._due = Throttle()
+
+    def check_health(self) -> None:
+        """Called by Serve every few seconds; tells Ray's metrics what the account is."""
+        self._publish()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
@@ -289,6 +313,7 @@ class PriceReplica:
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""
+        self._publish()
         return await self._queue.buy(ask)
 
     async def settle(self, hold: Hold, spent_tokens: int) -> None:
@@ -306,6 +331,22 @@ class PriceReplica:
     async def account(self) -> tuple[Account, int]:
         """Return the account, and how many queries wait."""
         return self._queue.account(), self._queue.waiting
+
+    def _publish(self) -> None:
+        if self._metrics is None or not self._due.is_due():
+            return
+        account, waiting = self._queue.account(), self._queue.waiting
+        self._metrics.publish(
+            metrics.Account(
+                reserved_tokens=account.reserved_tokens,
+                spent_tokens=account.spent_tokens,
+                refunded_tokens=account.refunded_tokens,
+                wasted_tokens=account.wasted_tokens,
+                available_tokens=account.available_tokens,
+                price=account.price,
+                queries={("running", "engine"): account.running, ("waiting", "price"): waiting},
+            )
+        )
 
 
 def _grid(tokens_K: Sequence[int]) -> Any:

@@ -36,7 +36,7 @@ from clear_ray.serve.guard import Guard
 from clear_ray.serve.law import Ask
 from clear_ray.serve.meters import Meters
 from clear_ray.serve.openapi import describe, reference_page
-from clear_ray.serve.page import front_page, methods_of, routes_of
+from clear_ray.serve.page import PAGE_HEADERS, front_page, methods_of, routes_of
 from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
@@ -119,10 +119,11 @@ class Ingress:
 
     @api.get("/")
     async def front(self, request: Request) -> Response:
-        """Show what this is, with an example."""
-        has_keys, name = bool(self._settings.api_key_sha256), self._settings.model_name
+        """Show what this is, and the batches as they run."""
+        has_keys, has_batches = bool(self._settings.api_key_sha256), self.batches is not None
         base_url = str(request.base_url).rstrip("/")
-        return HTMLResponse(front_page(base_url, name, routes_of(request.app), has_keys=has_keys))
+        page = front_page(base_url, self._settings.model_name, has_keys=has_keys, has_batches=has_batches)
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @api.get("/docs")
     async def docs(self) -> Response:

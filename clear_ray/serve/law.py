@@ -126,6 +126,9 @@ class Account:
         available_tokens: Can be held now.
         reserved_tokens: Held and not settled.
         spent_tokens: Settled or forfeited.
+        refunded_tokens: Reserved, and given back unused.
+        wasted_tokens: Forfeited: nothing is known of what became of them.
+        running: Holds that are open.
         earned_tokens: Became available, those lost above the carry-over included.
         lost_tokens: Became available when the carry-over was full.
         clearings: How often the price was cleared.
@@ -137,6 +140,9 @@ class Account:
     available_tokens: int
     reserved_tokens: int
     spent_tokens: int
+    refunded_tokens: int
+    wasted_tokens: int
+    running: int
     earned_tokens: int
     lost_tokens: int
     clearings: int

@@ -52,6 +52,21 @@ class TokenBucket:
         """Settled, or forfeited at the end of a lease."""
         return self._ledger.spent_tokens
 
+    @property
+    def refunded_tokens(self) -> int:
+        """Held, and given back unused."""
+        return self._ledger.refunded_tokens
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Forfeited at the end of a lease."""
+        return self._ledger.wasted_tokens
+
+    @property
+    def holds(self) -> int:
+        """Holds that are open."""
+        return len(self._holds)
+
     def advance(self, now_seconds: float) -> None:
         """Let time pass: tokens become available, and leases run out.
 
