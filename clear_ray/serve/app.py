@@ -83,6 +83,7 @@ def application(settings: ServeConfig) -> serve.Application:
     )
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
+    price_handle = price_deployment.bind(settings.model_name)
     engines = engine_deployment.bind(
         engine, estimate, settings.max_tokens, batches.kept_slots if batches else None, settings.model_name
     )
@@ -99,7 +100,7 @@ def application(settings: ServeConfig) -> serve.Application:
     ).bind(
         fixed,
         engines,
-        price_deployment.bind(settings.model_name),
+        price_handle,
         *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app

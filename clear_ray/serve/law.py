@@ -88,6 +88,7 @@ class Ask:
         tie_break: A number that belongs to the query, such as a hash of its id.
         choices: How many independent answers it wants; each is granted the same ceiling.
         weight: Value of a correct answer.
+        ticket: By which a query that was sent away and comes again is known; empty if it is not to be.
     """
 
     curve: Curve
@@ -95,6 +96,7 @@ class Ask:
     tie_break: int = 0
     choices: int = 1
     weight: float = 1.0
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)

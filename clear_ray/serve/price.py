@@ -191,6 +191,10 @@ class OnlinePrice:
             self._flows.append((self._bucket.now_ns, refund))
         return refund
 
+    def is_open(self, hold: Hold) -> bool:
+        """Whether a hold is neither settled nor over."""
+        return self._bucket.is_open(hold)
+
     def seconds_until(self, tokens: int) -> float:
         """Return how long until so many tokens are available if no other query buys and nothing is given back, seconds."""
         return max(0, tokens - self._bucket.available_tokens) / self._law.budget_tokens_per_second

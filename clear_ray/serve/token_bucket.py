@@ -117,6 +117,10 @@ class TokenBucket:
         self._drop_above_carry_over()
         return hold.tokens - spent_tokens
 
+    def is_open(self, hold: Hold) -> bool:
+        """Whether a hold is neither settled nor over."""
+        return self._holds.get(hold.slot) == hold
+
     def _drop_above_carry_over(self) -> None:
         above = max(0, self.available_tokens - self._law.carry_over_tokens)
         self._ledger.budget_tokens -= above

@@ -55,8 +55,9 @@ class LocalServer:
     def __init__(self, engine: dict[str, Any] | None = None, **changes: Any) -> None:
         base = {"model_name": "replay", "max_tokens": 400, "engine": REPLAY | (engine or {}), "price": PRICE}
         self.settings = ServeConfig.parse(base | changes)
-        self.engine = EngineReplica(self.settings.engine, self.settings.estimate, self.settings.max_tokens)
         self.price = PriceReplica()
+        arguments = (self.settings.engine, self.settings.estimate, self.settings.max_tokens)
+        self.engine = EngineReplica(*arguments, price=Handle(self.price))
         fixed = self.settings.model_dump(mode="json", exclude={"price", "limits"})
         self.ingress = _OURS(fixed, Handle(self.engine), Handle(self.price))
         self.ingress.reconfigure({"limits": self.settings.limits.model_dump(mode="json")})
