@@ -23,7 +23,7 @@ import random
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,10 @@ def compare(port: int, row: dict[str, Any], levels: list[int], times: int) -> di
         found[str(streams)] |= {"ratio": dict(zip(names, ratios, strict=True)), "events": counts["plain"]}
         print(json.dumps({"streams": streams} | found[str(streams)]), flush=True)
     return found
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(sorted(values)[len(values) // 2], 4)
 
 
 def overhead(port: int, row: dict[str, Any], levels: list[int], times: int) -> None:

@@ -125,7 +125,7 @@ def watch_engine(occupancy: Occupancy, source: str, run: str) -> Callable[[], No
         source: `batch` or `server`.
         run: Name of the run or of the model.
     """
-    labels = {"source": source, "run": run, "engine": f"{ray.util.get_node_ip_address()}:{os.getpid()}"}
+    labels = {"source": source, "run": run, "engine": f"{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"}
     keys = tuple(labels)
     idle = Gauge("clear_ray_engine_idle_share", "Share of an engine's batch that stood empty, 0 to 1.", tag_keys=keys)
     running = Gauge("clear_ray_engine_queries", "Queries in an engine's batch.", tag_keys=keys)

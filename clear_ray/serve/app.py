@@ -16,6 +16,7 @@ from clear_ray.serve.batches.dispatcher import BatchReplica
 from clear_ray.serve.batches.places import absolute_batches
 from clear_ray.serve.deployments import EngineReplica, PriceReplica
 from clear_ray.serve.ingress import Ingress
+from clear_ray.serve.log import LOGGING
 from clear_ray.serve.routing import TokenRouter
 from clear_ray.serve.scaling import TokenPolicy
 from clear_ray.serve.settings import ScalingSettings, ServeConfig
@@ -60,7 +61,11 @@ def application(settings: ServeConfig) -> serve.Application:
     batches = absolute_batches(settings.batches)
     price = settings.price.model_dump(mode="json")
     router: Any = TokenRouter
-    shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
+    shared: dict[str, Any] = {
+        "logging_config": LOGGING,
+        "graceful_shutdown_timeout_s": settings.drain_seconds,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
     engine_options: dict[str, Any] = {
         # num_cpus=0: see cluster.py; the engine takes what it was configured to.
         "ray_actor_options": {"num_cpus": 0, "num_gpus": engine.num_gpus or 0},
@@ -83,7 +88,7 @@ def application(settings: ServeConfig) -> serve.Application:
     )
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
-    price_handle = price_deployment.bind(settings.model_name)
+    price_handle = price_deployment.bind(settings.model_name, settings.tenants)
     engines = engine_deployment.bind(
         engine, estimate, settings.max_tokens, batches.kept_slots if batches else None, settings.model_name
     )

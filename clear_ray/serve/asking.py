@@ -178,13 +178,13 @@ async def merged(sources: Sequence[AsyncIterator[_Item]]) -> AsyncGenerator[tupl
     try:
         left = len(feeders)
         while left:
-            number, item = await come.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
+            number, told = await come.get()
+            if isinstance(told, BaseException):
+                raise told
+            if told is None:
                 left -= 1
             else:
-                yield number, item
+                yield number, told
     finally:
         for feeder in feeders:
             feeder.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,8 +29,10 @@ from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged
 from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
-from clear_ray.serve.sale_queue import Sale, SaleQueue, settings_of
+from clear_ray.serve.sale_queue import Sale, settings_of
 from clear_ray.serve.scaling import Outstanding
+from clear_ray.serve.settings import TenantSettings
+from clear_ray.serve.tenant_queues import TenantQueues
 from clear_ray.serve.together import Together
 from clear_ray.stages.worker import EngineWorker
 
@@ -330,16 +332,18 @@ class Settlement:
 
 
 class PriceReplica:
-    """The one sale queue of a server. New settings arrive through Serve's `user_config`, without a restart.
+    """The sale queues of a server. New settings arrive through Serve's `user_config`, without a restart.
 
     Args:
         model_name: Name of the model, for metrics.
+        tenants: Those that share the server.
     """
 
-    _queue: SaleQueue
+    _queues: TenantQueues
 
-    def __init__(self, model_name: str = "") -> None:
-        self._metrics = AccountMetrics("server", model_name) if ray.is_initialized() else None
+    def __init__(self, model_name: str = "", tenants: Mapping[str, TenantSettings] | None = None) -> None:
+        self._model_name, self._tenants = model_name, dict(tenants or {})
+        self._metrics: dict[str, AccountMetrics] = {}
         self._due = Throttle()
         self._sold: dict[str, Sale] = {}
 
@@ -350,10 +354,10 @@ class PriceReplica:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
         settings = settings_of(user_config)
-        if hasattr(self, "_queue"):
-            self._queue.change(settings)
+        if hasattr(self, "_queues"):
+            self._queues.change(settings)
         else:
-            self._queue = SaleQueue(settings)
+            self._queues = TenantQueues(settings, self._tenants)
 
     async def buy_now(self, wanted: Sequence[Wanted]) -> list[Sale | None]:
         """Sell tokens to queries at once, or refuse them; None to those that are to wait."""
@@ -362,9 +366,9 @@ class PriceReplica:
 
     def _buy_now(self, wanted: Wanted) -> Sale | None:
         known = self._sold.get(wanted.name)
-        if known is not None and known.hold is not None and self._queue.is_open(known.hold):
+        if known is not None and known.hold is not None and self._queues.is_open(wanted.tenant, known.hold):
             return known  # its engine died before it could tell
-        sale = self._queue.buy_now(wanted.ask)
+        sale = self._queues.buy_now(wanted.tenant, wanted.ask)
         if sale is not None and sale.hold is not None:
             self._sold[wanted.name] = sale
             if len(self._sold) > _MOST_SOLD:
@@ -373,41 +377,44 @@ class PriceReplica:
 
     async def wait(self, wanted: Wanted) -> Sale:
         """Sell tokens to a query that is to wait, when its turn in the queue has come."""
-        return await self._queue.wait(wanted.ask)
+        return await self._queues.wait(wanted.tenant, wanted.ask)
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Charge what was generated."""
         self._publish()
         for each in settlements:
-            self._queue.settle(each.hold, each.spent_tokens)
+            self._queues.settle(each.tenant, each.hold, each.spent_tokens)
 
     async def stop_selling(self) -> None:
         """Refuse every query from now on; those in the queue keep their places."""
-        self._queue.stop_selling()
+        self._queues.stop_selling()
 
     async def is_selling(self) -> bool:
         """Whether new queries are taken."""
-        return self._queue.is_selling
+        return self._queues.is_selling
 
     async def account(self) -> tuple[Account, int]:
         """Return the account, and how many queries wait."""
-        return self._queue.account(), self._queue.waiting
+        return self._queues.account(), self._queues.waiting
 
     def _publish(self) -> None:
-        if self._metrics is None or not self._due.is_due():
+        if not ray.is_initialized() or not self._due.is_due():
             return
-        account, waiting = self._queue.account(), self._queue.waiting
-        self._metrics.publish(
-            metrics.Account(
-                reserved_tokens=account.reserved_tokens,
-                spent_tokens=account.spent_tokens,
-                refunded_tokens=account.refunded_tokens,
-                wasted_tokens=account.wasted_tokens,
-                available_tokens=account.available_tokens,
-                price=account.price,
-                queries={("running", "engine"): account.running, ("waiting", "price"): waiting},
+        for tenant, (account, waiting) in self._queues.accounts().items():
+            if tenant not in self._metrics:
+                run = f"{self._model_name}/{tenant}" if tenant else self._model_name
+                self._metrics[tenant] = AccountMetrics("server", run)
+            self._metrics[tenant].publish(
+                metrics.Account(
+                    reserved_tokens=account.reserved_tokens,
+                    spent_tokens=account.spent_tokens,
+                    refunded_tokens=account.refunded_tokens,
+                    wasted_tokens=account.wasted_tokens,
+                    available_tokens=account.available_tokens,
+                    price=account.price,
+                    queries={("running", "engine"): account.running, ("waiting", "price"): waiting},
+                )
             )
-        )
 
 
 def _grid(tokens_K: Sequence[int]) -> Any:

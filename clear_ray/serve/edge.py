@@ -32,7 +32,7 @@ class EdgeRules:
     """
 
     def __init__(self, settings: ServeConfig) -> None:
-        self._has_keys = bool(settings.api_key_sha256)
+        self._has_keys = settings.has_keys
         self._hosts = frozenset(host.lower() for host in (settings.host, *settings.allowed_hosts))
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.cors_origins)
 

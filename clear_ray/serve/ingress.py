@@ -32,7 +32,8 @@ from clear_ray.serve.bodies import check_json
 from clear_ray.serve.deployments import Settlement, Wanted
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
-from clear_ray.serve.guard import Guard
+from clear_ray.serve.guard import Guard, tenant_of
+from clear_ray.serve.log import log_event
 from clear_ray.serve.meters import Meters
 from clear_ray.serve.openapi import describe, reference_page
 from clear_ray.serve.page import PAGE_HEADERS, front_page, methods_of, routes_of
@@ -105,7 +106,11 @@ class Ingress:
         self._settled: Together[Settlement, None] = Together(self._settle_all)
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()
-        self._guard = Guard(self._settings.api_key_sha256, concurrent_per_key=self._limits.concurrent_per_key)
+        self._guard = Guard(
+            self._settings.api_key_sha256,
+            concurrent_per_key=self._limits.concurrent_per_key,
+            tenants={name: tenant.api_key_sha256 for name, tenant in self._settings.tenants.items()},
+        )
         self._meters = Meters()
         self._background = set[asyncio.Task[None]]()
         self._started = int(time.time())
@@ -122,7 +127,7 @@ class Ingress:
     @api.get("/")
     async def front(self, request: Request) -> Response:
         """Show what this is, and the batches as they run."""
-        has_keys, has_batches = bool(self._settings.api_key_sha256), self.batches is not None
+        has_keys, has_batches = self._settings.has_keys, self.batches is not None
         base_url = str(request.base_url).rstrip("/")
         page = front_page(base_url, self._settings.model_name, has_keys=has_keys, has_batches=has_batches)
         return HTMLResponse(page, headers=PAGE_HEADERS)
@@ -211,6 +216,7 @@ class Ingress:
             return await self._answered(request, kind)
         except ApiError as error:
             self._meters.refusals.labels(error.code or str(error.status)).inc()
+            log_event("refused", status=error.status, code=error.code)
             raise
 
     async def _answered(self, request: Request, kind: type[QueryRequest]) -> Response:
@@ -288,6 +294,7 @@ class Ingress:
             tie_break=tie_break,
             stops=request.stops,
             every_tokens=self._settings.stream_tokens,
+            tenant=tenant_of(key),
             ticket=hashlib.sha256(key.encode() + b"\0" + body).hexdigest(),
             weight=Weight(most_tokens * request.n),
         )
@@ -342,12 +349,15 @@ class Ingress:
 
     def _settle(self, answer: Reply, started: float) -> None:
         """Tell the price what was spent, without making the client wait for it."""
-        spent = answer.spent_tokens
+        spent, seconds = answer.spent_tokens, time.monotonic() - started
         self._meters.generated.inc(spent)
-        self._meters.seconds.observe(time.monotonic() - started)
+        self._meters.seconds.observe(seconds)
+        log_event("answered", tenant=answer.asked.tenant, seconds=round(seconds, 3), **answer.usage)
         if answer.first_at is not None:
             self._meters.first.observe(answer.first_at - started)
 
+        if answer.sale.hold is None:
+            return
         task = asyncio.create_task(self._settled(Settlement(answer.asked.tenant, answer.sale.hold, spent)))
         self._background.add(task)
         task.add_done_callback(self._background.discard)

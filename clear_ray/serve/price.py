@@ -191,6 +191,16 @@ class OnlinePrice:
             self._flows.append((self._bucket.now_ns, refund))
         return refund
 
+    def withdraw(self, *, now_seconds: float) -> int:
+        """Take out what is available, and return how much that was."""
+        self.advance(now_seconds)
+        return self._bucket.withdraw()
+
+    def deposit(self, tokens: int, *, now_seconds: float) -> None:
+        """Put tokens in that another bucket has earned; what is above the carry-over is lost."""
+        self.advance(now_seconds)
+        self._bucket.deposit(tokens)
+
     def is_open(self, hold: Hold) -> bool:
         """Whether a hold is neither settled nor over."""
         return self._bucket.is_open(hold)

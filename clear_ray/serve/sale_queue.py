@@ -120,6 +120,20 @@ class SaleQueue:
         self._tickets.keep(ask.ticket, arrived, now)
         return None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a query holds tokens."""
+        return self._price.account.running > 0
+
+    def withdraw(self) -> int:
+        """Take out what is for sale, and return how much that was."""
+        return self._price.withdraw(now_seconds=self._clock())
+
+    def deposit(self, tokens: int) -> None:
+        """Put tokens in that came from elsewhere, and sell what they allow."""
+        self._price.deposit(tokens, now_seconds=self._clock())
+        self.serve_queue()
+
     def is_open(self, hold: Hold) -> bool:
         """Whether a hold of this queue's account is neither settled nor over."""
         return self._price.is_open(hold)

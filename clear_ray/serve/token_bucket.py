@@ -117,6 +117,17 @@ class TokenBucket:
         self._drop_above_carry_over()
         return hold.tokens - spent_tokens
 
+    def withdraw(self) -> int:
+        """Take out what is available, and return how much that was."""
+        tokens = self.available_tokens
+        self._ledger.budget_tokens -= tokens
+        return tokens
+
+    def deposit(self, tokens: int) -> None:
+        """Put tokens in that another bucket has earned; what is above the carry-over is lost."""
+        self._ledger.budget_tokens += tokens
+        self._drop_above_carry_over()
+
     def is_open(self, hold: Hold) -> bool:
         """Whether a hold is neither settled nor over."""
         return self._holds.get(hold.slot) == hold

@@ -158,3 +158,17 @@ def test_a_batch_is_watched_and_steered_from_the_page(client: openai.OpenAI, por
             f"{card}.querySelector('.status').textContent === 'cancelled' && {card}.querySelector('form').hidden"
         )
         page.shoot(tmp_path / "ended.png")
+
+
+def test_replicas_log_json_without_prompts(client: openai.OpenAI, metrics_port: int) -> None:
+    del metrics_port
+    row = next(row for row in pq.read_table(ROLLOUTS / "rollouts.parquet").to_pylist() if row["sample"] == 0)
+    ask(client, row, max_tokens=3)
+    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs/serve"
+    events, end = list[dict[str, Any]](), time.monotonic() + 30
+    while not events and time.monotonic() < end:
+        time.sleep(0.5)
+        lines = [line for path in folder.glob("replica_views_*.log") for line in path.read_text().splitlines()]
+        events = [told for told in map(json.loads, lines) if told.get("message") == "answered"]
+    assert events[-1]["clear_ray"]["completion_tokens"] == 3
+    assert row["question"][:40] not in "".join(lines)

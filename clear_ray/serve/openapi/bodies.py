@@ -55,7 +55,7 @@ def message() -> Schema:
         "name": NULL,
         "weight": {},
     }
-    nothing = {"enum": [None, "", [], {}, False, 0]}
+    nothing: Schema = {"enum": [None, "", [], {}, False, 0]}
     described = record(properties, required=("role", "content"), others=nothing)
     return {"description": "Text alone. The last message of a conversation is not blank.", **described}
 
@@ -157,7 +157,7 @@ def _sampling(settings: ServeConfig) -> Schema:
     engine = settings.engine
     seed = or_null(whole(-(2**63), 2**64 - 1))
     if engine.kind == "replay":
-        neutral = {"top_k": [-1, 0], "min_p": [0], "repetition_penalty": [1], "min_tokens": [0]}
+        neutral: dict[str, list[Any]] = {"top_k": [-1, 0], "min_p": [0], "repetition_penalty": [1], "min_tokens": [0]}
         neutral |= {"presence_penalty": [0], "frequency_penalty": [0], "logit_bias": [{}], "stop_token_ids": [[]]}
         neutral |= {"temperature": [engine.temperature], "top_p": [engine.top_p, 1]}
         found: Schema = {name: {"enum": [None, *values]} for name, values in neutral.items()}

@@ -62,7 +62,7 @@ def describe(settings: ServeConfig) -> dict[str, Any]:
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{"key": []}] if settings.api_key_sha256 else _OPEN,
+        "security": [{"key": []}] if settings.has_keys else _OPEN,
     }
 
 

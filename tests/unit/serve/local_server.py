@@ -55,7 +55,7 @@ class LocalServer:
     def __init__(self, engine: dict[str, Any] | None = None, **changes: Any) -> None:
         base = {"model_name": "replay", "max_tokens": 400, "engine": REPLAY | (engine or {}), "price": PRICE}
         self.settings = ServeConfig.parse(base | changes)
-        self.price = PriceReplica()
+        self.price = PriceReplica(self.settings.model_name, self.settings.tenants)
         arguments = (self.settings.engine, self.settings.estimate, self.settings.max_tokens)
         self.engine = EngineReplica(*arguments, price=Handle(self.price))
         fixed = self.settings.model_dump(mode="json", exclude={"price", "limits"})

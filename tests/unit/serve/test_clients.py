@@ -332,3 +332,18 @@ async def test_the_page_runs_and_loads_nothing_but_its_own(client: httpx.AsyncCl
         assert f"{rule} 'sha256-{digest}'" in policy
     assert not re.search(r'\b(src|onclick|style)="', text)
     assert "What is 3 + 4?" in text
+
+
+async def test_logs_have_numbers_and_no_text(
+    client: httpx.AsyncClient, row: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="ray.serve")
+    answer = await client.post(CHAT, json=chat(row, max_tokens=3))
+    assert (await client.post(CHAT, json=chat(row, tools=[{"type": "function"}]))).status_code == 400
+    events = {record.getMessage(): record.clear_ray for record in caplog.records}  # type: ignore[attr-defined]
+    assert events["refused"] == {"status": 400, "code": "unsupported_parameter"}
+    assert events["answered"]["completion_tokens"] == 3
+    assert events["answered"]["clear_ray"]["outcome"] == "granted"
+    said = json.dumps(events)
+    for text in (row["question"], answer.json()["choices"][0]["message"]["content"].strip()):
+        assert text not in said
