@@ -2,6 +2,7 @@
 // Live batches: asks the server's own API every two seconds, with the key that was typed in, if there is one.
 const base = document.body.dataset.base, list = document.getElementById("batches"), state = document.getElementById("state");
 const keyForm = document.getElementById("key"), cards = new Map(), RUNNING = ["validating", "in_progress"];
+const ENDED = ["completed", "failed", "expired", "cancelled"];
 const PAUSE = 2000, MOST = 50;
 let key = sessionStorage.getItem("clear_ray key") || "";
 
@@ -77,10 +78,10 @@ function show(card, batch) {
   card.status.textContent = batch.status.replace("_", " ");
   card.status.className = `status ${batch.status}`;
   card.progress.value = counts.total ? (counts.completed + counts.failed) / counts.total : 0;
-  card.facts.done.textContent = counts.total ? `${counts.completed + counts.failed} of ${counts.total}` : "–";
+  card.facts.done.textContent = counts.total ? `${(counts.completed + counts.failed).toLocaleString()} of ${counts.total.toLocaleString()}` : "–";
   card.facts.spent.textContent = amount(live.spent_tokens, live.unit);
   card.facts.budget.textContent = amount(live.budget_tokens, live.unit);
-  card.facts.price.textContent = typeof live.shadow_price === "number" ? live.shadow_price.toPrecision(3) : "–";
+  card.facts.price.textContent = typeof live.shadow_price === "number" ? Number(live.shadow_price.toPrecision(3)).toString() : "–";
   card.facts.stage.textContent = live.stage || "–";
   card.budget.disabled = card.change.disabled = batch.status !== "in_progress";
   card.cancel.disabled = !RUNNING.includes(batch.status);
@@ -100,6 +101,8 @@ async function refresh() {
     if (!cards.has(batch.id)) cards.set(batch.id, makeCard(batch.id));
     show(cards.get(batch.id), batch);
   }
+  const isLive = (batch) => !ENDED.includes(batch.status);
+  page.data.sort((one, other) => isLive(other) - isLive(one)); // those that run first; each kind stays newest first
   const wanted = page.data.map((batch) => cards.get(batch.id).root);
   if (wanted.some((root, k) => list.children[k] !== root)) list.replaceChildren(...wanted);
 }

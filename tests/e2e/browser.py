@@ -78,7 +78,7 @@ class Page:
 def browsed(folder: Path) -> Iterator[Page]:
     """Yield the page of a browser that keeps its profile in `folder`."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert found, "this test needs a headless Chromium: `make test-slow` installs it"
+    assert found, "this test needs a headless Chromium"
     command = [found, *_OPTIONS, *_NETWORK, f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
         try:

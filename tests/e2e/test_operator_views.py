@@ -66,7 +66,7 @@ def long_batch(client: openai.OpenAI) -> Any:
 def prometheus(folder: Path, metrics_port: int, port: int) -> Iterator[str]:
     """A real Prometheus that scrapes the cluster and the server as deploy/prometheus.yml has it, but for the addresses."""
     found = shutil.which("prometheus")
-    assert found, "this test needs Prometheus: `make test-slow` installs it"
+    assert found, "this test needs Prometheus, such as Debian's package"
     config = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
     config["scrape_configs"][0] |= {"static_configs": [{"targets": [f"127.0.0.1:{metrics_port}"]}]}
     del config["scrape_configs"][0]["file_sd_configs"]
@@ -155,7 +155,7 @@ def test_a_batch_is_watched_and_steered_from_the_page(client: openai.OpenAI, por
         page.until(f"/cancel/.test({card}.querySelector('.status').textContent)")
         assert ended(client, batch.id).status == "cancelled"
         page.until(
-            f"{card}.querySelector('.status').textContent === 'cancelled' && {card}.querySelector('form').hidden"
+            f"{card}.querySelector('.status').textContent === 'cancelled' && getComputedStyle({card}.querySelector('form')).display === 'none'"
         )
         page.shoot(tmp_path / "ended.png")
 
