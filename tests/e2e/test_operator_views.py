@@ -154,9 +154,8 @@ def test_a_batch_is_watched_and_steered_from_the_page(client: openai.OpenAI, por
         page.value(f"setTimeout(() => {card}.querySelector('[type=button]').click())")
         page.until(f"/cancel/.test({card}.querySelector('.status').textContent)")
         assert ended(client, batch.id).status == "cancelled"
-        page.until(
-            f"{card}.querySelector('.status').textContent === 'cancelled' && getComputedStyle({card}.querySelector('form')).display === 'none'"
-        )
+        page.until(f"{card}.querySelector('.status').textContent === 'cancelled'")
+        page.until(f"getComputedStyle({card}.querySelector('form')).display === 'none'")
         page.shoot(tmp_path / "ended.png")
 
 
