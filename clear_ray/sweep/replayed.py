@@ -100,9 +100,12 @@ class SampledAnswers:
     def of_attempt(self, number_N: NDArray[np.integer]) -> Answers:
         """Return the answer that each query gives in its attempt of this number, from 1; past the last they begin anew."""
         rows, sample_N = np.arange(len(self.length_NS)), (np.maximum(number_N, 1) - 1) % self.length_NS.shape[1]
-        columns = (self.length_NS, self.is_stopped_NS, self.is_right_NS)
-        vote_N = None if self.vote_NS is None else self.vote_NS[rows, sample_N]
-        return Answers(*(column[rows, sample_N] for column in columns), vote_N)
+        return Answers(
+            length_N=self.length_NS[rows, sample_N],
+            is_stopped_N=self.is_stopped_NS[rows, sample_N],
+            is_right_N=self.is_right_NS[rows, sample_N],
+            vote_N=None if self.vote_NS is None else self.vote_NS[rows, sample_N],
+        )
 
 
 @dataclass(frozen=True, eq=False)
