@@ -27,6 +27,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
+from clear_ray.batch.measured import Measured
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
@@ -126,7 +127,7 @@ def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, disp
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):
-            return _run_alone(engines, queries, config, folder, display)
+            return _run_alone(engines, queries, config, folder, Measured(display, config.run_dir))
 
 
 def _run_alone(

@@ -260,7 +260,7 @@ def _biases(value: Any, where: str) -> dict[int, float]:
     biases: dict[int, float] = {}
     for token, bias in value.items() if isinstance(value, dict) else [(value, None)]:
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not str(token).isdecimal():
-            raise SchemaError("it maps token ids to numbers", where, shown({token: bias}), 'Write {"50256": -100}.')
+            raise SchemaError("it maps token ids to numbers", where, shown(value), 'Write {"50256": -100}.')
         biases[int(token)] = float(bias)
     return biases
 

@@ -301,3 +301,9 @@ class ProgressSnapshot(Part):
     tells."""
     warning: str = ""
     """What should be looked at before more is spent: not one of the first scored answers was right."""
+    wasted_tokens: int = 0
+    """Part of what was charged whose work was lost."""
+    refunded_tokens: int = 0
+    """Tokens that were reserved and came back unused."""
+    running: int = 0
+    """Queries that hold tokens now."""

@@ -101,10 +101,10 @@ class SampledAnswers:
         """Return the answer that each query gives in its attempt of this number, from 1; past the last they begin anew."""
         rows, sample_N = np.arange(len(self.length_NS)), (np.maximum(number_N, 1) - 1) % self.length_NS.shape[1]
         return Answers(
-            self.length_NS[rows, sample_N],
-            self.is_stopped_NS[rows, sample_N],
-            self.is_right_NS[rows, sample_N],
-            None if self.vote_NS is None else self.vote_NS[rows, sample_N],
+            length_N=self.length_NS[rows, sample_N],
+            is_stopped_N=self.is_stopped_NS[rows, sample_N],
+            is_right_N=self.is_right_NS[rows, sample_N],
+            vote_N=None if self.vote_NS is None else self.vote_NS[rows, sample_N],
         )
 
 
