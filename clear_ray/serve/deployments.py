@@ -25,7 +25,7 @@ from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged
+from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, gathered, merged
 from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
@@ -143,7 +143,7 @@ class EngineReplica:
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
 
-    async def answer(self, asked: Asked) -> AsyncIterator[Opening | tuple[int, Piece]]:
+    async def answer(self, asked: Asked) -> AsyncIterator[list[Opening | tuple[int, Piece]]]:
         """Read a query, buy its tokens and answer it: what was found first, then pieces with the numbers of their choices.
 
         A query that has to wait for its price ends here after the opening: it holds no place while it waits.
@@ -151,6 +151,11 @@ class EngineReplica:
         Args:
             asked: The query.
         """
+        async with aclosing(gathered(self._answer(asked))) as lists:
+            async for some in lists:
+                yield some
+
+    async def _answer(self, asked: Asked) -> AsyncIterator[Opening | tuple[int, Piece]]:
         reading = await self.read(asked.query_id, asked.prompt, asked.sampling, asked.most_prompt_tokens)
         ask = asked.ask(reading)
         if ask is None:
