@@ -34,6 +34,7 @@ class Progress:
         self._waiting_for = "starting Ray"
         self._price: float | None = None
         self._label = ""
+        self._begun, self._again, self._solved_by_attempt = 0, 0, tuple[int, ...]()
         self._market: MarketClient | None = None
         self._warning = self._if_all_wrong = ""
         self._balance: Balance | None = None
@@ -62,6 +63,10 @@ class Progress:
     def learns_from(self, label: str) -> None:
         """Note what the run learns from, from the next snapshot on."""
         self._label = label
+
+    def asks(self, begun: int, again: int, solved_by_attempt: tuple[int, ...]) -> None:
+        """Note how many answers were begun, how many again, and what each attempt has solved, from the next snapshot on."""
+        self._begun, self._again, self._solved_by_attempt = begun, again, solved_by_attempt
 
     @contextmanager
     def watching(self, market: MarketClient) -> Iterator[None]:
@@ -131,6 +136,9 @@ class Progress:
                     recent=balance.recent if balance else (),
                     waiting_for=self._waiting_for,
                     label=self._label,
+                    begun=self._begun,
+                    again=self._again,
+                    solved_by_attempt=self._solved_by_attempt,
                     unit=self._unit,
                     warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )

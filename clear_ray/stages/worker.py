@@ -185,14 +185,15 @@ class EngineWorker:
             feeder.cancel()
 
     async def _feed(self, grants: Sequence[Grant], ended: asyncio.Queue[Generation | None]) -> None:
-        open_grants = {grant.query_id: grant for grant in grants}
+        open_grants = {(grant.query_id, grant.sample): grant for grant in grants}
         self.occupancy.enter(len(grants))
         try:
             async for generation in self._engine.generate(grants):
-                ended.put_nowait(check_generation(open_grants.pop(generation.query_id), generation))
+                grant = open_grants.pop((generation.query_id, generation.sample))
+                ended.put_nowait(check_generation(grant, generation))
                 self.occupancy.leave(len(generation.token_ids))
             if open_grants:
-                raise EngineError("the engine lost grants", value=", ".join(list(open_grants)[:5]))
+                raise EngineError("the engine lost grants", value=", ".join(name for name, _ in list(open_grants)[:5]))
         finally:
             self.occupancy.leave(0, queries=len(open_grants))
             ended.put_nowait(None)
