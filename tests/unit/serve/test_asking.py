@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -125,3 +126,16 @@ def test_a_weight_is_followed_where_it_is_and_travels_as_a_number() -> None:
     assert pickle.loads(pickle.dumps(weight)).tokens == 5  # noqa: S301
     weight.change(3)
     assert told == [3]
+
+
+async def test_what_travels_together_is_of_no_single_request() -> None:
+    request = ContextVar("request", default="none")
+    seen = list[str]()
+
+    async def call(items: Sequence[int]) -> list[int]:
+        seen.append(request.get())
+        return list(items)
+
+    request.set("one that may be cancelled")
+    assert await Together(call)(1) == 1
+    assert seen == ["none"]
