@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from clear_ray.serve.sale_queue import Sale, settings_of
 from clear_ray.serve.settings import TenantSettings
 from clear_ray.serve.tenant_queues import TenantQueues
 
+_COMING_SECONDS = 5.0  # in which a query that was told to wait comes to do so, unless its client has gone
 _MOST_SOLD = 8_192  # sales that are remembered by name
 
 
@@ -63,6 +65,7 @@ class PriceReplica:
         self._metrics: dict[str, AccountMetrics] = {}
         self._due = Throttle()
         self._sold: dict[str, Sale] = {}
+        self._coming: dict[str, float] = {}  # queries that were told to wait, and are on their way to do so
 
     def check_health(self) -> None:
         """Called by Serve every few seconds; tells Ray's metrics what the account is."""
@@ -86,7 +89,9 @@ class PriceReplica:
         if known is not None and known.hold is not None and self._queues.is_open(wanted.tenant, known.hold):
             return known  # its engine died before it could tell
         sale = self._queues.buy_now(wanted.tenant, wanted.ask)
-        if sale is not None and sale.hold is not None:
+        if sale is None:
+            self._coming[wanted.name] = time.monotonic()
+        elif sale.hold is not None:
             self._sold[wanted.name] = sale
             if len(self._sold) > _MOST_SOLD:
                 del self._sold[next(iter(self._sold))]
@@ -94,6 +99,7 @@ class PriceReplica:
 
     async def wait(self, wanted: Wanted) -> Sale:
         """Sell tokens to a query that is to wait, when its turn in the queue has come."""
+        self._coming.pop(wanted.name, None)
         return await self._queues.wait(wanted.tenant, wanted.ask)
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -111,8 +117,10 @@ class PriceReplica:
         return self._queues.is_selling
 
     async def account(self) -> tuple[Account, int]:
-        """Return the account, and how many queries wait."""
-        return self._queues.account(), self._queues.waiting
+        """Return the account, and how many queries wait, or are on their way to."""
+        since = time.monotonic() - _COMING_SECONDS
+        self._coming = {name: told_at for name, told_at in self._coming.items() if told_at > since}
+        return self._queues.account(), self._queues.waiting + len(self._coming)
 
     def _publish(self) -> None:
         if not ray.is_initialized() or not self._due.is_due():
