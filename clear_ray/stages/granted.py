@@ -75,7 +75,7 @@ class RunRows:
         Raises:
             ResumeError: A file is damaged, or does not hold what it should.
         """
-        rows = self._queries(call.index_M)
+        rows = self.queries(call.index_M)
         answers = [self._answer(*answer) for answer in zip(call.file_M, call.index_M, call.attempt_M, strict=True)]
         columns = {
             "token_ids": pa.array([token_ids for token_ids, _ in answers], pa.list_(pa.int32())),
@@ -90,7 +90,12 @@ class RunRows:
             rows = rows.append_column(name, column)
         return rows
 
-    def _queries(self, index_M: NDArray[np.int64]) -> pa.Table:
+    def queries(self, index_M: NDArray[np.int64]) -> pa.Table:
+        """Return the rows of some queries, `records.QUERY_SCHEMA`, in that order.
+
+        Raises:
+            ResumeError: A file does not hold what it should.
+        """
         if not self._files:
             self._files = self._folder.child("queries").files(".parquet")
             filesystem = self._folder.filesystem
