@@ -31,13 +31,10 @@ from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
-from clear_ray.batch.probe import rows_each as probe_rows_each
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
-from clear_ray.batch.scale import uses_ray_data
 from clear_ray.cluster.autoscaling import EngineScaler
-from clear_ray.cluster.callers import probe_callers
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
@@ -164,7 +161,7 @@ def _run_alone(
         progress.begin("probe", queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
-        if queries is None and uses_ray_data(config, digest.rows):
+        if queries is None:
             data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
@@ -180,9 +177,8 @@ def _run_alone(
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            reading = callers.for_probe(probe_rows_each(config, digest.rows))
             is_measured = learns_alone(lesson, engines.head.kind)
-            found = probe(folder, config, engines, digest.rows, reading, progress.note_probed, is_measured=is_measured)
+            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=is_measured)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
@@ -271,16 +267,14 @@ def _plan_in(
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
             begun.ray()
-            if queries is None and uses_ray_data(config, digest.rows):
+            if queries is None:
                 data.enter_context(quiet_data())
-            each = probe_rows_each(config, digest.rows)
             engines = begun.engines()
-            with probe_callers(engines.workers, folder, callers=config.dispatch.callers, rows_each=each) as callers:
-                engines.wait()
-                progress.begin("probe")
-                lesson = lesson_of(folder, config, digest.rows)
-                alone = learns_alone(lesson, engines.head.kind)
-                found = probe(folder, config, engines, digest.rows, callers, progress.note_probed, is_measured=alone)
+            engines.wait()
+            progress.begin("probe")
+            lesson = lesson_of(folder, config, digest.rows)
+            alone = learns_alone(lesson, engines.head.kind)
+            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=alone)
             estimates = priced(config, found, input_cost_N)
             sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
