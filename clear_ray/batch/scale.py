@@ -1,6 +1,6 @@
 """From what size on a batch is handled where its rows are, by Ray Data, and no longer in the driver.
 
-A small batch starts no process of Ray Data: each of them takes a second of a core before its first row.
+A small batch is put in order by the driver: each process of Ray Data takes a second of a core before its first row.
 """
 
 from __future__ import annotations
