@@ -75,7 +75,7 @@ def plan_text(plan: PlanReport) -> str:
         ("price", _price(plan.shadow_price, plan.unit)),
         ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"),
+        ("prompts", _to_read(plan)),
     ]
     if plan.for_share is not None:
         asked = plan.for_share
@@ -171,7 +171,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"),
+        ("prompts", _prompts_read(report)),
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
@@ -205,6 +205,18 @@ def asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
 
 def _bare(number: float, unit: str) -> str:
     return amount(number, unit).removesuffix(" tokens")
+
+
+def _to_read(plan: PlanReport) -> str:
+    if not plan.prefill_tokens:
+        return "none is read before its answer is bought"
+    return f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"
+
+
+def _prompts_read(report: RunReport) -> str:
+    if not report.prefill_tokens:
+        return "read for their answers alone, by no probe"
+    return f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
 
 
 def _charged_for(report: RunReport) -> str:
