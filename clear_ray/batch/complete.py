@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
@@ -17,6 +18,7 @@ from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
 from clear_ray.batch.scores import read_scores
 from clear_ray.ingest import InputDigest, write_openai_outputs
+from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
@@ -59,7 +61,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         has_gold_N=scores.has_gold_N,
         head=head_name(run.lesson, run.scaler.engines.head.kind),
         learning=learning,
-        notices=digest.notices,
+        notices=(*digest.notices, *_without_logprobs(folder)),
         failures=_failures(folder),
         probe_tokens=-(-run.market.charged(PROBE) // COST_PARTS),
     )
@@ -112,6 +114,15 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
         is_small = int(states.attempt_N.sum()) <= run.config.dispatch.block_rows
         ordered = in_order(answers, ["index", "sample"], is_small=is_small)
         ordered.write_parquet(target.path, filesystem=folder.filesystem)
+
+
+def _without_logprobs(folder: Folder) -> tuple[str, ...]:
+    """Return a line on the answers whose log-probabilities were asked for and not given, if there are any."""
+    rows = 0
+    for path in folder.child("completions").files(".parquet"):
+        logprobs = pq.read_table(path, filesystem=folder.filesystem, columns=["logprobs"])["logprobs"]
+        rows += pc.sum(pc.equal(logprobs, NOT_GIVEN)).as_py() or 0
+    return (f"logprobs: asked for and not given by the endpoint in {rows:,} answers",) if rows else ()
 
 
 def _failures(folder: Folder) -> tuple[FailureReport, ...]:

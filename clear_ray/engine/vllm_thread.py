@@ -39,7 +39,7 @@ from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.sampling import sampling_key
 from clear_ray.engine.vllm_probe import PROBE_PREFIX
-from clear_ray.engine.vllm_sampling import asked_of_vllm, keeps_to_structure
+from clear_ray.engine.vllm_sampling import asked_of_vllm, keeps_to_structure, read_tokens
 from clear_ray.errors import EngineError, EngineFailedError
 
 PROBE_LOGPROBS = 256
@@ -263,6 +263,7 @@ class VllmThread:
         try:
             async for output in self._llm.generate(prompt, self._parameters(answer, max_tokens), name):
                 answer.generated += output.outputs[0].token_ids
+                answer.read += read_tokens(answer, output.outputs[0])
                 reason, cached_tokens = output.outputs[0].finish_reason, output.num_cached_tokens or 0
                 self.progress += 1
                 if answer.stops is not None and reason != "stop" and answer.stops.cut(answer.token_ids) is not None:
@@ -301,6 +302,7 @@ class VllmThread:
             **asked_of_vllm(answer, choice, decoding.end_token_ids, max_tokens=max_tokens),
             # The tokens that end an answer are ours, from all files of the model.
             ignore_eos=True,
+            logprobs=answer.top_logprobs,
             thinking_token_budget=decoding.thinking_tokens,
             detokenize=answer.stops is not None,
             output_kind=RequestOutputKind.DELTA,

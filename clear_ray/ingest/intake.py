@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -57,6 +58,7 @@ def ingest(
     most_errors: int = 20,
     on_error: Literal["refuse", "fail_row"] = "refuse",
     check_sampling: Callable[[Sampling], Sequence[str]] | None = None,
+    reads_names: Callable[[], bool] = lambda: False,
     accept: Callable[[InputDigest], None] | None = None,
     watches: Sequence[Watch] = (),
     continues: bool = False,
@@ -73,6 +75,7 @@ def ingest(
             a source that cannot be read to its end and an input without any query are refused all the same.
         check_sampling: Function that is asked of every row's own sampling: it returns what of it has no effect here, and
             raises for what cannot be done.
+        reads_names: Function that is asked at the first speaker with a name: whether the model is told it.
         accept: Function that is asked before the queries take their place; what it raises refuses the input.
         watches: What else is told of every query, and adds to the notices.
         continues: Whether the run goes on with the assistant's words at the end of a conversation. If not, those of a plain
@@ -94,6 +97,7 @@ def ingest(
         most_errors,
         fails_rows=on_error == "fail_row",
         check_sampling=check_sampling,
+        reads_names=reads_names,
         watches=watches,
         continues=continues,
     )
@@ -118,11 +122,13 @@ class _Intake:
         *,
         fails_rows: bool,
         check_sampling: Callable[[Sampling], Sequence[str]] | None,
+        reads_names: Callable[[], bool],
         watches: Sequence[Watch],
         continues: bool,
     ) -> None:
         self._watches, self._continues = watches, continues
         self._check_sampling = check_sampling or (lambda _: ())
+        self._reads_names = cache(reads_names)
         self._files = files
         self._max_tokens = max_tokens
         self._limit = limit
@@ -318,7 +324,7 @@ class _Intake:
         goes_on: bool,
     ) -> None:
         """Count what a row says that is lowered, or becomes something else than it seems to ask."""
-        if has_names(messages):
+        if has_names(messages) and not self._reads_names():
             self._notices.ignore(("messages.name",))
         if ends_with_answer(messages) and not (keeps_answer and goes_on):
             is_gold = query.gold is not None and lookup(row, columns.gold) is None

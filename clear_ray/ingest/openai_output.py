@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from clear_ray.ingest.logprobs import chat_logprobs, legacy_logprobs, load_logprobs
 from clear_ray.storage import Folder, sync_path
 
 OUTPUT_FILE, ERRORS_FILE = "output.jsonl", "errors.jsonl"
@@ -105,12 +106,17 @@ def _created(row: Mapping[str, Any]) -> int:
 
 
 def _chat(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    choice = {"message": {"role": "assistant", "content": row.get("text") or ""}}
+    choice = {
+        "message": {"role": "assistant", "content": row.get("text") or ""},
+        "logprobs": chat_logprobs(load_logprobs(row.get("logprobs"))),
+    }
     return _choices(row, model, f"chatcmpl-{name}", "chat.completion", choice)
 
 
 def _completion(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    return _choices(row, model, f"cmpl-{name}", "text_completion", {"text": row.get("text") or ""})
+    logprobs = legacy_logprobs(load_logprobs(row.get("logprobs")))
+    choice = {"text": row.get("text") or "", "logprobs": logprobs}
+    return _choices(row, model, f"cmpl-{name}", "text_completion", choice)
 
 
 def _choices(row: Mapping[str, Any], model: str, name: str, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def _choices(row: Mapping[str, Any], model: str, name: str, kind: str, choice: d
         "object": kind,
         "created": _created(row),
         "model": model,
-        "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": row["finish_reason"]}],
+        "choices": [{"index": 0, **choice, "finish_reason": row["finish_reason"]}],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
 
@@ -130,6 +136,8 @@ def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     is_cut = row["finish_reason"] != "stop"
     status = "incomplete" if is_cut else "completed"
     text: dict[str, Any] = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
+    if (logprobs := chat_logprobs(load_logprobs(row.get("logprobs")))) is not None:
+        text["logprobs"] = logprobs["content"]
     return {
         "id": f"resp_{name}",
         "object": "response",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.fields import Endpoint, check_fields
+from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, Endpoint, check_fields
 from clear_ray.ingest.messages import GOES_ON
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.sampling_fields import sampling_of
@@ -197,6 +197,8 @@ def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling 
             words["continue_final_message"] = True  # an answer that was begun is gone on with
     if endpoint == "/v1/responses":
         words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
+        if body.get("top_logprobs") or LOGPROBS_OF_RESPONSES in (body.get("include") or ()):
+            words["logprobs"] = True
     if endpoint == "/v1/chat/completions" and any(_last_message(body).get(name) is True for name in GOES_ON):
         words["continue_final_message"] = True
     return sampling_of(words, place=place)

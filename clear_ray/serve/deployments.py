@@ -21,6 +21,7 @@ from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.ingest.logprobs import TokenLogprob
 from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Account, Ask, Curve, Hold
@@ -59,12 +60,14 @@ class Piece:
         token_ids: Generated for it, those of text that is held back or cut away included.
         finish_reason: None while the answer goes on.
         error: Empty, or why this query could not be generated.
+        logprobs: Of those of its tokens that have text, where they are asked for; None where there are none.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Health:
@@ -257,13 +260,15 @@ class EngineReplica:
         def is_over(text: str) -> bool:
             return cut_at_stop(text, stops) is not None
 
-        told = 0
+        told = read = 0
         async for item in self._worker.stream(grant, every_tokens=every_tokens, is_over=is_over):
             new, told = item.token_ids[told:], len(item.token_ids)
+            logprobs = None if item.logprobs is None else item.logprobs[read:]
+            read += len(logprobs or ())
             if not isinstance(item, Generation):
                 text = showable(item.text, stops)
                 # A text that is shorter than what was shown can only come from a tokenizer that changed its mind.
-                yield Piece(text[shown:], new)
+                yield Piece(text[shown:], new, logprobs=logprobs)
                 shown = max(shown, len(text))
                 continue
             stopped = cut_at_stop(item.text, stops)
@@ -271,7 +276,8 @@ class EngineReplica:
                 yield Piece("", new, "cancelled", error="the engine could not generate this query")
                 return
             text = item.text if stopped is None else stopped
-            yield Piece(text[shown:], new, item.finish_reason if stopped is None else "stop")
+            finish = item.finish_reason if stopped is None else "stop"
+            yield Piece(text[shown:], new, finish, logprobs=logprobs)
 
 
 class PriceReplica:

@@ -122,7 +122,7 @@ async def _pieces(engine: Any, answer: Reply, choice: int, every_tokens: int) ->
     come, is_over = answer.choices[choice], False
     for tries in range(1, _MOST_TRIES + 1):
         written = engine.options(stream=True).write.remote(
-            answer.grant(choice), answer.request.stops, every_tokens, come.characters
+            answer.grant(choice), answer.request.stops, every_tokens, len(come.text)
         )
         try:
             async for piece in written:

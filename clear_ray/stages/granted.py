@@ -24,7 +24,7 @@ from clear_ray.stages.probe import with_added_columns
 from clear_ray.storage import Folder
 
 _MOST_BYTES = 64_000_000
-_ANSWERED = ["index", "attempt", "token_ids", "text"]
+_ANSWERED = ["index", "attempt", "token_ids", "text", "logprobs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +78,9 @@ class RunRows:
         rows = self._queries(call.index_M)
         answers = [self._answer(*answer) for answer in zip(call.file_M, call.index_M, call.attempt_M, strict=True)]
         columns = {
-            "token_ids": pa.array([token_ids for token_ids, _ in answers], pa.list_(pa.int32())),
-            "text": pa.array([text for _, text in answers], pa.string()),
+            "token_ids": pa.array([token_ids for token_ids, _, _ in answers], pa.list_(pa.int32())),
+            "text": pa.array([text for _, text, _ in answers], pa.string()),
+            "logprobs": pa.array([logprobs for _, _, logprobs in answers], pa.string()),
             "round": pa.array(np.full(len(rows), call.round, np.int32)),
             "granted_tokens": pa.array(call.tokens_M),
             "sample": pa.array(np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M),
@@ -109,15 +110,16 @@ class RunRows:
             raise ResumeError("a file of queries does not hold the rows that it should", self._folder.path)
         return rows
 
-    def _answer(self, file: str, index: int, attempt: int) -> tuple[NDArray[np.int32], str]:
-        """Return the tokens and the text of an answer so far."""
+    def _answer(self, file: str, index: int, attempt: int) -> tuple[NDArray[np.int32], str, str | None]:
+        """Return the tokens and the text of an answer so far, and its log-probabilities, if they are asked for."""
         if not file:
-            return np.zeros(0, np.int32), ""
+            return np.zeros(0, np.int32), "", None
         path = self._folder.child("rounds").child(file).path
         found = self._read(path, _ANSWERED)
         is_it = pc.and_(pc.equal(found["index"], int(index)), pc.equal(found["attempt"], int(attempt)))
         (row,) = np.flatnonzero(is_it.combine_chunks().to_numpy(zero_copy_only=False))
-        return found["token_ids"][int(row)].values.to_numpy(), found["text"][int(row)].as_py()
+        logprobs = found["logprobs"][int(row)].as_py() if "logprobs" in found.column_names else None
+        return found["token_ids"][int(row)].values.to_numpy(), found["text"][int(row)].as_py(), logprobs
 
     def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         if (table := self._at_hand.get(path)) is not None:

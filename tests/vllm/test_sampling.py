@@ -73,3 +73,22 @@ def test_structures_are_kept_and_a_cut_answer_is_not_gone_on_with(engine: VllmEn
     rest = Grant("flat", "Say it.", 9, prefix_token_ids=cut.token_ids, sampling=asked[0].sampling)
     again = run_grants(engine, [rest])["flat", 0]
     assert (again.token_ids, again.finish_reason) == ((), "length")
+
+
+def test_log_probabilities_are_those_of_slots(engine: VllmEngine, reference: TransformersEngine) -> None:
+    asked = [
+        Grant("greedy", "What is the capital of France?", 12, sampling=Sampling(logprobs=5)),
+        Grant("shaped", "Name a river.", 12, sampling=Sampling(logprobs=0, repetition_penalty=1.4, stop=(" the",))),
+        Grant("plain", "Say hi.", 4),
+    ]
+    here, there = run_grants(engine, asked), run_grants(reference, asked)
+    assert here["plain", 0].logprobs is None
+    for name in ("greedy", "shaped"):
+        ours, theirs = here[name, 0].logprobs, there[name, 0].logprobs
+        assert ours
+        assert theirs
+        for mine, other in zip(ours, theirs, strict=False):  # a stop may be seen a token later
+            assert mine.token == other.token
+            assert mine.logprob == pytest.approx(other.logprob, abs=2e-3)
+            assert [value for _, value in mine.top] == pytest.approx([value for _, value in other.top], abs=2e-3)
+        assert {len(entry.top) for entry in ours} == {5 if name == "greedy" else 0}
