@@ -22,6 +22,7 @@ from clear_ray.ingest.normalise import (
     NormalRow,
     asked_tokens,
     failed_row,
+    is_nan,
     made_id,
     messages_in,
     normalise,
@@ -258,12 +259,15 @@ class _Intake:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, sampling = reading.columns, None, None, None
+        makes_ids = reading.makes_ids
         place_of: Callable[[str], str] = str
         place = columns.sampling_params
         if batch.is_openai:
             request = read_request(row, columns=batch.columns)
             row, form, endpoint, sampling = request.row, request.form, request.endpoint, request.sampling
             place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
+            self._notices.say(request.said)
+            makes_ids = bool(request.said) and row["custom_id"] is None  # Vertex has none
         elif (own := lookup(row, columns.sampling_params)) is not None:
             sampling, ceiling = sampling_params_of(own, columns.sampling_params)
             if ceiling is not None and lookup(row, columns.max_tokens) is None:
@@ -278,7 +282,7 @@ class _Intake:
                 max_tokens=self._max_tokens,
                 form=form,
                 beside=reading.beside,
-                query_id="" if reading.makes_ids else None,
+                query_id="" if makes_ids else None,
                 is_nested=reading.is_nested,
                 keeps_answer=keeps_answer,
             )
@@ -286,13 +290,16 @@ class _Intake:
             raise at(error, place_of(error.where)) from error
         self._expect_one_format(endpoint, batch, k)
         if sampling is not None:
-            ignored = self._checked(sampling, row, columns, place, goes_on_with=ends_with_answer(messages))
+            try:
+                ignored = self._checked(sampling, row, columns, place, goes_on_with=ends_with_answer(messages))
+            except SchemaError as error:
+                raise at(error, place_of(error.where)) from error
             query = query._replace(sampling=sampling.dump())
             self._notices.ignore(place_of(name) for name in ignored)
         self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
         self._tell_of(messages, row, columns, query, keeps_answer=keeps_answer, goes_on=goes_on or self._continues)
         number = len(self._hashes) + k
-        return query._replace(query_id=made_id(number, query.prompt)) if reading.makes_ids else query
+        return query._replace(query_id=made_id(number, query.prompt)) if makes_ids else query
 
     def _checked(
         self, sampling: Sampling, row: dict[str, Any], columns: ColumnsConfig, place: str, *, goes_on_with: bool
@@ -324,6 +331,8 @@ class _Intake:
         goes_on: bool,
     ) -> None:
         """Count what a row says that is lowered, or becomes something else than it seems to ask."""
+        if is_nan(lookup(row, columns.gold)):
+            self._notices.ignore((f"{columns.gold} (NaN)",))
         if has_names(messages) and not self._reads_names():
             self._notices.ignore(("messages.name",))
         if ends_with_answer(messages) and not (keeps_answer and goes_on):
