@@ -36,6 +36,8 @@ _SPANS = re.compile(
 )
 _BASE = re.compile(r"\d_\w")
 _ASSIGNED = re.compile(r"(?:\\[a-z]{2,10}\{)?[A-Za-z]\w{0,2}\}?(?:\([a-z]\))?(?:=(?!=)|\\in(?![a-z]))")
+_ONE_OF = r"[A-Za-z]\w? ?= ?[-+\d./\\a-z{}()^]{1,20}"
+_SOLUTIONS = re.compile(rf"{_ONE_OF}(?:,?(?: or| and)? {_ONE_OF}){{1,8}}\.?")
 _JOINT = re.compile(r" ?(?:,|,? (?:and|or)) ?")
 _EITHER = re.compile(r" or |\\text\{ ?or ?\}")
 _ENDS = (")", "]")
@@ -57,7 +59,7 @@ def read_mathematics(marked: Marked | None, rest: str) -> str | None:
     if spans and not is_denied(rest[: spans[-1][0]], rest[spans[-1][1] :]):
         return trimmed(spans[-1][2]) or None
     line = rest.rstrip().rpartition("\n")[2].strip()
-    if line and len(line.split()) <= 3:
+    if line and (len(line.split()) <= 3 or _SOLUTIONS.fullmatch(line)):
         return trimmed(line) or None
     number = find_quantity(rest)
     return number.text if number else None

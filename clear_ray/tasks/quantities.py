@@ -47,6 +47,12 @@ _VETO = re.compile(
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
 _ASSIGNED = re.compile(r"\A[A-Za-z]\w{0,2} ?= ?")
 _EQUALS = re.compile(r"(?<![<>=!:])=(?!=)")
+_ASIDE = re.compile(
+    r"\s*\((?:from|between|after|before|since|out of|instead|not|compared|as|because|if|when|including|excluding|with)\b"
+    r"[^()=]{1,200}\)\W{0,3}\Z",
+    re.IGNORECASE,
+)
+_OF_ANOTHER = re.compile(r",? (?:who|whereas|compared (?:to|with)|unlike)\b[^=]{1,200}\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ def find_quantity(text: str) -> Quantity | None:
             place = line.find(span)
             if not is_denied(line[:place], line[place + len(span) :]) and (found := read_quantity(span)) is not None:
                 return found
-        plain_line = cleaned(line)
+        plain_line = cleaned(_without_beside(line))
         side = _EQUALS.split(plain_line)[-1]
         found = _after_equals(side) if side != plain_line else None
         found = found or _last(plain_line)
@@ -130,6 +136,14 @@ def find_quantity(text: str) -> Quantity | None:
         if any(map(str.isdigit, plain_line)):
             return None  # what the last line with a number says is no number: 10:30, more than 12
     return None
+
+
+def _without_beside(line: str) -> str:
+    """Return a line without what it says beside its number: of another, or in brackets of where it comes from."""
+    for found in (_ASIDE.search(line), _OF_ANOTHER.search(line)):
+        if found is not None and any(map(str.isdigit, line[: found.start()])):
+            return line[: found.start()]
+    return line
 
 
 def _answering(line: str) -> str:

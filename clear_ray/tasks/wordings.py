@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.marks import Located
+from clear_ray.tasks.sentences import apposed, asserted
 from clear_ray.tasks.writing import bold_spans, first_sentence, tidy, unexplained, words_of
 
 _FEW_WORDS, _TAIL_WORDS = 3, 6
@@ -55,6 +56,7 @@ def phrase_answers(located: Located) -> Iterator[str]:
             yield concise(line)
         yield line
         yield tidy(_ASIDE.sub("", line))
+        yield from apposed(line)
         return
     whole = last_line(located.rest)[:_LONGEST]
     for span in reversed(bold_spans(whole)):
@@ -67,6 +69,7 @@ def phrase_answers(located: Located) -> Iterator[str]:
     said = [whole[found.end() :] for found in _COPULA.finditer(whole) if not is_denied(whole[: found.start()])]
     if said and len(said[-1].split()) <= _TAIL_WORDS:
         yield tidy(said[-1])
+    yield from asserted(whole)
 
 
 def concise(line: str) -> str:
