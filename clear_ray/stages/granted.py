@@ -125,7 +125,10 @@ class RunRows:
         if (table := self._at_hand.get(path)) is not None:
             self._at_hand.move_to_end(path)
             return table
-        table = pq.read_table(path, filesystem=self._folder.filesystem, columns=columns).combine_chunks()
+        with self._folder.filesystem.open_input_file(path) as source:
+            table = (
+                pq.ParquetFile(source).read(columns=columns).combine_chunks()
+            )  # of a column that is not there, nothing
         self._at_hand[path] = table
         self._held_bytes += table.nbytes
         while self._held_bytes > self._most_bytes and len(self._at_hand) > 1:

@@ -85,16 +85,6 @@ def check_logprobs(result: Any) -> None:
     assert {"stop", "logprobs"} <= choice_of.keys()
 
 
-def test_log_probabilities_of_an_answer_in_several_grants_are_whole(tmp_path: Path) -> None:
-    settings = batch(tmp_path / "batch.jsonl")
-    settings["allocation"] |= {"max_tokens": 24, "max_rounds": 6}
-    result = run(None, RunConfig.parse(settings | {"run_dir": str(tmp_path / "run"), "budget": 30 * len(BODIES)}))
-    check_account(result)
-    rounds = {row["query_id"]: row["rounds"] for row in completions_of(result) if row["status"] == "completed"}
-    assert max(rounds.get("logprobs", 0), rounds.get("stop", 0)) > 1
-    check_logprobs(result)
-
-
 def test_a_structure_that_cannot_be_kept_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     settings = batch(tmp_path / "batch.jsonl")
     bad = {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}}
