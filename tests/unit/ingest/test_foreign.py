@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as fuzz_settings
+from hypothesis import strategies as st
 
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.requests import is_request, read_request
 from tests.unit.ingest.taking import take, taken
 
 RIVER = [{"role": "user", "parts": [{"text": "Name a river."}]}]
@@ -201,3 +206,63 @@ def test_what_is_no_text_is_refused_by_its_own_name(tmp_path: Path, line: dict[s
     with pytest.raises(SchemaError) as refused:
         take(tmp_path / "b.jsonl", tmp_path / "run")
     assert where in refused.value.where
+
+
+NAMES = st.sampled_from(
+    [
+        *(
+            "contents",
+            "parts",
+            "text",
+            "role",
+            "systemInstruction",
+            "system_instruction",
+            "generationConfig",
+            "temperature",
+        ),
+        *(
+            "stopSequences",
+            "responseSchema",
+            "responseMimeType",
+            "properties",
+            "type",
+            "items",
+            "anyOf",
+            "nullable",
+            "enum",
+        ),
+        *(
+            "messages",
+            "content",
+            "system",
+            "inferenceConfig",
+            "maxTokens",
+            "prompt",
+            "inputText",
+            "textGenerationConfig",
+        ),
+        *("anthropic_version", "max_tokens", "schemaVersion", "logprobs", "responseLogprobs", "x"),
+    ]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.sampled_from(["", "user", "model", "STRING", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(asked=st.dictionaries(NAMES, VALUES, max_size=5), is_gemini=st.booleans())
+@fuzz_settings(max_examples=300, deadline=None)
+def test_whatever_stands_in_a_line_it_is_read_or_refused_in_words(asked: dict[str, Any], is_gemini: bool) -> None:
+    line = {"key": "a", "request": {"contents": None} | asked} if is_gemini else {"recordId": "a", "modelInput": asked}
+    assert is_request(line)
+    where = "custom_id"
+    try:
+        where = str(read_request(line, columns=ColumnsConfig()).row["custom_id"])
+    except SchemaError as error:
+        where = error.where
+    assert where == "a" or where.startswith(("request", "modelInput"))
