@@ -173,10 +173,23 @@ def _gemini_settings(body: _Body, value: Any, place: str) -> None:
             "there is no such kind of answer", f"{place}.responseMimeType", shown(kind), "Use text/plain."
         )
     body.put("response_format", form, f"{place}.{'responseSchema' if schema is not None else 'responseMimeType'}")
-    structure = ("responseMimeType", "responseSchema", "responseJsonSchema")
-    rest = {name: given for name, given in value.items() if _camel(name) not in structure}
-    passed = {"responseModalities": ["TEXT"], "thinkingConfig": {}, "audioTimestamp": False, "responseLogprobs": False}
+    for name, given in value.items():
+        if _camel(name) == "thinkingConfig" and given is not None:
+            _thinking(body, _object(given, f"{place}.{name}"), f"{place}.{name}")
+    read = ("responseMimeType", "responseSchema", "responseJsonSchema", "thinkingConfig")
+    rest = {name: given for name, given in value.items() if _camel(name) not in read}
+    passed = {"responseModalities": ["TEXT"], "audioTimestamp": False, "responseLogprobs": False}
     body.settings(rest, _GEMINI_SETTINGS, place, passed)
+
+
+def _thinking(body: _Body, given: Mapping[str, Any], place: str) -> None:
+    """Take over a budget of no thoughts; one that is the model's own choice asks for nothing."""
+    for name, value in given.items():
+        if _camel(name) == "thinkingBudget" and type(value) is int and value == 0:
+            body.put("enable_thinking", False, f"{place}.{name}")
+        elif value is not None and (_camel(name), value) not in (("thinkingBudget", -1), ("includeThoughts", False)):
+            remedy = "Use 0, or leave it out: engine.thinking_tokens limits thoughts on vLLM."
+            raise SchemaError("this is not supported", f"{place}.{name}", shown(value), remedy)
 
 
 def _bedrock(given: Mapping[str, Any], rest: dict[str, Any]) -> ForeignLine:

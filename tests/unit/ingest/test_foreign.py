@@ -82,6 +82,13 @@ READ: dict[str, tuple[dict[str, Any], str, int, Sampling | None]] = {
         7,
         Sampling(presence_penalty=0.5, logprobs=2),
     ),
+    "no thoughts": (
+        settings(thinkingConfig={"thinkingBudget": 0, "includeThoughts": False}),
+        ASKED,
+        100,
+        Sampling(template='{"enable_thinking":false}'),
+    ),
+    "thoughts as it likes": (settings(thinkingConfig={"thinkingBudget": -1}), ASKED, 100, None),
     "JSON": (
         settings(responseMimeType="application/json"),
         ASKED,
