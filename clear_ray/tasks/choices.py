@@ -55,7 +55,10 @@ _SAID = (
         rf"(?:option |letter |choice )?{_LABELLED}(?=\W{{0,2}}(?:$|\n|[.,;!]))"
     ),
     re.compile(rf"(?:\b(?:leaves|leaving|[Cc]orrect ?:)|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
-    re.compile(rf"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election)s? ?(?::|->|=>|is) ?{_LABELLED}(?![\w'])"),
+    re.compile(
+        r"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election|[Ll]abel|[Cc]lass|[Cc]ategory|[Pp]rediction|[Vv]erdict)s? ?"
+        rf"(?::|->|=>|is) ?{_LABELLED}(?![\w'])"
+    ),
     re.compile(
         rf"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence),? (?:it is |it's )?{_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE
     ),
@@ -154,7 +157,8 @@ def find_choice(text: str, options: Options) -> str | None:
     for span in reversed(bold_spans(last)):
         if (found := read_choice(span, options)) is not None:
             return found
-    if (found := _by_last_words(last, options) or _by_last_letter(last, options)) is not None:
+    closing = re.sub(r"\s*\([^()]{1,80}\)(?=\W{0,3}\Z)", "", last)
+    if (found := _by_last_words(closing, options) or _by_last_letter(last, options)) is not None:
         return found
     if (found := _by_subject(last, options) or _by_truth(last, options)) is not None:
         return found

@@ -26,6 +26,14 @@ _PARTICIPLE = re.compile(
     r"|[a-z]{1,15}(?:ed|en|wn|ght|ilt|und|old|orn|hot|ung|de|ead|et|ut|un) (?:by|in|at|on|from|to|as|after|with|near)) ",
 )
 _CIRCUMSTANCE = re.compile(r" (?:in|on|at|around|during|after|before|between|from)\b")
+_SECOND = re.compile(r" and (?=\w{1,15}(?:ed|en|wn|ght) )")
+_BOTH = re.compile(
+    r"(?P<one>[^()]{1,60}) \((?!(?:not|or|formerly|previously|unlike|e\.g|i\.e|see|from|in|as)\b)"
+    r"(?P<other>[^()]{1,60})\)\W{0,3}"
+)
+_NAME = re.compile(
+    r"(?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)(?: (?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)){0,4}"
+)
 _PLACE = re.compile(
     r"\b(?:died|lives?|lived|took place|happened|occurred|lies|ended|began|started|works?|worked|comes?|came|originated|"
     r"grew up|settled) (?:in|at|on|from|near) (?P<place>[^,;]{1,60})\Z",
@@ -67,6 +75,10 @@ def asserted(line: str) -> Iterator[str]:
         yield from apposed(label["value"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
+    if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
+        yield tidy(both["one"])
+        yield tidy(both["other"])
+    yield from (head for head in apposed(line) if _NAME.fullmatch(head))
     places = [found for found in _COPULA.finditer(line) if not is_denied(line[: found.start()])]
     if places:
         said = _RELATIVE.split(line[places[-1].end() :], maxsplit=1)[0]
@@ -74,6 +86,7 @@ def asserted(line: str) -> Iterator[str]:
             yield tidy(said)
             if participle := _PARTICIPLE.match(said):
                 yield tidy(said[participle.end() :])
+                yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
                 yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
     if tidy(first_sentence(line)) == tidy(line) and not _CONTRAST.search(line):
         if (place := _PLACE.search(line)) is not None:

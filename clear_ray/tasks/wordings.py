@@ -24,6 +24,11 @@ _TRUE_OR_FALSE = re.compile(
 _CLOSES_WITH = re.compile(
     r"\b(?:is|are|was|be) +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z", re.IGNORECASE
 )
+_OF_A_STATEMENT = re.compile(
+    r"\W{0,4}(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is (?:\w{1,12}ly )?"
+    r"[*_]{0,2}(?P<word>true|false)\b(?! (?:that|if|only))",
+    re.IGNORECASE,
+)
 
 
 def line_answer(located: Located) -> str:
@@ -40,8 +45,11 @@ def line_answer(located: Located) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a text that is not empty."""
-    return text.rstrip().rpartition("\n")[2].strip()
+    """Return the last line of a text that is neither empty nor the end of a fence."""
+    text = text.rstrip()
+    while text.endswith("\n```"):
+        text = text[:-4].rstrip()
+    return text.rpartition("\n")[2].strip()
 
 
 def phrase_answers(located: Located) -> Iterator[str]:
@@ -85,7 +93,7 @@ def read_truth(located: Located) -> str | None:
         )
         return _said(found)
     line = last_line(located.rest)[:_LONGEST]
-    found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line)
+    found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line) or _OF_A_STATEMENT.match(line)
     return _said(found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST]))
 
 
