@@ -105,6 +105,7 @@ def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, marke
         seed=config.seed,
         this_caller=this_actor,
         prices=config.model_prices,
+        votes_by=config.votes_by,
     )
     with generate_callers(
         dispatch,

@@ -71,6 +71,8 @@ def take_in(
         continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine, attempts=config.allocation.most_attempts),
         reads_names=partial(reads_names, config.engine),
+        temperature=None if config.engine.kind == "replay" else config.engine.temperature,
+        splits=config.allocation.objective == "correct",
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
         watches=(
             ConversationWatch(config.engine),
@@ -100,7 +102,7 @@ class _GoldWatch:
             SchemaError: They would.
         """
         found = self.golds.survey()
-        if self.objective != "correct" and found.needs_gold and not found.golds:
+        if self.objective in ("solved", "best_of_n") and found.needs_gold and not found.golds:
             raise SchemaError(
                 f"no row has a gold answer, and allocation.objective {self.objective} asks again for want of a right one",
                 "input.columns.gold",

@@ -70,6 +70,8 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
     is_judged = scorer is not None and bool(has & judges)
     features = config.estimate.features or DEFAULT_FEATURES
     features = features if config.estimate.encoder is None else (*features, ENCODER)
+    if config.allocation.objective == "vote":
+        return Lesson("agreement", features, left_out)
     return Lesson("verdict" if is_judged else "ended", features, left_out)
 
 

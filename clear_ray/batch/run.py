@@ -27,6 +27,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
+from clear_ray.batch.measured import Measured
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
@@ -59,6 +60,7 @@ from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.estimates import (
     Estimates,
+    read_answers_asked,
     read_costs,
 )
 from clear_ray.run_folder.locations import with_absolute_paths
@@ -125,7 +127,7 @@ def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, disp
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):
-            return _run_alone(engines, queries, config, folder, display)
+            return _run_alone(engines, queries, config, folder, Measured(display, config.run_dir))
 
 
 def _run_alone(
@@ -274,8 +276,19 @@ def _rounds_of(
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
     if isinstance(offers, LearningOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
-    rule = AttemptRule(settings.objective, np.full(estimates.queries, settings.most_attempts))
+    rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
     return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
+
+
+def _most_attempts(folder: Folder, config: RunConfig, queries: int) -> NDArray[np.int64]:
+    """Return the most answers to each query: the run's, and no more than its row asks for."""
+    settings = config.allocation
+    most_N = np.full(queries, settings.most_attempts)
+    if settings.objective == "correct":
+        return most_N
+    asked_N = read_answers_asked(folder, queries)
+    own_N = asked_N if settings.attempts is None else np.minimum(asked_N, settings.attempts)
+    return np.where(asked_N > 0, own_N, most_N)
 
 
 def _open_run(

@@ -23,6 +23,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from clear_ray.cluster.metrics import watch_engine
 from clear_ray.cluster.room import wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
@@ -165,6 +166,10 @@ class BatchEngineWorker(EngineWorker):
             if not isinstance(error, ClearRayError):
                 raise
             self._refusal = error
+            return
+        if ray.is_initialized():
+            run_dir = str(ray.get_runtime_context().get_actor_name()).partition(" of ")[2].rpartition(" ")[0]
+            watch_engine(self.occupancy, "batch", run_dir.rpartition("/")[2])
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:
         """Return the cards of the model and the head.

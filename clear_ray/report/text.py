@@ -17,6 +17,7 @@ from clear_ray.report.wording import (
     percent,
     plural,
     priced,
+    solved_by,
     taught,
     times,
 )
@@ -186,8 +187,13 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
 
 
 def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
-    solved_by = enumerate(found.solved_by_attempt, 1)
-    numbers = ", ".join(f"{count(queries)} by attempt {number}" for number, queries in solved_by if queries)
+    if found.agreed is not None:
+        counted = f"{plural(found.attempts, 'answer')}; of {count(found.agreed)} queries several agree on what was kept"
+        more = (
+            f"for each query: {expected(found.one_more_solves)} more right, for {amount(found.one_more_tokens, unit)}"
+        )
+        return [("votes", counted), ("one more", more)]
+    numbers = solved_by(found.solved_by_attempt)
     each = "" if found.tokens_per_solved is None else f"; {count(found.tokens_per_solved)} tokens for each solved"
     solved = f"{count(found.solved)} solved in {plural(found.attempts, 'attempt')}" + (
         f": {numbers}" if numbers else ""

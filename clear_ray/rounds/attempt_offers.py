@@ -27,6 +27,7 @@ from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import SOLVED_SCORE
 from clear_ray.rounds.offers import HeldBatch
 from clear_ray.rounds.states import QueryStates
+from clear_ray.rounds.vote_menu import habits_of, vote_menu
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +89,12 @@ def clear_attempts(
     most_tokens = costs.affordable_tokens(
         for_sale_tokens * COST_PARTS, np.arange(len(index)), standing.started_tokens_N
     )
-    menu = menu_of(part, standing, most_tokens_N=most_tokens)
+    if states.rule.objective == "vote":
+        votes_M = states.ballots.votes_of(index)
+        habits = habits_of(batch, states.ballots.votes_of(np.arange(len(is_free_N))))
+        menu = vote_menu(part, standing, votes_M, most_tokens_N=most_tokens, habits=habits)
+    else:
+        menu = menu_of(part, standing, most_tokens_N=most_tokens)
     bought = buy(menu, available_tokens=for_sale_tokens, tie_break_N=part.tie_break_N)
     left_M = standing.left_N
     is_fresh_M = np.where(bought.plan_N == 0, left_M > 0, menu.is_fresh_JN[bought.plan_N, np.arange(len(index))])

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.estimation.curves import Curves
@@ -173,3 +174,26 @@ def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
             raise damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
         cost_N[table["index"].to_numpy()] = table["cost"].to_numpy()
     return cost_N
+
+
+def read_answers_asked(folder: Folder, queries: int) -> NDArray[np.int64]:
+    """Return how many answers each row asks for itself, shape (N,); 0 where it does not say.
+
+    Raises:
+        ResumeError: A file of queries is damaged.
+    """
+    asked_N = np.zeros(queries, np.int64)
+    for path in folder.child("queries").files(".parquet"):
+        if "n" not in _names_in(folder, path):  # of an older run
+            continue
+        table = read_columns(folder, path, ["index", "n"])
+        if isinstance(table, Exception):
+            raise damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
+        asked_N[table["index"].to_numpy()] = table["n"].fill_null(0).to_numpy()
+    return asked_N
+
+
+def _names_in(folder: Folder, path: str) -> list[str]:
+    with folder.filesystem.open_input_file(path) as source:
+        names: list[str] = pq.read_schema(source).names
+    return names

@@ -75,6 +75,7 @@ class Ask:
         tie_break: A number that belongs to the query, such as a hash of its id.
         choices: How many independent answers it wants; each is granted the same ceiling.
         weight: Value of a correct answer.
+        ticket: By which a query that was sent away and comes again is known; empty if it is not to be.
     """
 
     curve: Curve
@@ -82,6 +83,7 @@ class Ask:
     tie_break: int = 0
     choices: int = 1
     weight: float = 1.0
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,9 @@ class Account:
         available_tokens: Can be held now.
         reserved_tokens: Held and not settled.
         spent_tokens: Settled or forfeited.
+        refunded_tokens: Reserved, and given back unused.
+        wasted_tokens: Forfeited: nothing is known of what became of them.
+        running: Holds that are open.
         earned_tokens: Became available, those lost above the carry-over included.
         lost_tokens: Became available when the carry-over was full.
         clearings: How often the price was cleared.
@@ -124,6 +129,9 @@ class Account:
     available_tokens: int
     reserved_tokens: int
     spent_tokens: int
+    refunded_tokens: int
+    wasted_tokens: int
+    running: int
     earned_tokens: int
     lost_tokens: int
     clearings: int

@@ -19,7 +19,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
-from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
+from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, estimate_schema
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.roster import Roster, Workers
@@ -166,7 +166,7 @@ def with_added_columns(batch: pa.Table) -> pa.Table:
     """Return queries or attempts with the columns that those of older runs lack."""
     for name in QUERY_COLUMNS_ADDED:
         if name not in batch.column_names:
-            batch = batch.append_column(name, pa.nulls(len(batch), pa.string()))
+            batch = batch.append_column(name, pa.nulls(len(batch), QUERY_SCHEMA.field(name).type))
     return batch
 
 

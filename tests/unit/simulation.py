@@ -287,7 +287,7 @@ class Worker:
                 if has_stopped or len(new) == grant.max_tokens:
                     grants.remove(grant)
                     reason = simulation.world.ends_with(index) if has_stopped else "length"
-                    await ended.put([Generation(grant.query_id, tuple(new), "", reason)])
+                    await ended.put([Generation(grant.query_id, tuple(new), "", reason, sample=grant.sample)])
                     break
         await ended.put(None)
 

@@ -31,7 +31,7 @@ def grants_of(lines: list[dict[str, Any]], run: Path, engine: Any) -> dict[str, 
         folder.mkdir(parents=True)
         (folder / "b.jsonl").write_text(json.dumps(line))
         take(folder / "b.jsonl", folder / "run", check_sampling=sampling_check(engine))
-        (row,) = taken(folder / "run")
+        row, *_ = taken(folder / "run")
         sampling = Sampling.load(row["sampling"])
         prompt = read_prompt(
             row["prompt"], is_conversation=row["is_conversation"], form=row["prompt_form"], sampling=sampling

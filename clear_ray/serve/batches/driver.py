@@ -12,9 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 import ray.actor
 
@@ -23,6 +23,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, SchemaError, told
 from clear_ray.ingest.openai_output import ERRORS_FILE, OUTPUT_FILE
 from clear_ray.report.summary import ProgressSnapshot, RunReport
+from clear_ray.run_folder.completions import completion_batches
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.serve.batches.bodies import defect, failure
 from clear_ray.serve.batches.places import Places
@@ -37,6 +38,7 @@ RUNNING = frozenset({"in_progress", "finalizing", "cancelling"})
 """States of a batch that has a driver."""
 _LEASE_SECONDS, _LOOK_SECONDS, _TELL_SECONDS = 60.0, 5.0, 1.0
 _MOST_FAILURES = 5
+_BLOCK_BYTES = 1 << 20
 
 
 class BatchDriver:
@@ -139,7 +141,8 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
         name: _file(store, batch, folder, config.run_dir, content)
         for name, content in (("output_file_id", OUTPUT_FILE), ("error_file_id", ERRORS_FILE))
     }
-    counts = {"total": report.queries, "completed": report.completed, "failed": report.queries - report.completed}
+    answered, failed = (_lines_in(folder, name) for name in (OUTPUT_FILE, ERRORS_FILE))
+    counts = {"total": answered + failed, "completed": answered, "failed": failed}
     names = ("budget_tokens", "spent_tokens", "wasted_tokens", "shadow_price", "abandoned", "failed")
     account = {name: getattr(report, name) for name in names} | {"stage": "done", "unit": config.unit}
     usage = _usage(folder)
@@ -163,14 +166,24 @@ def _file(store: Store, batch: StoredBatch, folder: Folder, run_dir: str, name: 
     return file_id
 
 
+def _lines_in(folder: Folder, name: str) -> int:
+    """Return how many requests a file that a run wrote answers; one that asks for several answers is one all the same."""
+    with folder.filesystem.open_input_stream(f"{folder.path}/{name}") as stream:
+        return sum(block.count(b"\n") for block in iter(partial(stream.read, _BLOCK_BYTES), b""))
+
+
 def _usage(folder: Folder) -> Mapping[str, Any]:
     """Return what the answers of a run took: prompts of the queries that were run, and all that was generated."""
-    prompts = generated = 0
-    for path in folder.child("completions").files(".parquet"):
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=["prompt_tokens", "spent_tokens", "rounds"])
-        rounds = table["rounds"].to_numpy()
-        prompts += int(table["prompt_tokens"].to_numpy()[rounds > 0].sum())
-        generated += int(table["spent_tokens"].to_numpy().sum())
+    prompts, generated, last = 0, 0, None
+    for batch in completion_batches(folder):
+        names = ("query_id", "prompt_tokens", "spent_tokens", "rounds")
+        for query_id, prompt_tokens, spent_tokens, rounds in zip(
+            *(batch[name].to_pylist() for name in names), strict=True
+        ):
+            generated += spent_tokens
+            # Of a request that asks for several answers the prompt counts once, as in its own usage.
+            if rounds and query_id != last:
+                prompts, last = prompts + prompt_tokens, query_id
     return {
         "input_tokens": prompts,
         "input_tokens_details": {"cached_tokens": 0},

@@ -85,7 +85,7 @@ class ServedWorker:
 
     async def _generate(self, grants: Sequence[Grant], is_alone: bool) -> AsyncIterator[Awaitable[list[Generation]]]:
         own = {self._name(grant.query_id): grant.query_id for grant in grants}
-        named = [replace(grant, query_id=name) for name, grant in zip(own, grants, strict=True)]
+        named = [replace(grant, query_id=self._name(grant.query_id)) for grant in grants]
         ended: Any = self.engine.options(stream=True).generate_for_batch.remote(
             self.batch, self.weight, is_alone, *named
         )

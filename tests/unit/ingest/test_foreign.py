@@ -189,7 +189,7 @@ def test_lines_without_a_key_have_made_ids(tmp_path: Path) -> None:
         (gemini(contents=[*RIVER, {"parts": [{"text": " "}]}], systemInstruction="s"), "request.contents[1]"),
         (settings(temperature=-1), "request.generationConfig.temperature"),
         (settings(maxOutputTokens=0), "request.generationConfig.maxOutputTokens"),
-        (settings(candidateCount=2), "request.generationConfig.candidateCount"),
+        (settings(candidateCount=0), "request.generationConfig.candidateCount"),
         (settings(thinkingConfig={"thinkingBudget": 9}), "request.generationConfig.thinkingConfig"),
         (settings(responseModalities=["IMAGE"]), "request.generationConfig.responseModalities"),
         (settings(responseMimeType="image/png"), "request.generationConfig.responseMimeType"),

@@ -57,8 +57,9 @@ class LocalServer:
         if base["engine"].get("kind", "replay") == "replay":
             base["engine"] = REPLAY | base["engine"]
         self.settings = ServeConfig.parse(base | changes)
-        self.engine = EngineReplica(self.settings.engine, self.settings.estimate, self.settings.max_tokens)
-        self.price = PriceReplica()
+        self.price = PriceReplica(self.settings.model_name, self.settings.tenants)
+        arguments = (self.settings.engine, self.settings.estimate, self.settings.max_tokens)
+        self.engine = EngineReplica(*arguments, price=Handle(self.price))
         fixed = self.settings.model_dump(mode="json", exclude={"price", "limits"})
         self.ingress = _OURS(fixed, Handle(self.engine), Handle(self.price))
         self.ingress.reconfigure({"limits": self.settings.limits.model_dump(mode="json")})
@@ -68,13 +69,13 @@ class LocalServer:
         """Yield a client of the application on this machine."""
         self.price.reconfigure(self.settings.price.model_dump(mode="json"))
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 5_000), raise_app_exceptions=False)
-        with _served(self.ingress):
+        with served(self.ingress):
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
                 yield client
 
 
 @contextmanager
-def _served(ingress: Any) -> Iterator[None]:
+def served(ingress: Any) -> Iterator[None]:
     """Let this process be the replica of an ingress: routes ask Serve for the object that they are methods of."""
     before = context._INTERNAL_REPLICA_CONTEXT
     context._set_internal_replica_context(

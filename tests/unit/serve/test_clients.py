@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -149,7 +151,7 @@ async def test_models_and_routes_are_as_clients_look_for_them(client: httpx.Asyn
         assert head.headers["content-length"] == str(len(whole.content))
     page = (await client.get("/")).text
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in page
-    assert "POST /v1/completions" in page
+    assert 'href="/docs"' in page
 
 
 async def test_completions_write_bare_text(client: httpx.AsyncClient, row: dict[str, Any]) -> None:
@@ -316,3 +318,31 @@ async def test_several_recorded_answers_differ_and_are_sold(client: httpx.AsyncC
     answer = await client.post(CHAT, json=chat(row, n=2))
     assert answer.status_code == 200, answer.text
     assert len({choice["message"]["content"] for choice in answer.json()["choices"]}) == 2
+
+
+async def test_the_page_runs_and_loads_nothing_but_its_own(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/")
+    policy, text = answer.headers["content-security-policy"], answer.text
+    assert policy.startswith("default-src 'none'")
+    assert "frame-ancestors 'none'" in policy
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{rule} 'sha256-{digest}'" in policy
+    assert not re.search(r'\b(src|onclick|style)="', text)
+    assert "What is 3 + 4?" in text
+
+
+async def test_logs_have_numbers_and_no_text(
+    client: httpx.AsyncClient, row: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="ray.serve")
+    answer = await client.post(CHAT, json=chat(row, max_tokens=3))
+    assert (await client.post(CHAT, json=chat(row, tools=[{"type": "function"}]))).status_code == 400
+    events = {record.getMessage(): record.clear_ray for record in caplog.records}  # type: ignore[attr-defined]
+    assert events["refused"] == {"status": 400, "code": "unsupported_parameter"}
+    assert events["answered"]["completion_tokens"] == 3
+    assert events["answered"]["clear_ray"]["outcome"] == "granted"
+    said = json.dumps(events)
+    for text in (row["question"], answer.json()["choices"][0]["message"]["content"].strip()):
+        assert text not in said
