@@ -1,6 +1,8 @@
 """What earlier runs have learned of the model, read from a store at the start of a run, and its own lesson kept at the end.
 
-    store --lessons, in one task--> head --every block of queries, in tasks--> earlier/ --> driver: curves alone
+    store --lessons--> head --every block of queries--> earlier/ --> driver: curves alone
+
+Of a large batch both steps are tasks.
 
 `earlier/` is marked as whole, with the names of what was read, before the first grant that depends on it. From then on the
 store is not read again: a resumed run believes what it believed, whatever other runs have kept meanwhile.
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.data
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import READ_COLUMNS, read_block
+from clear_ray.batch.scale import is_spread
+from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import BudgetError, ConfigError, own_error
 from clear_ray.estimation.factorised import FactorisedHead
@@ -38,7 +41,7 @@ from clear_ray.storage import Folder, open_folder
 
 EARLIER = "earlier"
 EARLIER_WHOLE = "earlier.json"
-_BATCH_ROWS, _MOST_SOME = 2_048, 64
+_MOST_SOME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,7 @@ def earlier_of(
     if not folder.exists(EARLIER_WHOLE):
         found = store.read()
         if found.lessons:
-            fit: Any = ray.remote(_fit)
-            _write(folder, fit.remote(found, store, tokens_K, label, seed), prompt_tokens_N, store)
+            _write(folder, found, store, prompt_tokens_N, (tokens_K, label, seed))
         facts = {
             "answers": sum(card.answers for card in found.cards),
             "runs": [card.run_id for card in found.cards],
@@ -161,12 +163,12 @@ def keep_lesson(
         return ""
     drawn = np.random.default_rng([seed, 2]).permutation(len(observed))[:MOST_KEPT]
     some = observed.take(np.sort(drawn))
-    keep: Any = ray.remote(_keep)
+    about = (run_id, evidence_nats, time.time())
     try:
-        ray.get(keep.remote(folder, store, some, prompt_tokens_N, run_id, evidence_nats, time.time()))
+        _called(_keep, folder, store, some, prompt_tokens_N, *about, is_few=not is_spread(len(prompt_tokens_N)))
     except Exception as error:
         if (cause := _disk_error(error)) is None:
-            raise own_error(error) or error from error
+            raise
         return f"what was learned could not be kept in {store.folder.path}: {cause}"
     return ""
 
@@ -204,11 +206,11 @@ def _keep(
 
 @dataclass(frozen=True)
 class AddEarlier:
-    """Callable for `map_batches`: from the columns of `records.QUERY_SCHEMA` to what a stored head believes.
+    """Callable that turns rows of `records.QUERY_SCHEMA` into what a stored head believes of them.
 
     Attributes:
-        head: Reference to the head.
-        prompt_tokens: Reference to the length of every prompt, shape (N,).
+        head: The head, or a reference to it.
+        prompt_tokens: Length of every prompt, shape (N,), or a reference to it.
         sets: What the head reads.
     """
 
@@ -218,29 +220,44 @@ class AddEarlier:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return index and incidences of each row."""
-        head: FactorisedHead = ray.get(self.head)
-        known, texts, tasks = read_block(batch, ray.get(self.prompt_tokens))
+        head: FactorisedHead = _value(self.head)
+        known, texts, tasks = read_block(batch, _value(self.prompt_tokens))
         found = head.incidence_of(read_for(self.sets, known, texts, tasks))
         table_N2K = np.ascontiguousarray(np.concatenate([found.right_NK, found.survival_NK], axis=1), np.float32)
         column = pa.FixedSizeListArray.from_arrays(pa.array(table_N2K.ravel()), table_N2K.shape[1])
         return pa.table({"index": batch["index"].combine_chunks(), "believed": column})
 
 
-def _write(folder: Folder, head: Any, prompt_tokens_N: NDArray[np.int64], store: HeadStore) -> None:
-    queries = folder.child("queries")
-    believe = AddEarlier(head, ray.put(prompt_tokens_N), store.sets)
+def _value(held: Any) -> Any:
+    return ray.get(held) if isinstance(held, ray.ObjectRef) else held
+
+
+def _write(
+    folder: Folder,
+    found: StoredLessons,
+    store: HeadStore,
+    prompt_tokens_N: NDArray[np.int64],
+    how: tuple[NDArray[np.int64], Label, int],
+) -> None:
+    paths, is_few = folder.child("queries").files(".parquet"), not is_spread(len(prompt_tokens_N))
+    head, prompt_tokens = (
+        held if is_few else ray.put(held)
+        for held in (_called(_fit, found, store, *how, is_few=is_few), prompt_tokens_N)
+    )
+    with folder.replacing(EARLIER) as target:
+        write_sorted([(paths, AddEarlier(head, prompt_tokens, store.sets))], target, by=["index"], is_few=is_few)
+    folder.child(EARLIER).sync()
+
+
+def _called(function: Callable[..., Any], *arguments: Any, is_few: bool) -> Any:
+    """Return what a function returns, called here or, of a large batch, in a task."""
+    if is_few:
+        return function(*arguments)
+    task: Any = ray.remote(function)
     try:
-        ray.wait([head], fetch_local=False)
-        with folder.replacing(EARLIER) as target:
-            (
-                ray.data.read_parquet(queries.files(".parquet"), filesystem=folder.filesystem)
-                .select_columns(READ_COLUMNS)
-                .map_batches(believe, batch_size=_BATCH_ROWS, batch_format="pyarrow")
-                .write_parquet(target.path, filesystem=folder.filesystem)
-            )
+        return ray.get(task.remote(*arguments))
     except Exception as error:
         raise own_error(error) or error from error
-    folder.child(EARLIER).sync()
 
 
 def _read(folder: Folder, queries: int) -> Incidence:

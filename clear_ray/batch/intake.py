@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
-
-from ray.data import Dataset
+from typing import TYPE_CHECKING, Any
 
 from clear_ray.batch.retrying import take_in_again
 from clear_ray.config.engine import ModelConfig
@@ -25,6 +23,9 @@ from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
 from clear_ray.tasks.survey import Surveyor, keep_survey
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 _BATCH_ROWS = 4_096
 
@@ -70,6 +71,8 @@ def take_in(
         on_error=config.input.on_error,
         continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine, attempts=config.allocation.most_attempts),
+        temperature=None if config.engine.kind == "replay" else config.engine.temperature,
+        splits=config.allocation.objective == "correct",
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
         watches=(
             ConversationWatch(config.engine),
@@ -99,7 +102,7 @@ class _GoldWatch:
             SchemaError: They would.
         """
         found = self.golds.survey()
-        if self.objective != "correct" and found.needs_gold and not found.golds:
+        if self.objective in ("solved", "best_of_n") and found.needs_gold and not found.golds:
             raise SchemaError(
                 f"no row has a gold answer, and allocation.objective {self.objective} asks again for want of a right one",
                 "input.columns.gold",

@@ -232,8 +232,9 @@ def _answers(
             sampling = Sampling.load(row["sampling"])
             seed = seed_of(sampling, config.seed + row["index"])
             most = int(ceiling_N[row["index"]])
-            grants.append(Grant(row["query_id"], prompt, most, seed, sample=config.sample, sampling=sampling))
-            row_of[row["query_id"]] = row
+            sample = config.sample + (row.get("choice") or 0)
+            grants.append(Grant(row["query_id"], prompt, most, seed, sample=sample, sampling=sampling))
+            row_of[row["query_id"], sample] = row
     found: list[list[Generation]] = [ray.get(part) for part in worker.generate.remote(grants, False)] if grants else []
     for generation in itertools.chain.from_iterable(found):
-        yield row_of[generation.query_id], generation
+        yield row_of[generation.query_id, generation.sample], generation

@@ -17,6 +17,7 @@ from clear_ray.report.wording import (
     percent,
     plural,
     priced,
+    solved_by,
     taught,
     times,
 )
@@ -75,7 +76,7 @@ def plan_text(plan: PlanReport) -> str:
         ("price", _price(plan.shadow_price, plan.unit)),
         ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"),
+        ("prompts", _to_read(plan)),
     ]
     if plan.for_share is not None:
         asked = plan.for_share
@@ -195,7 +196,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"),
+        ("prompts", _prompts_read(report)),
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
@@ -211,8 +212,13 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
 
 
 def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
-    solved_by = enumerate(found.solved_by_attempt, 1)
-    numbers = ", ".join(f"{count(queries)} by attempt {number}" for number, queries in solved_by if queries)
+    if found.agreed is not None:
+        counted = f"{plural(found.attempts, 'answer')}; of {count(found.agreed)} queries several agree on what was kept"
+        more = (
+            f"for each query: {expected(found.one_more_solves)} more right, for {amount(found.one_more_tokens, unit)}"
+        )
+        return [("votes", counted), ("one more", more)]
+    numbers = solved_by(found.solved_by_attempt)
     each = "" if found.tokens_per_solved is None else f"; {count(found.tokens_per_solved)} tokens for each solved"
     solved = f"{count(found.solved)} solved in {plural(found.attempts, 'attempt')}" + (
         f": {numbers}" if numbers else ""
@@ -223,6 +229,18 @@ def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
 
 def _bare(number: float, unit: str) -> str:
     return amount(number, unit).removesuffix(" tokens")
+
+
+def _to_read(plan: PlanReport) -> str:
+    if not plan.prefill_tokens:
+        return "none is read before its answer is bought"
+    return f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"
+
+
+def _prompts_read(report: RunReport) -> str:
+    if not report.prefill_tokens:
+        return "read for their answers alone, by no probe"
+    return f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
 
 
 def _charged_for(report: RunReport) -> str:
