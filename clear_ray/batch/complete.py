@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.earlier import keep_lesson
 from clear_ray.batch.generate import mark_lost_answers
-from clear_ray.batch.learning import head_name, learned
+from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
 from clear_ray.batch.scale import is_spread
@@ -24,9 +25,9 @@ from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
-from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.learning_offers import LearningOffers, observe
 from clear_ray.run_folder.completions import completion_rows
-from clear_ray.run_folder.manifest import SUMMARY
+from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
@@ -84,7 +85,28 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
     batch, learning = learned(offers, run.states, run.lesson, estimates.batch)
-    return replace(run, estimates=replace(estimates, batch=batch)), learning
+    return replace(run, estimates=replace(estimates, batch=batch)), _kept(run, run.lesson, learning)
+
+
+def _kept(run: RunContext, lesson: Lesson, learning: LearningReport) -> LearningReport:
+    """Keep what the run has learned where the next one looks, and say what it began with."""
+    if lesson.store is None:
+        return learning
+    folder, config, estimates = run.folder, run.config, run.estimates
+    earlier = earlier_for(folder, config, estimates, lesson)
+    manifest = read_manifest(folder) or {}
+    failure = keep_lesson(
+        folder,
+        lesson.store,
+        observe(run.states),
+        estimates.prompt_tokens_N,
+        run_id=str(manifest.get("run_id", "")),
+        evidence_nats=learning.evidence_nats or 0.0,
+        seed=config.seed,
+    )
+    if failure:
+        earlier = replace(earlier, passed_over=(*earlier.passed_over, failure))
+    return earlier.told(learning)
 
 
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
