@@ -79,6 +79,8 @@ def _plans(
         share_VKN = _how_many_end(first_ended_KZN, ended_KZN, weight_ZN, again)
         gain_KN = np.zeros_like(chance_KN)
         for votes, rows in rows_of.items():
+            if number > votes_ahead(votes, most) + goes_on:
+                continue
             now_KN = worth.is_right(votes, mean_KN[:, rows])
             for ended in range(1, number + 1):
                 after_KN = worth.after(votes, ended, mean_KN[:, rows]) - now_KN

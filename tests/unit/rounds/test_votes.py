@@ -115,6 +115,15 @@ def test_another_vote_is_worth_less_the_more_agree() -> None:
     assert best((1, 1), left=1) > 0.0
 
 
+def test_very_many_votes_are_looked_ahead_from_no_further_than_a_few() -> None:
+    """A query of hundreds of votes beside one of none: what votes may become is not unfolded without end."""
+    many, batch = (9, 8, 7, 6, 5, 4, 3, 3, 2, 2, 1, 1, 1), batch_of(3, 2)
+    two = replace(standing(50), started_tokens_N=np.zeros(2, np.int64), left_N=np.full(2, 50), wrong_N=np.zeros(2))
+    two = replace(two, weight_ZN=np.ones((1, 2)))
+    menu = vote_menu(batch, two, [many, ()], most_tokens_N=np.full(2, 10_000), habits=Habits(trust=2.0, theta=8.0))
+    assert 0.0 < menu.success_JN[:, 0].max() < menu.success_JN[:, 1].max()
+
+
 def test_the_first_of_the_most_frequent_is_kept() -> None:
     ballots, numbers = Ballots(), iter(range(1, 9))
     kept = [ballots.cast(4, Ballot(vote, next(numbers), 1, np.nan)).attempt for vote in (7, 8, 8, 7, 7)]
