@@ -82,14 +82,14 @@ def test_an_actor_may_be_killed_while_queries_are_asked_again(
 def test_the_embedded_model_draws_the_same_attempts_after_it_was_killed(tmp_path: Path) -> None:
     sums = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     tasks = [
-        {"name": "sum", "task": "basic_arithmetic", "params": sums | {"operators": ["+"]}, "count": 14, "examples": 4},
-        {"name": "product", "task": "basic_arithmetic", "params": sums | {"operators": ["*"]}, "count": 14, "seed": 5},
+        {"name": "sum", "task": "basic_arithmetic", "params": sums | {"operators": ["+"]}, "count": 10, "examples": 4},
+        {"name": "product", "task": "basic_arithmetic", "params": sums | {"operators": ["*"]}, "count": 6, "seed": 5},
     ]
     settings: dict[str, Any] = {
         "input": {"tasks": tasks},
-        "budget": 700,
+        "budget": 260,
         "engine": {"kind": "transformers", "model": "smollm2-135m-instruct", "max_batch": 8, "temperature": 0.8},
-        "allocation": {"objective": "solved", "attempts": 3, "max_tokens": 16, "overlap": False},
+        "allocation": {"objective": "solved", "attempts": 3, "max_tokens": 10, "overlap": False},
         "estimate": {"head": "prior"},
         "scoring": {"scorer": "reasoning_gym"},
         "dispatch": {"rows_per_file": 1},
@@ -97,7 +97,7 @@ def test_the_embedded_model_draws_the_same_attempts_after_it_was_killed(tmp_path
     whole = written_as(tmp_path / "whole.yaml", settings | {"run_dir": str(tmp_path / "whole")})
     one = checked(start(whole), whole)
     broken = written_as(tmp_path / "broken.yaml", settings | {"run_dir": str(tmp_path / "broken")})
-    assert start(broken, "driver:after 36 answers").returncode == -signal.SIGKILL, "it was to die"
+    assert start(broken, "driver:after 20 answers").returncode == -signal.SIGKILL, "it was to die"
     before = whole_answers(str(tmp_path / "broken"))
     other = checked(start(broken), broken)
     found = {(row["index"], row["sample"]): row["text"] for row in answers_of(result_of(other, broken))}
@@ -106,7 +106,7 @@ def test_the_embedded_model_draws_the_same_attempts_after_it_was_killed(tmp_path
     again = whole_answers(str(tmp_path / "broken"))
     compared = same.keys() & again.keys()
     assert {key: again[key] for key in compared} == {key: same[key] for key in compared}, "each sample is drawn alike"
-    assert len(compared) >= 20
+    assert len(compared) >= 12
     assert any(sample for _, sample in compared)
     for report, config in ((one, whole), (other, broken)):
         check_attempts(result_of(report, config), most=3)
