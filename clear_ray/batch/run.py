@@ -23,21 +23,20 @@ from clear_ray.batch.beginning import Beginning, Engines, beginning
 from clear_ray.batch.checking import head_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.earlier import make_ready
+from clear_ray.batch.gain import gain_of
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of
+from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
 from clear_ray.batch.probe import probe
-from clear_ray.batch.probe import rows_each as probe_rows_each
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
-from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
-from clear_ray.batch.scale import uses_ray_data
+from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
-from clear_ray.cluster.callers import probe_callers
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
@@ -142,6 +141,8 @@ def _run_alone(
     head = head_of(config)
     if manifest is not None and (report := read_summary(folder)) is not None:
         return _only_read(queries, config, folder, manifest, report)
+    if config.estimate.store is not None:
+        make_ready(config.estimate.store)
     wait_until_unused(folder)
     with (
         Progress(config.budget_tokens, display, unit=config.unit) as progress,
@@ -164,7 +165,7 @@ def _run_alone(
         progress.begin("probe", queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
-        if queries is None and uses_ray_data(config, digest.rows):
+        if queries is None:
             data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
@@ -178,11 +179,10 @@ def _run_alone(
             engines.wait()
             progress.begin("probe")
             _open_run(folder, manifest, config, digest, engines, run_id)
-            lesson = lesson_of(folder, config, digest.rows)
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            reading = callers.for_probe(probe_rows_each(config, digest.rows))
             is_measured = learns_alone(lesson, engines.head.kind)
-            found = probe(folder, config, engines, digest.rows, reading, progress.note_probed, is_measured=is_measured)
+            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=is_measured)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
@@ -271,20 +271,21 @@ def _plan_in(
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
             begun.ray()
-            if queries is None and uses_ray_data(config, digest.rows):
+            if queries is None:
                 data.enter_context(quiet_data())
-            each = probe_rows_each(config, digest.rows)
             engines = begun.engines()
-            with probe_callers(engines.workers, folder, callers=config.dispatch.callers, rows_each=each) as callers:
-                engines.wait()
-                progress.begin("probe")
-                lesson = lesson_of(folder, config, digest.rows)
-                alone = learns_alone(lesson, engines.head.kind)
-                found = probe(folder, config, engines, digest.rows, callers, progress.note_probed, is_measured=alone)
+            engines.wait()
+            progress.begin("probe")
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
+            alone = learns_alone(lesson, engines.head.kind)
+            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=alone)
             estimates = priced(config, found, input_cost_N)
-            sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
+            sampled = Sampled()
+            if sample_share:
+                sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
-            # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
+            # Of a run that learns nothing is known before its first answers but what earlier ones have left.
+            estimates, earlier = with_earlier(folder, config, estimates, lesson)
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
             probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
             first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
@@ -294,8 +295,9 @@ def _plan_in(
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
-                "learning": None if lesson is None else lesson.report(),
+                "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
+                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notices": (*digest.notices, *notes)}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import FinishReason, Grant, Prompt
+from clear_ray.ingest.logprobs import TokenLogprob
 from clear_ray.serve.law import Ask, Curve
 from clear_ray.serve.sale_queue import Sale
 
@@ -102,6 +103,8 @@ class Asked:
             prefix_token_ids=token_ids,
             sample=choice,
             sampling=self.sampling,
+            # With a seed the same request has the same answer, whatever it is called here.
+            drawn_as=None if self.sampling is None or self.sampling.seed is None else "",
         )
 
 
@@ -150,12 +153,14 @@ class Piece:
         token_ids: Generated for it, those of text that is held back or cut away included.
         finish_reason: None while the answer goes on.
         error: Empty, or why this query could not be generated.
+        logprobs: Of those of its tokens that have text, where they are asked for; None where there are none.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 async def merged(sources: Sequence[AsyncIterator[_Item]]) -> AsyncGenerator[tuple[int, _Item]]:
@@ -188,3 +193,37 @@ async def merged(sources: Sequence[AsyncIterator[_Item]]) -> AsyncGenerator[tupl
     finally:
         for feeder in feeders:
             feeder.cancel()
+
+
+async def gathered(source: AsyncIterator[_Item]) -> AsyncGenerator[list[_Item]]:
+    """Yield what comes of a source in lists: what came while an earlier list was on its way travels together."""
+    come: asyncio.Queue[_Item | None] = asyncio.Queue()
+
+    async def feed() -> None:
+        try:
+            async for item in source:
+                come.put_nowait(item)
+        finally:
+            come.put_nowait(None)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        is_over = False
+        while not is_over:
+            told = [await come.get()]
+            while not come.empty():
+                told.append(come.get_nowait())
+            is_over = told[-1] is None
+            if some := [item for item in told if item is not None]:
+                yield some
+        await feeder
+    finally:
+        feeder.cancel()
+        await asyncio.gather(feeder, return_exceptions=True)
+
+
+async def scattered(lists: AsyncIterator[list[_Item]]) -> AsyncGenerator[_Item]:
+    """Yield what `gathered` has put together, one by one."""
+    async for some in lists:
+        for item in some:
+            yield item
