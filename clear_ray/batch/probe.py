@@ -1,25 +1,17 @@
-"""Stage 1 on Ray Data: every prompt is read once, and what runs before have read is not read again.
-
-Where prompts are few and only measured, no model runs, and the driver asks an engine for their lengths itself: the
-processes of a pipeline would take longer to start.
-"""
+"""Stage 1 on Ray Data: every prompt is read once, and what runs before have read is not read again."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clear_ray.batch.generate import direct_text_of
 from clear_ray.batch.report import SAMPLE_QUERIES
-from clear_ray.batch.scale import is_sketched_run, is_spread
+from clear_ray.batch.scale import is_sketched_run
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
@@ -30,7 +22,7 @@ from clear_ray.run_folder.estimates import (
     estimated_already,
     read_estimates,
 )
-from clear_ray.stages.probe import Probe, SelectDue, call_rows, with_added_columns
+from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.stages.probe_files import WriteEstimates
 from clear_ray.storage import Folder
 
@@ -56,10 +48,7 @@ def probe(
     """
     tokens_K = np.asarray(engines.head.tokens_K, np.int64)
     if not folder.exists(ESTIMATES_WHOLE):
-        if is_measured and not is_spread(rows):
-            _measure_few(folder, config, engines, rows)
-        else:
-            _probe_the_rest(folder, config, engines, rows, told, is_measured=is_measured)
+        _probe_the_rest(folder, config, engines, rows, told, is_measured=is_measured)
         folder.child(ESTIMATES).sync()
         folder.write(ESTIMATES_WHOLE, json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -71,25 +60,6 @@ def probe(
             remedy="Delete the run folder and run again; if it comes back, please report it.",
         )
     return estimates
-
-
-def _measure_few(folder: Folder, config: RunConfig, engines: EngineActors, rows: int) -> None:
-    """Write the estimates of all queries that are missing, as one file."""
-    is_estimated_N, kept = estimated_already(folder, rows)
-    if is_estimated_N.all():
-        return
-    queries, into = folder.child("queries"), folder.child(ESTIMATES).child(uuid4().hex[:8])
-    tables = [pq.read_table(path, filesystem=queries.filesystem) for path in queries.files(".parquet")]
-    due = SelectDue(~is_estimated_N)(pa.concat_tables(with_added_columns(table) for table in tables))
-
-    async def measured() -> list[pa.Table]:
-        stage = Probe(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config), is_measured=True)
-        return [table async for table in stage(due)]
-
-    with ThreadPoolExecutor(1) as threads:  # a notebook has a loop of its own in this thread
-        found = threads.submit(asyncio.run, measured()).result()
-    WriteEstimates(into)(pa.concat_tables(found))
-    _delete_late(folder, {*kept, *into.files()})
 
 
 def _probe_the_rest(
@@ -134,10 +104,6 @@ def _probe_the_rest(
     for count in counts:
         read += int(pc.sum(count["rows"]).as_py() or 0)
         told(read)
-    _delete_late(folder, {*kept, *into.files()})
-
-
-def _delete_late(folder: Folder, ours: set[str]) -> None:
-    """Delete the estimates that a killed run has written meanwhile."""
-    for path in set(folder.child(ESTIMATES).files()) - ours:
+    written = {*kept, *into.files()}
+    for path in set(estimates.files()) - written:  # a killed run's, written meanwhile
         folder.filesystem.delete_file(path)

@@ -36,7 +36,6 @@ from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
-from clear_ray.batch.scale import uses_ray_data
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
@@ -166,6 +165,8 @@ def _run_alone(
         progress.begin("probe", queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
+        if queries is None:
+            data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
@@ -181,7 +182,6 @@ def _run_alone(
             lesson = lesson_of(folder, config, digest.rows, engines.model)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             is_measured = learns_alone(lesson, engines.head.kind)
-            _set_data_up(data, queries, config, digest.rows, is_measured=is_measured)
             found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=is_measured)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
@@ -270,12 +270,14 @@ def _plan_in(
             cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
+            begun.ray()
+            if queries is None:
+                data.enter_context(quiet_data())
             engines = begun.engines()
             engines.wait()
             progress.begin("probe")
             lesson = lesson_of(folder, config, digest.rows, engines.model)
             alone = learns_alone(lesson, engines.head.kind)
-            _set_data_up(data, queries, config, digest.rows, is_measured=alone)
             found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=alone)
             estimates = priced(config, found, input_cost_N)
             sampled = Sampled()
@@ -309,12 +311,6 @@ def _plan_in(
 def _begun(start_engines: Engines, config: RunConfig, head: Head, folder: Folder) -> AbstractContextManager[Beginning]:
     room = rows_each(config, workers=1) if config.scaling.max_workers else None
     return beginning(start_engines, config.engine, head, run_dir=folder.path, rows_each=room)
-
-
-def _set_data_up(data: ExitStack, queries: Dataset | None, config: RunConfig, rows: int, *, is_measured: bool) -> None:
-    """Set Ray Data up from here on, where it is used and was not set up for the input."""
-    if queries is None and uses_ray_data(config, rows, is_measured=is_measured):
-        data.enter_context(quiet_data())
 
 
 def _rounds_of(

@@ -31,8 +31,3 @@ def is_sketched_run(config: RunConfig, queries: int) -> bool:
 def is_spread(queries: int) -> bool:
     """Return whether rows of so many queries are mapped and sorted by Ray Data."""
     return queries > SPREAD_ABOVE_QUERIES
-
-
-def uses_ray_data(config: RunConfig, queries: int, *, is_measured: bool) -> bool:
-    """Return whether a run of so many queries needs Ray Data at all: not if they are few and only measured."""
-    return not is_measured or is_spread(queries) or is_sketched_run(config, queries)
