@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -21,15 +21,24 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import Dataset
 
-from clear_ray.batch.checking import head_of
+from clear_ray.batch.checking import check_size, heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
+from clear_ray.batch.menu import cheapest_calls, queries_of_engines
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
-from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
+from clear_ray.batch.pricing import (
+    PROBE,
+    check_minimum_service,
+    check_one_call,
+    offers_of,
+    priced,
+    probe_parts,
+    token_costs,
+)
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
@@ -40,10 +49,13 @@ from clear_ray.cluster.gpu_requests import gpus_for
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
 from clear_ray.cluster.room import settled
+from clear_ray.cluster.several import several_engines
+from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import RunConfig
-from clear_ray.engine.checking import engine_notes
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.head import Head
 from clear_ray.ingest import InputDigest
+from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
@@ -54,6 +66,7 @@ from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
@@ -135,7 +148,7 @@ def _run_alone(
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head, notes = head_of(config), engine_notes(config.engine)
+    heads, notes = heads_of(config), notes_of(config)
     if manifest is None or read_summary(folder) is None:
         wait_until_unused(folder)
     with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
@@ -146,30 +159,23 @@ def _run_alone(
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
+        check_size(config, digest.rows)
         digest = replace(digest, notices=(*digest.notices, *notes))
         input_cost_N = read_costs(folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
+        check_one_call(config, input_cost_N, folder)
         check_minimum_service(config, cost_N, folder)
-        progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
+        progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
         run_id = begin(folder, manifest)
-        engine = settled(config.engine)
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
             heeding_orders(folder, config.budget_tokens, market),
-            gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
-            start_engines(
-                engine,
-                head,
-                run_dir=config.run_dir,
-                run_id=run_id,
-                ask_for=ask_for,
-                rows_each=rows_each(config, workers=1) if config.scaling.max_workers else None,
-            ) as engines,
+            _started(start_engines, config, heads, run_id, market) as engines,
             progress.watching(market),
             open_callers(config, folder, engines, market) as callers,
         ):
-            progress.begin("probe")
+            progress.begin(_first_stage(config))
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
@@ -182,6 +188,41 @@ def _run_alone(
             opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
             report = close_run(opened, play_rounds(opened), digest)
     return RunResult(report, config.run_dir)
+
+
+@contextmanager
+def _started(
+    start: Engines, config: RunConfig, heads: tuple[Head, ...], run_id: str, market: MarketClient
+) -> Iterator[EngineActors]:
+    """Start the engines of a run, and end them afterwards."""
+    if config.engines is not None:
+        with several_engines(_settled(config, heads), run_dir=config.run_dir, run_id=run_id) as several:
+            yield several
+        return
+    engine = settled(config.engine)
+    each = rows_each(config, engine, workers=1) if config.scaling.max_workers else None
+    with (
+        gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
+        start(engine, heads[0], run_dir=config.run_dir, run_id=run_id, ask_for=ask_for, rows_each=each) as engines,
+    ):
+        yield engines
+
+
+def _first_stage(config: RunConfig) -> str:
+    return "probe" if config.is_probed else "estimate"
+
+
+def _start_of(config: RunConfig) -> str:
+    """Return what has to be there before anything is asked."""
+    if config.engines is not None:
+        return f"starting {len(config.engines)} engines"
+    return {"openai": "asking the endpoint", "replay": "reading the recording"}.get(
+        config.engine.kind, "loading the model"
+    )
+
+
+def _settled(config: RunConfig, heads: tuple[Head, ...]) -> list[tuple[EngineConfig, Head]]:
+    return [(settled(named.config), head) for named, head in zip(config.named_engines, heads, strict=True)]
 
 
 def plan(
@@ -215,6 +256,9 @@ def plan(
     if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
         said = "answers are sampled for at most a hundredth of the budget"
         raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
+    if sample_share is not None and config.engines is not None:
+        remedy = "Leave it out, or plan with one of the engines."
+        raise ConfigError("answers are sampled of one engine", "sample_share", str(sample_share), remedy)
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
@@ -231,17 +275,24 @@ def _plan_in(
     sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
-    head, notes = head_of(config), engine_notes(config.engine)
+    heads, notes = heads_of(config), notes_of(config)
     try:
         with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
             progress.begin("read")
             digest = take_in(queries, config, folder)
             input_cost_N = read_costs(folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
+            check_one_call(config, input_cost_N, folder)
             check_minimum_service(config, cost_N, folder)
-            progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
-            with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
-                progress.begin("probe")
+            check_size(config, digest.rows)
+            progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
+            started = _settled(config, heads)
+            with (
+                engine_workers(*started[0], run_dir=folder.path, run_id="")
+                if config.engines is None
+                else several_engines(started, run_dir=folder.path, run_id="") as engines
+            ):
+                progress.begin(_first_stage(config))
                 estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
                 sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
@@ -252,6 +303,9 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
+            report = report.model_copy(
+                update={"is_probed": config.is_probed, "engines": queries_of_engines(config, clearing)}
+            )
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             lesson = lesson_of(folder, config, digest.rows)
@@ -272,8 +326,11 @@ def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
-    if isinstance(offers, LearningOffers):
+    if isinstance(offers, LearningOffers | MenuOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
+    if isinstance(offers, MenuOffers):
+        calls = cheapest_calls(offers)
+        return Rounds(offers, settings, failed=estimates.error_of_index, rule=offers.rule, calls=calls)
     rule = AttemptRule(settings.objective, np.full(estimates.queries, settings.most_attempts))
     return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
 
@@ -290,10 +347,19 @@ def _open_run(
         config,
         digest,
         run_id=run_id,
-        model={"name": engines.model.name, "fingerprint": engines.model.fingerprint},
-        head={"kind": engines.head.kind, "data_digest": engines.head.data_digest},
+        model=_of_each(config, engines, lambda each: {"name": each.model.name, "fingerprint": each.model.fingerprint}),
+        head=_of_each(config, engines, lambda each: {"kind": each.head.kind, "data_digest": each.head.data_digest}),
     )
     if manifest is not None:
         check_same_run(manifest, wanted, folder)
         return
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
+
+
+def _of_each(
+    config: RunConfig, engines: EngineActors, card: Callable[[EngineActors], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the card of the engine, or of several by their names."""
+    if config.engines is None:
+        return card(engines)
+    return {name: card(each) for name, each in zip(config.engines, engines.each, strict=True)}

@@ -63,6 +63,7 @@ class EngineActors:
         run_id: Identity of the run, in their names, too: those of a run before in this folder are no part of this one.
         ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         rows_each: See `Workers`; None if their number will not change.
+        first_number: Number of the first worker in the names of a run's actors, which may have several engines.
     """
 
     model: ModelCard
@@ -78,7 +79,9 @@ class EngineActors:
         run_id: str,
         ask_for: Callable[[int], None],
         rows_each: int | None,
+        first_number: int = 0,
     ) -> None:
+        self._first_number = first_number
         self._config, self._estimate, self._ask_for = with_key(config), in_pieces(head), ask_for
         self._run_dir, self._run_id = run_dir, run_id
         self._handles: list[Any] = []
@@ -88,6 +91,11 @@ class EngineActors:
 
     def __len__(self) -> int:
         return len(self._handles)
+
+    @property
+    def each(self) -> tuple[EngineActors, ...]:
+        """The engines of the run one by one: of one engine this alone."""
+        return (self,)
 
     @property
     def workers(self) -> Workers:
@@ -123,7 +131,7 @@ class EngineActors:
             ray.kill(self._handles.pop())
         self._ask_for(count)
         while len(self._handles) < count:
-            name = worker_name(self._run_dir, self._run_id, len(self._handles))
+            name = worker_name(self._run_dir, self._run_id, self._first_number + len(self._handles))
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from clear_ray.storage import Folder, sync_path
@@ -38,6 +39,7 @@ def write_openai_outputs(
     model: str,
     url: str = "/v1/chat/completions",
     unserved: str = "batch_expired",
+    model_of: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write both files; each appears whole or not at all, and the same rows give the same bytes.
 
@@ -52,6 +54,7 @@ def write_openai_outputs(
         model: Name that the answers carry.
         url: Endpoint of the requests, which decides the shape of a line.
         unserved: Code of the queries that nothing was left for, in place of `batch_expired`.
+        model_of: Of several engines, the name that each one's answers carry.
     """
     line_of = _anthropic_line if url == "/v1/messages" else partial(_line, url=url)
     folder.make()
@@ -60,7 +63,7 @@ def write_openai_outputs(
             if row["error_code"] == "batch_expired":
                 row = {**row, "error_code": unserved}
             sink = output if row["status"] == "completed" else errors
-            sink.write(f"{_encode(line_of(row, model))}\n".encode())
+            sink.write(f"{_encode(line_of(row, model_of.get(row.get('engine') or '', model)))}\n".encode())
 
 
 def _name_of(row: Mapping[str, Any]) -> str:

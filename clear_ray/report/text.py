@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clear_ray.redaction import printable
 from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import AttemptsReport, BudgetPoint, LearningReport, RoundReport, RunReport
+from clear_ray.report.summary import AttemptsReport, BudgetPoint, EngineReport, LearningReport, RoundReport, RunReport
 from clear_ray.report.wording import (
     amount,
     answers,
@@ -52,7 +52,7 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("learned", _learned(report.learning)))
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    written = f"{'' if report.attempts is None else 'attempts/, '}completions/, summary.json, report.html"
+    written = f"{'attempts/, ' if report.attempts or report.engines else ''}completions/, summary.json, report.html"
     lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
 
@@ -68,14 +68,18 @@ def plan_text(plan: PlanReport) -> str:
         spend += f"{' tokens' if plan.unit == 'tokens' else ''}; {between} in nine of ten such batches, by {took}"
     hoped = f"{expected(plan.expected_utility)} correct answers; {_against(plan.uniform_expected_utility)}"
     gain = times(plan.expected_utility, plan.uniform_expected_utility)
+    charged = _charged(plan.probe_tokens, plan.unit)
     pairs = [
         ("budget", amount(plan.budget_tokens, plan.unit)),
         ("spend", f"{spend} tokens" if plan.unit == "tokens" and plan.high_tokens is None else spend),
         ("price", _price(plan.shadow_price, plan.unit)),
         ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"),
+        ("prompts", f"{'' if plan.is_probed else 'about '}{count(plan.prefill_tokens)} tokens, {charged}"),
     ]
+    if plan.engines:
+        first = ", ".join(f"{printable(name, most=40)} {count(queries)}" for name, queries in plan.engines.items())
+        pairs.insert(4, ("engines", f"asked first: {first}"))
     if plan.for_share is not None:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
@@ -170,7 +174,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"),
+        ("prompts", f"{_prompts(report)}, {_charged_for(report)}"),
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
@@ -180,6 +184,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         pairs.insert(4, ("correct", found))
     if report.attempts is not None:
         pairs += _asked_again(report.attempts, report.unit)
+    pairs += [("engine", _engine(engine, report.unit)) for engine in report.engines]
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))
     return pairs
@@ -196,8 +201,20 @@ def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
     return [("attempts", solved + each), ("one more", more)]
 
 
+def _engine(found: EngineReport, unit: str) -> str:
+    name, model = printable(found.name, most=40), printable(found.model, most=60)
+    asked = f"{name}: {plural(found.calls, 'call')} for {amount(found.spent_tokens, unit)}, {plural(found.answers, 'answer')}"
+    right = "" if found.correct is None else f", {answers(found.correct)} correct"
+    return f"{asked}{right} (model {model}, head {printable(found.head, most=40)})"
+
+
 def _bare(number: float, unit: str) -> str:
     return amount(number, unit).removesuffix(" tokens")
+
+
+def _prompts(report: RunReport) -> str:
+    tokens = f"{count(report.prefill_tokens)} tokens"
+    return f"{tokens} read by the probe" if report.is_probed else f"about {tokens}, by the length of their texts"
 
 
 def _charged_for(report: RunReport) -> str:

@@ -23,7 +23,7 @@ from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import RUN_ID, has_only_begun
 from clear_ray.ledger.journal import FIRST_SEGMENT, JOURNAL
-from clear_ray.run_folder.locations import PATH_SETTINGS, absolute
+from clear_ray.run_folder.locations import absolute, is_path_setting
 from clear_ray.run_folder.parquet import damaged
 from clear_ray.storage import Folder, is_plain_path, reading_errors
 
@@ -121,7 +121,7 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
         old, new = _flat(_with_defaults(kept) if part == "config" else kept, part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
             is_free = key == "config.run_dir" or key.startswith(f"config.{CHANGEABLE}.")
-            is_same = old.get(key) == new.get(key) or (key in PATH_SETTINGS and _is_same_path(key, old, new))
+            is_same = old.get(key) == new.get(key) or (is_path_setting(key) and _is_same_path(key, old, new))
             if not is_same and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",

@@ -41,6 +41,7 @@ class GrantedCall:
         reserved_parts_M: What each call may take from the budget, where prompts are paid for.
         sample_M: Which of a query's independent answers each grant belongs to; the first if not given.
         times_ended: How often engine workers had been ended when the call was sent; see `Roster.look_again`.
+        engine: Place of the engine that is called, where a run has several.
     """
 
     round: int
@@ -52,6 +53,7 @@ class GrantedCall:
     reserved_parts_M: NDArray[np.int64] | None = None
     sample_M: NDArray[np.int32] | None = None
     times_ended: int = 0
+    engine: int = 0
 
 
 class RunRows:
