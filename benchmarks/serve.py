@@ -7,6 +7,10 @@ priced run, with what only hindsight knows: of all ceilings the one that spends 
 exactly these queries. Prints one JSON line for each budget.
 
     python benchmarks/serve.py [--budgets 150 300] [--seconds 45] [--head-dir HEAD]
+    python benchmarks/serve.py --overhead [--streams 1 200 1000] [--times 3]
+
+The second asks what the server costs: the same events from the same engine, with a price that binds nobody, by both
+applications in turns. It prints the seconds of each and their ratios.
 
 What a batch over HTTP costs beside `clear-ray run` is another question: `python benchmarks/serve_batches.py`.
 """
@@ -19,10 +23,11 @@ import random
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pyarrow.parquet as pq
 from fastapi import FastAPI
@@ -63,6 +68,8 @@ class Plain:
 
         async def events() -> AsyncIterator[str]:
             spent, frame = 0, {"id": "plain", "object": "chat.completion.chunk", "created": 0, "model": "replay"}
+            first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            yield f"data: {json.dumps({**frame, 'choices': [first]})}\n\n"
             async for piece in self._engine.options(stream=True).write.remote(grant, (), PIECE_TOKENS):
                 spent += len(piece.token_ids)
                 delta = {"index": 0, "delta": {"content": piece.text}, "finish_reason": piece.finish_reason}
@@ -90,8 +97,8 @@ def settings(head_dir: str, budget: int) -> ServeConfig:
     return ServeConfig.parse(base | {"engine": engine, "estimate": {"head": head_dir}, "price": price_settings(budget)})
 
 
-def plain(config: ServeConfig) -> serve.Application:
-    options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 128}
+def plain(config: ServeConfig, calls: int = 128) -> serve.Application:
+    options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": calls}
     deployment: Any = serve.deployment(EngineReplica)
     engine = deployment.options(name="engine", **options).bind(config.engine, config.estimate, config.max_tokens)
     ingress: Any = Plain
@@ -182,6 +189,80 @@ async def one_token_seconds(url: str, row: dict[str, Any]) -> float:
     return round(sorted(seconds)[len(seconds) // 2], 4)
 
 
+async def ask_at_once(url: str, row: dict[str, Any], streams: int) -> tuple[list[float], list[float], int]:
+    """Send so many streamed queries at once; return the seconds to the first piece and to the end of each, and all events."""
+    body = {"model": "replay", "messages": [{"role": "user", "content": row["question"]}], "max_tokens": 64}
+    body |= {"metadata": {"query_id": row["query_id"]}, "stream": True, "stream_options": {"include_usage": True}}
+    first, last, events = [], [], 0
+
+    async def one_stream(session: aiohttp.ClientSession) -> None:
+        nonlocal events
+        started, seen = time.perf_counter(), 0
+        async with session.post(f"{url}/chat/completions", json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.content:
+                if line.startswith(b"data: "):
+                    seen += 1
+                    if seen == 2:  # the first one only says that the assistant speaks
+                        first.append(time.perf_counter() - started)
+        last.append(time.perf_counter() - started)
+        events += seen
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(600)) as session:
+        if streams == 1:
+            for _ in range(40):
+                await one_stream(session)
+        else:
+            await asyncio.gather(*(one_stream(session) for _ in range(streams)))
+    return sorted(first), sorted(last), events
+
+
+def compare(port: int, row: dict[str, Any], levels: list[int], times: int) -> dict[str, Any]:
+    """Return what both applications took for the same streams, in turns, and the ratios of the medians."""
+    found: dict[str, Any] = {}
+    for streams in levels:
+        seconds: dict[str, list[list[float]]] = {"priced": [], "plain": []}
+        counts: dict[str, int] = {}
+        for _ in range(times):
+            for name, told in seconds.items():
+                first, last, counts[name] = asyncio.run(ask_at_once(f"http://127.0.0.1:{port}/{name}/v1", row, streams))
+                told.append([first[len(first) // 2], last[len(last) // 2], last[-1]])
+        assert counts["priced"] == counts["plain"], counts
+        medians = {
+            name: [round(sorted(column)[times // 2], 4) for column in zip(*told, strict=True)]
+            for name, told in seconds.items()
+        }
+        ratios = [round(ours / bare, 2) for ours, bare in zip(*medians.values(), strict=True)]
+        names = ("first_piece_p50", "end_p50", "end_of_all")
+        found[str(streams)] = {name: dict(zip(names, values, strict=True)) for name, values in medians.items()}
+        found[str(streams)] |= {"ratio": dict(zip(names, ratios, strict=True)), "events": counts["plain"]}
+        print(json.dumps({"streams": streams} | found[str(streams)]), flush=True)
+    return found
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(sorted(values)[len(values) // 2], 4)
+
+
+def overhead(port: int, row: dict[str, Any], levels: list[int], times: int) -> None:
+    """Print what the server costs beside a bare one."""
+    price = {"budget_tokens_per_second": 10_000_000, "carry_over_tokens": 10_000_000}
+    files = {"rollouts": str(ROLLOUTS / "rollouts.parquet"), "features": str(ROLLOUTS / "features.parquet")}
+    config = ServeConfig.parse(
+        {
+            **{"model_name": "replay", "max_tokens": CAP_TOKENS, "stream_tokens": PIECE_TOKENS, "max_queued": 10_000},
+            **{"engine": {"kind": "replay", **files, "max_batch": 512}, "price": price, "estimate": {"head": "prior"}},
+        }
+    )
+    serve.run(plain(config, calls=1_024), name="plain", route_prefix="/plain")
+    serve.run(application(config), name="priced", route_prefix="/priced")
+    for name in ("plain", "priced"):  # both are warm
+        asyncio.run(ask_at_once(f"http://127.0.0.1:{port}/{name}/v1", row, 1))
+    found = compare(port, row, levels, times)
+    print(json.dumps({"overhead": found, "load": os.getloadavg(), "cores": os.cpu_count()}), flush=True)
+
+
 def cross_fitted_head(folder: str) -> str:
     rollouts, features = str(ROLLOUTS / "rollouts.parquet"), str(ROLLOUTS / "features.parquet")
     fit_recorded(rollouts, features, head_dir=folder, folds_path=str(ROLLOUTS / "split.json"))
@@ -192,6 +273,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--head-dir", help="a fitted head; fitted anew, across folds, if not given")
     parser.add_argument("--seconds", type=float, default=45.0, help="of one run; there are two for each budget")
+    parser.add_argument("--overhead", action="store_true", help="measure what the server costs beside a bare one")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 200, 1_000], help="at once, for --overhead")
+    parser.add_argument("--times", type=int, default=3, help="how often, for --overhead")
     parser.add_argument("--budgets", type=int, nargs="+", default=[150, 300], help="tokens per second")
     arguments = parser.parse_args()
     rows = [row for row in pq.read_table(ROLLOUTS / "rollouts.parquet").to_pylist() if row["sample"] == 0]
@@ -200,8 +284,13 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, joined_cluster():
-        head_dir = arguments.head_dir or cross_fitted_head(f"{folder}/head")
         serve.start(http_options={"host": "127.0.0.1", "port": port})
+        if arguments.overhead:
+            row = next(row for row in rows if row["output_tokens"] > 64)
+            overhead(port, row, arguments.streams, arguments.times)
+            serve.shutdown()
+            return
+        head_dir = arguments.head_dir or cross_fitted_head(f"{folder}/head")
 
         def play(name: str, app: serve.Application, max_tokens: int) -> dict[str, Any]:
             serve.run(app, name=name, route_prefix=f"/{name}")

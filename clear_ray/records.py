@@ -39,15 +39,19 @@ QUERY_SCHEMA = pa.schema(
         pa.field("prompt_form", pa.string()),
         pa.field("input_error", pa.string()),
         pa.field("sampling", pa.string()),
+        pa.field("n", pa.int32()),
+        pa.field("choice", pa.int32()),
     ]
 )
 """A validated query. `prompt` is text, or a JSON list of {role, content} where `is_conversation`; `weight` is the value
 of a correct answer; `cost` is what one of its tokens takes from the budget, 1 unless the input says otherwise; `max_tokens`
 is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a text that no chat template is put around, or
 `tokens` for a JSON list of token ids. `input_error` says why the row of the input is no query, where such rows fail.
-`sampling` is null, or what the row asks of its answer in place of the run's settings: JSON, as `sampling.Sampling` has it."""
+`sampling` is null, or what the row asks of its answer in place of the run's settings: JSON, as `sampling.Sampling` has it.
+`n` is how many answers a row asks for, if it says so; where each of them is a query of its own, `choice` is which one
+this is, from 0, and all of them carry the row's id."""
 
-QUERY_COLUMNS_ADDED = ("prompt_form", "input_error", "sampling")
+QUERY_COLUMNS_ADDED = ("prompt_form", "input_error", "sampling", "n", "choice")
 """Columns that queries and attempts of older runs lack; all of them null there."""
 
 ATTEMPT_SCHEMA = pa.schema(
@@ -68,6 +72,7 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("ended_at", pa.float64()),
         pa.field("is_at_end", pa.bool_()),
+        pa.field("vote", pa.int64()),
         pa.field("usage_prompt_tokens", pa.int64()),
         pa.field("usage_cached_tokens", pa.int64()),
         pa.field("usage_output_tokens", pa.int64()),
@@ -79,10 +84,10 @@ ATTEMPT_SCHEMA = pa.schema(
 """What came of one grant: `attempt_tokens` were generated under it, its reservation was `attempt`, and `sample` is which of
 the query's independent answers it belongs to; `token_ids` and `text` hold the answer so far. `answer`
 is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
-Unix seconds. `is_at_end` says that a cut answer cannot be gone on with; the `usage_` columns are what an endpoint says that
-this grant took (`engine.base.Usage`), null of other engines and where it did not say. `engine` names one of several, and
-`taken_parts` is what the call took from the budget, thousandths of its unit; null where tokens alone say so. Older runs lack
-these seven."""
+Unix seconds. Where votes are counted, `vote` is the final answer as a number. `is_at_end` says that a cut answer cannot be
+gone on with; the `usage_` columns are what an endpoint says that this grant took (`engine.base.Usage`), null of other engines
+and where it did not say. `engine` names one of several, and `taken_parts` is what the call took from the budget, thousandths
+of its unit; null where tokens alone say so. Older runs lack these eight."""
 
 COMPLETION_SCHEMA = pa.schema(
     [

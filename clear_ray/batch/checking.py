@@ -6,9 +6,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from clear_ray.batch.dataset_price import is_sketched
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.pricing import check_minimum_service, check_one_call, least_call, token_costs
+from clear_ray.batch.scale import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
 from clear_ray.errors import ConfigError

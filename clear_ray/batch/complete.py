@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray.data
 
 from clear_ray.batch.context import RunContext
-from clear_ray.batch.generate import in_order, mark_lost_answers, union
+from clear_ray.batch.generate import mark_lost_answers
 from clear_ray.batch.learning import head_name, learned
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
+from clear_ray.batch.scale import is_spread
 from clear_ray.batch.scores import read_scores
+from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
@@ -50,7 +51,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
     )
-    _write_completions(folder, verdicts, run.void_attempts(), run.config.dispatch.block_rows)
+    _write_completions(folder, verdicts, run.void_attempts())
     if not run.states.rule.is_single:
         _write_answers(run, rounds)
     scores = read_scores(folder, len(spent_N))
@@ -94,19 +95,13 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
     return replace(run, estimates=replace(estimates, batch=batch)), learning
 
 
-def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, block_rows: int) -> None:
-    sources: list[tuple[Folder, Any]] = [
-        (folder.child("queries"), Abandon(verdicts)),
-        (folder.child("rounds"), Complete(verdicts, void)),
-    ]
-    parts = [
-        ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(finish, batch_format="pyarrow")
-        for source, finish in sources
-        if (paths := source.files(".parquet"))
+def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
+    sources: list[tuple[list[str], Any]] = [
+        (folder.child("queries").files(".parquet"), Abandon(verdicts)),
+        (folder.child("rounds").files(".parquet"), Complete(verdicts, void)),
     ]
     with folder.replacing("completions") as target:
-        ordered = in_order(union(parts), "index", is_small=len(verdicts.states.last_round_N) <= block_rows)
-        ordered.write_parquet(target.path, filesystem=folder.filesystem)
+        write_sorted(sources, target, by=["index"], is_few=not is_spread(len(verdicts.states.last_round_N)))
 
 
 def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
@@ -117,11 +112,9 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
         return
     price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
     keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
-    answers = ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(keep, batch_format="pyarrow")
     with folder.replacing("attempts") as target:
-        is_small = int(states.attempt_N.sum()) <= run.config.dispatch.block_rows
-        ordered = in_order(answers, ["index", "sample"], is_small=is_small)
-        ordered.write_parquet(target.path, filesystem=folder.filesystem)
+        is_few = not is_spread(int(states.attempt_N.sum()))
+        write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
 
 
 def _failures(folder: Folder) -> tuple[FailureReport, ...]:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
-
-from ray.data import Dataset
+from typing import TYPE_CHECKING, Any
 
 from clear_ray.batch.retrying import take_in_again
 from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig
@@ -27,6 +25,9 @@ from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
 from clear_ray.tasks.survey import Surveyor, keep_survey
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 _BATCH_ROWS = 4_096
 
@@ -73,6 +74,8 @@ def take_in(
         on_error=config.input.on_error,
         continues=all(isinstance(engine, ModelConfig) and engine.continue_final_message for engine in engines),
         check_sampling=_sampling_of_each(config),
+        temperature=_least_temperature(engines),
+        splits=config.allocation.objective == "correct",
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
         watches=(
             *map(ConversationWatch, engines),
@@ -89,6 +92,11 @@ def _longest_limit(engines: Sequence[EngineConfig]) -> PromptLimit | None:
     limits = [prompt_limit(engine) for engine in engines]
     known = [limit for limit in limits if limit is not None]
     return max(known, key=lambda limit: limit.context_tokens) if len(known) == len(limits) else None
+
+
+def _least_temperature(engines: Sequence[EngineConfig]) -> float | None:
+    drawn = [engine.temperature for engine in engines if engine.kind != "replay"]
+    return min(drawn) if drawn else None
 
 
 def _sampling_of_each(config: RunConfig) -> Callable[[Sampling], Sequence[str]]:
@@ -118,7 +126,7 @@ class _GoldWatch:
             SchemaError: They would.
         """
         found = self.golds.survey()
-        if self.objective != "correct" and found.needs_gold and not found.golds:
+        if self.objective in ("solved", "best_of_n") and found.needs_gold and not found.golds:
             raise SchemaError(
                 f"no row has a gold answer, and allocation.objective {self.objective} asks again for want of a right one",
                 "input.columns.gold",

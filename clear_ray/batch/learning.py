@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pyarrow.dataset as ds
 
 from clear_ray.batch.coordinates import coordinates_of
-from clear_ray.batch.dataset_price import is_sketched
+from clear_ray.batch.scale import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Label
@@ -71,12 +71,19 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
     is_judged = scorer is not None and bool(has & judges)
     features = config.estimate.features or DEFAULT_FEATURES
     features = features if config.estimate.encoder is None else (*features, ENCODER)
+    if config.allocation.objective == "vote":
+        return Lesson("agreement", features, left_out)
     return Lesson("verdict" if is_judged else "ended", features, left_out)
 
 
 def head_name(lesson: Lesson | None, kind: str) -> str:
     """Return what a report calls the estimate: `learn` where the run's own answers alone are behind it, else the head."""
-    return "learn" if lesson is not None and not lesson.left_out and kind == "prior" else kind
+    return "learn" if learns_alone(lesson, kind) else kind
+
+
+def learns_alone(lesson: Lesson | None, kind: str) -> bool:
+    """Return whether all that a run knows are its own answers, so that nothing a model finds in a prompt is used."""
+    return lesson is not None and not lesson.left_out and kind == "prior"
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.batch.asked_again import solved_by_attempt
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_of, mark_lost_answers
 from clear_ray.report.summary import RoundReport
@@ -111,6 +112,10 @@ class _Playing:
         """Stage 2: send the grants of a round to the callers."""
         run, clearing, number = self._run, granted.clearing, granted.number
         price, many = clearing.shadow_price, int(run.states.was_granted_N.sum())
+        if not run.states.rule.is_single:
+            begun_N = run.states.attempt_N
+            again = int(np.maximum(begun_N - 1, 0).sum())
+            run.progress.asks(int(begun_N.sum()), again, solved_by_attempt(run.states))
         run.progress.begin("generate", round_number=number, price=price, granted=many)
         run.market.open_round(number, {"price": price, "available": granted.available_tokens})
         if not is_due_M.any():

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
 from numpy.typing import NDArray
-from ray.data import Dataset
 
-from clear_ray.batch.dataset_price import is_sketched
 from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.batch.menu import menu_offers
-from clear_ray.batch.sketched import SketchedOffers, reservation_prices_of_rows
+from clear_ray.batch.scale import is_sketched_run
 from clear_ray.config.engine import EngineConfig
 from clear_ray.config.menu import NamedEngine
 from clear_ray.config.prices import scaled_parts
@@ -33,18 +31,15 @@ from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.storage import Folder
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from clear_ray.batch.sketched import SketchedOffers
+
 _LETTERS_A_TOKEN = 4
 _PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
 PROBE = "probe"
 """Name under which the market is charged for the probe."""
-
-
-def is_sketched_run(config: RunConfig, queries: int) -> bool:
-    """Return whether a run of so many queries is priced where its estimates are."""
-    allocation = config.allocation
-    if allocation.policy != "clear_ray" or config.most_attempts > 1:  # plans of several attempts add up to no sketch
-        return False
-    return is_sketched(queries, allocation.sketched)
 
 
 def offers_of(
@@ -59,6 +54,8 @@ def offers_of(
         return AttemptOffers(estimates.batch)
     if not is_sketched_run(config, estimates.queries):
         return BatchOffers(estimates.batch, policy=config.allocation.policy)
+    from clear_ray.batch.sketched import SketchedOffers
+
     return SketchedOffers(
         rows=partial(_estimate_rows, folder),
         tokens_K=estimates.batch.curves.tokens_K,
@@ -113,7 +110,7 @@ def _reserved_prompts(config: EngineConfig, prompt_tokens_N: NDArray[np.int64]) 
 def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
     """Return what the probe takes from the budget, thousandths of its unit; 0 where it is not paid for."""
     return sum(
-        int(each.prompt_tokens_N @ _scaled_parts(named.prices.probe_parts, cost_N))
+        int(each.read_tokens_N @ _scaled_parts(named.prices.probe_parts, cost_N))
         for named, each in zip(config.named_engines, estimates.each, strict=True)
         if named.prices is not None and named.prices.probe_parts
     )
@@ -194,11 +191,15 @@ def all_reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.f
     """Return the price above which each query is not worth a first token, of any engine, shape (N,)."""
     if not estimates.is_sample:
         return np.asarray(np.max([reservation_prices(batch) for batch in estimates.batches], axis=0))
+    from clear_ray.batch.sketched import reservation_prices_of_rows
+
     return reservation_prices_of_rows(
         _estimate_rows(folder), estimates.batch.curves.tokens_K, estimates.queries, calls=estimates.calls
     )
 
 
 def _estimate_rows(folder: Folder) -> Dataset:
+    import ray.data
+
     paths = folder.child(ESTIMATES).files(".parquet")
     return ray.data.read_parquet(paths, filesystem=folder.filesystem).select_columns(CURVE_COLUMNS)

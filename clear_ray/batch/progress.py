@@ -31,9 +31,10 @@ class Progress:
         self._budget_tokens, self._display, self._unit = budget_tokens, display, unit
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "start", 0, 0, 0
-        self._waiting_for = "starting Ray"
+        self._waiting_for, self._probed = "starting Ray", 0
         self._price: float | None = None
         self._label = ""
+        self._begun, self._again, self._solved_by_attempt = 0, 0, tuple[int, ...]()
         self._market: MarketClient | None = None
         self._warning = self._if_all_wrong = ""
         self._balance: Balance | None = None
@@ -62,6 +63,10 @@ class Progress:
     def learns_from(self, label: str) -> None:
         """Note what the run learns from, from the next snapshot on."""
         self._label = label
+
+    def asks(self, begun: int, again: int, solved_by_attempt: tuple[int, ...]) -> None:
+        """Note how many answers were begun, how many again, and what each attempt has solved, from the next snapshot on."""
+        self._begun, self._again, self._solved_by_attempt = begun, again, solved_by_attempt
 
     @contextmanager
     def watching(self, market: MarketClient) -> Iterator[None]:
@@ -92,6 +97,10 @@ class Progress:
         self._granted = self._granted if granted is None else granted
         self._tell()
 
+    def note_probed(self, queries: int) -> None:
+        """Note how many prompts have been read."""
+        self._probed = queries
+
     def warn(self, warning: str, *, if_all_wrong: str) -> None:
         """Show a warning from now on, and another one once the first scored answers have all been wrong."""
         self._warning, self._if_all_wrong = warning, if_all_wrong
@@ -115,12 +124,15 @@ class Progress:
                     stage=self._stage,
                     round=self._round,
                     queries=self._queries,
-                    probed=self._queries if self._stage in ("price", "generate", "write") else 0,
+                    probed=self._probed if self._stage in ("start", "read", "probe") else self._queries,
                     granted=self._granted,
                     ended=balance.ended if balance else 0,
                     budget_tokens=balance.budget_tokens if balance else self._budget_tokens,
                     spent_tokens=balance.spent_tokens if balance else 0,
                     reserved_tokens=balance.reserved_tokens if balance else 0,
+                    wasted_tokens=balance.wasted_tokens if balance else 0,
+                    refunded_tokens=balance.refunded_tokens if balance else 0,
+                    running=balance.running if balance else 0,
                     shadow_price=self._price,
                     correct=balance.correct if balance and balance.scored else None,
                     scored=balance.scored if balance else 0,
@@ -128,6 +140,9 @@ class Progress:
                     recent=balance.recent if balance else (),
                     waiting_for=self._waiting_for,
                     label=self._label,
+                    begun=self._begun,
+                    again=self._again,
+                    solved_by_attempt=self._solved_by_attempt,
                     unit=self._unit,
                     warning=self._if_all_wrong if are_all_wrong and self._if_all_wrong else self._warning,
                 )

@@ -84,7 +84,6 @@ def make_report(
         generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
-        is_probed=config.is_probed,
         probe_tokens=probe_tokens,
         **_hopes(estimates, rounds, balance.budget_tokens, has_learned=learning is not None and not learning.left_out),
         **_endings(states, spent_tokens_N),

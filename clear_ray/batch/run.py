@@ -3,30 +3,30 @@
     queries/ --probe (stage 1, engine workers)--> estimates/ --clear (driver)--> grants
         --generate (stage 2, the same workers, through the market)--> rounds/ --settle--> price again ... --> completions/
 
-The driver holds a few numbers for each query and never a prompt or an answer. Everything that a round depends on is on
-disk before the round begins, so running the same configuration again goes on where the last run ended.
+While answers run the driver holds a few numbers for each query, and no prompt and no answer. Everything that a round
+depends on is on disk before the round begins, so running the same configuration again goes on where the last run ended.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-import ray.data
 from numpy.typing import NDArray
-from ray.data import Dataset
 
+from clear_ray.batch.beginning import Beginning, Engines, beginning
 from clear_ray.batch.checking import check_size, heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
+from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of
+from clear_ray.batch.measured import Measured
 from clear_ray.batch.menu import cheapest_calls, queries_of_engines
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
@@ -39,23 +39,21 @@ from clear_ray.batch.pricing import (
     probe_parts,
     token_costs,
 )
-from clear_ray.batch.probe import probe
+from clear_ray.batch.probe import probe, together
+from clear_ray.batch.probe import rows_each as probe_rows_each
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
+from clear_ray.batch.scale import uses_ray_data
 from clear_ray.cluster.autoscaling import EngineScaler
-from clear_ray.cluster.engines import EngineActors, engine_workers
-from clear_ray.cluster.gpu_requests import gpus_for
+from clear_ray.cluster.callers import ProbeCallers, probe_callers
+from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
-from clear_ray.cluster.room import settled
-from clear_ray.cluster.several import several_engines
-from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.head import Head
 from clear_ray.ingest import InputDigest
-from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
@@ -72,6 +70,7 @@ from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.estimates import (
     Estimates,
+    read_answers_asked,
     read_costs,
 )
 from clear_ray.run_folder.locations import with_absolute_paths
@@ -79,6 +78,9 @@ from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, de
 from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,10 @@ class RunResult:
 
     def completions(self) -> Dataset:
         """Return the completions as a Ray Dataset, in no order that Ray promises; `index` is the place in the input."""
+        import ray.data
+
         folder = open_folder(self.run_dir).child("completions")
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
-
-
-Engines = Callable[..., AbstractContextManager[EngineActors]]
-"""What starts the engines of a run and ends them, with the arguments of `cluster.engines.engine_workers`."""
 
 
 def run(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> RunResult:
@@ -128,7 +128,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
-    return run_on(engine_workers, queries, config, display=display or QuietDisplay())
+    return run_on(begun_engines, queries, config, display=display or QuietDisplay())
 
 
 def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, display: Display) -> RunResult:
@@ -138,7 +138,7 @@ def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, disp
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):
-            return _run_alone(engines, queries, config, folder, display)
+            return _run_alone(engines, queries, config, folder, Measured(display, config.run_dir))
 
 
 def _run_alone(
@@ -148,38 +148,55 @@ def _run_alone(
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    heads, notes = heads_of(config), notes_of(config)
-    if manifest is None or read_summary(folder) is None:
-        wait_until_unused(folder)
-    with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+    heads = heads_of(config)
+    if manifest is not None and (report := read_summary(folder)) is not None:
+        return _only_read(queries, config, folder, manifest, report)
+    wait_until_unused(folder)
+    with (
+        Progress(config.budget_tokens, display, unit=config.unit) as progress,
+        _begun(start_engines, config, heads, folder) as begun,
+        ExitStack() as data,
+    ):
+        if queries is not None:
+            begun.ray()
+            data.enter_context(quiet_data())
         progress.begin("read")
+        notes = notes_of(config)
         digest = take_in(queries, config, folder, manifest)
-        if manifest is not None and (report := read_summary(folder)) is not None:
-            return RunResult(report, config.run_dir)
+        check_size(config, digest.rows)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
-        check_size(config, digest.rows)
         digest = replace(digest, notices=(*digest.notices, *notes))
         input_cost_N = read_costs(folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
         check_one_call(config, input_cost_N, folder)
         check_minimum_service(config, cost_N, folder)
-        progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
+        progress.begin(_first_stage(config), queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
+        begun.ray()
+        if queries is None and uses_ray_data(config, digest.rows):
+            data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
             heeding_orders(folder, config.budget_tokens, market),
-            _started(start_engines, config, heads, run_id, market) as engines,
             progress.watching(market),
-            open_callers(config, folder, engines, market) as callers,
+            open_callers(config, folder, engines := begun.engines(), market) as callers,
+            begun.gpus.made(market.actor),
         ):
+            progress.begin(_first_stage(config), waiting_for=_start_of(config))
+            engines.wait()
             progress.begin(_first_stage(config))
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+            found = []
+            for number, each in enumerate(engines.each):
+                room = probe_rows_each(config, digest.rows, workers=len(each))
+                reading = callers.for_probe(room, engine=number)
+                found.append(_probed(folder, config, engines, digest.rows, lesson, progress, number, reading))
+            estimates = priced(config, together(found), input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
@@ -190,39 +207,16 @@ def _run_alone(
     return RunResult(report, config.run_dir)
 
 
-@contextmanager
-def _started(
-    start: Engines, config: RunConfig, heads: tuple[Head, ...], run_id: str, market: MarketClient
-) -> Iterator[EngineActors]:
-    """Start the engines of a run, and end them afterwards."""
-    if config.engines is not None:
-        with several_engines(_settled(config, heads), run_dir=config.run_dir, run_id=run_id) as several:
-            yield several
-        return
-    engine = settled(config.engine)
-    each = rows_each(config, engine, workers=1) if config.scaling.max_workers else None
-    with (
-        gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
-        start(engine, heads[0], run_dir=config.run_dir, run_id=run_id, ask_for=ask_for, rows_each=each) as engines,
-    ):
-        yield engines
-
-
-def _first_stage(config: RunConfig) -> str:
-    return "probe" if config.is_probed else "estimate"
-
-
-def _start_of(config: RunConfig) -> str:
-    """Return what has to be there before anything is asked."""
-    if config.engines is not None:
-        return f"starting {len(config.engines)} engines"
-    return {"openai": "asking the endpoint", "replay": "reading the recording"}.get(
-        config.engine.kind, "loading the model"
-    )
-
-
-def _settled(config: RunConfig, heads: tuple[Head, ...]) -> list[tuple[EngineConfig, Head]]:
-    return [(settled(named.config), head) for named, head in zip(config.named_engines, heads, strict=True)]
+def _only_read(
+    queries: Dataset | None, config: RunConfig, folder: Folder, manifest: dict[str, Any], report: RunReport
+) -> RunResult:
+    """Return what came of a run that is over, after making sure that it had this input."""
+    with ExitStack() as needed:
+        if queries is not None:
+            needed.enter_context(joined_cluster())
+            needed.enter_context(quiet_data())
+        take_in(queries, config, folder, manifest)
+    return RunResult(report, config.run_dir)
 
 
 def plan(
@@ -275,26 +269,44 @@ def _plan_in(
     sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
-    heads, notes = heads_of(config), notes_of(config)
+    heads = heads_of(config)
     try:
-        with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+        with (
+            Progress(config.budget_tokens, display, unit=config.unit) as progress,
+            _begun(begun_engines, config, heads, folder) as begun,
+            ExitStack() as data,
+        ):
+            if queries is not None:
+                begun.ray()
+                data.enter_context(quiet_data())
             progress.begin("read")
+            notes = notes_of(config)
             digest = take_in(queries, config, folder)
+            check_size(config, digest.rows)
             input_cost_N = read_costs(folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
             check_one_call(config, input_cost_N, folder)
             check_minimum_service(config, cost_N, folder)
-            check_size(config, digest.rows)
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
-            started = _settled(config, heads)
-            with (
-                engine_workers(*started[0], run_dir=folder.path, run_id="")
-                if config.engines is None
-                else several_engines(started, run_dir=folder.path, run_id="") as engines
-            ):
+            begun.ray()
+            if queries is None and uses_ray_data(config, digest.rows):
+                data.enter_context(quiet_data())
+            engines = begun.engines()
+            with ExitStack() as started:
+                readers = []
+                for each in engines.each:
+                    room = probe_rows_each(config, digest.rows, workers=len(each))
+                    opened = probe_callers(each.workers, folder, callers=config.dispatch.callers, rows_each=room)
+                    readers.append(started.enter_context(opened))
+                engines.wait()
                 progress.begin(_first_stage(config))
-                estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
-                sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
+                lesson = lesson_of(folder, config, digest.rows)
+                found = [
+                    _probed(folder, config, engines, digest.rows, lesson, progress, number, reading)
+                    for number, reading in enumerate(readers)
+                ]
+            estimates = priced(config, together(found), input_cost_N)
+            sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
@@ -308,7 +320,6 @@ def _plan_in(
             )
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
-            lesson = lesson_of(folder, config, digest.rows)
             learned = {
                 "learning": None if lesson is None else lesson.report(),
                 "head": head_name(lesson, engines.head.kind),
@@ -322,6 +333,42 @@ def _plan_in(
             folder.filesystem.delete_dir(folder.path)
 
 
+def _begun(
+    start_engines: Engines, config: RunConfig, heads: tuple[Head, ...], folder: Folder
+) -> AbstractContextManager[Beginning]:
+    room = rows_each(config, config.engine, workers=1) if config.scaling.max_workers else None
+    engines = [(named.config, head) for named, head in zip(config.named_engines, heads, strict=True)]
+    return beginning(start_engines, engines, run_dir=folder.path, rows_each=room)
+
+
+def _probed(
+    folder: Folder,
+    config: RunConfig,
+    engines: EngineActors,
+    rows: int,
+    lesson: Lesson | None,
+    progress: Progress,
+    number: int,
+    callers: ProbeCallers,
+) -> Estimates:
+    """Return what one of the engines finds in the prompts."""
+    each = engines.each[number]
+    alone = learns_alone(lesson, each.head.kind)
+    return probe(folder, config, each, rows, callers, progress.note_probed, is_measured=alone, number=number)
+
+
+def _first_stage(config: RunConfig) -> str:
+    return "probe" if config.is_probed else "estimate"
+
+
+def _start_of(config: RunConfig) -> str:
+    """Return what has to be there before anything is asked."""
+    if config.engines is not None:
+        return f"starting {len(config.engines)} engines"
+    words = {"openai": "asking the endpoint", "replay": "reading the recording"}
+    return words.get(config.engine.kind, "loading the model")
+
+
 def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
@@ -331,8 +378,19 @@ def _rounds_of(
     if isinstance(offers, MenuOffers):
         calls = cheapest_calls(offers)
         return Rounds(offers, settings, failed=estimates.error_of_index, rule=offers.rule, calls=calls)
-    rule = AttemptRule(settings.objective, np.full(estimates.queries, settings.most_attempts))
+    rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
     return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
+
+
+def _most_attempts(folder: Folder, config: RunConfig, queries: int) -> NDArray[np.int64]:
+    """Return the most answers to each query: the run's, and no more than its row asks for."""
+    settings = config.allocation
+    most_N = np.full(queries, settings.most_attempts)
+    if settings.objective == "correct":
+        return most_N
+    asked_N = read_answers_asked(folder, queries)
+    own_N = asked_N if settings.attempts is None else np.minimum(asked_N, settings.attempts)
+    return np.where(asked_N > 0, own_N, most_N)
 
 
 def _open_run(

@@ -168,8 +168,9 @@ def _answers(
             sampling = Sampling.load(row["sampling"])
             seed = seed_of(sampling, config.seed + row["index"])
             most = int(estimates.max_tokens_N[row["index"]])
-            grants.append(Grant(row["query_id"], prompt, most, seed, sample=config.sample, sampling=sampling))
-            index_of[row["query_id"]] = row["index"]
+            sample = config.sample + (row.get("choice") or 0)
+            grants.append(Grant(row["query_id"], prompt, most, seed, sample=sample, sampling=sampling))
+            index_of[row["query_id"], sample] = row["index"]
     found: list[list[Generation]] = [ray.get(part) for part in worker.generate.remote(grants, False)] if grants else []
     for generation in itertools.chain.from_iterable(found):
-        yield index_of[generation.query_id], generation
+        yield index_of[generation.query_id, generation.sample], generation

@@ -17,20 +17,12 @@ class SeveralEngines(EngineActors):
     """The engines of a run together.
 
     Args:
-        each: Each of them, loaded.
+        each: Each of them.
     """
 
     def __init__(self, each: tuple[EngineActors, ...]) -> None:
         self._each = each
-        cards = [engines.model for engines in each]
-        self.model = ModelCard(
-            name=", ".join(card.name for card in cards),
-            fingerprint=hashlib.sha256("\n".join(card.fingerprint for card in cards).encode()).hexdigest(),
-            context_tokens=max(card.context_tokens for card in cards),
-            hidden_width=0,
-        )
-        self.head = each[0].head
-        self.start_seconds = max(engines.start_seconds for engines in each)
+        self.start_seconds = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self._each))
@@ -48,20 +40,32 @@ class SeveralEngines(EngineActors):
         """Nothing: their number is fixed."""
         del count
 
+    def wait(self) -> None:
+        """See `EngineActors`; the card is that of all models together."""
+        for engines in self._each:
+            engines.wait()
+        cards = [engines.model for engines in self._each]
+        self.model = ModelCard(
+            name=", ".join(card.name for card in cards),
+            fingerprint=hashlib.sha256("\n".join(card.fingerprint for card in cards).encode()).hexdigest(),
+            context_tokens=max(card.context_tokens for card in cards),
+            hidden_width=0,
+        )
+        self.head = self._each[0].head
+        self.start_seconds = max(engines.start_seconds for engines in self._each)
+
 
 @contextmanager
-def several_engines(
-    engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str, run_id: str
-) -> Iterator[SeveralEngines]:
-    """Start the workers of several engines side by side, wait until all are loaded, and end them afterwards.
+def several_engines(engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str) -> Iterator[SeveralEngines]:
+    """Start the workers of several engines, which then load their models side by side, and end them afterwards.
 
     Args:
         engines: Settings and head of each.
         run_dir: As for `EngineActors`.
-        run_id: As for `EngineActors`.
 
     Raises:
-        ClearRayError: As for `engine_workers`.
+        ConfigError: The cluster has fewer GPUs than they take together.
+        ClusterError: The cluster is full.
     """
     refuse_too_many_gpus([config for config, _ in engines])
     each: list[EngineActors] = []
@@ -69,9 +73,7 @@ def several_engines(
         for config, head in engines:
             wait_for_room(config)
             first = sum(map(len, each))
-            each.append(EngineActors(config, head, run_dir, run_id, lambda _: None, None, first))
+            each.append(EngineActors(config, head, run_dir, lambda _: None, None, first))
             started.callback(each[-1].resize, 0)
             each[-1].resize(config.workers)
-        for one in each:
-            one.wait()
         yield SeveralEngines(tuple(each))

@@ -111,7 +111,7 @@ def check_menu(config: RunConfig) -> None:
     refused = {
         "scaling.max_workers": config.scaling.max_workers is not None,
         "allocation.policy uniform": allocation.policy == "uniform",
-        "allocation.objective best_of_n": allocation.objective == "best_of_n",
+        f"allocation.objective {allocation.objective}": allocation.objective not in ("correct", "solved"),
         "allocation.attempts": allocation.attempts is not None,
         "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,
         "allocation.sketched": bool(allocation.sketched),

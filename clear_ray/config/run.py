@@ -5,7 +5,7 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -34,8 +34,11 @@ MOST_ATTEMPTS_ROUNDS = 32
 """The same of a run that may ask its queries again, if that is enough for all attempts of one."""
 DEFAULT_ATTEMPTS = 8
 
-Objective = Literal["correct", "solved", "best_of_n"]
+Objective = Literal["correct", "solved", "best_of_n", "vote"]
 """What the answers of a query are for."""
+
+VoteKind = Literal["exact", "number", "choice", "math", "json"]
+"""Kinds of scorers whose final answers can be compared with each other."""
 
 NAMED_HEADS = ("learn", "prior", "demo")
 """Names of `estimate.head` that are no folders."""
@@ -84,9 +87,14 @@ class AllocationConfig(Settings):
 
     objective: Objective = "correct"
     """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer.
-    `best_of_n`: the same for scores between wrong and right; the answer with the highest score counts."""
+    `best_of_n`: the same for scores between wrong and right; the answer with the highest score counts. `vote`: without a
+    scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it."""
     attempts: int | None = Field(default=None, ge=1, le=1_000)
-    """Most answers to one query, where the objective is not `correct`; 8 if not given."""
+    """Most answers to one query, where the objective is not `correct`; 8 if not given. A row's own `n` above 1 lowers it, and
+    stands alone where this is not given."""
+    votes_by: VoteKind | None = None
+    """How the final answer of a text is read, and which are the same, where votes are counted (objective `vote`):
+    a kind of scorer. If not given, that of the scorer, or else `exact`."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
     """Ceiling of one answer over all its grants; less where the model's context leaves less beside its prompt."""
     smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
@@ -126,7 +134,9 @@ class AllocationConfig(Settings):
     @model_validator(mode="after")
     def _asks_again_for_something(self) -> AllocationConfig:
         if self.objective == "correct" and (self.attempts or 1) > 1:
-            raise ValueError("several attempts need an objective that uses them: solved or best_of_n")
+            raise ValueError("several attempts need an objective that uses them: solved, best_of_n or vote")
+        if self.votes_by is not None and self.objective != "vote":
+            raise ValueError("votes_by says how votes are counted, and the objective is not vote")
         if self.most_attempts > 1 and self.policy != "clear_ray":
             raise ValueError("uniform asks every query once: leave out policy, objective or attempts")
         if self.most_attempts > 1 and self.sketched:
@@ -295,6 +305,14 @@ class RunConfig(ConfigFile):
         """Return one of several equal parts of the budget, rounded down: tokens, or money where there are prices."""
         part = self.budget_tokens // parts
         return part if self.unit == "tokens" else f"{part // NANO}.{part % NANO:09d} {self.unit}"
+
+    @property
+    def votes_by(self) -> VoteKind | None:
+        """How final answers are read where votes are counted; None where they are not."""
+        if self.allocation.objective != "vote":
+            return None
+        scorer = "math" if self.scoring.scorer == "math_verify" else self.scoring.scorer
+        return self.allocation.votes_by or next((kind for kind in get_args(VoteKind) if kind == scorer), "exact")
 
     @property
     def most_workers(self) -> int:

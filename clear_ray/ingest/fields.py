@@ -101,7 +101,7 @@ _ENGINES = {
     "guided_choice": HONOURED,
     "guided_grammar": HONOURED,
     "guided_decoding_backend": HARMLESS,
-    "n": refused(1, remedy="Write one row for each answer that you want."),
+    "n": HONOURED,
     "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
     "prompt_logprobs": refused(0, False),
     "random_seed": HONOURED,

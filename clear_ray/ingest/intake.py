@@ -29,7 +29,7 @@ from clear_ray.ingest.normalise import (
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.query_files import QueryFiles
 from clear_ray.ingest.requests import REQUEST_COLUMNS, at, read_request, request_columns
-from clear_ray.ingest.sampling_fields import sampling_params_of
+from clear_ray.ingest.sampling_fields import Asked, refuse_equal_answers, sampling_params_of
 from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, merged, recognise
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.values import shown
@@ -60,6 +60,8 @@ def ingest(
     accept: Callable[[InputDigest], None] | None = None,
     watches: Sequence[Watch] = (),
     continues: bool = False,
+    temperature: float | None = None,
+    splits: bool = True,
 ) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
 
@@ -77,6 +79,8 @@ def ingest(
         watches: What else is told of every query, and adds to the notices.
         continues: Whether the run goes on with the assistant's words at the end of a conversation. If not, those of a plain
             row are its reference answer.
+        temperature: The run's, which several answers to one row are refused at if it is 0; None where it has no effect.
+        splits: Whether a row that asks for several answers (`n`) becomes as many queries; if not, `n` is only noted.
 
     Returns:
         What was taken in.
@@ -96,6 +100,8 @@ def ingest(
         check_sampling=check_sampling,
         watches=watches,
         continues=continues,
+        temperature=temperature,
+        splits=splits,
     )
     try:
         for batch in batches:
@@ -120,8 +126,11 @@ class _Intake:
         check_sampling: Callable[[Sampling], Sequence[str]] | None,
         watches: Sequence[Watch],
         continues: bool,
+        temperature: float | None,
+        splits: bool,
     ) -> None:
         self._watches, self._continues = watches, continues
+        self._temperature, self._splits = temperature, splits
         self._check_sampling = check_sampling or (lambda _: ())
         self._files = files
         self._max_tokens = max_tokens
@@ -159,10 +168,22 @@ class _Intake:
                 continue
             for watch in self._watches if query is read else ():
                 watch.see(self._files.rows, query)
-            self._hashes.append(hash(query.query_id))
-            self._numbers.append(batch.numbers[k])
-            self._files.add(query)
             self._longest = max(self._longest, len(query.prompt))
+            self._hashes.append(hash(query.query_id))
+            if (query.n or 1) == 1 or not self._splits:
+                self._numbers.append(batch.numbers[k])
+                self._files.add(query)
+            else:
+                self._add_choices(query, batch.numbers[k])
+
+    def _add_choices(self, query: NormalRow, number: int) -> None:
+        """Write a query for each answer that a row asks for. The row's id is hashed already, and no duplicate of itself."""
+        self._notices.split(query.n or 1)
+        for choice in range(query.n or 1):
+            if choice:
+                self._hashes.append(hash((query.query_id, choice)))
+            self._numbers.append(number)
+            self._files.add(query._replace(choice=choice))
 
     def _reading_of(self, batch: SourceBatch) -> RowReading | None:
         """Return how the rows of a source are read; None if they cannot be.
@@ -251,17 +272,24 @@ class _Intake:
     def _query(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
-        columns, form, endpoint, sampling = reading.columns, None, None, None
+        columns, form, endpoint, asked = reading.columns, None, None, Asked()
         place_of: Callable[[str], str] = str
         place = columns.sampling_params
         if batch.is_openai:
             request = read_request(row, columns=batch.columns)
-            row, form, endpoint, sampling = request.row, request.form, request.endpoint, request.sampling
+            row, form, endpoint, asked = (
+                request.row,
+                request.form,
+                request.endpoint,
+                Asked(request.sampling, None, request.n),
+            )
             place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
         elif (own := lookup(row, columns.sampling_params)) is not None:
-            sampling, ceiling = sampling_params_of(own, columns.sampling_params)
-            if ceiling is not None and lookup(row, columns.max_tokens) is None:
-                row = {**row, columns.max_tokens: ceiling}
+            asked = sampling_params_of(own, columns.sampling_params)
+            if asked.max_tokens is not None and lookup(row, columns.max_tokens) is None:
+                row = {**row, columns.max_tokens: asked.max_tokens}
+        sampling = asked.sampling
+        refuse_equal_answers(asked.n, sampling, self._temperature, place)
         goes_on = sampling is not None and bool(sampling.continue_final_message)
         messages = [] if form is not None else messages_in(row, columns)
         keeps_answer = batch.is_openai or goes_on or (self._continues and not is_record(messages))
@@ -285,6 +313,8 @@ class _Intake:
             self._notices.ignore(place_of(name) for name in ignored)
         self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
         self._tell_of(messages, row, columns, query, keeps_answer=keeps_answer, goes_on=goes_on or self._continues)
+        if asked.n is not None and asked.n > 1:
+            query = query._replace(n=asked.n)
         number = len(self._hashes) + k
         return query._replace(query_id=made_id(number, query.prompt)) if reading.makes_ids else query
 

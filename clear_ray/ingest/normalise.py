@@ -58,6 +58,8 @@ class NormalRow(NamedTuple):
     prompt_form: str | None = None
     input_error: str | None = None
     sampling: str | None = None
+    n: int | None = None
+    choice: int | None = None
 
 
 def normalise(

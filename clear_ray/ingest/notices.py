@@ -30,7 +30,7 @@ class Notices:
         self._unread: set[str] = set()
         self._lowered: dict[str, tuple[int, int]] = {}  # rows, and the most that one of them asks for
         self._are_different: set[str] = set()
-        self._crowded = 0
+        self._crowded = self._split = self._answers = 0
         self._said: set[str] = set()
 
     def ignore(self, fields: Iterable[str]) -> None:
@@ -47,6 +47,10 @@ class Notices:
     def crowd(self) -> None:
         """Count one row whose prompt and ceiling are together longer than the model's context."""
         self._crowded += 1
+
+    def split(self, answers: int) -> None:
+        """Count one row that asks for several answers, each of which becomes a query."""
+        self._split, self._answers = self._split + 1, self._answers + answers
 
     def end(self, ending: Ending) -> None:
         """Count one row whose conversation ends with the assistant's words."""
@@ -89,6 +93,7 @@ class Notices:
         self._unread |= other._unread
         self._said |= other._said
         self._crowded += other._crowded
+        self._split, self._answers = self._split + other._split, self._answers + other._answers
         self._are_different |= other._are_different
         for field, (rows, most) in other._lowered.items():
             ours, highest = self._lowered.get(field, (0, most))
@@ -112,6 +117,11 @@ class Notices:
         said += sorted(self._said)
         if effects := [*self._effects(max_tokens)]:
             said.append("; ".join(effects))
+        if self._split:
+            ask = "asks" if self._split == 1 else "ask"
+            said.append(
+                f"{_rows(self._split)} {ask} for {self._answers:,} answers (n), each of which counts as a query"
+            )
         said += [_ANSWERS[ending].format(rows=_rows(rows)) for ending, rows in sorted(self._endings.items())]
         if self._failed:
             commonest = ", ".join(f"{rows:,} because {reason}" for reason, rows in self._failed.most_common(3))

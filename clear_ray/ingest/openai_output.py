@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -48,6 +50,9 @@ def write_openai_outputs(
     what never reached an engine (abandoned, or nothing was left for it) is an `error` of its own code. `usage` counts what
     the query was charged.
 
+    Rows of one id that follow each other are the answers to one request (`n`): one line with all of them as `choices`, which
+    is completed if one of them is. A choice that got no tokens is an empty text that was cut off (`length`).
+
     Args:
         rows: Rows of `records.COMPLETION_SCHEMA`; read once.
         folder: Where the files go.
@@ -59,11 +64,22 @@ def write_openai_outputs(
     line_of = _anthropic_line if url == "/v1/messages" else partial(_line, url=url)
     folder.make()
     with _appearing_whole(folder, OUTPUT_FILE) as output, _appearing_whole(folder, ERRORS_FILE) as errors:
-        for row in rows:
+        for _, answers in groupby(rows, key=itemgetter("query_id")):  # ids are the input's own, and each is there once
+            row = _of_all(list(answers))
             if row["error_code"] == "batch_expired":
                 row = {**row, "error_code": unserved}
             sink = output if row["status"] == "completed" else errors
             sink.write(f"{_encode(line_of(row, model_of.get(row.get('engine') or '', model)))}\n".encode())
+
+
+def _of_all(answers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the row of a request: that of its first answer that was completed, with all answers that it asked for."""
+    first = next((row for row in answers if row["status"] == "completed"), answers[0])
+    if len(answers) == 1:
+        return first
+    ended = max(int(row.get("ended_at") or 0) for row in answers)
+    spent = sum(int(row["spent_tokens"]) for row in answers)
+    return {**first, "ended_at": ended, "spent_tokens": spent, "answers": answers}
 
 
 def _name_of(row: Mapping[str, Any]) -> str:
@@ -108,24 +124,42 @@ def _created(row: Mapping[str, Any]) -> int:
 
 
 def _chat(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    choice = {"message": {"role": "assistant", "content": row.get("text") or ""}}
-    return _choices(row, model, f"chatcmpl-{name}", "chat.completion", choice)
+    return _choices(row, model, f"chatcmpl-{name}", "chat.completion", _message_of)
+
+
+def _message_of(text: str) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}}
 
 
 def _completion(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    return _choices(row, model, f"cmpl-{name}", "text_completion", {"text": row.get("text") or ""})
+    return _choices(row, model, f"cmpl-{name}", "text_completion", lambda text: {"text": text})
 
 
-def _choices(row: Mapping[str, Any], model: str, name: str, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+def _choices(
+    row: Mapping[str, Any], model: str, name: str, kind: str, choice_of: Callable[[str], dict[str, Any]]
+) -> dict[str, Any]:
     prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
     return {
         "id": name,
         "object": kind,
         "created": _created(row),
         "model": model,
-        "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": row["finish_reason"]}],
+        "choices": [
+            {
+                "index": index,
+                **choice_of(answer.get("text") or ""),
+                "logprobs": None,
+                "finish_reason": _finish(row, answer),
+            }
+            for index, answer in enumerate(row.get("answers", (row,)))
+        ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
+
+
+def _finish(row: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    """Return why an answer ended; of several, one that was abandoned or failed has no more tokens to come."""
+    return str(answer["finish_reason"]) if answer["status"] == "completed" or answer is row else "length"
 
 
 def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:

@@ -105,7 +105,9 @@ class QueryFiles:
 
 def _without_added(row: tuple[object, ...]) -> tuple[object, ...]:
     """Return a row as older versions knew it, if it is such a one: the same input has the same digest for ever."""
-    own = len(row) - len(QUERY_COLUMNS_ADDED)
+    if row[-1] is None and row[-2] is None:  # n and choice came last
+        row = row[:-2]
+    own = len(QUERY_SCHEMA) - 1 - len(QUERY_COLUMNS_ADDED)
     return row[:own] if all(value is None for value in row[own:]) else row
 
 

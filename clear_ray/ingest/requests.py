@@ -18,7 +18,7 @@ from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import Endpoint, check_fields
 from clear_ray.ingest.messages import GOES_ON
 from clear_ray.ingest.nested import lookup
-from clear_ray.ingest.sampling_fields import sampling_of
+from clear_ray.ingest.sampling_fields import answers_asked, sampling_of
 from clear_ray.ingest.values import shown
 
 # Whatever a service puts before an endpoint: its host, versions, gateways, Azure's names of a deployment.
@@ -59,6 +59,7 @@ class Request:
         form: Form of its prompt, as `records.QUERY_SCHEMA` has it.
         ignored: Fields without effect that ask for something.
         sampling: What the line asks of its answer; None for the run's settings.
+        n: How many answers it asks for, if it says so.
         place_of: Function from a place in `row` to the place in the line, as errors name it.
     """
 
@@ -67,6 +68,7 @@ class Request:
     form: Literal["raw", "tokens"] | None
     ignored: list[str]
     sampling: Sampling | None
+    n: int | None
     place_of: Callable[[str], str]
 
 
@@ -141,7 +143,7 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
         sampling = _asked(body, endpoint, place)
     except SchemaError as error:
         raise at(error, place_of(error.where)) from error
-    return Request(values, endpoint, form, said, sampling, place_of)
+    return Request(values, endpoint, form, said, sampling, answers_asked(body.get("n"), f"{place}.n"), place_of)
 
 
 def at(error: SchemaError, where: str) -> SchemaError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,6 +30,8 @@ TEMPLATE_FIELDS = (
     *("chat_template_kwargs", "reasoning_effort", "enable_thinking"),
     *("continue_final_message", "add_generation_prompt"),
 )
+MOST_ANSWERS = 128
+"""Most answers that one row may ask for, as with OpenAI."""
 _WHOLE = frozenset(("top_k", "seed", "min_tokens"))
 _KINDS = {
     "json": "json_schema",
@@ -150,8 +153,56 @@ def _refuse_others(form: Mapping[str, Any], known: Sequence[str], where: str) ->
             raise SchemaError("this is not supported", f"{where}.{name}", shown(value), "Leave it out.")
 
 
-def sampling_params_of(value: Any, column: str) -> tuple[Sampling | None, int | None]:
-    """Return what the column of a plain row asks: an object, or its JSON text, of the fields above and `max_tokens`.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a row asks of its answer.
+
+    Attributes:
+        sampling: How it is to be made; None for the run's settings.
+        max_tokens: Its ceiling; None for the run's.
+        n: How many answers it asks for, if it says so.
+    """
+
+    sampling: Sampling | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+
+
+def answers_asked(value: Any, where: str) -> int | None:
+    """Return how many answers a body asks for; None if it does not say.
+
+    Raises:
+        SchemaError: It is no whole number of at least 1, or too many.
+    """
+    if value is None:
+        return None
+    n: int = _number(value, where, is_whole=True)
+    if not 1 <= n <= MOST_ANSWERS:
+        what = f"a row asks for 1 to {MOST_ANSWERS} answers"
+        raise SchemaError(what, where, shown(value), "Write several rows for more of them.")
+    return n
+
+
+def refuse_equal_answers(n: int | None, sampling: Sampling | None, temperature: float | None, place: str) -> None:
+    """Refuse several answers to one row that would all be the same, and all be paid for.
+
+    Args:
+        n: How many it asks for.
+        sampling: How they are made.
+        temperature: The run's, for rows that name none; None where recordings are played, and no temperature has an effect.
+        place: What holds both.
+
+    Raises:
+        SchemaError: They would.
+    """
+    own = sampling.temperature if sampling is not None else None
+    if (n or 1) > 1 and temperature is not None and (temperature if own is None else own) == 0:
+        remedy = "Ask for one, or give a temperature above 0."
+        raise SchemaError("greedy sampling gives the same answer every time", f"{place}.n", str(n), remedy)
+
+
+def sampling_params_of(value: Any, column: str) -> Asked:
+    """Return what the column of a plain row asks: an object, or its JSON text, of the fields above, `max_tokens` and `n`.
 
     Raises:
         SchemaError: It is none, or holds a field that is not honoured; `where` is the column.
@@ -163,16 +214,16 @@ def sampling_params_of(value: Any, column: str) -> tuple[Sampling | None, int | 
             raise SchemaError("it is not JSON", column, str(error), 'Write {"temperature": 0.2}.') from error
     if not isinstance(value, dict):
         raise SchemaError("it is an object", column, shown(value), 'Write {"temperature": 0.2}.')
-    known = {*SAMPLING_FIELDS, *STRUCTURE_FIELDS, *TEMPLATE_FIELDS, "max_tokens"}
+    known = {*SAMPLING_FIELDS, *STRUCTURE_FIELDS, *TEMPLATE_FIELDS, "max_tokens", "n"}
     for name, given in value.items():
-        if given is not None and name not in known and not (name == "n" and given == 1):
+        if given is not None and name not in known:
             raise SchemaError("this field is not honoured", f"{column}.{name}", shown(given), "Leave it out.")
     ceiling = value.get("max_tokens")
     if ceiling is not None:
         ceiling = _number(ceiling, f"{column}.max_tokens", is_whole=True)
         if ceiling < 1:
             raise SchemaError("a token count is positive", f"{column}.max_tokens", shown(ceiling), "Leave it out.")
-    return sampling_of(value, place=column), ceiling
+    return Asked(sampling_of(value, place=column), ceiling, answers_asked(value.get("n"), f"{column}.n"))
 
 
 def _checked(asked: dict[str, Any], place: str) -> Sampling | None:
@@ -209,7 +260,7 @@ def _biases(value: Any, where: str) -> dict[int, float]:
     biases: dict[int, float] = {}
     for token, bias in value.items() if isinstance(value, dict) else [(value, None)]:
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not str(token).isdecimal():
-            raise SchemaError("it maps token ids to numbers", where, shown({token: bias}), 'Write {"50256": -100}.')
+            raise SchemaError("it maps token ids to numbers", where, shown(value), 'Write {"50256": -100}.')
         biases[int(token)] = float(bias)
     return biases
 

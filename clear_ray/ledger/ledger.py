@@ -116,6 +116,8 @@ class Balance:
     spent_tokens: int
     reserved_tokens: int
     wasted_tokens: int
+    refunded_tokens: int
+    running: int
     ended: int
     scored: int
     correct: float
@@ -136,6 +138,9 @@ class Ledger:
         queries: N.
         cost_N: What a token of each query takes from the budget, shape (N,), in whole thousandths; 1 if not given.
 
+    Attributes:
+        running: Queries that hold a reservation.
+
     Raises:
         BudgetError: The budget is negative, or a cost is not positive.
     """
@@ -151,6 +156,8 @@ class Ledger:
         self._reserved_parts = 0
         self._spent_parts = 0
         self._wasted_parts = 0
+        self._refunded_parts = 0
+        self.running = 0
         self._attempt_N = np.zeros(queries, np.int32)
         self._reserved_N = np.zeros(queries, np.int64)
         self._spent_N = np.zeros(queries, np.int64)
@@ -173,6 +180,11 @@ class Ledger:
     def wasted_tokens(self) -> int:
         """What was charged for work that was lost."""
         return _rounded_up(self._wasted_parts)
+
+    @property
+    def refunded_tokens(self) -> int:
+        """What was reserved and came back unused, since the start."""
+        return self._refunded_parts // COST_PARTS
 
     @property
     def available_tokens(self) -> int:
@@ -325,6 +337,7 @@ class Ledger:
             self._attempt_N[i] = entry.attempt
             self._reserved_N[i], self._reserved_parts_N[i] = tokens, parts
             self._reserved_parts += parts
+            self.running += 1
             return
         self._require(entry, entry.attempt == self._attempt_N[i], "it names another attempt")
         if entry.operation == "waste":
@@ -338,6 +351,8 @@ class Ledger:
             self._spent_parts_N[i] += parts
             self._reserved_parts -= held_parts
             self._spent_parts += parts
+            self._refunded_parts += held_parts - parts
+            self.running -= 1
         if entry.operation != "settle":
             self._wasted_N[i] += tokens
             self._wasted_parts_N[i] += parts

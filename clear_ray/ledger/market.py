@@ -207,6 +207,8 @@ class MarketActor:
             spent_tokens=ledger.spent_tokens,
             reserved_tokens=ledger.reserved_tokens,
             wasted_tokens=ledger.wasted_tokens,
+            refunded_tokens=ledger.refunded_tokens,
+            running=ledger.running,
             ended=int(self._ended_N.sum()),
             scored=len(scores),
             correct=float(scores.sum()),

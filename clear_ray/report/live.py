@@ -21,7 +21,7 @@ from rich.text import Text
 from clear_ray.redaction import printable
 from clear_ray.report.pace import Pace
 from clear_ray.report.summary import ProgressSnapshot
-from clear_ray.report.wording import LABELS, UNKNOWN, amount, answers, count, duration, per_thousand, priced
+from clear_ray.report.wording import LABELS, UNKNOWN, amount, answers, count, duration, per_thousand, priced, solved_by
 
 _LINE_SECONDS = 5.0
 _RECENT_LINES = 6
@@ -206,6 +206,14 @@ def _correct(snapshot: ProgressSnapshot) -> str:
     return f"{answers(snapshot.correct)} of {count(snapshot.scored)} correct so far"
 
 
+def _attempts(snapshot: ProgressSnapshot) -> str:
+    """Return how often queries were asked; empty where each is asked once."""
+    if not snapshot.begun:
+        return ""
+    solved = solved_by(snapshot.solved_by_attempt)
+    return f"{count(snapshot.begun)}, {count(snapshot.again)} of them again" + (f"; solved {solved}" if solved else "")
+
+
 def _speed(pace: Pace, unit: str) -> str:
     rate = pace.tokens_per_second
     if rate is not None and unit != "tokens":
@@ -221,6 +229,7 @@ def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
         f"{'tokens' if snapshot.unit == 'tokens' else 'budget'} {_tokens(snapshot)}",
         f"price {_price(snapshot)}",
         f"answers {_correct(snapshot)}",
+        *([f"attempts {asked}"] if (asked := _attempts(snapshot)) else []),
         _speed(pace, snapshot.unit),
         f"ETA {duration(pace.eta_seconds)}",
         *learning,
@@ -265,6 +274,8 @@ def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
     facts.add_column(no_wrap=True, overflow="ellipsis")
     facts.add_row("price  ", Text(_price(snapshot)))
     facts.add_row("answers", Text(_correct(snapshot)))
+    if asked := _attempts(snapshot):
+        facts.add_row("attempts", Text(asked))
     facts.add_row("speed  ", Text(f"{_speed(pace, snapshot.unit)}, ETA {duration(pace.eta_seconds)}"))
     if snapshot.label:
         facts.add_row("learning", Text(f"from {LABELS.get(snapshot.label, snapshot.label)}"))

@@ -116,19 +116,22 @@ class AttemptsReport(Part):
     """What came of asking queries again."""
 
     objective: str
-    """What the answers were for: `solved` or `best_of_n`."""
+    """What the answers were for: `solved`, `best_of_n` or `vote`."""
     most: int
     """Most attempts of one query."""
     attempts: int
     """Attempts in all."""
     solved_by_attempt: tuple[int, ...]
-    """Queries solved by their first attempt, by their second, and so on."""
+    """Queries solved by their first attempt, by their second, and so on; nothing where votes are counted."""
     tokens_per_solved: float | None
     """Tokens of all answers for each solved query; None if none was solved."""
     one_more_solves: float
-    """Queries that one further attempt at each unsolved one would be expected to solve, weighted."""
+    """Queries that one further attempt at each unsolved one would be expected to solve, weighted; where votes are counted,
+    what one further answer to each query would be expected to make right."""
     one_more_tokens: float
     """What it would be expected to spend: tokens of cost 1, or the unit of the budget."""
+    agreed: int | None = None
+    """Queries of which two or more answers give the result that was kept; None where votes are not counted."""
 
     @property
     def solved(self) -> int:
@@ -180,8 +183,6 @@ class RunReport(Part):
     """Part of it whose work was lost: workers that died, answers never written."""
     prefill_tokens: int
     """Prompt tokens read by the probe; charged to the budget if the run has prices and they are paid for, else beside it."""
-    is_probed: bool = True
-    """Whether a model read the prompts before they were answered; else `prefill_tokens` is an estimate."""
     probe_tokens: int = 0
     """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float
@@ -314,5 +315,18 @@ class ProgressSnapshot(Part):
     """What budget and spending are counted in, see `RunReport`."""
     waiting_for: str = ""
     """What has to be there before anything else goes on, such as `starting Ray`; empty once it is."""
+    begun: int = 0
+    """Answers begun up to the last clearing, where queries may be asked again; 0 otherwise."""
+    again: int = 0
+    """Of these, answers of queries that had one before."""
+    solved_by_attempt: tuple[int, ...] = ()
+    """Queries solved by their first attempt, by their second, and so on, up to the last clearing; nothing where no scorer
+    tells."""
     warning: str = ""
     """What should be looked at before more is spent: not one of the first scored answers was right."""
+    wasted_tokens: int = 0
+    """Part of what was charged whose work was lost."""
+    refunded_tokens: int = 0
+    """Tokens that were reserved and came back unused."""
+    running: int = 0
+    """Queries that hold tokens now."""

@@ -17,6 +17,7 @@ from clear_ray.report.wording import (
     percent,
     plural,
     priced,
+    solved_by,
     taught,
     times,
 )
@@ -68,14 +69,13 @@ def plan_text(plan: PlanReport) -> str:
         spend += f"{' tokens' if plan.unit == 'tokens' else ''}; {between} in nine of ten such batches, by {took}"
     hoped = f"{expected(plan.expected_utility)} correct answers; {_against(plan.uniform_expected_utility)}"
     gain = times(plan.expected_utility, plan.uniform_expected_utility)
-    charged = _charged(plan.probe_tokens, plan.unit)
     pairs = [
         ("budget", amount(plan.budget_tokens, plan.unit)),
         ("spend", f"{spend} tokens" if plan.unit == "tokens" and plan.high_tokens is None else spend),
         ("price", _price(plan.shadow_price, plan.unit)),
         ("funded", f"{count(plan.funded)} of {count(plan.queries)}, {_unfunded(plan)}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{'' if plan.is_probed else 'about '}{count(plan.prefill_tokens)} tokens, {charged}"),
+        ("prompts", _to_read(plan)),
     ]
     if plan.engines:
         first = ", ".join(f"{printable(name, most=40)} {count(queries)}" for name, queries in plan.engines.items())
@@ -174,7 +174,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),
-        ("prompts", f"{_prompts(report)}, {_charged_for(report)}"),
+        ("prompts", _prompts_read(report)),
     ]
     if report.correct is not None:
         found = f"{answers(report.correct)} of {count(report.scored)} with a gold answer ({percent(report.accuracy)})"
@@ -191,8 +191,13 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
 
 
 def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
-    solved_by = enumerate(found.solved_by_attempt, 1)
-    numbers = ", ".join(f"{count(queries)} by attempt {number}" for number, queries in solved_by if queries)
+    if found.agreed is not None:
+        counted = f"{plural(found.attempts, 'answer')}; of {count(found.agreed)} queries several agree on what was kept"
+        more = (
+            f"for each query: {expected(found.one_more_solves)} more right, for {amount(found.one_more_tokens, unit)}"
+        )
+        return [("votes", counted), ("one more", more)]
+    numbers = solved_by(found.solved_by_attempt)
     each = "" if found.tokens_per_solved is None else f"; {count(found.tokens_per_solved)} tokens for each solved"
     solved = f"{count(found.solved)} solved in {plural(found.attempts, 'attempt')}" + (
         f": {numbers}" if numbers else ""
@@ -212,9 +217,16 @@ def _bare(number: float, unit: str) -> str:
     return amount(number, unit).removesuffix(" tokens")
 
 
-def _prompts(report: RunReport) -> str:
-    tokens = f"{count(report.prefill_tokens)} tokens"
-    return f"{tokens} read by the probe" if report.is_probed else f"about {tokens}, by the length of their texts"
+def _to_read(plan: PlanReport) -> str:
+    if not plan.prefill_tokens:
+        return "none is read before its answer is bought"
+    return f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"
+
+
+def _prompts_read(report: RunReport) -> str:
+    if not report.prefill_tokens:
+        return "read for their answers alone, by no probe"
+    return f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
 
 
 def _charged_for(report: RunReport) -> str:

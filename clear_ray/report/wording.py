@@ -79,7 +79,11 @@ def priced(price: float, unit: str = "tokens") -> str:
     return f"{per_thousand(price * scale / 1_000)} expected correct answers per further {name}"
 
 
-LABELS = {"verdict": "the scorer's verdicts", "ended": "which answers ended by themselves"}
+LABELS = {
+    "verdict": "the scorer's verdicts",
+    "agreement": "how often answers to one query agree",
+    "ended": "which answers ended by themselves",
+}
 """What a run may learn from."""
 
 
@@ -112,3 +116,8 @@ def plural(number: int, noun: str) -> str:
 def times(value: float, baseline: float) -> str:
     """Return how many times `baseline` goes into `value`, such as `2.4 times`; empty if the baseline is nothing."""
     return f"{value / baseline:.1f} times" if baseline > 0 else ""
+
+
+def solved_by(queries_of: Sequence[int]) -> str:
+    """Return how many queries each attempt has solved, such as `12 by attempt 1, 3 by attempt 2`; empty if none did."""
+    return ", ".join(f"{count(queries)} by attempt {number}" for number, queries in enumerate(queries_of, 1) if queries)

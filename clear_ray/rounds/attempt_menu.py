@@ -49,6 +49,16 @@ class Standing:
     weight_ZN: Array
     likeness: Likeness
 
+    def take(self, rows: NDArray[np.int64]) -> Standing:
+        """Return where some of the queries stand."""
+        return Standing(
+            self.started_tokens_N[rows],
+            self.left_N[rows],
+            self.wrong_N[rows],
+            self.weight_ZN[:, rows],
+            self.likeness,
+        )
+
     def only_one_more(self) -> Standing:
         """Return the same queries with nothing to go on with, and one fresh attempt each."""
         return replace(self, started_tokens_N=0 * self.started_tokens_N, left_N=np.ones_like(self.left_N))
@@ -65,6 +75,8 @@ class Menu:
         first_success_JN: Chance that this attempt is right, weighted.
         first_spend_JN: What this attempt is expected to generate.
         is_fresh_JN: Whether the plan begins an attempt.
+        most_tokens_N: Most tokens that the next attempt of any plan is granted that begins one; where none may be begun, of
+            any that goes on.
     """
 
     success_JN: Array
@@ -73,6 +85,7 @@ class Menu:
     first_success_JN: Array
     first_spend_JN: Array
     is_fresh_JN: NDArray[np.bool_]
+    most_tokens_N: NDArray[np.int64]
 
 
 def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64]) -> Menu:
@@ -85,10 +98,19 @@ def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64
     """
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
-    fresh = _Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
-    plans = [_nothing(fresh), *_again(fresh, None, standing)]
+    fresh = Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
+    plans = [nothing(fresh), *_again(fresh, None, standing)]
     if (started > 0).any():
-        plans += _again(fresh, _Answer.of(curves, batch, started, most_tokens_N), standing)
+        plans += _again(fresh, Answer.of(curves, batch, started, most_tokens_N), standing)
+    return stacked(batch, plans, left_N=standing.left_N)
+
+
+Plans = tuple[Array, Array, NDArray[np.int64], Array, Array, NDArray[np.bool_]]
+"""Some plans of N queries: the columns of a `Menu`, not weighted and in tokens."""
+
+
+def stacked(batch: Batch, plans: list[Plans], *, left_N: NDArray[np.int64]) -> Menu:
+    """Return plans as one menu, in the batch's weights and costs; `left_N` is how many attempts each query may begin."""
     columns = (np.concatenate(parts) for parts in zip(*plans, strict=True))
     success, spend, tokens, first_success, first_spend, is_fresh = columns
     return Menu(
@@ -98,11 +120,12 @@ def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64
         first_success_JN=first_success * batch.weight_N,
         first_spend_JN=first_spend,
         is_fresh_JN=is_fresh,
+        most_tokens_N=tokens.max(axis=0, initial=0, where=is_fresh == (left_N > 0)),
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
+class Answer:
     """Chance and spend of one answer of each kind under each ceiling, from where it stands.
 
     Attributes:
@@ -110,17 +133,25 @@ class _Answer:
         success_KZN: Chance that the answer is right.
         spend_KZN: What it is expected to generate.
         read_N: What its call takes before that, counted in generated tokens; nothing where prompts are not paid for.
-        wrong_KZN: Of answers that are not right, the share that ended all the same.
+        ended_KZN: Chance that it ends by itself.
     """
 
     tokens_KN: NDArray[np.int64]
     success_KZN: Array
     spend_KZN: Array
     read_N: Array
-    wrong_KZN: Array
+    ended_KZN: Array
+
+    @property
+    def wrong_KZN(self) -> Array:
+        """Of answers that are not right, the share that ended all the same."""
+        wrong: Array = np.clip(
+            (self.ended_KZN - self.success_KZN) / np.maximum(1.0 - self.success_KZN, _LEAST), 0.0, 1.0
+        )
+        return wrong
 
     @staticmethod
-    def of(curves: Curves, batch: Batch, started_N: NDArray[np.int64], most_tokens_N: NDArray[np.int64]) -> _Answer:
+    def of(curves: Curves, batch: Batch, started_N: NDArray[np.int64], most_tokens_N: NDArray[np.int64]) -> Answer:
         """Return the answers of N queries, of whose curves there are Z * N rows, kind by kind."""
         kinds = len(curves) // len(started_N)
         started, room = (
@@ -136,12 +167,12 @@ class _Answer:
         success, spend, ended = (
             limited_points(further.tokens_NK, column, floor, ceiling)[1:].reshape(shape) for column in columns
         )
-        return _Answer(
+        return Answer(
             np.minimum(further.tokens_NK, ceiling[:, None]).astype(np.int64)[: len(started_N)].T,
             success,
             spend,
             _read(batch, started_N),
-            np.clip((ended - success) / np.maximum(1.0 - success, _LEAST), 0.0, 1.0),
+            ended,
         )
 
 
@@ -156,15 +187,13 @@ def _reach(curves: Curves, started_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return reach
 
 
-_Plans = tuple[Array, Array, NDArray[np.int64], Array, Array, NDArray[np.bool_]]
-
-
-def _nothing(fresh: _Answer) -> _Plans:
+def nothing(fresh: Answer) -> Plans:
+    """Return the plan that buys nothing."""
     none = np.zeros((1, fresh.tokens_KN.shape[1]))
     return none, none, none.astype(np.int64), none, none, none.astype(bool)
 
 
-def _again(fresh: _Answer, ongoing: _Answer | None, standing: Standing) -> list[_Plans]:
+def _again(fresh: Answer, ongoing: Answer | None, standing: Standing) -> list[Plans]:
     """Return the plans that go on with an answer, or with none: one table of ceilings for each number of attempts."""
     trust, weight_ZN = standing.likeness.trust, standing.weight_ZN
     unsolved, spend = np.ones_like(fresh.success_KZN), np.zeros_like(fresh.success_KZN)

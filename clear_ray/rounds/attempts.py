@@ -24,6 +24,7 @@ class Attempts:
         has_failed_M: Whether it came to an error.
         is_at_end_M: Whether it was cut off short of its grant: a context or a recording has no more tokens.
         correct_M: The score of the answer; NaN if it has none.
+        vote_M: The result that the answer gives, as a number, where votes are counted; 0 for none.
     """
 
     index_M: NDArray[np.int64]
@@ -34,6 +35,7 @@ class Attempts:
     has_failed_M: NDArray[np.bool_]
     is_at_end_M: NDArray[np.bool_]
     correct_M: NDArray[np.float64]
+    vote_M: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.index_M)

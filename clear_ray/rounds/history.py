@@ -50,9 +50,8 @@ class AttemptRule:
         """
         is_last_M = attempts.is_over_M & (number_M >= self.most_of(attempts.index_M))
         closes_M: NDArray[np.bool_] = attempts.has_failed_M | is_last_M
-        if (
-            self.objective != "correct"
-        ):  # no later answer can be better, or nothing says that one is: NaN is below nothing
+        if self.objective in ("solved", "best_of_n"):
+            # No later answer can be better, or nothing says that one is: NaN is below nothing.
             closes_M = closes_M | (attempts.has_stopped_M & ~(attempts.correct_M < SOLVED_SCORE))
         return closes_M
 
@@ -68,6 +67,7 @@ class _Left:
     option: NDArray[np.int64]
     number: NDArray[np.int32]
     last_round: NDArray[np.int32]
+    vote: NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -86,10 +86,11 @@ class PastAttempts:
         option: NDArray[np.int64],
         number: NDArray[np.int32],
         last_round: NDArray[np.int32],
+        vote: NDArray[np.int64],
     ) -> None:
         """Note some attempts that others come after."""
         if len(index):
-            self._parts.append(_Left(index, tokens, has_stopped, correct, option, number, last_round))
+            self._parts.append(_Left(index, tokens, has_stopped, correct, option, number, last_round, vote))
 
     def __len__(self) -> int:
         return sum(len(part.index) for part in self._parts)
@@ -118,6 +119,11 @@ class PastAttempts:
     def option_P(self) -> NDArray[np.int64]:
         """Which of its options the query took, such as one of several models."""
         return np.concatenate([np.zeros(0, np.int64), *(part.option for part in self._parts)])
+
+    @property
+    def vote_P(self) -> NDArray[np.int64]:
+        """The result that its answer gives, as a number, where votes are counted."""
+        return np.concatenate([np.zeros(0, np.int64), *(part.vote for part in self._parts)])
 
     @property
     def number_P(self) -> NDArray[np.int32]:

@@ -299,6 +299,8 @@ class LearningOffers:
 
 def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
     """Return the answers of a run so far, cut ones too; those that came to an error teach nothing."""
+    if states.rule.objective == "vote":
+        return _observe_votes(states)
     index = np.flatnonzero((states.answer_tokens_N > 0) & ~states.has_failed_N & ~states.is_served_N)
     is_ended = states.has_stopped_N[index]
     right = np.where(is_ended, np.clip(states.correct_N[index], 0.0, 1.0), np.nan)
@@ -306,6 +308,21 @@ def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
         right = np.full(len(index), np.nan)
     current = Observed(index, states.answer_tokens_N[index], is_ended, right)
     return current if not len(states.past) else _with_past(current, states.past, label=label)
+
+
+def _observe_votes(states: QueryStates) -> Observed:
+    """Return all answers so far, of which those count as right that most of several to their query agree with."""
+    current, past = np.flatnonzero((states.answer_tokens_N > 0) & ~states.has_failed_N), states.past
+    query = np.concatenate([past.index_P, current])
+    votes = np.concatenate([past.vote_P, states.vote_N[current]])
+    right = [states.ballots.agrees(int(index), int(vote)) for index, vote in zip(query, votes, strict=True)]
+    every = Observed(
+        query,
+        np.concatenate([past.tokens_P, states.answer_tokens_N[current]]),
+        np.concatenate([past.has_stopped_P, states.has_stopped_N[current]]),
+        np.array(right, np.float64),
+    )
+    return every.take(np.argsort(query, kind="stable"))
 
 
 def _with_past(current: Observed, past: PastAttempts, *, label: Label) -> Observed:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.ballots import NO_VOTE, Ballot, Ballots
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.history import AttemptRule, PastAttempts
 
@@ -33,6 +34,7 @@ class QueryStates:
     ) -> None:
         queries = len(cost_N)
         self.cost_N, self.rule, self.past = cost_N, rule or AttemptRule(), PastAttempts()
+        self.ballots = Ballots()
         self.attempt_N = np.zeros(queries, np.int32)
         self.option_N = np.zeros(queries, np.int64)
         self.may_go_on_N = np.zeros(queries, bool)
@@ -54,6 +56,7 @@ class QueryStates:
         self.expected_utility_N = np.zeros(queries)
         self.surplus_N = np.zeros(queries)
         self.correct_N = np.full(queries, np.nan)
+        self.vote_N = np.full(queries, NO_VOTE)
         for index in failed:
             self.is_open_N[index], self.has_failed_N[index] = False, True
 
@@ -97,10 +100,22 @@ class QueryStates:
         self.last_round_N[index] = number
         self.rounds_N[index] += 1
         self.correct_N[index] = attempts.correct_M
+        self.vote_N[index] = NO_VOTE if attempts.vote_M is None else attempts.vote_M
         self.has_stopped_N[index] = attempts.has_stopped_M
         self.may_go_on_N[index] = ~attempts.is_over_M
         self.is_open_N[index] = ~self.rule.closes_M(attempts, self.attempt_N[index])
         self._choose(number, attempts)
+        if self.rule.objective == "vote" and attempts.vote_M is not None:
+            self._count(number, attempts, attempts.vote_M)
+
+    def _count(self, number: int, attempts: Attempts, vote_M: NDArray[np.int64]) -> None:
+        """Count the votes of answers, and take the first one of the most frequent result for the query's answer."""
+        for place in np.flatnonzero(attempts.has_stopped_M & (vote_M != NO_VOTE)).tolist():
+            index = int(attempts.index_M[place])
+            ballot = Ballot(int(vote_M[place]), int(self.attempt_N[index]), number, float(attempts.correct_M[place]))
+            kept = self.ballots.cast(index, ballot)
+            self.chosen_round_N[index], self.chosen_attempt_N[index] = kept.round, kept.attempt
+            self.chosen_score_N[index], self.chosen_has_stopped_N[index] = kept.score, True
 
     def _begin(self, index: NDArray[np.int64], is_fresh_M: NDArray[np.bool_]) -> None:
         """Leave the current attempt of the queries that were asked again."""
@@ -113,6 +128,7 @@ class QueryStates:
             number=self.attempt_N[left],
             last_round=self.last_round_N[left],
             option=self.option_N[left],
+            vote=self.vote_N[left],
         )
         self.attempt_N[index[is_fresh_M]] += 1
 
@@ -124,6 +140,8 @@ class QueryStates:
         score_M, chosen_M = np.nan_to_num(attempts.correct_M, nan=-np.inf), self.chosen_score_N[index]
         chosen_M = np.nan_to_num(chosen_M, nan=-np.inf)
         is_whole_M = attempts.has_stopped_M & ~self.chosen_has_stopped_N[index]
+        if self.rule.objective == "vote":  # scores say nothing of which answer is kept
+            score_M = chosen_M = np.zeros(len(index))
         is_better_M = (score_M > chosen_M) | ((score_M == chosen_M) & is_whole_M)
         takes_M = is_same_M | has_none_M | (is_better_M & ~attempts.has_failed_M)
         rows = index[takes_M]

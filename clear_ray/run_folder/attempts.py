@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.rounds.attempts import Attempts
+from clear_ray.rounds.ballots import NO_VOTE
 from clear_ray.run_folder.parquet import read_columns
 from clear_ray.stages.attempt_files import (
     READ_OF_ATTEMPT,
@@ -71,4 +72,5 @@ def attempts_of(table: pa.Table) -> Attempts:
         has_failed_M=column("has_failed", np.bool_),
         is_at_end_M=column("is_at_end", np.bool_),
         correct_M=column("correct", np.float64),
+        vote_M=table["vote"].fill_null(NO_VOTE).to_numpy(),
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.estimation.curves import Curves
@@ -57,6 +58,7 @@ class Estimates:
         calls: What calls take in all, of every query, where prompts are paid for.
         others: Those of the further engines, where there are several; these are of the first, and `error_of_index` has what
             none of them could read.
+        is_read_N: Which prompts the probe read; those of others were only measured. All if not given.
     """
 
     batch: Batch
@@ -68,6 +70,7 @@ class Estimates:
     tie_break_N: NDArray[np.uint64]
     error_of_index: dict[int, str]
     calls: CallCosts | None = None
+    is_read_N: NDArray[np.bool_] | None = None
     others: tuple[Estimates, ...] = ()
 
     @property
@@ -86,14 +89,19 @@ class Estimates:
         return tuple(estimates.batch for estimates in self.each)
 
     @property
-    def is_sample(self) -> bool:
-        """Whether the curves in `batch` are only some of them."""
-        return len(self.sample) < self.queries
+    def read_tokens_N(self) -> NDArray[np.int64]:
+        """Tokens of each prompt that the probe read."""
+        return self.prompt_tokens_N if self.is_read_N is None else self.prompt_tokens_N * self.is_read_N
 
     @property
     def prefill_tokens(self) -> int:
         """Tokens that the probe read in all, of all engines."""
-        return int(sum(estimates.prompt_tokens_N.sum() for estimates in self.each))
+        return int(sum(estimates.read_tokens_N.sum() for estimates in self.each))
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the curves in `batch` are only some of them."""
+        return len(self.sample) < self.queries
 
 
 def estimated_already(folder: Folder, queries: int, name: str = ESTIMATES) -> tuple[NDArray[np.bool_], list[str]]:
@@ -149,7 +157,7 @@ def read_estimates(
 
 def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
     source = ds.dataset(folder.files(".parquet"), filesystem=folder.filesystem, format="parquet")
-    slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens"])
+    slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens", "entropy"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
     queries = len(slim)
@@ -170,6 +178,7 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
         max_tokens_N=slim["max_tokens"].to_numpy().astype(np.int64),
         tie_break_N=tie_break_N,
         error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
+        is_read_N=~np.isnan(slim["entropy"].to_numpy()),
     )
 
 
@@ -203,3 +212,26 @@ def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
             raise damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
         cost_N[table["index"].to_numpy()] = table["cost"].to_numpy()
     return cost_N
+
+
+def read_answers_asked(folder: Folder, queries: int) -> NDArray[np.int64]:
+    """Return how many answers each row asks for itself, shape (N,); 0 where it does not say.
+
+    Raises:
+        ResumeError: A file of queries is damaged.
+    """
+    asked_N = np.zeros(queries, np.int64)
+    for path in folder.child("queries").files(".parquet"):
+        if "n" not in _names_in(folder, path):  # of an older run
+            continue
+        table = read_columns(folder, path, ["index", "n"])
+        if isinstance(table, Exception):
+            raise damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
+        asked_N[table["index"].to_numpy()] = table["n"].fill_null(0).to_numpy()
+    return asked_N
+
+
+def _names_in(folder: Folder, path: str) -> list[str]:
+    with folder.filesystem.open_input_file(path) as source:
+        names: list[str] = pq.read_schema(source).names
+    return names

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from clear_ray.engine.base import Grant, Prompt
-from clear_ray.serve.deployments import Piece, PromptReading
+from clear_ray.engine.base import Grant
+from clear_ray.serve.asking import Asked, Piece, PromptReading
 from clear_ray.serve.protocol import ChatRequest, QueryRequest
 from clear_ray.serve.sale_queue import Sale
 
@@ -20,11 +20,13 @@ class Choice:
 
     token_ids: tuple[int, ...] = ()
     characters: int = 0
+    is_over: bool = False
 
     def take(self, piece: Piece) -> None:
         """Add a piece."""
         self.token_ids += piece.token_ids
         self.characters += len(piece.text)
+        self.is_over = piece.finish_reason is not None
 
 
 @dataclass(slots=True)
@@ -33,29 +35,22 @@ class Reply:
 
     Attributes:
         request: Request as it came in.
-        query_id: Its name for the engine.
+        asked: The query as the engines know it.
         reading: What the probe found.
         sale: What was bought.
-        seed: Seed of its sampling.
         first_at: When its first tokens came, seconds of a steady clock; None before.
         choices: What has come of each choice.
     """
 
     request: QueryRequest
-    query_id: str
+    asked: Asked
     reading: PromptReading
     sale: Sale
-    seed: int
     first_at: float | None = None
     choices: list[Choice] = field(init=False)
 
     def __post_init__(self) -> None:
         self.choices = [Choice() for _ in range(self.request.n)]
-
-    @property
-    def prompt(self) -> Prompt:
-        """What the engine reads."""
-        return self.request.as_prompt
 
     @property
     def granted_tokens(self) -> int:
@@ -75,17 +70,7 @@ class Reply:
 
     def grant(self, number: int) -> Grant:
         """Return permission to generate what a choice may still have, going on after what has come of it."""
-        token_ids = self.choices[number].token_ids
-        return Grant(
-            # Choices run side by side, and an engine knows a running answer by its name.
-            query_id=f"{self.query_id}.{number}",
-            prompt=self.prompt,
-            max_tokens=self.sale.tokens - len(token_ids),
-            seed=self.seed,
-            prefix_token_ids=token_ids,
-            sample=number,
-            sampling=self.request.sampling,
-        )
+        return self.asked.grant(number, self.sale.tokens, self.choices[number].token_ids)
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -119,7 +104,7 @@ class Reply:
 
     def frame(self, model_name: str, *, is_stream: bool) -> dict[str, Any]:
         """Return what every body and event of this answer begins with."""
-        identity = hashlib.sha256(f"{self.query_id}{self.sale.hold}".encode()).hexdigest()[:24]
+        identity = hashlib.sha256(f"{self.asked.name}{self.sale.hold}".encode()).hexdigest()[:24]
         if self.is_chat:
             identity, kind = f"chatcmpl-{identity}", "chat.completion.chunk" if is_stream else "chat.completion"
         else:

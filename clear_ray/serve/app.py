@@ -15,8 +15,10 @@ from clear_ray.engine.build import with_key
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.serve.batches.dispatcher import BatchReplica
 from clear_ray.serve.batches.places import absolute_batches
-from clear_ray.serve.deployments import EngineReplica, PriceReplica
+from clear_ray.serve.deployments import EngineReplica
 from clear_ray.serve.ingress import Ingress
+from clear_ray.serve.log import LOGGING
+from clear_ray.serve.price_replica import PriceReplica
 from clear_ray.serve.routing import TokenRouter
 from clear_ray.serve.scaling import TokenPolicy
 from clear_ray.serve.settings import ScalingSettings, ServeConfig
@@ -25,6 +27,7 @@ _WAITING = 100_000  # calls to the price that may wait for their turn at once
 _CALLS_OF_A_BATCH = 64  # to the engine, at once: more than its callers open
 _OPTIONS_OF_THE_CLUSTER = {"-a", "--address", "--runtime-env", "--runtime-env-json", "--working-dir"}  # of `serve run`
 _REPORT_SECONDS = 1.0
+_TELL_SECONDS = 2.0  # between two times that metrics of the price are told
 _LOOK_BACK_SECONDS = 3.0
 
 
@@ -60,7 +63,11 @@ def application(settings: ServeConfig) -> serve.Application:
     batches = absolute_batches(settings.batches)
     price = settings.price.model_dump(mode="json")
     router: Any = TokenRouter
-    shared = {"graceful_shutdown_timeout_s": settings.drain_seconds, "graceful_shutdown_wait_loop_s": 0.5}
+    shared: dict[str, Any] = {
+        "logging_config": LOGGING,
+        "graceful_shutdown_timeout_s": settings.drain_seconds,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
     engine_options: dict[str, Any] = {
         # num_cpus=0: see cluster.py; the engine takes what it was configured to.
         "ray_actor_options": {"num_cpus": 0, "num_gpus": engine.num_gpus or 0},
@@ -78,12 +85,18 @@ def application(settings: ServeConfig) -> serve.Application:
         max_ongoing_requests=_WAITING,
         ray_actor_options={"num_cpus": 0},
         user_config=price,
+        health_check_period_s=_TELL_SECONDS,
         **shared,
     )
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
+    price_handle = price_deployment.bind(settings.model_name, settings.tenants)
     engines = engine_deployment.bind(
-        with_key(engine), estimate, settings.max_tokens, batches.kept_slots if batches else None
+        with_key(engine),
+        estimate,
+        settings.max_tokens,
+        batches.kept_slots if batches else None,
+        settings.model_name,
     )
     batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
     batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
@@ -98,7 +111,7 @@ def application(settings: ServeConfig) -> serve.Application:
     ).bind(
         fixed,
         engines,
-        price_deployment.bind(),
+        price_handle,
         *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.requests import Request
 
 from clear_ray.serve.errors import ApiError
 
@@ -35,6 +36,17 @@ _BOUNDS = {
 }
 _UNIONS = {"stop": "must be a text or a list of texts", "prompt": "must be a text or a list of token ids"}
 """Parameters that take one of several kinds, of which the check names one for each kind."""
+
+
+def check_json(request: Request) -> None:
+    """Refuse a body that is not said to be JSON.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "Send the body with Content-Type: application/json.", code="unsupported_media_type")
 
 
 def json_of(body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""The two deployments behind the ingress: the engine that reads and writes, and the price that says how much.
+"""The deployment of engines, behind the ingress: each reads queries, buys their tokens and writes their answers.
 
 What a query's text made fail comes back as a value with a message of ours: an exception would put the prompt into a
 replica's log.
@@ -10,61 +10,29 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+import ray
+
+from clear_ray.cluster.metrics import watch_engine
 from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import EstimateConfig
 from clear_ray.config.sampling import Sampling
-from clear_ray.engine.base import FinishReason, Generation, Grant, ModelCard, Prompt
+from clear_ray.engine.base import Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, gathered, merged
 from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
-from clear_ray.serve.law import Account, Ask, Curve, Hold
-from clear_ray.serve.sale_queue import Sale, SaleQueue, settings_of
+from clear_ray.serve.law import Curve
+from clear_ray.serve.price_replica import Settlement, Wanted
+from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.scaling import Outstanding
+from clear_ray.serve.together import Together
 from clear_ray.stages.worker import EngineWorker
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PromptReading:
-    """What the probe found about one query, or why the query cannot be read.
-
-    Attributes:
-        prompt_tokens: Length of the rendered prompt.
-        context_tokens: Prompt and answer together may not be longer.
-        curve: The estimate; None if the query cannot be read.
-        error: Empty, or why not; no prompt text.
-        param: Parameter of the request that it is about.
-        is_too_long: Whether it cannot be read because it is too long.
-    """
-
-    prompt_tokens: int
-    context_tokens: int
-    curve: Curve | None
-    error: str = ""
-    param: str = ""
-    is_too_long: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of an answer.
-
-    Attributes:
-        text: What is new.
-        token_ids: Generated for it, those of text that is held back or cut away included.
-        finish_reason: None while the answer goes on.
-        error: Empty, or why this query could not be generated.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-    error: str = ""
 
 
 class Health:
@@ -99,16 +67,29 @@ class EngineReplica:
         estimate: Which head.
         cap_tokens: Largest ceiling of an answer.
         kept_slots: Places in the engine's batch that batches leave to interactive clients; an eighth if not given.
+        model_name: Name of the model, for metrics.
+        price: Handle of the price; without one, `answer` cannot be asked.
     """
 
     def __init__(
-        self, config: EngineConfig, estimate: EstimateConfig, cap_tokens: int, kept_slots: int | None = None
+        self,
+        config: EngineConfig,
+        estimate: EstimateConfig,
+        cap_tokens: int,
+        kept_slots: int | None = None,
+        model_name: str = "",
+        price: Any = None,
     ) -> None:
         self._worker = EngineWorker(config, resolve_head(estimate.head, cap_tokens=cap_tokens, layers=estimate.layers))
         self._config, self._check = config, sampling_check(config)
         self._health = Health(config.stall_seconds)
         self._slots = SharedSlots(config.max_batch, kept=kept_slots)
         self._outstanding = Outstanding()
+        self._price = price
+        self._buy: Together[Wanted, Sale | None] = Together(self._buy_all, self._give_back)
+        self._given_back = set[asyncio.Task[None]]()
+        if ray.is_initialized():
+            watch_engine(self._worker.occupancy, "server", model_name)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; a replica that fails it is replaced.
@@ -157,6 +138,53 @@ class EngineReplica:
             context_tokens=model.context_tokens,
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
+
+    async def answer(self, asked: Asked) -> AsyncIterator[list[Opening | tuple[int, Piece]]]:
+        """Read a query, buy its tokens and answer it: what was found first, then pieces with the numbers of their choices.
+
+        A query that has to wait for its price ends here after the opening: it holds no place while it waits.
+
+        Args:
+            asked: The query.
+        """
+        async with aclosing(gathered(self._answer(asked))) as lists:
+            async for some in lists:
+                yield some
+
+    async def _answer(self, asked: Asked) -> AsyncIterator[Opening | tuple[int, Piece]]:
+        reading = await self.read(asked.query_id, asked.prompt, asked.sampling, asked.most_prompt_tokens)
+        ask = asked.ask(reading)
+        if ask is None:
+            yield Opening(reading)
+            return
+        sale = await self._buy(Wanted(asked.name, asked.tenant, ask))
+        if sale is None:
+            yield Opening(reading, ask=ask)
+            return
+        yield Opening(replace(reading, curve=None), sale)
+        if sale.hold is None:
+            return
+        grants = [asked.grant(choice, sale.tokens) for choice in range(asked.choices)]
+        async for choice, piece in merged([self.write(grant, asked.stops, asked.every_tokens) for grant in grants]):
+            yield choice, piece
+            if piece.error:
+                return
+
+    async def _buy_all(self, wanted: Sequence[Wanted]) -> Sequence[Sale | None]:
+        sales: Sequence[Sale | None] = await self._price.buy_now.remote(wanted)
+        return sales
+
+    def _give_back(self, wanted: Wanted, sale: Sale | None) -> None:
+        """Settle what was bought for a query whose client has gone meanwhile."""
+        if sale is None or sale.hold is None:
+            return
+
+        async def settle(settlement: Settlement) -> None:
+            await self._price.settle.remote([settlement])
+
+        task = asyncio.create_task(settle(Settlement(wanted.tenant, sale.hold, 0)))
+        self._given_back.add(task)
+        task.add_done_callback(self._given_back.discard)
 
     async def _is_too_long(self, prompt: Prompt, context_tokens: int) -> bool:
         """Whether a prompt that was refused leaves no room for an answer."""
@@ -272,40 +300,6 @@ class EngineReplica:
                 return
             text = item.text if stopped is None else stopped
             yield Piece(text[shown:], new, item.finish_reason if stopped is None else "stop")
-
-
-class PriceReplica:
-    """The one sale queue of a server. New settings arrive through Serve's `user_config`, without a restart."""
-
-    _queue: SaleQueue
-
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
-        settings = settings_of(user_config)
-        if hasattr(self, "_queue"):
-            self._queue.change(settings)
-        else:
-            self._queue = SaleQueue(settings)
-
-    async def buy(self, ask: Ask) -> Sale:
-        """Sell tokens to a query, at once or when its turn in the queue has come."""
-        return await self._queue.buy(ask)
-
-    async def settle(self, hold: Hold, spent_tokens: int) -> None:
-        """Charge what was generated."""
-        self._queue.settle(hold, spent_tokens)
-
-    async def stop_selling(self) -> None:
-        """Refuse every query from now on; those in the queue keep their places."""
-        self._queue.stop_selling()
-
-    async def is_selling(self) -> bool:
-        """Whether new queries are taken."""
-        return self._queue.is_selling
-
-    async def account(self) -> tuple[Account, int]:
-        """Return the account, and how many queries wait."""
-        return self._queue.account(), self._queue.waiting
 
 
 def _grid(tokens_K: Sequence[int]) -> Any:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 """Paths that answer without a key, and by any name."""
 _ANY = "*"
 _SHOWN = (
@@ -32,7 +32,7 @@ class EdgeRules:
     """
 
     def __init__(self, settings: ServeConfig) -> None:
-        self._has_keys = bool(settings.api_key_sha256)
+        self._has_keys = settings.has_keys
         self._hosts = frozenset(host.lower() for host in (settings.host, *settings.allowed_hosts))
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.cors_origins)
 

@@ -6,11 +6,18 @@ import hashlib
 import hmac
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import LOOPBACK
+
+_TENANT = "tenant:"
+
+
+def tenant_of(owner: str) -> str:
+    """Return the name of the tenant that an owner is; empty for a key of no tenant."""
+    return owner.removeprefix(_TENANT) if owner.startswith(_TENANT) else ""
 
 
 class Guard:
@@ -20,18 +27,27 @@ class Guard:
         digests: SHA-256 of each key, hexadecimal. Without any, only clients on this machine are admitted.
         concurrent_per_key: Most queries of one key under way.
         prompt_tokens_per_second: Prompt tokens that one key may have read; None for any number.
+        tenants: Digests of the keys of each tenant. What holds of a key holds of a tenant's keys together.
     """
 
     def __init__(
-        self, digests: Sequence[str], *, concurrent_per_key: int, prompt_tokens_per_second: int | None = None
+        self,
+        digests: Sequence[str],
+        *,
+        concurrent_per_key: int,
+        prompt_tokens_per_second: int | None = None,
+        tenants: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self._digests, self._most = tuple(digests), concurrent_per_key
+        self._owners = {digest: digest for digest in digests}
+        for name, keys in (tenants or {}).items():
+            self._owners |= dict.fromkeys(keys, f"{_TENANT}{name}")
+        self._digests, self._most = tuple(self._owners), concurrent_per_key
         self._under_way: Counter[str] = Counter()
         self._prompt_rate = prompt_tokens_per_second
         self._paid_until: dict[str, float] = {}  # when the prompts that each key has had read are paid for
 
     def admit(self, authorization: str | None, client_host: str | None) -> str:
-        """Return the digest of the client's key, or raise.
+        """Return which owner the client's key is of: its tenant, or the key's own digest; see `tenant_of`.
 
         Raises:
             ApiError: 401.
@@ -46,7 +62,7 @@ class Guard:
         found = [digest for digest in self._digests if hmac.compare_digest(digest, given)]
         if scheme.lower() != "bearer" or not found:
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
-        return found[0]
+        return self._owners[found[0]]
 
     def change(self, *, concurrent_per_key: int, prompt_tokens_per_second: int | None = None) -> None:
         """Allow other numbers; what is under way stays."""

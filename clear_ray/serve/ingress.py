@@ -1,7 +1,7 @@
 """The HTTP side: OpenAI's completions over the probe, the price and the engine.
 
-For each query: read (probe) -> buy (price) -> write (engine) -> settle. Whatever happens after the purchase, the hold is
-settled, with the tokens that came back.
+For each query: an engine reads it, buys its tokens and writes (`EngineReplica.answer`), in one call; one that has to wait for
+its price waits here, and is then written. Whatever happens after the purchase, the hold is settled, with what came.
 """
 
 # No postponed annotations here, and nothing that routes use below the class: Serve copies the application by value at the
@@ -11,8 +11,9 @@ import hashlib
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
+from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,21 +24,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from clear_ray.errors import EngineError
 from clear_ray.serve.answer import Reply
+from clear_ray.serve.asking import Asked, Weight
 from clear_ray.serve.batches.routes import routes as batch_routes
 from clear_ray.serve.batches.service import BatchService
-from clear_ray.serve.deployments import PromptReading
+from clear_ray.serve.bodies import check_json
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
-from clear_ray.serve.guard import Guard
-from clear_ray.serve.law import Ask
+from clear_ray.serve.guard import Guard, tenant_of
+from clear_ray.serve.log import log_event
 from clear_ray.serve.meters import Meters
-from clear_ray.serve.page import front_page, methods_of, routes_of
+from clear_ray.serve.openapi import describe, reference_page
+from clear_ray.serve.page import PAGE_HEADERS, front_page, methods_of, routes_of
+from clear_ray.serve.price_replica import Settlement, Wanted
 from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
-from clear_ray.serve.writing import checked, events, stopping, unavailable, whole_choices
+from clear_ray.serve.together import Together
+from clear_ray.serve.writing import events, opened, refusal_of, stopping, unavailable, whole_choices
 
 _REFUSALS = {
     "no_surplus": "At the price in force no ceiling is worth its tokens for this query.",
@@ -98,9 +102,15 @@ class Ingress:
         batches = self._settings.batches
         self.batches = None if batches is None else BatchService(batches, self._settings.engine)
         self._engine, self._price = engine, price
+        self._streams = engine.options(stream=True)
+        self._settled: Together[Settlement, None] = Together(self._settle_all)
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()
-        self._guard = Guard(self._settings.api_key_sha256, concurrent_per_key=self._limits.concurrent_per_key)
+        self._guard = Guard(
+            self._settings.api_key_sha256,
+            concurrent_per_key=self._limits.concurrent_per_key,
+            tenants={name: tenant.api_key_sha256 for name, tenant in self._settings.tenants.items()},
+        )
         self._meters = Meters()
         self._background = set[asyncio.Task[None]]()
         self._started = int(time.time())
@@ -116,10 +126,21 @@ class Ingress:
 
     @api.get("/")
     async def front(self, request: Request) -> Response:
-        """Show what this is, with an example."""
-        has_keys, name = bool(self._settings.api_key_sha256), self._settings.model_name
+        """Show what this is, and the batches as they run."""
+        has_keys, has_batches = self._settings.has_keys, self.batches is not None
         base_url = str(request.base_url).rstrip("/")
-        return HTMLResponse(front_page(base_url, name, routes_of(request.app), has_keys=has_keys))
+        page = front_page(base_url, self._settings.model_name, has_keys=has_keys, has_batches=has_batches)
+        return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    @api.get("/docs")
+    async def docs(self) -> Response:
+        """Show every route, to read."""
+        return HTMLResponse(reference_page(self._description))
+
+    @api.get("/openapi.json")
+    async def openapi(self) -> Response:
+        """Describe every route, for programs."""
+        return JSONResponse(self._description)
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
@@ -165,6 +186,10 @@ class Ingress:
         """Go on with a text under the budget."""
         return await self._answer(request, CompletionRequest)
 
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return describe(self._settings)
+
     @property
     def _model(self) -> dict[str, Any]:
         name = self._settings.model_name
@@ -191,6 +216,7 @@ class Ingress:
             return await self._answered(request, kind)
         except ApiError as error:
             self._meters.refusals.labels(error.code or str(error.status)).inc()
+            log_event("refused", status=error.status, code=error.code)
             raise
 
     async def _answered(self, request: Request, kind: type[QueryRequest]) -> Response:
@@ -202,26 +228,24 @@ class Ingress:
         with ExitStack() as stack:
             stack.enter_context(self._guard.under_way(key))
             stack.enter_context(self._meters.under_way.track_inprogress())
-            answer = await self._buy(query, key)
-            if answer.request.stream:
-                told = self._events(answer, stack.pop_all(), started)
-                headers = answer.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            reply, come = await self._buy(query, key, body)
+            if reply.request.stream:
+                told = self._events(reply, come, stack.pop_all(), started)
+                headers = reply.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
                 return StreamingResponse(told, media_type="text/event-stream", headers=headers)
             try:
-                choices = await whole_choices(self._engine, answer, self._settings.stream_tokens)
+                choices = await whole_choices(self._streams, reply, come)
             finally:
-                self._settle(answer, started)
-        whole = {**answer.frame(self._settings.model_name, is_stream=False), "choices": choices}
-        return JSONResponse(whole | {"usage": answer.usage}, headers=answer.headers(is_over=True))
+                self._settle(reply, started)
+        whole = {**reply.frame(self._settings.model_name, is_stream=False), "choices": choices}
+        return JSONResponse(whole | {"usage": reply.usage}, headers=reply.headers(is_over=True))
 
     def _admit(self, request: Request) -> str:
         return self._guard.admit(request.headers.get("authorization"), request.client.host if request.client else None)
 
     async def _read_body(self, request: Request) -> bytes:
         limits, body = self._limits, bytearray()
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise ApiError(415, "Send the body with Content-Type: application/json.", code="unsupported_media_type")
+        check_json(request)
         try:
             async with asyncio.timeout(limits.body_seconds):
                 async for chunk in request.stream():
@@ -233,55 +257,73 @@ class Ingress:
             raise ApiError(408, message, code="slow_body", headers={"Connection": "close"}) from None
         return bytes(body)
 
-    async def _buy(self, request: QueryRequest, key: str) -> Reply:
-        """Probe a query and buy its tokens."""
-        name = uuid.uuid4().hex
-        query_id = self._query_id(request, name)
+    async def _buy(self, request: QueryRequest, key: str, body: bytes) -> tuple[Reply, AsyncIterator[Any] | None]:
+        """Have a query read and sold its tokens; return it with what comes of its answer already, if anything does."""
         if self._settings.engine.kind != "replay":  # whose samples are recorded, whatever its temperature
             refuse_equal_choices(request, self._settings.engine.temperature)
         self._guard.check_prompts(key, time.monotonic())
-        reading = await self._read(query_id, request)
+        asked = self._asked(request, key, body)
+        opening, come = await opened(self._streams, asked)
+        self._engine_seen_at = time.monotonic()
+        reading = opening.reading
         self._guard.charge_prompt(key, reading.prompt_tokens, time.monotonic())
         self._meters.prompts.inc(reading.prompt_tokens)
-        curve, limit = checked(reading, request, self._settings.max_tokens)
-        tie_break = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-        sale = await self._sale(Ask(curve, limit, tie_break, request.n))
-        if sale.hold is None:
-            message = f"{_REFUSALS[sale.reason]} The price is {sale.price:.3g} answers per token."
-            raise ApiError(429, message, code=sale.reason, retry_after_seconds=sale.retry_after_seconds)
-        self._meters.granted.inc(sale.tokens * request.n)
-        seed = tie_break % (1 << 31) if request.seed is None else request.seed % (1 << 31)
-        return Reply(request, query_id, reading, sale, seed)
+        if opening.ask is not None:
+            sale = await self._wait(Wanted(asked.name, asked.tenant, opening.ask))
+        elif opening.sale is not None:
+            sale = opening.sale
+        else:
+            raise refusal_of(reading, request)
+        self._note(sale)
+        asked.weight.change(sale.tokens * request.n)
+        return Reply(request, asked, reading, sale), come if opening.sale is not None else None
 
-    async def _sale(self, ask: Ask) -> Sale:
-        """Buy tokens; once more if the price's replica dies."""
+    def _asked(self, request: QueryRequest, key: str, body: bytes) -> Asked:
+        name = uuid.uuid4().hex
+        tie_break = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+        most_tokens = min(request.upper_limit_tokens or self._settings.max_tokens, self._settings.max_tokens)
+        return Asked(
+            name=name,
+            query_id=self._query_id(request, name),
+            prompt=request.as_prompt,
+            sampling=request.sampling,
+            most_prompt_tokens=self._limits.prompt_tokens,
+            most_tokens=most_tokens,
+            choices=request.n,
+            seed=tie_break % (1 << 31) if request.seed is None else request.seed % (1 << 31),
+            tie_break=tie_break,
+            stops=request.stops,
+            every_tokens=self._settings.stream_tokens,
+            tenant=tenant_of(key),
+            ticket=hashlib.sha256(key.encode() + b"\0" + body).hexdigest(),
+            weight=Weight(most_tokens * request.n),
+        )
+
+    async def _wait(self, wanted: Wanted) -> Sale:
+        """Wait for the price; once more if its replica dies."""
         for _ in range(2):
             try:
-                sale: Sale = await self._price.buy.remote(ask)
+                sale: Sale = await self._price.wait.remote(wanted)
             except RayActorError:
                 continue
-            if sale.reason == "stopping":
-                self._is_stopping = True
-                raise stopping()
-            self._meters.queries.labels(sale.outcome).inc()
-            self._meters.waited.observe(sale.waited_seconds)
             return sale
         raise unavailable()
 
-    async def _read(self, query_id: str, request: QueryRequest) -> PromptReading:
-        """Probe a query, on another replica if the first one dies or has failed."""
-        for _ in range(2):
-            try:
-                reading: PromptReading = await self._engine.read.remote(
-                    query_id, request.as_prompt, request.sampling, self._limits.prompt_tokens
-                )
-            except BackPressureError as error:
-                raise unavailable() from error
-            except (RayActorError, EngineError):
-                continue
-            self._engine_seen_at = time.monotonic()
-            return reading
-        raise unavailable()
+    def _note(self, sale: Sale) -> None:
+        """Count what became of a query at the price.
+
+        Raises:
+            ApiError: 429: it was sent away; 503: the server is stopping.
+        """
+        if sale.reason == "stopping":
+            self._is_stopping = True
+            raise stopping()
+        self._meters.queries.labels(sale.outcome).inc()
+        self._meters.waited.observe(sale.waited_seconds)
+        if sale.hold is None:
+            message = f"{_REFUSALS[sale.reason]} The price is {sale.price:.3g} answers per token."
+            raise ApiError(429, message, code=sale.reason, retry_after_seconds=sale.retry_after_seconds)
+        self._meters.granted.inc(sale.hold.tokens)
 
     def _query_id(self, request: QueryRequest, name: str) -> str:
         """Return the name of the query for the engine: its own where rollouts are replayed, else a new one."""
@@ -293,11 +335,12 @@ class Ingress:
             raise ApiError(400, message, param="metadata", code="missing_query_id")
         return f"{recorded}#{name}"  # the same recording may be asked for many times at once
 
-    async def _events(self, answer: Reply, stack: ExitStack, started: float) -> AsyncIterator[str]:
+    async def _events(
+        self, answer: Reply, come: AsyncIterator[Any] | None, stack: ExitStack, started: float
+    ) -> AsyncIterator[str]:
         """Yield the events of a stream, and settle when it ends or the client goes."""
-        every, model_name = self._settings.stream_tokens, self._settings.model_name
         try:
-            async with aclosing(events(self._engine, answer, every, model_name)) as told:
+            async with aclosing(events(self._streams, answer, come, self._settings.model_name)) as told:
                 async for line in told:
                     yield line
         finally:
@@ -306,15 +349,19 @@ class Ingress:
 
     def _settle(self, answer: Reply, started: float) -> None:
         """Tell the price what was spent, without making the client wait for it."""
-        spent = answer.spent_tokens
+        spent, seconds = answer.spent_tokens, time.monotonic() - started
         self._meters.generated.inc(spent)
-        self._meters.seconds.observe(time.monotonic() - started)
+        self._meters.seconds.observe(seconds)
+        log_event("answered", tenant=answer.asked.tenant, seconds=round(seconds, 3), **answer.usage)
         if answer.first_at is not None:
             self._meters.first.observe(answer.first_at - started)
 
-        async def tell() -> None:
-            await self._price.settle.remote(answer.sale.hold, spent)
-
-        task = asyncio.create_task(tell())
+        if answer.sale.hold is None:
+            return
+        task = asyncio.create_task(self._settled(Settlement(answer.asked.tenant, answer.sale.hold, spent)))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def _settle_all(self, settlements: Sequence[Settlement]) -> Sequence[None]:
+        await self._price.settle.remote(settlements)
+        return [None] * len(settlements)

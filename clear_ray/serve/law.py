@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from clear_ray.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PriceLaw:
-    """Settings of the update law; see the module's docstring.
+    """Settings of the update law. Their ranges are those of the fields of `settings.PriceSettings`.
 
     Attributes:
         budget_tokens_per_second: r, whole tokens that become available each second.
@@ -28,7 +27,7 @@ class PriceLaw:
         lease_seconds: A hold that was not settled for so long is charged in full.
 
     Raises:
-        ConfigError: A setting is out of range.
+        ConfigError: Two of them contradict each other.
     """
 
     budget_tokens_per_second: int
@@ -42,25 +41,13 @@ class PriceLaw:
     lease_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        is_fine = {
-            "budget_tokens_per_second": self.budget_tokens_per_second >= 1,
-            "carry_over_tokens": self.carry_over_tokens >= 1,
-            "clearing_seconds": 0 < self.clearing_seconds < math.inf,
-            "window_seconds": self.clearing_seconds <= self.window_seconds < math.inf,
-            "step_octaves": self.step_octaves > 0,
-            "price_octaves": 0 < self.price_octaves < math.inf,
-            "most_remembered": self.most_remembered >= 1,
-            "most_open": self.most_open >= 1,
-            "lease_seconds": self.lease_seconds > 0,
-        }
-        for name, fine in is_fine.items():
-            if not fine:
-                raise ConfigError(
-                    "the setting is out of range",
-                    f"price law: {name}",
-                    str(getattr(self, name)),
-                    remedy="Give a value in the range that clear_ray/serve/law.py names.",
-                )
+        if self.clearing_seconds > self.window_seconds:
+            raise ConfigError(
+                "demand is remembered for at least the time between two clearings",
+                "window_seconds",
+                str(self.window_seconds),
+                f"Give at least clearing_seconds, {self.clearing_seconds}.",
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +75,7 @@ class Ask:
         tie_break: A number that belongs to the query, such as a hash of its id.
         choices: How many independent answers it wants; each is granted the same ceiling.
         weight: Value of a correct answer.
+        ticket: By which a query that was sent away and comes again is known; empty if it is not to be.
     """
 
     curve: Curve
@@ -95,6 +83,7 @@ class Ask:
     tie_break: int = 0
     choices: int = 1
     weight: float = 1.0
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +115,9 @@ class Account:
         available_tokens: Can be held now.
         reserved_tokens: Held and not settled.
         spent_tokens: Settled or forfeited.
+        refunded_tokens: Reserved, and given back unused.
+        wasted_tokens: Forfeited: nothing is known of what became of them.
+        running: Holds that are open.
         earned_tokens: Became available, those lost above the carry-over included.
         lost_tokens: Became available when the carry-over was full.
         clearings: How often the price was cleared.
@@ -137,6 +129,9 @@ class Account:
     available_tokens: int
     reserved_tokens: int
     spent_tokens: int
+    refunded_tokens: int
+    wasted_tokens: int
+    running: int
     earned_tokens: int
     lost_tokens: int
     clearings: int

@@ -13,6 +13,8 @@ from clear_ray.serve.law import Account
 
 _COUNTED = {
     "spent_tokens": "Tokens charged.",
+    "refunded_tokens": "Tokens held, and given back unused.",
+    "wasted_tokens": "Tokens of holds that were never settled.",
     "earned_tokens": "Tokens that became available, those lost included.",
     "lost_tokens": "Tokens that became available when the most that is kept was there.",
     "clearings": "Clearings of the price.",

@@ -5,27 +5,46 @@ from __future__ import annotations
 import html
 import json
 import shlex
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
+from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.routing import Match
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_STYLE = """
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-pre { background: #f4f4f2; padding: .75rem; overflow-x: auto; }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } pre { background: #262626 } }
-"""
+_STYLE, _SCRIPT = (files("clear_ray.serve").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+_BATCHES = '<h2>Batches</h2><p id="state" role="status">…</p><div id="batches"></div>'
+_KEY = (
+    '<form id="key"><input name="key" type="password" autocomplete="off" placeholder="API key" aria-label="API key">'
+    '<button class="main">Use key</button></form>'
+)
 
 
-def front_page(base_url: str, model_name: str, routes: list[str], *, has_keys: bool) -> str:
-    """Return the page: what this is, an example to copy, and the routes.
+def _digest(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+PAGE_HEADERS = {
+    # Nothing runs or loads but what is in the page, it talks to this server alone, and no other page shows it in a frame.
+    "Content-Security-Policy": f"default-src 'none'; script-src {_digest(_SCRIPT)}; style-src {_digest(_STYLE)}; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""Headers of the page."""
+
+
+def front_page(base_url: str, model_name: str, *, has_keys: bool, has_batches: bool) -> str:
+    """Return the page: what this is, its batches as they run, and an example to copy.
 
     Args:
         base_url: Address of the server as its client wrote it, without a slash at its end.
         model_name: Name of the model.
-        routes: Methods and paths.
         has_keys: Whether a key is wanted.
+        has_batches: Whether the server keeps batches.
     """
     body = json.dumps({"model": model_name, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
     key = " -H 'Authorization: Bearer YOUR-KEY'" if has_keys else ""
@@ -36,12 +55,20 @@ def front_page(base_url: str, model_name: str, routes: list[str], *, has_keys: b
         'messages = [{"role": "user", "content": "What is 3 + 4?"}]\n'
         f'print(client.chat.completions.create(model="{model_name}", messages=messages).choices[0].message.content)'
     )
-    table = "".join(f"<li><code>{html.escape(route)}</code></li>" for route in routes)
+    path = html.escape(urlsplit(base_url).path, quote=True)
+    live = (
+        (_KEY if has_keys else "") + _BATCHES
+        if has_batches
+        else "<p>This server keeps no batches: see batches.folder.</p>"
+    )
+    name = html.escape(model_name)
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>clear_ray: {html.escape(model_name)}</title><style>{_STYLE}</style><h1>clear_ray</h1>"
-        f"<p>The model <code>{html.escape(model_name)}</code>, under a budget of tokens a second.</p>"
-        f"<pre>{html.escape(curl)}</pre><pre>{html.escape(python)}</pre><ul>{table}</ul></html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f'<title>clear_ray: {name}</title><style>{_STYLE}</style><body data-base="{path}"><h1>clear_ray</h1>'
+        f'<p>The model <code>{name}</code>, under a budget of tokens a second. <a href="{path}/docs">All routes</a></p>'
+        f"{live}<h2>Ask</h2><pre>{html.escape(curl)}</pre><pre>{html.escape(python)}</pre>"
+        f"<script>{_SCRIPT}</script></html>\n"
     )
 
 

@@ -104,6 +104,9 @@ class OnlinePrice:
             available_tokens=self._bucket.available_tokens,
             reserved_tokens=self._bucket.reserved_tokens,
             spent_tokens=self._bucket.spent_tokens,
+            refunded_tokens=self._bucket.refunded_tokens,
+            wasted_tokens=self._bucket.wasted_tokens,
+            running=self._bucket.holds,
             earned_tokens=self._bucket.earned_tokens,
             lost_tokens=self._bucket.lost_tokens,
             clearings=self._clearings,
@@ -187,6 +190,20 @@ class OnlinePrice:
         if refund:
             self._flows.append((self._bucket.now_ns, refund))
         return refund
+
+    def withdraw(self, *, now_seconds: float) -> int:
+        """Take out what is available, and return how much that was."""
+        self.advance(now_seconds)
+        return self._bucket.withdraw()
+
+    def deposit(self, tokens: int, *, now_seconds: float) -> None:
+        """Put tokens in that another bucket has earned; what is above the carry-over is lost."""
+        self.advance(now_seconds)
+        self._bucket.deposit(tokens)
+
+    def is_open(self, hold: Hold) -> bool:
+        """Whether a hold is neither settled nor over."""
+        return self._bucket.is_open(hold)
 
     def seconds_until(self, tokens: int) -> float:
         """Return how long until so many tokens are available if no other query buys and nothing is given back, seconds."""

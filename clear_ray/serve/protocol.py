@@ -6,9 +6,9 @@ that would change the answer and cannot be honoured is refused by name, never ig
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds, words_of
@@ -21,6 +21,17 @@ from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import LimitSettings
 
 __all__ = ["ApiError", "ChatRequest", "CompletionRequest", "QueryRequest", "read_request", "refuse_equal_choices"]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# JSON has types, in which "5" and true are no numbers; but it has one kind of number.
+Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
+Number = Annotated[float, Strict()]
+Truth = Annotated[bool, Strict()]
+TokenId = Annotated[Whole, Field(ge=0, lt=2**31)]
 
 
 class Message(BaseModel):
@@ -37,7 +48,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    include_usage: bool = False
+    include_usage: Truth = False
 
 
 class QueryRequest(BaseModel):
@@ -49,14 +60,14 @@ class QueryRequest(BaseModel):
     prompt_param: ClassVar[str]
 
     model: str
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
     stop: str | tuple[str, ...] | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = None
-    n: int = Field(default=1, ge=1)
-    stream: bool = False
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    seed: Whole | None = None
+    n: Whole = Field(default=1, ge=1)
+    stream: Truth = False
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] | None = None
     response_format: dict[str, Any] | None = None
@@ -111,7 +122,7 @@ class CompletionRequest(QueryRequest):
 
     endpoint, prompt_param = "/v1/completions", "prompt"
 
-    prompt: str | tuple[int, ...] = Field(min_length=1)
+    prompt: str | tuple[TokenId, ...] = Field(min_length=1)
 
     @property
     def as_prompt(self) -> Prompt:

@@ -13,6 +13,7 @@ from typing import Any
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from clear_ray.engine.base import Grant
+from clear_ray.serve.asking import Asked
 
 
 class TokenCount:
@@ -55,6 +56,13 @@ class TokenCount:
         self._sent[replica].setdefault(name, deque()).append(tokens)
         self._add(replica, tokens, 1)
 
+    def reweigh(self, replica: Hashable, name: Hashable, before: int, tokens: int) -> None:
+        """Count a call that a replica has got for another number of tokens."""
+        calls = self._sent[replica].get(name)
+        if calls and before in calls:
+            calls[calls.index(before)] = tokens
+            self._add(replica, tokens - before, 0)
+
     def end(self, replica: Hashable, name: Hashable) -> None:
         """Forget the oldest call of a name on a replica."""
         calls = self._sent[replica].get(name)
@@ -78,8 +86,9 @@ class TokenCount:
 
 
 def tokens_of(args: Iterable[Any]) -> int:
-    """Return the tokens that a call to the engine may generate: its grant's; none for a probe."""
-    return sum(argument.max_tokens for argument in args if isinstance(argument, Grant))
+    """Return the tokens that a call to the engine may generate: its grant's, or the most it may buy; none for a probe."""
+    bought = sum(argument.max_tokens for argument in args if isinstance(argument, Grant))
+    return bought + sum(argument.weight.tokens for argument in args if isinstance(argument, Asked))
 
 
 class TokenRouter(FIFOMixin, RequestRouter):
@@ -112,10 +121,16 @@ class TokenRouter(FIFOMixin, RequestRouter):
             return
         name = pending.metadata.internal_request_id
 
+        weights = [argument.weight for argument in pending.args if isinstance(argument, Asked)]
+
         def follow(future: Any) -> None:
             self._count.drop(call)
-            if not future.cancelled():
-                self._count.send(future.result().replica_id, name, tokens)
+            if future.cancelled():
+                return
+            replica = future.result().replica_id
+            self._count.send(replica, name, tokens)
+            for weight in weights:
+                weight.follow(lambda bought: self._count.reweigh(replica, name, tokens, bought))
 
         pending.future.add_done_callback(follow)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from clear_ray.serve.law import Account, Ask, Hold
 from clear_ray.serve.price import OnlinePrice
 from clear_ray.serve.settings import PriceSettings
+from clear_ray.serve.tickets import Tickets
 
 _LATEST_RETURN_SECONDS = 60  # OpenAI's clients wait no longer, and guess instead
 _JITTER = 0.25
@@ -49,11 +50,12 @@ class Sale:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A query in the queue; `tokens` is what each of its choices demanded at the last clearing."""
+    """A query in the queue; `tokens` is what each choice demanded at the last clearing, `arrived` its first coming."""
 
     ask: Ask
     sold: asyncio.Future[tuple[int, Hold]]
     tokens: int
+    arrived: float
 
 
 class SaleQueue:
@@ -70,6 +72,7 @@ class SaleQueue:
         self._waiting: dict[_Waiting, None] = {}
         self._offered_at = 0  # the clearing from which the tokens of those that wait are
         self._ticker: asyncio.Task[None] | None = None
+        self._tickets = Tickets()
         self._next_return = 0.0  # when the last query that was sent away is to come back
         self.is_selling = True
 
@@ -92,37 +95,70 @@ class SaleQueue:
 
     async def buy(self, ask: Ask) -> Sale:
         """Sell tokens to a query, at once or when its turn in the queue has come."""
+        return self.buy_now(ask) or await self.wait(ask)
+
+    def buy_now(self, ask: Ask) -> Sale | None:
+        """Sell tokens to a query that has just arrived, or refuse it; None if it is to wait."""
         if not self.is_selling:
             return Sale("refused", 0, self._price.price, None, "stopping", _RESTART_SECONDS)
         now = self._clock()
         tokens = self._price.ask(ask, now_seconds=now)
-        if tokens and not self._next_demand() and (hold := self._take(tokens * ask.choices)):
+        arrived = self._tickets.take(ask.ticket, now)
+        if tokens and not self._next_demand(arrived) and (hold := self._take(tokens * ask.choices)):
             return Sale("granted", tokens, self._price.price, hold)
         policy = self._settings.without_surplus
         if not tokens and policy == "answer":
             direct = min(self._settings.direct_answer_tokens, ask.max_tokens)
             hold = self._price.take(direct * ask.choices, now_seconds=now, is_priced=False)
-            return Sale("direct", direct, self._price.price, hold) if hold else self._refusal("no_tokens", direct, ask)
+            if hold:
+                return Sale("direct", direct, self._price.price, hold)
+            return self._refusal("no_tokens", direct, ask, arrived)
         if policy == "reject":
-            return self._refusal("no_tokens" if tokens else "no_surplus", tokens, ask)
-        if len(self._waiting) >= self._settings.max_waiting:
-            return self._refusal("queue_full", tokens, ask)
-        return await self._wait(ask, tokens, now)
+            return self._refusal("no_tokens" if tokens else "no_surplus", tokens, ask, arrived)
+        if self._is_full(arrived):
+            return self._refusal("queue_full", tokens, ask, arrived)
+        self._tickets.keep(ask.ticket, arrived, now)
+        return None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a query holds tokens."""
+        return self._price.account.running > 0
+
+    def withdraw(self) -> int:
+        """Take out what is for sale, and return how much that was."""
+        return self._price.withdraw(now_seconds=self._clock())
+
+    def deposit(self, tokens: int) -> None:
+        """Put tokens in that came from elsewhere, and sell what they allow."""
+        self._price.deposit(tokens, now_seconds=self._clock())
+        self.serve_queue()
+
+    def is_open(self, hold: Hold) -> bool:
+        """Whether a hold of this queue's account is neither settled nor over."""
+        return self._price.is_open(hold)
 
     def settle(self, hold: Hold, spent_tokens: int) -> None:
         """Charge what was generated and sell what comes back."""
         self._price.settle(hold, spent_tokens, now_seconds=self._clock())
         self.serve_queue()
 
-    async def _wait(self, ask: Ask, tokens: int, since: float) -> Sale:
-        waiting = _Waiting(ask, asyncio.get_running_loop().create_future(), tokens)
-        self._waiting[waiting] = self._price.waiting[ask] = None
+    async def wait(self, ask: Ask) -> Sale:
+        """Have a query that `buy_now` left wait for its turn: in the order in which queries first came."""
+        now = self._clock()
+        arrived, tokens = self._tickets.take(ask.ticket, now), self._price.offers([ask])[0]
+        if self._is_full(arrived):
+            return self._refusal("queue_full", tokens, ask, arrived)
+        waiting = _Waiting(ask, asyncio.get_running_loop().create_future(), tokens, arrived)
+        self._enter(waiting)
+        self._price.waiting[ask] = None
         if self._ticker is None or self._ticker.done():
             self._ticker = asyncio.create_task(self._tick())
+        self.serve_queue()
         try:
             tokens, hold = await asyncio.wait_for(waiting.sold, self._settings.deadline_seconds)
         except TimeoutError:
-            return self._refusal("deadline", waiting.tokens, ask)
+            return self._refusal("deadline", waiting.tokens, ask, arrived)
         except asyncio.CancelledError:
             # The client may have gone in the very moment in which its turn came.
             if waiting.sold.done() and not waiting.sold.cancelled():
@@ -130,7 +166,7 @@ class SaleQueue:
             raise
         finally:
             self._leave(waiting)
-        return Sale("granted", tokens, self._price.price, hold, waited_seconds=self._clock() - since)
+        return Sale("granted", tokens, self._price.price, hold, waited_seconds=self._clock() - now)
 
     async def _tick(self) -> None:
         """Serve the queue at every clearing, and when the first in it can pay, until none waits."""
@@ -167,10 +203,25 @@ class SaleQueue:
         self._waiting.pop(waiting, None)
         self._price.waiting.pop(waiting.ask, None)
 
-    def _next_demand(self) -> int:
-        """Return the tokens that the first query with surplus waits for; 0 if there is none."""
+    def _enter(self, waiting: _Waiting) -> None:
+        """Put a query into the queue, behind those that came before it."""
+        later = [other for other in reversed(self._waiting) if other.arrived > waiting.arrived]
+        self._waiting[waiting] = None
+        for other in reversed(later):
+            del self._waiting[other]
+            self._waiting[other] = None
+
+    def _is_full(self, arrived: float) -> bool:
+        """Whether the queue has no place; for one that comes again, and is not the last, it has twice as many."""
+        last = next(reversed(self._waiting), None)
+        comes_again = last is not None and arrived < last.arrived
+        return len(self._waiting) >= self._settings.max_waiting * (2 if comes_again else 1)
+
+    def _next_demand(self, before: float = math.inf) -> int:
+        """Return the tokens that the first query with surplus waits for; 0 if there is none that came before a moment."""
         self._offer_again()
-        return next((waiting.tokens * waiting.ask.choices for waiting in self._waiting if waiting.tokens), 0)
+        demands = (waiting for waiting in self._waiting if waiting.tokens and waiting.arrived <= before)
+        return next((waiting.tokens * waiting.ask.choices for waiting in demands), 0)
 
     def _take(self, tokens: int) -> Hold | None:
         return self._price.take(tokens, now_seconds=self._clock())
@@ -179,12 +230,15 @@ class SaleQueue:
         """Refuse every query from now on; those in the queue keep their places."""
         self.is_selling = False
 
-    def _refusal(self, reason: str, tokens: int, ask: Ask) -> Sale:
+    def _refusal(self, reason: str, tokens: int, ask: Ask, arrived: float) -> Sale:
         """Send a query away, and say when to come back: each after the one before it, as their tokens come in.
+
+        One that does comes in its old place.
 
         Told the same second, all of a burst would meet again. The jitter is the query's own, from its tie break.
         """
         now, price = self._clock(), self._price
+        self._tickets.keep(ask.ticket, arrived, now)
         soonest = max(price.next_clearing_seconds() - now, price.seconds_until(tokens * ask.choices))
         wanted = max(tokens, min(self._settings.direct_answer_tokens, ask.max_tokens)) * ask.choices
         turn = max(self._next_return, now + self._queue_seconds()) + wanted / price.law.budget_tokens_per_second

@@ -81,6 +81,17 @@ class LimitSettings(Settings):
     """Prompt tokens that one API key may have read, a second; what it is ahead by it waits for, with status 429."""
 
 
+class TenantSettings(Settings):
+    """One of those that share a server."""
+
+    api_key_sha256: tuple[str, ...] = Field(min_length=1)
+    """SHA-256 of each of its API keys, 64 hexadecimal digits; all of them see its files and batches."""
+    weight: float = Field(default=1.0, ge=0.001, le=1_000)
+    """Its share beside others that ask for something; keys of no tenant have the weight 1 together."""
+    budget_tokens_per_second: int | None = Field(default=None, ge=1)
+    """Most tokens that it may generate a second, however little others ask for; any number if not given."""
+
+
 class ScalingSettings(Settings):
     """How many engine replicas there are, by the tokens outstanding on them."""
 
@@ -128,20 +139,33 @@ class ServeConfig(ConfigFile):
     ingress_replicas: int = Field(default=1, ge=1)
     """Processes that speak HTTP; limits by key hold in each."""
     api_key_sha256: tuple[str, ...] = ()
-    """SHA-256 of each API key, 64 hexadecimal digits; without any, only clients on this machine are served."""
+    """SHA-256 of each API key, 64 hexadecimal digits; without any, here or of tenants, only clients on this machine are
+    served."""
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    """Those that share the server, by name: their keys, their shares of what is sold, and their bounds."""
     drain_seconds: float = Field(default=60.0, gt=0)
     """How long queries under way may go on when a replica is stopped."""
     max_queued: int = Field(default=1_024, ge=0)
     """Queries that may wait for an engine replica; further ones get status 503."""
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self.api_key_sha256 or self.tenants)
+
     @model_validator(mode="after")
     def _keys_are_digests(self) -> ServeConfig:
-        for digest in self.api_key_sha256:
+        digests = [*self.api_key_sha256, *(key for tenant in self.tenants.values() for key in tenant.api_key_sha256)]
+        for digest in digests:
             if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
                 raise ValueError("an entry of api_key_sha256 is not 64 lowercase hexadecimal digits")
-        if self.host not in LOOPBACK and not self.api_key_sha256:
+        if len(set(digests)) < len(digests):
+            raise ValueError("a key belongs to one tenant, and stands in api_key_sha256 once")
+        if not all(0 < len(name) <= 64 and name.isascii() and name.isprintable() for name in self.tenants):
+            raise ValueError("the name of a tenant has 1 to 64 printable characters")
+        if self.host not in LOOPBACK and not self.has_keys:
             raise ValueError("without API keys a server may listen on loopback alone")
-        if "*" in self.cors_origins and not self.api_key_sha256:
+        if "*" in self.cors_origins and not self.has_keys:
             raise ValueError("without API keys the origins of pages must be named")
         return self
 

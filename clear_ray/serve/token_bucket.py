@@ -52,6 +52,21 @@ class TokenBucket:
         """Settled, or forfeited at the end of a lease."""
         return self._ledger.spent_tokens
 
+    @property
+    def refunded_tokens(self) -> int:
+        """Held, and given back unused."""
+        return self._ledger.refunded_tokens
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Forfeited at the end of a lease."""
+        return self._ledger.wasted_tokens
+
+    @property
+    def holds(self) -> int:
+        """Holds that are open."""
+        return len(self._holds)
+
     def advance(self, now_seconds: float) -> None:
         """Let time pass: tokens become available, and leases run out.
 
@@ -101,6 +116,21 @@ class TokenBucket:
         self._release(hold)
         self._drop_above_carry_over()
         return hold.tokens - spent_tokens
+
+    def withdraw(self) -> int:
+        """Take out what is available, and return how much that was."""
+        tokens = self.available_tokens
+        self._ledger.budget_tokens -= tokens
+        return tokens
+
+    def deposit(self, tokens: int) -> None:
+        """Put tokens in that another bucket has earned; what is above the carry-over is lost."""
+        self._ledger.budget_tokens += tokens
+        self._drop_above_carry_over()
+
+    def is_open(self, hold: Hold) -> bool:
+        """Whether a hold is neither settled nor over."""
+        return self._holds.get(hold.slot) == hold
 
     def _drop_above_carry_over(self) -> None:
         above = max(0, self.available_tokens - self._law.carry_over_tokens)

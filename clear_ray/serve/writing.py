@@ -7,17 +7,17 @@ most about `stream_tokens` for each choice.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from clear_ray.errors import EngineError
 from clear_ray.serve.answer import Reply, event
-from clear_ray.serve.deployments import Piece, PromptReading
+from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged, scattered
 from clear_ray.serve.errors import ApiError
-from clear_ray.serve.law import Curve
 from clear_ray.serve.protocol import QueryRequest
 
 _MOST_TRIES = 2
@@ -34,16 +34,12 @@ def stopping() -> ApiError:
     return ApiError(503, message, code="stopping", retry_after_seconds=5)
 
 
-def checked(reading: PromptReading, request: QueryRequest, max_tokens: int) -> tuple[Curve, int]:
-    """Return the curve of a query, and the most tokens that its answer may have.
+def refusal_of(reading: PromptReading, request: QueryRequest) -> ApiError:
+    """Return what a client is told whose prompt cannot be read, or leaves no room.
 
     Args:
         reading: What the probe found.
         request: What was asked.
-        max_tokens: Ceiling of every answer.
-
-    Raises:
-        ApiError: 400: the prompt cannot be read, or leaves no room.
     """
     param, context = reading.param or request.prompt_param, reading.context_tokens
     room = context - reading.prompt_tokens
@@ -51,90 +47,122 @@ def checked(reading: PromptReading, request: QueryRequest, max_tokens: int) -> t
         # Clients look for the code, some for the first words.
         message = f"This model's maximum context length is {context} tokens; the prompt is too long"
         said = f"{message}: {reading.error}." if reading.error else f"{message}: it has {reading.prompt_tokens}."
-        raise ApiError(400, said, param=param, code="context_length_exceeded")
-    if reading.curve is None:
-        raise ApiError(400, f"The query cannot be read: {reading.error}.", param=param, code="unreadable")
-    return reading.curve, min(request.upper_limit_tokens or max_tokens, max_tokens, room)
+        return ApiError(400, said, param=param, code="context_length_exceeded")
+    return ApiError(400, f"The query cannot be read: {reading.error}.", param=param, code="unreadable")
 
 
-async def whole_choices(engine: Any, answer: Reply, every_tokens: int) -> list[dict[str, Any]]:
+async def opened(engine: Any, asked: Asked) -> tuple[Opening, AsyncIterator[Any]]:
+    """Have a query read, and sold its tokens if they can be had at once; by another replica if the first one dies.
+
+    Args:
+        engine: Handle of the engine deployment, for streams.
+        asked: The query.
+
+    Returns:
+        What was found, and what comes of its answer.
+
+    Raises:
+        ApiError: 503: no engine can take it.
+    """
+    for _ in range(_MOST_TRIES):
+        come = scattered(engine.answer.remote(asked))
+        try:
+            return await anext(come), come
+        except BackPressureError as error:
+            raise unavailable() from error
+        except (RayActorError, EngineError, StopAsyncIteration):
+            continue
+    raise unavailable()
+
+
+async def whole_choices(engine: Any, reply: Reply, come: AsyncIterator[Any] | None) -> list[dict[str, Any]]:
     """Return all choices of an answer in OpenAI's form.
 
     Args:
-        engine: Handle of the engine deployment.
-        answer: What to write; what comes is added to it.
-        every_tokens: Tokens of a piece.
+        engine: Handle of the engine deployment, for streams.
+        reply: What to write; what comes is added to it.
+        come: What comes of it already; None if nothing has been asked for.
 
     Raises:
         ApiError: A choice could not be written; the others have ended too.
     """
-
-    async def whole(choice: int) -> dict[str, Any]:
-        pieces = [piece async for piece in _pieces(engine, answer, choice, every_tokens)]
-        return answer.whole(choice, "".join(piece.text for piece in pieces), pieces[-1].finish_reason)
-
-    try:
-        # A group, so that a choice that fails ends the others: they would not be read.
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(whole(choice)) for choice in range(answer.request.n)]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+    pieces: list[list[Piece]] = [[] for _ in reply.choices]
+    async with aclosing(_pieces(engine, reply, come)) as written:
+        async for choice, piece in written:
+            pieces[choice].append(piece)
+    return [
+        reply.whole(choice, "".join(piece.text for piece in some), some[-1].finish_reason)
+        for choice, some in enumerate(pieces)
+    ]
 
 
-async def events(engine: Any, answer: Reply, every_tokens: int, model_name: str) -> AsyncGenerator[str, None]:
+async def events(
+    engine: Any, reply: Reply, come: AsyncIterator[Any] | None, model_name: str
+) -> AsyncGenerator[str, None]:
     """Yield the events of a stream, all choices as they come; arguments as for `whole_choices`."""
-    frame = answer.frame(model_name, is_stream=True)
-    merged: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
-
-    async def feed(choice: int) -> None:
-        try:
-            async for piece in _pieces(engine, answer, choice, every_tokens):
-                merged.put_nowait((choice, piece))
-            merged.put_nowait((choice, None))
-        except Exception as error:
-            merged.put_nowait((choice, error))
-
-    feeders = [asyncio.create_task(feed(choice)) for choice in range(answer.request.n)]
+    frame = reply.frame(model_name, is_stream=True)
+    for choice in range(reply.request.n if reply.is_chat else 0):
+        yield event({**frame, "choices": [reply.part(choice, "", None, is_first=True)]})
     try:
-        for choice in range(answer.request.n if answer.is_chat else 0):
-            yield event({**frame, "choices": [answer.part(choice, "", None, is_first=True)]})
-        open_choices = answer.request.n
-        while open_choices:
-            choice, piece = await merged.get()
-            if isinstance(piece, BaseException):
-                yield event((piece if isinstance(piece, ApiError) else unavailable()).body)
-                return
-            if piece is None:
-                open_choices -= 1
-            elif piece.text or piece.finish_reason:
-                yield event({**frame, "choices": [answer.part(choice, piece.text, piece.finish_reason)]})
-        if answer.request.stream_options and answer.request.stream_options.include_usage:
-            yield event({**frame, "choices": [], "usage": answer.usage})
-        yield "data: [DONE]\n\n"
-    finally:
-        for feeder in feeders:
-            feeder.cancel()
+        async with aclosing(_pieces(engine, reply, come)) as written:
+            async for choice, piece in written:
+                if piece.text or piece.finish_reason:
+                    yield event({**frame, "choices": [reply.part(choice, piece.text, piece.finish_reason)]})
+    except ApiError as error:
+        yield event(error.body)
+        return
+    except Exception:
+        yield event(unavailable().body)
+        return
+    if reply.request.stream_options and reply.request.stream_options.include_usage:
+        yield event({**frame, "choices": [], "usage": reply.usage})
+    yield "data: [DONE]\n\n"
 
 
-async def _pieces(engine: Any, answer: Reply, choice: int, every_tokens: int) -> AsyncIterator[Piece]:
-    """Yield the pieces of one choice; from another replica, after what has come, if the first one dies."""
-    come, is_over = answer.choices[choice], False
-    for tries in range(1, _MOST_TRIES + 1):
-        written = engine.options(stream=True).write.remote(
-            answer.grant(choice), answer.request.stops, every_tokens, come.characters
-        )
+async def _pieces(
+    engine: Any, reply: Reply, come: AsyncIterator[Any] | None
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Yield the pieces of all choices; if their replica dies, from another one, after what has come."""
+    tries = 1
+    if come is not None:
+        try:
+            async for choice, piece in come:
+                yield choice, _taken(reply, choice, piece)
+        except RayActorError as error:
+            if not all(choice.is_over for choice in reply.choices) and not _can_go_on(reply):
+                raise unavailable() from error
+        tries = _MOST_TRIES
+    left = [number for number, choice in enumerate(reply.choices) if not choice.is_over]
+    if left:
+        async with aclosing(merged([_written(engine, reply, choice, tries) for choice in left])) as written:
+            async for number, piece in written:
+                yield left[number], piece
+
+
+def _can_go_on(reply: Reply) -> bool:
+    """Whether there is something left to generate of each choice that has not ended."""
+    return all(choice.is_over or len(choice.token_ids) < reply.sale.tokens for choice in reply.choices)
+
+
+def _taken(reply: Reply, choice: int, piece: Piece) -> Piece:
+    reply.take(choice, piece)
+    if piece.error:
+        raise ApiError(500, "The engine could not answer this query.", code="engine_error")
+    return piece
+
+
+async def _written(engine: Any, reply: Reply, choice: int, tries: int) -> AsyncIterator[Piece]:
+    """Yield the pieces of one choice that was bought already, after what has come of it; `tries` counts from 1."""
+    come = reply.choices[choice]
+    for number in range(tries, _MOST_TRIES + 1):
+        written = engine.write.remote(reply.grant(choice), reply.asked.stops, reply.asked.every_tokens, come.characters)
         try:
             async for piece in written:
-                answer.take(choice, piece)
-                if piece.error:
-                    raise ApiError(500, "The engine could not answer this query.", code="engine_error")
-                yield piece
-                is_over = piece.finish_reason is not None
+                yield _taken(reply, choice, piece)
         except BackPressureError as error:
             raise unavailable() from error
         except RayActorError as error:
-            if not is_over and (tries == _MOST_TRIES or len(come.token_ids) == answer.sale.tokens):
+            if not come.is_over and (number == _MOST_TRIES or len(come.token_ids) == reply.sale.tokens):
                 raise unavailable() from error
-        if is_over:
+        if come.is_over:
             return

@@ -29,6 +29,7 @@ SLIM_ATTEMPT_SCHEMA = pa.schema(
             ATTEMPT_SCHEMA.field(name).with_nullable(True)
             for name in ("index", "attempt", "granted_tokens", "attempt_tokens", "correct")
         ),
+        pa.field("vote", pa.int64()),
         pa.field("answer_tokens", pa.int64()),
         pa.field("has_stopped", pa.bool_()),
         pa.field("has_failed", pa.bool_()),
@@ -48,6 +49,7 @@ READ_OF_ATTEMPT = (
     "correct",
     "error",
     "is_at_end",
+    "vote",
 )
 
 
@@ -66,6 +68,8 @@ def slim_attempts(table: pa.Table, file: str) -> pa.Table:
     if "is_at_end" in table.column_names:  # older runs lack it
         columns["is_at_end"] = pc.or_(columns["is_at_end"], table["is_at_end"].fill_null(False))
         table = table.drop_columns(["is_at_end"])
+    if "vote" not in table.column_names:
+        table = table.append_column("vote", pa.nulls(len(table), pa.int64()))
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)

@@ -13,6 +13,7 @@ process or hangs: what was generated is charged once, the row says why, and othe
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +35,7 @@ from clear_ray.stages.charging import charged_parts
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
-from clear_ray.tasks import Verdict, judged_by, scores_at_once
+from clear_ray.tasks import Kind, Verdict, canonical, extract, judged_by, scores_at_once
 
 Row = dict[str, Any]
 Scorer = Callable[[str, str | None, str | None], float | None]
@@ -51,6 +52,7 @@ class Dispatch:
         seed: Seed of the run.
         prices: What tokens cost, where prompts are paid for.
         engine: Name of the engine, where a run has several.
+        votes_by: How final answers are read where votes are counted; None where they are not.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
             to itself.
@@ -65,6 +67,7 @@ class Dispatch:
     seed: int
     prices: Prices | None = None
     engine: str | None = None
+    votes_by: Kind | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
     most_lost: int = 5
@@ -146,16 +149,17 @@ class Generate:
         self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int, times_lost: int = 0
     ) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
-        running, lost = {row["query_id"]: row for row in rows}, []
+        grants = [self._grant(row) for row in rows]
+        running = {(grant.query_id, grant.sample): row for grant, row in zip(grants, rows, strict=True)}
+        lost: list[tuple[Row, Generation]] = []
         started = time.monotonic()
         try:
             async with self._roster.worker() as worker:
-                grants = [self._grant(row) for row in rows]
                 async for reference in worker.generate.remote(grants, tries == self._dispatch.most_attempts):
                     generations: list[Generation] = await reference
                     self._quarantined = 0
                     self._lone_failures.forget()
-                    ended = [(running.pop(generation.query_id), generation) for generation in generations]
+                    ended = [(running.pop((one.query_id, one.sample)), one) for one in generations]
                     lost += [one for one in ended if one[1].is_lost]
                     known = [one for one in ended if not one[1].is_lost]
                     for row in await self._settle(known, time.monotonic() - started):
@@ -292,6 +296,10 @@ class Generate:
                 raise
             except Exception as failure:  # the user's own scorer: its failure is this row's, not the run's
                 error = f"{SCORER}{type(failure).__name__}: {failure}"
+        vote = None
+        if self._dispatch.votes_by is not None and generation.finish_reason == "stop" and not error:
+            result, vote = vote_of(generation.text, self._dispatch.votes_by, row)
+            verdict = verdict if self._scorer else Verdict(None, "", result)
         return row | {
             "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
@@ -305,6 +313,7 @@ class Generate:
             "ended_at": time.time(),
             "is_at_end": generation.is_at_end,
             "engine": self._dispatch.engine,
+            "vote": vote,
             **_usage_columns(generation.usage),
         }
 
@@ -319,6 +328,15 @@ def _usage_columns(usage: Usage | None) -> Row:
     """Return the columns of `records.ATTEMPT_SCHEMA` that say what an endpoint counted."""
     stated = {} if usage is None else asdict(usage)
     return {f"usage_{field.name}": stated.get(field.name) for field in fields(Usage)}
+
+
+def vote_of(text: str, kind: Kind, row: Row) -> tuple[str | None, int | None]:
+    """Return the final answer of a text, and it as a number that equal ones share; None twice if it holds none."""
+    result = extract(text, kind, prompt=row["prompt"], is_conversation=row["is_conversation"])
+    if result is None:
+        return None, None
+    digest = hashlib.blake2b(canonical(result, kind).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return result, int.from_bytes(digest, "big", signed=True) or 1
 
 
 def seed_of(sampling: Sampling | None, otherwise: int) -> int:

@@ -39,7 +39,8 @@ class GrantedCall:
         attempt_M: Which attempt of the query that is; 0 for none.
         direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
         reserved_parts_M: What each call may take from the budget, where prompts are paid for.
-        sample_M: Which of a query's independent answers each grant belongs to; the first if not given.
+        sample_M: Which of a query's independent answers each grant belongs to; the first if not given. Where a row asks for
+            several, they are counted from the row's own choice.
         times_ended: How often engine workers had been ended when the call was sent; see `Roster.look_again`.
         engine: Place of the engine that is called, where a run has several.
     """
@@ -77,14 +78,15 @@ class RunRows:
         Raises:
             ResumeError: A file is damaged, or does not hold what it should.
         """
-        rows = self._queries(call.index_M)
+        rows = self.queries(call.index_M)
         answers = [self._answer(*answer) for answer in zip(call.file_M, call.index_M, call.attempt_M, strict=True)]
+        sample_M = np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M
         columns = {
             "token_ids": pa.array([token_ids for token_ids, _ in answers], pa.list_(pa.int32())),
             "text": pa.array([text for _, text in answers], pa.string()),
             "round": pa.array(np.full(len(rows), call.round, np.int32)),
             "granted_tokens": pa.array(call.tokens_M),
-            "sample": pa.array(np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M),
+            "sample": pc.add(pc.fill_null(rows["choice"], 0), pa.array(sample_M, pa.int32())),
         }
         if call.reserved_parts_M is not None:
             columns["reserved_parts"] = pa.array(call.reserved_parts_M)
@@ -92,7 +94,12 @@ class RunRows:
             rows = rows.append_column(name, column)
         return rows
 
-    def _queries(self, index_M: NDArray[np.int64]) -> pa.Table:
+    def queries(self, index_M: NDArray[np.int64]) -> pa.Table:
+        """Return the rows of some queries, `records.QUERY_SCHEMA`, in that order.
+
+        Raises:
+            ResumeError: A file does not hold what it should.
+        """
         if not self._files:
             self._files = self._folder.child("queries").files(".parquet")
             filesystem = self._folder.filesystem

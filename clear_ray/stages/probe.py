@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
-from clear_ray.records import QUERY_COLUMNS_ADDED, estimate_schema
+from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, estimate_schema
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.roster import Roster, Workers
@@ -30,17 +29,20 @@ CARRIED = ("index", "query_id", "task", "weight", "cost")
 
 
 class Probe:
-    """Callable for `map_batches`: one call, one prefill on the least busy worker.
+    """A call of some prompts is one prefill on the least busy worker.
 
     Args:
         workers: The engine workers.
         tokens_K: Token grid of their head.
         direct_text: What a minimum service would put after every prompt; nothing if empty.
+        is_measured: Whether prompts are only measured, since nothing that the model finds in them is used.
     """
 
-    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
+    def __init__(
+        self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "", *, is_measured: bool = False
+    ) -> None:
         self._roster, self._is_death = Roster(workers), workers.is_death
-        self._tokens_K, self._direct_text = tokens_K, direct_text
+        self._tokens_K, self._direct_text, self._is_measured = tokens_K, direct_text, is_measured
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
@@ -78,7 +80,7 @@ class Probe:
         try:
             async with self._roster.worker() as worker:
                 columns: dict[str, Any] = await worker.probe.remote(
-                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
+                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text, self._is_measured
                 )
                 return columns
         except Exception as error:
@@ -127,21 +129,6 @@ def _one_by_one(batch: pa.Table) -> Iterator[pa.Table]:
     return (batch.slice(row, 1) for row in range(len(batch)))
 
 
-class SelectDue:
-    """Keep the queries whose prompts have to be read.
-
-    Args:
-        is_due_N: Which those are, shape (N,).
-    """
-
-    def __init__(self, is_due_N: NDArray[np.bool_]) -> None:
-        self._is_due_N = is_due_N
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return their rows."""
-        return batch.filter(pa.array(self._is_due_N[batch["index"].to_numpy()]))
-
-
 def call_rows(config: RunConfig, queries: int, *, workers: int) -> int:
     """Return how many queries one call reads.
 
@@ -166,7 +153,7 @@ def with_added_columns(batch: pa.Table) -> pa.Table:
     """Return queries or attempts with the columns that those of older runs lack."""
     for name in QUERY_COLUMNS_ADDED:
         if name not in batch.column_names:
-            batch = batch.append_column(name, pa.nulls(len(batch), pa.string()))
+            batch = batch.append_column(name, pa.nulls(len(batch), QUERY_SCHEMA.field(name).type))
     return batch
 
 

@@ -23,6 +23,7 @@ from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.lock import ReadWriteLock
+from clear_ray.stages.occupancy import Occupancy
 
 
 class EngineWorker:
@@ -33,6 +34,7 @@ class EngineWorker:
         head: Turns features into curves.
 
     Attributes:
+        occupancy: How many queries it runs, and what they have generated.
         failure: What the engine failed of, after which every call fails; None while it works.
 
     Raises:
@@ -46,6 +48,7 @@ class EngineWorker:
         self._head = head
         self._lock = ReadWriteLock()
         self._running = 0
+        self.occupancy = Occupancy(config.max_batch)
         self.failure: Exception | None = None
         head.check_model(self._engine.card.fingerprint)
 
@@ -58,7 +61,12 @@ class EngineWorker:
         return self._engine.progress if self._running else None
 
     async def probe(
-        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False, direct_text: str = ""
+        self,
+        query_ids: Sequence[str],
+        prompts: Sequence[Prompt],
+        is_alone: bool = False,
+        direct_text: str = "",
+        is_measured: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
@@ -67,12 +75,14 @@ class EngineWorker:
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
+            is_measured: Do not run the model: what it would find is not used.
 
         Returns:
             The columns, with `room_tokens`: the most that prompt and context leave for an answer.
         """
         async with self._turn(is_alone):
-            features = await self.features(query_ids, prompts)
+            read = self._engine.measure if is_measured else self._engine.prefill
+            features = await asyncio.to_thread(read, query_ids, prompts)
             room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
         curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
         return {
@@ -130,8 +140,14 @@ class EngineWorker:
     ) -> AsyncIterator[Partial | Generation]:
         """Run one grant beside whatever else runs; yield what there is meanwhile, as `engine.streaming.stream` does."""
         async with self._turn(is_alone=False):
-            async for item in stream(self._engine, grant, every_tokens=every_tokens, is_over=is_over):
-                yield item
+            self.occupancy.enter(1)
+            come = 0
+            try:
+                async for item in stream(self._engine, grant, every_tokens=every_tokens, is_over=is_over):
+                    come = len(item.token_ids)
+                    yield item
+            finally:
+                self.occupancy.leave(come)
 
     @asynccontextmanager
     async def _turn(self, is_alone: bool) -> AsyncIterator[None]:
@@ -176,11 +192,15 @@ class EngineWorker:
             feeder.cancel()
 
     async def _feed(self, grants: Sequence[Grant], ended: asyncio.Queue[Generation | None]) -> None:
-        open_grants = {grant.query_id: grant for grant in grants}
+        open_grants = {(grant.query_id, grant.sample): grant for grant in grants}
+        self.occupancy.enter(len(grants))
         try:
             async for generation in self._engine.generate(grants):
-                ended.put_nowait(check_generation(open_grants.pop(generation.query_id), generation))
+                grant = open_grants.pop((generation.query_id, generation.sample))
+                ended.put_nowait(check_generation(grant, generation))
+                self.occupancy.leave(len(generation.token_ids))
             if open_grants:
-                raise EngineError("the engine lost grants", value=", ".join(list(open_grants)[:5]))
+                raise EngineError("the engine lost grants", value=", ".join(name for name, _ in list(open_grants)[:5]))
         finally:
+            self.occupancy.leave(0, queries=len(open_grants))
             ended.put_nowait(None)

@@ -49,11 +49,13 @@ class Answers:
         length_N: Tokens of each recorded answer.
         is_stopped_N: Whether it ended by itself there.
         is_right_N: Whether it is correct.
+        vote_N: The result that it gives, as a number above 0, where votes are counted.
     """
 
     length_N: NDArray[np.int64]
     is_stopped_N: NDArray[np.bool_]
     is_right_N: NDArray[np.bool_]
+    vote_N: NDArray[np.int64] | None = None
 
     def of_attempt(self, number_N: NDArray[np.integer]) -> Answers:
         """Return these answers: there is one to each query, whatever the attempt."""
@@ -75,6 +77,7 @@ class Answers:
             has_failed_M=np.zeros(len(index_M), bool),
             is_at_end_M=~has_stopped_M & (answer_M - before_M < tokens_M),
             correct_M=(has_stopped_M & self.is_right_N[index_M]).astype(np.float64),
+            vote_M=None if self.vote_N is None else np.where(has_stopped_M, self.vote_N[index_M], 0),
         )
 
 
@@ -86,17 +89,23 @@ class SampledAnswers:
         length_NS: Tokens of each recorded answer.
         is_stopped_NS: Whether it ended by itself there.
         is_right_NS: Whether it is correct.
+        vote_NS: The result that it gives, as a number above 0, where votes are counted.
     """
 
     length_NS: NDArray[np.int64]
     is_stopped_NS: NDArray[np.bool_]
     is_right_NS: NDArray[np.bool_]
+    vote_NS: NDArray[np.int64] | None = None
 
     def of_attempt(self, number_N: NDArray[np.integer]) -> Answers:
         """Return the answer that each query gives in its attempt of this number, from 1; past the last they begin anew."""
         rows, sample_N = np.arange(len(self.length_NS)), (np.maximum(number_N, 1) - 1) % self.length_NS.shape[1]
-        columns = (self.length_NS, self.is_stopped_NS, self.is_right_NS)
-        return Answers(*(column[rows, sample_N] for column in columns))
+        return Answers(
+            length_N=self.length_NS[rows, sample_N],
+            is_stopped_N=self.is_stopped_NS[rows, sample_N],
+            is_right_N=self.is_right_NS[rows, sample_N],
+            vote_N=None if self.vote_NS is None else self.vote_NS[rows, sample_N],
+        )
 
 
 @dataclass(frozen=True, eq=False)

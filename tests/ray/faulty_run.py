@@ -1,7 +1,7 @@
 """A run in a process of its own in which something dies: `python -m tests.ray.faulty_run CONFIG FAULT...`.
 
 A fault is one of
-    driver:POINT    the driver dies there; its actors outlive it for a moment
+    driver:POINT    the driver dies there, or `after N answers`; its actors outlive it for a moment
     machine:POINT   nothing of it outlives it
     kill:NAME       SIGKILL of the first actor process whose title holds NAME
     freeze:NAME     SIGSTOP of it: it lives and does nothing
@@ -86,6 +86,9 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
         die_after(AFTER_STEPS[point], end)
     elif point == "after an overlapping clearing":
         die_after("write_grants", lambda: overlapping(run_dir) >= 2 and end())
+    elif point not in POINTS:
+        answers = int(point.removeprefix("after ").removesuffix(" answers"))
+        threading.Thread(target=lambda: wait_until(lambda: written(run_dir) >= answers) and end(), daemon=True).start()
     else:
         met: dict[str, Callable[[], bool]] = {
             "mid-probe": lambda: len(list((run_dir / "estimates").rglob("*.parquet"))) >= 3,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,7 +13,8 @@ import pytest
 from clear_ray.batch.run import RunResult, run
 from clear_ray.config.run import RunConfig
 from clear_ray.storage import open_folder
-from tests.ray.test_run import check_account, completions_of
+from clear_ray.tasks import canonical
+from tests.ray.test_run import check_account, completions_of, replayed_ledger
 
 
 def answers_of(result: RunResult) -> list[dict[str, Any]]:
@@ -74,3 +77,79 @@ def test_a_run_asks_again_until_a_query_is_solved(solved_settings: dict[str, Any
     report = result.report
     assert sum(row.again for row in report.rounds) == sum(max(row["attempts"] - 1, 0) for row in completions_of(result))
     assert run(None, RunConfig.parse(solved_settings)).report == report, "a finished run is only read"
+
+
+def requests_in(path: Path, settings: dict[str, Any], *, rows: int, n: int) -> str:
+    """Write a batch file, of which every third request asks for several answers; return its path."""
+    asked = pq.read_table(settings["input"]["path"]).to_pylist()[:rows]
+    lines = []
+    for k, row in enumerate(asked):
+        body = {"messages": [{"role": "user", "content": row["prompt"]}]} | ({} if k % 3 else {"n": n})
+        line = {"custom_id": row["query_id"], "method": "POST", "url": "/v1/chat/completions", "body": body}
+        lines.append(json.dumps(line | {"gold": row["gold"], "metadata": row["metadata"]}) + "\n")
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def test_a_request_gets_all_the_answers_that_it_asks_for(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    path = requests_in(tmp_path / "batch.jsonl", replay_settings, rows=30, n=3)
+    config = RunConfig.parse(replay_settings | {"input": {"path": path}, "budget": 50 * 120})
+    result = run(None, config)
+    report, rows = result.report, completions_of(result)
+    assert report.queries == 50
+    assert sum(row["spent_tokens"] for row in rows) == report.spent_tokens <= report.budget_tokens
+    assert replayed_ledger(result).spent_tokens_N.tolist() == [row["spent_tokens"] for row in rows]
+    recorded = {
+        (row["query_id"], row["sample"]): row
+        for row in pq.read_table(config.engine.model_dump()["rollouts"]).to_pylist()
+    }
+    whole = 0
+    written = [json.loads(line) for line in (Path(result.run_dir) / "output.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in written] == list(dict.fromkeys(row["query_id"] for row in rows))
+    for k, line in enumerate(written):
+        body = line["response"]["body"]
+        own = [row for row in rows if row["query_id"] == line["custom_id"]]
+        assert [choice["index"] for choice in body["choices"]] == list(range(1 if k % 3 else 3))
+        assert [choice["message"]["content"] for choice in body["choices"]] == [row["text"] or "" for row in own]
+        assert body["usage"]["completion_tokens"] == sum(row["spent_tokens"] for row in own)
+        for place, row in enumerate(own):
+            if row["finish_reason"] == "stop":
+                whole += place > 0
+                assert row["sample"] == place
+                assert row["text"] == recorded[line["custom_id"], place]["text"], "each choice is an answer of its own"
+    assert whole >= 8
+    assert run(None, config).report == report
+
+
+def test_a_row_bounds_how_often_it_is_asked_again(solved_settings: dict[str, Any], tmp_path: Path) -> None:
+    path = requests_in(tmp_path / "batch.jsonl", solved_settings, rows=60, n=2)
+    settings = solved_settings | {"input": {"path": path}, "budget": 60 * 400}
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    attempts = [row["attempts"] for row in completions_of(result)]
+    assert max(attempts[::3]) == 2
+    assert max(attempts) == 4
+
+
+def test_votes_are_counted_without_a_verifier(solved_settings: dict[str, Any]) -> None:
+    allocation = solved_settings["allocation"] | {"objective": "vote"}
+    settings = solved_settings | {"allocation": allocation, "budget": 160 * 199}
+    result = run(None, RunConfig.parse({name: value for name, value in settings.items() if name != "scoring"}))
+    check_account(result)
+    report = result.report
+    assert report.correct is None
+    assert report.attempts is not None
+    rows, answers = completions_of(result), answers_of(result)
+    assert all(row["correct"] is None for row in rows)
+    several = 0
+    for row in rows:
+        own = [answer for answer in answers if answer["index"] == row["index"] and answer["finish_reason"] == "stop"]
+        counted = Counter(canonical(answer["answer"], "exact") for answer in own if answer["answer"])
+        if counted:
+            first = next(
+                answer for answer in own if counted[canonical(answer["answer"], "exact")] == max(counted.values())
+            )
+            assert (row["sample"], row["text"]) == (first["sample"], first["text"])
+            several += max(counted.values()) > 1
+    assert report.attempts.agreed == several >= 3
+    assert max(row["attempts"] for row in rows) > 1

@@ -16,7 +16,12 @@ from clear_ray.errors import SchemaError
 from tests.ray.test_run import check_account
 
 QUERIES = 40
-BAD = {5: {"messages": []}, 11: {"messages": [{"role": "tool", "content": "x"}]}, 12: {"n": 2}, 33: {"messages": []}}
+BAD = {
+    5: {"messages": []},
+    11: {"messages": [{"role": "tool", "content": "x"}]},
+    12: {"tools": [1]},
+    33: {"messages": []},
+}
 
 
 def batch_file(path: Path, source: str) -> list[dict[str, Any]]:

@@ -19,9 +19,11 @@ DATA = ROOT / "tests" / "data" / "rollouts"
 
 
 def test_the_settings_of_the_guide_are_those_of_a_run() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
-    config = RunConfig.parse({"run_dir": "run", "budget": 1_000, "input": {"path": "q.jsonl"}, **yaml.safe_load(block)})
-    assert (config.allocation.objective, config.allocation.most_attempts) == ("solved", 8)
+    blocks = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    given = {"run_dir": "run", "budget": 1_000, "input": {"path": "q.jsonl"}}
+    solved, vote = (RunConfig.parse(given | yaml.safe_load(block)) for block in blocks)
+    assert (solved.allocation.objective, solved.allocation.most_attempts, solved.votes_by) == ("solved", 8, None)
+    assert (vote.allocation.objective, vote.allocation.most_attempts, vote.votes_by) == ("vote", 8, "number")
 
 
 def test_the_command_of_the_guide_compares_attempts_with_settings_in_hindsight(tmp_path: Path) -> None:

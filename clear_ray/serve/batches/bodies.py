@@ -13,7 +13,7 @@ from clear_ray.serve.errors import ApiError
 
 CANCELLABLE = frozenset({"validating", "in_progress"})
 WINDOW_SECONDS = 24 * 3_600
-_MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
+MOST_PAIRS, MOST_KEY, MOST_VALUE = 16, 64, 512
 _ASKED = ("completion_window", "endpoint", "input_file_id", "metadata", "output_expires_after")
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
@@ -47,14 +47,12 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
 def _metadata(given: Any) -> dict[str, str] | None:
     if given is None:
         return None
-    if not isinstance(given, dict) or len(given) > _MOST_PAIRS:
-        raise ApiError(400, f"metadata is an object of at most {_MOST_PAIRS} strings.", param="metadata")
+    if not isinstance(given, dict) or len(given) > MOST_PAIRS:
+        raise ApiError(400, f"metadata is an object of at most {MOST_PAIRS} strings.", param="metadata")
     for key, value in given.items():
-        if not isinstance(value, str) or not 0 < len(key) <= _MOST_KEY or len(value) > _MOST_VALUE:
-            message = (
-                f"A key of metadata has 1 to {_MOST_KEY} characters, a value is a string of at most {_MOST_VALUE}."
-            )
-            raise ApiError(400, message, param=f"metadata.{key[:_MOST_KEY]}")
+        if not isinstance(value, str) or not 0 < len(key) <= MOST_KEY or len(value) > MOST_VALUE:
+            message = f"A key of metadata has 1 to {MOST_KEY} characters, a value is a string of at most {MOST_VALUE}."
+            raise ApiError(400, message, param=f"metadata.{key[:MOST_KEY]}")
     return given
 
 

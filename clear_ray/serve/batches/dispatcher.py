@@ -28,6 +28,8 @@ from clear_ray.serve.batches.store import Store, StoredBatch
 from clear_ray.serve.batches.validation import Looked, error, look_at
 from clear_ray.serve.batches.webhook import tell_webhook
 from clear_ray.serve.errors import ApiError
+from clear_ray.serve.guard import tenant_of
+from clear_ray.serve.log import log_event
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
@@ -142,8 +144,12 @@ class Dispatcher:
             status="in_progress",
             model=self._config.model_name,
             request_counts={"total": requests, "completed": 0, "failed": 0},
-            work={"config": config.model_dump(mode="json"), "weight": weight_of(batch.asked["metadata"] or {})},
+            work={"config": config.model_dump(mode="json"), "weight": self._weight_of(batch)},
         )
+
+    def _weight_of(self, batch: StoredBatch) -> float:
+        tenant = self._config.tenants.get(tenant_of(batch.owner))
+        return weight_of(batch.asked["metadata"] or {}) * (1.0 if tenant is None else tenant.weight)
 
     def _look_at(self, batch: StoredBatch, path: str) -> Looked:
         with self._places.keep_input(batch.id, path).open("rb") as source:
@@ -180,6 +186,7 @@ class Dispatcher:
             if is_over or batch.id in driven or alive >= self._settings.running or not _may_start(batch):
                 continue
             self._drivers.start(batch.id)
+            log_event("batch started", batch=batch.id, requests=batch.body["request_counts"]["total"])
             alive += 1
 
     def _stop_if_due(self, batch: StoredBatch, *, is_driven: bool) -> bool:

@@ -11,10 +11,9 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 import ray.actor
 
@@ -30,6 +29,7 @@ from clear_ray.serve.batches.served_engines import served
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile
 from clear_ray.serve.batches.upload import expiry_of
+from clear_ray.serve.batches.usage import usage_of
 from clear_ray.serve.batches.validation import error
 from clear_ray.storage import Folder, inside, open_folder
 
@@ -37,6 +37,7 @@ RUNNING = frozenset({"in_progress", "finalizing", "cancelling"})
 """States of a batch that has a driver."""
 _LEASE_SECONDS, _LOOK_SECONDS, _TELL_SECONDS = 60.0, 5.0, 1.0
 _MOST_FAILURES = 5
+_BLOCK_BYTES = 1 << 20
 
 
 class BatchDriver:
@@ -139,10 +140,11 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
         name: _file(store, batch, folder, config.run_dir, content)
         for name, content in (("output_file_id", OUTPUT_FILE), ("error_file_id", ERRORS_FILE))
     }
-    counts = {"total": report.queries, "completed": report.completed, "failed": report.queries - report.completed}
+    answered, failed = (_lines_in(folder, name) for name in (OUTPUT_FILE, ERRORS_FILE))
+    counts = {"total": answered + failed, "completed": answered, "failed": failed}
     names = ("budget_tokens", "spent_tokens", "wasted_tokens", "shadow_price", "abandoned", "failed")
     account = {name: getattr(report, name) for name in names} | {"stage": "done", "unit": config.unit}
-    usage = _usage(folder)
+    usage = usage_of(folder)
     changes: dict[str, Any] = {"request_counts": counts, "usage": usage, "clear_ray": account, **files}
     # One that was cancelled when it was done already is a cancelled one all the same.
     if store.change(batch.id, within=RUNNING - {"cancelling"}, status=status, **changes) is None:
@@ -163,18 +165,7 @@ def _file(store: Store, batch: StoredBatch, folder: Folder, run_dir: str, name: 
     return file_id
 
 
-def _usage(folder: Folder) -> Mapping[str, Any]:
-    """Return what the answers of a run took: prompts of the queries that were run, and all that was generated."""
-    prompts = generated = 0
-    for path in folder.child("completions").files(".parquet"):
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=["prompt_tokens", "spent_tokens", "rounds"])
-        rounds = table["rounds"].to_numpy()
-        prompts += int(table["prompt_tokens"].to_numpy()[rounds > 0].sum())
-        generated += int(table["spent_tokens"].to_numpy().sum())
-    return {
-        "input_tokens": prompts,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": generated,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": prompts + generated,
-    }
+def _lines_in(folder: Folder, name: str) -> int:
+    """Return how many requests a file that a run wrote answers; one that asks for several answers is one all the same."""
+    with folder.filesystem.open_input_stream(f"{folder.path}/{name}") as stream:
+        return sum(block.count(b"\n") for block in iter(partial(stream.read, _BLOCK_BYTES), b""))

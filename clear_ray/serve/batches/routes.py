@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from clear_ray.serve.batches.service import BatchService
+from clear_ray.serve.bodies import check_json
 from clear_ray.serve.errors import ApiError
 
 # Functions, not methods of the deployment: Serve gives routes of functions no replica, so they ask for it.
@@ -120,6 +121,7 @@ def _admitted(request: Request) -> tuple[str, BatchService]:
 
 
 async def _json(request: Request) -> Any:
+    check_json(request)  # which a page of another origin cannot send without asking first
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

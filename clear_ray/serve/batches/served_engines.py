@@ -74,8 +74,10 @@ class ServedWorker:
         """See `EngineWorker.generate`."""
         return _Call(self._generate)
 
-    async def _probe(self, query_ids: list[str], prompts: list[Prompt], is_alone: bool, direct_text: str) -> Any:
-        del is_alone
+    async def _probe(
+        self, query_ids: list[str], prompts: list[Prompt], is_alone: bool, direct_text: str, is_measured: bool
+    ) -> Any:
+        del is_alone, is_measured
         columns = await self.engine.probe_for_batch.remote(
             [self._name(each) for each in query_ids], prompts, direct_text
         )
@@ -85,7 +87,7 @@ class ServedWorker:
 
     async def _generate(self, grants: Sequence[Grant], is_alone: bool) -> AsyncIterator[Awaitable[list[Generation]]]:
         own = {self._name(grant.query_id): grant.query_id for grant in grants}
-        named = [replace(grant, query_id=name) for name, grant in zip(own, grants, strict=True)]
+        named = [replace(grant, query_id=self._name(grant.query_id)) for grant in grants]
         ended: Any = self.engine.options(stream=True).generate_for_batch.remote(
             self.batch, self.weight, is_alone, *named
         )
@@ -141,13 +143,16 @@ class ServedEngines(EngineActors):
         """Return how many there are."""
         return self._count
 
+    def wait(self) -> None:
+        """Nothing: they have loaded their models."""
+
     def resize(self, count: int) -> None:
         """Nothing: the server has as many as its settings say."""
         del count
 
 
 def served(engine: DeploymentHandle[Any], *, batch: str, weight: float, model_name: str) -> Callable[..., Any]:
-    """Return what takes the place of `cluster.engines.engine_workers` for a run on a server's engines.
+    """Return what takes the place of `cluster.engines.begun_engines` for a run on a server's engines.
 
     Args:
         engine: Serve's handle of them.

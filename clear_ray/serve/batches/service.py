@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -22,7 +21,7 @@ from clear_ray.serve.batches.upload import expiry_of, receive
 from clear_ray.serve.errors import ApiError
 from clear_ray.storage import open_folder
 
-_PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 _MOST_FILES, _MOST_BATCHES, _BATCHES = 10_000, 100, 20
 _KEY_CHARACTERS = 255
 
@@ -53,8 +52,8 @@ class BatchService:
             )
             if filename is None:
                 raise ApiError(400, "The form has no part `file`.", param="file", code="missing_required_parameter")
-            if (purpose := fields.get("purpose")) not in _PURPOSES:
-                raise ApiError(400, f"The purpose is one of {', '.join(_PURPOSES)}.", param="purpose")
+            if (purpose := fields.get("purpose")) not in PURPOSES:
+                raise ApiError(400, f"The purpose is one of {', '.join(PURPOSES)}.", param="purpose")
             default = DEFAULT_SECONDS if purpose == "batch" else None
             expires_at = expiry_of(fields, now, default_seconds=default)
             file = StoredFile(file_id, owner, filename, length, purpose, now, expires_at, str(target))
@@ -117,9 +116,10 @@ class BatchService:
         asked = asked_for(given)
         asked_settings(self._settings, asked["metadata"] or {}, engine=self._engine)
         weight_of(asked["metadata"] or {})
-        key = idempotency_key or given.get("idempotency_key")
-        if key is not None and not (isinstance(key, str) and 0 < len(key) <= _KEY_CHARACTERS):
+        keys = [key for key in (idempotency_key, given.get("idempotency_key")) if key is not None]
+        if not all(isinstance(key, str) and 0 < len(key) <= _KEY_CHARACTERS for key in keys):
             raise ApiError(400, "An idempotency key is a string of at most 255 characters.", param="idempotency_key")
+        key = next(iter(keys), None)
         made = await asyncio.to_thread(self._store.add_batch, owner, asked, new_body(asked), idempotency_key=key)
         if made.asked != asked:
             message = "This idempotency key was used with other parameters."
@@ -225,7 +225,7 @@ class BatchService:
             return None
         number = await asyncio.to_thread(self._store.number, table, name, owner)
         if number is None:
-            raise ApiError(400, "There is no such id to go on after.", param="after", code="invalid_after")
+            raise ApiError(404, "There is no such id to go on after.", param="after", code="invalid_after")
         return number
 
 
@@ -237,11 +237,9 @@ def _refusal(error: ClearRayError) -> ApiError:
 
 def _whole(query: Mapping[str, str], name: str, most: int, default: int) -> int:
     text = query.get(name)
-    if text is None or text == "":
+    if text is None:
         return default
-    number = 0
-    with suppress(ValueError):
-        number = int(text) if text.isascii() and len(text) < 12 else 0
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0
     if not 1 <= number <= most:
         raise ApiError(400, f"{name} lies between 1 and {most}.", param=name)
     return number

@@ -106,7 +106,7 @@ class SharedSlots:
                         self._batch += 1
                         some.append(left.pop(0))
                     self._charge(batch, sum(grant.max_tokens for grant in some) / weight)
-                    held = {grant.query_id for grant in some}
+                    held = {(grant.query_id, grant.sample) for grant in some}
                     task = running.create_task(self._run(some, held, generate, is_alone, ended))
                     # Not in the task: one that is cancelled before its first step would keep its places.
                     task.add_done_callback(lambda _, held=held: self._free(len(held)))  # type: ignore[misc]
@@ -118,13 +118,13 @@ class SharedSlots:
     async def _run(
         self,
         grants: Sequence[Grant],
-        held: set[str],
+        held: set[tuple[str, int]],
         generate: Generate,
         is_alone: bool,
         ended: asyncio.Queue[list[Generation] | None],
     ) -> None:
         async for generations in generate(grants, is_alone):
-            held.difference_update(each.query_id for each in generations)
+            held.difference_update((each.query_id, each.sample) for each in generations)
             self._free(len(generations))
             ended.put_nowait(generations)
 

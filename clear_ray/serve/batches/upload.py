@@ -165,7 +165,8 @@ def expiry_of(
         return None if default_seconds is None else created_at + default_seconds
     if asked.get("anchor") != "created_at":
         raise ApiError(400, f"{name}.anchor is `created_at`.", param=f"{name}.anchor")
-    seconds = str(asked.get("seconds"))
+    told = asked.get("seconds")
+    seconds = str(int(told) if isinstance(told, float) and told.is_integer() else told)
     if not seconds.isascii() or not seconds.isdigit() or not 3_600 <= int(seconds[:12]) <= 2_592_000:
         raise ApiError(400, f"{name}.seconds lies between 3600 and 2592000.", param=f"{name}.seconds")
     return created_at + int(seconds)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.requests import URLS, endpoint_of
+from clear_ray.ingest.sampling_fields import MOST_ANSWERS
 
 _MOST_LINE_BYTES = 16 * 1024 * 1024
 _MOST_ERRORS = 100
@@ -137,7 +138,9 @@ class _Look:
 
     def _ceiling(self, body: dict[str, Any]) -> int:
         given = next((body[name] for name in _CEILINGS if body.get(name) is not None), None)
-        return min(given, self._max_tokens) if type(given) is int and given > 0 else self._max_tokens
+        ceiling = min(given, self._max_tokens) if type(given) is int and given > 0 else self._max_tokens
+        n = body.get("n")
+        return ceiling * (n if type(n) is int and 1 < n <= MOST_ANSWERS else 1)
 
     def _seen_before(self, custom_id: str) -> tuple[str, str, str | None] | None:
         if not custom_id:

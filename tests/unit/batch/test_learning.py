@@ -39,6 +39,7 @@ def folder_with(path: Path, **columns: list[Any]) -> Folder:
         "index": [0, 1], "query_id": ["a", "b"], "prompt": ["one", "two"], "is_conversation": [False] * 2,
         "weight": [1.0] * 2, "cost": [1.0] * 2, "max_tokens": [9] * 2, "gold": [None] * 2, "task": [None] * 2,
         "metadata": [None] * 2, "prompt_form": [None] * 2, "input_error": [None] * 2, "sampling": [None] * 2,
+        "n": [None] * 2, "choice": [None] * 2,
     }  # fmt: skip
     (path / "queries").mkdir(parents=True)
     pq.write_table(pa.table(rows | columns, schema=QUERY_SCHEMA), path / "queries" / "part-000000.parquet")

@@ -18,6 +18,8 @@ def take(
     limit: PromptLimit | None = None,
     check_sampling: Any = None,
     continues: bool = False,
+    temperature: float | None = None,
+    splits: bool = True,
     **settings: Any,
 ) -> InputDigest:
     config = InputConfig.model_validate({"path": str(path), **settings})
@@ -31,6 +33,8 @@ def take(
         on_error=config.on_error,
         check_sampling=check_sampling,
         continues=continues,
+        temperature=temperature,
+        splits=splits,
     )
 
 

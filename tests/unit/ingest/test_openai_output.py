@@ -145,3 +145,31 @@ def test_what_a_stopped_run_left_says_what_stopped_it(tmp_path: Path, code: str)
     write_openai_outputs(iter(ROWS), folder, model="m", url="/v1/messages", unserved=code)
     kinds = {line["custom_id"]: line["result"]["type"] for line in read_lines(folder, "errors.jsonl")}
     assert kinds["f"] == kinds["i"] == {"batch_cancelled": "canceled", "batch_expired": "expired"}[code]
+
+
+def test_answers_to_one_request_are_its_choices(tmp_path: Path) -> None:
+    rows = [
+        completion("x", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
+        completion("x", text="two", ended_at=1_764_400_009.5),
+        completion("x", text="three", finish_reason="length", spent_tokens=11),
+        completion("y", status="failed", error_code="engine_failed", error="its engine died", spent_tokens=2),
+        completion("y", text="other"),
+        completion("z", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
+        completion("z", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
+        completion("alone"),
+    ]
+    folder = open_folder(str(tmp_path / "run"))
+    write_openai_outputs(iter(rows), folder, model="m")
+    done, errors = read_lines(folder, "output.jsonl"), read_lines(folder, "errors.jsonl")
+    assert [line["custom_id"] for line in done] == ["x", "y", "alone"]
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("z", "abandoned_by_price")]
+    body = done[0]["response"]["body"]
+    assert [(each["index"], each["message"]["content"], each["finish_reason"]) for each in body["choices"]] == [
+        (0, "", "length"),
+        (1, "two", "stop"),
+        (2, "three", "length"),
+    ]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 14, "total_tokens": 19}
+    assert body["created"] == 1_764_400_009
+    assert [each["finish_reason"] for each in done[1]["response"]["body"]["choices"]] == ["length", "stop"]
+    assert done[1]["response"]["body"]["usage"]["completion_tokens"] == 5, "what was paid for a lost one is told"

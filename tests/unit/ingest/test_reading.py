@@ -63,7 +63,7 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
     take(write_lines(tmp_path / "q.jsonl", [GOOD, full]), tmp_path / "run")
     first, second = taken(tmp_path / "run")
     empty = {"weight": 1.0, "cost": 1.0, "max_tokens": 100, "gold": None, "task": None, "metadata": None}
-    empty |= {"prompt_form": None, "input_error": None, "sampling": None}
+    empty |= {"prompt_form": None, "input_error": None, "sampling": None, "n": None, "choice": None}
     assert first == {"index": 0, **GOOD, "is_conversation": False, **empty}
     assert second == {
         "index": 1,
@@ -79,6 +79,8 @@ def test_defaults_and_full_row(tmp_path: Path) -> None:
         "prompt_form": None,
         "input_error": None,
         "sampling": None,
+        "n": None,
+        "choice": None,
     }
     assert pq.read_schema(tmp_path / "run" / "queries" / "part-000000.parquet").equals(QUERY_SCHEMA)
 

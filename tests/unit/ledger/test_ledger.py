@@ -209,6 +209,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert min(seen.available, seen.reserved, seen.spent, seen.wasted, self.budget - seen.spent) >= 0
         assert seen.wasted <= seen.spent
         assert seen.available == floor(self.available)
+        assert self.ledger.running == len(seen.open_entries)
         assert seen.spent_of == tuple(self.spent)
         assert seen.wasted_of == tuple(self.wasted)
         assert {i: a for i, a in enumerate(seen.open_attempts) if a} == {i: a for i, (a, _) in self.held.items()}
@@ -265,6 +266,14 @@ def test_copies_handed_out_cannot_change_the_ledger() -> None:
     assert ledger.spent_tokens_N.tolist() == [7]
 
 
+def test_what_comes_back_unused_is_counted() -> None:
+    ledger = Ledger(100, 2)
+    ledger.settle(0, ledger.reserve(0, 10).attempt, 7)
+    ledger.forfeit(1, ledger.reserve(1, 20).attempt)
+    ledger.settle(0, ledger.reserve(0, 5).attempt, 0)
+    assert (ledger.refunded_tokens, ledger.wasted_tokens, ledger.running) == (8, 20, 0)
+
+
 def test_a_balance_adds_up() -> None:
-    balance = Balance(100, 30, 20, 5, 1, 1, 1.0, (), 0.0)
+    balance = Balance(100, 30, 20, 5, 0, 2, 1, 1, 1.0, (), 0.0)
     assert balance.available_tokens == 50

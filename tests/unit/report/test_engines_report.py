@@ -45,7 +45,8 @@ def test_a_plan_says_what_would_be_asked_of_each() -> None:
 
 
 def test_of_an_endpoint_nothing_is_said_to_have_been_probed() -> None:
-    texts = [summary_text(run_report(is_probed=False)), plan_text(plan_report(is_probed=False))]
-    assert not any("probe" in text for text in texts)
-    assert "about" in texts[0]
-    assert "by the probe" in summary_text(run_report())
+    nothing = {"prefill_tokens": 0}
+    plan = plan_text(plan_report(is_probed=False, **nothing))
+    assert "probe" not in plan
+    assert "no model loaded" in plan
+    assert "by no probe" in summary_text(run_report(**nothing))

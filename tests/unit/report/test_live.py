@@ -189,3 +189,15 @@ def test_without_a_price_the_queries_that_remain_set_the_time_left() -> None:
     assert pace.eta_seconds == pytest.approx(150 * 20 / 100.0)
     pace.observe(snapshot(stage="write", seconds=12.0, spent_tokens=1_000))
     assert pace.eta_seconds is None
+
+
+def test_a_run_that_asks_again_says_how_often_and_what_it_solved() -> None:
+    stream = io.StringIO()
+    display = LineDisplay(stream)
+    display.update(snapshot())
+    display.update(snapshot(seconds=30.0, begun=120, again=28, solved_by_attempt=(31, 0, 4)))
+    display.update(snapshot(seconds=40.0, begun=130, again=38))
+    once, solved, votes = stream.getvalue().splitlines()
+    assert "attempts" not in once
+    assert "| attempts 120, 28 of them again; solved 31 by attempt 1, 4 by attempt 3 |" in solved
+    assert "| attempts 130, 38 of them again |" in votes

@@ -339,7 +339,8 @@ def test_a_run_that_is_replayed_is_where_it_was_after_every_round(
 
 
 def attempts_at(attempts: Attempts, places: np.ndarray) -> Attempts:
-    return Attempts(*(getattr(attempts, name)[places] for name in Attempts.__slots__))
+    columns = (getattr(attempts, name) for name in Attempts.__slots__)
+    return Attempts(*(None if column is None else column[places] for column in columns))
 
 
 def state_of(rounds: Rounds) -> dict[str, object]:

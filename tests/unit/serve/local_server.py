@@ -12,8 +12,9 @@ from ray.serve import context
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.schema import ReplicaRank
 
-from clear_ray.serve.deployments import EngineReplica, PriceReplica
+from clear_ray.serve.deployments import EngineReplica
 from clear_ray.serve.ingress import Ingress, api
+from clear_ray.serve.price_replica import PriceReplica
 from clear_ray.serve.settings import ServeConfig
 from tests.conftest import ROLLOUTS
 from tests.unit.local_actors import LocalActor
@@ -55,8 +56,9 @@ class LocalServer:
     def __init__(self, engine: dict[str, Any] | None = None, **changes: Any) -> None:
         base = {"model_name": "replay", "max_tokens": 400, "engine": REPLAY | (engine or {}), "price": PRICE}
         self.settings = ServeConfig.parse(base | changes)
-        self.engine = EngineReplica(self.settings.engine, self.settings.estimate, self.settings.max_tokens)
-        self.price = PriceReplica()
+        self.price = PriceReplica(self.settings.model_name, self.settings.tenants)
+        arguments = (self.settings.engine, self.settings.estimate, self.settings.max_tokens)
+        self.engine = EngineReplica(*arguments, price=Handle(self.price))
         fixed = self.settings.model_dump(mode="json", exclude={"price", "limits"})
         self.ingress = _OURS(fixed, Handle(self.engine), Handle(self.price))
         self.ingress.reconfigure({"limits": self.settings.limits.model_dump(mode="json")})
@@ -66,13 +68,13 @@ class LocalServer:
         """Yield a client of the application on this machine."""
         self.price.reconfigure(self.settings.price.model_dump(mode="json"))
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 5_000), raise_app_exceptions=False)
-        with _served(self.ingress):
+        with served(self.ingress):
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
                 yield client
 
 
 @contextmanager
-def _served(ingress: Any) -> Iterator[None]:
+def served(ingress: Any) -> Iterator[None]:
     """Let this process be the replica of an ingress: routes ask Serve for the object that they are methods of."""
     before = context._INTERNAL_REPLICA_CONTEXT
     context._set_internal_replica_context(

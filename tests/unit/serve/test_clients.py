@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -150,7 +153,7 @@ async def test_models_and_routes_are_as_clients_look_for_them(client: httpx.Asyn
         assert head.headers["content-length"] == str(len(whole.content))
     page = (await client.get("/")).text
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in page
-    assert "POST /v1/completions" in page
+    assert 'href="/docs"' in page
 
 
 async def test_completions_write_bare_text(client: httpx.AsyncClient, row: dict[str, Any]) -> None:
@@ -245,6 +248,21 @@ async def test_without_keys_no_web_page_is_answered(
         error_of(answer)
 
 
+async def test_no_web_page_steers_a_batch(tmp_path: Path) -> None:
+    server = LocalServer(batches={"folder": str(tmp_path)})
+    asked = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
+    async with server.client() as client:
+        batch = (await client.post("/v1/batches", json=asked)).json()["id"]
+        evil = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+        for route, body in (("", asked), (f"/{batch}/cancel", {}), (f"/{batch}/budget", {"budget": "+1"})):
+            answer = await client.post(f"/v1/batches{route}", content=json.dumps(body), headers=evil)
+            assert (answer.status_code, error_of(answer)["code"]) == (403, "origin_not_allowed")
+        plain = {"Content-Type": "text/plain"}  # what a page may send anywhere without asking first
+        answer = await client.post(f"/v1/batches/{batch}/budget", content='{"budget": "+1"}', headers=plain)
+        assert answer.status_code == 415
+        assert (await client.get(f"/v1/batches/{batch}")).json()["status"] == "validating"
+
+
 async def test_ready_means_that_a_query_is_answered(server: LocalServer, row: dict[str, Any]) -> None:
     async with server.client() as client:
         assert (await client.get("/readyz")).status_code == 200
@@ -317,3 +335,31 @@ async def test_several_recorded_answers_differ_and_are_sold(client: httpx.AsyncC
     answer = await client.post(CHAT, json=chat(row, n=2))
     assert answer.status_code == 200, answer.text
     assert len({choice["message"]["content"] for choice in answer.json()["choices"]}) == 2
+
+
+async def test_the_page_runs_and_loads_nothing_but_its_own(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/")
+    policy, text = answer.headers["content-security-policy"], answer.text
+    assert policy.startswith("default-src 'none'")
+    assert "frame-ancestors 'none'" in policy
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{rule} 'sha256-{digest}'" in policy
+    assert not re.search(r'\b(src|onclick|style)="', text)
+    assert "What is 3 + 4?" in text
+
+
+async def test_logs_have_numbers_and_no_text(
+    client: httpx.AsyncClient, row: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="ray.serve")
+    answer = await client.post(CHAT, json=chat(row, max_tokens=3))
+    assert (await client.post(CHAT, json=chat(row, tools=[{"type": "function"}]))).status_code == 400
+    events = {record.getMessage(): record.clear_ray for record in caplog.records}  # type: ignore[attr-defined]
+    assert events["refused"] == {"status": 400, "code": "unsupported_parameter"}
+    assert events["answered"]["completion_tokens"] == 3
+    assert events["answered"]["clear_ray"]["outcome"] == "granted"
+    said = json.dumps(events)
+    for text in (row["question"], answer.json()["choices"][0]["message"]["content"].strip()):
+        assert text not in said

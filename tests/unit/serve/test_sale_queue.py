@@ -33,7 +33,7 @@ def queue_of(clock: Clock, **changes: object) -> SaleQueue:
     return SaleQueue(PriceSettings.model_validate(base | {"window_seconds": 5.0} | changes), clock=clock)
 
 
-async def later(queue: SaleQueue, clock: Clock, *buyers: asyncio.Task[Sale]) -> list[Sale]:
+async def bought(queue: SaleQueue, clock: Clock, *buyers: asyncio.Task[Sale]) -> list[Sale]:
     """Let seconds pass until everyone has bought."""
     for _ in range(120):
         clock.now += 1.0
@@ -62,7 +62,7 @@ async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
     queue.serve_queue()
     await started(small)
     assert not small.done()
-    sales = await later(queue, clock, first, small)
+    sales = await bought(queue, clock, first, small)
     assert all(sale.outcome == "granted" and sale.hold for sale in sales)
     assert 0.0 < sales[0].waited_seconds <= sales[1].waited_seconds
 
@@ -160,7 +160,7 @@ async def test_a_query_without_surplus_gets_what_is_configured() -> None:
     waiting = asyncio.create_task(queue.buy(Ask(HOPELESS, 40)))
     await started(waiting)
     assert queue.waiting == 1
-    (sale,) = await later(queue, clock, waiting)  # no other query comes, so the price falls to 0
+    (sale,) = await bought(queue, clock, waiting)  # no other query comes, so the price falls to 0
     assert sale.outcome == "granted"
     assert sale.price == 0.0
 
@@ -209,5 +209,32 @@ async def test_a_queue_that_stops_keeps_the_places_in_it() -> None:
     late = await queue.buy(Ask(SURE, 20))
     assert (late.outcome, late.reason, late.hold) == ("refused", "stopping", None)
     assert late.retry_after_seconds >= 1
-    (sale,) = await later(queue, clock, waiting)
+    (sale,) = await bought(queue, clock, waiting)
     assert sale.outcome == "granted"
+
+
+async def test_one_that_comes_again_takes_its_old_place() -> None:
+    clock = Clock()
+    queue = queue_of(clock, deadline_seconds=0.01, max_waiting=1)
+    first = await queue.buy(Ask(SURE, 40, ticket="first"))
+    assert first.reason == "deadline"
+    clock.now += 1.0
+    queue = patient(queue)
+    later = asyncio.create_task(queue.buy(Ask(SURE, 40, ticket="later")))
+    await started(later)
+    # Though the queue is full, and another came meanwhile.
+    assert (await queue.buy(Ask(SURE, 40, ticket="other"))).reason == "queue_full"
+    again = asyncio.create_task(queue.buy(Ask(SURE, 40, ticket="first")))
+    await started(again)
+    order = list[str]()
+    for name, buyer in (("later", later), ("first", again)):
+        buyer.add_done_callback(lambda _, name=name: order.append(name))  # type: ignore[misc]
+    await bought(queue, clock, later, again)
+    assert order == ["first", "later"]
+
+
+def patient(queue: SaleQueue) -> SaleQueue:
+    """Let a queue keep those that wait from now on."""
+    base: dict[str, object] = {"budget_tokens_per_second": 10, "carry_over_tokens": 40, "clearing_seconds": 1.0}
+    queue.change(PriceSettings.model_validate(base | {"window_seconds": 5.0, "max_waiting": 1}))
+    return queue

@@ -90,7 +90,7 @@ class Server:
     def finish_run(self, batch_id: str) -> None:
         """Do what a driver does last."""
         folder = open_folder(str(self.run_dir(batch_id)))
-        folder.write("output.jsonl", b"{}\n")
+        folder.write("output.jsonl", 3 * b"{}\n")
         folder.write("errors.jsonl", b"")
         config = RunConfig.parse(self.batch(batch_id).work["config"])
         finish(self.store, self.batch(batch_id), config, run_report(queries=3, completed=3, abandoned=0, failed=0))
@@ -146,7 +146,7 @@ def test_at_every_state_a_new_dispatcher_goes_on(server: Server, at: str) -> Non
     assert body["error_file_id"] is None
     output = server.store.file(body["output_file_id"])
     assert output is not None
-    assert (output.bytes, output.purpose) == (3, "batch_output")
+    assert (output.bytes, output.purpose) == (9, "batch_output")
     assert server.drivers.up == set()
 
 

@@ -48,9 +48,10 @@ def test_what_answers_may_come_to_heeds_each_lines_own_ceiling() -> None:
         {"max_tokens": 500},
         {"max_tokens": "x"},
         {"max_tokens": -1},
+        {"max_tokens": 7, "n": 3},
     ]
     content = b"".join(line(str(k), **each) for k, each in enumerate(ceilings))
-    assert look(content).most_tokens == 7 + 8 + 100 + 100 + 100
+    assert look(content).most_tokens == 7 + 8 + 100 + 100 + 100 + 3 * 7
 
 
 def test_each_line_is_told_by_the_first_thing_wrong_with_it() -> None:

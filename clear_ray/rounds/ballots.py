@@ -1,0 +1,65 @@
+"""The votes of a run whose queries are asked several times and have no verifier: which answer is the most frequent by now.
+
+Shapes: N queries, M attempts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.estimation.votes import Votes
+
+NO_VOTE = 0
+"""Vote of an answer that was cut off, failed, or holds no result."""
+
+
+class Ballot(NamedTuple):
+    """One answer that gives a result.
+
+    Attributes:
+        vote: The result, as a number.
+        attempt: Which attempt it is, from 1.
+        round: The round in which it ended.
+        score: Its score; NaN if it has none.
+    """
+
+    vote: int
+    attempt: int
+    round: int
+    score: float
+
+
+@dataclass(slots=True, eq=False)
+class Ballots:
+    """All votes so far, by query, in the order in which they came."""
+
+    _of: dict[int, list[Ballot]] = field(default_factory=dict)
+
+    def cast(self, index: int, ballot: Ballot) -> Ballot:
+        """Add a vote; return the one to keep: the first of those that give the most frequent result."""
+        own = self._of.setdefault(index, [])
+        own.append(ballot)
+        counted = Counter(each.vote for each in own)
+        most = max(counted.values())
+        return next(each for each in own if counted[each.vote] == most)
+
+    def votes_of(self, index_M: NDArray[np.int64]) -> list[Votes]:
+        """Return the votes of some queries, the most frequent result first."""
+        none: list[Ballot] = []
+        return [
+            tuple(sorted(Counter(each.vote for each in self._of.get(int(index), none)).values(), reverse=True))
+            for index in index_M
+        ]
+
+    def agrees(self, index: int, vote: int) -> float:
+        """Return 1 for a vote that most answers to its query share, 0 for another; NaN where there is only one answer."""
+        own = self._of.get(index, [])
+        if len(own) < 2 or vote == NO_VOTE:
+            return float("nan")
+        counted = Counter(each.vote for each in own)
+        return float(counted[vote] > 1 and counted[vote] == max(counted.values()))
