@@ -1,4 +1,4 @@
-"""Stage 1: every prompt is read once, and what runs before have read is not read again."""
+"""Stage 1 on Ray Data: every prompt is read once, and what runs before have read is not read again."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
+import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.scale import is_sketched_run
-from clear_ray.cluster.callers import ProbeCallers
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
-from clear_ray.stages.probe import call_rows
-from clear_ray.stages.probe_files import ProbeCall
+from clear_ray.stages.probe import Probe, SelectDue, call_rows
+from clear_ray.stages.probe_files import WriteEstimates
 from clear_ray.storage import Folder
-
-_LOOK_SECONDS = 1.0  # so often the driver hears signals
 
 
 def probe(
@@ -29,7 +27,6 @@ def probe(
     config: RunConfig,
     engines: EngineActors,
     rows: int,
-    callers: ProbeCallers,
     told: Callable[[int], None],
     *,
     is_measured: bool = False,
@@ -42,24 +39,13 @@ def probe(
         config: Configuration of the run.
         engines: The workers of the engine, which are up.
         rows: Queries of the batch.
-        callers: Callers that have the prompts read.
         told: Function that hears how many prompts have been read.
         is_measured: See `Probe`.
         number: Place of the engine, where there are several.
     """
     tokens_K, name = np.asarray(engines.head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        blank = ProbeCall(
-            np.zeros(0, np.int64),
-            folder.child(name).child(uuid4().hex[:8]),
-            "",
-            tuple(engines.head.tokens_K),
-            rows_a_call=call_rows(config, rows, workers=len(engines)),
-            calls_at_once=2 * len(engines),
-            direct_text=direct_text_of(config),
-            is_measured=is_measured,
-        )
-        _probe_the_rest(folder, blank, config.dispatch.block_rows, rows, callers, told, name=name)
+        _probe_the_rest(folder, config, engines, rows, told, is_measured=is_measured, name=name)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -92,32 +78,47 @@ def without_unread(estimates: Estimates) -> Estimates:
 
 def _probe_the_rest(
     folder: Folder,
-    blank: ProbeCall,
-    block_rows: int,
+    config: RunConfig,
+    engines: EngineActors,
     rows: int,
-    callers: ProbeCallers,
     told: Callable[[int], None],
     *,
+    is_measured: bool,
     name: str,
 ) -> None:
-    """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own."""
+    """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
+
+    Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
+    """
+    import ray.data
+
     is_estimated_N, kept = estimated_already(folder, rows, name)
-    due = np.flatnonzero(~is_estimated_N)
-    if not len(due):
+    if is_estimated_N.all():
         return
-    blank.into.make()
-    for first in range(0, len(due), block_rows):
-        callers.send(replace(blank, index_M=due[first : first + block_rows], name=f"block-{first // block_rows:06d}"))
-    read = rows - len(due)
-    while len(callers):
-        for _, count in callers.come_back(_LOOK_SECONDS):
-            read += count
-            told(read)
-    written = {*kept, *blank.into.files()}
-    for path in set(folder.child(name).files()) - written:  # a killed run's, written meanwhile
+    queries, estimates = folder.child("queries"), folder.child(name)
+    due = ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
+    if kept:
+        due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
+    into = estimates.child(uuid4().hex[:8])
+    into.make()
+    counts = (
+        due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
+        .map_batches(
+            Probe,
+            fn_constructor_args=(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config)),
+            fn_constructor_kwargs={"is_measured": is_measured},
+            batch_size=call_rows(config, rows, workers=len(engines)),
+            batch_format="pyarrow",
+            num_cpus=0.1,
+            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(engines)),
+        )
+        .map_batches(WriteEstimates(into), batch_size=None, batch_format="pyarrow")
+        .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    )
+    read = int(is_estimated_N.sum())
+    for count in counts:
+        read += int(pc.sum(count["rows"]).as_py() or 0)
+        told(read)
+    written = {*kept, *into.files()}
+    for path in set(estimates.files()) - written:  # a killed run's, written meanwhile
         folder.filesystem.delete_file(path)
-
-
-def rows_each(config: RunConfig, rows: int, *, workers: int) -> int:
-    """Return how many queries a caller has in open calls: a block more than what its engines read at once."""
-    return config.dispatch.block_rows + 2 * workers * call_rows(config, rows, workers=workers)

@@ -40,13 +40,10 @@ from clear_ray.batch.pricing import (
     token_costs,
 )
 from clear_ray.batch.probe import probe, together
-from clear_ray.batch.probe import rows_each as probe_rows_each
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
-from clear_ray.batch.scale import uses_ray_data
 from clear_ray.cluster.autoscaling import EngineScaler
-from clear_ray.cluster.callers import ProbeCallers, probe_callers
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
@@ -175,7 +172,7 @@ def _run_alone(
         progress.begin(_first_stage(config), queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
-        if queries is None and uses_ray_data(config, digest.rows):
+        if queries is None:
             data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
@@ -191,12 +188,8 @@ def _run_alone(
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            found = []
-            for number, each in enumerate(engines.each):
-                room = probe_rows_each(config, digest.rows, workers=len(each))
-                reading = callers.for_probe(room, engine=number)
-                found.append(_probed(folder, config, engines, digest.rows, lesson, progress, number, reading))
-            estimates = priced(config, together(found), input_cost_N)
+            found = _probed(folder, config, engines, digest.rows, lesson, progress)
+            estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
@@ -289,23 +282,14 @@ def _plan_in(
             check_minimum_service(config, cost_N, folder)
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
-            if queries is None and uses_ray_data(config, digest.rows):
+            if queries is None:
                 data.enter_context(quiet_data())
             engines = begun.engines()
-            with ExitStack() as started:
-                readers = []
-                for each in engines.each:
-                    room = probe_rows_each(config, digest.rows, workers=len(each))
-                    opened = probe_callers(each.workers, folder, callers=config.dispatch.callers, rows_each=room)
-                    readers.append(started.enter_context(opened))
-                engines.wait()
-                progress.begin(_first_stage(config))
-                lesson = lesson_of(folder, config, digest.rows)
-                found = [
-                    _probed(folder, config, engines, digest.rows, lesson, progress, number, reading)
-                    for number, reading in enumerate(readers)
-                ]
-            estimates = priced(config, together(found), input_cost_N)
+            engines.wait()
+            progress.begin(_first_stage(config))
+            lesson = lesson_of(folder, config, digest.rows)
+            found = _probed(folder, config, engines, digest.rows, lesson, progress)
+            estimates = priced(config, found, input_cost_N)
             sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
             progress.begin("price")
             # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
@@ -342,19 +326,14 @@ def _begun(
 
 
 def _probed(
-    folder: Folder,
-    config: RunConfig,
-    engines: EngineActors,
-    rows: int,
-    lesson: Lesson | None,
-    progress: Progress,
-    number: int,
-    callers: ProbeCallers,
+    folder: Folder, config: RunConfig, engines: EngineActors, rows: int, lesson: Lesson | None, progress: Progress
 ) -> Estimates:
-    """Return what one of the engines finds in the prompts."""
-    each = engines.each[number]
-    alone = learns_alone(lesson, each.head.kind)
-    return probe(folder, config, each, rows, callers, progress.note_probed, is_measured=alone, number=number)
+    """Return what each of the engines finds in the prompts."""
+    found = []
+    for number, each in enumerate(engines.each):
+        alone = learns_alone(lesson, each.head.kind)
+        found.append(probe(folder, config, each, rows, progress.note_probed, is_measured=alone, number=number))
+    return together(found)
 
 
 def _first_stage(config: RunConfig) -> str:

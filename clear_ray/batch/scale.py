@@ -1,6 +1,6 @@
 """From what size on a batch is handled where its rows are, by Ray Data, and no longer in the driver.
 
-A small batch starts no process of Ray Data: each of them takes a second of a core before its first row.
+A small batch is put in order by the driver: each process of Ray Data takes a second of a core before its first row.
 """
 
 from __future__ import annotations
@@ -29,8 +29,3 @@ def is_sketched_run(config: RunConfig, queries: int) -> bool:
 def is_spread(queries: int) -> bool:
     """Return whether rows of so many queries are mapped and sorted by Ray Data."""
     return queries > SPREAD_ABOVE_QUERIES
-
-
-def uses_ray_data(config: RunConfig, queries: int) -> bool:
-    """Return whether a run of so many queries needs Ray Data at all."""
-    return is_spread(queries) or is_sketched_run(config, queries)
