@@ -2,6 +2,7 @@
 
 manifest.json   configuration, versions, input digest, model and head; written before the first estimate
 estimates/      one file of estimates for every block of queries, as it is read; estimates.json says that they are whole
+estimates-1/    the same of a second engine, where there are several, and so on
 grants/rNN.parquet  the grants of round NN in order of dispatch, with price and expectations; written before its first token
 rounds/rNN/     attempts, written as they end
 summary.json    written last: a folder that has it is done
