@@ -18,7 +18,7 @@ from clear_ray.config.sampling import Sampling
 from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.endpoint.seams import SeamWatch
-from clear_ray.engine.row_sampling import sampling_check
+from clear_ray.engine.row_sampling import reads_names, sampling_check
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, PromptLimit, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder.manifest import check_same_run, describe_input
@@ -74,6 +74,7 @@ def take_in(
         on_error=config.input.on_error,
         continues=all(isinstance(engine, ModelConfig) and engine.continue_final_message for engine in engines),
         check_sampling=_sampling_of_each(config),
+        reads_names=partial(_any_reads_names, engines),
         temperature=_least_temperature(engines),
         splits=config.allocation.objective == "correct",
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
@@ -92,6 +93,10 @@ def _longest_limit(engines: Sequence[EngineConfig]) -> PromptLimit | None:
     limits = [prompt_limit(engine) for engine in engines]
     known = [limit for limit in limits if limit is not None]
     return max(known, key=lambda limit: limit.context_tokens) if len(known) == len(limits) else None
+
+
+def _any_reads_names(engines: Sequence[EngineConfig]) -> bool:
+    return any(map(reads_names, engines))
 
 
 def _least_temperature(engines: Sequence[EngineConfig]) -> float | None:

@@ -23,9 +23,11 @@ from clear_ray.batch.beginning import Beginning, Engines, beginning
 from clear_ray.batch.checking import check_size, heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.earlier import make_ready
+from clear_ray.batch.gain import gain_of
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of
+from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.menu import cheapest_calls, queries_of_engines
 from clear_ray.batch.orders import heeding_orders
@@ -42,7 +44,7 @@ from clear_ray.batch.pricing import (
 from clear_ray.batch.probe import probe, together
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
-from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
+from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
@@ -148,6 +150,8 @@ def _run_alone(
     heads = heads_of(config)
     if manifest is not None and (report := read_summary(folder)) is not None:
         return _only_read(queries, config, folder, manifest, report)
+    if config.estimate.store is not None:
+        make_ready(config.estimate.store)
     wait_until_unused(folder)
     with (
         Progress(config.budget_tokens, display, unit=config.unit) as progress,
@@ -186,7 +190,7 @@ def _run_alone(
             engines.wait()
             progress.begin(_first_stage(config))
             _open_run(folder, manifest, config, digest, engines, run_id)
-            lesson = lesson_of(folder, config, digest.rows)
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             found = _probed(folder, config, engines, digest.rows, lesson, progress)
             estimates = priced(config, found, input_cost_N)
@@ -287,12 +291,15 @@ def _plan_in(
             engines = begun.engines()
             engines.wait()
             progress.begin(_first_stage(config))
-            lesson = lesson_of(folder, config, digest.rows)
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
             found = _probed(folder, config, engines, digest.rows, lesson, progress)
             estimates = priced(config, found, input_cost_N)
-            sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
+            sampled = Sampled()
+            if sample_share:
+                sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
-            # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
+            # Of a run that learns nothing is known before its first answers but what earlier ones have left.
+            estimates, earlier = with_earlier(folder, config, estimates, lesson)
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
             probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
             first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
@@ -305,8 +312,11 @@ def _plan_in(
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
-                "learning": None if lesson is None else lesson.report(),
+                "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
+                "gain": None
+                if config.engines is not None
+                else gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notices": (*digest.notices, *notes)}

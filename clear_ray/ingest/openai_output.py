@@ -14,6 +14,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from clear_ray.ingest.logprobs import chat_logprobs, legacy_logprobs, load_logprobs
 from clear_ray.storage import Folder, sync_path
 
 OUTPUT_FILE, ERRORS_FILE = "output.jsonl", "errors.jsonl"
@@ -127,16 +128,26 @@ def _chat(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     return _choices(row, model, f"chatcmpl-{name}", "chat.completion", _message_of)
 
 
-def _message_of(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}}
+def _message_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "message": {"role": "assistant", "content": answer.get("text") or ""},
+        "logprobs": chat_logprobs(load_logprobs(answer.get("logprobs"))),
+    }
 
 
 def _completion(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    return _choices(row, model, f"cmpl-{name}", "text_completion", lambda text: {"text": text})
+    return _choices(row, model, f"cmpl-{name}", "text_completion", _text_of)
+
+
+def _text_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "text": answer.get("text") or "",
+        "logprobs": legacy_logprobs(load_logprobs(answer.get("logprobs"))),
+    }
 
 
 def _choices(
-    row: Mapping[str, Any], model: str, name: str, kind: str, choice_of: Callable[[str], dict[str, Any]]
+    row: Mapping[str, Any], model: str, name: str, kind: str, choice_of: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
     return {
@@ -145,12 +156,7 @@ def _choices(
         "created": _created(row),
         "model": model,
         "choices": [
-            {
-                "index": index,
-                **choice_of(answer.get("text") or ""),
-                "logprobs": None,
-                "finish_reason": _finish(row, answer),
-            }
+            {"index": index, **choice_of(answer), "finish_reason": _finish(row, answer)}
             for index, answer in enumerate(row.get("answers", (row,)))
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
@@ -167,6 +173,8 @@ def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     is_cut = row["finish_reason"] != "stop"
     status = "incomplete" if is_cut else "completed"
     text: dict[str, Any] = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
+    if (logprobs := chat_logprobs(load_logprobs(row.get("logprobs")))) is not None:
+        text["logprobs"] = logprobs["content"]
     return {
         "id": f"resp_{name}",
         "object": "response",

@@ -24,6 +24,7 @@ _PATHS = (
     "engine.key_file",
     "estimate.head",
     "estimate.encoder",
+    "estimate.store",
 )
 _PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
 _OF_SEVERAL = (re.compile(r"config\.engines\..+\.(?=\w+$)"), re.compile(r"config\.estimate\.heads\..+"))
@@ -81,6 +82,8 @@ def absolute_estimate(estimate: EstimateConfig) -> EstimateConfig:
     given["heads"] = {name: _absolute_head(head) for name, head in estimate.heads.items()}
     if estimate.encoder is not None and _is_folder(estimate.encoder):
         given["encoder"] = absolute(estimate.encoder)
+    if estimate.store is not None:
+        given["store"] = absolute(estimate.store)
     return estimate.model_copy(update=given)
 
 
