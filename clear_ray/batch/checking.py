@@ -21,7 +21,7 @@ from clear_ray.run_folder.estimates import read_costs
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import check_same_run, describe_config, describe_input, read_manifest
 from clear_ray.run_folder.status import read_summary
-from clear_ray.storage import open_folder, writing_errors
+from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks import Survey, survey_queries
 
 
@@ -74,7 +74,7 @@ def check_run(config: RunConfig) -> Checked:
             check_one_call(config, cost_N, into)
             check_minimum_service(config, token_costs(config, cost_N), into)
         digest = replace(digest, notices=(*digest.notices, *notes_of(config), *([hardly] if hardly else [])))
-        check_size(config, digest.rows)
+        check_size(config, digest.rows, into)
     for named, head in zip(config.named_engines, heads, strict=True):
         check_engine(
             named.config,
@@ -111,13 +111,14 @@ def menu_notes(config: RunConfig) -> list[str]:
     return notes
 
 
-def check_size(config: RunConfig, queries: int) -> None:
-    """Refuse several engines for a batch of more queries than are priced on the driver.
+def check_size(config: RunConfig, queries: int, folder: Folder) -> None:
+    """Refuse several engines for a batch of more queries than are priced on the driver; leave nothing behind.
 
     Raises:
         ConfigError: It is one.
     """
     if config.engines is not None and is_sketched(queries, None):
+        folder.delete("queries")
         said = "so many queries are priced where their estimates are, which takes one engine"
         raise ConfigError(said, "engines", f"{queries:,} queries", "Split the batch, or name one engine.")
 

@@ -164,15 +164,12 @@ def _run_alone(
         progress.begin("read")
         notes = notes_of(config)
         digest = take_in(queries, config, folder, manifest)
-        check_size(config, digest.rows)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         digest = replace(digest, notices=(*digest.notices, *notes))
-        input_cost_N = read_costs(folder, digest.rows)
+        input_cost_N = _checked_costs(config, folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
-        check_one_call(config, input_cost_N, folder)
-        check_minimum_service(config, cost_N, folder)
         progress.begin(_first_stage(config), queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
@@ -279,11 +276,8 @@ def _plan_in(
             progress.begin("read")
             notes = notes_of(config)
             digest = take_in(queries, config, folder)
-            check_size(config, digest.rows)
-            input_cost_N = read_costs(folder, digest.rows)
+            input_cost_N = _checked_costs(config, folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
-            check_one_call(config, input_cost_N, folder)
-            check_minimum_service(config, cost_N, folder)
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
             if queries is None:
@@ -306,20 +300,16 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
-            report = report.model_copy(
-                update={"is_probed": config.is_probed, "engines": queries_of_engines(config, clearing)}
-            )
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
                 "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
-                "gain": None
-                if config.engines is not None
-                else gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
+                "engines": queries_of_engines(config, clearing),
+                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes), "is_probed": config.is_probed}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:
@@ -344,6 +334,15 @@ def _probed(
         alone = learns_alone(lesson, each.head.kind)
         found.append(probe(folder, config, each, rows, progress.note_probed, is_measured=alone, number=number))
     return together(found)
+
+
+def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:
+    """Return the costs of the input, after making sure that the run can be priced and its budget pays for it."""
+    check_size(config, queries, folder)
+    cost_N = read_costs(folder, queries)
+    check_one_call(config, cost_N, folder)
+    check_minimum_service(config, token_costs(config, cost_N), folder)
+    return cost_N
 
 
 def _first_stage(config: RunConfig) -> str:

@@ -273,9 +273,10 @@ def test_a_prompt_that_an_engine_cannot_read_has_no_room_there(config: RunConfig
 
 
 def test_a_batch_too_large_for_the_driver_is_refused_and_an_odd_order_is_told(config: RunConfig) -> None:
-    check_size(config, 100_000)
+    folder = open_folder(config.run_dir)
+    check_size(config, 100_000, folder)
     with pytest.raises(ConfigError, match="takes one engine"):
-        check_size(config, 100_001)
+        check_size(config, 100_001, folder)
     assert menu_notes(config) == []
     assert [head.card.kind for head in heads_of(config)] == ["prior", "prior"]
     turned = config.model_copy(update={"engines": dict(reversed(list((config.engines or {}).items())))})
