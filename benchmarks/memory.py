@@ -40,6 +40,7 @@ import pyarrow.parquet as pq
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import QUERY_SCHEMA
@@ -104,7 +105,7 @@ async def generate(folder: Folder, queries: int) -> dict[str, float]:
     market = MarketActor(folder.path, GRANT_TOKENS * queries, queries)
     worker = LocalWorker(EngineWorker(recorded(), PriorHead(cap_tokens=400)))
     workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
-    dispatch = Dispatch(workers, LocalActor(market), scorer=None, seed=0)
+    dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
     caller, slots = GenerateToFiles(dispatch, folder, rows_per_file=64), asyncio.Semaphore(32)
     recording = pq.read_table(ROLLOUTS / "queries.parquet")
 

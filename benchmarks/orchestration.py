@@ -12,8 +12,8 @@ What is in the line, for each number of queries:
     bare_cpu_us_per_query   the same of the bare stages
     us_per_query        wall time of the run from its first probe to its summary, over its queries
     bare_us_per_query   the same of the bare stages
-    driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller of
-                        each stage, and of any other process of Ray Data, MB
+    driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller, and
+                        of any other process of Ray Data, MB
 
 and of the largest over the smallest number: `growth` of time a query and of each memory; and between them, where the start
 of Ray and of its processes cancels out, `marginal` CPU time a query and bytes a query that each process grows by.
@@ -40,11 +40,12 @@ import yaml
 
 ROLLOUTS = Path(__file__).resolve().parents[1] / "tests" / "data" / "rollouts"
 TOKENS_A_QUERY = 32
+CALL_ROWS = 64
+"""So many answers of 32 tokens share a call."""
 KINDS = {
     "EngineWorker": "engine_mb",
     "MarketActor": "market_mb",
-    "MapBatches(Probe)": "probe_caller_mb",
-    "GenerateActor": "generate_caller_mb",
+    "GenerateActor": "caller_mb",
     "ray::": "other_worker_mb",
 }
 _LOOK_SECONDS = 0.5
@@ -73,7 +74,6 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
         },
         "allocation": {"max_tokens": 400, "max_rounds": 1},
         "scoring": {"scorer": "clear_ray.tasks.recorded:score_recorded"},
-        "dispatch": {"batch_rows": 16},
     }
 
 
@@ -140,9 +140,9 @@ def bare(config_path: str) -> None:
 
     with joined_cluster(), quiet_data():
         started = time.perf_counter()
-        for rows in (call_rows(config, pq.read_metadata(source).num_rows), config.dispatch.batch_rows):
+        for rows in (call_rows(config, pq.read_metadata(source).num_rows), CALL_ROWS):
             stage = ray.data.read_parquet(source).repartition(target_num_rows_per_block=config.dispatch.block_rows)
-            calls = 2 * config.engine.max_batch // config.dispatch.batch_rows
+            calls = 2 * config.engine.max_batch // CALL_ROWS
             pool = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls)
             stage = stage.map_batches(Nothing, batch_size=rows, batch_format="pyarrow", num_cpus=0.1, compute=pool)
             stage.write_parquet(f"{config.run_dir}-bare")

@@ -5,13 +5,14 @@ answers, in which attempts draw them, and an order of the queries. The result th
 the recorded verdicts only judge the answers that are kept.
 
     python benchmarks/votes.py --rollouts FILE [--features FILE] --budgets 96,141,282,564 --output FILE
-                               [--draws 10] [--attempts 8] [--by exact]
+                               [--draws 10] [--attempts 8] [--by exact] [--policies A,B]
 
 `fixed`: whole answers, the same number to every query in a random order while tokens last, the number that is best in
 hindsight. `fixed_capped`: the number and the ceiling that are best in hindsight. `adaptive_consistency`: our reading of the
 published rule: whole answers, in rounds over the queries whose most frequent result is not ahead yet with a posterior chance
 of 0.95. `clear_ray` prices by a head fitted on the other folds (--features; its labels are verdicts), else by the task labels
-alone; `clear_ray_once` is the same price for one answer each.
+alone; `clear_ray_once` is the same price for one answer each. `clear_ray_learned` knows nothing at the start and sees no
+verdict at all: it learns from which answers agree.
 
 Tokens saved are those that `fixed` would need for the same accuracy, by the line between its whole numbers, with a bootstrap
 over queries. Writes one JSON file and prints it.
@@ -22,21 +23,24 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from attempts import ceilings_of, curves_from_head, curves_from_labels, draw
+from attempts import Drawn, ceilings_of, curves_from_head, curves_from_labels, draw
 from numpy.typing import NDArray
 from scipy.special import betainc
 
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import Curves
+from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.history import AttemptRule
-from clear_ray.rounds.offers import BatchOffers
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
+from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Replayed, SampledAnswers, replay_run
 from clear_ray.tasks import KINDS, Kind, canonical, extract
@@ -118,22 +122,47 @@ def adaptive_consistency(answers: SampledAnswers, order: NDArray[np.int64], aver
     return right / len(order)
 
 
-def play(
-    curves: Curves, answers: SampledAnswers, tie_break_N: NDArray[np.uint64], average: float, attempts: int, cap: int
-) -> Replayed:
-    """Run the law once."""
-    queries = len(tie_break_N)
-    one_N = np.ones(queries)
-    batch = Batch(curves, one_N, np.full(queries, cap), tie_break_N, one_N)
-    if attempts == 1:
-        return replay_run(BatchOffers(batch), answers, budget_tokens=int(average * queries))
-    return replay_run(
-        AttemptOffers(batch),
-        answers,
-        budget_tokens=int(average * queries),
-        allocation=AllocationConfig(objective="vote", attempts=attempts),
-        rule=AttemptRule("vote", np.full(queries, attempts)),
-    )
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """One recording, and what is believed of it.
+
+    Attributes:
+        recording: The recorded answers.
+        curves: Curves of a head that was fitted beforehand.
+        x_NP: Coordinates that a run learns by which has no head.
+        most: Most answers to one query.
+    """
+
+    recording: Recording
+    curves: Curves
+    x_NP: Array
+    most: int
+
+    def play(self, policy: str, answers: SampledAnswers, one: Drawn, average: float, seed: int) -> Replayed:
+        """Run the law once."""
+        queries, budget, rounds = len(self.recording), int(average * len(self.recording)), None
+        one_N, cap_N = np.ones(queries), np.full(queries, self.recording.cap_tokens)
+        batch = Batch(self.curves, one_N, cap_N, one.tie_break_N, one_N)
+        offers: Offers = AttemptOffers(batch)
+        if policy == "clear_ray_once":
+            return replay_run(BatchOffers(batch), answers, budget_tokens=budget)
+        if policy == "clear_ray_learned":
+            rounds = LEARNING_ROUNDS + AllocationConfig(objective="vote", attempts=self.most).most_rounds
+            offers = LearningOffers(
+                x_NP=self.x_NP,
+                tokens_K=self.curves.tokens_K,
+                weight_N=one_N,
+                max_tokens_N=cap_N,
+                tie_break_N=one.tie_break_N,
+                cost_N=one_N,
+                budget_tokens=budget,
+                label="agreement",
+                seed=seed,
+                asks_again=True,
+            )
+        allocation = AllocationConfig(objective="vote", attempts=self.most, max_rounds=rounds)
+        rule = AttemptRule("vote", np.full(queries, self.most))
+        return replay_run(offers, answers, budget_tokens=budget, allocation=allocation, rule=rule)
 
 
 def tokens_saved(
@@ -159,54 +188,40 @@ def tokens_saved(
 
 
 def compare(
-    recording: Recording, curves: Curves, vote_NS: NDArray[np.int64], budgets: list[float], draws: int, most: int
+    contest: Contest, vote_NS: NDArray[np.int64], budgets: list[float], draws: int, policies: list[str]
 ) -> list[dict[str, Any]]:
     """Return one row for each policy and budget."""
+    recording, most = contest.recording, contest.most
     rows_N, cap = np.arange(len(recording))[:, None], recording.cap_tokens
     drawn = [draw(recording, seed) for seed in range(draws)]
-    answers = [
-        SampledAnswers(
-            one.answers.length_NS,
-            one.answers.is_stopped_NS,
-            one.answers.is_right_NS,
-            vote_NS[rows_N, one.sample_NS],
-        )
-        for one in drawn
-    ]
-    ceilings = sorted({*ceilings_of(recording)[::8].tolist(), cap})
+    answers = [replace(one.answers, vote_NS=vote_NS[rows_N, one.sample_NS]) for one in drawn]
+    both = list(zip(drawn, answers, strict=True))
+    ceilings = sorted({*ceilings_of(recording)[::16].tolist(), cap})
     by_DCBS = np.array(
-        [
-            [fixed(own, one.order, ceiling, budgets)[:, :most] for ceiling in ceilings]
-            for one, own in zip(drawn, answers, strict=True)
-        ]
+        [[fixed(own, one.order, ceiling, budgets)[:, :most] for ceiling in ceilings] for one, own in both]
     )
     right_DNS = np.array([right_after(own, cap)[:, :most] for own in answers])
     spend_DNS = np.array([own.length_NS[:, :most] for own in answers], np.float64)
     rows = []
     for at, average in enumerate(budgets):
         whole_DS, any_DX = by_DCBS[:, -1, at], by_DCBS[:, :, at].reshape(draws, -1)
-        shares: dict[str, Array] = {
+        shares = {
             "fixed": whole_DS[:, whole_DS.mean(axis=0).argmax()],
             "fixed_capped": any_DX[:, any_DX.mean(axis=0).argmax()],
-            "adaptive_consistency": np.array(
-                [adaptive_consistency(own, one.order, average) for one, own in zip(drawn, answers, strict=True)]
-            ),
+            "adaptive_consistency": np.array([adaptive_consistency(own, one.order, average) for one, own in both]),
         }
         rows += [_row(name, average, share_D) for name, share_D in shares.items()]
-        for name, attempts in (("clear_ray_once", 1), ("clear_ray", most)):
-            played = [
-                play(curves, own, one.tie_break_N, average, attempts, cap)
-                for one, own in zip(drawn, answers, strict=True)
-            ]
+        for name in policies:
+            played = [contest.play(name, own, one, average, seed) for seed, (one, own) in enumerate(both)]
             right_DN = np.array([run.is_right_N for run in played])
-            spent = float(np.mean([run.spent_tokens_N.mean() for run in played]))
             facts = {
-                "spent": round(spent, 2),
+                "spent": round(float(np.mean([run.spent_tokens_N.mean() for run in played])), 2),
                 "answers": round(float(np.mean([run.attempts_N.mean() for run in played])), 3),
                 "rounds": round(float(np.mean([run.clearings for run in played])), 1),
                 "tokens_saved": tokens_saved(right_DN, average, right_DNS, spend_DNS),
             }
             rows.append(_row(name, average, right_DN.mean(axis=1)) | facts)
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -228,6 +243,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--attempts", type=int, default=8)
+    parser.add_argument("--policies", default="clear_ray_once,clear_ray,clear_ray_learned")
     parser.add_argument("--by", choices=KINDS, default="exact")
     arguments = parser.parse_args()
     recording = read_recording(arguments.rollouts, arguments.features)
@@ -235,6 +251,9 @@ def main() -> None:
     votes = read_votes(arguments.rollouts, recording, arguments.by)
     budgets = [float(word) for word in arguments.budgets.split(",")]
     most = min(arguments.attempts, recording.samples)
+    known = recording.features, recording.rollouts.prompts
+    x_NP = fit_coordinates(*known, sets=("text", "ngrams"))(*known)
+    contest = Contest(recording, curves, x_NP, most)
     found = {
         "figure": "votes",
         "rollouts": Path(arguments.rollouts).name,
@@ -243,11 +262,9 @@ def main() -> None:
         "draws": arguments.draws,
         "estimate": "other folds" if arguments.features else "labels",
         "by": arguments.by,
-        "rows": compare(recording, curves, votes, budgets, arguments.draws, most),
+        "rows": compare(contest, votes, budgets, arguments.draws, arguments.policies.split(",")),
     }
     Path(arguments.output).write_text(json.dumps(found, indent=1) + "\n")
-    for row in found["rows"]:  # type: ignore[attr-defined]
-        print(json.dumps(row))
 
 
 if __name__ == "__main__":

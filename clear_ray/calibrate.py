@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -236,7 +235,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
     name = _features_name(config)
     queries = folder.child("sample-00").child("queries")
     prior = PriorHead(cap_tokens=config.allocation.max_tokens, probe_layers=config.estimate.layers)
-    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir, run_id=uuid4().hex) as engines:
+    with engine_workers(settled(config.engine), prior, run_dir=config.run_dir) as engines:
         if not folder.exists(f"{name}.json"):
             folder.delete(name)
             rows = ray.data.read_parquet(queries.files(".parquet"), filesystem=queries.filesystem)

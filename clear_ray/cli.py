@@ -279,13 +279,16 @@ def _end(stop: BaseException) -> tuple[int, str]:
 
 
 def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
-    from clear_ray.batch.run import run as run_batch
-    from clear_ray.report.live import choose_display
-    from clear_ray.report.text import summary_text
+    from clear_ray.cluster.joining import joining_cluster
 
-    stream = sys.stdout if as_json else sys.stderr
-    result = run_batch(None, config, display=choose_display(stream, as_json=as_json, is_quiet=quiet))
-    report = result.report
+    with joining_cluster():  # Ray starts beside the imports of all that follows
+        from clear_ray.batch.run import run as run_batch
+        from clear_ray.report.live import choose_display
+        from clear_ray.report.text import summary_text
+
+        stream = sys.stdout if as_json else sys.stderr
+        display = choose_display(stream, as_json=as_json, is_quiet=quiet)
+        report = run_batch(None, config, display=display).report
     print_result(json.dumps({"event": "summary"} | report.model_dump()) if as_json else summary_text(report))
     if report.failed:
         raise SystemExit(SOME_FAILED)

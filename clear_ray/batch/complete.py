@@ -9,23 +9,25 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
 
 from clear_ray.batch.context import RunContext
-from clear_ray.batch.generate import in_order, mark_lost_answers, union
-from clear_ray.batch.learning import head_name, learned
+from clear_ray.batch.earlier import keep_lesson
+from clear_ray.batch.generate import mark_lost_answers
+from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
+from clear_ray.batch.scale import is_spread
 from clear_ray.batch.scores import read_scores
+from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
-from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.learning_offers import LearningOffers, observe
 from clear_ray.run_folder.completions import completion_rows
-from clear_ray.run_folder.manifest import SUMMARY
+from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
@@ -50,7 +52,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
     )
-    _write_completions(folder, verdicts, run.void_attempts(), run.config.dispatch.block_rows)
+    _write_completions(folder, verdicts, run.void_attempts())
     if not run.states.rule.is_single:
         _write_answers(run, rounds)
     scores = read_scores(folder, len(spent_N))
@@ -83,22 +85,37 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
     batch, learning = learned(offers, run.states, run.lesson, estimates.batch)
-    return replace(run, estimates=replace(estimates, batch=batch)), learning
+    return replace(run, estimates=replace(estimates, batch=batch)), _kept(run, run.lesson, learning)
 
 
-def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts, block_rows: int) -> None:
-    sources: list[tuple[Folder, Any]] = [
-        (folder.child("queries"), Abandon(verdicts)),
-        (folder.child("rounds"), Complete(verdicts, void)),
-    ]
-    parts = [
-        ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(finish, batch_format="pyarrow")
-        for source, finish in sources
-        if (paths := source.files(".parquet"))
+def _kept(run: RunContext, lesson: Lesson, learning: LearningReport) -> LearningReport:
+    """Keep what the run has learned where the next one looks, and say what it began with."""
+    if lesson.store is None:
+        return learning
+    folder, config, estimates = run.folder, run.config, run.estimates
+    earlier = earlier_for(folder, config, estimates, lesson)
+    manifest = read_manifest(folder) or {}
+    failure = keep_lesson(
+        folder,
+        lesson.store,
+        observe(run.states),
+        estimates.prompt_tokens_N,
+        run_id=str(manifest.get("run_id", "")),
+        evidence_nats=learning.evidence_nats or 0.0,
+        seed=config.seed,
+    )
+    if failure:
+        earlier = replace(earlier, passed_over=(*earlier.passed_over, failure))
+    return earlier.told(learning)
+
+
+def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
+    sources: list[tuple[list[str], Any]] = [
+        (folder.child("queries").files(".parquet"), Abandon(verdicts)),
+        (folder.child("rounds").files(".parquet"), Complete(verdicts, void)),
     ]
     with folder.replacing("completions") as target:
-        ordered = in_order(union(parts), "index", is_small=len(verdicts.states.last_round_N) <= block_rows)
-        ordered.write_parquet(target.path, filesystem=folder.filesystem)
+        write_sorted(sources, target, by=["index"], is_few=not is_spread(len(verdicts.states.last_round_N)))
 
 
 def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
@@ -109,11 +126,9 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
         return
     price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
     keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
-    answers = ray.data.read_parquet(paths, filesystem=folder.filesystem).map_batches(keep, batch_format="pyarrow")
     with folder.replacing("attempts") as target:
-        is_small = int(states.attempt_N.sum()) <= run.config.dispatch.block_rows
-        ordered = in_order(answers, ["index", "sample"], is_small=is_small)
-        ordered.write_parquet(target.path, filesystem=folder.filesystem)
+        is_few = not is_spread(int(states.attempt_N.sum()))
+        write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
 
 
 def _without_logprobs(folder: Folder) -> tuple[str, ...]:

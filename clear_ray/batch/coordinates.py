@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-import ray.data
 from numpy.typing import NDArray
 
+from clear_ray.batch.scale import is_spread
 from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.encoder import encoded_features, encoder_folder
@@ -36,7 +37,8 @@ COORDINATES = "coordinates"
 COORDINATES_WHOLE = "coordinates.json"
 MOST_SAMPLED = 5_000
 """Most prompts that the map is fitted on."""
-_READ = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
+READ_COLUMNS = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
+"""What a map may read of a query."""
 _BATCH_ROWS = 2_048
 
 
@@ -110,10 +112,13 @@ class AddCoordinates:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return index and coordinates of each row."""
-        fitted: Coordinates = ray.get(self.fitted)
-        x_BP = np.ascontiguousarray(fitted(*_read(batch, ray.get(self.prompt_tokens), self.encoder)), np.float32)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
-        return pa.table({"index": batch["index"].combine_chunks(), "x": column})
+        return _mapped(batch, ray.get(self.fitted), ray.get(self.prompt_tokens), self.encoder)
+
+
+def _mapped(batch: pa.Table, fitted: Coordinates, prompt_tokens_N: NDArray[np.int64], encoder: str | None) -> pa.Table:
+    x_BP = np.ascontiguousarray(fitted(*read_block(batch, prompt_tokens_N, encoder)), np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
+    return pa.table({"index": batch["index"].combine_chunks(), "x": column})
 
 
 def _write(
@@ -124,15 +129,21 @@ def _write(
         features = (*features, "hidden")  # an encoder's states stand in their place
     queries = folder.child("queries")
     paths = queries.files(".parquet")
+    if not is_spread(len(prompt_tokens_N)) and encoder is None:
+        with folder.replacing(COORDINATES) as target:
+            _write_here(folder, paths, prompt_tokens_N, features, seed, target)
+        return
     fit: Any = ray.remote(_fit)
     prompt_tokens = ray.put(prompt_tokens_N)
     fitted = fit.remote(folder, paths, prompt_tokens, features, seed, encoder)
     try:
+        from ray.data import read_parquet
+
         ray.wait([fitted], fetch_local=False)
         with folder.replacing(COORDINATES) as target:
             (
-                ray.data.read_parquet(paths, filesystem=folder.filesystem)
-                .select_columns(_READ)
+                read_parquet(paths, filesystem=folder.filesystem)
+                .select_columns(READ_COLUMNS)
                 .map_batches(
                     AddCoordinates(fitted, prompt_tokens, encoder), batch_size=_BATCH_ROWS, batch_format="pyarrow"
                 )
@@ -141,6 +152,23 @@ def _write(
     except Exception as error:
         raise own_error(error) or error from error
     folder.child(COORDINATES).sync()
+
+
+def _write_here(
+    folder: Folder,
+    paths: Sequence[str],
+    prompt_tokens_N: NDArray[np.int64],
+    features: Sequence[str],
+    seed: int,
+    target: Folder,
+) -> None:
+    """Write the coordinates of a small batch without a task: starting one takes longer than they do."""
+    fitted = _fit(folder, paths, prompt_tokens_N, features, seed, None)
+    for path in paths:
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS).combine_chunks()
+        sink = BytesIO()
+        pq.write_table(_mapped(table, fitted, prompt_tokens_N, None), sink)
+        target.write(path.rpartition("/")[2], sink.getvalue())
 
 
 def _fit(
@@ -157,15 +185,15 @@ def _fit(
     is_drawn_N[np.random.default_rng(seed).permutation(queries)[:MOST_SAMPLED]] = True
     drawn = []
     for path in paths:
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=_READ)
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
         drawn.append(table.filter(pa.array(is_drawn_N[table["index"].to_numpy()])))
     sample = pa.concat_tables(drawn).sort_by("index")
-    known, prompts, tasks = _read(sample, prompt_tokens_N, encoder)
+    known, prompts, tasks = read_block(sample, prompt_tokens_N, encoder)
     return fit_coordinates(known, prompts, sets=features, tasks=tasks, seed=seed)
 
 
-def _read(
-    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None
+def read_block(
+    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None = None
 ) -> tuple[Features, list[str], list[str]]:
     """Return what a map may read of rows: numbers of the probe or an encoder, texts as heads are shown them, and labels."""
     rows = len(batch)

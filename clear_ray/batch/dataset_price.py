@@ -25,8 +25,6 @@ from ray.data.block import BlockAccessor
 from clear_ray.allocation import DemandSketch, SketchPrice, Utility
 from clear_ray.errors import PriceError
 
-SKETCH_ABOVE_QUERIES = 100_000
-"""Larger batches are priced from sketches: all curves in one process cost five kilobytes a query, and lose no slack."""
 _SKETCH = "sketch"
 
 
@@ -47,11 +45,6 @@ class BlockCurves:
 
 CurvesOf = Callable[[pa.Table], BlockCurves]
 """Makes curves of a block of rows; it may leave rows out. Called in every pass, with the same answer each time."""
-
-
-def is_sketched(queries: int, setting: bool | None = None) -> bool:
-    """Return whether a batch is priced from sketches: as the setting says, or by its size if it says nothing."""
-    return queries > SKETCH_ABOVE_QUERIES if setting is None else setting
 
 
 def price_rows(rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spread_unspent: bool = True) -> SketchPrice:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from ray.data import Dataset
 
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import load_scorer_of
@@ -66,13 +63,14 @@ def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tok
     """Yield stretches of the order of dispatch of at most so many queries, or so many tokens expected of them together.
 
     A call comes back, and another takes its place, when the last of its answers has ended. So a long answer has a call to
-    itself, and short ones share its cost.
+    itself, and short ones share its cost: what is half as long counts a quarter, for it is waited for half as long, too.
     """
     first = 0
     while first < len(expected_tokens_M):
         rows = min(most_rows, _MOST_CALL_ROWS) if most_tokens is not None else most_rows
         if most_tokens is not None:
-            taken = np.cumsum(expected_tokens_M[first : first + rows])
+            tokens = expected_tokens_M[first : first + rows]
+            taken = np.cumsum(tokens * np.minimum(tokens / most_tokens, 1.0))
             rows = max(int(np.searchsorted(taken, most_tokens, side="right")), 1)
         yield slice(first, min(first + rows, len(expected_tokens_M)))
         first += rows
@@ -140,22 +138,6 @@ def rows_each(config: RunConfig, *, workers: int) -> int:
         return dispatch.calls_in_flight * (dispatch.batch_rows or _ROWS_A_CALL)
     at_once = 2 * workers * config.engine.max_batch
     return max(-(-at_once // dispatch.callers), 2 * (dispatch.batch_rows or 1))
-
-
-def in_order(rows: Dataset, column: str | list[str], *, is_small: bool) -> Dataset:
-    """Return rows in the order of a column, or of several; what fits one block is not worth a distributed sort."""
-    if not is_small:
-        return rows.sort(column)
-    return rows.repartition(1).map_batches(partial(_sorted, column), batch_size=None, batch_format="pyarrow")
-
-
-def _sorted(column: str | list[str], block: pa.Table) -> pa.Table:
-    return block.sort_by(column if isinstance(column, str) else [(name, "ascending") for name in column])
-
-
-def union(parts: list[Dataset]) -> Dataset:
-    """Return the rows of several datasets, of at least one."""
-    return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
 
 def mark_lost_answers(run: RunContext, written_N: NDArray[np.int64]) -> None:

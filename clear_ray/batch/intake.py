@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
-
-from ray.data import Dataset
+from typing import TYPE_CHECKING, Any
 
 from clear_ray.batch.retrying import take_in_again
 from clear_ray.config.engine import ModelConfig
@@ -25,6 +23,9 @@ from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
 from clear_ray.tasks.survey import Surveyor, keep_survey
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 _BATCH_ROWS = 4_096
 

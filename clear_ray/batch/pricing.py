@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray.data
 from numpy.typing import NDArray
-from ray.data import Dataset
 
-from clear_ray.batch.dataset_price import is_sketched
 from clear_ray.batch.learning import Lesson, learning_offers
-from clear_ray.batch.sketched import SketchedOffers, reservation_prices_of_rows
+from clear_ray.batch.scale import is_sketched_run
 from clear_ray.config.prices import scaled_parts
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
@@ -26,19 +24,14 @@ from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.storage import Folder
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from clear_ray.batch.sketched import SketchedOffers
+
 _PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
 PROBE = "probe"
 """Name under which the market is charged for the probe."""
-
-
-def is_sketched_run(config: RunConfig, queries: int) -> bool:
-    """Return whether a run of so many queries is priced where its estimates are."""
-    allocation = config.allocation
-    if (
-        allocation.policy != "clear_ray" or allocation.most_attempts > 1
-    ):  # plans of several attempts add up to no sketch
-        return False
-    return is_sketched(queries, allocation.sketched)
 
 
 def offers_of(
@@ -51,6 +44,8 @@ def offers_of(
         return AttemptOffers(estimates.batch)
     if not is_sketched_run(config, estimates.queries):
         return BatchOffers(estimates.batch, policy=config.allocation.policy)
+    from clear_ray.batch.sketched import SketchedOffers
+
     return SketchedOffers(
         rows=partial(_estimate_rows, folder),
         tokens_K=estimates.batch.curves.tokens_K,
@@ -100,7 +95,7 @@ def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.floa
     prices = config.model_prices
     if prices is None or not prices.probe_parts:
         return 0
-    return int(estimates.prompt_tokens_N @ _scaled_parts(prices.probe_parts, cost_N))
+    return int(estimates.read_tokens_N @ _scaled_parts(prices.probe_parts, cost_N))
 
 
 def _scaled_parts(parts: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -133,11 +128,15 @@ def all_reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.f
     """Return the price above which each query is not worth a first token, shape (N,)."""
     if not estimates.is_sample:
         return reservation_prices(estimates.batch)
+    from clear_ray.batch.sketched import reservation_prices_of_rows
+
     return reservation_prices_of_rows(
         _estimate_rows(folder), estimates.batch.curves.tokens_K, estimates.queries, calls=estimates.calls
     )
 
 
 def _estimate_rows(folder: Folder) -> Dataset:
+    import ray.data
+
     paths = folder.child(ESTIMATES).files(".parquet")
     return ray.data.read_parquet(paths, filesystem=folder.filesystem).select_columns(CURVE_COLUMNS)

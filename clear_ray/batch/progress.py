@@ -31,7 +31,7 @@ class Progress:
         self._budget_tokens, self._display, self._unit = budget_tokens, display, unit
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "start", 0, 0, 0
-        self._waiting_for = "starting Ray"
+        self._waiting_for, self._probed = "starting Ray", 0
         self._price: float | None = None
         self._label = ""
         self._begun, self._again, self._solved_by_attempt = 0, 0, tuple[int, ...]()
@@ -97,6 +97,10 @@ class Progress:
         self._granted = self._granted if granted is None else granted
         self._tell()
 
+    def note_probed(self, queries: int) -> None:
+        """Note how many prompts have been read."""
+        self._probed = queries
+
     def warn(self, warning: str, *, if_all_wrong: str) -> None:
         """Show a warning from now on, and another one once the first scored answers have all been wrong."""
         self._warning, self._if_all_wrong = warning, if_all_wrong
@@ -120,7 +124,7 @@ class Progress:
                     stage=self._stage,
                     round=self._round,
                     queries=self._queries,
-                    probed=self._queries if self._stage in ("price", "generate", "write") else 0,
+                    probed=self._probed if self._stage in ("start", "read", "probe") else self._queries,
                     granted=self._granted,
                     ended=balance.ended if balance else 0,
                     budget_tokens=balance.budget_tokens if balance else self._budget_tokens,

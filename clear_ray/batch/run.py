@@ -3,30 +3,31 @@
     queries/ --probe (stage 1, engine workers)--> estimates/ --clear (driver)--> grants
         --generate (stage 2, the same workers, through the market)--> rounds/ --settle--> price again ... --> completions/
 
-The driver holds a few numbers for each query and never a prompt or an answer. Everything that a round depends on is on
-disk before the round begins, so running the same configuration again goes on where the last run ended.
+While answers run the driver holds a few numbers for each query, and no prompt and no answer. Everything that a round
+depends on is on disk before the round begins, so running the same configuration again goes on where the last run ended.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-import ray.data
 from numpy.typing import NDArray
-from ray.data import Dataset
 
+from clear_ray.batch.beginning import Beginning, Engines, beginning
 from clear_ray.batch.checking import head_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.earlier import make_ready
+from clear_ray.batch.gain import gain_of
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of
+from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
@@ -34,16 +35,15 @@ from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, pri
 from clear_ray.batch.probe import probe
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
-from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
+from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
-from clear_ray.cluster.engines import EngineActors, engine_workers
-from clear_ray.cluster.gpu_requests import gpus_for
+from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
-from clear_ray.cluster.room import settled
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import engine_notes
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.head import Head
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
@@ -69,6 +69,9 @@ from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -88,12 +91,10 @@ class RunResult:
 
     def completions(self) -> Dataset:
         """Return the completions as a Ray Dataset, in no order that Ray promises; `index` is the place in the input."""
+        import ray.data
+
         folder = open_folder(self.run_dir).child("completions")
         return ray.data.read_parquet(folder.path, filesystem=folder.filesystem)
-
-
-Engines = Callable[..., AbstractContextManager[EngineActors]]
-"""What starts the engines of a run and ends them, with the arguments of `cluster.engines.engine_workers`."""
 
 
 def run(queries: Dataset | None, config: RunConfig, *, display: Display | None = None) -> RunResult:
@@ -117,7 +118,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
-    return run_on(engine_workers, queries, config, display=display or QuietDisplay())
+    return run_on(begun_engines, queries, config, display=display or QuietDisplay())
 
 
 def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, display: Display) -> RunResult:
@@ -137,14 +138,23 @@ def _run_alone(
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head, notes = head_of(config), engine_notes(config.engine)
-    if manifest is None or read_summary(folder) is None:
-        wait_until_unused(folder)
-    with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+    head = head_of(config)
+    if manifest is not None and (report := read_summary(folder)) is not None:
+        return _only_read(queries, config, folder, manifest, report)
+    if config.estimate.store is not None:
+        make_ready(config.estimate.store)
+    wait_until_unused(folder)
+    with (
+        Progress(config.budget_tokens, display, unit=config.unit) as progress,
+        _begun(start_engines, config, head, folder) as begun,
+        ExitStack() as data,
+    ):
+        if queries is not None:
+            begun.ray()
+            data.enter_context(quiet_data())
         progress.begin("read")
+        notes = engine_notes(config.engine)
         digest = take_in(queries, config, folder, manifest)
-        if manifest is not None and (report := read_summary(folder)) is not None:
-            return RunResult(report, config.run_dir)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
@@ -152,30 +162,28 @@ def _run_alone(
         input_cost_N = read_costs(folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
         check_minimum_service(config, cost_N, folder)
-        progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
+        progress.begin("probe", queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
-        engine = settled(config.engine)
+        begun.ray()
+        if queries is None:
+            data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
             heeding_orders(folder, config.budget_tokens, market),
-            gpus_for(market.actor, engine.num_gpus or 0) as ask_for,
-            start_engines(
-                engine,
-                head,
-                run_dir=config.run_dir,
-                run_id=run_id,
-                ask_for=ask_for,
-                rows_each=rows_each(config, workers=1) if config.scaling.max_workers else None,
-            ) as engines,
             progress.watching(market),
-            open_callers(config, folder, engines, market) as callers,
+            open_callers(config, folder, engines := begun.engines(), market) as callers,
+            begun.gpus.made(market.actor),
         ):
+            progress.begin("probe", waiting_for="loading the model")
+            engines.wait()
             progress.begin("probe")
             _open_run(folder, manifest, config, digest, engines, run_id)
-            lesson = lesson_of(folder, config, digest.rows)
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
+            is_measured = learns_alone(lesson, engines.head.kind)
+            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=is_measured)
+            estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
@@ -183,6 +191,18 @@ def _run_alone(
             answers = AnswerFiles(digest.rows)
             opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
             report = close_run(opened, play_rounds(opened), digest)
+    return RunResult(report, config.run_dir)
+
+
+def _only_read(
+    queries: Dataset | None, config: RunConfig, folder: Folder, manifest: dict[str, Any], report: RunReport
+) -> RunResult:
+    """Return what came of a run that is over, after making sure that it had this input."""
+    with ExitStack() as needed:
+        if queries is not None:
+            needed.enter_context(joined_cluster())
+            needed.enter_context(quiet_data())
+        take_in(queries, config, folder, manifest)
     return RunResult(report, config.run_dir)
 
 
@@ -233,21 +253,39 @@ def _plan_in(
     sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
-    head, notes = head_of(config), engine_notes(config.engine)
+    head = head_of(config)
     try:
-        with Progress(config.budget_tokens, display, unit=config.unit) as progress, joined_cluster(), quiet_data():
+        with (
+            Progress(config.budget_tokens, display, unit=config.unit) as progress,
+            _begun(begun_engines, config, head, folder) as begun,
+            ExitStack() as data,
+        ):
+            if queries is not None:
+                begun.ray()
+                data.enter_context(quiet_data())
             progress.begin("read")
+            notes = engine_notes(config.engine)
             digest = take_in(queries, config, folder)
             input_cost_N = read_costs(folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
             check_minimum_service(config, cost_N, folder)
             progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
-            with engine_workers(settled(config.engine), head, run_dir=folder.path, run_id="") as engines:
-                progress.begin("probe")
-                estimates = priced(config, probe(folder, config, engines, digest.rows), input_cost_N)
-                sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
+            begun.ray()
+            if queries is None:
+                data.enter_context(quiet_data())
+            engines = begun.engines()
+            engines.wait()
+            progress.begin("probe")
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
+            alone = learns_alone(lesson, engines.head.kind)
+            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=alone)
+            estimates = priced(config, found, input_cost_N)
+            sampled = Sampled()
+            if sample_share:
+                sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
-            # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
+            # Of a run that learns nothing is known before its first answers but what earlier ones have left.
+            estimates, earlier = with_earlier(folder, config, estimates, lesson)
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
             probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
             first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
@@ -256,10 +294,10 @@ def _plan_in(
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
-            lesson = lesson_of(folder, config, digest.rows)
             learned = {
-                "learning": None if lesson is None else lesson.report(),
+                "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
+                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
@@ -268,6 +306,11 @@ def _plan_in(
     finally:
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
+
+
+def _begun(start_engines: Engines, config: RunConfig, head: Head, folder: Folder) -> AbstractContextManager[Beginning]:
+    room = rows_each(config, workers=1) if config.scaling.max_workers else None
+    return beginning(start_engines, config.engine, head, run_dir=folder.path, rows_each=room)
 
 
 def _rounds_of(

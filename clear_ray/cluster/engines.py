@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import ray
-import ray.data
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -61,7 +61,6 @@ class EngineActors:
         config: Settings of the engines.
         head: Their estimate.
         run_dir: The run folder, which names the actors.
-        run_id: Identity of the run, in their names, too: those of a run before in this folder are no part of this one.
         ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         rows_each: See `Workers`; None if their number will not change.
     """
@@ -76,12 +75,12 @@ class EngineActors:
         config: EngineConfig,
         head: Head,
         run_dir: str,
-        run_id: str,
         ask_for: Callable[[int], None],
         rows_each: int | None,
     ) -> None:
         self._config, self._estimate, self._ask_for = with_key(config), in_pieces(head), ask_for
-        self._run_dir, self._run_id = run_dir, run_id
+        # Those of a start before in this folder are no part of this one.
+        self._run_dir, self._start = run_dir, uuid4().hex
         self._handles: list[Any] = []
         self._cards: list[Any] = []
         self._rows_each = rows_each
@@ -98,7 +97,7 @@ class EngineActors:
             is_worker_death,
             _restart,
             self._config.stall_seconds,
-            find=None if self._rows_each is None else partial(_find_worker, self._run_dir, self._run_id),
+            find=None if self._rows_each is None else partial(_find_worker, self._run_dir, self._start),
             rows_each=self._rows_each,
         )
 
@@ -124,7 +123,7 @@ class EngineActors:
             ray.kill(self._handles.pop())
         self._ask_for(count)
         while len(self._handles) < count:
-            name = worker_name(self._run_dir, self._run_id, len(self._handles))
+            name = worker_name(self._run_dir, self._start, len(self._handles))
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
@@ -152,6 +151,8 @@ class BatchEngineWorker(EngineWorker):
         config: Which engine.
         head_pieces: What `in_pieces` made of its head.
     """
+
+    gather_seconds = 0.02  # each list is a call to the caller, and one of it to the market
 
     def __init__(self, config: EngineConfig, *head_pieces: bytes) -> None:
         self._refusal: ClearRayError | None = None
@@ -211,35 +212,45 @@ def _is_started_again() -> bool:
 
 
 @contextmanager
-def engine_workers(
+def begun_engines(
     config: EngineConfig,
     head: Head,
     *,
     run_dir: str,
-    run_id: str,
     ask_for: Callable[[int], None] = lambda _: None,
     rows_each: int | None = None,
 ) -> Iterator[EngineActors]:
-    """Start the engine workers, wait until their models are loaded, and end them afterwards; arguments as of `EngineActors`.
+    """Start the engine workers, which then load their models, and end them afterwards; arguments as of `EngineActors`.
+
+    Raises:
+        ClusterError: The cluster is full.
+    """
+    wait_for_room(config)
+    engines = EngineActors(config, head, run_dir, ask_for, rows_each)
+    try:
+        engines.resize(config.workers)
+        yield engines
+    finally:
+        engines.resize(0)
+
+
+@contextmanager
+def engine_workers(config: EngineConfig, head: Head, **options: Any) -> Iterator[EngineActors]:
+    """Do what `begun_engines` does, with its options, and wait until all models are loaded.
 
     Raises:
         ClusterError: The cluster is full.
         ClearRayError: A worker could not be started, as it was raised there.
         EngineError: It could not be started for another reason.
     """
-    wait_for_room(config)
-    engines = EngineActors(config, head, run_dir, run_id, ask_for, rows_each)
-    try:
-        engines.resize(config.workers)
+    with begun_engines(config, head, **options) as engines:
         engines.wait()
         yield engines
-    finally:
-        engines.resize(0)
 
 
-def worker_name(run_dir: str, run_id: str, number: int) -> str:
-    """Return the actor name of a run's engine worker; worker `number` counts from 0."""
-    return f"clear_ray engine {number} of {run_dir} {run_id}"
+def worker_name(run_dir: str, start: str, number: int) -> str:
+    """Return the actor name of an engine worker of a run's start; worker `number` counts from 0."""
+    return f"clear_ray engine {number} of {run_dir} {start}"
 
 
 def this_actor() -> str:
@@ -252,10 +263,10 @@ def is_worker_death(error: BaseException) -> bool:
     return isinstance(error, _DEATHS) or isinstance(own_error(error), EngineFailedError)
 
 
-def _find_worker(run_dir: str, run_id: str, number: int) -> Any | None:
-    """Return a worker of the run that this process belongs to, or None if none was started under the number."""
+def _find_worker(run_dir: str, start: str, number: int) -> Any | None:
+    """Return a worker of the start that this process belongs to, or None if none was started under the number."""
     try:
-        return ray.get_actor(worker_name(run_dir, run_id, number))
+        return ray.get_actor(worker_name(run_dir, start, number))
     except ValueError:
         return None
 

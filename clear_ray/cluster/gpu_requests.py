@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import ray
@@ -72,6 +72,44 @@ class GpuRequests:
                 await self._ask()
                 is_told = True
         ray.kill(ray.get_runtime_context().current_actor)
+
+
+class GpuClaim:
+    """How many engines are to have GPUs, from before there is an actor that ends with their run.
+
+    Args:
+        asking: What asks, in the end: `gpus_for`.
+
+    Attributes:
+        num_gpus: GPUs of one engine.
+    """
+
+    def __init__(self, asking: Callable[..., AbstractContextManager[Callable[[int], None]]]) -> None:
+        self._asking = asking
+        self.num_gpus = 0.0
+        self._engines = 0
+        self._ask: Callable[[int], None] | None = None
+
+    def __call__(self, engines: int) -> None:
+        """Ask for the GPUs of so many engines: now, or when it is made."""
+        self._engines = engines
+        if self._ask is not None:
+            self._ask(engines)
+
+    @contextmanager
+    def made(self, holder: Any) -> Iterator[None]:
+        """Ask from now on; in the end nothing is asked for any more.
+
+        Args:
+            holder: Handle of an actor that ends with the run.
+        """
+        with self._asking(holder, self.num_gpus) as ask:
+            ask(self._engines)
+            self._ask = ask
+            try:
+                yield
+            finally:
+                self._ask = None
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.data
 
 from clear_ray.cluster.connection import join
+from clear_ray.cluster.meanwhile import meanwhile
+
+_UNDER_WAY: list[Callable[[], object]] = []
 
 
 @contextmanager
@@ -30,13 +32,35 @@ def joined_cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _environment_kept(), _terminated_as_interrupted() as take_sigterm:
+    with _environment_kept(), _terminated_as_interrupted() as take_sigterm, _own_ray():
+        take_sigterm()
+        yield
+
+
+@contextmanager
+def joining_cluster() -> Iterator[Callable[[], object]]:
+    """Do what `joined_cluster` does while its user goes on; yield what waits for the cluster, or raises why there is none.
+
+    What is under way in this process already is waited for, and not begun again.
+    """
+    if _UNDER_WAY or ray.is_initialized():
+        yield _UNDER_WAY[-1] if _UNDER_WAY else lambda: None
+        return
+    with _environment_kept(), _terminated_as_interrupted(), meanwhile(_own_ray()) as ray_is_up:
+        _UNDER_WAY.append(ray_is_up)
         try:
-            _start_ray()
-            take_sigterm()
-            yield
+            yield ray_is_up
         finally:
-            ray.shutdown()
+            _UNDER_WAY.pop()
+
+
+@contextmanager
+def _own_ray() -> Iterator[None]:
+    try:
+        _start_ray()
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _start_ray() -> None:
@@ -93,6 +117,8 @@ def quiet_data(*, is_quiet: bool = True) -> Iterator[None]:
     GPUs, for a little reading. So it is held to the CPUs that are there. And its new reader starts 32 actors for the footers
     of Parquet files at every read, which was most of the CPU of a small run; the older reader starts none.
     """
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     limits = context.execution_options.resource_limits
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

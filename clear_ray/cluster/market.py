@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 from numpy.typing import NDArray
 from ray.exceptions import ActorAlreadyExistsError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

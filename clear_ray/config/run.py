@@ -55,6 +55,9 @@ class EstimateConfig(Settings):
     """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
     encoder: str | None = Field(default=None, min_length=1)
     """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
+    store: str | None = Field(default=None, min_length=1)
+    """Folder or URI where runs keep what they have learned of a model, and begin with what earlier ones have; one for all
+    models. Of prompts it holds hashed words and numbers, never the text."""
     layers: int | None = Field(default=None, ge=1, le=100_000)
     """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
     not given. A fitted head keeps its own number."""
@@ -76,6 +79,14 @@ class EstimateConfig(Settings):
         if not self.learns and (self.features is not None or self.encoder is not None):
             name = "features are" if self.features is not None else "an encoder is"
             raise ValueError(f"{name} read by a run that learns, and this one keeps its head as it is")
+        if self.store is not None and (is_given or not self.learns):
+            raise ValueError(
+                "a store is for runs that learn and begin with what earlier ones have learned: name no head"
+            )
+        if self.store is not None and self.encoder is not None:
+            raise ValueError(
+                "a store keeps what is read of words, and not the states of an encoder: leave one of them out"
+            )
         return self
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 _PRIOR_ANSWERS, _PRIOR_SPREAD = 4.0, 0.8
 _LEAST_USED = 0.92
@@ -47,7 +47,7 @@ def spending_interval(
     spread = _PRIOR_ANSWERS * (_PRIOR_SPREAD * mean) ** 2 + float(((taken_S - mean) ** 2).sum())
     freedom = _PRIOR_ANSWERS + answers - 1
     deviation = float(np.sqrt(spread / freedom * (1 / answers + 1 / queries)))
-    reach = float(student.ppf(0.5 + _SURE / 2, freedom)) * deviation
+    reach = float(stdtrit(freedom, 0.5 + _SURE / 2)) * deviation
     # In ratio, not in difference: a total is never below 0, and errors of a mean of few are lopsided.
     factor = 1.0 + reach / max(mean, 1e-300)
     total = queries * mean

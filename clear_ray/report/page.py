@@ -14,9 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clear_ray.report import wording
-from clear_ray.report.plots import budget_plot, budget_words, rounds_plot, tasks_plot, tokens_plot
 from clear_ray.report.rows import Gathered, gather, outcome
 from clear_ray.report.summary import RunReport
+from clear_ray.report.text import asked_again
 from clear_ray.storage import Folder
 
 _ANSWER_CHARACTERS = 200
@@ -57,6 +57,8 @@ def write_page(
 
 def render_page(report: RunReport, gathered: Gathered) -> str:
     """Return the page as text."""
+    from clear_ray.report.plots import budget_words
+
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -67,6 +69,7 @@ def render_page(report: RunReport, gathered: Gathered) -> str:
             gathered=gathered,
             gain=wording.times(report.expected_utility, report.uniform_expected_utility),
             tasks=report.tasks[:_MOST_TASKS],
+            asked=[] if report.attempts is None else asked_again(report.attempts, report.unit),
         )
     )
 
@@ -110,6 +113,8 @@ def _shown(text: object, most: int) -> str:
 
 def _plots(report: RunReport, gathered: Gathered) -> dict[str, Markup]:
     """Return the plots that there is something to draw for."""
+    from clear_ray.report.plots import budget_plot, rounds_plot, tasks_plot, tokens_plot  # matplotlib is needed last
+
     drawn: dict[str, str] = {}
     # The curve counts every query; the dot of what was found says something beside it only if every query is scored.
     found = report.correct if report.scored == report.queries else None

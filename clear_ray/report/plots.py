@@ -12,7 +12,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from clear_ray.redaction import printable
+from clear_ray.report.rows import QueryPoint
 from clear_ray.report.summary import BudgetPoint, RoundReport, TaskReport
 from clear_ray.report.wording import amount, answers, count, expected, scale_of_price
 
@@ -62,21 +62,6 @@ _SETTINGS = {
 _WIDTH, _HEIGHT = 5.2, 3.3
 _MOST_TASKS = 12
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
-
-
-@dataclass(frozen=True)
-class QueryPoint:
-    """One funded query of the plot of tokens.
-
-    Attributes:
-        granted_tokens: Sum of its ceilings.
-        spent_tokens: What it generated.
-        outcome: One of `OUTCOMES`.
-    """
-
-    granted_tokens: int
-    spent_tokens: int
-    outcome: str
 
 
 OUTCOMES = ("correct", "wrong", "ended", "cut off", "failed")

@@ -8,11 +8,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clear_ray.report.plots import QueryPoint
-
 _MOST_POINTS = 2_000
 _MOST_ABANDONED = 50
 _MOST_FAILED = 50
+
+
+@dataclass(frozen=True)
+class QueryPoint:
+    """One funded query of the plot of tokens.
+
+    Attributes:
+        granted_tokens: Sum of its ceilings.
+        spent_tokens: What it generated.
+        outcome: One of `plots.OUTCOMES`.
+    """
+
+    granted_tokens: int
+    spent_tokens: int
+    outcome: str
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class LearningReport(Part):
     """What a run learned from its own answers."""
 
     label: str
-    """What said that an answer is right: a scorer's `verdict`, or that the answer `ended` by itself."""
+    """What said that an answer is right: a scorer's `verdict`, `agreement` of answers, or that it `ended` by itself."""
     features: tuple[str, ...]
     """What was read of the prompts."""
     left_out: str = ""
@@ -109,7 +109,11 @@ class LearningReport(Part):
     learned_share: float = 0.0
     """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
     given_share: float = 0.0
-    """Share of the curves of a head that was given."""
+    """Share of the curves of a head that was given, or of what earlier runs have learned."""
+    earlier_answers: int = 0
+    """Answers of earlier runs that it began with, from a store."""
+    store_notes: tuple[str, ...] = ()
+    """What of the store was passed over, or could not be kept there, and why; a line each."""
 
 
 class AttemptsReport(Part):

@@ -49,6 +49,16 @@ class Standing:
     weight_ZN: Array
     likeness: Likeness
 
+    def take(self, rows: NDArray[np.int64]) -> Standing:
+        """Return where some of the queries stand."""
+        return Standing(
+            self.started_tokens_N[rows],
+            self.left_N[rows],
+            self.wrong_N[rows],
+            self.weight_ZN[:, rows],
+            self.likeness,
+        )
+
     def only_one_more(self) -> Standing:
         """Return the same queries with nothing to go on with, and one fresh attempt each."""
         return replace(self, started_tokens_N=0 * self.started_tokens_N, left_N=np.ones_like(self.left_N))
@@ -65,6 +75,8 @@ class Menu:
         first_success_JN: Chance that this attempt is right, weighted.
         first_spend_JN: What this attempt is expected to generate.
         is_fresh_JN: Whether the plan begins an attempt.
+        most_tokens_N: Most tokens that the next attempt of any plan is granted that begins one; where none may be begun, of
+            any that goes on.
     """
 
     success_JN: Array
@@ -73,6 +85,7 @@ class Menu:
     first_success_JN: Array
     first_spend_JN: Array
     is_fresh_JN: NDArray[np.bool_]
+    most_tokens_N: NDArray[np.int64]
 
 
 def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64]) -> Menu:
@@ -89,15 +102,15 @@ def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64
     plans = [nothing(fresh), *_again(fresh, None, standing)]
     if (started > 0).any():
         plans += _again(fresh, Answer.of(curves, batch, started, most_tokens_N), standing)
-    return stacked(batch, plans)
+    return stacked(batch, plans, left_N=standing.left_N)
 
 
 Plans = tuple[Array, Array, NDArray[np.int64], Array, Array, NDArray[np.bool_]]
 """Some plans of N queries: the columns of a `Menu`, not weighted and in tokens."""
 
 
-def stacked(batch: Batch, plans: list[Plans]) -> Menu:
-    """Return plans as one menu, in the batch's weights and costs."""
+def stacked(batch: Batch, plans: list[Plans], *, left_N: NDArray[np.int64]) -> Menu:
+    """Return plans as one menu, in the batch's weights and costs; `left_N` is how many attempts each query may begin."""
     columns = (np.concatenate(parts) for parts in zip(*plans, strict=True))
     success, spend, tokens, first_success, first_spend, is_fresh = columns
     return Menu(
@@ -107,6 +120,7 @@ def stacked(batch: Batch, plans: list[Plans]) -> Menu:
         first_success_JN=first_success * batch.weight_N,
         first_spend_JN=first_spend,
         is_fresh_JN=is_fresh,
+        most_tokens_N=tokens.max(axis=0, initial=0, where=is_fresh == (left_N > 0)),
     )
 
 

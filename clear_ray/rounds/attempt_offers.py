@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.estimation.likeness import Likeness, Tried, kind_weights, learn_likeness
+from clear_ray.estimation.votes import Habits, Votes
 from clear_ray.records import COST_PARTS
+from clear_ray.rounds.attempt_hull import menu_in_blocks
 from clear_ray.rounds.attempt_menu import Menu, Standing, menu_of
 from clear_ray.rounds.attempt_price import Bought, buy
 from clear_ray.rounds.batch import Batch, first_call_parts
@@ -79,30 +81,50 @@ def clear_attempts(
     index = np.flatnonzero(is_free_N & (batch.max_tokens_N > 0))
     if not len(index) or for_sale_tokens < 1:
         return nothing_to_grant(len(is_free_N))
-    part = batch.take(index)
-    if states.rule.objective == "best_of_n":
-        # An answer is worth what it may raise the best score by; of scores in between the mean alone is known.
-        best_M = np.clip(np.nan_to_num(states.chosen_score_N[index]), 0.0, 1.0)
-        part = replace(part, weight_N=part.weight_N * (1.0 - best_M))
+    part = _priced_part(batch, states, index)
     standing = standing_of(batch, states, index, likeness=likeness)
     costs = part.costs
     most_tokens = costs.affordable_tokens(
         for_sale_tokens * COST_PARTS, np.arange(len(index)), standing.started_tokens_N
     )
-    if states.rule.objective == "vote":
-        votes_M = states.ballots.votes_of(index)
-        habits = habits_of(batch, states.ballots.votes_of(np.arange(len(is_free_N))))
-        menu = vote_menu(part, standing, votes_M, most_tokens_N=most_tokens, habits=habits)
-    else:
-        menu = menu_of(part, standing, most_tokens_N=most_tokens)
+    menu = _menu(batch, standing, states, index, most_tokens)
     bought = buy(menu, available_tokens=for_sale_tokens, tie_break_N=part.tie_break_N)
     left_M = standing.left_N
     is_fresh_M = np.where(bought.plan_N == 0, left_M > 0, menu.is_fresh_JN[bought.plan_N, np.arange(len(index))])
     next_calls = _NextCalls(costs, np.where(is_fresh_M, 0, standing.started_tokens_N), owed_tokens_N[index])
-    tokens_M = _that_fit(part, menu, bought, next_calls, left_M=left_M, for_sale_parts=for_sale_tokens * COST_PARTS)
+    tokens_M = _that_fit(part, menu, bought, next_calls, for_sale_parts=for_sale_tokens * COST_PARTS)
     return _clearing(
         part, menu, bought, index, tokens_M, is_fresh_M=is_fresh_M, next_calls=next_calls, queries=len(is_free_N)
     )
+
+
+def _priced_part(batch: Batch, states: QueryStates, index: NDArray[np.int64]) -> Batch:
+    """Return some queries at what an answer is worth now."""
+    part = batch.take(index)
+    if states.rule.objective == "best_of_n":
+        # An answer is worth what it may raise the best score by; of scores in between the mean alone is known.
+        best_M = np.clip(np.nan_to_num(states.chosen_score_N[index]), 0.0, 1.0)
+        part = replace(part, weight_N=part.weight_N * (1.0 - best_M))
+    return part
+
+
+def _menu(
+    batch: Batch, standing: Standing, states: QueryStates, index: NDArray[np.int64], most_tokens_M: NDArray[np.int64]
+) -> Menu:
+    """Return the plans of the queries at `index` that some price would buy."""
+    votes_M: list[Votes] = []
+    habits = Habits()
+    if states.rule.objective == "vote":
+        votes_M = states.ballots.votes_of(index)
+        habits = habits_of(batch, states.ballots.votes_of(np.arange(len(batch.weight_N))))
+
+    def of(rows: NDArray[np.int64]) -> Menu:
+        some, where, most = _priced_part(batch, states, index[rows]), standing.take(rows), most_tokens_M[rows]
+        if states.rule.objective != "vote":
+            return menu_of(some, where, most_tokens_N=most)
+        return vote_menu(some, where, [votes_M[row] for row in rows], most_tokens_N=most, habits=habits)
+
+    return menu_in_blocks(len(index), of)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,11 +194,10 @@ def _that_fit(
     bought: Bought,
     next_calls: _NextCalls,
     *,
-    left_M: NDArray[np.int64],
     for_sale_parts: int,
 ) -> NDArray[np.int64]:
     """Return what each query is granted: the next attempts of the plans bought, best first, as far as their ceilings fit."""
-    rows, owed_M = np.arange(len(left_M)), next_calls.owed_M
+    rows, owed_M = np.arange(len(next_calls.owed_M)), next_calls.owed_M
     tokens_M = menu.tokens_JN[bought.plan_N, rows]
     worth_M = menu.first_success_JN[bought.plan_N, rows]
     fixed_M = next_calls.costs.fixed_parts(rows, next_calls.before_M) / COST_PARTS
@@ -186,8 +207,10 @@ def _that_fit(
     order = buyers[np.lexsort((part.tie_break_N[buyers], -worth_M[buyers] / np.maximum(spend_M[buyers], 1e-12)))]
     left_parts = _grant(granted_M, order, np.maximum(tokens_M, owed_M), next_calls, for_sale_parts)
     if bought.price == 0.0:
-        # Nothing is certain to be worth nothing: what no plan wants is shared by those that want none.
-        most_M = menu.tokens_JN.max(axis=0, initial=0, where=menu.is_fresh_JN == (left_M > 0))
+        # Nothing is certain to be worth nothing: what no plan wants, now or later, is shared by those that want none.
+        later_M = np.maximum(menu.spend_JN[bought.plan_N, rows] - spend_M, 0.0)
+        left_parts = max(left_parts - int(np.ceil(later_M[buyers].sum() * COST_PARTS)), 0)
+        most_M = menu.most_tokens_N
         others = rows[(tokens_M == 0) & (most_M > 0)]
         others = others[np.argsort(part.tie_break_N[others], kind="stable")]
         share_M = np.minimum(np.maximum(most_M, owed_M), next_calls.affordable_M(left_parts // max(len(others), 1)))

@@ -49,7 +49,7 @@ def vote_menu(
     plans = [nothing(fresh), *_plans(fresh, None, standing, votes_N, worth)]
     if (started > 0).any():
         plans += _plans(fresh, Answer.of(curves, batch, started, most_tokens_N), standing, votes_N, worth)
-    return stacked(batch, plans)
+    return stacked(batch, plans, left_N=standing.left_N)
 
 
 def habits_of(batch: Batch, votes_N: list[Votes]) -> Habits:

@@ -50,6 +50,7 @@ class Estimates:
         tie_break_N: See `Batch`; of every query.
         error_of_index: Why a query could not be read, of those few.
         calls: What calls take in all, of every query, where prompts are paid for.
+        is_read_N: Which prompts the probe read; those of others were only measured. All if not given.
     """
 
     batch: Batch
@@ -61,6 +62,7 @@ class Estimates:
     tie_break_N: NDArray[np.uint64]
     error_of_index: dict[int, str]
     calls: CallCosts | None = None
+    is_read_N: NDArray[np.bool_] | None = None
 
     @property
     def queries(self) -> int:
@@ -68,14 +70,19 @@ class Estimates:
         return len(self.task_N)
 
     @property
-    def is_sample(self) -> bool:
-        """Whether the curves in `batch` are only some of them."""
-        return len(self.sample) < self.queries
+    def read_tokens_N(self) -> NDArray[np.int64]:
+        """Tokens of each prompt that the probe read."""
+        return self.prompt_tokens_N if self.is_read_N is None else self.prompt_tokens_N * self.is_read_N
 
     @property
     def prefill_tokens(self) -> int:
         """Tokens that the probe read in all."""
-        return int(self.prompt_tokens_N.sum())
+        return int(self.read_tokens_N.sum())
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the curves in `batch` are only some of them."""
+        return len(self.sample) < self.queries
 
 
 def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], list[str]]:
@@ -120,7 +127,7 @@ def read_estimates(
 
 def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
     source = ds.dataset(folder.child(ESTIMATES).files(".parquet"), filesystem=folder.filesystem, format="parquet")
-    slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens"])
+    slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens", "entropy"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
     queries = len(slim)
@@ -141,6 +148,7 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
         max_tokens_N=slim["max_tokens"].to_numpy().astype(np.int64),
         tie_break_N=tie_break_N,
         error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
+        is_read_N=~np.isnan(slim["entropy"].to_numpy()),
     )
 
 

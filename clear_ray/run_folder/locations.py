@@ -23,6 +23,7 @@ _PATHS = (
     "engine.key_file",
     "estimate.head",
     "estimate.encoder",
+    "estimate.store",
 )
 PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
 """Settings that hold paths, as `run_folder.check_same_run` names them."""
@@ -70,6 +71,8 @@ def absolute_estimate(estimate: EstimateConfig) -> EstimateConfig:
         given["head"] = absolute(estimate.head)
     if estimate.encoder is not None and _is_folder(estimate.encoder):
         given["encoder"] = absolute(estimate.encoder)
+    if estimate.store is not None:
+        given["store"] = absolute(estimate.store)
     return estimate.model_copy(update=given)
 
 

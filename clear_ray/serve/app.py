@@ -14,9 +14,10 @@ from clear_ray.cluster.room import settled
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.serve.batches.dispatcher import BatchReplica
 from clear_ray.serve.batches.places import absolute_batches
-from clear_ray.serve.deployments import EngineReplica, PriceReplica
+from clear_ray.serve.deployments import EngineReplica
 from clear_ray.serve.ingress import Ingress
 from clear_ray.serve.log import LOGGING
+from clear_ray.serve.price_replica import PriceReplica
 from clear_ray.serve.routing import TokenRouter
 from clear_ray.serve.scaling import TokenPolicy
 from clear_ray.serve.settings import ScalingSettings, ServeConfig

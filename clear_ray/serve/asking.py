@@ -193,3 +193,37 @@ async def merged(sources: Sequence[AsyncIterator[_Item]]) -> AsyncGenerator[tupl
     finally:
         for feeder in feeders:
             feeder.cancel()
+
+
+async def gathered(source: AsyncIterator[_Item]) -> AsyncGenerator[list[_Item]]:
+    """Yield what comes of a source in lists: what came while an earlier list was on its way travels together."""
+    come: asyncio.Queue[_Item | None] = asyncio.Queue()
+
+    async def feed() -> None:
+        try:
+            async for item in source:
+                come.put_nowait(item)
+        finally:
+            come.put_nowait(None)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        is_over = False
+        while not is_over:
+            told = [await come.get()]
+            while not come.empty():
+                told.append(come.get_nowait())
+            is_over = told[-1] is None
+            if some := [item for item in told if item is not None]:
+                yield some
+        await feeder
+    finally:
+        feeder.cancel()
+        await asyncio.gather(feeder, return_exceptions=True)
+
+
+async def scattered(lists: AsyncIterator[list[_Item]]) -> AsyncGenerator[_Item]:
+    """Yield what `gathered` has put together, one by one."""
+    async for some in lists:
+        for item in some:
+            yield item

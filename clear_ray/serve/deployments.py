@@ -1,4 +1,4 @@
-"""The two deployments behind the ingress: the engine that reads and writes, and the price that says how much.
+"""The deployment of engines, behind the ingress: each reads queries, buys their tokens and writes their answers.
 
 What a query's text made fail comes back as a value with a message of ours: an exception would put the prompt into a
 replica's log.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 
-from clear_ray.cluster import metrics
-from clear_ray.cluster.metrics import AccountMetrics, Throttle, watch_engine
+from clear_ray.cluster.metrics import watch_engine
 from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import EstimateConfig
 from clear_ray.config.sampling import Sampling
@@ -25,18 +24,15 @@ from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged
+from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, gathered, merged
 from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
-from clear_ray.serve.law import Account, Ask, Curve, Hold
-from clear_ray.serve.sale_queue import Sale, settings_of
+from clear_ray.serve.law import Curve
+from clear_ray.serve.price_replica import Settlement, Wanted
+from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.scaling import Outstanding
-from clear_ray.serve.settings import TenantSettings
-from clear_ray.serve.tenant_queues import TenantQueues
 from clear_ray.serve.together import Together
 from clear_ray.stages.worker import EngineWorker
-
-_MOST_SOLD = 8_192
 
 
 class Health:
@@ -143,7 +139,7 @@ class EngineReplica:
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
 
-    async def answer(self, asked: Asked) -> AsyncIterator[Opening | tuple[int, Piece]]:
+    async def answer(self, asked: Asked) -> AsyncIterator[list[Opening | tuple[int, Piece]]]:
         """Read a query, buy its tokens and answer it: what was found first, then pieces with the numbers of their choices.
 
         A query that has to wait for its price ends here after the opening: it holds no place while it waits.
@@ -151,6 +147,11 @@ class EngineReplica:
         Args:
             asked: The query.
         """
+        async with aclosing(gathered(self._answer(asked))) as lists:
+            async for some in lists:
+                yield some
+
+    async def _answer(self, asked: Asked) -> AsyncIterator[Opening | tuple[int, Piece]]:
         reading = await self.read(asked.query_id, asked.prompt, asked.sampling, asked.most_prompt_tokens)
         ask = asked.ask(reading)
         if ask is None:
@@ -302,122 +303,6 @@ class EngineReplica:
             text = item.text if stopped is None else stopped
             finish = item.finish_reason if stopped is None else "stop"
             yield Piece(text[shown:], new, finish, logprobs=logprobs)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
-    """What one query wants of the price.
-
-    Attributes:
-        name: Of the query.
-        tenant: On whose account it is.
-        ask: What it wants.
-    """
-
-    name: str
-    tenant: str
-    ask: Ask
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What one query has spent.
-
-    Attributes:
-        tenant: On whose account it was.
-        hold: What it held.
-        spent_tokens: What was generated.
-    """
-
-    tenant: str
-    hold: Hold
-    spent_tokens: int
-
-
-class PriceReplica:
-    """The sale queues of a server. New settings arrive through Serve's `user_config`, without a restart.
-
-    Args:
-        model_name: Name of the model, for metrics.
-        tenants: Those that share the server.
-    """
-
-    _queues: TenantQueues
-
-    def __init__(self, model_name: str = "", tenants: Mapping[str, TenantSettings] | None = None) -> None:
-        self._model_name, self._tenants = model_name, dict(tenants or {})
-        self._metrics: dict[str, AccountMetrics] = {}
-        self._due = Throttle()
-        self._sold: dict[str, Sale] = {}
-
-    def check_health(self) -> None:
-        """Called by Serve every few seconds; tells Ray's metrics what the account is."""
-        self._publish()
-
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Begin, or go on, under these settings; called by Serve before the first query and at every change."""
-        settings = settings_of(user_config)
-        if hasattr(self, "_queues"):
-            self._queues.change(settings)
-        else:
-            self._queues = TenantQueues(settings, self._tenants)
-
-    async def buy_now(self, wanted: Sequence[Wanted]) -> list[Sale | None]:
-        """Sell tokens to queries at once, or refuse them; None to those that are to wait."""
-        self._publish()
-        return [self._buy_now(each) for each in wanted]
-
-    def _buy_now(self, wanted: Wanted) -> Sale | None:
-        known = self._sold.get(wanted.name)
-        if known is not None and known.hold is not None and self._queues.is_open(wanted.tenant, known.hold):
-            return known  # its engine died before it could tell
-        sale = self._queues.buy_now(wanted.tenant, wanted.ask)
-        if sale is not None and sale.hold is not None:
-            self._sold[wanted.name] = sale
-            if len(self._sold) > _MOST_SOLD:
-                del self._sold[next(iter(self._sold))]
-        return sale
-
-    async def wait(self, wanted: Wanted) -> Sale:
-        """Sell tokens to a query that is to wait, when its turn in the queue has come."""
-        return await self._queues.wait(wanted.tenant, wanted.ask)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Charge what was generated."""
-        self._publish()
-        for each in settlements:
-            self._queues.settle(each.tenant, each.hold, each.spent_tokens)
-
-    async def stop_selling(self) -> None:
-        """Refuse every query from now on; those in the queue keep their places."""
-        self._queues.stop_selling()
-
-    async def is_selling(self) -> bool:
-        """Whether new queries are taken."""
-        return self._queues.is_selling
-
-    async def account(self) -> tuple[Account, int]:
-        """Return the account, and how many queries wait."""
-        return self._queues.account(), self._queues.waiting
-
-    def _publish(self) -> None:
-        if not ray.is_initialized() or not self._due.is_due():
-            return
-        for tenant, (account, waiting) in self._queues.accounts().items():
-            if tenant not in self._metrics:
-                run = f"{self._model_name}/{tenant}" if tenant else self._model_name
-                self._metrics[tenant] = AccountMetrics("server", run)
-            self._metrics[tenant].publish(
-                metrics.Account(
-                    reserved_tokens=account.reserved_tokens,
-                    spent_tokens=account.spent_tokens,
-                    refunded_tokens=account.refunded_tokens,
-                    wasted_tokens=account.wasted_tokens,
-                    available_tokens=account.available_tokens,
-                    price=account.price,
-                    queries={("running", "engine"): account.running, ("waiting", "price"): waiting},
-                )
-            )
 
 
 def _grid(tokens_K: Sequence[int]) -> Any:

@@ -29,7 +29,6 @@ from clear_ray.serve.asking import Asked, Weight
 from clear_ray.serve.batches.routes import routes as batch_routes
 from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.bodies import check_json
-from clear_ray.serve.deployments import Settlement, Wanted
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.guard import Guard, tenant_of
@@ -37,6 +36,7 @@ from clear_ray.serve.log import log_event
 from clear_ray.serve.meters import Meters
 from clear_ray.serve.openapi import describe, reference_page
 from clear_ray.serve.page import PAGE_HEADERS, front_page, methods_of, routes_of
+from clear_ray.serve.price_replica import Settlement, Wanted
 from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
@@ -33,7 +34,8 @@ class Together(Generic[_Item, _Answer]):
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
         if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run())
+            # In no request's context: Serve cancels the calls of a request whose client has gone, and this one is of many.
+            self._runner = asyncio.create_task(self._run(), context=Context())
         return await answer
 
     async def _run(self) -> None:

@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError
 
 from clear_ray.errors import EngineError
 from clear_ray.serve.answer import Reply, event
-from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged
+from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged, scattered
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.protocol import QueryRequest
 
@@ -65,7 +65,7 @@ async def opened(engine: Any, asked: Asked) -> tuple[Opening, AsyncIterator[Any]
         ApiError: 503: no engine can take it.
     """
     for _ in range(_MOST_TRIES):
-        come = aiter(engine.answer.remote(asked))
+        come = scattered(engine.answer.remote(asked))
         try:
             return await anext(come), come
         except BackPressureError as error:

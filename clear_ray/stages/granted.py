@@ -76,7 +76,7 @@ class RunRows:
         Raises:
             ResumeError: A file is damaged, or does not hold what it should.
         """
-        rows = self._queries(call.index_M)
+        rows = self.queries(call.index_M)
         answers = [self._answer(*answer) for answer in zip(call.file_M, call.index_M, call.attempt_M, strict=True)]
         sample_M = np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M
         columns = {
@@ -93,7 +93,12 @@ class RunRows:
             rows = rows.append_column(name, column)
         return rows
 
-    def _queries(self, index_M: NDArray[np.int64]) -> pa.Table:
+    def queries(self, index_M: NDArray[np.int64]) -> pa.Table:
+        """Return the rows of some queries, `records.QUERY_SCHEMA`, in that order.
+
+        Raises:
+            ResumeError: A file does not hold what it should.
+        """
         if not self._files:
             self._files = self._folder.child("queries").files(".parquet")
             filesystem = self._folder.filesystem

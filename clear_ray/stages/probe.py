@@ -30,17 +30,20 @@ CARRIED = ("index", "query_id", "task", "weight", "cost")
 
 
 class Probe:
-    """Callable for `map_batches`: one call, one prefill on the least busy worker.
+    """A call of some prompts is one prefill on the least busy worker.
 
     Args:
         workers: The engine workers.
         tokens_K: Token grid of their head.
         direct_text: What a minimum service would put after every prompt; nothing if empty.
+        is_measured: Whether prompts are only measured, since nothing that the model finds in them is used.
     """
 
-    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
+    def __init__(
+        self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "", *, is_measured: bool = False
+    ) -> None:
         self._roster, self._is_death = Roster(workers), workers.is_death
-        self._tokens_K, self._direct_text = tokens_K, direct_text
+        self._tokens_K, self._direct_text, self._is_measured = tokens_K, direct_text, is_measured
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
@@ -78,7 +81,7 @@ class Probe:
         try:
             async with self._roster.worker() as worker:
                 columns: dict[str, Any] = await worker.probe.remote(
-                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
+                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text, self._is_measured
                 )
                 return columns
         except Exception as error:

@@ -36,11 +36,14 @@ class EngineWorker:
     Attributes:
         occupancy: How many queries it runs, and what they have generated.
         failure: What the engine failed of, after which every call fails; None while it works.
+        gather_seconds: How long what has ended may wait for others of its call, with which it then travels together.
 
     Raises:
         ConfigError: The head was fitted for another model.
         EngineError: The model cannot be loaded.
     """
+
+    gather_seconds = 0.0
 
     def __init__(self, config: EngineConfig, head: Head) -> None:
         self._engine = build_engine(config, probe_layers=head.card.probe_layers)
@@ -61,7 +64,12 @@ class EngineWorker:
         return self._engine.progress if self._running else None
 
     async def probe(
-        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False, direct_text: str = ""
+        self,
+        query_ids: Sequence[str],
+        prompts: Sequence[Prompt],
+        is_alone: bool = False,
+        direct_text: str = "",
+        is_measured: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
@@ -70,12 +78,14 @@ class EngineWorker:
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
+            is_measured: Do not run the model: what it would find is not used.
 
         Returns:
             The columns, with `room_tokens`: the most that prompt and context leave for an answer.
         """
         async with self._turn(is_alone):
-            features = await self.features(query_ids, prompts)
+            read = self._engine.measure if is_measured else self._engine.prefill
+            features = await asyncio.to_thread(read, query_ids, prompts)
             room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
         curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
         return {
@@ -172,13 +182,16 @@ class EngineWorker:
         ended: asyncio.Queue[Generation | None] = asyncio.Queue()
         feeder = asyncio.ensure_future(self._feed(grants, ended))
         try:
-            is_over = False
+            is_over, left = False, len(grants)
             while not is_over:
                 generations = [await ended.get()]
+                if self.gather_seconds and left > 1 and generations[0] is not None:
+                    await asyncio.sleep(self.gather_seconds)
                 while not ended.empty():
                     generations.append(ended.get_nowait())
                 is_over = generations[-1] is None
                 if found := [generation for generation in generations if generation is not None]:
+                    left -= len(found)
                     yield found
             await feeder
         finally:

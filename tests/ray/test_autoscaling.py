@@ -65,7 +65,7 @@ def test_no_gpus_no_request() -> None:
 def test_engines_are_added_and_ended(replay_settings: dict[str, Any]) -> None:
     config = RunConfig.parse(replay_settings).engine
     head, asked = PriorHead(cap_tokens=400), []
-    with engine_workers(config, head, run_dir="engines", run_id="", ask_for=asked.append, rows_each=2) as engines:
+    with engine_workers(config, head, run_dir="engines", ask_for=asked.append, rows_each=2) as engines:
         workers = engines.workers
         find = workers.find
         assert find is not None

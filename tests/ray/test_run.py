@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from clear_ray.batch import scale
 from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.cluster.engines import worker_name
 from clear_ray.cluster.joining import quiet_data
@@ -25,7 +26,6 @@ from clear_ray.ledger.journal import read_journal
 from clear_ray.ledger.ledger import Entry, Ledger
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import read_estimates
-from clear_ray.run_folder.manifest import read_manifest
 from clear_ray.storage import open_folder, writing_errors
 from clear_ray.sweep.recording import read_recording
 from clear_ray.sweep.replayed import Answers, replay_run
@@ -109,10 +109,13 @@ def test_what_comes_back_is_priced_again_and_truncated_queries_go_on(replay_sett
         assert row["text"] == recorded[(row["query_id"], 0)]["text"], "a continued answer is the uninterrupted one"
 
 
-def test_a_batch_can_be_priced_where_its_estimates_are(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_batch_can_be_handled_where_its_rows_are(
+    replay_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     allocation = replay_settings["allocation"] | {"max_rounds": 2}
     whole = run(None, RunConfig.parse(replay_settings | {"allocation": allocation}))
     settings = replay_settings | {"allocation": allocation | {"sketched": True}, "run_dir": str(tmp_path / "sketched")}
+    monkeypatch.setattr(scale, "SPREAD_ABOVE_QUERIES", 198)
     result = run(None, RunConfig.parse(settings))
     check_account(result)
     first, expected = result.report.rounds[0], whole.report.rounds[0]
@@ -195,9 +198,8 @@ def test_a_killed_engine_is_replaced_and_its_reservations_are_charged(replay_set
         journal = Path(settings["run_dir"]) / "journal.jsonl"
         while time.monotonic() < deadline and not killed.is_set():
             if journal.exists() and b'"reserve"' in journal.read_bytes():
-                manifest = read_manifest(open_folder(settings["run_dir"]))
-                assert manifest is not None
-                name = worker_name(settings["run_dir"], manifest["run_id"], 0)
+                begins = worker_name(settings["run_dir"], "", 0)
+                (name,) = (name for name in ray.util.list_named_actors() if name.startswith(begins))
                 ray.kill(ray.get_actor(name), no_restart=False)
                 killed.set()
             time.sleep(0.05)

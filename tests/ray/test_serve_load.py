@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -165,3 +166,50 @@ def test_replicas_follow_the_tokens_outstanding(port: int, long: dict[str, Any])
 def running(app: str) -> int:
     deployment = serve.status().applications[app].deployments["engine"]
     return sum(number for state, number in deployment.replica_states.items() if str(state).endswith("RUNNING"))
+
+
+@pytest.mark.slow
+def test_a_flood_of_one_tenant_leaves_the_other_its_share(port: int, long: dict[str, Any]) -> None:
+    """One sends as much as it can for twenty seconds, the other a query every half second; both have the same weight."""
+    names = ("loud", "quiet")
+    tenants = {name: {"api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()]} for name in names}
+    # What is sold is a tenth of what the engine could generate: the price is what there is too little of.
+    price = {
+        "budget_tokens_per_second": 400,
+        "carry_over_tokens": 4_000,
+        "clearing_seconds": 1.0,
+        "window_seconds": 5.0,
+    }
+    config = settings(engine={"tokens_per_second": 200.0}, price=price | {"deadline_seconds": 5.0}, tenants=tenants)
+    serve.run(application(config), name="tenants", route_prefix="/tenants")
+    tokens, seconds, end = dict.fromkeys(names, 0), list[float](), time.monotonic() + 20
+    clients = {name: client_of(port, "/tenants").with_options(api_key=name) for name in names}
+
+    def one(name: str) -> None:
+        started = time.monotonic()
+        try:
+            tokens[name] += ask(clients[name], long, max_tokens=80).usage.completion_tokens
+        except openai.RateLimitError:
+            return
+        if name == "quiet":
+            seconds.append(time.monotonic() - started)
+
+    def flood() -> None:
+        while time.monotonic() < end:
+            one("loud")
+
+    with ThreadPoolExecutor(64) as threads:
+        floods = [threads.submit(flood) for _ in range(40)]
+        asked = 0
+        while time.monotonic() < end:
+            threads.submit(one, "quiet")
+            asked += 1
+            time.sleep(0.5)
+        for each in floods:
+            each.result()
+    # It asks for 160 tokens a second of the 200 that are its own, so it gets nearly all, and soon.
+    assert tokens["quiet"] >= 0.8 * asked * 80
+    assert sorted(seconds)[len(seconds) // 2] < 2.0
+    assert tokens["loud"] <= 400 * 25 + 4_000 - tokens["quiet"]
+    assert metric(port, "/tenants", "clear_ray_price_reserved_tokens") == 0
+    serve.delete("tenants")

@@ -10,7 +10,8 @@ import ray.data
 from ray.data import Dataset
 
 from clear_ray.allocation import DemandSketch, Tabulated, allocate
-from clear_ray.batch.dataset_price import SKETCH_ABOVE_QUERIES, BlockCurves, is_sketched, price_rows, sketch_rows
+from clear_ray.batch.dataset_price import BlockCurves, price_rows, sketch_rows
+from clear_ray.batch.scale import SKETCH_ABOVE_QUERIES, is_sketched
 from clear_ray.errors import PriceError
 
 QUERIES, GRID = 5_000, [8, 32, 64, 128]

@@ -315,10 +315,13 @@ class Simulation:
         seed: All there is to know about it.
         run_dir: An empty folder.
         faults: What dies, at which tick.
+        due: What of that is still to come.
         poison: The query that kills whatever engine decodes it.
         rows: What reached the disk: attempts by round.
         generated_N: Tokens that engines really generated for each query.
         told: What happened, in order.
+        beside: What dies besides, so many ticks after which clearing beside running grants was kept: (1, 0, "driver") at once
+            after the first.
         given: The batch, if it is none of those that seeds draw.
         is_faultless: Nothing dies.
         overlaps: Whether the price is cleared while grants run.
@@ -333,6 +336,7 @@ class Simulation:
     run_dir: Path
     given: World | None = None
     is_faultless: bool = False
+    beside: tuple[tuple[int, int, str], ...] = ()
     overlaps: bool = field(init=False)
     came_back: asyncio.Event = field(init=False)
     rounds: Rounds = field(init=False)
@@ -347,6 +351,7 @@ class Simulation:
     spent_N: np.ndarray = field(init=False)
     callers: list[asyncio.Task[None]] = field(default_factory=list)
     ticks: int = 0
+    due: list[tuple[int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -382,7 +387,7 @@ class Simulation:
         return MarketActor(str(self.run_dir), self.world.budget_tokens, self.queries, self.world.offers.cost_N)
 
     async def _play(self) -> None:
-        faults = list(self.faults)
+        faults = self.due = list(self.faults)
         runs = 0
         while True:
             runs += 1
@@ -418,6 +423,13 @@ class Simulation:
         elif alive := [task for task in self.callers if not task.done()]:
             self.rng.choice(alive).cancel("killed")
 
+    def _arrange_faults(self, new: Round) -> None:
+        """Have die what is to die once this clearing, made beside running grants, has been kept."""
+        which = sum(granted.is_beside for granted in self.grants.values()) if new.is_beside else 0
+        struck = [(self.ticks + after, kind) for number, after, kind in self.beside if number == which]
+        self.faults += struck
+        self.due[:] = sorted(self.due + struck)
+
     def _end_of_job(self) -> None:
         for task in self.callers:
             task.cancel("job over")
@@ -444,6 +456,7 @@ class Simulation:
                     new = self.rounds.next(balance.budget_tokens - balance.spent_tokens)
                     if new is not None:
                         self.grants[new.number], self.rows[new.number] = new, []
+                        self._arrange_faults(new)
                         running[new.number] = asyncio.ensure_future(self._run_round(new, set()))
                     elif not running:
                         break

@@ -8,6 +8,8 @@ from tests.unit.simulation import BATCHES, FAULTS, Simulation, simulate, world_o
 
 SCHEDULES = 1_000
 _PER_TEST = 100
+OVERLAPPING_SEEDS = (2, 28, 29, 31, 44, 109, 125, 127, 131, 163)
+"""Of batches whose price is cleared at least twice beside running grants when nothing dies."""
 
 
 @pytest.mark.parametrize("first", range(0, SCHEDULES, _PER_TEST))
@@ -25,6 +27,17 @@ def test_whatever_dies_an_attempt_is_made_once_and_paid_for_once(first: int) -> 
         for index, attempts in enumerate(simulation.rounds.states.attempt_N):
             samples = {row["sample"] for _, row in rows_of(simulation) if row["index"] == index}
             assert samples == set(range(attempts))
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_whatever_dies_between_clearings_that_overlap_is_made_good(kind: str) -> None:
+    """It dies as soon as such a clearing is on disk, before anything acts on it, or while it and the one before run."""
+    for seed in OVERLAPPING_SEEDS:
+        for beside in (((1, 3, kind), (2, 0, kind)), ((1, 0, kind), (2, 1, "driver"))):
+            played = simulate(seed, is_faultless=True, beside=beside)
+            drivers = sum(one == "driver" for _, one in played.faults)
+            assert played.faults, "no clearing was made beside running grants"
+            assert len([line for line in played.told if line.endswith("run again")]) <= drivers
 
 
 def test_a_schedule_is_the_same_every_time() -> None:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,6 @@ from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, SchemaError, told
 from clear_ray.ingest.openai_output import ERRORS_FILE, OUTPUT_FILE
 from clear_ray.report.summary import ProgressSnapshot, RunReport
-from clear_ray.run_folder.completions import completion_batches
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.serve.batches.bodies import defect, failure
 from clear_ray.serve.batches.places import Places
@@ -31,6 +29,7 @@ from clear_ray.serve.batches.served_engines import served
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile
 from clear_ray.serve.batches.upload import expiry_of
+from clear_ray.serve.batches.usage import usage_of
 from clear_ray.serve.batches.validation import error
 from clear_ray.storage import Folder, inside, open_folder
 
@@ -145,7 +144,7 @@ def finish(store: Store, batch: StoredBatch, config: RunConfig, report: RunRepor
     counts = {"total": answered + failed, "completed": answered, "failed": failed}
     names = ("budget_tokens", "spent_tokens", "wasted_tokens", "shadow_price", "abandoned", "failed")
     account = {name: getattr(report, name) for name in names} | {"stage": "done", "unit": config.unit}
-    usage = _usage(folder)
+    usage = usage_of(folder)
     changes: dict[str, Any] = {"request_counts": counts, "usage": usage, "clear_ray": account, **files}
     # One that was cancelled when it was done already is a cancelled one all the same.
     if store.change(batch.id, within=RUNNING - {"cancelling"}, status=status, **changes) is None:
@@ -170,24 +169,3 @@ def _lines_in(folder: Folder, name: str) -> int:
     """Return how many requests a file that a run wrote answers; one that asks for several answers is one all the same."""
     with folder.filesystem.open_input_stream(f"{folder.path}/{name}") as stream:
         return sum(block.count(b"\n") for block in iter(partial(stream.read, _BLOCK_BYTES), b""))
-
-
-def _usage(folder: Folder) -> Mapping[str, Any]:
-    """Return what the answers of a run took: prompts of the queries that were run, and all that was generated."""
-    prompts, generated, last = 0, 0, None
-    for batch in completion_batches(folder):
-        names = ("query_id", "prompt_tokens", "spent_tokens", "rounds")
-        for query_id, prompt_tokens, spent_tokens, rounds in zip(
-            *(batch[name].to_pylist() for name in names), strict=True
-        ):
-            generated += spent_tokens
-            # Of a request that asks for several answers the prompt counts once, as in its own usage.
-            if rounds and query_id != last:
-                prompts, last = prompts + prompt_tokens, query_id
-    return {
-        "input_tokens": prompts,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": generated,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": prompts + generated,
-    }

@@ -74,8 +74,10 @@ class ServedWorker:
         """See `EngineWorker.generate`."""
         return _Call(self._generate)
 
-    async def _probe(self, query_ids: list[str], prompts: list[Prompt], is_alone: bool, direct_text: str) -> Any:
-        del is_alone
+    async def _probe(
+        self, query_ids: list[str], prompts: list[Prompt], is_alone: bool, direct_text: str, is_measured: bool
+    ) -> Any:
+        del is_alone, is_measured
         columns = await self.engine.probe_for_batch.remote(
             [self._name(each) for each in query_ids], prompts, direct_text
         )
@@ -141,13 +143,16 @@ class ServedEngines(EngineActors):
         """Return how many there are."""
         return self._count
 
+    def wait(self) -> None:
+        """Nothing: they have loaded their models."""
+
     def resize(self, count: int) -> None:
         """Nothing: the server has as many as its settings say."""
         del count
 
 
 def served(engine: DeploymentHandle[Any], *, batch: str, weight: float, model_name: str) -> Callable[..., Any]:
-    """Return what takes the place of `cluster.engines.engine_workers` for a run on a server's engines.
+    """Return what takes the place of `cluster.engines.begun_engines` for a run on a server's engines.
 
     Args:
         engine: Serve's handle of them.

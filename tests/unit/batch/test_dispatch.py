@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clear_ray.batch import generate
-from clear_ray.batch.generate import reading_order
+from clear_ray.batch.generate import in_calls, reading_order
 
 
 def test_a_round_that_fits_a_caller_is_dispatched_as_it_was_cleared() -> None:
@@ -26,3 +26,11 @@ def test_a_larger_round_reads_its_files_a_few_times(monkeypatch: pytest.MonkeyPa
     assert (ranked[1:waits] <= 1.19 * ranked[: waits - 1]).all(), "none comes before one that is much longer"
     turns = (np.diff(index_M[order[:waits]]) < 0).sum()
     assert turns < 4 * 9, "no more passes over the files than there are lengths"
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1_000.0, 1), (256.0, 1), (128.0, 4), (64.0, 16), (32.0, 64), (1.0, 64)])
+def test_short_answers_share_a_call_and_long_ones_have_one_each(tokens: float, rows: int) -> None:
+    expected_M = np.full(200, tokens)
+    parts = list(in_calls(expected_M, most_rows=64, most_tokens=256))
+    assert [part.stop - part.start for part in parts][:2] == [rows, rows]
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(200))

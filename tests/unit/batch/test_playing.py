@@ -63,6 +63,7 @@ class OneEngine:
     """The number of engines, which stays."""
 
     start_seconds = 0.0
+    times_ended = 0
 
     def __len__(self) -> int:
         return 1

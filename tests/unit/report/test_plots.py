@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from clear_ray.report.plots import QueryPoint, budget_plot, budget_words, rounds_plot, tasks_plot, tokens_plot
+from clear_ray.report.plots import budget_plot, budget_words, rounds_plot, tasks_plot, tokens_plot
+from clear_ray.report.rows import QueryPoint
 from clear_ray.report.summary import TaskReport
 from tests.unit.report.samples import HOSTILE, round_report, run_report
 

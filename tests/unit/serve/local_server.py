@@ -12,8 +12,9 @@ from ray.serve import context
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.schema import ReplicaRank
 
-from clear_ray.serve.deployments import EngineReplica, PriceReplica
+from clear_ray.serve.deployments import EngineReplica
 from clear_ray.serve.ingress import Ingress, api
+from clear_ray.serve.price_replica import PriceReplica
 from clear_ray.serve.settings import ServeConfig
 from tests.conftest import ROLLOUTS
 from tests.unit.local_actors import LocalActor

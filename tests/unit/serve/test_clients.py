@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -244,6 +245,21 @@ async def test_without_keys_no_web_page_is_answered(
         assert "access-control-allow-origin" not in answer.headers
     else:
         error_of(answer)
+
+
+async def test_no_web_page_steers_a_batch(tmp_path: Path) -> None:
+    server = LocalServer(batches={"folder": str(tmp_path)})
+    asked = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
+    async with server.client() as client:
+        batch = (await client.post("/v1/batches", json=asked)).json()["id"]
+        evil = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+        for route, body in (("", asked), (f"/{batch}/cancel", {}), (f"/{batch}/budget", {"budget": "+1"})):
+            answer = await client.post(f"/v1/batches{route}", content=json.dumps(body), headers=evil)
+            assert (answer.status_code, error_of(answer)["code"]) == (403, "origin_not_allowed")
+        plain = {"Content-Type": "text/plain"}  # what a page may send anywhere without asking first
+        answer = await client.post(f"/v1/batches/{batch}/budget", content='{"budget": "+1"}', headers=plain)
+        assert answer.status_code == 415
+        assert (await client.get(f"/v1/batches/{batch}")).json()["status"] == "validating"
 
 
 async def test_ready_means_that_a_query_is_answered(server: LocalServer, row: dict[str, Any]) -> None:

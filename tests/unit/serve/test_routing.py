@@ -65,3 +65,14 @@ def test_no_replica_is_ahead_by_more_than_one_grant(grants: list[int], replicas:
 def test_a_call_weighs_what_its_grant_may_generate() -> None:
     assert tokens_of([Grant("q", "", 70), (), 16, 0]) == 70
     assert tokens_of(["q", "a prompt"]) == 0
+
+
+def test_a_call_weighs_what_it_has_bought_once_that_is_known() -> None:
+    count = TokenCount()
+    count.send("a", "query", 400)
+    count.send("a", "other", 10)
+    count.reweigh("a", "query", 400, 30)
+    assert count.tokens("a") == 40
+    count.end("a", "query")
+    count.reweigh("a", "query", 30, 7)  # over already
+    assert count.tokens("a") == 10

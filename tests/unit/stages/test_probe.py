@@ -36,13 +36,13 @@ class Mortal(EngineWorker):
         self.read_alone: list[str] = []
 
     async def probe(
-        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False, direct_text: str = ""
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], is_alone: bool = False, *others: Any
     ) -> dict[str, Any]:
         if is_alone:
             self.read_alone.extend(query_ids)
         if self._deadly & set(query_ids):
             raise DiedError
-        return await super().probe(query_ids, prompts, is_alone, direct_text)
+        return await super().probe(query_ids, prompts, is_alone, *others)
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""From what size on a batch is handled where its rows are, by Ray Data, and no longer in the driver.
+
+A small batch is put in order by the driver: each process of Ray Data takes a second of a core before its first row.
+"""
+
+from __future__ import annotations
+
+from clear_ray.config.run import RunConfig
+
+SKETCH_ABOVE_QUERIES = 100_000
+"""Larger batches are priced from sketches: all curves in one process cost five kilobytes a query, and lose no slack."""
+SPREAD_ABOVE_QUERIES = 2_048
+"""Larger batches have their rows mapped and sorted by Ray Data."""
+
+
+def is_sketched(queries: int, setting: bool | None = None) -> bool:
+    """Return whether a batch is priced from sketches: as the setting says, or by its size if it says nothing."""
+    return queries > SKETCH_ABOVE_QUERIES if setting is None else setting
+
+
+def is_sketched_run(config: RunConfig, queries: int) -> bool:
+    """Return whether a run of so many queries is priced where its estimates are."""
+    allocation = config.allocation
+    if (
+        allocation.policy != "clear_ray" or allocation.most_attempts > 1
+    ):  # plans of several attempts add up to no sketch
+        return False
+    return is_sketched(queries, allocation.sketched)
+
+
+def is_spread(queries: int) -> bool:
+    """Return whether rows of so many queries are mapped and sorted by Ray Data."""
+    return queries > SPREAD_ABOVE_QUERIES
