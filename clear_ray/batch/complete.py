@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clear_ray.batch.context import RunContext
@@ -19,6 +20,7 @@ from clear_ray.batch.scale import is_spread
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.ingest import InputDigest, write_openai_outputs
+from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
@@ -61,7 +63,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         has_gold_N=scores.has_gold_N,
         head=head_name(run.lesson, run.scaler.engines.head.kind),
         learning=learning,
-        notices=digest.notices,
+        notices=(*digest.notices, *_without_logprobs(folder)),
         failures=_failures(folder),
         probe_tokens=-(-run.market.charged(PROBE) // COST_PARTS),
     )
@@ -127,6 +129,15 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     with folder.replacing("attempts") as target:
         is_few = not is_spread(int(states.attempt_N.sum()))
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
+
+
+def _without_logprobs(folder: Folder) -> tuple[str, ...]:
+    """Return a line on the answers whose log-probabilities were asked for and not given, if there are any."""
+    rows = 0
+    for path in folder.child("completions").files(".parquet"):
+        logprobs = pq.read_table(path, filesystem=folder.filesystem, columns=["logprobs"])["logprobs"]
+        rows += pc.sum(pc.equal(logprobs, NOT_GIVEN)).as_py() or 0
+    return (f"logprobs: asked for and not given by the endpoint in {rows:,} answers",) if rows else ()
 
 
 def _failures(folder: Folder) -> tuple[FailureReport, ...]:

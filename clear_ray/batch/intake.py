@@ -16,7 +16,7 @@ from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.conversations import ConversationWatch
-from clear_ray.engine.row_sampling import sampling_check
+from clear_ray.engine.row_sampling import reads_names, sampling_check
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder.manifest import check_same_run, describe_input
@@ -71,6 +71,7 @@ def take_in(
         on_error=config.input.on_error,
         continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
         check_sampling=sampling_check(config.engine, attempts=config.allocation.most_attempts),
+        reads_names=partial(reads_names, config.engine),
         temperature=None if config.engine.kind == "replay" else config.engine.temperature,
         splits=config.allocation.objective == "correct",
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),

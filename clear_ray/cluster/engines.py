@@ -152,6 +152,8 @@ class BatchEngineWorker(EngineWorker):
         head_pieces: What `in_pieces` made of its head.
     """
 
+    gather_seconds = 0.02  # each list is a call to the caller, and one of it to the market
+
     def __init__(self, config: EngineConfig, *head_pieces: bytes) -> None:
         self._refusal: ClearRayError | None = None
         try:

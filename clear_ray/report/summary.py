@@ -97,7 +97,7 @@ class LearningReport(Part):
     """What a run learned from its own answers."""
 
     label: str
-    """What said that an answer is right: a scorer's `verdict`, or that the answer `ended` by itself."""
+    """What said that an answer is right: a scorer's `verdict`, `agreement` of answers, or that it `ended` by itself."""
     features: tuple[str, ...]
     """What was read of the prompts."""
     left_out: str = ""

@@ -205,13 +205,14 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
             found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.attempts is not None:
-        pairs += _asked_again(report.attempts, report.unit)
+        pairs += asked_again(report.attempts, report.unit)
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))
     return pairs
 
 
-def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
+def asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
+    """Return label and value of what came of asking again, and of what one more answer would bring."""
     if found.agreed is not None:
         counted = f"{plural(found.attempts, 'answer')}; of {count(found.agreed)} queries several agree on what was kept"
         more = (

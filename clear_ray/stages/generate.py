@@ -28,6 +28,7 @@ from clear_ray.config.prices import Prices
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds, Usage
 from clear_ray.errors import ConfigError, EngineError
+from clear_ray.ingest.logprobs import dump_logprobs, load_logprobs, of_answer
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
@@ -304,6 +305,7 @@ class Generate:
             "ended_at": time.time(),
             "is_at_end": generation.is_at_end,
             "vote": vote,
+            "logprobs": _logprobs(row, generation),
             **_usage_columns(generation.usage),
         }
 
@@ -312,6 +314,15 @@ def _first_of(failures: ExceptionGroup[Exception]) -> Exception:
     """Return the first error of a group, and of a group in it."""
     first = failures.exceptions[0]
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
+
+
+def _logprobs(row: Row, generation: Generation) -> str | None:
+    """Return those of the answer so far, where its query asks for them."""
+    sampling = Sampling.load(row.get("sampling"))
+    if sampling is None or sampling.logprobs is None:
+        return None
+    earlier = load_logprobs(row.get("logprobs")) if row["token_ids"] else ()
+    return dump_logprobs(of_answer(generation.text, generation.logprobs, earlier))
 
 
 def _usage_columns(usage: Usage | None) -> Row:
@@ -343,7 +354,7 @@ def asked_directly(prompt: Prompt, text: str) -> Prompt:
         return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
     asked_turns = (*turns, (role, f"{content}\n\n{text}"))
-    return Chat(asked_turns, prompt.sampling) if isinstance(prompt, Chat) else asked_turns
+    return Chat(asked_turns, prompt.sampling, prompt.names) if isinstance(prompt, Chat) else asked_turns
 
 
 def _label(row: Row) -> str:
