@@ -34,7 +34,7 @@ class GainReport(Part):
     chance: float = Field(ge=0, le=1)
     """Chance of a gain worth the name: half an answer in a hundred queries, and a twentieth of what equal ceilings answer."""
     is_expected: bool
-    """Whether such a gain is more likely than not."""
+    """Whether the plan expects such a gain: from a chance of .45 on."""
     source: str
     """What that rests on: a `head`, the `store` of earlier runs, a `sample`, or `nothing` but what batches are like."""
     answers: int = 0
