@@ -91,12 +91,9 @@ def application(settings: ServeConfig) -> serve.Application:
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
     price_handle = price_deployment.bind(settings.model_name, settings.tenants)
+    kept = batches.kept_slots if batches else None
     engines = engine_deployment.bind(
-        with_key(engine),
-        estimate,
-        settings.max_tokens,
-        batches.kept_slots if batches else None,
-        settings.model_name,
+        with_key(engine), estimate, settings.max_tokens, kept, settings.model_name, price_handle
     )
     batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
     batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
