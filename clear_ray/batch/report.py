@@ -174,7 +174,7 @@ def plan_report(
         budget_curve=budget_curve(*estimates.batches, budget_tokens=budget_tokens, queries=queries),
         prefill_tokens=estimates.prefill_tokens,
         probe_tokens=probe_tokens,
-        is_probed=True,
+        is_probed=estimates.prefill_tokens > 0,
     )
 
 

@@ -61,7 +61,7 @@ def summary_text(report: RunReport) -> str:
 
 def plan_text(plan: PlanReport) -> str:
     """Return the plan of a batch in at most 25 aligned lines of plain text, without a final line end."""
-    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths, no model loaded"
+    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths alone"
     guesses = (("low", plan.low_tokens), ("expected", plan.expected_tokens), ("worst", plan.worst_tokens))
     spend = ", ".join(f"{name} {_bare(number, plan.unit)}" for name, number in guesses)
     if plan.high_tokens is not None:
