@@ -64,6 +64,8 @@ class PlanReport(Part):
     """Whole answers that low, expected and high rest on; none unless the plan was allowed to sample some."""
     sample_tokens: int = Field(default=0, ge=0)
     """What all sampled answers took, short ones too, beside the budget of the run."""
+    engines: dict[str, int] = Field(default_factory=dict)
+    """Queries that would be asked of each of several engines first, at the first clearing; empty of a run with one."""
     funded: int = Field(ge=0)
     """Queries that would be granted tokens at the first clearing."""
     abandoned: int = Field(ge=0)
