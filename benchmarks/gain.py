@@ -188,8 +188,8 @@ def said(batch: Recording, earlier: Recording, case: Case, average: float) -> Ga
     if case.has_store:
         return _by_store(batch, earlier, average)
     order = np.random.default_rng(queries).permutation(queries)[:MOST_SAMPLED]
-    ceiling = min(int(SAMPLED_CEILING * average), batch.cap_tokens)
     left, sampled = SAMPLED_SHARE * average * queries, list[SampledAnswer]()
+    ceiling = min(int(SAMPLED_CEILING * average), batch.cap_tokens, int(left))
     for whole in (batch.cap_tokens, ceiling):  # whole answers while they surely fit, then cut ones
         while len(sampled) < len(order) and whole <= left:
             query = int(order[len(sampled)])

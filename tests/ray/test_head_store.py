@@ -99,9 +99,9 @@ def test_a_resumed_run_believes_what_it_believed_and_a_store_is_worth_it(
 ) -> None:
     store, evens, odds = str(tmp_path / "learned"), range(0, QUERIES, 2), range(1, QUERIES, 2)
     run(None, config_of(replay_settings, tmp_path / "a", evens, average=64, store=store))
-    config = config_of(replay_settings, tmp_path / "b", odds, store=store)
+    config = config_of(replay_settings, tmp_path / "b", odds, average=24, store=store)
     second = run(None, config)
-    alone = run(None, config_of(replay_settings, tmp_path / "c", odds))
+    alone = run(None, config_of(replay_settings, tmp_path / "c", odds, average=24))
     assert second.report.correct is not None
     assert alone.report.correct is not None
     assert second.report.correct >= alone.report.correct + 3
