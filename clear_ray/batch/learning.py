@@ -87,12 +87,8 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, model: ModelCard 
 
 def head_name(lesson: Lesson | None, kind: str) -> str:
     """Return what a report calls the estimate: `learn` where the run's own answers alone are behind it, else the head."""
-    return "learn" if learns_alone(lesson, kind) else kind
-
-
-def learns_alone(lesson: Lesson | None, kind: str) -> bool:
-    """Return whether all that a run knows are its own answers, so that nothing a model finds in a prompt is used."""
-    return lesson is not None and not lesson.left_out and kind == "prior"
+    learns_alone = lesson is not None and not lesson.left_out and kind == "prior"
+    return "learn" if learns_alone else kind
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:

@@ -29,7 +29,6 @@ def probe(
     rows: int,
     told: Callable[[int], None],
     *,
-    is_measured: bool = False,
     number: int = 0,
 ) -> Estimates:
     """Have every query's prompt read once by an engine; what runs before have read is not read again.
@@ -40,12 +39,11 @@ def probe(
         engines: The workers of the engine, which are up.
         rows: Queries of the batch.
         told: Function that hears how many prompts have been read.
-        is_measured: See `Probe`.
         number: Place of the engine, where there are several.
     """
     tokens_K, name = np.asarray(engines.head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, rows, told, is_measured=is_measured, name=name)
+        _probe_the_rest(folder, config, engines, rows, told, name=name)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -83,7 +81,6 @@ def _probe_the_rest(
     rows: int,
     told: Callable[[int], None],
     *,
-    is_measured: bool,
     name: str,
 ) -> None:
     """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
@@ -106,7 +103,6 @@ def _probe_the_rest(
         .map_batches(
             Probe,
             fn_constructor_args=(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config)),
-            fn_constructor_kwargs={"is_measured": is_measured},
             batch_size=call_rows(config, rows, workers=len(engines)),
             batch_format="pyarrow",
             num_cpus=0.1,

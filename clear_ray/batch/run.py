@@ -27,7 +27,7 @@ from clear_ray.batch.earlier import make_ready
 from clear_ray.batch.gain import gain_of
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of, with_earlier
+from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.menu import cheapest_calls, queries_of_engines
 from clear_ray.batch.orders import heeding_orders
@@ -331,8 +331,7 @@ def _probed(
     """Return what each of the engines finds in the prompts."""
     found = []
     for number, each in enumerate(engines.each):
-        alone = learns_alone(lesson, each.head.kind)
-        found.append(probe(folder, config, each, rows, progress.note_probed, is_measured=alone, number=number))
+        found.append(probe(folder, config, each, rows, progress.note_probed, number=number))
     return together(found)
 
 
