@@ -14,6 +14,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier import keep_lesson
 from clear_ray.batch.generate import mark_lost_answers
 from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned
+from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
 from clear_ray.batch.scale import is_spread
@@ -26,6 +27,7 @@ from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers, observe
+from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
@@ -65,13 +67,18 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         learning=learning,
         notices=(*digest.notices, *_without_logprobs(folder)),
         failures=_failures(folder),
+        engines=engine_reports(
+            folder, run.config, tuple(each.model for each in run.scaler.engines.each), run.void_attempts()
+        ),
         probe_tokens=-(-run.market.charged(PROBE) // COST_PARTS),
     )
     report = report.model_copy(update=scores.facts(folder, run.config.scoring.scorer))
     if digest.openai_url is not None:
         model = run.scaler.engines.model.name
         stop = read_orders(folder, run.config.budget_tokens).stop or "batch_expired"
-        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url, unserved=stop)
+        model_of = {engine.name: engine.model for engine in report.engines}
+        rows, url = completion_rows(folder), digest.openai_url
+        write_openai_outputs(rows, folder, model=model, url=url, unserved=stop, model_of=model_of)
     write_page(report, completions=completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
@@ -79,9 +86,12 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
 
 def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport | None]:
     """Return the run with the curves that it believes in the end, which its report is drawn from, and what they rest on."""
+    offers, estimates = run.rounds.offers, run.estimates
+    if isinstance(offers, MenuOffers):
+        known, learning = learned_menu(offers, run.states, run.lesson, estimates)
+        return replace(run, estimates=known), learning
     if run.lesson is None:
         return run, None
-    offers, estimates = run.rounds.offers, run.estimates
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
     batch, learning = learned(offers, run.states, run.lesson, estimates.batch)

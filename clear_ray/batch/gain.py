@@ -38,7 +38,7 @@ def gain_of(
     """
     queries = report.queries
     learns = lesson is not None and not lesson.left_out
-    if not queries or config.allocation.policy != "clear_ray" or config.allocation.most_attempts > 1:
+    if not queries or config.allocation.policy != "clear_ray" or config.most_attempts > 1:
         return None
     batch: dict[str, Any] = {
         "queries": queries,

@@ -67,7 +67,8 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, model: ModelCard 
         queries: N.
         model: The model that answers, where lessons of it may be kept.
     """
-    if not config.estimate.learns or config.allocation.policy == "uniform":
+    learns = config.estimate.learns if config.engines is None else any(named.learns for named in config.named_engines)
+    if not learns or config.allocation.policy == "uniform":
         return None
     left_out = _hindrance(config, queries)
     has = set() if left_out else _judged_by(folder)
@@ -86,16 +87,12 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, model: ModelCard 
 
 def head_name(lesson: Lesson | None, kind: str) -> str:
     """Return what a report calls the estimate: `learn` where the run's own answers alone are behind it, else the head."""
-    return "learn" if learns_alone(lesson, kind) else kind
-
-
-def learns_alone(lesson: Lesson | None, kind: str) -> bool:
-    """Return whether all that a run knows are its own answers, so that nothing a model finds in a prompt is used."""
-    return lesson is not None and not lesson.left_out and kind == "prior"
+    learns_alone = lesson is not None and not lesson.left_out and kind == "prior"
+    return "learn" if learns_alone else kind
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:
-    if config.allocation.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
+    if config.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
         return "a batch that is priced where its estimates are does not learn yet"
     rounds = config.allocation.max_rounds
     if rounds is not None and rounds < FEWEST_ROUNDS:
@@ -115,7 +112,7 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
     """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
     batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson).given
     if config.estimate.frozen is False:
-        given = _incidence_of(batch.curves)
+        given = incidence_of(batch.curves)
     return LearningOffers(
         x_NP=coordinates_of(
             folder,
@@ -170,7 +167,7 @@ def with_earlier(
 def rounds_of(config: RunConfig) -> int:
     """Return how often a run that learns may clear its price."""
     allocation = config.allocation
-    again = 0 if allocation.most_attempts == 1 else allocation.most_rounds
+    again = 0 if allocation.most_attempts == 1 or config.engines is not None else allocation.most_rounds
     return allocation.max_rounds or LEARNING_ROUNDS + again
 
 
@@ -180,7 +177,8 @@ def stages_for(rounds: int) -> Stages:
     return replace(stages, most_stages=max(1, min(stages.most_stages, most)), most_rounds=min(stages.most_rounds, most))
 
 
-def _incidence_of(curves: Curves) -> Incidence:
+def incidence_of(curves: Curves) -> Incidence:
+    """Return the chances behind curves, on their grid."""
     right_NK, survival_NK = curves.success_NK.astype(float), curves.survival_NK.astype(float)
     return Incidence(right_NK, (1.0 - right_NK - survival_NK).clip(0.0), survival_NK)
 

@@ -32,7 +32,8 @@ from clear_ray.storage import Folder
 from clear_ray.tasks import judged_by
 
 MOST_SHARE, MOST_ANSWERS = 0.01, 64
-_SAMPLED_CEILING = 2.0
+_SAMPLED_CEILING, _LEAST_CEILING = 2.0, 0.5
+"""Ceiling of answers that are cut, in average budgets of a query, and the least that is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,12 @@ def sampled_answers(
 
     whole = ask_for(estimates.max_tokens_N, allowed_parts)
     # Twice what a query has in the mean: whether answers end below that is what a gain hangs on.
-    tokens = max(int(_SAMPLED_CEILING * config.budget_tokens / max(estimates.queries, 1) / _mean_parts(estimates)), 1)
-    cut = ask_for(np.minimum(estimates.max_tokens_N, tokens), allowed_parts - sum(whole))
+    left_parts, cost, cut = allowed_parts - sum(whole), _mean_cost(estimates), list[int]()
+    average = config.budget_tokens / max(estimates.queries, 1) / cost
+    # In a small batch one answer takes all that may be spent. Of the rest of a batch with whole answers nothing is learned.
+    tokens = int(min(_SAMPLED_CEILING * average, left_parts / COST_PARTS / cost))
+    if tokens >= max(_LEAST_CEILING * average, 1):
+        cut = ask_for(np.minimum(estimates.max_tokens_N, tokens), left_parts)
     taken = (sum(whole) + sum(cut)) / COST_PARTS
     return Sampled(tuple(parts / COST_PARTS for parts in whole), tuple(answers), taken)
 
@@ -107,7 +112,7 @@ def _verdict(scorer: Any, row: dict[str, Any], generation: Generation) -> float 
         return None
 
 
-def _mean_parts(estimates: Estimates) -> float:
+def _mean_cost(estimates: Estimates) -> float:
     """Return what a token takes in the mean, in the unit of the budget."""
     calls = estimates.calls
     return float(_costs(estimates).mean() if calls is None else calls.token_parts_N.mean() / COST_PARTS)

@@ -79,13 +79,6 @@ class Admission:
                 )
         return ids_N
 
-    def measured(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return the lengths of prompts, with no hidden states and no entropy; raises what `readable` does."""
-        features = empty_features(len(query_ids), 0)
-        features.prompt_tokens_N[:] = [len(ids) for ids in self.readable(query_ids, prompts)]
-        features.entropy_N[:] = np.nan
-        return features
-
     def admit(self, grant: Grant, on_end: Callable[[Answer | EngineError], None]) -> Answer:
         """Return the grant as an answer to be generated, or as one that has already failed."""
         try:

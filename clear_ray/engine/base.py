@@ -193,12 +193,6 @@ class Engine(Protocol):
     def prefill(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
         """Read each prompt once; generates nothing and changes no state."""
 
-    def measure(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return what is known of prompts without running the model, and refuse what `prefill` would.
-
-        There may be no hidden states, and the entropy may be NaN.
-        """
-
     def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
         """Run the grants in the continuous batch; yield each generation as soon as it ends, in any order.
 

@@ -104,10 +104,6 @@ class ReplayEngine:
             hidden_mean_ND=hidden_mean_ND,
         )
 
-    def measure(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return what `prefill` does: a recording is read at no cost."""
-        return self.prefill(query_ids, prompts)
-
     async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
         """Play each grant; yield each generation as soon as it ends.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.structured import Structures
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
-from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_runner
+from clear_ray.engine.trial import OWN_CACHE_ANSWERS, TRIAL_FAILURES, Way, find_way, make_runner
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 
 _TRIAL_ROWS = 32
+_DEEP = 8
 
 
 class TransformersEngine:
@@ -139,16 +141,6 @@ class TransformersEngine:
             ) from error
         return features
 
-    def measure(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return the length of each prompt; the model is not run.
-
-        Raises:
-            SchemaError: A prompt cannot be rendered or does not fit the context.
-            EngineError: The engine is closed.
-        """
-        self._refuse_if_closed()
-        return self._admission.measured(query_ids, prompts)
-
     def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
         """Run the grants in the continuous batch; yield each generation as soon as it ends.
 
@@ -184,4 +176,10 @@ class TransformersEngine:
 
 def _threads_for(model: Any, max_batch: int, way: Way) -> int:
     cores = len(os.sched_getaffinity(0))
-    return threads_worth_having(cores, pass_seconds(model, min(max_batch, _TRIAL_ROWS), way)) if cores > 1 else 1
+    rows, depth = min(max_batch, _TRIAL_ROWS), int(model.config.get_text_config().num_hidden_layers)
+    if cores == 1:
+        return 1
+    if depth >= _DEEP:  # some layers say as much of threads as all of them, sooner
+        with suppress(*TRIAL_FAILURES, ConfigError):
+            return threads_worth_having(cores, pass_seconds(first_layers(model, depth // 4), rows, way))
+    return threads_worth_having(cores, pass_seconds(model, rows, way))

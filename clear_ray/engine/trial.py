@@ -30,7 +30,7 @@ _WINDOWS = ("window_size", "sliding_window", "attention_chunk_size")
 # Half formats differ by their own rounding, recurrent layers by the order of their sums; a wrong mask or position differs by
 # whole logits.
 _MOST_APART = {"slots": (1e-3, 0.25), "own_caches": (0.05, 0.5)}
-_TRIAL_FAILURES = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, AssertionError)
+TRIAL_FAILURES = (TypeError, ValueError, LookupError, RuntimeError, AttributeError, AssertionError)
 
 
 @torch.inference_mode()
@@ -63,7 +63,7 @@ def try_ways(model: Any, context_tokens: int | None = None) -> tuple[Way | None,
         except NotImplementedError as error:
             reason = str(error)
             continue
-        except _TRIAL_FAILURES as error:
+        except TRIAL_FAILURES as error:
             reason = _BY_WAY[way].format(f"{type(error).__name__}: {_first_line(error)}")
             continue
         if apart < _MOST_APART[way][model.dtype != torch.float32]:

@@ -147,16 +147,6 @@ class VllmEngine:
             features.hidden_last_ND[row], features.hidden_mean_ND[row] = reading.last_D, reading.mean_D
         return features
 
-    def measure(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return the length of each prompt; the model is not run.
-
-        Raises:
-            SchemaError: A prompt cannot be rendered or does not fit the context.
-            EngineError: The engine is closed.
-        """
-        self._refuse_if_closed()
-        return self._admission.measured(query_ids, prompts)
-
     def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
         """Run the grants in the continuous batch; yield each generation as soon as it ends.
 

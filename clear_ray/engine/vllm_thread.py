@@ -253,21 +253,7 @@ class VllmThread:
         return await self._request(answer, most - len(answer.generated))
 
     async def _request(self, answer: Answer, max_tokens: int) -> FinishReason:
-        """Add at most `max_tokens` to what the answer has, one by one while it ends with the beginning of a stop.
-
-        vLLM looks for stops in what a request generates, and does not see one that begins before it.
-
-        Returns:
-            How that ended.
-        """
-        while max_tokens > 1 and answer.stops is not None and answer.length and answer.stops.is_begun(answer.token_ids):
-            if (reason := await self._ask(answer, 1)) != "length":
-                return reason
-            max_tokens -= 1
-        return await self._ask(answer, max_tokens)
-
-    async def _ask(self, answer: Answer, max_tokens: int) -> FinishReason:
-        """Have one request add at most `max_tokens` to what the answer has; return how that ended."""
+        """Add at most `max_tokens` to what the answer has; return how that ended."""
         if _is_given_up(answer):
             return "cancelled"
         before, is_aborted, has_stopped, cached_tokens = len(answer.generated), False, False, 0

@@ -35,8 +35,9 @@ _LEARNABLE, _LEARNABLE_FROM, _LEARNABLE_TO = (0.9, 0.8), -0.06, 1.1
 """Beta law, and its ends, of the share of a perfectly informed gain that a run realises, over recorded batches."""
 _REALISED, _REALISED_DEVIATION = 0.85, 0.25
 """Share of the gain by a head's own curves that a run realises, and how that differs."""
-_LEAST_GAIN, _LEAST_SHARE = 0.005, 0.05
-"""A gain is worth the name from so many right answers a query on, and from this part of what equal ceilings bring."""
+_LEAST_GAIN, _LEAST_SHARE, _LIKELY = 0.005, 0.05, 0.45
+"""A gain is worth the name from so many right answers a query on, and from this part of what equal ceilings bring; it is
+expected from this chance on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Gain:
     @property
     def is_expected(self) -> bool:
         """Whether a gain is expected at all."""
-        return self.chance >= 0.5
+        return self.chance >= _LIKELY
 
 
 def least_gain(uniform: float | Array) -> float | Array:

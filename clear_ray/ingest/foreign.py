@@ -122,9 +122,9 @@ def translated(row: Mapping[str, Any]) -> ForeignLine:
     if _BEDROCK in row:
         rest = {name: value for name, value in row.items() if name not in ("recordId", _BEDROCK)}
         return _bedrock(_object(row[_BEDROCK], _BEDROCK), {"custom_id": row.get("recordId"), **rest})
-    rest = {name: value for name, value in row.items() if name not in ("key", _GEMINI)}
-    identity = {"custom_id": row["key"]} if row.get("key") is not None else {}
-    return _gemini(_object(row[_GEMINI], _GEMINI), {**identity, **rest})
+    key = next((name for name in ("key", "custom_id", "id") if row.get(name) is not None), "key")
+    rest = {name: value for name, value in row.items() if name not in (key, _GEMINI)}
+    return _gemini(_object(row[_GEMINI], _GEMINI), {**rest, "custom_id": row.get(key)})
 
 
 def _gemini(request: Mapping[str, Any], rest: dict[str, Any]) -> ForeignLine:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from clear_ray.ingest.logprobs import chat_logprobs, legacy_logprobs, load_logprobs
@@ -41,6 +42,7 @@ def write_openai_outputs(
     model: str,
     url: str = "/v1/chat/completions",
     unserved: str = "batch_expired",
+    model_of: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write both files; each appears whole or not at all, and the same rows give the same bytes.
 
@@ -58,6 +60,7 @@ def write_openai_outputs(
         model: Name that the answers carry.
         url: Endpoint of the requests, which decides the shape of a line.
         unserved: Code of the queries that nothing was left for, in place of `batch_expired`.
+        model_of: Of several engines, the name that each one's answers carry.
     """
     line_of = _anthropic_line if url == "/v1/messages" else partial(_line, url=url)
     folder.make()
@@ -67,7 +70,7 @@ def write_openai_outputs(
             if row["error_code"] == "batch_expired":
                 row = {**row, "error_code": unserved}
             sink = output if row["status"] == "completed" else errors
-            sink.write(f"{_encode(line_of(row, model))}\n".encode())
+            sink.write(f"{_encode(line_of(row, model_of.get(row.get('engine') or '', model)))}\n".encode())
 
 
 def _of_all(answers: list[Mapping[str, Any]]) -> Mapping[str, Any]:

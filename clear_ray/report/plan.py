@@ -34,7 +34,7 @@ class GainReport(Part):
     chance: float = Field(ge=0, le=1)
     """Chance of a gain worth the name: half an answer in a hundred queries, and a twentieth of what equal ceilings answer."""
     is_expected: bool
-    """Whether such a gain is more likely than not."""
+    """Whether the plan expects such a gain: from a chance of .45 on."""
     source: str
     """What that rests on: a `head`, the `store` of earlier runs, a `sample`, or `nothing` but what batches are like."""
     answers: int = 0
@@ -64,6 +64,8 @@ class PlanReport(Part):
     """Whole answers that low, expected and high rest on; none unless the plan was allowed to sample some."""
     sample_tokens: int = Field(default=0, ge=0)
     """What all sampled answers took, short ones too, beside the budget of the run."""
+    engines: dict[str, int] = Field(default_factory=dict)
+    """Queries that would be asked of each of several engines first, at the first clearing; empty of a run with one."""
     funded: int = Field(ge=0)
     """Queries that would be granted tokens at the first clearing."""
     abandoned: int = Field(ge=0)

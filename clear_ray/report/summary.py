@@ -143,6 +143,27 @@ class AttemptsReport(Part):
         return sum(self.solved_by_attempt)
 
 
+class EngineReport(Part):
+    """What one of several engines came to."""
+
+    name: str
+    """Its name in the configuration."""
+    model: str
+    """Name of its model."""
+    head: str
+    """Its head; `learn` if it was learned in the run."""
+    calls: int
+    """Grants that it was asked for."""
+    generated_tokens: int
+    """What it generated."""
+    spent_tokens: int
+    """What its answers took, in the unit of the budget; without what was lost."""
+    answers: int
+    """Queries whose completion is its answer."""
+    correct: float | None
+    """Correct ones among them; None without gold answers."""
+
+
 class RunReport(Part):
     """The report of one run; `summary.json` in its folder."""
 
@@ -208,6 +229,8 @@ class RunReport(Part):
     """What the run learned from its own answers; None if that was not asked of it."""
     attempts: AttemptsReport | None = None
     """What came of asking again; None if every query was asked once."""
+    engines: tuple[EngineReport, ...] = ()
+    """What each of several engines came to, in their order; empty of a run with one."""
     workers: int | None = None
     """Most engines that were up at once."""
     worker_tokens_per_second: float | None = None
@@ -263,7 +286,7 @@ class ProgressSnapshot(Part):
     """What a run looks like at one moment; what the live display shows."""
 
     stage: str
-    """`start`, `read`, `probe`, `price`, `generate` or `write`."""
+    """`start`, `read`, `probe` (`estimate` where no model reads prompts), `price`, `generate` or `write`."""
     round: int
     """Clearing under way, from 1; 0 before the first."""
     queries: int

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clear_ray.redaction import printable
 from clear_ray.report.plan import GainReport, PlanReport
-from clear_ray.report.summary import AttemptsReport, BudgetPoint, LearningReport, RoundReport, RunReport
+from clear_ray.report.summary import AttemptsReport, BudgetPoint, EngineReport, LearningReport, RoundReport, RunReport
 from clear_ray.report.wording import (
     amount,
     answers,
@@ -54,14 +54,14 @@ def summary_text(report: RunReport) -> str:
         lines += [_labelled("store", printable(note, most=400)) for note in report.learning.store_notes]
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    written = f"{'' if report.attempts is None else 'attempts/, '}completions/, summary.json, report.html"
+    written = f"{'attempts/, ' if report.attempts or report.engines else ''}completions/, summary.json, report.html"
     lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
 
 
 def plan_text(plan: PlanReport) -> str:
     """Return the plan of a batch in at most 25 aligned lines of plain text, without a final line end."""
-    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths, no model loaded"
+    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths alone"
     guesses = (("low", plan.low_tokens), ("expected", plan.expected_tokens), ("worst", plan.worst_tokens))
     spend = ", ".join(f"{name} {_bare(number, plan.unit)}" for name, number in guesses)
     if plan.high_tokens is not None:
@@ -78,6 +78,9 @@ def plan_text(plan: PlanReport) -> str:
         ("expected", f"{hoped} ({gain})" if gain else hoped),
         ("prompts", _to_read(plan)),
     ]
+    if plan.engines:
+        first = ", ".join(f"{printable(name, most=40)} {count(queries)}" for name, queries in plan.engines.items())
+        pairs.insert(4, ("engines", f"asked first: {first}"))
     if plan.for_share is not None:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
@@ -206,6 +209,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
         pairs.insert(4, ("correct", found))
     if report.attempts is not None:
         pairs += asked_again(report.attempts, report.unit)
+    pairs += [("engine", _engine(engine, report.unit)) for engine in report.engines]
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))
     return pairs
@@ -226,6 +230,13 @@ def asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
     )
     more = f"at each unsolved one: {expected(found.one_more_solves)} solved, for {amount(found.one_more_tokens, unit)}"
     return [("attempts", solved + each), ("one more", more)]
+
+
+def _engine(found: EngineReport, unit: str) -> str:
+    name, model = printable(found.name, most=40), printable(found.model, most=60)
+    asked = f"{name}: {plural(found.calls, 'call')} for {amount(found.spent_tokens, unit)}, {plural(found.answers, 'answer')}"
+    right = "" if found.correct is None else f", {answers(found.correct)} correct"
+    return f"{asked}{right} (model {model}, head {printable(found.head, most=40)})"
 
 
 def _bare(number: float, unit: str) -> str:

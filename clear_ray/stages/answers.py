@@ -85,6 +85,7 @@ class KeepAnswers:
             "is_chosen": pa.array(self._last.chosen_N[batch["index"].to_numpy()] == number),
             "tokens": batch["token_ids"].combine_chunks().value_lengths(),
             "price": pa.array(self._price_R[batch["round"].to_numpy()]),
+            "engine": batch["engine"] if "engine" in batch.column_names else pa.nulls(len(batch), pa.string()),
             "error": pc.if_else(pc.equal(batch["error"], ""), None, batch["error"]),
         }
         arrays = [columns[name] if name in columns else batch[name] for name in ANSWER_SCHEMA.names]

@@ -103,6 +103,7 @@ class Complete:
             verdict=batch["verdict"],
             sample=batch["sample"] if "sample" in batch.column_names else pa.nulls(len(batch), pa.int32()),
             logprobs=batch["logprobs"] if "logprobs" in batch.column_names else pa.nulls(len(batch), pa.string()),
+            engine=batch["engine"] if "engine" in batch.column_names else pa.nulls(len(batch), pa.string()),
         )
 
 
@@ -145,6 +146,7 @@ class Abandon:
             verdict=pa.nulls(len(batch), pa.string()),
             sample=pa.nulls(len(batch), pa.int32()),
             logprobs=pa.nulls(len(batch), pa.string()),
+            engine=pa.nulls(len(batch), pa.string()),
         )
 
 

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.config.prices import Prices
+from clear_ray.config.prices import Prices, scaled_parts
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds, Usage
 from clear_ray.errors import ConfigError, EngineError
@@ -52,6 +52,7 @@ class Dispatch:
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Seed of the run.
         prices: What tokens cost, where prompts are paid for.
+        engine: Name of the engine, where a run has several.
         votes_by: How final answers are read where votes are counted; None where they are not.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
@@ -66,6 +67,7 @@ class Dispatch:
     scorer: Callable[[], Scorer] | None
     seed: int
     prices: Prices | None = None
+    engine: str | None = None
     votes_by: Kind | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
@@ -240,6 +242,8 @@ class Generate:
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         """Score what has ended, tell the market what it spent, and return the attempts."""
         rows = await self._attempts(ended, seconds)
+        for row, (_, generation) in zip(rows, ended, strict=True):
+            row["taken_parts"] = self._spent_parts(row, generation)
         await self._dispatch.market.settle(
             [
                 Settlement(
@@ -249,19 +253,24 @@ class Generate:
                     has_ended=bool(row["error"]) or row["finish_reason"] == "stop" or row["is_at_end"],
                     correct=row["correct"],
                     label=_label(row),
-                    spent_parts=self._spent_parts(row, generation),
+                    spent_parts=row["taken_parts"],
                 )
-                for row, (_, generation) in zip(rows, ended, strict=True)
+                for row in rows
             ]
         )
         return rows
 
     def _spent_parts(self, row: Row, generation: Generation) -> int | None:
-        """Return what a call took by its usage, or None where there is none: the market then knows by its tokens."""
-        if self._dispatch.prices is None or generation.usage is None:
+        """Return what a call took, by its usage; None where the market knows it by the tokens, of one engine."""
+        prices = self._dispatch.prices
+        if prices is None or (generation.usage is None and self._dispatch.engine is None):
             return None
+        if generation.usage is None:
+            unused_tokens = row["granted_tokens"] - len(generation.token_ids)
+            unused_parts: int = unused_tokens * scaled_parts(prices.token_parts, row["cost"])
+            return int(row["reserved_parts"]) - unused_parts
         return charged_parts(
-            self._dispatch.prices,
+            prices,
             generation.usage,
             generated_tokens=len(generation.token_ids),
             reserved_parts=row["reserved_parts"],
@@ -304,6 +313,7 @@ class Generate:
             "seconds": seconds,
             "ended_at": time.time(),
             "is_at_end": generation.is_at_end,
+            "engine": self._dispatch.engine,
             "vote": vote,
             "logprobs": _logprobs(row, generation),
             **_usage_columns(generation.usage),
@@ -361,4 +371,5 @@ def _label(row: Row) -> str:
     """Describe an ended grant for the live display; never with prompt or answer in it."""
     mark = {None: "", 1.0: "  correct", 0.0: "  wrong"}.get(row["correct"], f"  score {row['correct']}")
     outcome = "failed" if row["error"] else row["finish_reason"]
-    return f"{row['query_id']}  {row['attempt_tokens']} of {row['granted_tokens']} tokens  {outcome}{mark}"
+    by = f"  {row['engine']}" if row["engine"] else ""
+    return f"{row['query_id']}{by}  {row['attempt_tokens']} of {row['granted_tokens']} tokens  {outcome}{mark}"

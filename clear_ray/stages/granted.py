@@ -42,6 +42,7 @@ class GrantedCall:
         sample_M: Which of a query's independent answers each grant belongs to; the first if not given. Where a row asks for
             several, they are counted from the row's own choice.
         times_ended: How often engine workers had been ended when the call was sent; see `Roster.look_again`.
+        engine: Place of the engine that is called, where a run has several.
     """
 
     round: int
@@ -53,6 +54,7 @@ class GrantedCall:
     reserved_parts_M: NDArray[np.int64] | None = None
     sample_M: NDArray[np.int32] | None = None
     times_ended: int = 0
+    engine: int = 0
 
 
 class RunRows:

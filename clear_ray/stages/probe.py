@@ -36,14 +36,11 @@ class Probe:
         workers: The engine workers.
         tokens_K: Token grid of their head.
         direct_text: What a minimum service would put after every prompt; nothing if empty.
-        is_measured: Whether prompts are only measured, since nothing that the model finds in them is used.
     """
 
-    def __init__(
-        self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "", *, is_measured: bool = False
-    ) -> None:
+    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
         self._roster, self._is_death = Roster(workers), workers.is_death
-        self._tokens_K, self._direct_text, self._is_measured = tokens_K, direct_text, is_measured
+        self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
@@ -81,7 +78,7 @@ class Probe:
         try:
             async with self._roster.worker() as worker:
                 columns: dict[str, Any] = await worker.probe.remote(
-                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text, self._is_measured
+                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
                 )
                 return columns
         except Exception as error:
@@ -145,13 +142,13 @@ class SelectDue:
         return batch.filter(pa.array(self._is_due_N[batch["index"].to_numpy()]))
 
 
-def call_rows(config: RunConfig, queries: int) -> int:
+def call_rows(config: RunConfig, queries: int, *, workers: int) -> int:
     """Return how many queries one call reads.
 
     What prompts begin with alike is read once a call, so many together cost less; with four calls an engine all are busy to
     the end, and the display moves.
     """
-    share = -(-queries // (4 * config.engine.workers))
+    share = -(-queries // (4 * workers))
     return config.estimate.batch_rows or max(1, min(_MOST_ROWS, share))
 
 

@@ -69,7 +69,6 @@ class EngineWorker:
         prompts: Sequence[Prompt],
         is_alone: bool = False,
         direct_text: str = "",
-        is_measured: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
@@ -78,14 +77,12 @@ class EngineWorker:
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
-            is_measured: Do not run the model: what it would find is not used.
 
         Returns:
             The columns, with `room_tokens`: the most that prompt and context leave for an answer.
         """
         async with self._turn(is_alone):
-            read = self._engine.measure if is_measured else self._engine.prefill
-            features = await asyncio.to_thread(read, query_ids, prompts)
+            features = await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
             room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
         curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
         return {

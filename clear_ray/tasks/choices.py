@@ -10,7 +10,10 @@ from clear_ray.tasks.sentences import asserted
 from clear_ray.tasks.writing import asked_last, bold_spans, plain, unwrapped, words_of
 
 _LONGEST = 2_000
-_LABEL = re.compile(r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)", re.MULTILINE)
+_LABEL = re.compile(
+    r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)|(?:(?<=\s)\(|^\(?)([a-h])\)(?=\s)",
+    re.MULTILINE,
+)
 _MOST_OPTIONS = 26
 _CLEAN = re.compile(r"[*_`\"$\\]|\bquad\b|(?<!\w)'(?=[A-Za-z][).]?'(?!\w))|(?<=[A-Za-z).])(?<!\w\w)'(?!\w)")
 _LABELLED = r"[(\[]?(?P<label>[A-Z])[)\]]?"
@@ -67,6 +70,7 @@ _SAID = (
     re.compile(r"\b[Aa]nswer [(\[]?(?P<label>[A-Za-z])[)\]]?[.!]?$", re.MULTILINE),
 )
 
+_BESIDE = re.compile(r"\b(?:while|whereas|unlike|than)\b")
 Options = Mapping[str, str]
 
 
@@ -83,7 +87,7 @@ def options_of(prompt: str, *, is_conversation: bool = False) -> dict[str, str]:
     best: list[tuple[str, int, int]] = []
     run: list[tuple[str, int, int]] = []
     for found in _LABEL.finditer(text):
-        label = found[1] or found[2]
+        label = found[1] or found[2] or found[3].upper()
         if label in "A1" and len(label) == 1:
             best, run = (run if len(run) > 1 else best), [(label, found.start(), found.end())]
         elif run and ord(label) == ord(run[-1][0]) + 1 and len(run) < _MOST_OPTIONS:
@@ -121,6 +125,8 @@ def read_choice(answer: str, options: Options) -> str | None:
         return asked
     bracketed = _BRACKETED.match(text)
     found = bracketed or _DELIMITED.match(text)
+    if found and is_denied("", text[found.end() :]):  # A) is wrong
+        return None
     if found:
         groups = found.groupdict()
         label = next(groups[name] for name in ("label", "small", "only") if groups.get(name)).upper()
@@ -140,7 +146,7 @@ def read_choice(answer: str, options: Options) -> str | None:
         and words_of(spaced["text"]).startswith(words_of(options[spaced["label"]]))
     ):
         return spaced["label"]
-    return None
+    return _by_truth(line, options)
 
 
 def find_choice(text: str, options: Options) -> str | None:
@@ -228,6 +234,9 @@ def _by_last_words(line: str, options: Options) -> str | None:
         return None
     longest = max(ending, key=lambda label: len(words_of(options[label])))
     before = words[: -len(words_of(options[longest]))].rstrip()
+    others = [words_of(option) for label, option in options.items() if label != longest]
+    if _BESIDE.search(before) and any(re.search(rf"\b{re.escape(option)}\b", before) for option in others):
+        return None
     return None if denies(before.replace(",", ", ")) or re.search(r"\bor( the| an?)?$", before) else longest
 
 
@@ -250,7 +259,7 @@ def _by_subject(line: str, options: Options) -> str | None:
 
 def _by_truth(line: str, options: Options) -> str | None:
     """Return the option yes or no, true or false that a line begins with."""
-    found = re.match(r"(yes|no|true|false)[,.:]? (?=(?:\w+ ){2})", line.lower())
+    found = re.match(r"(yes|no|true|false)(?:[,.:;!]| -|$)", line.lower())
     return None if found is None else _by_text(found[1], options)
 
 

@@ -17,7 +17,9 @@ _CONTRAST = re.compile(
     r"could|would|second|third|next)\b|n't\b|[?;]",
     re.IGNORECASE,
 )
-_COPULA = re.compile(r"(?:\b(?:is|are|was|were|equals|be)|\b[Ii]t's|\b[Tt]hat's|\b[Tt]hey're)[: ] ?")
+_COPULA = re.compile(r"(?:\b(?:is|are|was|were|equals|be|ist|est|es|è|é)|\b[Ii]t's|\b[Tt]hat's|\b[Tt]hey're)[: ] ?")
+_ABROAD = re.compile(r"(?:\b(?:no|non|não|nicht)|\bn') ?\Z", re.IGNORECASE)
+_DENIED = re.compile(r" ?(?:not|nicht|kein\w*|pas|niet)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
     r"[,;(]| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b", re.IGNORECASE
 )
@@ -34,6 +36,13 @@ _BOTH = re.compile(
 _NAME = re.compile(
     r"(?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)(?: (?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)){0,4}"
 )
+_PREPOSITION = re.compile(r"\A(?:on|in|at|by|from|near) ")
+_BY = re.compile(r" (?:by|through|via|using) (?:means of |the process of )?(?P<place>[^,;]{1,40})\Z")
+_TITLED = re.compile(
+    r"(?:President|Dr|Mr|Mrs|Ms|Sir|King|Queen|Prince|Professor|Prof|Captain|General|Pope|Saint)\.? "
+    r"(?P<name>[A-Z]\S+ .{1,60})"
+)
+_KIND_OF = re.compile(r"(?P<value>[\w-]{2,30}) (?:sentiment|label|class|category|emotion|tone)", re.IGNORECASE)
 _PLACE = re.compile(
     r"\b(?:died|lives?|lived|took place|happened|occurred|lies|ended|began|started|works?|worked|comes?|came|originated|"
     r"grew up|settled) (?:in|at|on|from|near) (?P<place>[^,;]{1,60})\Z",
@@ -78,18 +87,30 @@ def asserted(line: str) -> Iterator[str]:
     if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
         yield tidy(both["one"])
         yield tidy(both["other"])
+    for pattern in (_TITLED, _KIND_OF):
+        if (found := pattern.fullmatch(tidy(line))) is not None:
+            yield found.groups()[0]
     yield from (head for head in apposed(line) if _NAME.fullmatch(head))
-    places = [found for found in _COPULA.finditer(line) if not is_denied(line[: found.start()])]
+    places = [
+        found
+        for found in _COPULA.finditer(line)
+        if not (
+            is_denied(line[: found.start()])
+            or _ABROAD.search(line[: found.start()])
+            or _DENIED.match(line, found.end())
+        )
+    ]
     if places:
         said = _RELATIVE.split(line[places[-1].end() :], maxsplit=1)[0]
         if len(said.split()) <= _MOST_WORDS:
             yield tidy(said)
+            yield tidy(_PREPOSITION.sub("", said))
             if participle := _PARTICIPLE.match(said):
                 yield tidy(said[participle.end() :])
                 yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
                 yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
     if tidy(first_sentence(line)) == tidy(line) and not _CONTRAST.search(line):
-        if (place := _PLACE.search(line)) is not None:
+        if (place := _PLACE.search(tidy(line)) or _BY.search(tidy(line))) is not None:
             yield tidy(place["place"])
         subject = _SUBJECT.match(line)
         if subject and not _PRONOUN.match(subject["subject"]):

@@ -14,9 +14,10 @@ import pytest
 from clear_ray.batch.earlier import EARLIER, EARLIER_WHOLE
 from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import ConfigError
 from clear_ray.report.text import plan_text, summary_text
 from tests.ray.test_drivers import cut_before, on_ray
+
+pytestmark = pytest.mark.slow
 
 QUERIES = 199
 
@@ -76,16 +77,6 @@ def test_the_next_run_of_a_model_begins_with_what_the_last_one_learned(
     assert len(list(store.rglob("*.parquet"))) == 3, "it kept its own lesson too"
 
 
-def test_a_store_that_cannot_be_written_is_refused_at_the_start(
-    replay_settings: dict[str, Any], tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("no folder")
-    store = str(tmp_path / "file" / "store")
-    with pytest.raises(ConfigError, match=r"estimate\.store"):
-        run(None, config_of(replay_settings, tmp_path / "a", range(0, QUERIES, 20), store=store))
-
-
-@pytest.mark.slow
 def test_a_plan_asks_for_short_answers_where_no_whole_one_is_paid_for(
     replay_settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -103,15 +94,14 @@ def test_a_plan_asks_for_short_answers_where_no_whole_one_is_paid_for(
     assert (unasked.source, unasked.answers) == ("nothing", 0)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_believes_what_it_believed_and_a_store_is_worth_it(
     replay_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     store, evens, odds = str(tmp_path / "learned"), range(0, QUERIES, 2), range(1, QUERIES, 2)
     run(None, config_of(replay_settings, tmp_path / "a", evens, average=64, store=store))
-    config = config_of(replay_settings, tmp_path / "b", odds, store=store)
+    config = config_of(replay_settings, tmp_path / "b", odds, average=24, store=store)
     second = run(None, config)
-    alone = run(None, config_of(replay_settings, tmp_path / "c", odds))
+    alone = run(None, config_of(replay_settings, tmp_path / "c", odds, average=24))
     assert second.report.correct is not None
     assert alone.report.correct is not None
     assert second.report.correct >= alone.report.correct + 3

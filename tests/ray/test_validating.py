@@ -104,27 +104,19 @@ def test_what_an_engine_refuses_is_refused_by_validate(replay_settings: dict[str
 UNKEPT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
+def test_what_a_model_cannot_do_for_a_row_is_refused_by_both(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = [
         {"stop_token_ids": [10_000_000]},
         {"logit_bias": {"10000000": 1}},
         {"response_format": UNKEPT},
         {"continue_final_message": True},
         {"min_tokens": 50, "max_tokens": 5},
         {"messages": [{"role": "user", "content": "many words " * 9_000}]},
-        {"prompt": [10_000_000]},
-    ],
-    ids=lambda asked: next(iter(asked)),
-)
-def test_what_a_model_cannot_do_for_a_row_is_refused_by_both(
-    replay_settings: dict[str, Any], tmp_path: Path, asked: dict[str, Any]
-) -> None:
-    line = request(**asked)
-    if "prompt" in asked:
-        line = line | {"url": "/v1/completions", "body": {"model": "m", **asked}}
-    (tmp_path / "q.jsonl").write_text(json.dumps(line))
+        {"n": 3},  # at temperature 0
+    ]
+    lines = [request(**fields) | {"custom_id": str(number)} for number, fields in enumerate(asked)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     settings = {"engine": {"kind": "transformers"}, "scoring": {}, "input": {"path": str(tmp_path / "q.jsonl")}}
     validated, ran = refusals(replay_settings | settings)
-    assert ran
     assert validated == ran
+    assert f"the input has {len(asked)} problems" in ran

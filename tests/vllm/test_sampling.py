@@ -53,22 +53,6 @@ def test_it_is_kept_across_grants(engine: VllmEngine, reference: TransformersEng
     assert (tail.text, tail.finish_reason) == (whole.text, whole.finish_reason)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3, 5])
-def test_a_stop_that_begins_in_an_earlier_grant_ends_the_answer_where_it_comes(
-    engine: VllmEngine, reference: TransformersEngine, cut: int
-) -> None:
-    prompt, sampling = "What is the capital of France?", Sampling(stop=("capital of France", "is Paris"))
-    spent: tuple[int, ...] = ()
-    while True:
-        grant = Grant("stop", prompt, cut, prefix_token_ids=spent, sampling=sampling)
-        answer = run_grants(engine, [grant])["stop", 0]
-        spent += answer.token_ids
-        if answer.finish_reason == "stop":
-            break
-    whole = run_grants(reference, [Grant("stop", prompt, 30, sampling=sampling)])["stop", 0]
-    assert (answer.text, spent) == (whole.text, whole.token_ids)
-
-
 def test_structures_are_kept_and_a_cut_answer_is_not_gone_on_with(engine: VllmEngine) -> None:
     structures = {name: Structure(kind="json_schema", value=json.dumps(schema)) for name, schema in SCHEMAS.items()}
     structures |= {

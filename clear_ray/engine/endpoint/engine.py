@@ -102,10 +102,6 @@ class OpenAIEngine:
         features.entropy_N[:] = np.nan
         return features
 
-    def measure(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> Features:
-        """Return what `prefill` does: it asks nothing of the endpoint."""
-        return self.prefill(query_ids, prompts)
-
     async def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
         """Have each grant answered; yield each generation as soon as it ends.
 

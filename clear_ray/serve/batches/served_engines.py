@@ -74,10 +74,8 @@ class ServedWorker:
         """See `EngineWorker.generate`."""
         return _Call(self._generate)
 
-    async def _probe(
-        self, query_ids: list[str], prompts: list[Prompt], is_alone: bool, direct_text: str, is_measured: bool
-    ) -> Any:
-        del is_alone, is_measured
+    async def _probe(self, query_ids: list[str], prompts: list[Prompt], is_alone: bool, direct_text: str) -> Any:
+        del is_alone
         columns = await self.engine.probe_for_batch.remote(
             [self._name(each) for each in query_ids], prompts, direct_text
         )

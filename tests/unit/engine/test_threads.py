@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.threads import pass_seconds, threads_worth_having
 from tests.unit.engine.tiny import tiny_model
 
@@ -32,5 +33,15 @@ def test_a_pass_is_timed_with_the_threads_that_were_asked_for() -> None:
         assert torch.get_num_threads() == 2
         assert seconds_of(1) > 0
         assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_some_layers_of_a_model_are_timed_as_all_of_them_are() -> None:
+    before, model = torch.get_num_threads(), tiny_model()
+    try:
+        assert pass_seconds(first_layers(model, 1), rows=3)(1) > 0
+        assert pass_seconds(first_layers(model, 1), rows=3, way="own_caches")(1) > 0
+        assert pass_seconds(model, rows=3)(1) > 0
     finally:
         torch.set_num_threads(before)

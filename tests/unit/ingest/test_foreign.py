@@ -167,6 +167,14 @@ def test_lines_are_read(tmp_path: Path, name: str) -> None:
     assert not any("ignored" in line for line in digest.notices)
 
 
+@pytest.mark.parametrize("name", ["key", "id", "custom_id"])
+def test_lines_have_their_own_ids(tmp_path: Path, name: str) -> None:
+    (tmp_path / "b.jsonl").write_text(json.dumps({name: "mine", "request": {"contents": RIVER}}))
+    digest = take(tmp_path / "b.jsonl", tmp_path / "run")
+    assert [row["query_id"] for row in taken(tmp_path / "run")] == ["mine"]
+    assert len(digest.notices) == 1
+
+
 def test_lines_without_a_key_have_made_ids(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{"request": {"contents": RIVER}}, {"modelInput": {"inputText": "Name a river."}}]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -12,7 +12,6 @@ import pytest
 
 from clear_ray.config.engine import ReplayConfig, TransformersConfig
 from clear_ray.engine.base import Generation, Grant
-from clear_ray.errors import SchemaError
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.batch import Batch
@@ -130,17 +129,3 @@ def test_a_recording_is_bound_by_no_context(replay_settings: dict[str, Any]) -> 
     rows = [{"query_id": query_id, "prompt": "?", "max_tokens": 100_000} for query_id in known_ids(recorded, 4)]
     estimates = probed(replaying, rows, direct_text=DIRECT_TEXT)
     assert estimates["max_tokens"].to_pylist() == [100_000] * 4
-
-
-def test_prompts_that_are_only_measured_have_their_length_and_their_room_and_cost_no_pass(worker: EngineWorker) -> None:
-    ids = [str(index) for index in range(len(PROMPTS))]
-    read = asyncio.run(worker.probe(ids, PROMPTS, direct_text=DIRECT_TEXT))
-    passes = worker._engine.progress
-    measured = asyncio.run(worker.probe(ids, PROMPTS, direct_text=DIRECT_TEXT, is_measured=True))
-    assert worker._engine.progress == passes
-    for name in ("prompt_tokens", "room_tokens"):
-        assert measured[name].tolist() == read[name].tolist()
-    assert np.isnan(measured["entropy"]).all()
-    assert np.isfinite(measured["success_K"]).all()
-    with pytest.raises(SchemaError, match="leaves no room"):
-        asyncio.run(worker.probe(["long"], [STORY * 30], is_measured=True))
