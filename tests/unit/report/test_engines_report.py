@@ -48,5 +48,5 @@ def test_of_an_endpoint_nothing_is_said_to_have_been_probed() -> None:
     nothing = {"prefill_tokens": 0}
     plan = plan_text(plan_report(is_probed=False, **nothing))
     assert "probe" not in plan
-    assert "no model loaded" in plan
+    assert "from prompt lengths alone" in plan
     assert "by no probe" in summary_text(run_report(**nothing))
