@@ -309,7 +309,7 @@ def _plan_in(
                 "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notices": (*digest.notices, *notes), "is_probed": config.is_probed}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:

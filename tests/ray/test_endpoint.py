@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -207,34 +206,3 @@ def test_a_head_is_calibrated_over_http_and_serves_a_run(served: Endpoint, tmp_p
     other = settings["engine"] | {"model": "another"}
     with pytest.raises(ConfigError):
         run(None, RunConfig.parse(settings | {"engine": other, "run_dir": str(tmp_path / "other")}))
-
-
-@pytest.mark.slow
-def test_a_server_sells_the_answers_of_an_endpoint(served: Endpoint) -> None:
-    engine = {"kind": "openai", "base_url": served.base_url, "model": MODEL, "key_env": "MY_KEY"}
-    price = PRICE | {"budget_tokens_per_second": 1_000_000, "carry_over_tokens": 10_000_000}
-    door = {"engine": engine, "estimate": {"head": "prior"}, "price": price, "model_name": "door", "max_tokens": 24}
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(application(ServeConfig.parse(door)), name="over", route_prefix="/over")
-    try:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/over/v1", api_key="none", max_retries=0)
-
-        def ask(words: int, **changes: Any) -> Any:
-            messages: Any = [{"role": "user", "content": f"Write {words}"}]
-            return client.chat.completions.create(model="door", messages=messages, **changes)
-
-        whole, cut = ask(3), ask(30, max_tokens=5)
-        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("w1 w2 w3", "stop")
-        assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("w1 w2 w3 w4 w5", "length")
-        assert (whole.usage.completion_tokens, cut.usage.completion_tokens) == (4, 5)
-        assert ask(9, stop=["w4"]).choices[0].message.content == "w1 w2 w3 "
-        pieces = [piece.choices[0].delta.content or "" for piece in ask(4, stream=True) if piece.choices]
-        assert "".join(pieces) == "w1 w2 w3 w4"
-        served.behaviour.faults = deque(["429", "400"])
-        with pytest.raises(openai.APIStatusError) as refused:
-            ask(2)
-        assert KEY not in str(refused.value)
-        assert ask(2).choices[0].message.content == "w1 w2"
-    finally:
-        serve.shutdown()
