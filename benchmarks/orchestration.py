@@ -12,8 +12,8 @@ What is in the line, for each number of queries:
     bare_cpu_us_per_query   the same of the bare stages
     us_per_query        wall time of the run from its first probe to its summary, over its queries
     bare_us_per_query   the same of the bare stages
-    driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller, and
-                        of any other process of Ray Data, MB
+    driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller of
+                        each stage, and of any other process of Ray Data, MB
 
 and of the largest over the smallest number: `growth` of time a query and of each memory; and between them, where the start
 of Ray and of its processes cancels out, `marginal` CPU time a query and bytes a query that each process grows by.
@@ -45,7 +45,8 @@ CALL_ROWS = 64
 KINDS = {
     "EngineWorker": "engine_mb",
     "MarketActor": "market_mb",
-    "GenerateActor": "caller_mb",
+    "MapBatches(Probe)": "probe_caller_mb",
+    "GenerateActor": "generate_caller_mb",
     "ray::": "other_worker_mb",
 }
 _LOOK_SECONDS = 0.5

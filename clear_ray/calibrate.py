@@ -83,7 +83,8 @@ def calibrate(
         display: Display that is told of the progress of each sample's run.
 
     Raises:
-        ConfigError: There is no scorer or no gold answer, too few queries, or a folder of features that another has made.
+        ConfigError: There is no scorer or no gold answer, more than one engine, too few queries, or features that are
+            those of another.
         SchemaError: The input is refused.
         StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
@@ -91,6 +92,8 @@ def calibrate(
         raise ConfigError(
             "a calibration needs to know which answers are right", "scoring.scorer", remedy="Name a scorer."
         )
+    if config.engines is not None:
+        raise ConfigError("a head is fitted for one engine", "engines", ", ".join(config.engines), "Name it in engine.")
     config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
     with reading_errors(folder):
@@ -242,7 +245,7 @@ def _read_features(config: RunConfig, folder: Folder) -> ModelCard:
             rows.map_batches(
                 ReadFeatures,
                 fn_constructor_args=(engines.workers.handles,),
-                batch_size=call_rows(config, rows.count()),
+                batch_size=call_rows(config, rows.count(), workers=config.engine.workers),
                 batch_format="pyarrow",
                 num_cpus=0.1,
                 compute=ActorPoolStrategy(size=1),

@@ -153,6 +153,9 @@ def validate(config: Config, set_: Overrides = None, as_json: AsJson = False) ->
     under = amount(settings.budget_tokens, settings.unit)
     valid = f"Valid: {plural(digest.rows, 'query')}, budget {under}, sha256 {digest.sha256}."
     lines = [valid, *notices_text(digest.notices)]
+    if settings.engines is not None:
+        facts["engines"] = list(settings.engines)
+        lines.append(f"engines: {', '.join(settings.engines)}; every query is offered each of them, at one price")
     lines += [f"scorer: {survey.choice()}"] if survey.choice() else []
     lines += [f"warning: {printable(warning, most=400)}" for warning in survey.warnings()]
     print_result(json.dumps({"valid": True} | facts) if as_json else "\n".join(lines))

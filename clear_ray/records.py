@@ -77,6 +77,9 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("usage_cached_tokens", pa.int64()),
         pa.field("usage_output_tokens", pa.int64()),
         pa.field("usage_reasoning_tokens", pa.int64()),
+        pa.field("logprobs", pa.string()),
+        pa.field("engine", pa.string()),
+        pa.field("taken_parts", pa.int64()),
     ]
 )
 """What came of one grant: `attempt_tokens` were generated under it, its reservation was `attempt`, and `sample` is which of
@@ -84,7 +87,9 @@ the query's independent answers it belongs to; `token_ids` and `text` hold the a
 is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
 Unix seconds. Where votes are counted, `vote` is the final answer as a number. `is_at_end` says that a cut answer cannot be
 gone on with; the `usage_` columns are what an endpoint says that this grant took (`engine.base.Usage`), null of other engines
-and where it did not say. Older runs lack these six."""
+and where it did not say. `logprobs` are those of the answer so far, as `ingest.logprobs` writes them, null where none are
+asked for. `engine` names one of several, and `taken_parts` is what the call took from the budget, thousandths of its unit;
+null where tokens alone say so. Older runs lack these nine."""
 
 COMPLETION_SCHEMA = pa.schema(
     [
@@ -114,13 +119,15 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("ended_at", pa.float64()),
         pa.field("attempts", pa.int32()),
         pa.field("sample", pa.int32()),
+        pa.field("logprobs", pa.string()),
+        pa.field("engine", pa.string()),
     ]
 )
 """A query's answer and account, in the order of the input. `answer` is what the scorer read as the final answer, `verdict`
 why it got its score. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (at `cost` each),
 `reservation_price` the price above which nothing would have been bought for it, `error_code` one of `stages.causes`, and
 `ended_at` when its answer ended, Unix seconds. `attempts` is how many answers it was asked for, and `sample`
-which of them this is."""
+which of them this is; `logprobs` is as in `ATTEMPT_SCHEMA`, and `engine` is the one of several that gave it."""
 
 ANSWER_SCHEMA = pa.schema(
     [
@@ -137,10 +144,12 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("verdict", pa.string()),
         pa.field("error", pa.string()),
         pa.field("ended_at", pa.float64()),
+        pa.field("logprobs", pa.string()),
+        pa.field("engine", pa.string()),
     ]
 )
 """One answer of a query that was asked for several, in `attempts/`: what it says, its `tokens`, the `price` when it was last
-granted some, and its score. `is_chosen` marks the one that its completion holds."""
+granted some, its score, and the `engine`, if there are several. `is_chosen` marks the one that its completion holds."""
 
 
 def estimate_schema(grid_points: int) -> pa.Schema:

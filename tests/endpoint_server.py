@@ -40,11 +40,13 @@ class Behaviour:
         lists: Whether it lists its models.
         ceiling_field: The field that it takes a ceiling in.
         refuses: Fields that it takes not.
+        logprobs: Whether it tells them where they are asked for.
         headers: Of every call.
     """
 
     key: str | None = None
     seconds: float = 0.0
+    logprobs: bool = True
     most_at_once: int | None = None
     per_second: float | None = None
     burst: float = 1.0
@@ -163,6 +165,8 @@ class Endpoint:
             return web.Response()
         self.counts["answered"] += 1
         said = answer.body(self.behaviour.usage if fault is None or fault == "truncated" else fault)
+        if body.get("logprobs") not in (None, False) and self.behaviour.logprobs:
+            said["choices"][0]["logprobs"] = answer.logprobs(_pieces(answer.text), body)
         if body.get("stream"):
             return await self._streamed(request, said, is_cut=fault == "truncated")
         if fault == "truncated":
@@ -173,10 +177,11 @@ class Endpoint:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         choice = said["choices"][0]
-        words = choice["message"]["content"].split(" ") if "message" in choice else choice["text"].split(" ")
-        pieces = [word if not place else f" {word}" for place, word in enumerate(words)]
-        for piece in pieces[: len(pieces) // 2] if is_cut else pieces:
+        pieces = _pieces(choice["message"]["content"] if "message" in choice else choice["text"])
+        entries = (choice.get("logprobs") or {}).get("content")
+        for place, piece in enumerate(pieces[: len(pieces) // 2] if is_cut else pieces):
             part = {"delta": {"content": piece}} if "message" in choice else {"text": piece}
+            part |= {"logprobs": {"content": entries[place : place + 1]}} if entries else {}
             await _event(response, {"choices": [{**part, "finish_reason": None}]})
         if is_cut:
             assert request.transport is not None
@@ -247,6 +252,18 @@ class _Written:
     prompt_tokens: int
     is_chat: bool
 
+    def logprobs(self, pieces: list[str], asked: dict[str, Any]) -> dict[str, Any]:
+        """Return them as vLLM's server does, which tells of the end token too; that of word k is -k/8."""
+        pieces = [*pieces, "<|end|>"] if self.finish == "stop" else pieces
+        values = [-int("".join(filter(str.isdigit, piece)) or 0) / 8 for piece in pieces]
+        if not self.is_chat:
+            tops = [{piece: value, "?": -9.0} for piece, value in zip(pieces, values, strict=True)]
+            offsets = [0] * len(pieces)
+            return {"tokens": pieces, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+        top = [{"token": "?", "logprob": -9.0, "bytes": None}][: asked.get("top_logprobs") or 0]
+        said = zip(pieces, values, strict=True)
+        return {"content": [{"token": p, "logprob": v, "bytes": [*p.encode()], "top_logprobs": top} for p, v in said]}
+
     def body(self, usage: Any) -> dict[str, Any]:
         honest = {
             "prompt_tokens": self.prompt_tokens,
@@ -259,6 +276,10 @@ class _Written:
         if usage == "honest":
             return said | {"usage": honest}
         return said if usage is None else said | {"usage": honest | usage}
+
+
+def _pieces(text: str) -> list[str]:
+    return re.findall(r" ?[^ ]+| $", text)
 
 
 def _error(

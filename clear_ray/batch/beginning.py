@@ -8,7 +8,7 @@ Each of them takes seconds, and none needs what the others find. What fails in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from clear_ray.cluster.gpu_requests import GpuClaim, gpus_for
 from clear_ray.cluster.joining import joining_cluster
 from clear_ray.cluster.meanwhile import meanwhile
 from clear_ray.cluster.room import settled
+from clear_ray.cluster.several import several_engines
 from clear_ray.config.engine import EngineConfig
 from clear_ray.estimation.head import Head
 
@@ -41,14 +42,13 @@ class Beginning:
 
 @contextmanager
 def beginning(
-    start_engines: Engines, config: EngineConfig, head: Head, *, run_dir: str, rows_each: int | None
+    start_engines: Engines, engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str, rows_each: int | None
 ) -> Iterator[Beginning]:
     """Have Ray and the engines begin; end both afterwards.
 
     Args:
-        start_engines: What starts the engines.
-        config: Their settings.
-        head: Their estimate.
+        start_engines: What starts the engine, where there is one.
+        engines: Settings and estimate of each.
         run_dir: The run folder.
         rows_each: See `EngineActors`.
     """
@@ -57,10 +57,15 @@ def beginning(
     @contextmanager
     def started() -> Iterator[EngineActors]:
         ray_is_up()
-        engine = settled(config)
+        each = [(settled(config), head) for config, head in engines]
+        if len(each) > 1:
+            with several_engines(each, run_dir=run_dir) as several:
+                yield several
+            return
+        (engine, head) = each[0]
         gpus.num_gpus = engine.num_gpus or 0
-        with start_engines(engine, head, run_dir=run_dir, ask_for=gpus, rows_each=rows_each) as engines:
-            yield engines
+        with start_engines(engine, head, run_dir=run_dir, ask_for=gpus, rows_each=rows_each) as one:
+            yield one
 
     with joining_cluster() as ray_is_up, meanwhile(started()) as engines_of:
         yield Beginning(ray_is_up, engines_of, gpus)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.pricing import check_minimum_service, token_costs
+from clear_ray.batch.pricing import check_minimum_service, check_one_call, least_call, token_costs
+from clear_ray.batch.scale import is_sketched
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
+from clear_ray.errors import ConfigError
 from clear_ray.estimation.encoder import encoder_folder
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
@@ -18,7 +21,7 @@ from clear_ray.run_folder.estimates import read_costs
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import check_same_run, describe_config, describe_input, read_manifest
 from clear_ray.run_folder.status import read_summary
-from clear_ray.storage import open_folder, writing_errors
+from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks import Survey, survey_queries
 
 
@@ -56,7 +59,7 @@ def check_run(config: RunConfig) -> Checked:
         if read_summary(folder) is None:
             check_journal(folder, manifest.get("run_id", ""))
     load_scorer_of(config)
-    head = head_of(config)
+    heads = heads_of(config)
     with tempfile.TemporaryDirectory(prefix="clear_ray_") as scratch:
         is_named = bool(config.input.path or config.input.tasks or config.input.retry_of)
         is_taken_in = manifest is not None and not is_named
@@ -65,16 +68,70 @@ def check_run(config: RunConfig) -> Checked:
         survey = survey_queries(into.child("queries"), config.scoring.scorer)
         if manifest is not None:
             check_same_run(manifest, describe_input(digest), folder)
+        hardly = least_call(config, into)
         if not is_taken_in:
-            check_minimum_service(config, token_costs(config, read_costs(into, digest.rows)), into)
-        digest = replace(digest, notices=(*digest.notices, *engine_notes(config.engine)))
-    check_engine(
-        config.engine,
-        probe_layers=head.card.probe_layers,
-        check_model=head.check_model,
-        is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
-    )
+            cost_N = read_costs(into, digest.rows)
+            check_one_call(config, cost_N, into)
+            check_minimum_service(config, token_costs(config, cost_N), into)
+        digest = replace(digest, notices=(*digest.notices, *notes_of(config), *([hardly] if hardly else [])))
+        check_size(config, digest.rows, into)
+    for named, head in zip(config.named_engines, heads, strict=True):
+        check_engine(
+            named.config,
+            probe_layers=head.card.probe_layers,
+            check_model=head.check_model,
+            is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
+        )
     return Checked(digest, survey)
+
+
+def notes_of(config: RunConfig) -> tuple[str, ...]:
+    """Return what is to be said of a run's engines before it begins, a line each; errors as of `engine_notes`."""
+    if config.engines is None:
+        return engine_notes(config.engine)
+    notes = [f"{name}: {note}" for name, engine in config.engines.items() for note in engine_notes(engine)]
+    return (*notes, *menu_notes(config))
+
+
+def menu_notes(config: RunConfig) -> list[str]:
+    """Return what of several engines a user would not expect."""
+    several, notes = config.named_engines, []
+    for before, after in pairwise(several):
+        costs = [(named.prices.read_parts, named.prices.token_parts) for named in (before, after) if named.prices]
+        if costs[0] != costs[1] and all(cheap <= dear for cheap, dear in zip(costs[1], costs[0], strict=True)):
+            notes.append(
+                f"{after.name} is cheaper than {before.name} and stands after it: a query is asked of engines in their order"
+            )
+    unknown = [named.name for named in several if named.learns]
+    if unknown and config.scoring.scorer is None:
+        notes.append(
+            f"no scorer says which answers are right, so nothing is learned of how much better one of {', '.join(unknown)} "
+            "is than another: dear ones are asked for what cheap ones do not finish"
+        )
+    return notes
+
+
+def check_size(config: RunConfig, queries: int, folder: Folder) -> None:
+    """Refuse several engines for a batch of more queries than are priced on the driver; leave nothing behind.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if config.engines is not None and is_sketched(queries, None):
+        folder.delete("queries")
+        said = "so many queries are priced where their estimates are, which takes one engine"
+        raise ConfigError(said, "engines", f"{queries:,} queries", "Split the batch, or name one engine.")
+
+
+def heads_of(config: RunConfig) -> tuple[Head, ...]:
+    """Return the heads of a run's engines; errors as of `head_of`."""
+    if config.engines is None:
+        return (head_of(config),)
+    estimate = config.estimate
+    return tuple(
+        head_of(config.model_copy(update={"estimate": estimate.model_copy(update={"head": named.head})}))
+        for named in config.named_engines
+    )
 
 
 def head_of(config: RunConfig) -> Head:

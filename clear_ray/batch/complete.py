@@ -7,24 +7,29 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.earlier import keep_lesson
 from clear_ray.batch.generate import mark_lost_answers
-from clear_ray.batch.learning import head_name, learned
+from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned
+from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
 from clear_ray.batch.scale import is_spread
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.ingest import InputDigest, write_openai_outputs
+from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
-from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.learning_offers import LearningOffers, observe
+from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.run_folder.completions import completion_rows
-from clear_ray.run_folder.manifest import SUMMARY
+from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
@@ -60,15 +65,20 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         has_gold_N=scores.has_gold_N,
         head=head_name(run.lesson, run.scaler.engines.head.kind),
         learning=learning,
-        notices=digest.notices,
+        notices=(*digest.notices, *_without_logprobs(folder)),
         failures=_failures(folder),
+        engines=engine_reports(
+            folder, run.config, tuple(each.model for each in run.scaler.engines.each), run.void_attempts()
+        ),
         probe_tokens=-(-run.market.charged(PROBE) // COST_PARTS),
     )
     report = report.model_copy(update=scores.facts(folder, run.config.scoring.scorer))
     if digest.openai_url is not None:
         model = run.scaler.engines.model.name
         stop = read_orders(folder, run.config.budget_tokens).stop or "batch_expired"
-        write_openai_outputs(completion_rows(folder), folder, model=model, url=digest.openai_url, unserved=stop)
+        model_of = {engine.name: engine.model for engine in report.engines}
+        rows, url = completion_rows(folder), digest.openai_url
+        write_openai_outputs(rows, folder, model=model, url=url, unserved=stop, model_of=model_of)
     write_page(report, completions=completion_rows(folder), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
@@ -76,13 +86,37 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
 
 def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport | None]:
     """Return the run with the curves that it believes in the end, which its report is drawn from, and what they rest on."""
+    offers, estimates = run.rounds.offers, run.estimates
+    if isinstance(offers, MenuOffers):
+        known, learning = learned_menu(offers, run.states, run.lesson, estimates)
+        return replace(run, estimates=known), learning
     if run.lesson is None:
         return run, None
-    offers, estimates = run.rounds.offers, run.estimates
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
     batch, learning = learned(offers, run.states, run.lesson, estimates.batch)
-    return replace(run, estimates=replace(estimates, batch=batch)), learning
+    return replace(run, estimates=replace(estimates, batch=batch)), _kept(run, run.lesson, learning)
+
+
+def _kept(run: RunContext, lesson: Lesson, learning: LearningReport) -> LearningReport:
+    """Keep what the run has learned where the next one looks, and say what it began with."""
+    if lesson.store is None:
+        return learning
+    folder, config, estimates = run.folder, run.config, run.estimates
+    earlier = earlier_for(folder, config, estimates, lesson)
+    manifest = read_manifest(folder) or {}
+    failure = keep_lesson(
+        folder,
+        lesson.store,
+        observe(run.states),
+        estimates.prompt_tokens_N,
+        run_id=str(manifest.get("run_id", "")),
+        evidence_nats=learning.evidence_nats or 0.0,
+        seed=config.seed,
+    )
+    if failure:
+        earlier = replace(earlier, passed_over=(*earlier.passed_over, failure))
+    return earlier.told(learning)
 
 
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
@@ -105,6 +139,15 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     with folder.replacing("attempts") as target:
         is_few = not is_spread(int(states.attempt_N.sum()))
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
+
+
+def _without_logprobs(folder: Folder) -> tuple[str, ...]:
+    """Return a line on the answers whose log-probabilities were asked for and not given, if there are any."""
+    rows = 0
+    for path in folder.child("completions").files(".parquet"):
+        logprobs = pq.read_table(path, filesystem=folder.filesystem, columns=["logprobs"])["logprobs"]
+        rows += pc.sum(pc.equal(logprobs, NOT_GIVEN)).as_py() or 0
+    return (f"logprobs: asked for and not given by the endpoint in {rows:,} answers",) if rows else ()
 
 
 def _failures(folder: Folder) -> tuple[FailureReport, ...]:

@@ -37,7 +37,8 @@ COORDINATES = "coordinates"
 COORDINATES_WHOLE = "coordinates.json"
 MOST_SAMPLED = 5_000
 """Most prompts that the map is fitted on."""
-_READ = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
+READ_COLUMNS = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
+"""What a map may read of a query."""
 _BATCH_ROWS = 2_048
 
 
@@ -115,7 +116,7 @@ class AddCoordinates:
 
 
 def _mapped(batch: pa.Table, fitted: Coordinates, prompt_tokens_N: NDArray[np.int64], encoder: str | None) -> pa.Table:
-    x_BP = np.ascontiguousarray(fitted(*_read(batch, prompt_tokens_N, encoder)), np.float32)
+    x_BP = np.ascontiguousarray(fitted(*read_block(batch, prompt_tokens_N, encoder)), np.float32)
     column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
     return pa.table({"index": batch["index"].combine_chunks(), "x": column})
 
@@ -142,7 +143,7 @@ def _write(
         with folder.replacing(COORDINATES) as target:
             (
                 read_parquet(paths, filesystem=folder.filesystem)
-                .select_columns(_READ)
+                .select_columns(READ_COLUMNS)
                 .map_batches(
                     AddCoordinates(fitted, prompt_tokens, encoder), batch_size=_BATCH_ROWS, batch_format="pyarrow"
                 )
@@ -164,7 +165,7 @@ def _write_here(
     """Write the coordinates of a small batch without a task: starting one takes longer than they do."""
     fitted = _fit(folder, paths, prompt_tokens_N, features, seed, None)
     for path in paths:
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=_READ).combine_chunks()
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS).combine_chunks()
         sink = BytesIO()
         pq.write_table(_mapped(table, fitted, prompt_tokens_N, None), sink)
         target.write(path.rpartition("/")[2], sink.getvalue())
@@ -184,15 +185,15 @@ def _fit(
     is_drawn_N[np.random.default_rng(seed).permutation(queries)[:MOST_SAMPLED]] = True
     drawn = []
     for path in paths:
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=_READ)
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
         drawn.append(table.filter(pa.array(is_drawn_N[table["index"].to_numpy()])))
     sample = pa.concat_tables(drawn).sort_by("index")
-    known, prompts, tasks = _read(sample, prompt_tokens_N, encoder)
+    known, prompts, tasks = read_block(sample, prompt_tokens_N, encoder)
     return fit_coordinates(known, prompts, sets=features, tasks=tasks, seed=seed)
 
 
-def _read(
-    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None
+def read_block(
+    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None = None
 ) -> tuple[Features, list[str], list[str]]:
     """Return what a map may read of rows: numbers of the probe or an encoder, texts as heads are shown them, and labels."""
     rows = len(batch)

@@ -12,6 +12,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import load_scorer_of
 from clear_ray.cluster.callers import Callers, generate_callers
 from clear_ray.cluster.engines import EngineActors, this_actor
+from clear_ray.config.engine import EngineConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.ledger.client import MarketClient
@@ -38,14 +39,9 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
         is_due_M: Which of its grants have no attempt yet.
     """
     clearing = granted.clearing
-    due = np.flatnonzero(is_due_M)
-    due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
     begins_M, sample_M = run.states.begins_M(clearing), _samples(run, clearing)
     direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", clearing.reserved_parts_M
-    most_rows = run.config.dispatch.batch_rows or max(rows_each(run.config, workers=1) // _CALLS_A_CALLER, 1)
-    most_tokens = None if run.config.dispatch.batch_rows else _CALL_TOKENS
-    for part in in_calls(clearing.expected_tokens_M[due], most_rows=most_rows, most_tokens=most_tokens):
-        some = due[part]
+    for engine, some in _calls_by_engine(run.config, clearing, is_due_M):
         index_M = clearing.index_M[some]
         yield GrantedCall(
             granted.number,
@@ -56,7 +52,23 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
             None if parts_M is None else parts_M[some],
             sample_M[some],
             run.scaler.engines.times_ended,
+            engine,
         )
+
+
+def _calls_by_engine(
+    config: RunConfig, clearing: Clearing, is_due_M: NDArray[np.bool_]
+) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Yield the places of the grants of each call, with the engine that they are of."""
+    engine_M = np.zeros(len(clearing.index_M), np.int64) if clearing.option_M is None else clearing.option_M
+    for engine, named in enumerate(config.named_engines):
+        due = np.flatnonzero(is_due_M & (engine_M == engine))
+        due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
+        at_once = rows_each(config, named.config, workers=1)
+        most_rows = config.dispatch.batch_rows or max(at_once // _CALLS_A_CALLER, 1)
+        most_tokens = None if config.dispatch.batch_rows else _CALL_TOKENS
+        for part in in_calls(clearing.expected_tokens_M[due], most_rows=most_rows, most_tokens=most_tokens):
+            yield engine, due[part]
 
 
 def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tokens: float | None) -> Iterator[slice]:
@@ -96,20 +108,29 @@ def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> ND
 @contextmanager
 def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, market: MarketClient) -> Iterator[Callers]:
     """Start the callers of stage 2, which live as long as the run."""
-    dispatch = Dispatch(
-        workers=engines.workers,
-        market=market.awaitable(),
-        scorer=load_scorer_of(config, folder),
-        seed=config.seed,
-        this_caller=this_actor,
-        prices=config.model_prices,
-        votes_by=config.votes_by,
-    )
+    scorer = load_scorer_of(config, folder)
+    dispatches = [
+        Dispatch(
+            workers=each.workers,
+            market=market.awaitable(),
+            scorer=scorer,
+            seed=config.seed,
+            this_caller=this_actor,
+            prices=named.prices,
+            engine=named.name or None,
+            votes_by=config.votes_by,
+        )
+        for each, named in zip(engines.each, config.named_engines, strict=True)
+    ]
+    most = [config.scaling.max_workers or named.config.workers for named in config.named_engines]
     with generate_callers(
-        dispatch,
+        dispatches,
         folder,
         callers=config.dispatch.callers,
-        rows_each=rows_each(config, workers=config.most_workers),
+        rows_each=[
+            rows_each(config, named.config, workers=workers)
+            for named, workers in zip(config.named_engines, most, strict=True)
+        ],
         rows_per_file=config.dispatch.rows_per_file,
     ) as callers:
         yield callers
@@ -128,15 +149,15 @@ def direct_text_of(config: RunConfig) -> str:
     return config.allocation.minimum_service_text or DIRECT_TEXT
 
 
-def rows_each(config: RunConfig, *, workers: int) -> int:
-    """Return how many queries a caller has in open calls: no engine idle, and no more reserved than a crash may cost.
+def rows_each(config: RunConfig, engine: EngineConfig, *, workers: int) -> int:
+    """Return how many queries a caller has in open calls: no worker idle, and no more reserved than a crash may cost.
 
     Twice what the engines run at once, since the queries of a call end one by one and the next call comes after the last.
     """
     dispatch = config.dispatch
     if dispatch.calls_in_flight is not None:
         return dispatch.calls_in_flight * (dispatch.batch_rows or _ROWS_A_CALL)
-    at_once = 2 * workers * config.engine.max_batch
+    at_once = 2 * workers * engine.max_batch
     return max(-(-at_once // dispatch.callers), 2 * (dispatch.batch_rows or 1))
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from clear_ray.batch.retrying import take_in_again
-from clear_ray.config.engine import ModelConfig
+from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.build import prompt_limit
 from clear_ray.engine.conversations import ConversationWatch
-from clear_ray.engine.row_sampling import sampling_check
+from clear_ray.engine.endpoint.seams import SeamWatch
+from clear_ray.engine.row_sampling import reads_names, sampling_check
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
-from clear_ray.ingest import InputDigest, NormalRow, SourceBatch, ingest, read_digest, read_input
+from clear_ray.ingest import InputDigest, NormalRow, PromptLimit, SourceBatch, ingest, read_digest, read_input
 from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.storage import Folder, open_folder
 from clear_ray.tasks import generate_queries, load_scorer, survey_queries
@@ -62,25 +64,52 @@ def take_in(
         batches = _row_batches(generate_queries(config.input.tasks), "generated query")
     else:
         batches = read_input(config.input, run_folder=open_folder(config.run_dir))  # before anything is replaced
+    engines = [named.config for named in config.named_engines]
     golds, into = Surveyor(config.scoring.scorer), folder.child("queries")
     digest = ingest(
         batches,
         queries=into,
         max_tokens=config.allocation.max_tokens,
-        prompt_limit=prompt_limit(config.engine),
+        prompt_limit=_longest_limit(engines),
         on_error=config.input.on_error,
-        continues=isinstance(config.engine, ModelConfig) and config.engine.continue_final_message,
-        check_sampling=sampling_check(config.engine, attempts=config.allocation.most_attempts),
-        temperature=None if config.engine.kind == "replay" else config.engine.temperature,
+        continues=all(isinstance(engine, ModelConfig) and engine.continue_final_message for engine in engines),
+        check_sampling=_sampling_of_each(config),
+        reads_names=partial(_any_reads_names, engines),
+        temperature=_least_temperature(engines),
         splits=config.allocation.objective == "correct",
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
         watches=(
-            ConversationWatch(config.engine),
+            *map(ConversationWatch, engines),
+            *(SeamWatch(engine) for engine in engines if isinstance(engine, OpenAIConfig)),
             _GoldWatch(golds, config.allocation.objective),
         ),
     )
     keep_survey(into, golds.survey())
     return digest
+
+
+def _longest_limit(engines: Sequence[EngineConfig]) -> PromptLimit | None:
+    """Return how long a prompt may be that one of several engines can read; None where one knows no limit."""
+    limits = [prompt_limit(engine) for engine in engines]
+    known = [limit for limit in limits if limit is not None]
+    return max(known, key=lambda limit: limit.context_tokens) if len(known) == len(limits) else None
+
+
+def _any_reads_names(engines: Sequence[EngineConfig]) -> bool:
+    return any(map(reads_names, engines))
+
+
+def _least_temperature(engines: Sequence[EngineConfig]) -> float | None:
+    drawn = [engine.temperature for engine in engines if engine.kind != "replay"]
+    return min(drawn) if drawn else None
+
+
+def _sampling_of_each(config: RunConfig) -> Callable[[Sampling], Sequence[str]]:
+    """Return what says of a row's sampling which of it has no effect, with whichever engine."""
+    if config.engines is None:
+        return sampling_check(config.engine, attempts=config.allocation.most_attempts)
+    checks = {name: sampling_check(engine) for name, engine in config.engines.items()}
+    return lambda sampling: [f"{said} [{name}]" for name, check in checks.items() for said in check(sampling)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 import pyarrow.dataset as ds
 
 from clear_ray.batch.coordinates import coordinates_of
+from clear_ray.batch.earlier import Earlier, earlier_of, open_store
 from clear_ray.batch.scale import is_sketched
 from clear_ray.config.run import RunConfig
+from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence
+from clear_ray.estimation.head_store import HeadStore
 from clear_ray.report.summary import LearningReport
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
@@ -42,26 +45,30 @@ class Lesson:
         label: What says that an answer is right.
         features: What is read of the prompts.
         left_out: Why it learns nothing after all; empty if it does learn.
+        store: Where lessons of earlier runs lie and its own will; None for nowhere.
     """
 
     label: Label
     features: tuple[str, ...]
     left_out: str = ""
+    store: HeadStore | None = None
 
     def report(self) -> LearningReport:
         """Return what can be said before the first answer."""
         return LearningReport(label=self.label, features=self.features, left_out=self.left_out)
 
 
-def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
+def lesson_of(folder: Folder, config: RunConfig, queries: int, model: ModelCard | None = None) -> Lesson | None:
     """Return what a run is to learn from, or None if that is not asked of it.
 
     Args:
         folder: The run folder, with its queries.
         config: As for `run`.
         queries: N.
+        model: The model that answers, where lessons of it may be kept.
     """
-    if not config.estimate.learns or config.allocation.policy == "uniform":
+    learns = config.estimate.learns if config.engines is None else any(named.learns for named in config.named_engines)
+    if not learns or config.allocation.policy == "uniform":
         return None
     left_out = _hindrance(config, queries)
     has = set() if left_out else _judged_by(folder)
@@ -69,10 +76,13 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int) -> Lesson | None:
     judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
     is_judged = scorer is not None and bool(has & judges)
     features = config.estimate.features or DEFAULT_FEATURES
+    store = None
+    if config.estimate.store is not None and model is not None and not left_out:
+        store = open_store(config.estimate.store, model, features)
     features = features if config.estimate.encoder is None else (*features, ENCODER)
     if config.allocation.objective == "vote":
-        return Lesson("agreement", features, left_out)
-    return Lesson("verdict" if is_judged else "ended", features, left_out)
+        return Lesson("agreement", features, left_out)  # agreement says little of the verdicts of a later run
+    return Lesson("verdict" if is_judged else "ended", features, left_out, store)
 
 
 def head_name(lesson: Lesson | None, kind: str) -> str:
@@ -86,7 +96,7 @@ def learns_alone(lesson: Lesson | None, kind: str) -> bool:
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:
-    if config.allocation.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
+    if config.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
         return "a batch that is priced where its estimates are does not learn yet"
     rounds = config.allocation.max_rounds
     if rounds is not None and rounds < FEWEST_ROUNDS:
@@ -104,7 +114,9 @@ def _judged_by(folder: Folder) -> set[str]:
 
 def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> LearningOffers:
     """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
-    batch = estimates.batch
+    batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson).given
+    if config.estimate.frozen is False:
+        given = incidence_of(batch.curves)
     return LearningOffers(
         x_NP=coordinates_of(
             folder,
@@ -121,17 +133,45 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
         budget_tokens=config.budget_tokens,
         label=lesson.label,
         stages=stages_for(rounds_of(config)),
-        given=_incidence_of(batch.curves) if config.estimate.frozen is False else None,
+        given=given,
         seed=config.seed,
         asks_again=config.allocation.most_attempts > 1,
         calls=estimates.calls,
     )
 
 
+def earlier_for(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> Earlier:
+    """Return what the runs before have learned of these queries; in the run folder afterwards, if the lesson has a store."""
+    if lesson.store is None:
+        return Earlier()
+    return earlier_of(
+        folder,
+        lesson.store,
+        estimates.prompt_tokens_N,
+        tokens_K=estimates.batch.curves.tokens_K,
+        label=lesson.label,
+        seed=config.seed,
+    )
+
+
+def with_earlier(
+    folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson | None
+) -> tuple[Estimates, Earlier]:
+    """Return estimates by what the runs before have learned, if there is any of it, and that; for a plan."""
+    if lesson is None or lesson.left_out:
+        return estimates, Earlier()
+    earlier = earlier_for(folder, config, estimates, lesson)
+    if (given := earlier.given) is None:
+        return estimates, earlier
+    tokens_K = estimates.batch.curves.tokens_K
+    curves = curves_from_incidence(given.right_NK, survival_NK=given.survival_NK, tokens_K=tokens_K)
+    return replace(estimates, batch=replace(estimates.batch, curves=curves)), earlier
+
+
 def rounds_of(config: RunConfig) -> int:
     """Return how often a run that learns may clear its price."""
     allocation = config.allocation
-    again = 0 if allocation.most_attempts == 1 else allocation.most_rounds
+    again = 0 if allocation.most_attempts == 1 or config.engines is not None else allocation.most_rounds
     return allocation.max_rounds or LEARNING_ROUNDS + again
 
 
@@ -141,7 +181,8 @@ def stages_for(rounds: int) -> Stages:
     return replace(stages, most_stages=max(1, min(stages.most_stages, most)), most_rounds=min(stages.most_rounds, most))
 
 
-def _incidence_of(curves: Curves) -> Incidence:
+def incidence_of(curves: Curves) -> Incidence:
+    """Return the chances behind curves, on their grid."""
     right_NK, survival_NK = curves.success_NK.astype(float), curves.survival_NK.astype(float)
     return Incidence(right_NK, (1.0 - right_NK - survival_NK).clip(0.0), survival_NK)
 

@@ -52,7 +52,7 @@ class _Playing:
         self.reports: dict[int, RoundReport] = {}
         self.engines = ExitStack()
         self._run = run
-        self._pace = Pace(run.config.engine.max_batch)
+        self._pace = Pace(run.config.slots)
         self._calls_of: dict[int, int] = {}
         self._begun: dict[int, float] = {}
         self._speed = _Speed(len(run.states.cost_N))
@@ -158,7 +158,7 @@ class _Playing:
 
     def _is_due(self) -> bool:
         run = self._run
-        self._pace.slots = len(run.scaler.engines) * run.config.engine.max_batch
+        self._pace.slots = len(run.scaler.engines) * run.config.slots // run.config.workers
         running = self._slots_taken()
         waiting = run.callers.waiting_rows + run.callers.open_rows - running
         if waiting or running > self._pace.slots * (1 - IDLE_SHARE):

@@ -7,19 +7,26 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.learning import Lesson, learning_offers
+from clear_ray.batch.menu import menu_offers
 from clear_ray.batch.scale import is_sketched_run
+from clear_ray.config.engine import EngineConfig
+from clear_ray.config.menu import NamedEngine
 from clear_ray.config.prices import scaled_parts
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.records import COST_PARTS
+from clear_ray.report.wording import amount
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.batch import taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.menu import reservation_prices
+from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
 from clear_ray.storage import Folder
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
     from clear_ray.batch.sketched import SketchedOffers
 
+_LETTERS_A_TOKEN = 4
 _PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
 PROBE = "probe"
 """Name under which the market is charged for the probe."""
@@ -36,8 +44,10 @@ PROBE = "probe"
 
 def offers_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None = None
-) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers:
+) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers | MenuOffers:
     """Return what every query is offered: further tokens, by its estimate or by what the run learns."""
+    if config.engines is not None:
+        return menu_offers(folder, config, estimates, lesson)
     if lesson is not None and not lesson.left_out:
         return learning_offers(folder, config, estimates, lesson)
     if config.allocation.most_attempts > 1:
@@ -58,8 +68,8 @@ def offers_of(
 
 def token_costs(config: RunConfig, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what a token of each query takes from the budget, in its unit, by the costs of the input and the prices."""
-    prices = config.model_prices
-    return cost_N if prices is None else _scaled_parts(prices.token_parts, cost_N) / COST_PARTS
+    parts = max(0 if named.prices is None else named.prices.token_parts for named in config.named_engines)
+    return _scaled_parts(parts, cost_N) / COST_PARTS if parts else cost_N
 
 
 def priced(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> Estimates:
@@ -70,37 +80,90 @@ def priced(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64])
         estimates: As the probe left them.
         cost_N: Costs of the input, shape (N,).
     """
-    prices = config.model_prices
+    first, *others = (
+        _priced(named, each, cost_N) for named, each in zip(config.named_engines, estimates.each, strict=True)
+    )
+    return replace(first, others=tuple(others))
+
+
+def _priced(named: NamedEngine, estimates: Estimates, cost_N: NDArray[np.float64]) -> Estimates:
+    prices = named.prices
     if prices is None:
         return estimates
     calls = CallCosts(
         token_parts_N=_scaled_parts(prices.token_parts, cost_N),
         read_parts_N=_scaled_parts(prices.read_parts, cost_N),
-        prompt_tokens_N=_reserved_prompts(config, estimates.prompt_tokens_N),
+        prompt_tokens_N=_reserved_prompts(named.config, estimates.prompt_tokens_N),
     )
     sample = estimates.sample
     batch = replace(estimates.batch, cost_N=calls.token_parts_N[sample] / COST_PARTS, calls=calls.take(sample))
     return replace(estimates, batch=batch, calls=calls)
 
 
-def _reserved_prompts(config: RunConfig, prompt_tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
+def _reserved_prompts(config: EngineConfig, prompt_tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return what is set aside for prompts: of an engine that only estimates their length, some more."""
-    if config.engine.kind != "openai":
+    if config.kind != "openai":
         return prompt_tokens_N
     return np.asarray(np.ceil(_PROMPT_MARGIN * prompt_tokens_N) + _TEMPLATE_TOKENS, np.int64)
 
 
 def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
     """Return what the probe takes from the budget, thousandths of its unit; 0 where it is not paid for."""
-    prices = config.model_prices
-    if prices is None or not prices.probe_parts:
-        return 0
-    return int(estimates.read_tokens_N @ _scaled_parts(prices.probe_parts, cost_N))
+    return sum(
+        int(each.read_tokens_N @ _scaled_parts(named.prices.probe_parts, cost_N))
+        for named, each in zip(config.named_engines, estimates.each, strict=True)
+        if named.prices is not None and named.prices.probe_parts
+    )
 
 
 def _scaled_parts(parts: int, cost_N: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return what a token takes of each query, thousandths, rounded up."""
     return np.array([scaled_parts(parts, cost) for cost in cost_N.tolist()], np.int64)
+
+
+def check_one_call(config: RunConfig, cost_N: NDArray[np.float64], folder: Folder) -> None:
+    """Refuse a budget that pays for no token of any query, its prompt as short as can be; leave nothing behind.
+
+    Args:
+        config: As for `run`.
+        cost_N: Costs of the input, shape (N,).
+        folder: The run folder, with its queries.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    prices = [named.prices for named in config.named_engines]
+    parts = min(COST_PARTS if each is None else each.token_parts + each.read_parts for each in prices)
+    least = -(-scaled_parts(parts, float(cost_N.min())) // COST_PARTS)
+    if len(cost_N) and config.budget_tokens < least:
+        folder.delete("queries")
+        said = f"the budget does not pay for one call: a token of the cheapest query takes {amount(least, config.unit)}"
+        raise ConfigError(said, "budget", str(config.budget), "Raise it.")
+
+
+def least_call(config: RunConfig, folder: Folder) -> str:
+    """Return a line if a budget in money hardly pays for one call, by the length of the shortest prompt; else nothing.
+
+    Args:
+        config: As for `run`.
+        folder: A folder with the run's queries.
+    """
+    shortest, cheapest = None, None
+    for path in folder.child("queries").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["prompt"])
+        letters = pc.min(pc.utf8_length(table["prompt"])).as_py()
+        shortest = letters if shortest is None or (letters is not None and letters < shortest) else shortest
+    tokens = (shortest or 0) // _LETTERS_A_TOKEN + 1
+    for named in config.named_engines:
+        if named.prices is not None:
+            smallest = config.allocation.smallest_grant_tokens
+            parts = named.prices.read_parts * tokens + named.prices.token_parts * smallest
+            cheapest = parts if cheapest is None else min(cheapest, parts)
+    if cheapest is None or cheapest <= config.budget_tokens * COST_PARTS:
+        return ""
+    takes = amount(-(-cheapest // COST_PARTS), config.unit)
+    budget = amount(config.budget_tokens, config.unit)
+    return f"a budget of {budget} may pay for no call: the shortest prompt is about {tokens} tokens, with an answer {takes}"
 
 
 def check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder: Folder) -> None:
@@ -125,9 +188,9 @@ def check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder
 
 
 def all_reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.float64]:
-    """Return the price above which each query is not worth a first token, shape (N,)."""
+    """Return the price above which each query is not worth a first token, of any engine, shape (N,)."""
     if not estimates.is_sample:
-        return reservation_prices(estimates.batch)
+        return np.asarray(np.max([reservation_prices(batch) for batch in estimates.batches], axis=0))
     from clear_ray.batch.sketched import reservation_prices_of_rows
 
     return reservation_prices_of_rows(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -15,13 +16,7 @@ from clear_ray.batch.scale import is_sketched_run
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
-from clear_ray.run_folder.estimates import (
-    ESTIMATES,
-    ESTIMATES_WHOLE,
-    Estimates,
-    estimated_already,
-    read_estimates,
-)
+from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.stages.probe_files import WriteEstimates
 from clear_ray.storage import Folder
@@ -35,24 +30,26 @@ def probe(
     told: Callable[[int], None],
     *,
     is_measured: bool = False,
+    number: int = 0,
 ) -> Estimates:
-    """Have every query's prompt read once; what runs before have read is not read again.
+    """Have every query's prompt read once by an engine; what runs before have read is not read again.
 
     Args:
         folder: The run folder.
         config: Configuration of the run.
-        engines: The engines, which are up.
+        engines: The workers of the engine, which are up.
         rows: Queries of the batch.
         told: Function that hears how many prompts have been read.
         is_measured: See `Probe`.
+        number: Place of the engine, where there are several.
     """
-    tokens_K = np.asarray(engines.head.tokens_K, np.int64)
-    if not folder.exists(ESTIMATES_WHOLE):
-        _probe_the_rest(folder, config, engines, rows, told, is_measured=is_measured)
-        folder.child(ESTIMATES).sync()
-        folder.write(ESTIMATES_WHOLE, json.dumps({"rows": rows}).encode())
+    tokens_K, name = np.asarray(engines.head.tokens_K, np.int64), estimates_name(number)
+    if not folder.exists(f"{name}.json"):
+        _probe_the_rest(folder, config, engines, rows, told, is_measured=is_measured, name=name)
+        folder.child(name).sync()
+        folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
-    estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves)
+    estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves, name=name)
     if estimates.queries != rows:
         raise BudgetError(
             f"{rows} queries came in and {estimates.queries} estimates came out",
@@ -60,6 +57,23 @@ def probe(
             remedy="Delete the run folder and run again; if it comes back, please report it.",
         )
     return estimates
+
+
+def together(found: Sequence[Estimates]) -> Estimates:
+    """Return the estimates of a run's engines as one: a prompt fails that none of them can read."""
+    first, *others = found
+    if not others:
+        return first
+    unread = set(first.error_of_index).intersection(*(estimates.error_of_index for estimates in others))
+    errors = {index: first.error_of_index[index] for index in sorted(unread)}
+    return replace(without_unread(first), others=tuple(map(without_unread, others)), error_of_index=errors)
+
+
+def without_unread(estimates: Estimates) -> Estimates:
+    """Return the estimates of one of several engines with no room for a prompt that it cannot read, or not answer."""
+    most_N = np.maximum(estimates.max_tokens_N, 0)
+    most_N[list(estimates.error_of_index)] = 0
+    return replace(estimates, max_tokens_N=most_N, batch=replace(estimates.batch, max_tokens_N=most_N))
 
 
 def _probe_the_rest(
@@ -70,6 +84,7 @@ def _probe_the_rest(
     told: Callable[[int], None],
     *,
     is_measured: bool,
+    name: str,
 ) -> None:
     """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
 
@@ -77,10 +92,10 @@ def _probe_the_rest(
     """
     import ray.data
 
-    is_estimated_N, kept = estimated_already(folder, rows)
+    is_estimated_N, kept = estimated_already(folder, rows, name)
     if is_estimated_N.all():
         return
-    queries, estimates = folder.child("queries"), folder.child(ESTIMATES)
+    queries, estimates = folder.child("queries"), folder.child(name)
     due = ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
     if kept:
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
@@ -92,10 +107,10 @@ def _probe_the_rest(
             Probe,
             fn_constructor_args=(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config)),
             fn_constructor_kwargs={"is_measured": is_measured},
-            batch_size=call_rows(config, rows),
+            batch_size=call_rows(config, rows, workers=len(engines)),
             batch_format="pyarrow",
             num_cpus=0.1,
-            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * config.engine.workers),
+            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(engines)),
         )
         .map_batches(WriteEstimates(into), batch_size=None, batch_format="pyarrow")
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

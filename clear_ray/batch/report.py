@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from clear_ray.redaction import without_secrets
 from clear_ray.report.plan import PlanReport, ShareBudget
 from clear_ray.report.summary import (
     BudgetPoint,
+    EngineReport,
     FailureReport,
     LearningReport,
     RoundReport,
@@ -50,6 +52,7 @@ def make_report(
     learning: LearningReport | None = None,
     notices: tuple[str, ...] = (),
     failures: tuple[FailureReport, ...] = (),
+    engines: tuple[EngineReport, ...] = (),
     probe_tokens: int = 0,
 ) -> RunReport:
     """Put the report of a finished run together.
@@ -63,6 +66,7 @@ def make_report(
         learning: What it learned; the estimates in `run` are then what it knew in the end.
         notices: What is said about its input and its model.
         failures: Why queries failed.
+        engines: What each of several engines came to.
         probe_tokens: What was charged for the probe.
     """
     config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
@@ -88,7 +92,8 @@ def make_report(
         rounds=rounds,
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         learning=learning,
-        attempts=attempts_report(estimates.batch, states),
+        attempts=None if config.engines else attempts_report(estimates.batch, states),
+        engines=engines,
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
         seconds=run.progress.seconds,
@@ -102,11 +107,11 @@ def _hopes(
     estimates: Estimates, rounds: tuple[RoundReport, ...], ordered_tokens: int, *, has_learned: bool
 ) -> dict[str, Any]:
     """Return what the budget, as it was ordered in the end, is expected to buy, by the names that a report has for it."""
-    batch, budget_tokens = estimates.batch, max(ordered_tokens, 1)
-    scale = estimates.queries / len(batch.weight_N)
-    ceiling, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
+    batches, budget_tokens = estimates.batches, max(ordered_tokens, 1)
+    scale = estimates.queries / len(estimates.batch.weight_N)
+    ceiling, uniform_utility = _best_uniform(batches, budget_tokens / scale)
     main = main_round(rounds, has_learned=has_learned)
-    curve = budget_curve(batch, budget_tokens, queries=estimates.queries)
+    curve = budget_curve(*batches, budget_tokens=budget_tokens, queries=estimates.queries)
     expected = main.expected_utility if main else 0.0
     if has_learned:
         # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
@@ -147,10 +152,9 @@ def plan_report(
     probe_tokens: int = 0,
 ) -> PlanReport:
     """Say what a batch would come to, from its first clearing; in tokens of cost 1, or in the unit of the budget."""
-    batch = estimates.batch
     queries = estimates.queries
-    scale = queries / len(batch.weight_N)
-    _, uniform_utility = uniform_ceiling(batch, budget_tokens / scale)
+    scale = queries / len(estimates.batch.weight_N)
+    _, uniform_utility = _best_uniform(estimates.batches, budget_tokens / scale)
     taken_M = clearing.parts_M(states.cost_N) / COST_PARTS  # with the prompts, where they are paid for
     expected_tokens = float(clearing.expected_taken_M(states.cost_N).sum()) + clearing.kept_tokens + probe_tokens
     return PlanReport(
@@ -167,17 +171,24 @@ def plan_report(
         shadow_price=clearing.shadow_price,
         expected_utility=float(clearing.expected_utility_M.sum()),
         uniform_expected_utility=uniform_utility * scale,
-        budget_curve=budget_curve(batch, budget_tokens, queries=queries),
+        budget_curve=budget_curve(*estimates.batches, budget_tokens=budget_tokens, queries=queries),
         prefill_tokens=estimates.prefill_tokens,
         probe_tokens=probe_tokens,
-        is_probed=True,
+        is_probed=estimates.prefill_tokens > 0,
     )
 
 
-def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[BudgetPoint, ...]:
-    """Return what budgets around this one are expected to buy; over a sample where there are very many queries."""
-    part = _sample_of(batch)
-    utility, scale = _utility_of(part), queries / len(part.weight_N)
+def budget_curve(*batches: Batch, budget_tokens: int, queries: int) -> tuple[BudgetPoint, ...]:
+    """Return what budgets around this one are expected to buy; over a sample where there are very many queries.
+
+    Args:
+        batches: The batch by what is believed of each engine.
+        budget_tokens: This budget.
+        queries: N.
+    """
+    parts = [_sample_of(batch) for batch in batches]
+    part = parts[0]
+    utility, scale = _utility_of(parts), queries / len(part.weight_N)
     budgets = [max(int(share * budget_tokens), 1) for share in _CURVE_SHARES]
     curve = demand_curve(utility, budgets=[max(int(tokens / scale), 1) for tokens in budgets])
     # At price 0 tokens are left over, and those abandoned so far get a share of them.
@@ -187,7 +198,7 @@ def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[Bud
             budget_tokens=tokens,
             shadow_price=float(price),
             utility=float(worth) * scale,
-            uniform_utility=uniform_ceiling(part, tokens / scale)[1] * scale,
+            uniform_utility=_best_uniform(parts, tokens / scale)[1] * scale,
             funded=round(int(funded) * scale),
         )
         for tokens, price, worth, funded in zip(budgets, curve.shadow_price_M, curve.utility_M, funded_M, strict=True)
@@ -196,8 +207,8 @@ def budget_curve(batch: Batch, budget_tokens: int, *, queries: int) -> tuple[Bud
 
 def budget_for_share(estimates: Estimates, share: float) -> ShareBudget | None:
     """Return the fewest tokens that are expected to give a share of what ample ones give; None if those give nothing."""
-    part = _sample_of(estimates.batch)
-    utility, scale = _utility_of(part), estimates.queries / len(part.weight_N)
+    parts = [_sample_of(batch) for batch in estimates.batches]
+    utility, scale = _utility_of(parts), estimates.queries / len(parts[0].weight_N)
     most = float(utility.utility(utility.demand(0.0)).sum())
     if most <= 0:
         return None
@@ -210,17 +221,23 @@ def budget_for_share(estimates: Estimates, share: float) -> ShareBudget | None:
     )
 
 
+def _best_uniform(batches: Sequence[Batch], spend_tokens: float) -> tuple[int, float]:
+    """Return the equal ceiling, of the engine with which it is worth most, and the utility expected from it."""
+    return max((uniform_ceiling(batch, spend_tokens) for batch in batches), key=lambda found: found[1])
+
+
 def _sample_of(batch: Batch) -> Batch:
     known = len(batch.weight_N)
     return batch.take(np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64)))
 
 
-def _utility_of(batch: Batch) -> Tabulated:
-    """Return the curves over what answers are expected to spend."""
+def _utility_of(batches: Sequence[Batch]) -> Tabulated:
+    """Return the curves over what answers are expected to spend, by the best of the engines at each amount."""
+    batch = batches[0]
     index = np.arange(len(batch.weight_N))
     if batch.calls is not None:
-        option = Option(batch, np.zeros_like(index))
-        return axis_of((option,), index, available_tokens=MOST_BUDGET_TOKENS, basis="expected_spend").utility(
+        options = [Option(each, np.zeros_like(index)) for each in batches]
+        return axis_of(options, index, available_tokens=MOST_BUDGET_TOKENS, basis="expected_spend").utility(
             np.zeros_like(index)
         )
     return Tabulated(
@@ -235,7 +252,15 @@ def _utility_of(batch: Batch) -> Tabulated:
 
 
 def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
-    """Return the standard deviation of what independent answers under these ceilings spend in all, tokens."""
+    """Return the standard deviation of what independent answers under these ceilings spend in all."""
+    option_M = np.zeros(len(clearing.index_M)) if clearing.option_M is None else clearing.option_M
+    of_each = (
+        _deviation(each, clearing.some(np.flatnonzero(option_M == place))) for place, each in enumerate(estimates.each)
+    )
+    return math.hypot(*of_each)
+
+
+def _deviation(estimates: Estimates, clearing: Clearing) -> float:
     _, known, granted = np.intersect1d(estimates.sample, clearing.index_M, return_indices=True)
     if not len(known):
         return 0.0

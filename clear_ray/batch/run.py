@@ -10,7 +10,7 @@ depends on is on disk before the round begins, so running the same configuration
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,26 +20,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.batch.beginning import Beginning, Engines, beginning
-from clear_ray.batch.checking import head_of
+from clear_ray.batch.checking import check_size, heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.earlier import make_ready
+from clear_ray.batch.gain import gain_of
 from clear_ray.batch.generate import open_callers, rows_each
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of
+from clear_ray.batch.learning import Lesson, head_name, learns_alone, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
+from clear_ray.batch.menu import cheapest_calls, queries_of_engines
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
-from clear_ray.batch.pricing import PROBE, check_minimum_service, offers_of, priced, probe_parts, token_costs
-from clear_ray.batch.probe import probe
+from clear_ray.batch.pricing import (
+    PROBE,
+    check_minimum_service,
+    check_one_call,
+    offers_of,
+    priced,
+    probe_parts,
+    token_costs,
+)
+from clear_ray.batch.probe import probe, together
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.report import budget_for_share, plan_report
-from clear_ray.batch.samples import MOST_SHARE, sampled_costs, with_interval
+from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
 from clear_ray.config.run import RunConfig
-from clear_ray.engine.checking import engine_notes
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.head import Head
 from clear_ray.ingest import InputDigest
@@ -53,6 +63,7 @@ from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
@@ -136,29 +147,30 @@ def _run_alone(
     if manifest is not None:
         check_same_run(manifest, describe_config(config), folder)
     load_scorer_of(config)
-    head = head_of(config)
+    heads = heads_of(config)
     if manifest is not None and (report := read_summary(folder)) is not None:
         return _only_read(queries, config, folder, manifest, report)
+    if config.estimate.store is not None:
+        make_ready(config.estimate.store)
     wait_until_unused(folder)
     with (
         Progress(config.budget_tokens, display, unit=config.unit) as progress,
-        _begun(start_engines, config, head, folder) as begun,
+        _begun(start_engines, config, heads, folder) as begun,
         ExitStack() as data,
     ):
         if queries is not None:
             begun.ray()
             data.enter_context(quiet_data())
         progress.begin("read")
-        notes = engine_notes(config.engine)
+        notes = notes_of(config)
         digest = take_in(queries, config, folder, manifest)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
         digest = replace(digest, notices=(*digest.notices, *notes))
-        input_cost_N = read_costs(folder, digest.rows)
+        input_cost_N = _checked_costs(config, folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
-        check_minimum_service(config, cost_N, folder)
-        progress.begin("probe", queries=digest.rows, waiting_for="starting Ray")
+        progress.begin(_first_stage(config), queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
         if queries is None:
@@ -171,14 +183,13 @@ def _run_alone(
             open_callers(config, folder, engines := begun.engines(), market) as callers,
             begun.gpus.made(market.actor),
         ):
-            progress.begin("probe", waiting_for="loading the model")
+            progress.begin(_first_stage(config), waiting_for=_start_of(config))
             engines.wait()
-            progress.begin("probe")
+            progress.begin(_first_stage(config))
             _open_run(folder, manifest, config, digest, engines, run_id)
-            lesson = lesson_of(folder, config, digest.rows)
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            is_measured = learns_alone(lesson, engines.head.kind)
-            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=is_measured)
+            found = _probed(folder, config, engines, digest.rows, lesson, progress)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
@@ -233,6 +244,9 @@ def plan(
     if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
         said = "answers are sampled for at most a hundredth of the budget"
         raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
+    if sample_share is not None and config.engines is not None:
+        remedy = "Leave it out, or plan with one of the engines."
+        raise ConfigError("answers are sampled of one engine", "sample_share", str(sample_share), remedy)
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
@@ -249,36 +263,37 @@ def _plan_in(
     sample_share: float | None,
 ) -> PlanReport:
     load_scorer_of(config)
-    head = head_of(config)
+    heads = heads_of(config)
     try:
         with (
             Progress(config.budget_tokens, display, unit=config.unit) as progress,
-            _begun(begun_engines, config, head, folder) as begun,
+            _begun(begun_engines, config, heads, folder) as begun,
             ExitStack() as data,
         ):
             if queries is not None:
                 begun.ray()
                 data.enter_context(quiet_data())
             progress.begin("read")
-            notes = engine_notes(config.engine)
+            notes = notes_of(config)
             digest = take_in(queries, config, folder)
-            input_cost_N = read_costs(folder, digest.rows)
+            input_cost_N = _checked_costs(config, folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
-            check_minimum_service(config, cost_N, folder)
-            progress.begin("probe", queries=digest.rows, waiting_for="loading the model")
+            progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
             if queries is None:
                 data.enter_context(quiet_data())
             engines = begun.engines()
             engines.wait()
-            progress.begin("probe")
-            lesson = lesson_of(folder, config, digest.rows)
-            alone = learns_alone(lesson, engines.head.kind)
-            found = probe(folder, config, engines, digest.rows, progress.note_probed, is_measured=alone)
+            progress.begin(_first_stage(config))
+            lesson = lesson_of(folder, config, digest.rows, engines.model)
+            found = _probed(folder, config, engines, digest.rows, lesson, progress)
             estimates = priced(config, found, input_cost_N)
-            sampled = sampled_costs(folder, config, estimates, engines, share=sample_share) if sample_share else []
+            sampled = Sampled()
+            if sample_share:
+                sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
-            # Of a run that learns as well: nothing is known before its first answers, and the uninformed law says so.
+            # Of a run that learns nothing is known before its first answers but what earlier ones have left.
+            estimates, earlier = with_earlier(folder, config, estimates, lesson)
             rounds = _rounds_of(folder, config, estimates, cost_N, None)
             probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
             first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
@@ -288,11 +303,13 @@ def _plan_in(
             report = with_interval(report, estimates, sampled)
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
-                "learning": None if lesson is None else lesson.report(),
+                "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
+                "engines": queries_of_engines(config, clearing),
+                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes), "is_probed": config.is_probed}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:
@@ -300,17 +317,55 @@ def _plan_in(
             folder.filesystem.delete_dir(folder.path)
 
 
-def _begun(start_engines: Engines, config: RunConfig, head: Head, folder: Folder) -> AbstractContextManager[Beginning]:
-    room = rows_each(config, workers=1) if config.scaling.max_workers else None
-    return beginning(start_engines, config.engine, head, run_dir=folder.path, rows_each=room)
+def _begun(
+    start_engines: Engines, config: RunConfig, heads: tuple[Head, ...], folder: Folder
+) -> AbstractContextManager[Beginning]:
+    room = rows_each(config, config.engine, workers=1) if config.scaling.max_workers else None
+    engines = [(named.config, head) for named, head in zip(config.named_engines, heads, strict=True)]
+    return beginning(start_engines, engines, run_dir=folder.path, rows_each=room)
+
+
+def _probed(
+    folder: Folder, config: RunConfig, engines: EngineActors, rows: int, lesson: Lesson | None, progress: Progress
+) -> Estimates:
+    """Return what each of the engines finds in the prompts."""
+    found = []
+    for number, each in enumerate(engines.each):
+        alone = learns_alone(lesson, each.head.kind)
+        found.append(probe(folder, config, each, rows, progress.note_probed, is_measured=alone, number=number))
+    return together(found)
+
+
+def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:
+    """Return the costs of the input, after making sure that the run can be priced and its budget pays for it."""
+    check_size(config, queries, folder)
+    cost_N = read_costs(folder, queries)
+    check_one_call(config, cost_N, folder)
+    check_minimum_service(config, token_costs(config, cost_N), folder)
+    return cost_N
+
+
+def _first_stage(config: RunConfig) -> str:
+    return "probe" if config.is_probed else "estimate"
+
+
+def _start_of(config: RunConfig) -> str:
+    """Return what has to be there before anything is asked."""
+    if config.engines is not None:
+        return f"starting {len(config.engines)} engines"
+    words = {"openai": "asking the endpoint", "replay": "reading the recording"}
+    return words.get(config.engine.kind, "loading the model")
 
 
 def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
-    if isinstance(offers, LearningOffers):
+    if isinstance(offers, LearningOffers | MenuOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
+    if isinstance(offers, MenuOffers):
+        calls = cheapest_calls(offers)
+        return Rounds(offers, settings, failed=estimates.error_of_index, rule=offers.rule, calls=calls)
     rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
     return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
 
@@ -338,10 +393,19 @@ def _open_run(
         config,
         digest,
         run_id=run_id,
-        model={"name": engines.model.name, "fingerprint": engines.model.fingerprint},
-        head={"kind": engines.head.kind, "data_digest": engines.head.data_digest},
+        model=_of_each(config, engines, lambda each: {"name": each.model.name, "fingerprint": each.model.fingerprint}),
+        head=_of_each(config, engines, lambda each: {"kind": each.head.kind, "data_digest": each.head.data_digest}),
     )
     if manifest is not None:
         check_same_run(manifest, wanted, folder)
         return
     folder.write(MANIFEST, json.dumps(wanted, indent=2).encode())
+
+
+def _of_each(
+    config: RunConfig, engines: EngineActors, card: Callable[[EngineActors], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the card of the engine, or of several by their names."""
+    if config.engines is None:
+        return card(engines)
+    return {name: card(each) for name, each in zip(config.engines, engines.each, strict=True)}

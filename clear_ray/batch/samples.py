@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
+from clear_ray.batch.intake import load_scorer_of
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Generation, Grant
+from clear_ray.estimation.gain import SampledAnswer
 from clear_ray.records import COST_PARTS
 from clear_ray.report.interval import spending_interval
 from clear_ray.report.plan import PlanReport
@@ -25,14 +29,31 @@ from clear_ray.stages.charging import charged_parts
 from clear_ray.stages.generate import seed_of
 from clear_ray.stages.probe import prompts_of
 from clear_ray.storage import Folder
+from clear_ray.tasks import judged_by
 
 MOST_SHARE, MOST_ANSWERS = 0.01, 64
+_SAMPLED_CEILING = 2.0
 
 
-def sampled_costs(
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Answers to a few random queries.
+
+    Attributes:
+        whole: What each of those took that were given their whole ceiling, in the unit of the budget.
+        answers: All of them, also those that were asked for less, where what is left pays for no whole answer.
+        taken: What all of them took.
+    """
+
+    whole: tuple[float, ...] = ()
+    answers: tuple[SampledAnswer, ...] = ()
+    taken: float = 0.0
+
+
+def sampled_answers(
     folder: Folder, config: RunConfig, estimates: Estimates, engines: EngineActors, *, share: float
-) -> list[float]:
-    """Return what the answers to some random queries took, in the unit of the budget; none if not even one fits.
+) -> Sampled:
+    """Return what came of some random queries; nothing if not even a short answer is paid for.
 
     Args:
         folder: The run folder, with its queries.
@@ -46,17 +67,59 @@ def sampled_costs(
     drawn = np.random.default_rng([config.seed, 1]).permutation(estimates.queries)
     order = [int(i) for i in drawn if int(i) not in estimates.error_of_index and estimates.max_tokens_N[i] > 0]
     worker = engines.workers.handles[0]
+    make = load_scorer_of(config, folder)
+    scorer = make() if make is not None else None
+    asked: list[int] = []
+    answers: list[SampledAnswer] = []
 
-    def ask(indices: list[int]) -> list[int]:
-        answers = _answers(folder, config, estimates, indices, worker)
-        return [_taken_parts(config, estimates, parts_of, index, generation) for index, generation in answers]
+    def ask_for(ceiling_N: NDArray[np.int64], allowed_parts: int) -> list[int]:
+        def ask(indices: list[int]) -> list[int]:
+            asked.extend(indices)
+            taken = []
+            for row, generation in _answers(folder, config, ceiling_N, indices, worker):
+                taken.append(_taken_parts(config, ceiling_N, parts_of, row["index"], generation))
+                is_ended = generation.finish_reason == "stop"
+                right = _verdict(scorer, row, generation) if is_ended else None
+                if not generation.error:
+                    answers.append(SampledAnswer(taken[-1] / COST_PARTS, is_ended, right))
+            return taken
 
-    worst = [parts_of(index, int(estimates.max_tokens_N[index])) for index in order]
-    return [parts / COST_PARTS for parts in ask_within(order, worst, ask, allowed_parts=allowed_parts)]
+        rest = order[len(asked) :]
+        worst = [parts_of(index, int(ceiling_N[index])) for index in rest]
+        return ask_within(rest, worst, ask, allowed_parts=allowed_parts, most=MOST_ANSWERS - len(asked))
+
+    whole = ask_for(estimates.max_tokens_N, allowed_parts)
+    # Twice what a query has in the mean: whether answers end below that is what a gain hangs on.
+    tokens = max(int(_SAMPLED_CEILING * config.budget_tokens / max(estimates.queries, 1) / _mean_parts(estimates)), 1)
+    cut = ask_for(np.minimum(estimates.max_tokens_N, tokens), allowed_parts - sum(whole))
+    taken = (sum(whole) + sum(cut)) / COST_PARTS
+    return Sampled(tuple(parts / COST_PARTS for parts in whole), tuple(answers), taken)
+
+
+def _verdict(scorer: Any, row: dict[str, Any], generation: Generation) -> float | None:
+    """Return how right an answer is that ended; 1 where nothing scores, and None where the scorer says nothing."""
+    if scorer is None:
+        return 1.0
+    asked = {"prompt": row["prompt"], "is_conversation": row["is_conversation"]}
+    try:
+        return judged_by(scorer, generation.text, row["gold"], row["metadata"], **asked).score
+    except Exception:  # a function of the user's may raise anything; in a run it is that query's error
+        return None
+
+
+def _mean_parts(estimates: Estimates) -> float:
+    """Return what a token takes in the mean, in the unit of the budget."""
+    calls = estimates.calls
+    return float(_costs(estimates).mean() if calls is None else calls.token_parts_N.mean() / COST_PARTS)
 
 
 def ask_within(
-    order: Sequence[int], worst: Sequence[int], ask: Callable[[list[int]], list[int]], *, allowed_parts: int
+    order: Sequence[int],
+    worst: Sequence[int],
+    ask: Callable[[list[int]], list[int]],
+    *,
+    allowed_parts: int,
+    most: int = MOST_ANSWERS,
 ) -> list[int]:
     """Ask queries in order, as many at once as are surely paid for, until no further one is; return what they took.
 
@@ -65,11 +128,12 @@ def ask_within(
         worst: What each may take.
         ask: Returns what the answers to some queries took.
         allowed_parts: What all of them together may take.
+        most: Most queries that are asked.
     """
     taken: list[int] = []
     at = 0
-    while at < len(order) and len(taken) < MOST_ANSWERS:
-        ahead = worst[at : at + MOST_ANSWERS - len(taken)]
+    while at < len(order) and len(taken) < most:
+        ahead = worst[at : at + most - len(taken)]
         count = int(np.searchsorted(np.cumsum(ahead), allowed_parts - sum(taken), side="right"))
         if not count:
             break
@@ -78,32 +142,32 @@ def ask_within(
     return taken
 
 
-def with_interval(report: PlanReport, estimates: Estimates, sampled: list[float]) -> PlanReport:
+def with_interval(report: PlanReport, estimates: Estimates, sampled: Sampled) -> PlanReport:
     """Return a plan whose guesses rest on what some sampled answers took; as it is if there are none.
 
     Args:
         report: The plan.
         estimates: What the probe found.
-        sampled: What the answers took, in the unit of the budget.
+        sampled: The answers.
     """
-    if not sampled:
+    report = report.model_copy(update={"sample_tokens": math.ceil(sampled.taken)})
+    if not sampled.whole:
         return report
     index, none_N = np.arange(estimates.queries), np.zeros(estimates.queries, np.int64)
     worst, again = float(estimates.max_tokens_N.sum()), 0.0
     if (calls := estimates.calls) is not None:
         worst = float(calls.taken_parts(index, estimates.max_tokens_N, none_N).sum()) / COST_PARTS
-        again = read_again(calls, float(np.mean(sampled)))
+        again = read_again(calls, float(np.mean(sampled.whole)))
     probe_tokens = report.probe_tokens
     budget = max(report.budget_tokens - probe_tokens, 0)
-    found = spending_interval(sampled, queries=estimates.queries, budget=budget, worst=worst, again=again)
+    found = spending_interval(sampled.whole, queries=estimates.queries, budget=budget, worst=worst, again=again)
     return report.model_copy(
         update={
             "low_tokens": found.low + probe_tokens,
             "expected_tokens": found.expected + probe_tokens,
             "worst_tokens": min(math.ceil(worst), budget) + probe_tokens,
             "high_tokens": found.high + probe_tokens,
-            "sampled_answers": len(sampled),
-            "sample_tokens": math.ceil(sum(sampled)),
+            "sampled_answers": len(sampled.whole),
         }
     )
 
@@ -123,7 +187,7 @@ def read_again(calls: CallCosts, mean: float) -> float:
 
 def _taken_parts(
     config: RunConfig,
-    estimates: Estimates,
+    ceiling_N: NDArray[np.int64],
     parts_of: Callable[[int, int], int],
     index: int,
     generation: Generation,
@@ -131,7 +195,7 @@ def _taken_parts(
     tokens = len(generation.token_ids)
     if config.model_prices is None or generation.usage is None:
         return parts_of(index, tokens)
-    reserved = parts_of(index, int(estimates.max_tokens_N[index]))
+    reserved = parts_of(index, int(ceiling_N[index]))
     return charged_parts(config.model_prices, generation.usage, generated_tokens=tokens, reserved_parts=reserved)
 
 
@@ -156,10 +220,10 @@ def _costs(estimates: Estimates) -> Any:
 
 
 def _answers(
-    folder: Folder, config: RunConfig, estimates: Estimates, wanted: list[int], worker: Any
-) -> Iterator[tuple[int, Generation]]:
-    """Ask one engine for the whole answers of some queries."""
-    grants, index_of = [], {}
+    folder: Folder, config: RunConfig, ceiling_N: NDArray[np.int64], wanted: list[int], worker: Any
+) -> Iterator[tuple[dict[str, Any], Generation]]:
+    """Ask one engine for answers to some queries, up to these ceilings; return each beside its query."""
+    grants, row_of = [], {}
     for path in folder.child("queries").files(".parquet"):
         table = pq.read_table(path, filesystem=folder.filesystem)
         index = table["index"].to_numpy()
@@ -167,10 +231,10 @@ def _answers(
         for row, prompt in zip(rows.to_pylist(), prompts_of(rows), strict=True):
             sampling = Sampling.load(row["sampling"])
             seed = seed_of(sampling, config.seed + row["index"])
-            most = int(estimates.max_tokens_N[row["index"]])
+            most = int(ceiling_N[row["index"]])
             sample = config.sample + (row.get("choice") or 0)
             grants.append(Grant(row["query_id"], prompt, most, seed, sample=sample, sampling=sampling))
-            index_of[row["query_id"], sample] = row["index"]
+            row_of[row["query_id"], sample] = row
     found: list[list[Generation]] = [ray.get(part) for part in worker.generate.remote(grants, False)] if grants else []
     for generation in itertools.chain.from_iterable(found):
-        yield index_of[generation.query_id, generation.sample], generation
+        yield row_of[generation.query_id, generation.sample], generation

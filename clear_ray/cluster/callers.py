@@ -7,7 +7,7 @@ comes back. Ray starts a caller that died again and repeats its calls, which a c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,28 +44,35 @@ class Callers:
 
     Args:
         handles: The callers.
-        rows_each: Queries in the open calls of one of them, unless a single call has more.
+        rows_each: Queries in the open calls of one of them, unless a single call has more; of several engines for each.
         wait: Waits for some of several references, as `ray.wait` does.
         get: Returns what a reference stands for, as `ray.get` does.
+        engine_of: Place of the engine that each caller calls; the first of all if not given.
     """
 
     def __init__(
         self,
         handles: list[Any],
-        rows_each: int,
+        rows_each: int | Sequence[int],
         wait: Wait = ray.wait,
         get: Callable[[Any], Any] = ray.get,
+        *,
+        engine_of: Sequence[int] | None = None,
     ) -> None:
-        self._handles, self._rows_each = handles, rows_each
+        self._handles, self._rows_each = handles, [rows_each] if isinstance(rows_each, int) else list(rows_each)
         self._wait, self._get = wait, get
-        self._waiting: deque[GrantedCall] = deque()
+        self._callers_of = [
+            [number for number, of in enumerate(engine_of or [0] * len(handles)) if of == engine]
+            for engine in range(len(self._rows_each))
+        ]
+        self._waiting: list[deque[GrantedCall]] = [deque() for _ in self._rows_each]
         self._open_calls: dict[Any, tuple[int, GrantedCall]] = {}
         self.waiting_rows = 0
         self._open = [0] * len(handles)
 
     def __len__(self) -> int:
         """Return how many calls have not come back."""
-        return len(self._waiting) + len(self._open_calls)
+        return sum(map(len, self._waiting)) + len(self._open_calls)
 
     @property
     def open_rows(self) -> int:
@@ -74,7 +81,7 @@ class Callers:
 
     def send(self, call: GrantedCall) -> None:
         """Have a call made after those that were sent before."""
-        self._waiting.append(call)
+        self._waiting[call.engine].append(call)
         self.waiting_rows += len(call.index_M)
         self._fill()
 
@@ -100,28 +107,28 @@ class Callers:
             yield call, self._get(reference)
 
     def _fill(self) -> None:
-        while self._waiting:
-            call, least = self._waiting[0], min(self._open)
-            if least and least + len(call.index_M) > self._rows_each:
-                return
-            number = self._open.index(least)
-            self._open_calls[self._handles[number].generate.remote(call)] = number, call
-            self._open[number] += len(call.index_M)
-            self.waiting_rows -= len(call.index_M)
-            self._waiting.popleft()
+        for waiting, callers, rows_each in zip(self._waiting, self._callers_of, self._rows_each, strict=True):
+            while waiting:
+                call, number = waiting[0], min(callers, key=self._open.__getitem__)
+                if self._open[number] and self._open[number] + len(call.index_M) > rows_each:
+                    break
+                self._open_calls[self._handles[number].generate.remote(call)] = number, call
+                self._open[number] += len(call.index_M)
+                self.waiting_rows -= len(call.index_M)
+                waiting.popleft()
 
 
 @contextmanager
 def generate_callers(
-    dispatch: Dispatch, folder: Folder, *, callers: int, rows_each: int, rows_per_file: int
+    dispatches: Sequence[Dispatch], folder: Folder, *, callers: int, rows_each: Sequence[int], rows_per_file: int
 ) -> Iterator[Callers]:
     """Start the callers of a run, and end them afterwards.
 
     Args:
-        dispatch: See `Generate`.
+        dispatches: See `Generate`; of each engine.
         folder: The run folder.
-        callers: How many.
-        rows_each: As for `Callers`.
+        callers: How many of each engine.
+        rows_each: As for `Callers`, of each engine.
         rows_per_file: See `AttemptFiles`.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -135,10 +142,13 @@ def generate_callers(
         scheduling_strategy=here if callers == 1 else "SPREAD",
     )
     pickle: Any = ray.cloudpickle
-    pickled: bytes = pickle.dumps(dispatch)
-    handles = [actor.remote(pickled, folder, rows_per_file=rows_per_file) for _ in range(callers)]
+    handles, engine_of = [], []
+    for engine, dispatch in enumerate(dispatches):
+        pickled: bytes = pickle.dumps(dispatch)
+        handles += [actor.remote(pickled, folder, rows_per_file=rows_per_file) for _ in range(callers)]
+        engine_of += [engine] * callers
     try:
-        yield Callers(handles, rows_each)
+        yield Callers(handles, rows_each, engine_of=engine_of)
     finally:
         for handle in handles:
             ray.kill(handle)

@@ -63,6 +63,7 @@ class EngineActors:
         run_dir: The run folder, which names the actors.
         ask_for: Function that is told how many GPUs' worth of engines there are to be, before they are.
         rows_each: See `Workers`; None if their number will not change.
+        first_number: Number of the first worker in the names of a run's actors, which may have several engines.
     """
 
     model: ModelCard
@@ -77,7 +78,9 @@ class EngineActors:
         run_dir: str,
         ask_for: Callable[[int], None],
         rows_each: int | None,
+        first_number: int = 0,
     ) -> None:
+        self._first_number = first_number
         self._config, self._estimate, self._ask_for = with_key(config), in_pieces(head), ask_for
         # Those of a start before in this folder are no part of this one.
         self._run_dir, self._start = run_dir, uuid4().hex
@@ -88,6 +91,11 @@ class EngineActors:
 
     def __len__(self) -> int:
         return len(self._handles)
+
+    @property
+    def each(self) -> tuple[EngineActors, ...]:
+        """The engines of the run one by one: of one engine this alone."""
+        return (self,)
 
     @property
     def workers(self) -> Workers:
@@ -123,7 +131,7 @@ class EngineActors:
             ray.kill(self._handles.pop())
         self._ask_for(count)
         while len(self._handles) < count:
-            name = worker_name(self._run_dir, self._start, len(self._handles))
+            name = worker_name(self._run_dir, self._start, self._first_number + len(self._handles))
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
@@ -151,6 +159,8 @@ class BatchEngineWorker(EngineWorker):
         config: Which engine.
         head_pieces: What `in_pieces` made of its head.
     """
+
+    gather_seconds = 0.02  # each list is a call to the caller, and one of it to the market
 
     def __init__(self, config: EngineConfig, *head_pieces: bytes) -> None:
         self._refusal: ClearRayError | None = None

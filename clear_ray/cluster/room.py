@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -86,6 +86,15 @@ def wait_for_room(config: EngineConfig, *, seconds: float = _PATIENCE_SECONDS) -
         _wait_until_free("GPU", each * wanted, engines, seconds)
     if not _may_grow():
         _wait_until_free("CPU", 1.0, "the readers of queries, 1 CPU", seconds)
+
+
+def refuse_too_many_gpus(configs: Sequence[EngineConfig]) -> None:
+    """Raise ConfigError if a cluster that stays as it is has fewer GPUs than several engines take together."""
+    wanted = sum((config.num_gpus or 0.0) * config.workers for config in configs)
+    if wanted > _total("GPU") and not _may_grow():
+        have = f"{_total('GPU'):g} GPUs for {wanted:g}"
+        remedy = "Lower their workers or num_gpus, or add nodes with GPUs."
+        raise ConfigError("the cluster has no place for all engines together", "engines", have, remedy)
 
 
 def _wait_until_free(resource: str, wanted: float, of: str, seconds: float) -> None:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from clear_ray.errors import ConfigError
 
 _UNKNOWN = "extra_forbidden"
+_FOLLOWS = "default_factory_not_called"
+"""Of a default that is made of other settings, one of which is refused."""
 
 
 def refusal(error: ValidationError, *, of: type[BaseModel], settings: Any, where: str, remedy: str) -> ConfigError:
@@ -23,7 +25,8 @@ def refusal(error: ValidationError, *, of: type[BaseModel], settings: Any, where
         where: File or option that it came from.
         remedy: What an error tells to do.
     """
-    errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] != _UNKNOWN)
+    found = [one for one in error.errors(include_url=False) if one["type"] != _FOLLOWS]
+    errors = sorted(found, key=lambda one: one["type"] != _UNKNOWN)
     first = errors[0]
     names = _names(of, first["loc"][:-1])
     is_missing = first["type"] == "missing"

@@ -17,8 +17,9 @@ from pydantic import (
 from clear_ray.config.base import ConfigFile, Settings, apply_override
 from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
 from clear_ray.config.durations import seconds_of
-from clear_ray.config.engine import EngineConfig, TransformersConfig
+from clear_ray.config.engine import EngineConfig
 from clear_ray.config.input import InputConfig
+from clear_ray.config.menu import Engines, NamedEngine, check_menu, first_engine, gathered
 from clear_ray.config.prices import NANO, PriceLists, Prices, prices_of
 from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
 from clear_ray.errors import ConfigError
@@ -49,12 +50,17 @@ class EstimateConfig(Settings):
     head: str | None = None
     """`learn` from this run's own answers, which it does if not given; a folder of a fitted head, `demo` for the one shipped
     for the embedded model, or `prior`, the uninformed law."""
+    heads: dict[str, str] = Field(default_factory=dict)
+    """Heads of some of several engines, by the engines' names; `head` beside an engine means the same."""
     frozen: bool | None = None
     """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
     features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
     """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
     encoder: str | None = Field(default=None, min_length=1)
     """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
+    store: str | None = Field(default=None, min_length=1)
+    """Folder or URI where runs keep what they have learned of a model, and begin with what earlier ones have; one for all
+    models. Of prompts it holds hashed words and numbers, never the text."""
     layers: int | None = Field(default=None, ge=1, le=100_000)
     """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
     not given. A fitted head keeps its own number."""
@@ -76,6 +82,14 @@ class EstimateConfig(Settings):
         if not self.learns and (self.features is not None or self.encoder is not None):
             name = "features are" if self.features is not None else "an encoder is"
             raise ValueError(f"{name} read by a run that learns, and this one keeps its head as it is")
+        if self.store is not None and (is_given or not self.learns):
+            raise ValueError(
+                "a store is for runs that learn and begin with what earlier ones have learned: name no head"
+            )
+        if self.store is not None and self.encoder is not None:
+            raise ValueError(
+                "a store keeps what is read of words, and not the states of an encoder: leave one of them out"
+            )
         return self
 
 
@@ -209,7 +223,10 @@ class RunConfig(ConfigFile):
     """What tokens cost, in place of a rate: `input` and `output` per million, or these by the model's name, or a file."""
     budget_rate: str | None = Field(default=None, validate_default=True)
     """For money or GPU time, what that buys: `$0.60 per 1M tokens`, or `4M tokens per gpu-hour` (or per gpu-second)."""
-    engine: EngineConfig = TransformersConfig()
+    engines: Engines | None = None
+    """In place of one engine several, by names of your own, cheap ones first; each with the settings of an engine, its
+    `prices` and, if there is one, its `head`."""
+    engine: EngineConfig = Field(default_factory=first_engine)
     """The language model and its workers."""
     scaling: ScalingConfig = ScalingConfig()
     """How many workers there are as the work comes and goes."""
@@ -225,6 +242,11 @@ class RunConfig(ConfigFile):
     """Seed of sampling and of every tie that is broken."""
     sample: int = Field(default=0, ge=0, le=MOST_ROWS)
     """Which of several independent answers to the same queries this run draws; with replay, which recorded one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prices_and_heads_are_gathered(cls, value: Any) -> Any:
+        return gathered(value)
 
     @field_validator("budget", mode="before")  # before: pydantic would take `true` for 1
     @classmethod
@@ -252,18 +274,30 @@ class RunConfig(ConfigFile):
 
     @model_validator(mode="after")
     def _model_has_prices(self) -> RunConfig:
-        if self.prices is not None:
-            prices_of(self.prices, self._model_name)
+        check_menu(self)
+        self.named_engines  # noqa: B018 - raises for one without prices
         return self
 
     @property
-    def _model_name(self) -> str:
-        return str(getattr(self.engine, "model", self.engine.kind))
+    def named_engines(self) -> tuple[NamedEngine, ...]:
+        """The engines of this run with their prices and heads; one, unless several are named."""
+        if self.engines is None:
+            return (NamedEngine("", self.engine, self._prices_of("", self.engine), self.estimate.head),)
+        heads = self.estimate.heads
+        return tuple(
+            NamedEngine(name, engine, self._prices_of(name, engine), heads.get(name, self.estimate.head))
+            for name, engine in self.engines.items()
+        )
+
+    def _prices_of(self, name: str, engine: EngineConfig) -> Prices | None:
+        if self.prices is None:
+            return None
+        return self.prices.get(name) or prices_of(self.prices, str(getattr(engine, "model", engine.kind)))
 
     @property
     def model_prices(self) -> Prices | None:
-        """What tokens of the engine's model cost; None for a budget that counts tokens."""
-        return None if self.prices is None else prices_of(self.prices, self._model_name)
+        """What tokens of the engine's model cost, of several those of the first; None for a budget that counts tokens."""
+        return self.named_engines[0].prices
 
     @property
     def unit(self) -> str:
@@ -293,8 +327,28 @@ class RunConfig(ConfigFile):
 
     @property
     def most_workers(self) -> int:
-        """Most engines that may run at once."""
+        """Most engines that may run at once, of several those of the first."""
         return self.scaling.max_workers or self.engine.workers
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether a model reads the prompts before they are answered; one behind an endpoint does not."""
+        return any(named.config.kind != "openai" for named in self.named_engines)
+
+    @property
+    def workers(self) -> int:
+        """Engine actors of the start, of all engines."""
+        return sum(named.config.workers for named in self.named_engines)
+
+    @property
+    def slots(self) -> int:
+        """Queries that all engines of the start run at the same time."""
+        return sum(named.config.workers * named.config.max_batch for named in self.named_engines)
+
+    @property
+    def most_attempts(self) -> int:
+        """Most answers to one query: of several engines one each."""
+        return self.allocation.most_attempts if self.engines is None else len(self.engines)
 
     @model_validator(mode="after")
     def _can_ask_again(self) -> RunConfig:
@@ -304,7 +358,7 @@ class RunConfig(ConfigFile):
                 f"allocation.objective {objective} needs scoring.scorer: it says which answer is right or best"
             )
         is_drawn = self.engine.kind == "replay" or self.engine.temperature > 0
-        if self.allocation.most_attempts > 1 and not is_drawn:
+        if self.engines is None and self.allocation.most_attempts > 1 and not is_drawn:
             raise ValueError(
                 "engine.temperature 0 gives the same answer at every attempt: set one above 0, such as 0.8"
             )

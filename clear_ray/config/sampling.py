@@ -16,6 +16,7 @@ from clear_ray.config.base import Settings
 
 MOST_STOPS = 64
 MOST_STOP_CHARACTERS = 1_000
+MOST_LOGPROBS = 20
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
@@ -58,6 +59,8 @@ class Sampling(Settings):
     """Added to the logits of tokens, in order of the tokens."""
     structure: Structure | None = None
     """What the answer conforms to."""
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    """Its tokens' log-probabilities are wanted, and those of so many of the likeliest in the place of each."""
     template: str | None = None
     """Settings of the chat template, a JSON object."""
     continue_final_message: bool | None = None

@@ -15,14 +15,16 @@ import numpy as np
 
 from clear_ray.config.engine import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import Answer, ReadToken
 from clear_ray.engine.choice import Stops
 from clear_ray.engine.context import context_tokens
 from clear_ray.engine.fingerprint import model_fingerprint
 from clear_ray.engine.rendering import Rendering
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.structured import Structures
+from clear_ray.engine.token_bytes import TokenBytes
 from clear_ray.errors import ConfigError, EngineError, SchemaError
+from clear_ray.ingest.logprobs import LEAST_LOGPROB, TokenLogprob
 
 _Item = TypeVar("_Item")
 
@@ -52,6 +54,7 @@ class Admission:
     ) -> None:
         self._rendering, self._vocabulary, self._context_tokens = rendering, vocabulary, context_tokens
         self._structures = structures
+        self._token_bytes: TokenBytes | None = None
 
     def readable(self, query_ids: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token ids of prompts that are to be read.
@@ -138,8 +141,24 @@ class Admission:
             finish_reason=answer.finish_reason or "cancelled",
             error=answer.error,
             sample=grant.sample,
+            logprobs=None if answer.top_logprobs is None else self._logprobs(answer.read),
         )
         return check_generation(grant, generation)
+
+    def _logprobs(self, read: Sequence[ReadToken]) -> tuple[TokenLogprob, ...]:
+        """Return the entries of those tokens that have text."""
+        if self._token_bytes is None:
+            self._token_bytes = TokenBytes(self._rendering.tokenizer)
+        known = self._token_bytes
+        return tuple(
+            TokenLogprob(
+                known.of(token.token_id),
+                max(token.logprob, LEAST_LOGPROB),
+                tuple((known.of(token_id), max(value, LEAST_LOGPROB)) for token_id, value in token.top),
+            )
+            for token in read
+            if not known.is_special(token.token_id)
+        )
 
     async def run(self, grants: Sequence[Grant], runner: Runner) -> AsyncIterator[Generation]:
         """Have the grants run; yield each generation as soon as it ends.
@@ -190,7 +209,8 @@ class Admission:
                 if isinstance(item, Answer):
                     yield self.generation(item)
                     return
-                yield Partial(item, self._text(answer, [*grant.prefix_token_ids, *item]))
+                read = None if answer.top_logprobs is None else self._logprobs(answer.read[: len(item)])
+                yield Partial(item, self._text(answer, [*grant.prefix_token_ids, *item]), read)
         finally:
             runner.abandon([answer])
 

@@ -14,7 +14,7 @@ Shapes: N queries, D hidden width.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import EngineError
+from clear_ray.ingest.logprobs import TokenLogprob
 
 
 class RawText(str):
@@ -42,18 +43,20 @@ class Chat(tuple[tuple[str, str], ...]):
 
     Attributes:
         sampling: What it says: `template`, `continue_final_message`, `add_generation_prompt`.
+        names: What the speaker of each turn is called, empty for one without a name; none if no speaker has one.
     """
 
     sampling: Sampling
+    names: tuple[str, ...]
 
-    def __new__(cls, turns: Iterable[tuple[str, str]], sampling: Sampling) -> Chat:
+    def __new__(cls, turns: Iterable[tuple[str, str]], sampling: Sampling, names: Iterable[str] = ()) -> Chat:
         """Return the turns with what is said of them."""
         chat = super().__new__(cls, turns)
-        chat.sampling = sampling
+        chat.sampling, chat.names = sampling, tuple(names)
         return chat
 
     def __reduce__(self) -> tuple[type[Chat], tuple[Any, ...]]:
-        return Chat, (tuple(self), self.sampling)
+        return Chat, (tuple(self), self.sampling, self.names)
 
 
 Prompt = str | tuple[tuple[str, str], ...] | TokenIds
@@ -95,6 +98,7 @@ class Grant:
         sample: Which of several independent answers to the same query this is, from 0.
         sampling: What the query asks for itself; None for the run's settings. Its seed is in `seed` already.
         prefix_text: Answer so far as text, as the last generation had it; for engines that go on from texts.
+        drawn_as: Name of its draws, beside seed and sample, where that is not the query's: the same name, the same draws.
     """
 
     query_id: str
@@ -105,6 +109,7 @@ class Grant:
     sample: int = 0
     sampling: Sampling | None = None
     prefix_text: str = ""
+    drawn_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ class Generation:
         usage: What the endpoint said that it took; None of a model of ours, or where it did not say.
         is_at_end: Whether an answer that was cut off cannot be gone on with.
         is_lost: Whether it is not known what became of the grant: all of it counts as spent, and another may be tried.
+        logprobs: Of the tokens that have text, where the grant asks for them; None where the engine gives none.
     """
 
     query_id: str
@@ -150,6 +156,7 @@ class Generation:
     usage: Usage | None = None
     is_at_end: bool = False
     is_lost: bool = False
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +226,28 @@ def read_prompt(
     is_told = sampling is not None and sampling.is_for_the_template
     if not is_conversation:
         return Chat([("user", prompt)], sampling) if sampling is not None and is_told else prompt
-    turns = tuple((turn["role"], turn["content"]) for turn in json.loads(prompt))
-    return Chat(turns, sampling) if sampling is not None and is_told else turns
+    return conversation_of(json.loads(prompt), sampling)
+
+
+def conversation_of(messages: Sequence[Mapping[str, str]], sampling: Sampling | None) -> Prompt:
+    """Return messages, {role, content} and the speaker's name where it has one, as a prompt."""
+    turns = tuple((turn["role"], turn["content"]) for turn in messages)
+    names = [turn.get("name") or "" for turn in messages] if any("name" in turn for turn in messages) else []
+    if names or (sampling is not None and sampling.is_for_the_template):
+        return Chat(turns, sampling or Sampling(), names)
+    return turns
+
+
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+    """Return a prompt that is no token ids as messages: `conversation_of` the other way round; a text is the user's."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    turns: Iterable[Any] = () if isinstance(prompt, TokenIds) else prompt
+    messages = [{"role": role, "content": content} for role, content in turns]
+    names = prompt.names if isinstance(prompt, Chat) else ()
+    for message, name in zip(messages, names, strict=False):
+        message |= {"name": name} if name else {}
+    return messages
 
 
 def words_of(prompt: Prompt) -> str:

@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from clear_ray.engine.structured import Matcher
 
 
+@dataclass(frozen=True, slots=True)
+class ReadToken:
+    """A token of an answer as the model thought of it.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its log-probability.
+        top: The likeliest tokens in its place, with theirs, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(eq=False, slots=True)
 class Answer:
     """One grant on its way through a batch.
@@ -38,6 +53,7 @@ class Answer:
         choice: How its tokens are chosen; set when it enters a batch.
         stops: Texts that end it, if any.
         matcher: How far it has come in the structure that it keeps to, if it keeps to one.
+        read: What the model thought of each of `generated`, where that was asked for.
     """
 
     grant: Grant
@@ -52,6 +68,12 @@ class Answer:
     choice: TokenChoice | None = None
     stops: Stops | None = None
     matcher: Matcher | None = None
+    read: list[ReadToken] = field(default_factory=list)
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are to be told with each; None if no log-probability is."""
+        return None if self.grant.sampling is None else self.grant.sampling.logprobs
 
     @property
     def token_ids(self) -> list[int]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import CRITICAL as _CRITICAL
 from typing import Any
 
-from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, TransformersConfig
+from clear_ray.config.engine import (
+    EngineConfig,
+    ModelConfig,
+    OpenAIConfig,
+    ReplayConfig,
+    TransformersConfig,
+    VllmConfig,
+)
 from clear_ray.engine.build import build_engine, check_pin, refuse_layers
 from clear_ray.engine.endpoint.check import endpoint_notes, fingerprint_of
+from clear_ray.engine.vllm_settings import check_installed
 from clear_ray.errors import ConfigError, EngineError
 
 
@@ -36,6 +45,8 @@ def check_engine(
     if isinstance(config, OpenAIConfig):
         check_model(fingerprint_of(config.model))
         return
+    if isinstance(config, VllmConfig) and not os.environ.get("RAY_ADDRESS"):  # else it runs on that cluster's machines
+        check_installed()
     with _silent_transformers():
         _check_files(config, probe_layers)
     from clear_ray.engine.fingerprint import model_fingerprint

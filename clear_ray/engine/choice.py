@@ -90,6 +90,11 @@ class Stops:
         newest = self.text_of(token_ids[-self.window_tokens :])
         return any(text in newest for text in self.texts) and self.cut(token_ids) is not None
 
+    def is_begun(self, token_ids: Sequence[int]) -> bool:
+        """Return whether an answer ends with what may become a stop."""
+        newest = self.text_of(token_ids[-self.window_tokens :])
+        return any(newest.endswith(text[:size]) for text in self.texts for size in range(1, len(text)))
+
     def cut(self, token_ids: Sequence[int]) -> str | None:
         """Return the text of an answer before its first stop, or None if it holds none."""
         text = self.text_of(token_ids)

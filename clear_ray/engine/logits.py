@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import Answer, ReadToken
 from clear_ray.engine.choice import TokenChoice
 
 
@@ -146,6 +146,26 @@ class LogitsShaper:
         index_P = torch.tensor(rows, device=logits_MV.device)
         is_out_PV = ~torch.from_numpy(is_allowed_PV).to(logits_MV.device)
         logits_MV[index_P] = logits_MV[index_P].masked_fill(is_out_PV, -torch.inf)
+
+
+def read_logprobs(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> None:
+    """Note what the model thought of each answer's newest token, for those that ask.
+
+    Args:
+        logits_NV: As the model gave them: before biases, penalties and temperature.
+        answers_N: Answers of the rows; changed.
+    """
+    asking = [row for row, answer in enumerate(answers_N) if answer.top_logprobs is not None]
+    if not asking:
+        return
+    log_p_MV = logits_NV[torch.tensor(asking, device=logits_NV.device)].float().log_softmax(dim=-1)
+    newest_M1 = torch.tensor([[answers_N[row].generated[-1]] for row in asking], device=logits_NV.device)
+    own_M = log_p_MV.gather(1, newest_M1)[:, 0].tolist()
+    most = max(answers_N[row].top_logprobs or 0 for row in asking)
+    top_MK, ids_MK = (part.tolist() for part in log_p_MV.topk(min(most, log_p_MV.shape[1]), dim=-1))
+    for place, row in enumerate(asking):
+        answer, top = answers_N[row], tuple(zip(ids_MK[place], top_MK[place], strict=True))
+        answer.read.append(ReadToken(answer.generated[-1], own_M[place], top[: answer.top_logprobs]))
 
 
 def choice_in(answer: Answer) -> TokenChoice:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clear_ray.config.engine import ModelConfig
 from clear_ray.config.sampling import Sampling
-from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds
+from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds, messages_of
 from clear_ray.engine.smollm2 import resolve_model
 from clear_ray.errors import ConfigError, EngineError, SchemaError
 
@@ -138,11 +138,11 @@ class Rendering:
                 str(prompt),
                 "Give the prompt as plain text, or use an instruction-tuned model.",
             )
-        turns: list[tuple[str, str]] = [("user", prompt)] if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
-        if self._system_prompt is not None and not any(role == "system" for role, _ in turns):
-            turns.insert(0, ("system", self._system_prompt))
+        messages = messages_of(prompt)
+        if self._system_prompt is not None and not any(message["role"] == "system" for message in messages):
+            messages.insert(0, {"role": "system", "content": self._system_prompt})
         try:
-            return self._chat(turns, prompt.sampling if isinstance(prompt, Chat) else None)
+            return self._chat(messages, prompt.sampling if isinstance(prompt, Chat) else None)
         except _TemplateError as error:
             raise SchemaError(
                 f"the chat template refuses the conversation: {error}",
@@ -151,18 +151,17 @@ class Rendering:
                 "Give it the roles and the order that the model knows.",
             ) from error
 
-    def _chat(self, turns: list[tuple[str, str]], own: Sampling | None = None) -> str:
-        """Return turns as the text of the model's chat template; what a conversation says itself goes before the run.
+    def _chat(self, messages: list[dict[str, str]], own: Sampling | None = None) -> str:
+        """Return messages as the text of the model's chat template; what a conversation says itself goes before the run.
 
         Raises:
             _TemplateError: It refuses them; the words are its own.
         """
-        messages = [{"role": role, "content": content} for role, content in turns]
         settings = self._template_settings | (json.loads(own.template) if own and own.template else {})
-        goes_on = self._continues and turns[-1][0] == "assistant"
+        goes_on = self._continues and messages[-1]["role"] == "assistant"
         if own is not None and own.continue_final_message is not None:
             goes_on = own.continue_final_message
-            if goes_on and turns[-1][0] != "assistant":
+            if goes_on and messages[-1]["role"] != "assistant":
                 raise _TemplateError("only what the assistant has begun is gone on with")
         opens = own is None or own.add_generation_prompt is not False
         ending = {"continue_final_message": True} if goes_on else {"add_generation_prompt": opens}
@@ -177,7 +176,8 @@ class Rendering:
         """Refuse a system prompt that would fail every query, or that the template would leave out without a word."""
         reason = "it leaves it out"
         try:
-            if system_prompt.strip() in self._chat([("system", system_prompt), ("user", "Hello.")]):
+            messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": "Hello."}]
+            if system_prompt.strip() in self._chat(messages):
                 return
         except _TemplateError as error:
             reason = str(error)
@@ -212,6 +212,17 @@ class Rendering:
         template = getattr(self._tokenizer, "chat_template", None)
         texts = list(template.values()) if isinstance(template, dict) else [template or ""]
         return [name for name in names if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)]
+
+    def reads_names(self) -> bool:
+        """Whether the model's chat template writes what a speaker is called."""
+        name = "Xanthippe"
+        try:
+            text = self._chat(
+                [{"role": role, "content": "Hello.", "name": name} for role in ("user", "assistant", "user")]
+            )
+        except _TemplateError:
+            return False
+        return name in text
 
     def _with_system_prompt(self, text: str) -> str:
         return text if self._system_prompt is None else f"{self._system_prompt}\n\n{text}"

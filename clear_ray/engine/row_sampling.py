@@ -27,6 +27,21 @@ def sampling_check(config: EngineConfig, *, attempts: int = 1) -> Callable[[Samp
     return check if attempts == 1 else partial(_drawn_anew, check)
 
 
+def reads_names(config: EngineConfig) -> bool:
+    """Whether the model is told what the speakers of a conversation are called.
+
+    Raises:
+        ConfigError: There is no such model.
+        EngineError: Its tokenizer cannot be loaded.
+    """
+    if isinstance(config, ReplayConfig | OpenAIConfig):
+        return isinstance(config, OpenAIConfig)
+    from clear_ray.engine.rendering import rendering_of
+
+    rendering = rendering_of(config)
+    return rendering.has_template and rendering.reads_names()
+
+
 def _nothing(sampling: Sampling) -> Sequence[str]:
     return ()
 
@@ -65,6 +80,10 @@ class _ModelCheck:
     def _check(self, sampling: Sampling) -> Sequence[str]:
         if sampling.structure is not None:
             self._check_structure(sampling)
+        is_forced = isinstance(self._config, VllmConfig) and self._config.answer_reserve_tokens is not None
+        if sampling.logprobs is not None and is_forced:
+            what, remedy = "vLLM does not tell them of a closing text", "Leave it or answer_reserve_tokens out."
+            raise SchemaError(what, "logprobs", str(sampling.logprobs), remedy)
         named = [*sampling.stop_token_ids, *(token_id for token_id, _ in sampling.logit_bias)]
         if named and max(named) >= (vocabulary := self._vocabulary()):
             where = "stop_token_ids" if max(named) in sampling.stop_token_ids else "logit_bias"

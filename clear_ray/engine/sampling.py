@@ -24,7 +24,8 @@ from clear_ray.engine.base import Grant
 
 def sampling_key(grant: Grant) -> bytes:
     """Return the key of the answer that `grant` belongs to: the same for all grants of one query and sample."""
-    return hashlib.blake2b(f"{grant.seed}\0{grant.sample}\0{grant.query_id}".encode(), digest_size=16).digest()
+    name = grant.query_id if grant.drawn_as is None else grant.drawn_as
+    return hashlib.blake2b(f"{grant.seed}\0{grant.sample}\0{name}".encode(), digest_size=16).digest()
 
 
 def uniform(key: bytes, position: int) -> float:

@@ -21,7 +21,7 @@ from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, common_prefix_tokens, reading_groups
-from clear_ray.engine.logits import LogitsShaper, choice_in
+from clear_ray.engine.logits import LogitsShaper, choice_in, read_logprobs
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import Way, make_cache, make_runner
@@ -258,6 +258,7 @@ class SlotBatch:
             if self._closing is not None and answer.matcher is None:  # a text put into a structure would break it
                 token_id = self._closing.next_token(answer, token_id, is_end=self._is_end(answer, token_id))
             answer.generated.append(token_id)
+        read_logprobs(logits_NV, self._running)
         ended: list[Answer] = []
         for row in reversed(range(len(self._running))):
             answer = self._running[row]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from clear_ray.engine.base import Engine, Generation, Grant, check_generation
+from clear_ray.ingest.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,12 @@ class Partial:
     Attributes:
         token_ids: Tokens generated under the grant so far.
         text: Answer so far as text, prefix included, special tokens dropped; later tokens may still change its end.
+        logprobs: Those of the grant so far, as `Generation` has them.
     """
 
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @runtime_checkable
@@ -82,17 +85,19 @@ async def _in_slices(
     engine: Engine, grant: Grant, slice_tokens: int, is_over: Callable[[str], bool]
 ) -> AsyncIterator[Partial | Generation]:
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = ()
     while True:
         size = min(slice_tokens, grant.max_tokens - len(token_ids))
         part = replace(grant, max_tokens=size, prefix_token_ids=grant.prefix_token_ids + token_ids)
         (generation,) = [check_generation(part, generation) async for generation in engine.generate([part])]
         is_last = generation.finish_reason != "length" or len(generation.token_ids) < size
         token_ids += generation.token_ids
-        whole = replace(generation, token_ids=token_ids)
+        logprobs = None if logprobs is None or generation.logprobs is None else logprobs + generation.logprobs
+        whole = replace(generation, token_ids=token_ids, logprobs=logprobs)
         if is_last or len(token_ids) == grant.max_tokens:
             yield whole
             return
         if is_over(generation.text):
             yield replace(whole, finish_reason="cancelled")
             return
-        yield Partial(token_ids, generation.text)
+        yield Partial(token_ids, generation.text, logprobs)

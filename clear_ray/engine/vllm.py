@@ -80,6 +80,7 @@ class VllmEngine:
             # Sampling is the run's, not what the model's files suggest.
             "generation_config": "vllm",
             "max_logprobs": PROBE_LOGPROBS,
+            "logprobs_mode": "raw_logprobs",  # the model's own, as `slots` has them
             "stream_interval": STREAM_TOKENS,
             "worker_extension_cls": "clear_ray.engine.vllm_probe.VllmProbe",
             "disable_log_stats": True,

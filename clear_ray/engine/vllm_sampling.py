@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from clear_ray.config.sampling import Structure
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import Answer, ReadToken
 from clear_ray.engine.choice import TokenChoice
 
 
@@ -47,6 +47,22 @@ def asked_of_vllm(
     if answer.grant.sampling is not None and answer.grant.sampling.structure is not None:
         arguments["structured_outputs"] = _structured(answer.grant.sampling.structure)
     return arguments
+
+
+def read_tokens(answer: Answer, output: Any) -> list[ReadToken]:
+    """Return what the model thought of the tokens of an output, where the answer asks for it.
+
+    Args:
+        answer: The answer.
+        output: What vLLM has generated since the last one, its `CompletionOutput`.
+    """
+    if (most := answer.top_logprobs) is None:
+        return []
+    read = []
+    for token_id, known in zip(output.token_ids, output.logprobs, strict=True):
+        top = sorted(((other, entry.logprob) for other, entry in known.items()), key=lambda pair: -pair[1])
+        read.append(ReadToken(token_id, known[token_id].logprob, tuple(top[:most])))
+    return read
 
 
 def _biases(answer: Answer, choice: TokenChoice) -> dict[int, float]:

@@ -39,7 +39,7 @@ from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.sampling import sampling_key
 from clear_ray.engine.vllm_probe import PROBE_PREFIX
-from clear_ray.engine.vllm_sampling import asked_of_vllm, keeps_to_structure
+from clear_ray.engine.vllm_sampling import asked_of_vllm, keeps_to_structure, read_tokens
 from clear_ray.errors import EngineError, EngineFailedError
 
 PROBE_LOGPROBS = 256
@@ -253,7 +253,21 @@ class VllmThread:
         return await self._request(answer, most - len(answer.generated))
 
     async def _request(self, answer: Answer, max_tokens: int) -> FinishReason:
-        """Add at most `max_tokens` to what the answer has; return how that ended."""
+        """Add at most `max_tokens` to what the answer has, one by one while it ends with the beginning of a stop.
+
+        vLLM looks for stops in what a request generates, and does not see one that begins before it.
+
+        Returns:
+            How that ended.
+        """
+        while max_tokens > 1 and answer.stops is not None and answer.length and answer.stops.is_begun(answer.token_ids):
+            if (reason := await self._ask(answer, 1)) != "length":
+                return reason
+            max_tokens -= 1
+        return await self._ask(answer, max_tokens)
+
+    async def _ask(self, answer: Answer, max_tokens: int) -> FinishReason:
+        """Have one request add at most `max_tokens` to what the answer has; return how that ended."""
         if _is_given_up(answer):
             return "cancelled"
         before, is_aborted, has_stopped, cached_tokens = len(answer.generated), False, False, 0
@@ -263,6 +277,7 @@ class VllmThread:
         try:
             async for output in self._llm.generate(prompt, self._parameters(answer, max_tokens), name):
                 answer.generated += output.outputs[0].token_ids
+                answer.read += read_tokens(answer, output.outputs[0])
                 reason, cached_tokens = output.outputs[0].finish_reason, output.num_cached_tokens or 0
                 self.progress += 1
                 if answer.stops is not None and reason != "stop" and answer.stops.cut(answer.token_ids) is not None:
@@ -301,6 +316,7 @@ class VllmThread:
             **asked_of_vllm(answer, choice, decoding.end_token_ids, max_tokens=max_tokens),
             # The tokens that end an answer are ours, from all files of the model.
             ignore_eos=True,
+            logprobs=answer.top_logprobs,
             thinking_token_budget=decoding.thinking_tokens,
             detokenize=answer.stops is not None,
             output_kind=RequestOutputKind.DELTA,

@@ -20,10 +20,12 @@ from clear_ray.estimation.competing_risks import doubt
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Factors, Observed, fit_factors
 from clear_ray.estimation.feature_sets import FeatureMap, fit_feature_map
+from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.head import Arrays, Head, HeadCard, arrays_of, join_arrays
 from clear_ray.estimation.landmarks import Landmarks, fit_landmarks
 from clear_ray.estimation.learning import Belief, with_law
 from clear_ray.estimation.observations import Rollouts
+from clear_ray.estimation.readings import Readings
 
 LANDMARK_WIDTH = 0.3
 """Of the median distance between queries: narrow enough that a few answers to one kind of query teach nothing of another."""
@@ -97,13 +99,23 @@ class FactorisedHead(Head):
 
     def curves(self, features: Features, prompts: Sequence[Prompt], query_ids: Sequence[str]) -> Curves:
         """Estimate one curve for each query; see `Head`."""
-        tokens_K = self.tokens_K
-        z_NF = self._coordinates.feature_map(features, prompts)
-        landmarks = self._coordinates.landmarks
+        found = self._incidence(self._coordinates.feature_map(features, prompts))
+        return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
+
+    def incidence_of(self, readings: Readings) -> Incidence:
+        """Estimate the incidences of queries by what was read of them, labels too; of a head that reads no hidden state."""
+        return self._incidence(self._coordinates.feature_map.of(readings))
+
+    @property
+    def share(self) -> float:
+        """Weight of the fitted curves against the uninformed law."""
+        return self._share
+
+    def _incidence(self, z_NF: NDArray[np.float64]) -> Incidence:
+        landmarks, tokens_K = self._coordinates.landmarks, self.tokens_K
         fitted = self._factors.incidence(landmarks(z_NF), tokens_K=tokens_K)
         trusted = with_law(fitted, share=self._share, solvability=self._solvability, tokens_K=tokens_K)
-        found = doubt(trusted, landmarks.familiarity(z_NF), tokens_K=tokens_K)
-        return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K)
+        return doubt(trusted, landmarks.familiarity(z_NF), tokens_K=tokens_K)
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""

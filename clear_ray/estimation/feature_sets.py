@@ -16,10 +16,8 @@ Shapes: N queries, D columns of a set, F entries of the short vector.
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
@@ -31,17 +29,15 @@ from scipy.sparse.linalg import svds
 from clear_ray.engine.base import Features, Prompt
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.head import Arrays
-from clear_ray.estimation.projection import Projection, fit_projection
-from clear_ray.estimation.text_features import question_text
+from clear_ray.estimation.projection import Projection, fit_projection_to
+from clear_ray.estimation.readings import HASHED, Readings, read_prompts
 
 Array = NDArray[np.float64]
 FeatureSet = Literal["hidden", "text", "ngrams", "length", "task"]
 FEATURE_SETS: tuple[FeatureSet, ...] = ("hidden", "text", "ngrams", "length", "task")
-HASHED = 1 << 14
 _WEIGHT: Mapping[str, float] = {"ngrams": 1.0, "length": 0.3, "task": 1.0}
 _NGRAM_COMPONENTS, _FIT_QUERIES = 80, 5_000
 _LABELS = 64
-_WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 _FEW = 1e-6
 
 
@@ -74,16 +70,28 @@ class FeatureMap:
         Raises:
             ConfigError: The map reads task labels and none are given, or hidden states of another width.
         """
+        return self.of(read_for(self.sets, features, prompts, tasks), features)
+
+    def of(self, readings: Readings, features: Features | None = None) -> Array:
+        """Return one short vector for each query that was read, in order.
+
+        Args:
+            readings: What was read of them.
+            features: Hidden states, for `hidden` alone.
+
+        Raises:
+            ConfigError: As for a call.
+        """
         blocks = []
         if self.projection is not None:
-            blocks.append(self.projection(_read(features, self.sets), prompts))
+            blocks.append(self.projection.of(_states(features, self.sets, len(readings)), readings.text_NT))
         if "ngrams" in self.sets:
-            blocks.append(_hashed(prompts, self.idf_D) @ self.directions_DP)
+            blocks.append(_weighted(readings.terms_ND, self.idf_D) @ self.directions_DP)
         if "length" in self.sets:
-            place_N = (np.log(np.maximum(features.prompt_tokens_N, 1)) - self.length[0]) / self.length[1]
+            place_N = (np.log(np.maximum(readings.prompt_tokens_N, 1)) - self.length[0]) / self.length[1]
             blocks.append(np.clip(place_N, -4.0, 4.0)[:, None] * np.sqrt(_WEIGHT["length"]))
         if "task" in self.sets:
-            blocks.append(_labelled(_given(tasks, len(prompts))))
+            blocks.append(_labelled(_given(readings.tasks, len(readings))))
         return np.concatenate(blocks, axis=1)
 
     def arrays(self) -> Arrays:
@@ -114,6 +122,15 @@ def checked_sets(sets: Sequence[str]) -> tuple[FeatureSet, ...]:
     return tuple(name for name in FEATURE_SETS if name in sets)
 
 
+def read_for(
+    sets: Sequence[str], features: Features, prompts: Sequence[Prompt], tasks: Sequence[str] | None = None
+) -> Readings:
+    """Return what these sets read of prompts; of hidden states nothing."""
+    # Without `hidden` not the entropy of the probe either.
+    known = features if "hidden" in sets else _states(None, sets, len(prompts), features.prompt_tokens_N)
+    return read_prompts(known, prompts, tasks, has_terms="ngrams" in sets)
+
+
 def fit_feature_map(features: Features, prompts: Sequence[Prompt], *, sets: Sequence[str], seed: int = 0) -> FeatureMap:
     """Fit the map on prompts alone; of many, `_FIT_QUERIES` are drawn for its components.
 
@@ -126,16 +143,36 @@ def fit_feature_map(features: Features, prompts: Sequence[Prompt], *, sets: Sequ
     Raises:
         ConfigError: There is no such set.
     """
+    return fit_map_to(read_for(checked_sets(sets), features, prompts), sets=sets, seed=seed, features=features)
+
+
+def fit_map_to(
+    readings: Readings, *, sets: Sequence[str], seed: int = 0, features: Features | None = None
+) -> FeatureMap:
+    """Do the same on what was read of prompts.
+
+    Args:
+        readings: What was read of them.
+        sets: As for `fit_feature_map`.
+        seed: Likewise.
+        features: Hidden states, for `hidden` alone.
+
+    Raises:
+        ConfigError: There is no such set.
+    """
     wanted = checked_sets(sets)
-    rows = np.arange(len(prompts))
+    rows = np.arange(len(readings))
     if len(rows) > _FIT_QUERIES:
         rows = np.sort(np.random.default_rng(seed).choice(rows, _FIT_QUERIES, replace=False))
-    some = [prompts[row] for row in rows.tolist()]
-    log_N = np.log(np.maximum(features.prompt_tokens_N, 1)) if len(prompts) else np.zeros(1)
-    idf_D, directions_DP = _fit_ngrams(some, seed) if "ngrams" in wanted else (np.zeros(0), np.zeros((0, 0)))
+    some = readings.take(rows)
+    log_N = np.log(np.maximum(readings.prompt_tokens_N, 1)) if len(readings) else np.zeros(1)
+    idf_D, directions_DP = np.zeros(0), np.zeros((0, 0))
+    if "ngrams" in wanted:
+        idf_D, directions_DP = _fit_ngrams(some.terms_ND, seed)
     projection = None
     if {"hidden", "text"} & set(wanted):
-        projection = fit_projection(_rows_of(_read(features, wanted), rows), some)
+        states = _states(features, wanted, len(readings), readings.prompt_tokens_N)
+        projection = fit_projection_to(_rows_of(states, rows), some.text_NT)
     fitted = FeatureMap(
         wanted, projection, idf_D, directions_DP, np.array([log_N.mean(), max(float(log_N.std()), _FEW)])
     )
@@ -143,13 +180,15 @@ def fit_feature_map(features: Features, prompts: Sequence[Prompt], *, sets: Sequ
     return FeatureMap.restore(wanted, fitted.arrays())
 
 
-def _read(features: Features, sets: Sequence[str]) -> Features:
+def _states(
+    features: Features | None, sets: Sequence[str], queries: int, prompt_tokens_N: NDArray[np.int64] | None = None
+) -> Features:
     """Return what `projection` may read: without `hidden` neither states nor the entropy of the probe."""
-    if "hidden" in sets:
+    if features is not None and "hidden" in sets:
         return features
-    none_ND = np.zeros((len(features.prompt_tokens_N), 0), np.float32)
-    unknown_N = np.full(len(none_ND), np.nan, np.float32)
-    return replace(features, entropy_N=unknown_N, hidden_last_ND=none_ND, hidden_mean_ND=none_ND)
+    none_ND, unknown_N = np.zeros((queries, 0), np.float32), np.full(queries, np.nan, np.float32)
+    tokens_N = np.zeros(queries, np.int64) if prompt_tokens_N is None else prompt_tokens_N
+    return Features(tokens_N, unknown_N, none_ND, none_ND)
 
 
 def _rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
@@ -161,12 +200,12 @@ def _rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
     )
 
 
-def _fit_ngrams(prompts: Sequence[Prompt], seed: int) -> tuple[Array, Array]:
-    counts = _hashed(prompts, np.ones(HASHED))
-    seen_D = np.bincount(counts.indices, minlength=HASHED)
+def _fit_ngrams(terms_ND: csr_array, seed: int) -> tuple[Array, Array]:
+    queries = terms_ND.shape[0]
+    seen_D = np.bincount(terms_ND.indices, minlength=HASHED)
     # A column that one query alone has tells it from all others, and nothing about any of them.
-    idf_D = np.where(seen_D > 1, np.log((1.0 + len(prompts)) / (1.0 + seen_D)), 0.0)
-    weighted = _hashed(prompts, idf_D)
+    idf_D = np.where(seen_D > 1, np.log((1.0 + queries) / (1.0 + seen_D)), 0.0)
+    weighted = _weighted(terms_ND, idf_D)
     kept = min(_NGRAM_COMPONENTS, min(weighted.shape) - 1)
     if kept < 1 or not weighted.nnz or not np.abs(weighted.data).any():
         return idf_D, np.zeros((HASHED, 0))
@@ -174,26 +213,19 @@ def _fit_ngrams(prompts: Sequence[Prompt], seed: int) -> tuple[Array, Array]:
     left, singular, right = svds(weighted, k=kept, v0=start)
     kept_P = singular > 1e-3 * singular.max()
     # Half whitened, as the hidden states are; signs of components carry nothing for a kernel of distances.
-    deviation_P = singular[kept_P] / np.sqrt(len(prompts))
+    deviation_P = singular[kept_P] / np.sqrt(queries)
     directions_DP = right[kept_P].T * deviation_P**-0.5
     total = np.sqrt(((left[:, kept_P] * singular[kept_P] * deviation_P**-0.5) ** 2).sum(axis=1).mean())
     return idf_D, directions_DP * (np.sqrt(_WEIGHT["ngrams"]) / max(float(total), _FEW))
 
 
-def _hashed(prompts: Sequence[Prompt], idf_D: Array) -> csr_array:
-    """Return one row a query: which words and pairs of words it has, each row of length 1."""
-    columns, ends = [], [0]
-    for prompt in prompts:
-        words = ["0" if word[0].isdigit() else word.lower() for word in _WORD.findall(question_text(prompt))]
-        pairs = [f"{one} {two}" for one, two in itertools.pairwise(words)]
-        columns += sorted({crc32(term.encode()) % HASHED for term in (*words, *pairs)})
-        ends.append(len(columns))
-    columns_ = np.array(columns, np.int64)
-    row_of = np.repeat(np.arange(len(prompts)), np.diff(ends))
-    data = idf_D[columns_]
-    norm_N = np.sqrt(np.bincount(row_of, data**2, minlength=len(prompts)))
+def _weighted(terms_ND: csr_array, idf_D: Array) -> csr_array:
+    """Return the terms of each query, weighted, each row of length 1."""
+    row_of = np.repeat(np.arange(terms_ND.shape[0]), np.diff(terms_ND.indptr))
+    data = idf_D[terms_ND.indices]
+    norm_N = np.sqrt(np.bincount(row_of, data**2, minlength=terms_ND.shape[0]))
     data = data / np.maximum(norm_N, _FEW)[row_of]
-    return csr_array((data, columns_, np.array(ends)), shape=(len(prompts), HASHED))
+    return csr_array((data, terms_ND.indices, terms_ND.indptr), shape=terms_ND.shape)
 
 
 def _given(tasks: Sequence[str] | None, queries: int) -> Sequence[str]:

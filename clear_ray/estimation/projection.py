@@ -55,6 +55,10 @@ class Projection:
         Raises:
             ConfigError: The hidden states are not as wide as those it was fitted on.
         """
+        return self.of(features, text_features(features, prompts))
+
+    def of(self, features: Features, text_NT: Array) -> Array:
+        """Do the same where the scalar features of the queries' texts are known."""
         blocks = []
         for name, hidden_ND, center_D, directions_DP in (
             ("hidden_last", features.hidden_last_ND, self.last_mean_D, self.last_DP),
@@ -67,10 +71,10 @@ class Projection:
                     remedy="Calibrate a head for this model with `clear-ray calibrate`.",
                 )
             blocks.append((hidden_ND.astype(np.float64) - center_D) @ directions_DP)
-        text_NT = (text_features(features, prompts) - self.text_center_T) / self.text_scale_T
+        scaled_NT = (text_NT - self.text_center_T) / self.text_scale_T
         # Beyond four deviations an unseen prompt is merely unlike the training ones; do not extrapolate further.
         shown_T = max(int(np.isfinite(self.text_scale_T).sum()), 1)
-        blocks.append(np.clip(np.nan_to_num(text_NT), -_FURTHEST, _FURTHEST) * np.sqrt(_WEIGHT_TEXT / shown_T))
+        blocks.append(np.clip(np.nan_to_num(scaled_NT), -_FURTHEST, _FURTHEST) * np.sqrt(_WEIGHT_TEXT / shown_T))
         return np.concatenate(blocks, axis=1)
 
     def arrays(self) -> Arrays:
@@ -91,9 +95,13 @@ def fit_projection(features: Features, prompts: Sequence[Prompt], *, components:
         prompts: Prompts of the training queries.
         components: Most principal components kept of each kind of hidden state.
     """
+    return fit_projection_to(features, text_features(features, prompts), components=components)
+
+
+def fit_projection_to(features: Features, text_NT: Array, *, components: int = 80) -> Projection:
+    """Do the same where the scalar features of the queries' texts are known."""
     last_mean_D, last_DP = _principal(features.hidden_last_ND, components, _WEIGHT_LAST)
     mean_mean_D, mean_DP = _principal(features.hidden_mean_ND, components, _WEIGHT_MEAN)
-    text_NT = text_features(features, prompts)
     known_NT = np.isfinite(text_NT)
     number_T = np.maximum(known_NT.sum(axis=0), 1)
     center_T = np.where(known_NT, text_NT, 0.0).sum(axis=0) / number_T

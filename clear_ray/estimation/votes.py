@@ -23,6 +23,7 @@ Shapes: N queries, G grid points of p, V votes more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -111,6 +112,12 @@ class VoteWorth:
         found: Array = np.interp(chance, _CHANCE_G, self._table(votes, more))
         return found
 
+    def each_is_right(self, votes: Votes, chance: float) -> Array:
+        """Return the chance that each of the results is right, shape (r,)."""
+        log_R = _log_for_each(votes, self.habits, np.array([chance]))[:, 0]
+        found: Array = np.exp(log_R[:-1] - logsumexp(log_R))
+        return found
+
     def _known(self, votes: Votes) -> tuple[Array, Array]:
         """Return the log-likelihood of votes, and the chance that the most frequent result is right, each of shape (G,)."""
         if votes not in self._likelihood_of:
@@ -172,3 +179,19 @@ def learn_habits(votes_N: Sequence[Votes], chance_N: Array) -> Habits:
             if nats > most:
                 best, most = habits, nats
     return best
+
+
+def pooled_chance(votes_N: Sequence[Votes]) -> tuple[Habits, float]:
+    """Return how answers agree, and the chance of a right one, where nothing but the votes of some queries is known."""
+    counted = Counter(votes for votes in votes_N if sum(votes) > 1)
+    best, at, most = Habits(), 0.5, -np.inf
+    for trust in _TRUST_T[:3]:  # few answers: of queries that nothing tells apart some are always right, and some never
+        for theta in _THETA_H:
+            worth = vote_worth(Habits(trust, theta))
+            away = np.log2(theta / Habits().theta) ** 2
+            seen = [times * worth.log_likelihood(votes, _CHANCE_G) for votes, times in counted.items()]
+            nats_G = np.sum([*seen, np.zeros_like(_CHANCE_G)], axis=0)
+            nats_G = nats_G - _PRIOR_NATS * (away / 8.0 + logit(_CHANCE_G) ** 2 / 8.0)
+            if float(nats_G.max()) > most:
+                best, at, most = Habits(trust, theta), float(_CHANCE_G[int(nats_G.argmax())]), float(nats_G.max())
+    return best, at

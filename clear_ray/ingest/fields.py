@@ -82,6 +82,9 @@ _ACCOUNTS = dict.fromkeys(
 )
 """Of the service's bookkeeping: which model answers is the run's setting, and no tool is ever called."""
 
+LOGPROBS_OF_RESPONSES = "message.output_text.logprobs"
+"""What a response's `include` asks for log-probabilities with."""
+
 _ENGINES = {
     "best_of": refused(1),
     "use_beam_search": refused(False),
@@ -145,8 +148,8 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "modalities": refused(["text"]),
         "audio": refused({}),
         "prediction": HARMLESS,
-        "logprobs": refused(False),
-        "top_logprobs": refused(0),
+        "logprobs": HONOURED,
+        "top_logprobs": HONOURED,
         "reasoning_effort": HONOURED,
         "verbosity": refused("medium"),
         "reasoning": refused({}, remedy="Use reasoning_effort."),
@@ -167,7 +170,7 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         **_ENGINES,
         "prompt": HONOURED,
         "max_tokens": HONOURED,
-        "logprobs": refused(),
+        "logprobs": HONOURED,
         "echo": refused(False),
         "suffix": refused(""),
         "response_format": HONOURED,
@@ -183,10 +186,10 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "text": HONOURED,
         "reasoning": HONOURED,
         "truncation": refused("disabled"),
-        "include": refused([]),
+        "include": refused([], [LOGPROBS_OF_RESPONSES]),
         "background": refused(False),
         "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
-        "top_logprobs": refused(0),
+        "top_logprobs": HONOURED,
         "max_tool_calls": HARMLESS,
         "previous_response_id": refused(remedy="Write the earlier turns into input."),
         "conversation": refused(remedy="Write the earlier turns into input."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from clear_ray.ingest.normalise import (
     NormalRow,
     asked_tokens,
     failed_row,
+    is_nan,
     made_id,
     messages_in,
     normalise,
@@ -57,6 +59,7 @@ def ingest(
     most_errors: int = 20,
     on_error: Literal["refuse", "fail_row"] = "refuse",
     check_sampling: Callable[[Sampling], Sequence[str]] | None = None,
+    reads_names: Callable[[], bool] = lambda: False,
     accept: Callable[[InputDigest], None] | None = None,
     watches: Sequence[Watch] = (),
     continues: bool = False,
@@ -75,6 +78,7 @@ def ingest(
             a source that cannot be read to its end and an input without any query are refused all the same.
         check_sampling: Function that is asked of every row's own sampling: it returns what of it has no effect here, and
             raises for what cannot be done.
+        reads_names: Function that is asked at the first speaker with a name: whether the model is told it.
         accept: Function that is asked before the queries take their place; what it raises refuses the input.
         watches: What else is told of every query, and adds to the notices.
         continues: Whether the run goes on with the assistant's words at the end of a conversation. If not, those of a plain
@@ -98,6 +102,7 @@ def ingest(
         most_errors,
         fails_rows=on_error == "fail_row",
         check_sampling=check_sampling,
+        reads_names=reads_names,
         watches=watches,
         continues=continues,
         temperature=temperature,
@@ -124,6 +129,7 @@ class _Intake:
         *,
         fails_rows: bool,
         check_sampling: Callable[[Sampling], Sequence[str]] | None,
+        reads_names: Callable[[], bool],
         watches: Sequence[Watch],
         continues: bool,
         temperature: float | None,
@@ -132,6 +138,7 @@ class _Intake:
         self._watches, self._continues = watches, continues
         self._temperature, self._splits = temperature, splits
         self._check_sampling = check_sampling or (lambda _: ())
+        self._reads_names = cache(reads_names)
         self._files = files
         self._max_tokens = max_tokens
         self._limit = limit
@@ -273,6 +280,7 @@ class _Intake:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, asked = reading.columns, None, None, Asked()
+        makes_ids = reading.makes_ids
         place_of: Callable[[str], str] = str
         place = columns.sampling_params
         if batch.is_openai:
@@ -284,6 +292,8 @@ class _Intake:
                 Asked(request.sampling, None, request.n),
             )
             place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
+            self._notices.say(request.said)
+            makes_ids = bool(request.said) and row["custom_id"] is None  # Vertex has none
         elif (own := lookup(row, columns.sampling_params)) is not None:
             asked = sampling_params_of(own, columns.sampling_params)
             if asked.max_tokens is not None and lookup(row, columns.max_tokens) is None:
@@ -300,7 +310,7 @@ class _Intake:
                 max_tokens=self._max_tokens,
                 form=form,
                 beside=reading.beside,
-                query_id="" if reading.makes_ids else None,
+                query_id="" if makes_ids else None,
                 is_nested=reading.is_nested,
                 keeps_answer=keeps_answer,
             )
@@ -308,7 +318,10 @@ class _Intake:
             raise at(error, place_of(error.where)) from error
         self._expect_one_format(endpoint, batch, k)
         if sampling is not None:
-            ignored = self._checked(sampling, row, columns, place, goes_on_with=ends_with_answer(messages))
+            try:
+                ignored = self._checked(sampling, row, columns, place, goes_on_with=ends_with_answer(messages))
+            except SchemaError as error:
+                raise at(error, place_of(error.where)) from error
             query = query._replace(sampling=sampling.dump())
             self._notices.ignore(place_of(name) for name in ignored)
         self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
@@ -316,7 +329,7 @@ class _Intake:
         if asked.n is not None and asked.n > 1:
             query = query._replace(n=asked.n)
         number = len(self._hashes) + k
-        return query._replace(query_id=made_id(number, query.prompt)) if reading.makes_ids else query
+        return query._replace(query_id=made_id(number, query.prompt)) if makes_ids else query
 
     def _checked(
         self, sampling: Sampling, row: dict[str, Any], columns: ColumnsConfig, place: str, *, goes_on_with: bool
@@ -348,7 +361,9 @@ class _Intake:
         goes_on: bool,
     ) -> None:
         """Count what a row says that is lowered, or becomes something else than it seems to ask."""
-        if has_names(messages):
+        if is_nan(lookup(row, columns.gold)):
+            self._notices.ignore((f"{columns.gold} (NaN)",))
+        if has_names(messages) and not self._reads_names():
             self._notices.ignore(("messages.name",))
         if ends_with_answer(messages) and not (keeps_answer and goes_on):
             is_gold = query.gold is not None and lookup(row, columns.gold) is None

@@ -20,14 +20,16 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing"
 _CHAT_KEYS = {"from", "value", "weight", "loss", "train"}
 _EMPTY: tuple[Any, ...] = ("", [], {}, False)
 _READ_KEYS = {"role", "content", "name", "weight"}
-"""`name` is told by the caller; `weight` is a mark of training."""
+"""`weight` is a mark of training."""
 _BEGINS_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"\s*:')
 GOES_ON = ("prefix", "partial")
 """Words of Mistral, DeepSeek and Moonshot in a last message that the answer is to go on with."""
 
 
 def read_messages(value: Any, column: str) -> list[dict[str, str]]:
-    """Return messages as {role, content}; a text is taken for JSON of such a list, as Parquet files often hold it.
+    """Return messages as {role, content}, with a name where the speaker has one.
+
+    A text is taken for JSON of such a list, as Parquet files often hold it.
 
     Args:
         value: The conversation.
@@ -84,8 +86,8 @@ def ends_with_answer(messages: list[Any]) -> bool:
 
 
 def has_names(messages: list[Any]) -> bool:
-    """Whether a message says what its speaker is called, which no chat template is told."""
-    return any(isinstance(message, Mapping) and message.get("name") is not None for message in messages)
+    """Whether a message says what its speaker is called."""
+    return any(isinstance(message, Mapping) and bool(message.get("name")) for message in messages)
 
 
 def without_answer(turns: list[dict[str, str]], column: str) -> tuple[list[dict[str, str]], str | None]:
@@ -120,7 +122,10 @@ def _message(value: Any, column: str, *, is_last: bool) -> dict[str, str]:
     content = value.get("content")
     if isinstance(content, list):
         content = "\n".join(_part(part, f"{column}.content[{k}]") for k, part in enumerate(content))
-    return {"role": _ROLES[role], "content": text_of(content, f"{column}.content")}
+    turn = {"role": _ROLES[role], "content": text_of(content, f"{column}.content")}
+    if value.get("name"):
+        turn["name"] = text_of(value["name"], f"{column}.name")
+    return turn
 
 
 def _turn_of_chat(value: Mapping[str, Any], column: str) -> dict[str, Any]:

@@ -99,9 +99,11 @@ def normalise(
     cost = get(columns.cost)
     ceiling = get(columns.max_tokens)
     gold = get(columns.gold)
+    if is_nan(gold):
+        gold = None
     if gold is None and answer is not None and "gold" not in columns.model_fields_set:
         gold = answer
-    gold = label_of_index(gold, options, columns.gold)
+    gold = label_of_index(gold, options, columns.gold, columns=beside.options)
     task = get(columns.task)
     metadata = get(columns.metadata)
     return NormalRow(
@@ -150,6 +152,11 @@ def made_id(number: int, prompt: str) -> str:
 def failed_row(query_id: str, error: str, *, max_tokens: int) -> NormalRow:
     """Return a row of the input that is no query, which takes its place and fails."""
     return NormalRow(query_id, "", False, 1.0, 1.0, max_tokens, None, None, None, None, error)
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value is what tables of numbers have in empty cells."""
+    return isinstance(value, float | Decimal) and value != value
 
 
 def asked_tokens(row: Mapping[str, Any], columns: ColumnsConfig) -> int | None:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Protocol
 
+from clear_ray.ingest.logprobs import chat_logprobs, legacy_logprobs, load_logprobs
 from clear_ray.storage import Folder, sync_path
 
 OUTPUT_FILE, ERRORS_FILE = "output.jsonl", "errors.jsonl"
@@ -40,6 +42,7 @@ def write_openai_outputs(
     model: str,
     url: str = "/v1/chat/completions",
     unserved: str = "batch_expired",
+    model_of: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write both files; each appears whole or not at all, and the same rows give the same bytes.
 
@@ -57,6 +60,7 @@ def write_openai_outputs(
         model: Name that the answers carry.
         url: Endpoint of the requests, which decides the shape of a line.
         unserved: Code of the queries that nothing was left for, in place of `batch_expired`.
+        model_of: Of several engines, the name that each one's answers carry.
     """
     line_of = _anthropic_line if url == "/v1/messages" else partial(_line, url=url)
     folder.make()
@@ -66,7 +70,7 @@ def write_openai_outputs(
             if row["error_code"] == "batch_expired":
                 row = {**row, "error_code": unserved}
             sink = output if row["status"] == "completed" else errors
-            sink.write(f"{_encode(line_of(row, model))}\n".encode())
+            sink.write(f"{_encode(line_of(row, model_of.get(row.get('engine') or '', model)))}\n".encode())
 
 
 def _of_all(answers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -124,16 +128,26 @@ def _chat(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     return _choices(row, model, f"chatcmpl-{name}", "chat.completion", _message_of)
 
 
-def _message_of(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}}
+def _message_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "message": {"role": "assistant", "content": answer.get("text") or ""},
+        "logprobs": chat_logprobs(load_logprobs(answer.get("logprobs"))),
+    }
 
 
 def _completion(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    return _choices(row, model, f"cmpl-{name}", "text_completion", lambda text: {"text": text})
+    return _choices(row, model, f"cmpl-{name}", "text_completion", _text_of)
+
+
+def _text_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "text": answer.get("text") or "",
+        "logprobs": legacy_logprobs(load_logprobs(answer.get("logprobs"))),
+    }
 
 
 def _choices(
-    row: Mapping[str, Any], model: str, name: str, kind: str, choice_of: Callable[[str], dict[str, Any]]
+    row: Mapping[str, Any], model: str, name: str, kind: str, choice_of: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
     return {
@@ -142,12 +156,7 @@ def _choices(
         "created": _created(row),
         "model": model,
         "choices": [
-            {
-                "index": index,
-                **choice_of(answer.get("text") or ""),
-                "logprobs": None,
-                "finish_reason": _finish(row, answer),
-            }
+            {"index": index, **choice_of(answer), "finish_reason": _finish(row, answer)}
             for index, answer in enumerate(row.get("answers", (row,)))
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
@@ -164,6 +173,8 @@ def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
     is_cut = row["finish_reason"] != "stop"
     status = "incomplete" if is_cut else "completed"
     text: dict[str, Any] = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
+    if (logprobs := chat_logprobs(load_logprobs(row.get("logprobs")))) is not None:
+        text["logprobs"] = logprobs["content"]
     return {
         "id": f"resp_{name}",
         "object": "response",

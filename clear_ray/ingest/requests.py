@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.fields import Endpoint, check_fields
+from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, Endpoint, check_fields
+from clear_ray.ingest.foreign import is_foreign, translated
 from clear_ray.ingest.messages import GOES_ON
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.sampling_fields import answers_asked, sampling_of
@@ -61,6 +62,7 @@ class Request:
         sampling: What the line asks of its answer; None for the run's settings.
         n: How many answers it asks for, if it says so.
         place_of: Function from a place in `row` to the place in the line, as errors name it.
+        said: How the line was read, where it is another service's; empty otherwise.
     """
 
     row: dict[str, Any]
@@ -70,11 +72,12 @@ class Request:
     sampling: Sampling | None
     n: int | None
     place_of: Callable[[str], str]
+    said: str = ""
 
 
 def is_request(row: Mapping[str, Any]) -> bool:
     """Whether a row looks like a line of a batch file."""
-    return "custom_id" in row and any(name in row for name in ("body", "url", "params"))
+    return ("custom_id" in row and any(name in row for name in ("body", "url", "params"))) or is_foreign(row)
 
 
 def endpoint_of(row: Mapping[str, Any]) -> Endpoint:
@@ -113,6 +116,20 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
     Raises:
         SchemaError: The line is no request, or asks for what is not done; `where` names the field.
     """
+    return _read_foreign(row, columns) if is_foreign(row) else _read(row, columns)
+
+
+def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
+    line = translated(row)
+    try:
+        request = _read({"custom_id": None, **line.row}, columns)
+    except SchemaError as error:
+        raise at(error, line.place_of(error.where)) from error
+    inner = request.place_of
+    return replace(request, place_of=lambda where: line.place_of(inner(where)), said=line.said)
+
+
+def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     is_anthropic = "params" in row and "body" not in row
     place = "params" if is_anthropic else "body"
     for name in ("custom_id", place):
@@ -199,6 +216,8 @@ def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling 
             words["continue_final_message"] = True  # an answer that was begun is gone on with
     if endpoint == "/v1/responses":
         words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
+        if body.get("top_logprobs") or LOGPROBS_OF_RESPONSES in (body.get("include") or ()):
+            words["logprobs"] = True
     if endpoint == "/v1/chat/completions" and any(_last_message(body).get(name) is True for name in GOES_ON):
         words["continue_final_message"] = True
     return sampling_of(words, place=place)

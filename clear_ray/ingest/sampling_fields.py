@@ -12,12 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clear_ray.config.sampling import Sampling, Structure, json_text
+from clear_ray.config.sampling import MOST_LOGPROBS, Sampling, Structure, json_text
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.values import shown
 
 NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-SAMPLING_FIELDS = (*NUMBERS, "seed", "random_seed", "stop", "stop_token_ids", "min_tokens", "logit_bias")
+SAMPLING_FIELDS = (
+    *(*NUMBERS, "seed", "random_seed", "stop", "stop_token_ids", "min_tokens", "logit_bias"),
+    *("logprobs", "top_logprobs"),
+)
 STRUCTURE_FIELDS = (
     "response_format",
     "structured_outputs",
@@ -86,6 +89,7 @@ def sampling_of(body: Mapping[str, Any], *, place: str = "body") -> Sampling | N
         asked["stop_token_ids"] = token_ids
     if (bias := body.get("logit_bias")) is not None:
         asked["logit_bias"] = _biases(bias, f"{place}.logit_bias")
+    asked["logprobs"] = _logprobs(body, place)
     asked["structure"] = structure_of(body, place=place)
     asked |= _template(body, place)
     return _checked(asked, place)
@@ -263,6 +267,27 @@ def _biases(value: Any, where: str) -> dict[int, float]:
             raise SchemaError("it maps token ids to numbers", where, shown(value), 'Write {"50256": -100}.')
         biases[int(token)] = float(bias)
     return biases
+
+
+def _logprobs(body: Mapping[str, Any], place: str) -> int | None:
+    """Return how many of the likeliest tokens are wanted beside each of the answer; None if no log-probabilities are."""
+    value, most = body.get("logprobs"), body.get("top_logprobs")
+    if most is not None:
+        most = _number(most, f"{place}.top_logprobs", is_whole=True)
+        if most and (value is None or value is False):
+            what, remedy = "likeliest tokens come with logprobs", 'Write "logprobs": true beside it.'
+            raise SchemaError(what, f"{place}.top_logprobs", shown(most), remedy)
+    if value is None or value is False:
+        return None
+    name, count = "top_logprobs", most or 0
+    if value is not True:  # legacy completions, and vLLM, give the number itself
+        name, count = "logprobs", _number(value, f"{place}.logprobs", is_whole=True)
+        if most is not None and most != count:
+            raise SchemaError("logprobs and top_logprobs differ", f"{place}.{name}", shown(value), "Give one of them.")
+    if not 0 <= count <= MOST_LOGPROBS:
+        what = f"it is at least 0 and at most {MOST_LOGPROBS}"
+        raise SchemaError(what, f"{place}.{name}", shown(count), "Ask for fewer.")
+    return int(count)
 
 
 def _add(found: dict[str, Structure], name: str, structure: Structure | None) -> None:

@@ -24,7 +24,7 @@ _GOLD_KINDS: set[Kind] = {"text", "number", "truth", "list", "object"}
 
 _CONVERSATIONS = ("conversations", "conversation")
 _PROMPTS = ("question", "problem", "instruction")
-_LATER_PROMPTS = ("query", "input", "text")  # which stand for something else beside one of the others
+_LATER_PROMPTS = ("query", "input", "text", "sentence")  # which stand for something else beside one of the others
 _IDS = ("id", "custom_id", "uid", "unique_id", "question_id", "extra_info.index")
 _GOLD_OF = {"problem": (("answer",), ("solution",)), "instruction": (("output",), ("response", "answer"))}
 _GOLD = (
@@ -45,6 +45,8 @@ _OPTION_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("A", "B", "C", "D", "E"),
     ("opa", "opb", "opc", "opd"),
     *(tuple(f"{name}_{letter}" for letter in "abcde") for name in ("option", "choice")),
+    *(tuple(f"{name}{letter}" for letter in "abcde") for name in ("option", "choice", "answer")),
+    *(tuple(f"option{sign}{k}" for k in range(1, 6)) for sign in ("", "_")),
 )
 _BESIDE = (*_OPTIONS, *_BEFORE, "history", *(names[0] for names in _OPTION_COLUMNS))
 """What belongs to a question and stands in a column of its own: without it the question is another one."""
@@ -256,8 +258,8 @@ def _prompt(kinds: Kinds, where: str, names: list[str]) -> dict[str, str]:
 
 _LINES_OF = {
     "body": "The lines of a batch file need a custom_id each, and are read from JSON alone",
-    "request": "This looks like a batch file of Gemini, which is not read",
-    "modelInput": "This looks like a batch file of Bedrock, which is not read",
+    "request": "Gemini's lines are read from JSON alone, with `request.contents`; otherwise",
+    "modelInput": "Bedrock's lines are read from JSON alone, with `recordId` and `modelInput`; otherwise",
 }
 """Columns that the batch files of other services have."""
 

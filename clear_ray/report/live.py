@@ -181,7 +181,7 @@ def _queries(snapshot: ProgressSnapshot) -> str:
     if not snapshot.queries:
         return "not read yet"
     if not snapshot.granted:
-        return f"{count(snapshot.probed)} of {count(snapshot.queries)} probed"
+        return f"{count(snapshot.probed)} of {count(snapshot.queries)} read"
     running = snapshot.granted - snapshot.ended
     return f"{count(snapshot.ended)} of {count(snapshot.queries)} done, {count(running)} under way"
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from clear_ray.report import wording
 from clear_ray.report.rows import Gathered, gather, outcome
 from clear_ray.report.summary import RunReport
+from clear_ray.report.text import asked_again
 from clear_ray.storage import Folder
 
 _ANSWER_CHARACTERS = 200
@@ -68,6 +69,7 @@ def render_page(report: RunReport, gathered: Gathered) -> str:
             gathered=gathered,
             gain=wording.times(report.expected_utility, report.uniform_expected_utility),
             tasks=report.tasks[:_MOST_TASKS],
+            asked=[] if report.attempts is None else asked_again(report.attempts, report.unit),
         )
     )
 

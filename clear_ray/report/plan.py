@@ -20,6 +20,27 @@ class ShareBudget(Part):
     """Correct answers expected from ample tokens."""
 
 
+class GainReport(Part):
+    """What the run is expected to answer over equal ceilings that spend the same."""
+
+    low: float
+    """Nine of ten such batches gain at least this many right answers and at most `high`; below 0 where they may lose."""
+    expected: float
+    """Right answers gained in the mean."""
+    high: float
+    """See `low`."""
+    uniform: float
+    """What equal ceilings are expected to answer right."""
+    chance: float = Field(ge=0, le=1)
+    """Chance of a gain worth the name: half an answer in a hundred queries, and a twentieth of what equal ceilings answer."""
+    is_expected: bool
+    """Whether the plan expects such a gain: from a chance of .45 on."""
+    source: str
+    """What that rests on: a `head`, the `store` of earlier runs, a `sample`, or `nothing` but what batches are like."""
+    answers: int = 0
+    """Answers of earlier runs, or sampled ones, that it rests on."""
+
+
 class PlanReport(Part):
     """The priced batch: how many queries the budget would fund, at which price, and what that would spend."""
 
@@ -40,9 +61,11 @@ class PlanReport(Part):
     high_tokens: float | None = Field(default=None, ge=0)
     """Nine of ten such batches spend between `low_tokens` and this; None unless answers were sampled."""
     sampled_answers: int = Field(default=0, ge=0)
-    """Answers that low, expected and high rest on; none unless the plan was allowed to sample some."""
+    """Whole answers that low, expected and high rest on; none unless the plan was allowed to sample some."""
     sample_tokens: int = Field(default=0, ge=0)
-    """What they took, beside the budget of the run."""
+    """What all sampled answers took, short ones too, beside the budget of the run."""
+    engines: dict[str, int] = Field(default_factory=dict)
+    """Queries that would be asked of each of several engines first, at the first clearing; empty of a run with one."""
     funded: int = Field(ge=0)
     """Queries that would be granted tokens at the first clearing."""
     abandoned: int = Field(ge=0)
@@ -67,6 +90,8 @@ class PlanReport(Part):
     """Whether the estimates come from a probe of the model; otherwise from prompt lengths alone."""
     learning: LearningReport | None = None
     """What the run would learn from; None if that is not asked of it."""
+    gain: GainReport | None = None
+    """What it would gain over equal ceilings; None where it neither learns nor has a head, or asks queries again."""
     scorer: str | None = None
     """What would score the answers; of a batch that left the choice, with the golds it was chosen by."""
     warnings: tuple[str, ...] = ()

@@ -97,7 +97,7 @@ class LearningReport(Part):
     """What a run learned from its own answers."""
 
     label: str
-    """What said that an answer is right: a scorer's `verdict`, or that the answer `ended` by itself."""
+    """What said that an answer is right: a scorer's `verdict`, `agreement` of answers, or that it `ended` by itself."""
     features: tuple[str, ...]
     """What was read of the prompts."""
     left_out: str = ""
@@ -109,7 +109,11 @@ class LearningReport(Part):
     learned_share: float = 0.0
     """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
     given_share: float = 0.0
-    """Share of the curves of a head that was given."""
+    """Share of the curves of a head that was given, or of what earlier runs have learned."""
+    earlier_answers: int = 0
+    """Answers of earlier runs that it began with, from a store."""
+    store_notes: tuple[str, ...] = ()
+    """What of the store was passed over, or could not be kept there, and why; a line each."""
 
 
 class AttemptsReport(Part):
@@ -137,6 +141,27 @@ class AttemptsReport(Part):
     def solved(self) -> int:
         """Queries with an answer of full score."""
         return sum(self.solved_by_attempt)
+
+
+class EngineReport(Part):
+    """What one of several engines came to."""
+
+    name: str
+    """Its name in the configuration."""
+    model: str
+    """Name of its model."""
+    head: str
+    """Its head; `learn` if it was learned in the run."""
+    calls: int
+    """Grants that it was asked for."""
+    generated_tokens: int
+    """What it generated."""
+    spent_tokens: int
+    """What its answers took, in the unit of the budget; without what was lost."""
+    answers: int
+    """Queries whose completion is its answer."""
+    correct: float | None
+    """Correct ones among them; None without gold answers."""
 
 
 class RunReport(Part):
@@ -204,6 +229,8 @@ class RunReport(Part):
     """What the run learned from its own answers; None if that was not asked of it."""
     attempts: AttemptsReport | None = None
     """What came of asking again; None if every query was asked once."""
+    engines: tuple[EngineReport, ...] = ()
+    """What each of several engines came to, in their order; empty of a run with one."""
     workers: int | None = None
     """Most engines that were up at once."""
     worker_tokens_per_second: float | None = None
@@ -259,7 +286,7 @@ class ProgressSnapshot(Part):
     """What a run looks like at one moment; what the live display shows."""
 
     stage: str
-    """`start`, `read`, `probe`, `price`, `generate` or `write`."""
+    """`start`, `read`, `probe` (`estimate` where no model reads prompts), `price`, `generate` or `write`."""
     round: int
     """Clearing under way, from 1; 0 before the first."""
     queries: int

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clear_ray.redaction import printable
-from clear_ray.report.plan import PlanReport
-from clear_ray.report.summary import AttemptsReport, BudgetPoint, LearningReport, RoundReport, RunReport
+from clear_ray.report.plan import GainReport, PlanReport
+from clear_ray.report.summary import AttemptsReport, BudgetPoint, EngineReport, LearningReport, RoundReport, RunReport
 from clear_ray.report.wording import (
     amount,
     answers,
@@ -51,16 +51,17 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("wasted", wasted))
     if report.learning is not None:
         lines.append(_labelled("learned", _learned(report.learning)))
+        lines += [_labelled("store", printable(note, most=400)) for note in report.learning.store_notes]
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    written = f"{'' if report.attempts is None else 'attempts/, '}completions/, summary.json, report.html"
+    written = f"{'attempts/, ' if report.attempts or report.engines else ''}completions/, summary.json, report.html"
     lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
 
 
 def plan_text(plan: PlanReport) -> str:
     """Return the plan of a batch in at most 25 aligned lines of plain text, without a final line end."""
-    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths, no model loaded"
+    source = "estimated by a probe of the model" if plan.is_probed else "estimated from prompt lengths alone"
     guesses = (("low", plan.low_tokens), ("expected", plan.expected_tokens), ("worst", plan.worst_tokens))
     spend = ", ".join(f"{name} {_bare(number, plan.unit)}" for name, number in guesses)
     if plan.high_tokens is not None:
@@ -77,15 +78,21 @@ def plan_text(plan: PlanReport) -> str:
         ("expected", f"{hoped} ({gain})" if gain else hoped),
         ("prompts", _to_read(plan)),
     ]
+    if plan.engines:
+        first = ", ".join(f"{printable(name, most=40)} {count(queries)}" for name, queries in plan.engines.items())
+        pairs.insert(4, ("engines", f"asked first: {first}"))
     if plan.for_share is not None:
         asked = plan.for_share
         buys = f"{expected(asked.expected_utility)} of the {expected(asked.most_utility)} that ample tokens would give"
         pairs.append((f"for {asked.share:.0%}", f"{amount(asked.budget_tokens, plan.unit)}, expected to give {buys}"))
+    if plan.gain is not None:
+        pairs.append(("gain", _gain(plan.gain)))
     lines = [f"{plural(plan.queries, 'query')}, {source}", *_noticed(plan.notices)]
     lines += [_labelled(label, value) for label, value in pairs]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in plan.warnings]
     if plan.learning is not None:
         lines.append(_labelled("learns", _will_learn(plan.learning)))
+        lines += [_labelled("store", printable(note, most=400)) for note in plan.learning.store_notes]
     elif plan.head == "prior":
         lines.append(_UNCALIBRATED)
     if plan.budget_curve:
@@ -123,14 +130,35 @@ _UNCALIBRATED = _labelled(
 def _will_learn(learning: LearningReport) -> str:
     if learning.left_out:
         return f"nothing: {learning.left_out}; equal ceilings, about"
+    if learning.earlier_answers:
+        known = f"{count(learning.earlier_answers)} answers of earlier runs are known"
+        return f"from {taught(learning.label, learning.features)}; {known}"
     return f"from {taught(learning.label, learning.features)}; nothing is known yet, and the figures say so"
+
+
+def _gain(gain: GainReport) -> str:
+    """Return what is to be gained over equal ceilings, and how that is known."""
+    between = (
+        f"{expected(gain.low)} to {expected(gain.high)} right answers over equal ceilings in nine of ten such batches"
+    )
+    known = {
+        "head": "by the head",
+        "store": f"by {plural(gain.answers, 'answer')} of earlier runs",
+        "sample": f"by {plural(gain.answers, 'sampled answer')}",
+        "nothing": "and nothing is known of this one: --sample-share 0.01 asks a few",
+    }[gain.source]
+    if gain.is_expected:
+        return f"about {expected(gain.expected)}: {between}, {known}"
+    return f"no gain expected here, since answers are short, alike or seldom right: {between}, {known}"
 
 
 def _learned(learning: LearningReport) -> str:
     if learning.left_out:
         return f"nothing: {learning.left_out}; equal ceilings, about"
     share = percent(learning.learned_share + learning.given_share)
-    return f"from {count(learning.answers)} answers: {taught(learning.label, learning.features)}; trusted {share}"
+    began = f", after {count(learning.earlier_answers)} of earlier runs" if learning.earlier_answers else ""
+    what = taught(learning.label, learning.features)
+    return f"from {count(learning.answers)} answers{began}: {what}; trusted {share}"
 
 
 def _price(shadow_price: float, unit: str) -> str:
@@ -180,13 +208,15 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
             found += "; " + ", ".join(f"{printable(reason, most=40)} {count(n)}" for reason, n in reasons.items())
         pairs.insert(4, ("correct", found))
     if report.attempts is not None:
-        pairs += _asked_again(report.attempts, report.unit)
+        pairs += asked_again(report.attempts, report.unit)
+    pairs += [("engine", _engine(engine, report.unit)) for engine in report.engines]
     if report.policy != "clear_ray":
         pairs.insert(0, ("policy", printable(report.policy, most=40)))
     return pairs
 
 
-def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
+def asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
+    """Return label and value of what came of asking again, and of what one more answer would bring."""
     if found.agreed is not None:
         counted = f"{plural(found.attempts, 'answer')}; of {count(found.agreed)} queries several agree on what was kept"
         more = (
@@ -200,6 +230,13 @@ def _asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
     )
     more = f"at each unsolved one: {expected(found.one_more_solves)} solved, for {amount(found.one_more_tokens, unit)}"
     return [("attempts", solved + each), ("one more", more)]
+
+
+def _engine(found: EngineReport, unit: str) -> str:
+    name, model = printable(found.name, most=40), printable(found.model, most=60)
+    asked = f"{name}: {plural(found.calls, 'call')} for {amount(found.spent_tokens, unit)}, {plural(found.answers, 'answer')}"
+    right = "" if found.correct is None else f", {answers(found.correct)} correct"
+    return f"{asked}{right} (model {model}, head {printable(found.head, most=40)})"
 
 
 def _bare(number: float, unit: str) -> str:

@@ -207,7 +207,9 @@ def _that_fit(
     order = buyers[np.lexsort((part.tie_break_N[buyers], -worth_M[buyers] / np.maximum(spend_M[buyers], 1e-12)))]
     left_parts = _grant(granted_M, order, np.maximum(tokens_M, owed_M), next_calls, for_sale_parts)
     if bought.price == 0.0:
-        # Nothing is certain to be worth nothing: what no plan wants is shared by those that want none.
+        # Nothing is certain to be worth nothing: what no plan wants, now or later, is shared by those that want none.
+        later_M = np.maximum(menu.spend_JN[bought.plan_N, rows] - spend_M, 0.0)
+        left_parts = max(left_parts - int(np.ceil(later_M[buyers].sum() * COST_PARTS)), 0)
         most_M = menu.most_tokens_N
         others = rows[(tokens_M == 0) & (most_M > 0)]
         others = others[np.argsort(part.tie_break_N[others], kind="stable")]

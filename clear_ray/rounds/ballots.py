@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.estimation.votes import Votes
+from clear_ray.estimation.votes import Votes, pooled_chance, vote_worth
 
 NO_VOTE = 0
 """Vote of an answer that was cut off, failed, or holds no result."""
@@ -56,10 +56,21 @@ class Ballots:
             for index in index_M
         ]
 
-    def agrees(self, index: int, vote: int) -> float:
-        """Return 1 for a vote that most answers to its query share, 0 for another; NaN where there is only one answer."""
-        own = self._of.get(index, [])
-        if len(own) < 2 or vote == NO_VOTE:
-            return float("nan")
-        counted = Counter(each.vote for each in own)
-        return float(counted[vote] > 1 and counted[vote] == max(counted.values()))
+    def is_right_P(self, query_P: NDArray[np.int64], vote_P: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the chance that each of some answers is right, by how often those to its query agree, shape (P,).
+
+        It is NaN where a query has one answer, which nothing can agree with, and for an answer without a result.
+        """
+        habits, chance = pooled_chance(self.votes_of(np.array(list(self._of), np.int64)))
+        worth, found_of = vote_worth(habits), dict[Votes, NDArray[np.float64]]()
+        found = np.full(len(query_P), np.nan)
+        for place, (query, vote) in enumerate(zip(query_P.tolist(), vote_P.tolist(), strict=True)):
+            own = self._of.get(query, [])
+            if len(own) < 2 or vote == NO_VOTE:
+                continue
+            counted = Counter(each.vote for each in own)
+            votes = tuple(sorted(counted.values(), reverse=True))
+            if votes not in found_of:
+                found_of[votes] = worth.each_is_right(votes, chance)
+            found[place] = found_of[votes][votes.index(counted[vote])]
+        return found

@@ -55,6 +55,7 @@ class Clearing:
         option_M: Which of its options each query takes, such as one of several models; the first if not given.
         reserved_parts_M: What each grant may take from the budget in all, its prompt included, in thousandths of the budget's
             unit; if not given, its tokens at the query's cost.
+        token_cost_M: What a token of each grant takes from the budget, of several models; if not given, as of its query.
         later_utility: Correct answers expected of later attempts, which the price counts on and nothing is granted for yet.
     """
 
@@ -71,6 +72,7 @@ class Clearing:
     is_fresh_M: NDArray[np.bool_] | None = None
     option_M: NDArray[np.int64] | None = None
     reserved_parts_M: NDArray[np.int64] | None = None
+    token_cost_M: NDArray[np.float64] | None = None
     later_utility: float = 0.0
 
     def some(self, chosen: NDArray[np.int64]) -> Clearing:
@@ -90,14 +92,15 @@ class Clearing:
         return self.tokens_M * cost_parts(cost_N[self.index_M])
 
     def expected_taken_M(self, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what each grant is expected to take, in the budget's unit; of one model."""
-        back_M = (self.tokens_M - self.expected_tokens_M) * cost_N[self.index_M]
+        """Return what each grant is expected to take, in the budget's unit."""
+        cost_M = cost_N[self.index_M] if self.token_cost_M is None else self.token_cost_M
+        back_M = (self.tokens_M - self.expected_tokens_M) * cost_M
         return self.parts_M(cost_N) / COST_PARTS - back_M
 
 
 _PER_GRANT = (
     *("index_M", "tokens_M", "expected_tokens_M", "expected_utility_M"),
-    *("is_fresh_M", "option_M", "reserved_parts_M"),
+    *("is_fresh_M", "option_M", "reserved_parts_M", "token_cost_M"),
 )
 
 

@@ -311,16 +311,15 @@ def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
 
 
 def _observe_votes(states: QueryStates) -> Observed:
-    """Return all answers so far, of which those count as right that most of several to their query agree with."""
+    """Return all answers so far, each as right as its query's votes make it, where there are several."""
     current, past = np.flatnonzero((states.answer_tokens_N > 0) & ~states.has_failed_N), states.past
     query = np.concatenate([past.index_P, current])
     votes = np.concatenate([past.vote_P, states.vote_N[current]])
-    right = [states.ballots.agrees(int(index), int(vote)) for index, vote in zip(query, votes, strict=True)]
     every = Observed(
         query,
         np.concatenate([past.tokens_P, states.answer_tokens_N[current]]),
         np.concatenate([past.has_stopped_P, states.has_stopped_N[current]]),
-        np.array(right, np.float64),
+        states.ballots.is_right_P(query, votes),
     )
     return every.take(np.argsort(query, kind="stable"))
 

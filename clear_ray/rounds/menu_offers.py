@@ -10,8 +10,9 @@ learned together: a query's coordinates, which models the one that answered is d
 the query before. So a model that was seen little is believed to be like the others, and an answer that was wrong says
 something about the next. No query is believed anything that an answer of its own has taught, except by that last number.
 
-**Pilot and stages** are those of a run that teaches itself (`learning_offers`). The pilot asks the cheapest model, a second
-one those others whose answers would not take many times what the budget has for a query.
+**Pilot and stages** are those of a run that teaches itself (`learning_offers`). The pilot asks the first model of which
+nothing is known, a second one those others whose answers would not take many times what the budget has for a query. A model
+that nothing has been learned of, because all its answers failed, is believed the uninformed law.
 
 Shapes: N queries, M of them granted, J models, K grid points, P coordinates.
 
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.estimation.curves import Curves, curves_from_incidence
-from clear_ray.estimation.factors import Factors, Label, fit_factors, log_likelihood_M
+from clear_ray.estimation.factors import Factors, Label, fit_factors, law, log_likelihood_M
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Evidence, by_fold
 from clear_ray.records import COST_PARTS
@@ -39,7 +40,7 @@ from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
 from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
-from clear_ray.rounds.menu_plans import price_plans
+from clear_ray.rounds.menu_plans import filled, price_plans
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
@@ -125,13 +126,23 @@ class MenuOffers:
         owed_tokens_N: Integers,
     ) -> Clearing:
         """See `Offers`."""
+        clearing = self._cleared(states, is_free_N, available_tokens)
+        if clearing.option_M is None:
+            return clearing
+        token_parts_JN = np.stack([calls.token_parts_N for calls in self.calls])
+        return replace(clearing, token_cost_M=token_parts_JN[clearing.option_M, clearing.index_M] / COST_PARTS)
+
+    def _cleared(self, states: QueryStates, is_free_N: NDArray[np.bool_], available_tokens: int) -> Clearing:
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
-        seen = seen_answers(states)
-        if self.learns and not len(seen.answers) and self._given(0) is None:
-            return self._pilot(rng, [0], is_free_N, available_tokens)
-        fresh, after = self._believed(seen)
-        if self.learns and (unseen := self._worth_a_pilot(seen, fresh)):
-            pilot = self._pilot(rng, unseen, is_free_N & (states.attempt_N == 0), available_tokens)
+        seen, is_new_N = seen_answers(states), is_free_N & (states.attempt_N == 0)
+        unknown = [model for model in range(len(self.calls)) if self._given(model) is None]
+        if self.learns and unknown and not len(seen.answers):
+            pilot = self._pilot(rng, unknown[:1], is_new_N, available_tokens)
+            if len(pilot.index_M):
+                return pilot
+        fresh, after = self._believed(self._fit(seen) if self.learns and len(seen.answers) else None)
+        if self.learns and len(seen.answers) and (unseen := self._worth_a_pilot(seen, fresh)):
+            pilot = self._pilot(rng, unseen, is_new_N, available_tokens)
             if len(pilot.index_M):
                 return pilot
         if self.is_verified:
@@ -143,8 +154,11 @@ class MenuOffers:
             clearing = replace(clearing, is_fresh_M=_begins_M(states, clearing.index_M, option_M))
         if not self.learns:
             return clearing
-        spent_tokens = self.budget_tokens - available_tokens
-        stage_tokens = spent_tokens * _GROWTH
+        # A budget that was raised on the way is more than the run began with.
+        written_tokens = (
+            int(states.written_tokens_N @ np.min([c.token_parts_N for c in self.calls], axis=0)) / COST_PARTS
+        )
+        stage_tokens = max(self.budget_tokens - available_tokens, written_tokens) * _GROWTH
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
             return clearing
         return self._random_part(clearing, stage_tokens, rng)
@@ -212,14 +226,16 @@ class MenuOffers:
         nothing_N = np.zeros(queries, np.int64)
         again = [Option(self._batch(curves, model), nothing_N) for model, curves in enumerate(after)]
         later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]
+        tie_break_M = self.tie_break_N[index]
         plans = price_plans(first, later, available=float(available_tokens), give=_GIVE)
+        plans = filled(plans, available=float(available_tokens), tie_break_M=tie_break_M)
         bought = np.flatnonzero(plans.course_M >= 0)
         option_M, point_M = plans.course_M[bought], plans.point_M[bought]
         tokens = np.stack([t.tokens_MK for t in tables])[option_M, bought, point_M]
         parts = np.stack([t.parts_MK for t in tables])[option_M, bought, point_M]
         spends = np.stack([t.spend_MK for t in tables])[option_M, bought, point_M]
         # Best first, as far as ceilings fit: what does not is priced anew once more is known.
-        order = np.argsort(-plans.surplus_M[bought] / np.maximum(plans.cost_M[bought], 1e-300), kind="stable")
+        order = np.lexsort((tie_break_M[bought], -plans.surplus_M[bought] / np.maximum(plans.cost_M[bought], 1e-300)))
         fits = np.cumsum(parts[order]) <= available_tokens * COST_PARTS
         chosen = order[fits]
         chosen = chosen[np.argsort(-tokens[chosen], kind="stable")]
@@ -243,9 +259,16 @@ class MenuOffers:
             reserved_parts_M=parts[chosen],
         )
 
-    def _believed(self, seen: Seen) -> tuple[list[Curves], list[Curves]]:
-        """Return each model's curves of all queries: where no other model has failed, and where one has."""
+    def learned(self, states: QueryStates) -> tuple[list[Batch], Evidence | None]:
+        """Return what is believed of each model's answers by now, and what that rests on; None if nothing taught."""
+        seen = seen_answers(states)
         fitted = self._fit(seen) if self.learns and len(seen.answers) else None
+        fresh, _ = self._believed(fitted)
+        batches = [self._batch(curves, model) for model, curves in enumerate(fresh)]
+        return batches, None if fitted is None else fitted.evidence
+
+    def _believed(self, fitted: Fitted | None) -> tuple[list[Curves], list[Curves]]:
+        """Return each model's curves of all queries: where no other model has failed, and where one has."""
         fresh: list[Curves] = []
         after: list[Curves] = []
         for model in range(len(self.calls)):
@@ -255,11 +278,15 @@ class MenuOffers:
                 if fitted is not None and (given is None or has_failed):
                     found = self._incidence(fitted, model, has_failed)
                 if found is None:
-                    raise ValueError(f"nothing is believed of model {model}")
+                    found = self._law()
                 curves.append(
                     curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
                 )
         return fresh, after
+
+    def _law(self) -> Incidence:
+        right_NK, survival_NK = (np.tile(row, (len(self.x_NP), 1)) for row in law(self.tokens_K))
+        return Incidence(right_NK, 1.0 - right_NK - survival_NK, survival_NK)
 
     def _coordinates(self, x_MP: Array, model_M: Integers, has_failed_M: NDArray[np.bool_]) -> Array:
         indicators = _INDICATOR * (model_M[:, None] > np.arange(len(self.calls) - 1))
@@ -285,12 +312,12 @@ class MenuOffers:
                 if len(held):
                     found = factors.incidence(x[held.query_M], tokens_K=self.tokens_K)
                     gain += sign * float(log_likelihood_M(found, held, tokens_K=self.tokens_K).sum())
-        return Fitted(informed, blind, Evidence(len(answers), gain).shares()[0])
+        return Fitted(informed, blind, Evidence(len(answers), gain))
 
     def _incidence(self, fitted: Fitted, model: int, has_failed: bool) -> Incidence:
         queries, fold_N = len(self.x_NP), self._folds()
         x_NP = self._coordinates(self.x_NP, np.full(queries, model), np.full(queries, has_failed))
-        blind_NP, share = x_NP[:, self.x_NP.shape[1] :], fitted.share
+        blind_NP, share = x_NP[:, self.x_NP.shape[1] :], fitted.evidence.shares()[0]
         informed = by_fold(tuple(fitted.informed), x_NP, fold_N, tokens_K=self.tokens_K)
         blind = by_fold(tuple(fitted.blind), blind_NP, fold_N, tokens_K=self.tokens_K)
         right, survival = (
@@ -318,23 +345,25 @@ class MenuOffers:
         self, rng: np.random.Generator, models: Sequence[int], is_free_N: NDArray[np.bool_], available_tokens: int
     ) -> Clearing:
         """Grant a few random queries a generous ceiling each, of each model as many as an equal share pays for."""
-        index = rng.permutation(np.flatnonzero(is_free_N))
-        grants, at = [], 0
+        order = rng.permutation(np.flatnonzero(is_free_N))
+        grants: list[tuple[int, int, int, int]] = []
         share_parts = _PILOT_SHARE * available_tokens * COST_PARTS / len(models)
-        most = self.stages.pilot_size(len(self.weight_N))
+        most, none = self.stages.pilot_size(len(self.weight_N)), np.zeros(1, np.int64)
         for model in models:
             calls, left = self.calls[model], share_parts
-            for query in index[at : at + most]:
-                none = np.zeros(1, np.int64)
-                one = np.array([query])
-                room = int(self.max_tokens_JN[model, query])
+            order = order[~np.isin(order, [grant[0] for grant in grants])]
+            for query in order[self.max_tokens_JN[model, order] > 0][:most].tolist():
+                one, room = np.array([query]), int(self.max_tokens_JN[model, query])
+                least = min(self.stages.smallest_ceiling_tokens, room)
+                if not grants:  # of a small budget one answer is more than a share, and nothing is learned without it
+                    one_parts = int(calls.taken_parts(one, np.array([least]), none)[0])
+                    left = max(left, min(one_parts, available_tokens * COST_PARTS))
                 tokens = min(room, int(calls.affordable_tokens(int(left), one, none)[0]))
-                if tokens < min(self.stages.smallest_ceiling_tokens, room):
+                if tokens < least:
                     break
-                tokens = min(tokens, self._pilot_ceiling(model, int(query)))
+                tokens = min(tokens, self._pilot_ceiling(model, query))
                 grants.append((query, tokens, model, int(calls.taken_parts(one, np.array([tokens]), none)[0])))
                 left -= grants[-1][3]
-                at += 1
         if not grants:
             return nothing_to_grant(len(is_free_N))
         index_M, tokens_M, option_M, parts_M = np.array(grants, np.int64).T
@@ -369,12 +398,12 @@ class Fitted:
     Attributes:
         informed: By what is known of queries, and which model answered.
         blind: By which model answered, alone.
-        share: How far the first is trusted, by how much better it predicts answers that it was not fitted on.
+        evidence: How much better the first predicts answers that it was not fitted on, by which it is trusted.
     """
 
     informed: list[Factors]
     blind: list[Factors]
-    share: float
+    evidence: Evidence
 
 
 def _either(one: Curves, other: Curves, is_other_N: NDArray[np.bool_]) -> Curves:

@@ -14,7 +14,8 @@ Source: docs/method.md, section 10.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class Plans:
         worth_M: What all of it is worth.
         first_worth_M: What its first call is worth.
         cost_M: What all of it is expected to take.
+        below: What they buy at a price just below, at which it would be too much; None where this price is 0.
     """
 
     price: float
@@ -62,6 +64,7 @@ class Plans:
     worth_M: Array
     first_worth_M: Array
     cost_M: Array
+    below: Plans | None = None
 
 
 def plans_at(price: float, first: Sequence[Course], later: Sequence[Course], *, give: float = 0.0) -> Plans:
@@ -126,7 +129,7 @@ def price_plans(first: Sequence[Course], later: Sequence[Course], *, available: 
     least = min((float(cost.min()) for cost in finite if cost.size), default=1.0)
     most = max((float(course.worth_MK.max(initial=0.0)) for course in (*first, *later)), default=0.0)
     low, high = 0.0, 2.0 * max(most, 1e-12) * len(later) / least
-    found = plans_at(high, first, later, give=give)
+    found, below = plans_at(high, first, later, give=give), free
     # Halved on a scale of ratios once a price above 0 is known to be too low.
     low_ratio = high * 1e-12
     for _ in range(_HALVINGS):
@@ -135,7 +138,31 @@ def price_plans(first: Sequence[Course], later: Sequence[Course], *, available: 
         if tried.cost_M.sum() <= available:
             high, found = middle, tried
         else:
-            low = middle
+            low, below = middle, tried
         if high <= low * (1 + 1e-9):
             break
-    return found
+    return replace(found, below=below)
+
+
+def filled(plans: Plans, *, available: float, tie_break_M: NDArray[np.uint64]) -> Plans:
+    """Return plans with some of those that would be bought at any lower price: as many as fit, and one that does not whole.
+
+    Queries that look alike would all buy at that price, and none at this one.
+
+    Args:
+        plans: At the lowest price at which they fit.
+        available: What there is.
+        tie_break_M: Numbers of the queries by which they take turns.
+    """
+    below = plans.below
+    if below is None:
+        return plans
+    order = np.argsort(tie_break_M, kind="stable")
+    order = order[(plans.course_M[order] < 0) & (below.course_M[order] >= 0)]
+    before = np.cumsum(below.cost_M[order]) - below.cost_M[order]
+    added = np.zeros(len(tie_break_M), bool)
+    added[order[before < available - plans.cost_M.sum()]] = True
+
+    names = ("course_M", "point_M", "worth_M", "first_worth_M", "cost_M")
+    mixed: dict[str, Any] = {name: np.where(added, getattr(below, name), getattr(plans, name)) for name in names}
+    return replace(plans, **mixed)

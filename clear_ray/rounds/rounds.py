@@ -245,7 +245,9 @@ class Rounds:
         smallest, open_M = self._settings.smallest_grant_tokens, np.flatnonzero(self._is_free_N)
         if self._calls is None or not len(open_M):
             return smallest
-        parts_M = self._calls.taken_parts(open_M, np.full(len(open_M), smallest), self.states.answer_tokens_N[open_M])
+        # One that may begin again need not read its answer so far.
+        before_M = np.where(self.states.left_N[open_M] > 0, 0, self.states.answer_tokens_N[open_M])
+        parts_M = self._calls.taken_parts(open_M, np.full(len(open_M), smallest), before_M)
         return float(parts_M.min()) / COST_PARTS
 
     def _begin(self, granted: Round) -> Round:

@@ -21,6 +21,12 @@ ESTIMATES = "estimates"
 
 ESTIMATES_WHOLE = "estimates.json"
 
+
+def estimates_name(engine: int) -> str:
+    """Return the folder of the estimates of one of several engines, by its place; `NAME.json` says that they are whole."""
+    return ESTIMATES if engine == 0 else f"{ESTIMATES}-{engine}"
+
+
 CURVE_COLUMNS = [
     "index",
     "weight",
@@ -50,6 +56,8 @@ class Estimates:
         tie_break_N: See `Batch`; of every query.
         error_of_index: Why a query could not be read, of those few.
         calls: What calls take in all, of every query, where prompts are paid for.
+        others: Those of the further engines, where there are several; these are of the first, and `error_of_index` has what
+            none of them could read.
         is_read_N: Which prompts the probe read; those of others were only measured. All if not given.
     """
 
@@ -63,11 +71,22 @@ class Estimates:
     error_of_index: dict[int, str]
     calls: CallCosts | None = None
     is_read_N: NDArray[np.bool_] | None = None
+    others: tuple[Estimates, ...] = ()
 
     @property
     def queries(self) -> int:
         """N."""
         return len(self.task_N)
+
+    @property
+    def each(self) -> tuple[Estimates, ...]:
+        """Those of each engine."""
+        return (self, *self.others)
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The batch by what is believed of each engine."""
+        return tuple(estimates.batch for estimates in self.each)
 
     @property
     def read_tokens_N(self) -> NDArray[np.int64]:
@@ -76,8 +95,8 @@ class Estimates:
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens that the probe read in all."""
-        return int(self.read_tokens_N.sum())
+        """Tokens that the probe read in all, of all engines."""
+        return int(sum(estimates.read_tokens_N.sum() for estimates in self.each))
 
     @property
     def is_sample(self) -> bool:
@@ -85,14 +104,19 @@ class Estimates:
         return len(self.sample) < self.queries
 
 
-def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], list[str]]:
+def estimated_already(folder: Folder, queries: int, name: str = ESTIMATES) -> tuple[NDArray[np.bool_], list[str]]:
     """Return for which queries runs before have written estimates, shape (N,), and in which files.
 
     Files torn or damaged are removed, and so are those whose queries stand in others: what a killed run leaves running for a
     moment may write once more what the next one has begun to write.
+
+    Args:
+        folder: The run folder.
+        queries: N.
+        name: See `estimates_name`.
     """
     is_estimated_N, kept = np.zeros(queries, bool), []
-    for path in folder.child(ESTIMATES).files(".parquet"):
+    for path in folder.child(name).files(".parquet"):
         table = read_columns(folder, path, ["index"])
         index = None if isinstance(table, Exception) else table["index"].to_numpy()
         if index is None or is_estimated_N[index].any():
@@ -104,7 +128,12 @@ def estimated_already(folder: Folder, queries: int) -> tuple[NDArray[np.bool_], 
 
 
 def read_estimates(
-    folder: Folder, tokens_K: NDArray[np.int64], seed: int, *, most_curves: int | None = None
+    folder: Folder,
+    tokens_K: NDArray[np.int64],
+    seed: int,
+    *,
+    most_curves: int | None = None,
+    name: str = ESTIMATES,
 ) -> Estimates:
     """Read the numbers of every query's estimate; no prompts.
 
@@ -113,20 +142,21 @@ def read_estimates(
         tokens_K: Token grid of the curves.
         seed: Seed of the run.
         most_curves: Read the curves of so many queries only, evenly drawn.
+        name: See `estimates_name`.
 
     Raises:
         ResumeError: A file of them is damaged.
     """
     try:
-        return _estimates_in(folder, tokens_K, seed, most_curves)
+        return _estimates_in(folder.child(name), tokens_K, seed, most_curves)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's doing
             raise
-        raise damaged(folder, ESTIMATES, error) from error
+        raise damaged(folder, name, error) from error
 
 
 def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
-    source = ds.dataset(folder.child(ESTIMATES).files(".parquet"), filesystem=folder.filesystem, format="parquet")
+    source = ds.dataset(folder.files(".parquet"), filesystem=folder.filesystem, format="parquet")
     slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens", "entropy"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))

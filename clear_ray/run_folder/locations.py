@@ -6,6 +6,7 @@ to each of them. URIs name the same thing everywhere and stay as they are.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +24,17 @@ _PATHS = (
     "engine.key_file",
     "estimate.head",
     "estimate.encoder",
+    "estimate.store",
 )
-PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
-"""Settings that hold paths, as `run_folder.check_same_run` names them."""
+_PATH_SETTINGS = frozenset(f"config.{name}" for name in _PATHS)
+_OF_SEVERAL = (re.compile(r"config\.engines\..+\.(?=\w+$)"), re.compile(r"config\.estimate\.heads\..+"))
+
+
+def is_path_setting(name: str) -> bool:
+    """Return whether a setting holds a path, by the name that `run_folder.check_same_run` has for it."""
+    engines, heads = _OF_SEVERAL
+    return engines.sub("config.engine.", heads.sub("config.estimate.head", name)) in _PATH_SETTINGS
+
 
 Engine = TypeVar("Engine", bound=WorkersConfig)
 
@@ -47,6 +56,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     if paths:
         given["input"] = config.input.model_copy(update=paths)
     given["engine"] = absolute_engine(config.engine)
+    if config.engines is not None:
+        given["engines"] = {name: absolute_engine(engine) for name, engine in config.engines.items()}
     given["estimate"] = absolute_estimate(config.estimate)
     return config.model_copy(update=given)
 
@@ -66,11 +77,18 @@ def absolute_engine(engine: Engine) -> Engine:
 def absolute_estimate(estimate: EstimateConfig) -> EstimateConfig:
     """Return the settings of an estimate with the head's path absolute; some names are no path."""
     given: dict[str, Any] = {}
-    if estimate.head is not None and estimate.head not in NAMED_HEADS:
-        given["head"] = absolute(estimate.head)
+    if estimate.head is not None:
+        given["head"] = _absolute_head(estimate.head)
+    given["heads"] = {name: _absolute_head(head) for name, head in estimate.heads.items()}
     if estimate.encoder is not None and _is_folder(estimate.encoder):
         given["encoder"] = absolute(estimate.encoder)
+    if estimate.store is not None:
+        given["store"] = absolute(estimate.store)
     return estimate.model_copy(update=given)
+
+
+def _absolute_head(head: str) -> str:
+    return head if head in NAMED_HEADS else absolute(head)
 
 
 def _is_folder(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 manifest.json   configuration, versions, input digest, model and head; written before the first estimate
 estimates/      one file of estimates for every block of queries, as it is read; estimates.json says that they are whole
+estimates-1/    the same of a second engine, where there are several, and so on
 grants/rNN.parquet  the grants of round NN in order of dispatch, with price and expectations; written before its first token
 rounds/rNN/     attempts, written as they end
 summary.json    written last: a folder that has it is done
@@ -23,7 +24,7 @@ from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import RUN_ID, has_only_begun
 from clear_ray.ledger.journal import FIRST_SEGMENT, JOURNAL
-from clear_ray.run_folder.locations import PATH_SETTINGS, absolute
+from clear_ray.run_folder.locations import absolute, is_path_setting
 from clear_ray.run_folder.parquet import damaged
 from clear_ray.storage import Folder, is_plain_path, reading_errors
 
@@ -121,7 +122,7 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
         old, new = _flat(_with_defaults(kept) if part == "config" else kept, part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
             is_free = key == "config.run_dir" or key.startswith(f"config.{CHANGEABLE}.")
-            is_same = old.get(key) == new.get(key) or (key in PATH_SETTINGS and _is_same_path(key, old, new))
+            is_same = old.get(key) == new.get(key) or (is_path_setting(key) and _is_same_path(key, old, new))
             if not is_same and not is_free:
                 raise ResumeError(
                     f"{key} was {old.get(key)!r} when the run began and is {new.get(key)!r} now",

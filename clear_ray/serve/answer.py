@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clear_ray.engine.base import Grant
+from clear_ray.ingest.logprobs import TokenLogprob, chat_logprobs, legacy_logprobs, of_answer
 from clear_ray.serve.asking import Asked, Piece, PromptReading
 from clear_ray.serve.protocol import ChatRequest, QueryRequest
 from clear_ray.serve.sale_queue import Sale
@@ -19,14 +20,25 @@ class Choice:
     """What has come of one of the answers that a query asked for."""
 
     token_ids: tuple[int, ...] = ()
-    characters: int = 0
+    text: str = ""
     is_over: bool = False
+    read: tuple[TokenLogprob, ...] | None = ()
+    told: int = 0
 
     def take(self, piece: Piece) -> None:
         """Add a piece."""
         self.token_ids += piece.token_ids
-        self.characters += len(piece.text)
+        self.text += piece.text
         self.is_over = piece.finish_reason is not None
+        self.read = None if self.read is None or piece.logprobs is None else self.read + piece.logprobs
+
+    def untold(self) -> tuple[tuple[TokenLogprob, ...] | None, int]:
+        """Return the log-probabilities of the text so far that were not returned yet, and how many characters were before."""
+        entries = of_answer(self.text, self.read)
+        if entries is None:
+            return None, 0
+        before, self.told = self.told, len(entries)
+        return entries[before:], len(b"".join(entry.token for entry in entries[:before]).decode(errors="replace"))
 
 
 @dataclass(slots=True)
@@ -40,6 +52,7 @@ class Reply:
         sale: What was bought.
         first_at: When its first tokens came, seconds of a steady clock; None before.
         choices: What has come of each choice.
+        has_logprobs: Whether log-probabilities are asked for.
     """
 
     request: QueryRequest
@@ -48,9 +61,12 @@ class Reply:
     sale: Sale
     first_at: float | None = None
     choices: list[Choice] = field(init=False)
+    has_logprobs: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.choices = [Choice() for _ in range(self.request.n)]
+        sampling = self.request.sampling
+        self.has_logprobs = sampling is not None and sampling.logprobs is not None
 
     @property
     def granted_tokens(self) -> int:
@@ -114,14 +130,22 @@ class Reply:
     def whole(self, choice: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         """Return one choice of a body."""
         said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        return {"index": choice, **said, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": choice, **said, "logprobs": self._logprobs(choice), "finish_reason": finish_reason}
 
     def part(self, choice: int, text: str, finish_reason: str | None, *, is_first: bool = False) -> dict[str, Any]:
         """Return one choice of an event."""
+        logprobs = None if is_first else self._logprobs(choice)
         if not self.is_chat:
-            return {"index": choice, "text": text, "logprobs": None, "finish_reason": finish_reason}
+            return {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
         content = {"role": "assistant", "content": text} if is_first else {"content": text} if text else {}
-        return {"index": choice, "delta": content, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": choice, "delta": content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, choice: int) -> dict[str, Any] | None:
+        """Return what is new of a choice's log-probabilities, where they are asked for."""
+        if not self.has_logprobs:
+            return None
+        entries, begin = self.choices[choice].untold()
+        return chat_logprobs(entries) if self.is_chat else legacy_logprobs(entries, begin=begin)
 
 
 def event(body: dict[str, Any]) -> str:

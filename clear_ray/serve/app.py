@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from clear_ray.cluster.room import settled
+from clear_ray.engine.build import with_key
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.serve.batches.dispatcher import BatchReplica
 from clear_ray.serve.batches.places import absolute_batches
@@ -91,7 +92,9 @@ def application(settings: ServeConfig) -> serve.Application:
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
     price_handle = price_deployment.bind(settings.model_name, settings.tenants)
     kept = batches.kept_slots if batches else None
-    engines = engine_deployment.bind(engine, estimate, settings.max_tokens, kept, settings.model_name, price_handle)
+    engines = engine_deployment.bind(
+        with_key(engine), estimate, settings.max_tokens, kept, settings.model_name, price_handle
+    )
     batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
     batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
     ingress: Any = Ingress

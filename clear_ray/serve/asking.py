@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import FinishReason, Grant, Prompt
+from clear_ray.ingest.logprobs import TokenLogprob
 from clear_ray.serve.law import Ask, Curve
 from clear_ray.serve.sale_queue import Sale
 
@@ -102,6 +103,8 @@ class Asked:
             prefix_token_ids=token_ids,
             sample=choice,
             sampling=self.sampling,
+            # With a seed the same request has the same answer, whatever it is called here.
+            drawn_as=None if self.sampling is None or self.sampling.seed is None else "",
         )
 
 
@@ -150,12 +153,14 @@ class Piece:
         token_ids: Generated for it, those of text that is held back or cut away included.
         finish_reason: None while the answer goes on.
         error: Empty, or why this query could not be generated.
+        logprobs: Of those of its tokens that have text, where they are asked for; None where there are none.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     error: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 async def merged(sources: Sequence[AsyncIterator[_Item]]) -> AsyncGenerator[tuple[int, _Item]]:

@@ -285,13 +285,15 @@ class EngineReplica:
         def is_over(text: str) -> bool:
             return cut_at_stop(text, stops) is not None
 
-        told = 0
+        told = read = 0
         async for item in self._worker.stream(grant, every_tokens=every_tokens, is_over=is_over):
             new, told = item.token_ids[told:], len(item.token_ids)
+            logprobs = None if item.logprobs is None else item.logprobs[read:]
+            read += len(logprobs or ())
             if not isinstance(item, Generation):
                 text = showable(item.text, stops)
                 # A text that is shorter than what was shown can only come from a tokenizer that changed its mind.
-                yield Piece(text[shown:], new)
+                yield Piece(text[shown:], new, logprobs=logprobs)
                 shown = max(shown, len(text))
                 continue
             stopped = cut_at_stop(item.text, stops)
@@ -299,7 +301,8 @@ class EngineReplica:
                 yield Piece("", new, "cancelled", error="the engine could not generate this query")
                 return
             text = item.text if stopped is None else stopped
-            yield Piece(text[shown:], new, item.finish_reason if stopped is None else "stop")
+            finish = item.finish_reason if stopped is None else "stop"
+            yield Piece(text[shown:], new, finish, logprobs=logprobs)
 
 
 def _grid(tokens_K: Sequence[int]) -> Any:

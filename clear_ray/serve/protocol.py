@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from clear_ray.config.sampling import Sampling
-from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds, words_of
+from clear_ray.engine.base import Prompt, RawText, TokenIds, conversation_of, words_of
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import Endpoint, check_fields
-from clear_ray.ingest.messages import has_names, read_messages
+from clear_ray.ingest.messages import read_messages
 from clear_ray.ingest.sampling_fields import sampling_of
 from clear_ray.serve.bodies import json_of, refusal_of
 from clear_ray.serve.errors import ApiError
@@ -42,6 +42,7 @@ class Message(BaseModel):
 
     role: str
     content: str
+    name: str | None = None
 
 
 class StreamOptions(BaseModel):
@@ -113,9 +114,7 @@ class ChatRequest(QueryRequest):
     @cached_property
     def as_prompt(self) -> Prompt:
         """The conversation."""
-        turns = tuple((message.role, message.content) for message in self.messages)
-        sampling = self.sampling
-        return Chat(turns, sampling) if sampling is not None and sampling.is_for_the_template else turns
+        return conversation_of([message.model_dump(exclude_none=True) for message in self.messages], self.sampling)
 
 
 class CompletionRequest(QueryRequest):
@@ -183,11 +182,8 @@ def refuse_equal_choices(request: QueryRequest, temperature: float) -> None:
 
 def _messages(given: Any) -> Any:
     """Return the messages of a body as they are put to the model."""
-    messages = read_messages(given, "messages") if isinstance(given, list) else given
-    if isinstance(given, list) and has_names(given):
-        what, remedy = "no chat template is told who a speaker is", "Write the name into the text."
-        raise SchemaError(what, "messages.name", remedy=remedy)
-    return messages  # what is no list is refused by its type
+    # What is no list is refused by its type.
+    return read_messages(given, "messages") if isinstance(given, list) else given
 
 
 def _one_prompt(given: Any) -> Any:

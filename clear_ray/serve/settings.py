@@ -172,8 +172,9 @@ class ServeConfig(ConfigFile):
     @model_validator(mode="after")
     def _learns_nothing(self) -> ServeConfig:
         asked = self.estimate
-        # What batches learn may come from an encoder; the server's own price has no use for one.
-        reads = asked.features is not None or (asked.encoder is not None and self.batches is None)
+        # What batches learn may come from an encoder or a store; the server's own price has no use for either.
+        is_of_batches = asked.encoder is not None or asked.store is not None
+        reads = asked.features is not None or (is_of_batches and self.batches is None)
         if asked.head == "learn" or asked.frozen is False or reads:
             raise ValueError(
                 "a server learns nothing from its answers: name a fitted head, or none for the uninformed law"

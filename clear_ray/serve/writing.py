@@ -155,7 +155,7 @@ async def _written(engine: Any, reply: Reply, choice: int, tries: int) -> AsyncI
     """Yield the pieces of one choice that was bought already, after what has come of it; `tries` counts from 1."""
     come = reply.choices[choice]
     for number in range(tries, _MOST_TRIES + 1):
-        written = engine.write.remote(reply.grant(choice), reply.asked.stops, reply.asked.every_tokens, come.characters)
+        written = engine.write.remote(reply.grant(choice), reply.asked.stops, reply.asked.every_tokens, len(come.text))
         try:
             async for piece in written:
                 yield _taken(reply, choice, piece)

@@ -79,10 +79,13 @@ class KeepAnswers:
         number = batch["sample"].to_numpy().astype(np.int64) - self._first_sample + 1
         is_last = self._last.is_last(batch["index"].to_numpy(), number, batch["round"].to_numpy())
         batch, number = batch.filter(pa.array(is_last)), number[is_last]
+        if "logprobs" not in batch.column_names:  # of an older run
+            batch = batch.append_column("logprobs", pa.nulls(len(batch), pa.string()))
         columns = {
             "is_chosen": pa.array(self._last.chosen_N[batch["index"].to_numpy()] == number),
             "tokens": batch["token_ids"].combine_chunks().value_lengths(),
             "price": pa.array(self._price_R[batch["round"].to_numpy()]),
+            "engine": batch["engine"] if "engine" in batch.column_names else pa.nulls(len(batch), pa.string()),
             "error": pc.if_else(pc.equal(batch["error"], ""), None, batch["error"]),
         }
         arrays = [columns[name] if name in columns else batch[name] for name in ANSWER_SCHEMA.names]

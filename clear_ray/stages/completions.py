@@ -102,6 +102,8 @@ class Complete:
             answer=batch["answer"],
             verdict=batch["verdict"],
             sample=batch["sample"] if "sample" in batch.column_names else pa.nulls(len(batch), pa.int32()),
+            logprobs=batch["logprobs"] if "logprobs" in batch.column_names else pa.nulls(len(batch), pa.string()),
+            engine=batch["engine"] if "engine" in batch.column_names else pa.nulls(len(batch), pa.string()),
         )
 
 
@@ -143,6 +145,8 @@ class Abandon:
             answer=pa.nulls(len(batch), pa.string()),
             verdict=pa.nulls(len(batch), pa.string()),
             sample=pa.nulls(len(batch), pa.int32()),
+            logprobs=pa.nulls(len(batch), pa.string()),
+            engine=pa.nulls(len(batch), pa.string()),
         )
 
 

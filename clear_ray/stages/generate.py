@@ -24,10 +24,11 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from clear_ray.config.prices import Prices
+from clear_ray.config.prices import Prices, scaled_parts
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, TokenIds, Usage
 from clear_ray.errors import ConfigError, EngineError
+from clear_ray.ingest.logprobs import dump_logprobs, load_logprobs, of_answer
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
@@ -51,6 +52,7 @@ class Dispatch:
         scorer: Makes the scorer in the caller's process; None if answers are not scored.
         seed: Seed of the run.
         prices: What tokens cost, where prompts are paid for.
+        engine: Name of the engine, where a run has several.
         votes_by: How final answers are read where votes are counted; None where they are not.
         this_caller: Returns the caller, the same after a restart of its process; None if it need not be known.
         most_attempts: Reservations that one query may use up in one call before it fails; the last one has its engine
@@ -65,6 +67,7 @@ class Dispatch:
     scorer: Callable[[], Scorer] | None
     seed: int
     prices: Prices | None = None
+    engine: str | None = None
     votes_by: Kind | None = None
     this_caller: Callable[[], str] | None = None
     most_attempts: int = 3
@@ -239,6 +242,8 @@ class Generate:
     async def _settle(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         """Score what has ended, tell the market what it spent, and return the attempts."""
         rows = await self._attempts(ended, seconds)
+        for row, (_, generation) in zip(rows, ended, strict=True):
+            row["taken_parts"] = self._spent_parts(row, generation)
         await self._dispatch.market.settle(
             [
                 Settlement(
@@ -248,19 +253,24 @@ class Generate:
                     has_ended=bool(row["error"]) or row["finish_reason"] == "stop" or row["is_at_end"],
                     correct=row["correct"],
                     label=_label(row),
-                    spent_parts=self._spent_parts(row, generation),
+                    spent_parts=row["taken_parts"],
                 )
-                for row, (_, generation) in zip(rows, ended, strict=True)
+                for row in rows
             ]
         )
         return rows
 
     def _spent_parts(self, row: Row, generation: Generation) -> int | None:
-        """Return what a call took by its usage, or None where there is none: the market then knows by its tokens."""
-        if self._dispatch.prices is None or generation.usage is None:
+        """Return what a call took, by its usage; None where the market knows it by the tokens, of one engine."""
+        prices = self._dispatch.prices
+        if prices is None or (generation.usage is None and self._dispatch.engine is None):
             return None
+        if generation.usage is None:
+            unused_tokens = row["granted_tokens"] - len(generation.token_ids)
+            unused_parts: int = unused_tokens * scaled_parts(prices.token_parts, row["cost"])
+            return int(row["reserved_parts"]) - unused_parts
         return charged_parts(
-            self._dispatch.prices,
+            prices,
             generation.usage,
             generated_tokens=len(generation.token_ids),
             reserved_parts=row["reserved_parts"],
@@ -303,7 +313,9 @@ class Generate:
             "seconds": seconds,
             "ended_at": time.time(),
             "is_at_end": generation.is_at_end,
+            "engine": self._dispatch.engine,
             "vote": vote,
+            "logprobs": _logprobs(row, generation),
             **_usage_columns(generation.usage),
         }
 
@@ -312,6 +324,15 @@ def _first_of(failures: ExceptionGroup[Exception]) -> Exception:
     """Return the first error of a group, and of a group in it."""
     first = failures.exceptions[0]
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
+
+
+def _logprobs(row: Row, generation: Generation) -> str | None:
+    """Return those of the answer so far, where its query asks for them."""
+    sampling = Sampling.load(row.get("sampling"))
+    if sampling is None or sampling.logprobs is None:
+        return None
+    earlier = load_logprobs(row.get("logprobs")) if row["token_ids"] else ()
+    return dump_logprobs(of_answer(generation.text, generation.logprobs, earlier))
 
 
 def _usage_columns(usage: Usage | None) -> Row:
@@ -343,11 +364,12 @@ def asked_directly(prompt: Prompt, text: str) -> Prompt:
         return RawText(asked) if isinstance(prompt, RawText) else asked
     *turns, (role, content) = prompt
     asked_turns = (*turns, (role, f"{content}\n\n{text}"))
-    return Chat(asked_turns, prompt.sampling) if isinstance(prompt, Chat) else asked_turns
+    return Chat(asked_turns, prompt.sampling, prompt.names) if isinstance(prompt, Chat) else asked_turns
 
 
 def _label(row: Row) -> str:
     """Describe an ended grant for the live display; never with prompt or answer in it."""
     mark = {None: "", 1.0: "  correct", 0.0: "  wrong"}.get(row["correct"], f"  score {row['correct']}")
     outcome = "failed" if row["error"] else row["finish_reason"]
-    return f"{row['query_id']}  {row['attempt_tokens']} of {row['granted_tokens']} tokens  {outcome}{mark}"
+    by = f"  {row['engine']}" if row["engine"] else ""
+    return f"{row['query_id']}{by}  {row['attempt_tokens']} of {row['granted_tokens']} tokens  {outcome}{mark}"

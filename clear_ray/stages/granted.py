@@ -24,7 +24,7 @@ from clear_ray.stages.probe import with_added_columns
 from clear_ray.storage import Folder
 
 _MOST_BYTES = 64_000_000
-_ANSWERED = ["index", "attempt", "token_ids", "text"]
+_ANSWERED = ["index", "attempt", "token_ids", "text", "logprobs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +42,7 @@ class GrantedCall:
         sample_M: Which of a query's independent answers each grant belongs to; the first if not given. Where a row asks for
             several, they are counted from the row's own choice.
         times_ended: How often engine workers had been ended when the call was sent; see `Roster.look_again`.
+        engine: Place of the engine that is called, where a run has several.
     """
 
     round: int
@@ -53,6 +54,7 @@ class GrantedCall:
     reserved_parts_M: NDArray[np.int64] | None = None
     sample_M: NDArray[np.int32] | None = None
     times_ended: int = 0
+    engine: int = 0
 
 
 class RunRows:
@@ -80,8 +82,9 @@ class RunRows:
         answers = [self._answer(*answer) for answer in zip(call.file_M, call.index_M, call.attempt_M, strict=True)]
         sample_M = np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M
         columns = {
-            "token_ids": pa.array([token_ids for token_ids, _ in answers], pa.list_(pa.int32())),
-            "text": pa.array([text for _, text in answers], pa.string()),
+            "token_ids": pa.array([token_ids for token_ids, _, _ in answers], pa.list_(pa.int32())),
+            "text": pa.array([text for _, text, _ in answers], pa.string()),
+            "logprobs": pa.array([logprobs for _, _, logprobs in answers], pa.string()),
             "round": pa.array(np.full(len(rows), call.round, np.int32)),
             "granted_tokens": pa.array(call.tokens_M),
             "sample": pc.add(pc.fill_null(rows["choice"], 0), pa.array(sample_M, pa.int32())),
@@ -116,21 +119,25 @@ class RunRows:
             raise ResumeError("a file of queries does not hold the rows that it should", self._folder.path)
         return rows
 
-    def _answer(self, file: str, index: int, attempt: int) -> tuple[NDArray[np.int32], str]:
-        """Return the tokens and the text of an answer so far."""
+    def _answer(self, file: str, index: int, attempt: int) -> tuple[NDArray[np.int32], str, str | None]:
+        """Return the tokens and the text of an answer so far, and its log-probabilities, if they are asked for."""
         if not file:
-            return np.zeros(0, np.int32), ""
+            return np.zeros(0, np.int32), "", None
         path = self._folder.child("rounds").child(file).path
         found = self._read(path, _ANSWERED)
         is_it = pc.and_(pc.equal(found["index"], int(index)), pc.equal(found["attempt"], int(attempt)))
         (row,) = np.flatnonzero(is_it.combine_chunks().to_numpy(zero_copy_only=False))
-        return found["token_ids"][int(row)].values.to_numpy(), found["text"][int(row)].as_py()
+        logprobs = found["logprobs"][int(row)].as_py() if "logprobs" in found.column_names else None
+        return found["token_ids"][int(row)].values.to_numpy(), found["text"][int(row)].as_py(), logprobs
 
     def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         if (table := self._at_hand.get(path)) is not None:
             self._at_hand.move_to_end(path)
             return table
-        table = pq.read_table(path, filesystem=self._folder.filesystem, columns=columns).combine_chunks()
+        with self._folder.filesystem.open_input_file(path) as source:
+            table = (
+                pq.ParquetFile(source).read(columns=columns).combine_chunks()
+            )  # of a column that is not there, nothing
         self._at_hand[path] = table
         self._held_bytes += table.nbytes
         while self._held_bytes > self._most_bytes and len(self._at_hand) > 1:

@@ -145,13 +145,13 @@ class SelectDue:
         return batch.filter(pa.array(self._is_due_N[batch["index"].to_numpy()]))
 
 
-def call_rows(config: RunConfig, queries: int) -> int:
+def call_rows(config: RunConfig, queries: int, *, workers: int) -> int:
     """Return how many queries one call reads.
 
     What prompts begin with alike is read once a call, so many together cost less; with four calls an engine all are busy to
     the end, and the display moves.
     """
-    share = -(-queries // (4 * config.engine.workers))
+    share = -(-queries // (4 * workers))
     return config.estimate.batch_rows or max(1, min(_MOST_ROWS, share))
 
 

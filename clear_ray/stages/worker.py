@@ -36,11 +36,14 @@ class EngineWorker:
     Attributes:
         occupancy: How many queries it runs, and what they have generated.
         failure: What the engine failed of, after which every call fails; None while it works.
+        gather_seconds: How long what has ended may wait for others of its call, with which it then travels together.
 
     Raises:
         ConfigError: The head was fitted for another model.
         EngineError: The model cannot be loaded.
     """
+
+    gather_seconds = 0.0
 
     def __init__(self, config: EngineConfig, head: Head) -> None:
         self._engine = build_engine(config, probe_layers=head.card.probe_layers)
@@ -179,13 +182,16 @@ class EngineWorker:
         ended: asyncio.Queue[Generation | None] = asyncio.Queue()
         feeder = asyncio.ensure_future(self._feed(grants, ended))
         try:
-            is_over = False
+            is_over, left = False, len(grants)
             while not is_over:
                 generations = [await ended.get()]
+                if self.gather_seconds and left > 1 and generations[0] is not None:
+                    await asyncio.sleep(self.gather_seconds)
                 while not ended.empty():
                     generations.append(ended.get_nowait())
                 is_over = generations[-1] is None
                 if found := [generation for generation in generations if generation is not None]:
+                    left -= len(found)
                     yield found
             await feeder
         finally:

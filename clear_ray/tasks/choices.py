@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from clear_ray.tasks.denials import after_denial, is_denied
+from clear_ray.tasks.denials import after_denial, denies, is_denied
+from clear_ray.tasks.sentences import asserted
 from clear_ray.tasks.writing import asked_last, bold_spans, plain, unwrapped, words_of
 
 _LONGEST = 2_000
-_LABEL = re.compile(r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)", re.MULTILINE)
+_LABEL = re.compile(
+    r"(?:(?<=\s)|^)[(\[]?([A-Z]|[1-9])[)\].](?=\s)|^([A-Z]|[1-9]):(?=\s)|(?:(?<=\s)\(|^\(?)([a-h])\)(?=\s)",
+    re.MULTILINE,
+)
 _MOST_OPTIONS = 26
 _CLEAN = re.compile(r"[*_`\"$\\]|\bquad\b|(?<!\w)'(?=[A-Za-z][).]?'(?!\w))|(?<=[A-Za-z).])(?<!\w\w)'(?!\w)")
 _LABELLED = r"[(\[]?(?P<label>[A-Z])[)\]]?"
@@ -54,7 +58,10 @@ _SAID = (
         rf"(?:option |letter |choice )?{_LABELLED}(?=\W{{0,2}}(?:$|\n|[.,;!]))"
     ),
     re.compile(rf"(?:\b(?:leaves|leaving|[Cc]orrect ?:)|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
-    re.compile(rf"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election)s? ?(?::|->|=>|is) ?{_LABELLED}(?![\w'])"),
+    re.compile(
+        r"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election|[Ll]abel|[Cc]lass|[Cc]ategory|[Pp]rediction|[Vv]erdict)s? ?"
+        rf"(?::|->|=>|is) ?{_LABELLED}(?![\w'])"
+    ),
     re.compile(
         rf"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence),? (?:it is |it's )?{_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE
     ),
@@ -63,6 +70,7 @@ _SAID = (
     re.compile(r"\b[Aa]nswer [(\[]?(?P<label>[A-Za-z])[)\]]?[.!]?$", re.MULTILINE),
 )
 
+_BESIDE = re.compile(r"\b(?:while|whereas|unlike|than)\b")
 Options = Mapping[str, str]
 
 
@@ -79,7 +87,7 @@ def options_of(prompt: str, *, is_conversation: bool = False) -> dict[str, str]:
     best: list[tuple[str, int, int]] = []
     run: list[tuple[str, int, int]] = []
     for found in _LABEL.finditer(text):
-        label = found[1] or found[2]
+        label = found[1] or found[2] or found[3].upper()
         if label in "A1" and len(label) == 1:
             best, run = (run if len(run) > 1 else best), [(label, found.start(), found.end())]
         elif run and ord(label) == ord(run[-1][0]) + 1 and len(run) < _MOST_OPTIONS:
@@ -117,6 +125,8 @@ def read_choice(answer: str, options: Options) -> str | None:
         return asked
     bracketed = _BRACKETED.match(text)
     found = bracketed or _DELIMITED.match(text)
+    if found and is_denied("", text[found.end() :]):  # A) is wrong
+        return None
     if found:
         groups = found.groupdict()
         label = next(groups[name] for name in ("label", "small", "only") if groups.get(name)).upper()
@@ -136,7 +146,7 @@ def read_choice(answer: str, options: Options) -> str | None:
         and words_of(spaced["text"]).startswith(words_of(options[spaced["label"]]))
     ):
         return spaced["label"]
-    return None
+    return _by_truth(line, options)
 
 
 def find_choice(text: str, options: Options) -> str | None:
@@ -153,7 +163,10 @@ def find_choice(text: str, options: Options) -> str | None:
     for span in reversed(bold_spans(last)):
         if (found := read_choice(span, options)) is not None:
             return found
-    if (found := _by_last_words(last, options)) is not None:
+    closing = re.sub(r"\s*\([^()]{1,80}\)(?=\W{0,3}\Z)", "", last)
+    if (found := _by_last_words(closing, options) or _by_last_letter(last, options)) is not None:
+        return found
+    if (found := _by_subject(last, options) or _by_truth(last, options)) is not None:
         return found
     if len(lines) > 1 and not _is_option(lines[1]) and not is_list:
         return read_choice(lines[0], options)
@@ -221,7 +234,33 @@ def _by_last_words(line: str, options: Options) -> str | None:
         return None
     longest = max(ending, key=lambda label: len(words_of(options[label])))
     before = words[: -len(words_of(options[longest]))].rstrip()
-    return None if re.search(r"(?:\bnot|n't|\bnever|\bnor|\bor)( the| an?)?$", before) else longest
+    others = [words_of(option) for label, option in options.items() if label != longest]
+    if _BESIDE.search(before) and any(re.search(rf"\b{re.escape(option)}\b", before) for option in others):
+        return None
+    return None if denies(before.replace(",", ", ")) or re.search(r"\bor( the| an?)?$", before) else longest
+
+
+def _by_last_letter(line: str, options: Options) -> str | None:
+    """Return the option whose letter alone is a line's last sentence."""
+    found = re.search(r"[.!?] +[(\[]?([A-Z])[)\]]?\W{0,2}\Z", line)
+    return found[1] if found and found[1] in options else None
+
+
+def _by_subject(line: str, options: Options) -> str | None:
+    """Return the option that a line says something of, if it names no other one and contrasts nothing."""
+    words = words_of(line)
+    named = [label for label, option in options.items() if re.search(rf"\b{re.escape(words_of(option))}\b", words)]
+    if len(named) != 1:
+        return None
+    option = words_of(options[named[0]])
+    is_subject = re.match(rf"{re.escape(option)} (?:is|are|was|were) (?!not\b|n't)", words) is not None
+    return named[0] if is_subject or any(words_of(phrase) == option for phrase in asserted(line)) else None
+
+
+def _by_truth(line: str, options: Options) -> str | None:
+    """Return the option yes or no, true or false that a line begins with."""
+    found = re.match(r"(yes|no|true|false)(?:[,.:;!]| -|$)", line.lower())
+    return None if found is None else _by_text(found[1], options)
 
 
 def _by_text(text: str, options: Options) -> str | None:

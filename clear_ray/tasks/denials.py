@@ -60,6 +60,11 @@ def is_denied(before: str, after: str = "") -> bool:
     return bool(_DIRECTLY.search(clause) or _BELIEVED.search(clause) or _AFTERWARDS.match(after[:_LONGEST_CLAUSE]))
 
 
+def denies(before: str) -> bool:
+    """Tell whether the clause at the end of a text has a denial anywhere: `plants do not take in`."""
+    return re.search(rf"{_NO}\b", _ANEW.split(before[-_LONGEST_CLAUSE:])[-1], re.IGNORECASE) is not None
+
+
 def begins_denied(text: str) -> bool:
     """Tell whether a text begins with what is not."""
     return _BEGINS.match(text) is not None

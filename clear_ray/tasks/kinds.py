@@ -25,6 +25,8 @@ from clear_ray.tasks.mathematics import (
 )
 from clear_ray.tasks.programs import read_program
 from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
+from clear_ray.tasks.refusals import is_undetermined, refuses
+from clear_ray.tasks.sentences import says_the_same
 from clear_ray.tasks.structured import NOTHING, equal_json, levelled, read_json
 from clear_ray.tasks.turns import own_answer
 from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, TIMED_OUT, Verdict
@@ -58,6 +60,8 @@ def extract(text: str, kind: Kind, *, prompt: str = "", is_conversation: bool = 
         value = read_json(visible)
         return None if value is NOTHING else json.dumps(value, ensure_ascii=False, sort_keys=True)
     located = locate(plain(visible))
+    if kind != "regex" and refuses(_said_last(located)):
+        return None
     if kind == "number":
         quantity = _quantity_of(located)
         return None if quantity is None else quantity.text
@@ -148,6 +152,8 @@ def judge_here(
     if visible is None:
         return Verdict(0.0, NO_ANSWER)
     located = locate(plain(visible[-_LONGEST:]))
+    if refuses(_said_last(located)):
+        return _judge_refusal(kind, located, reference)
     if kind == "math":
         return _judge_math(located, reference, prompt, prove or (lambda a, g: False))
     if reference.is_set:
@@ -197,7 +203,26 @@ def _compared_words(located: Located, wanted: str) -> tuple[str | None, bool]:
     for phrase in phrases:
         if phrase and (tidy(phrase) == tidy(wanted) or (words and words_of(phrase) == words)):
             return phrase, True
+    said = _said_last(located)
+    if (is_undetermined(wanted) and is_undetermined(said)) or says_the_same(said, wanted):
+        return tidy(said), True
     return next((phrase for phrase in phrases if phrase), None), False
+
+
+def _said_last(located: Located) -> str:
+    """Return the line that holds the answer, if there is one."""
+    if located.marked is None:
+        return last_line(located.rest)
+    return located.marked.text.strip().partition("\n")[0] if located.marked.how == "said" else located.marked.text
+
+
+def _judge_refusal(kind: Kind, located: Located, reference: Reference) -> Verdict:
+    """Judge a text that gives no answer, which only a reference that says just that accepts."""
+    said = words_of(_said_last(located))
+    is_it = kind == "exact" and any(
+        words_of(wanted) == said or (is_undetermined(wanted) and is_undetermined(said)) for wanted in reference.answers
+    )
+    return Verdict.of(True, tidy(_said_last(located))) if is_it else Verdict(0.0, NO_ANSWER)
 
 
 def _same_words(one: str, other: str) -> bool:

@@ -25,7 +25,7 @@ from clear_ray.tasks.formulas import (
 from clear_ray.tasks.marks import Marked
 from clear_ray.tasks.quantities import find_quantity, is_quantity, read_quantity
 from clear_ray.tasks.units import unit_of
-from clear_ray.tasks.writing import first_sentence, plain, tidy, unexplained, unwrapped, words_of
+from clear_ray.tasks.writing import bold_spans, first_sentence, plain, tidy, unexplained, unwrapped, words_of
 
 Prove = Callable[[str, str], bool | None]
 """Tells whether an answer is mathematically equal to a gold answer; None if that takes too long."""
@@ -36,6 +36,8 @@ _SPANS = re.compile(
 )
 _BASE = re.compile(r"\d_\w")
 _ASSIGNED = re.compile(r"(?:\\[a-z]{2,10}\{)?[A-Za-z]\w{0,2}\}?(?:\([a-z]\))?(?:=(?!=)|\\in(?![a-z]))")
+_ONE_OF = r"[A-Za-z]\w? ?= ?[-+\d./\\a-z{}()^]{1,20}"
+_SOLUTIONS = re.compile(rf"{_ONE_OF}(?:,?(?: or| and)? {_ONE_OF}){{1,8}}\.?")
 _JOINT = re.compile(r" ?(?:,|,? (?:and|or)) ?")
 _EITHER = re.compile(r" or |\\text\{ ?or ?\}")
 _ENDS = (")", "]")
@@ -53,11 +55,15 @@ def read_mathematics(marked: Marked | None, rest: str) -> str | None:
         found = marked.text if marked.how in ("box", "tag", "hash") else _formula_of(marked.text)
         return trimmed(found) or None
     rest = rest[-LONGEST:]
+    line = rest.rstrip().rpartition("\n")[2].strip()
+    for span in reversed(bold_spans(line)):
+        place = line.find(span)
+        if (is_quantity(span) or "$" in span) and not is_denied(line[:place], line[place + len(span) :]):
+            return trimmed(tidy(span)) or None
     spans = _spans(rest)
     if spans and not is_denied(rest[: spans[-1][0]], rest[spans[-1][1] :]):
         return trimmed(spans[-1][2]) or None
-    line = rest.rstrip().rpartition("\n")[2].strip()
-    if line and len(line.split()) <= 3:
+    if line and (len(line.split()) <= 3 or _SOLUTIONS.fullmatch(line)):
         return trimmed(line) or None
     number = find_quantity(rest)
     return number.text if number else None

@@ -47,6 +47,29 @@ _VETO = re.compile(
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
 _ASSIGNED = re.compile(r"\A[A-Za-z]\w{0,2} ?= ?")
 _EQUALS = re.compile(r"(?<![<>=!:])=(?!=)")
+_ASIDE = re.compile(
+    r"\s*\((?:from|between|after|before|since|out of|instead|not|compared|as|because|if|when|including|excluding|with)\b"
+    r"[^()=]{1,200}\)\W{0,3}\Z",
+    re.IGNORECASE,
+)
+_IN_WORDS = re.compile(
+    r"\b(?:zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million)"
+    r"(?:[- ](?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million)\b)*\b",
+)
+_ALSO = re.compile(
+    r"(?<=\d) (?P<unit>[^\W\d]{1,20}), or (?:about |roughly |approximately )?[$€£]?[\d.,]{1,20} (?!(?P=unit)\b)"
+    r"[^\W\d]{1,20}\W{0,3}\Z"
+)
+_SUM = re.compile(r": ?[^:=]{0,60}\d [-+*/\u00d7] [$€£]?\d[^:=]{0,60}\Z")
+_BY_THE_WAY = re.compile(
+    r"\b(?:for|in|per|over|within|during|of the|after) (?:all |the |these |those |his |her |their |its |every |each )?\Z",
+    re.IGNORECASE,
+)
+_OF_ANOTHER = re.compile(
+    r",? (?:who|which (?:was|were|had|cost|originally)|whereas|compared (?:to|with)|unlike)\b[^=]{1,200}\Z",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +144,7 @@ def find_quantity(text: str) -> Quantity | None:
             place = line.find(span)
             if not is_denied(line[:place], line[place + len(span) :]) and (found := read_quantity(span)) is not None:
                 return found
-        plain_line = cleaned(line)
+        plain_line = cleaned(_without_beside(line))
         side = _EQUALS.split(plain_line)[-1]
         found = _after_equals(side) if side != plain_line else None
         found = found or _last(plain_line)
@@ -129,7 +152,25 @@ def find_quantity(text: str) -> Quantity | None:
             return found
         if any(map(str.isdigit, plain_line)):
             return None  # what the last line with a number says is no number: 10:30, more than 12
-    return None
+    return _only_in_words(text[-LONGEST:].rstrip().rpartition("\n")[2])
+
+
+def _only_in_words(line: str) -> Quantity | None:
+    """Return the one number that a line without digits has in words: `There are three branches`."""
+    runs = [found[0] for found in _IN_WORDS.finditer(line)]
+    if len(runs) != 1 or is_denied(line[: line.find(runs[0])]):
+        return None
+    found = number_in_words(runs[0])
+    return None if found is None or found[1] else Quantity(found[0], "", runs[0])
+
+
+def _without_beside(line: str) -> str:
+    """Return a line without what it says beside its number: of another, or in brackets of where it comes from."""
+    for pattern in (_ASIDE, _OF_ANOTHER, _ALSO, _SUM):
+        found = pattern.search(line)
+        if found is not None and any(map(str.isdigit, line[: found.start()])):
+            return line[: found.start()]
+    return line
 
 
 def _answering(line: str) -> str:
@@ -221,11 +262,24 @@ def _whole(line: str, start: int, *, is_alone: bool) -> Quantity | None:
 
 
 def _last(sentence: str) -> Quantity | None:
-    """Return the last whole number of a sentence that no bound stands before."""
-    for found in reversed(list(_START.finditer(sentence))):
-        start = found.start()
-        quantity = _whole(sentence, start, is_alone=False)
+    """Return the last whole number of a sentence that no bound stands before.
+
+    What it says by the way (`for 16 glasses`, `at the end of the 4 hours`) counts if there is no other number.
+    """
+    places, covered = [], 0
+    for found in _START.finditer(sentence):
+        if found.start() >= covered:  # what is no part of the number before: 2 1/2, 5 000
+            quantity = _whole(sentence, found.start(), is_alone=False)
+            places.append((found.start(), quantity))
+            covered = found.start() + len(quantity.text) if quantity is not None else 0
+    main = [place for place in places if not _is_by_the_way(sentence, place[0])]
+    for start, quantity in reversed(main or places):
         if quantity is not None:
             before, after = sentence[:start], sentence[start:].lstrip("+-$£€ .,/%0123456789")
             return None if _VETO.search(before[-40:]) or is_denied(before, after) else quantity
     return None
+
+
+def _is_by_the_way(sentence: str, start: int) -> bool:
+    before = sentence[max(0, start - 40) : start + 1].rstrip("0123456789")
+    return _BY_THE_WAY.search(before) is not None

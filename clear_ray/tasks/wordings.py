@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.marks import Located
+from clear_ray.tasks.sentences import apposed, asserted
 from clear_ray.tasks.writing import bold_spans, first_sentence, tidy, unexplained, words_of
 
 _FEW_WORDS, _TAIL_WORDS = 3, 6
@@ -22,6 +23,11 @@ _TRUE_OR_FALSE = re.compile(
 )
 _CLOSES_WITH = re.compile(
     r"\b(?:is|are|was|be) +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z", re.IGNORECASE
+)
+_OF_A_STATEMENT = re.compile(
+    r"\W{0,4}(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is (?:\w{1,12}ly )?"
+    r"[*_]{0,2}(?P<word>true|false)\b(?! (?:that|if|only))",
+    re.IGNORECASE,
 )
 
 
@@ -39,8 +45,11 @@ def line_answer(located: Located) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a text that is not empty."""
-    return text.rstrip().rpartition("\n")[2].strip()
+    """Return the last line of a text that is neither empty nor the end of a fence."""
+    text = text.rstrip()
+    while text.endswith("\n```"):
+        text = text[:-4].rstrip()
+    return text.rpartition("\n")[2].strip()
 
 
 def phrase_answers(located: Located) -> Iterator[str]:
@@ -55,6 +64,7 @@ def phrase_answers(located: Located) -> Iterator[str]:
             yield concise(line)
         yield line
         yield tidy(_ASIDE.sub("", line))
+        yield from apposed(line)
         return
     whole = last_line(located.rest)[:_LONGEST]
     for span in reversed(bold_spans(whole)):
@@ -67,6 +77,7 @@ def phrase_answers(located: Located) -> Iterator[str]:
     said = [whole[found.end() :] for found in _COPULA.finditer(whole) if not is_denied(whole[: found.start()])]
     if said and len(said[-1].split()) <= _TAIL_WORDS:
         yield tidy(said[-1])
+    yield from asserted(whole)
 
 
 def concise(line: str) -> str:
@@ -82,7 +93,7 @@ def read_truth(located: Located) -> str | None:
         )
         return _said(found)
     line = last_line(located.rest)[:_LONGEST]
-    found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line)
+    found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line) or _OF_A_STATEMENT.match(line)
     return _said(found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST]))
 
 

@@ -42,6 +42,8 @@ _SINGLE = (("*", "*"), ("_", "_"))
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__|\\textbf\{([^{}\n]{1,200})\}")
 _AROUND_SIGNS = re.compile(r"\s*([-+*/=^,;:()\[\]{}<>|])\s*")
 _INITIAL = re.compile(r"(?<![^\W_])([^\W\d_]\.) (?=\w)")
+_SMILEYS = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf\ufe0f]")
+_ACRONYM = re.compile(r"(?<![\w.])[^\W\d_](?:\.[^\W\d_]){1,6}(?![\w.])")
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)")
 _EXPLAINED = re.compile(
     r",? (?:because|since|as it|due to|where|which(?! (?:gives|yields|equals|makes|means|simplifies|reduces)))\b"
@@ -103,7 +105,8 @@ def bold_spans(line: str) -> list[str]:
 def words_of(text: str) -> str:
     """Return a text in the form in which equal words are equal: width, case, spaces, articles and end marks levelled."""
     text = plain(unicodedata.normalize("NFKC", unwrapped(tidy(plain(text)))))
-    text = " ".join(text.casefold().split()).strip(" .,;:!?\"'").removeprefix("- ")
+    text = " ".join(_SMILEYS.sub("", text).casefold().split()).strip(" .,;:!?\"'").removeprefix("- ")
+    text = _ACRONYM.sub(lambda found: found[0].replace(".", ""), text)
     text = _AROUND_SIGNS.sub(r"\1", _INITIAL.sub(r"\1", text))
     return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
 

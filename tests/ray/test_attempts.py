@@ -121,6 +121,7 @@ def test_a_request_gets_all_the_answers_that_it_asks_for(replay_settings: dict[s
     assert run(None, config).report == report
 
 
+@pytest.mark.slow
 def test_a_row_bounds_how_often_it_is_asked_again(solved_settings: dict[str, Any], tmp_path: Path) -> None:
     path = requests_in(tmp_path / "batch.jsonl", solved_settings, rows=60, n=2)
     settings = solved_settings | {"input": {"path": path}, "budget": 60 * 400}
@@ -131,6 +132,7 @@ def test_a_row_bounds_how_often_it_is_asked_again(solved_settings: dict[str, Any
     assert max(attempts) == 4
 
 
+@pytest.mark.slow
 def test_votes_are_counted_without_a_verifier(solved_settings: dict[str, Any]) -> None:
     allocation = solved_settings["allocation"] | {"objective": "vote"}
     settings = solved_settings | {"allocation": allocation, "budget": 160 * 199}

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from ray import serve
 
 from clear_ray.batch.run import plan, run
 from clear_ray.cli import main
 from clear_ray.config.run import RunConfig
+from clear_ray.errors import ConfigError
 from clear_ray.serve.app import application
 from clear_ray.serve.settings import ServeConfig
 from tests.endpoint_server import KEY, MODEL, Endpoint, endpoint
@@ -178,3 +181,60 @@ def test_our_own_server_gives_the_answers_that_the_model_gives_in_process(tmp_pa
         serve.shutdown()
     assert answers[0] == answers[1]
     assert len({text for text, _ in answers[0].values()}) > 4
+
+
+@pytest.mark.slow
+def test_a_head_is_calibrated_over_http_and_serves_a_run(served: Endpoint, tmp_path: Path) -> None:
+    """Of the prompts that ask for few words the answers are right, of the others they are not."""
+    settings = settings_of(served.base_url, tmp_path, budget=4_000, temperature=0.7)
+    settings |= {"scoring": {"scorer": "exact"}, "run_dir": str(tmp_path / "calibration")}
+    rows = [json.loads(line) for line in (tmp_path / "queries.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["gold"] = " ".join(f"w{word + 1}" for word in range(1 + number % 30)) if number % 30 < 12 else "none"
+    (tmp_path / "queries.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "calibrate.yaml").write_text(yaml.safe_dump(settings))
+    head_dir = str(tmp_path / "head")
+    command = ["calibrate", "--config", str(tmp_path / "calibrate.yaml"), "--head-dir", head_dir, "--samples", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    settings |= {"run_dir": str(tmp_path / "run"), "budget": 400, "estimate": {"head": head_dir}}
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    assert result.report.head == "competing_risks"
+    assert result.report.correct is not None
+    assert result.report.correct >= 0.5 * result.report.funded
+    other = settings["engine"] | {"model": "another"}
+    with pytest.raises(ConfigError):
+        run(None, RunConfig.parse(settings | {"engine": other, "run_dir": str(tmp_path / "other")}))
+
+
+@pytest.mark.slow
+def test_a_server_sells_the_answers_of_an_endpoint(served: Endpoint) -> None:
+    engine = {"kind": "openai", "base_url": served.base_url, "model": MODEL, "key_env": "MY_KEY"}
+    price = PRICE | {"budget_tokens_per_second": 1_000_000, "carry_over_tokens": 10_000_000}
+    door = {"engine": engine, "estimate": {"head": "prior"}, "price": price, "model_name": "door", "max_tokens": 24}
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(application(ServeConfig.parse(door)), name="over", route_prefix="/over")
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/over/v1", api_key="none", max_retries=0)
+
+        def ask(words: int, **changes: Any) -> Any:
+            messages: Any = [{"role": "user", "content": f"Write {words}"}]
+            return client.chat.completions.create(model="door", messages=messages, **changes)
+
+        whole, cut = ask(3), ask(30, max_tokens=5)
+        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("w1 w2 w3", "stop")
+        assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("w1 w2 w3 w4 w5", "length")
+        assert (whole.usage.completion_tokens, cut.usage.completion_tokens) == (4, 5)
+        assert ask(9, stop=["w4"]).choices[0].message.content == "w1 w2 w3 "
+        pieces = [piece.choices[0].delta.content or "" for piece in ask(4, stream=True) if piece.choices]
+        assert "".join(pieces) == "w1 w2 w3 w4"
+        served.behaviour.faults = deque(["429", "400"])
+        with pytest.raises(openai.APIStatusError) as refused:
+            ask(2)
+        assert KEY not in str(refused.value)
+        assert ask(2).choices[0].message.content == "w1 w2"
+    finally:
+        serve.shutdown()

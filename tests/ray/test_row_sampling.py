@@ -28,7 +28,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "drawn": {"temperature": 1.3, "seed": 5},
     "drawn again": {"temperature": 1.3, "seed": 6},
     "json": {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
-    "stop": {"stop": [" of"], "max_tokens": 20},
+    "stop": {"stop": [" of"], "max_tokens": 20, "logprobs": True, "top_logprobs": 2},
+    "logprobs": {"logprobs": True},
 }
 
 
@@ -67,6 +68,21 @@ def test_every_row_is_answered_as_it_asks(tmp_path: Path) -> None:
     assert re.match(r"\s*E,", answers["goes on"])
     assert answers["drawn"] != answers["drawn again"]
     assert ended["stop"] == "The capital"
+    check_logprobs(result)
+
+
+def check_logprobs(result: Any) -> None:
+    """Check that the entries of each answer, of all its grants, are its text."""
+    lines = [json.loads(line) for line in (Path(result.run_dir) / "output.jsonl").read_text().splitlines()]
+    choice_of = {line["custom_id"]: line["response"]["body"]["choices"][0] for line in lines}
+    for name, choice in choice_of.items():
+        asked = BODIES[name].get("logprobs")
+        assert (choice["logprobs"] is not None) is bool(asked)
+        if asked:
+            entries = choice["logprobs"]["content"]
+            assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == choice["message"]["content"]
+            assert {len(entry["top_logprobs"]) for entry in entries} == {BODIES[name].get("top_logprobs", 0)}
+    assert {"stop", "logprobs"} <= choice_of.keys()
 
 
 def test_a_structure_that_cannot_be_kept_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

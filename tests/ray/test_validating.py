@@ -70,6 +70,7 @@ def test_every_input_of_the_corpus_is_refused_by_both(
         {"input": {"path": "no/such.jsonl"}},
         {"engine": {"kind": "replay", "rollouts": "no.parquet", "features": "no.parquet"}},
         {"engine": {"kind": "transformers", "model": "/no/such"}},
+        {"engine": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "patience_seconds": 1}},
     ],
     ids=str,
 )
@@ -83,7 +84,13 @@ def test_every_configuration_that_a_run_refuses_is_refused_by_validate(
 
 @pytest.mark.parametrize(
     "engine",
-    [{"max_context_tokens": 100_000}, {"answer_reserve_tokens": 2}, {"fingerprint": "0" * 64}, {"device": "nonsense"}],
+    [
+        {"max_context_tokens": 100_000},
+        {"answer_reserve_tokens": 2},
+        {"fingerprint": "0" * 64},
+        {"device": "nonsense"},
+        {"kind": "vllm"},  # which is in an environment of its own
+    ],
     ids=str,
 )
 def test_what_an_engine_refuses_is_refused_by_validate(replay_settings: dict[str, Any], engine: dict[str, Any]) -> None:
@@ -92,3 +99,24 @@ def test_what_an_engine_refuses_is_refused_by_validate(replay_settings: dict[str
     validated, ran = refusals(settings)
     assert ran
     assert validated
+
+
+UNKEPT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+
+
+def test_what_a_model_cannot_do_for_a_row_is_refused_by_both(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = [
+        {"stop_token_ids": [10_000_000]},
+        {"logit_bias": {"10000000": 1}},
+        {"response_format": UNKEPT},
+        {"continue_final_message": True},
+        {"min_tokens": 50, "max_tokens": 5},
+        {"messages": [{"role": "user", "content": "many words " * 9_000}]},
+        {"n": 3},  # at temperature 0
+    ]
+    lines = [request(**fields) | {"custom_id": str(number)} for number, fields in enumerate(asked)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {"engine": {"kind": "transformers"}, "scoring": {}, "input": {"path": str(tmp_path / "q.jsonl")}}
+    validated, ran = refusals(replay_settings | settings)
+    assert validated == ran
+    assert f"the input has {len(asked)} problems" in ran

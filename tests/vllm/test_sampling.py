@@ -53,6 +53,22 @@ def test_it_is_kept_across_grants(engine: VllmEngine, reference: TransformersEng
     assert (tail.text, tail.finish_reason) == (whole.text, whole.finish_reason)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_a_stop_that_begins_in_an_earlier_grant_ends_the_answer_where_it_comes(
+    engine: VllmEngine, reference: TransformersEngine, cut: int
+) -> None:
+    prompt, sampling = "What is the capital of France?", Sampling(stop=("capital of France", "is Paris"))
+    spent: tuple[int, ...] = ()
+    while True:
+        grant = Grant("stop", prompt, cut, prefix_token_ids=spent, sampling=sampling)
+        answer = run_grants(engine, [grant])["stop", 0]
+        spent += answer.token_ids
+        if answer.finish_reason == "stop":
+            break
+    whole = run_grants(reference, [Grant("stop", prompt, 30, sampling=sampling)])["stop", 0]
+    assert (answer.text, spent) == (whole.text, whole.token_ids)
+
+
 def test_structures_are_kept_and_a_cut_answer_is_not_gone_on_with(engine: VllmEngine) -> None:
     structures = {name: Structure(kind="json_schema", value=json.dumps(schema)) for name, schema in SCHEMAS.items()}
     structures |= {
@@ -73,3 +89,22 @@ def test_structures_are_kept_and_a_cut_answer_is_not_gone_on_with(engine: VllmEn
     rest = Grant("flat", "Say it.", 9, prefix_token_ids=cut.token_ids, sampling=asked[0].sampling)
     again = run_grants(engine, [rest])["flat", 0]
     assert (again.token_ids, again.finish_reason) == ((), "length")
+
+
+def test_log_probabilities_are_those_of_slots(engine: VllmEngine, reference: TransformersEngine) -> None:
+    asked = [
+        Grant("greedy", "What is the capital of France?", 12, sampling=Sampling(logprobs=5)),
+        Grant("shaped", "Name a river.", 12, sampling=Sampling(logprobs=0, repetition_penalty=1.4, stop=(" the",))),
+        Grant("plain", "Say hi.", 4),
+    ]
+    here, there = run_grants(engine, asked), run_grants(reference, asked)
+    assert here["plain", 0].logprobs is None
+    for name in ("greedy", "shaped"):
+        ours, theirs = here[name, 0].logprobs, there[name, 0].logprobs
+        assert ours
+        assert theirs
+        for mine, other in zip(ours, theirs, strict=False):  # a stop may be seen a token later
+            assert mine.token == other.token
+            assert mine.logprob == pytest.approx(other.logprob, abs=2e-3)
+            assert [value for _, value in mine.top] == pytest.approx([value for _, value in other.top], abs=2e-3)
+        assert {len(entry.top) for entry in ours} == {5 if name == "greedy" else 0}

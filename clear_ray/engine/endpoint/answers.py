@@ -9,6 +9,7 @@ from typing import Any
 
 from clear_ray.engine.base import UNKNOWN_TOKEN, Generation, Grant, Usage
 from clear_ray.errors import EngineError
+from clear_ray.ingest.logprobs import TokenLogprob, of_answer, read_content, read_legacy
 
 _LONGEST_SAID = 200
 _TAG = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
@@ -24,12 +25,14 @@ class Reply:
         finish: Why it ended, in the endpoint's words; empty if it does not say.
         usage: What it took; None if it does not say, or cannot be.
         has_reasoning: Whether something beside the text was written first.
+        logprobs: Of the text's tokens; None if it does not say.
     """
 
     text: str
     finish: str
     usage: Usage | None
     has_reasoning: bool = False
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class UnreadableError(ValueError):
@@ -55,7 +58,9 @@ def read_reply(body: Any) -> Reply:
     if not isinstance(text, str):
         raise UnreadableError(_shown(body))
     finish = choice.get("finish_reason")
-    return Reply(text, finish if isinstance(finish, str) else "", read_usage(body, text), _has_reasoning(message))
+    logprobs = of_answer(text, _read_logprobs(choice))
+    finish = finish if isinstance(finish, str) else ""
+    return Reply(text, finish, read_usage(body, text), _has_reasoning(message), logprobs)
 
 
 def read_pieces(pieces: Iterable[Any]) -> Reply:
@@ -65,6 +70,7 @@ def read_pieces(pieces: Iterable[Any]) -> Reply:
         UnreadableError: A piece is none.
     """
     text, finish, last, has_reasoning = [], "", {}, False
+    entries: list[TokenLogprob] = []
     for piece in pieces:
         if not isinstance(piece, dict) or not isinstance(piece.get("choices", []), list):
             raise UnreadableError(_shown(piece))
@@ -75,9 +81,11 @@ def read_pieces(pieces: Iterable[Any]) -> Reply:
             part = delta.get("content") if isinstance(delta, dict) else choice.get("text")
             text.append(part if isinstance(part, str) else "")
             has_reasoning |= isinstance(delta, dict) and _has_reasoning(delta)
+            entries += _read_logprobs(choice) or ()
             finish = choice.get("finish_reason") or finish
     whole = "".join(text)
-    return Reply(whole, str(finish), read_usage(last, whole), has_reasoning)
+    logprobs = of_answer(whole, entries) if entries else None
+    return Reply(whole, str(finish), read_usage(last, whole), has_reasoning, logprobs)
 
 
 def read_usage(body: Mapping[str, Any], text: str) -> Usage | None:
@@ -132,6 +140,7 @@ def generation_of(grant: Grant, reply: Reply, *, sent_text: str, can_continue: b
         sample=grant.sample,
         usage=reply.usage,
         is_at_end=is_cut and not (can_continue and text.strip() and not reply.has_reasoning),
+        logprobs=reply.logprobs,
     )
 
 
@@ -144,6 +153,14 @@ def lost(grant: Grant, reason: str) -> Generation:
 def failed(grant: Grant, error: str) -> Generation:
     """Return the generation of a grant for which nothing was generated."""
     return Generation(grant.query_id, (), "", "cancelled", error=error, sample=grant.sample)
+
+
+def _read_logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    """Return what a choice says of its tokens, in the shape of a chat or of legacy completions."""
+    stated = choice.get("logprobs")
+    if not isinstance(stated, dict):
+        return None
+    return read_content(stated["content"]) if "content" in stated else read_legacy(stated)
 
 
 def _has_reasoning(message: Mapping[str, Any]) -> bool:

@@ -179,7 +179,7 @@ class OpenAIEngine:
         if fault.kind != "lost":
             if grant.prefix_token_ids:  # what it was cut off at is an answer all the same
                 cut = failed(grant, "")
-                return replace(cut, text=grant.prefix_text, finish_reason="length", is_at_end=True)
+                return replace(cut, text=grant.prefix_text, finish_reason="length", is_at_end=True, logprobs=())
             return failed(grant, REFUSED_BY_ENDPOINT + fault.said)
         tries = self._lost_of[grant.query_id] = self._lost_of.get(grant.query_id, 0) + 1
         # Whoever tries it again does so at once: the wait is before it is told.

@@ -10,7 +10,7 @@ from typing import Any
 
 from clear_ray.config.engine import OpenAIConfig
 from clear_ray.config.sampling import Sampling, Structure
-from clear_ray.engine.base import Grant, RawText, TokenIds
+from clear_ray.engine.base import Grant, RawText, TokenIds, messages_of
 from clear_ray.errors import SchemaError
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
@@ -59,6 +59,8 @@ def request_of(grant: Grant, config: OpenAIConfig) -> Request:
     body |= {"max_tokens": grant.max_tokens, "temperature": config.temperature}
     if config.top_p != 1.0:
         body["top_p"] = config.top_p
+    if (top := own.pop("logprobs", None)) is not None:
+        own |= {"logprobs": True, "top_logprobs": top} if path == CHAT else {"logprobs": top}
     body |= own
     if path == CHAT and sent_text:
         body |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -74,14 +76,10 @@ def is_chat(grant: Grant, config: OpenAIConfig) -> bool:
     return config.api == "chat" or not isinstance(grant.prompt, str)
 
 
-def _turns(prompt: str | tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    return [("user", prompt)] if isinstance(prompt, str) else list(prompt)
-
-
 def _messages(grant: Grant, config: OpenAIConfig, sent_text: str) -> list[dict[str, Any]]:
-    turns = [] if isinstance(grant.prompt, TokenIds) else _turns(grant.prompt)
-    messages = [{"role": role, "content": content} for role, content in turns]
-    if config.system_prompt is not None and not any(role in ("system", "developer") for role, _ in turns):
+    messages = messages_of(grant.prompt)
+    has_system = any(message["role"] in ("system", "developer") for message in messages)
+    if config.system_prompt is not None and not has_system:
         messages.insert(0, {"role": "system", "content": config.system_prompt})
     if not sent_text:
         return messages
@@ -114,6 +112,8 @@ def _own_fields(sampling: Sampling | None) -> dict[str, Any]:
         own["stop"] = list(sampling.stop)
     if sampling.stop_token_ids:
         own["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.logprobs is not None:
+        own["logprobs"] = sampling.logprobs
     if sampling.min_tokens:
         own["min_tokens"] = sampling.min_tokens
     if sampling.logit_bias:

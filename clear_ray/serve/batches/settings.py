@@ -42,7 +42,7 @@ class BatchSettings(Settings):
     @field_validator("run")
     @classmethod
     def _run_is_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        own = {"run_dir", "input", "engine", "estimate", "scaling"} & value.keys()
+        own = {"run_dir", "input", "engine", "engines", "estimate", "scaling"} & value.keys()
         if own:
             raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server")
         return value

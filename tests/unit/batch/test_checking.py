@@ -44,6 +44,27 @@ def copy_of_model(folder: Path, *, without: str = "", **changes: Any) -> str:
     return str(copy)
 
 
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"budget": 1}, 2, "a token of the cheapest query takes 2 tokens"),
+        ({"budget": 2}, 0, "Valid"),
+        ({"budget": "$0.000001", "prices": {"input": 1, "output": 10}}, 2, "takes $"),
+        (
+            {"budget": "$0.00004", "prices": {"input": 1, "output": 10}},
+            0,
+            "pay for no call: the shortest prompt is about",
+        ),
+    ],
+)
+def test_a_budget_that_pays_for_no_call_is_refused_or_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], code: int, says: str
+) -> None:
+    found, said = validated(settings(tmp_path, **changes), tmp_path, capsys)
+    assert found == code, said
+    assert says in said
+
+
 def test_a_run_that_can_be_started_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = validated(settings(tmp_path, estimate={"head": "demo"}), tmp_path, capsys)
     assert (code, said.partition(", sha256 ")[0]) == (0, "Valid: 3 queries, budget 100 tokens")

@@ -64,6 +64,13 @@ def test_the_label_is_the_scorers_verdict_where_there_can_be_one(
     assert (lesson.label, lesson.features, lesson.left_out) == (label, DEFAULT_FEATURES, "")
 
 
+def test_where_votes_are_counted_the_label_is_that_answers_agree(tmp_path: Path) -> None:
+    config = config_of(tmp_path, scoring={"scorer": SCORER}, allocation={"objective": "vote"})
+    lesson = lesson_of(folder_with(tmp_path, gold=["4", "5"]), config, 2)
+    assert lesson is not None
+    assert lesson.label == "agreement"
+
+
 @pytest.mark.parametrize(
     ("estimate", "policy", "learns"),
     [

@@ -46,7 +46,7 @@ def test_the_budget_for_a_share_gives_it_and_half_of_it_does_not(seed: int, shar
     assert found is not None
 
     def bought(budget_tokens: int) -> dict[int, float]:
-        curve = budget_curve(estimates.batch, budget_tokens, queries=estimates.queries)
+        curve = budget_curve(estimates.batch, budget_tokens=budget_tokens, queries=estimates.queries)
         return {point.budget_tokens: point.utility for point in curve}
 
     assert found.most_utility == pytest.approx(max(bought(10_000).values()))

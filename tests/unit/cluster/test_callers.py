@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,3 +96,17 @@ def test_a_call_that_fails_is_raised() -> None:
     one.open[0].set_exception(EngineError("engines died of each of 9 prompts in a row"))
     with pytest.raises(EngineError, match="9 prompts"):
         list(callers.come_back())
+
+
+def test_calls_of_an_engine_that_is_busy_keep_none_of_another_waiting() -> None:
+    small, large = Caller(), Caller()
+    callers = Callers([small, large], [2, 1], some, Future.result, engine_of=[0, 1])
+    for index, engine in enumerate([1, 1, 1, 0, 0, 0]):
+        callers.send(replace(call(index), engine=engine))
+    assert (large.begun, small.begun, callers.waiting_rows) == ([0], [3, 4], 3)
+    small.answer()
+    assert len(list(callers.come_back())) == 1
+    assert (large.begun, small.begun) == ([0], [3, 4, 5])
+    large.answer()
+    assert len(list(callers.come_back())) == 1
+    assert (large.begun, len(callers)) == ([0, 1], 4)

@@ -16,9 +16,12 @@ import pytest
 from clear_ray.cluster.engines import BatchEngineWorker, in_pieces
 from clear_ray.cluster.joining import _terminated_as_interrupted
 from clear_ray.config.engine import ReplayConfig
+from clear_ray.engine.base import Grant
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.stages.worker import EngineWorker
+from tests.unit.stages.test_probe import known_ids
 
 
 def test_cards_raise_what_the_constructor_would(replay_settings: dict[str, Any]) -> None:
@@ -45,6 +48,18 @@ def test_a_large_head_travels_in_pieces_that_ray_keeps_with_an_actor(replay_sett
     assert sum(map(len, pieces)) < 10e6, "what one call may carry"
     with pytest.raises(ConfigError, match="fitted for smollm2"):  # read whole, and refused for a recording
         asyncio.run(BatchEngineWorker(ReplayConfig.model_validate(replay_settings["engine"]), *pieces).cards())
+
+
+def test_answers_that_end_together_travel_together(replay_settings: dict[str, Any]) -> None:
+    config = ReplayConfig.model_validate(replay_settings["engine"])
+    grants = [Grant(query_id, "", 32, seed=0) for query_id in known_ids(config, 40)]
+
+    async def lists_of(worker: EngineWorker) -> list[list[str]]:
+        return [[one.query_id for one in found] async for found in worker.generate(grants)]
+
+    found = asyncio.run(lists_of(BatchEngineWorker(config, *in_pieces(PriorHead(cap_tokens=320)))))
+    assert sorted(name for names in found for name in names) == sorted(grant.query_id for grant in grants)
+    assert len(found) <= 3
 
 
 @pytest.fixture
@@ -81,6 +96,7 @@ FAILING = """
 import asyncio, json, sys
 from clear_ray.cluster.engines import BatchEngineWorker, in_pieces
 from clear_ray.config.engine import ReplayConfig
+from clear_ray.engine.base import Grant
 from clear_ray.errors import EngineFailedError, SchemaError
 from clear_ray.estimation.prior import PriorHead
 

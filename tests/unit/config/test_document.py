@@ -30,7 +30,7 @@ def settings(model: type[BaseModel] = RunConfig, before: str = "") -> Iterator[t
     """Yield the dotted name of every setting with its field; a list's parts follow `[]`."""
     for name, field in model.model_fields.items():
         path = before + name
-        parts = list(models(field.annotation))
+        parts = [] if name == "engines" else list(models(field.annotation))  # each has the settings of `engine`
         if not parts or "tuple" in str(field.annotation):
             yield path, field
         for part in parts:

@@ -25,6 +25,7 @@ from clear_ray.engine.endpoint.engine import LOST_BY_ENDPOINT, REFUSED_BY_ENDPOI
 from clear_ray.engine.endpoint.faults import retry_after
 from clear_ray.errors import ClearRayError, ConfigError, EngineError
 from clear_ray.estimation.fit import fit_head
+from clear_ray.ingest.logprobs import of_answer
 from clear_ray.stages import causes
 from tests.endpoint_server import KEY, MODEL, Endpoint, endpoint
 from tests.unit.engine.endpoint_engines import LOOP, answers, ask, config_of, engine_of
@@ -205,6 +206,24 @@ def test_a_cut_answer_is_gone_on_with(served: Endpoint, settings: dict[str, Any]
         assert not generation.is_at_end
         cuts += 1
     assert (text.strip(), len(spent), cuts) == (written(9), 10, 2)
+
+
+@pytest.mark.parametrize(("prompt", "stream"), [("write 9", False), ("write 9", True), (RawText("write 9"), False)])
+def test_log_probabilities_come_with_every_part_of_an_answer(served: Endpoint, prompt: Any, stream: bool) -> None:
+    is_chat = not isinstance(prompt, RawText)
+    engine = engine_of(served, continuation="auto", stream=stream)
+    first = ask(engine, prompt, 4, sampling=Sampling(logprobs=2))
+    assert first.logprobs is not None
+    sent = {"logprobs": True, "top_logprobs": 2} if is_chat else {"logprobs": 2}
+    assert sent.items() <= served.bodies[-1].items()
+    again = {"prefix_token_ids": first.token_ids, "prefix_text": first.text}
+    last = ask(engine, prompt, 9, sampling=Sampling(logprobs=2), **again)
+    entries = of_answer(last.text, last.logprobs, first.logprobs)
+    assert entries is not None
+    assert b"".join(entry.token for entry in entries).decode() == last.text  # and none of its end
+    assert [entry.logprob for entry in entries] == [-k / 8 for k in range(1, 10)]
+    assert all((b"?", -9.0) in entry.top for entry in entries)
+    assert ask(engine, prompt, 4).logprobs is None
 
 
 @pytest.mark.parametrize("goes_on", [False, None])

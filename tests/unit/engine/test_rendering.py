@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 
 from clear_ray.config.engine import TransformersConfig
+from clear_ray.engine.base import conversation_of
 from clear_ray.engine.rendering import Rendering, rendering_of
 from clear_ray.errors import ConfigError, SchemaError
+from clear_ray.stages.generate import asked_directly
 from tests.unit.engine.model_folders import ALTERNATING, save_model
 
 
@@ -76,6 +79,19 @@ def test_a_system_prompt_that_the_template_does_not_take_is_refused_at_once(fold
     )
     with pytest.raises(ConfigError, match="it leaves it out"):
         Rendering(deaf, system_prompt="Be brief.")
+
+
+def test_speakers_have_names_where_the_template_writes_them(folder: Path, tmp_path: Path) -> None:
+    template = "{% for message in messages %}<{{ message.name or message.role }}>{{ message.content }}{% endfor %}"
+    named, deaf = Rendering(save_model(tmp_path / "m", template=template)), Rendering(folder)
+    assert (named.reads_names(), deaf.reads_names()) == (True, False)
+    messages = [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "user", "content": "Ho"}]
+    prompt = copy.deepcopy(conversation_of(messages, None))  # as between processes
+    assert named.text(named.token_ids([prompt])[0]) == "<Ann>Hi<user>Ho"
+    asked = asked_directly(prompt, "Be brief.")
+    assert named.text(named.token_ids([asked])[0]) == "<Ann>Hi<user>HoBe brief."  # the tokenizer drops line ends
+    single = conversation_of(messages[:1], None)
+    assert deaf.text(deaf.token_ids([single])[0]) == "<u>Hi|<a>"
 
 
 def test_the_assistants_words_are_gone_on_with_where_that_is_set(folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from clear_ray.config.engine import TransformersConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine import Generation, Grant, TransformersEngine
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL
 from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import SchemaError
+from clear_ray.ingest.logprobs import TokenLogprob, of_answer
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.decode_loop import decode
 from tests.unit.engine.tiny import answer_for, run_batch, slot_batch
@@ -125,6 +128,48 @@ def test_the_plain_loop_agrees_with_generate(
     short = [0, 1, 5]
     asked = [grants[i] for i in short]
     assert decode(model_of(engine), asked, inputs_of(engine, asked), end_token_ids=END) == [expected[i] for i in short]
+
+
+def test_log_probabilities_are_the_models_own(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    shaping = {"repetition_penalty": 1.0, "temperature": 0.0}  # neither changes a greedy answer
+    asked = [replace(grants[i], sampling=Sampling(logprobs=k, **shaping)) for i, k in ((0, 3), (5, 0))]
+    answers = run_grants(engine, [*asked, *grants[1:4]])
+    assert answers[grants[1].query_id, 0].logprobs is None
+    for place, grant, ids in zip((0, 5), asked, inputs_of(engine, asked), strict=True):
+        entries, tokens = answers[grant.query_id, 0].logprobs, expected[place]
+        with torch.inference_mode():
+            logits = model_of(engine)(input_ids=torch.tensor([[*ids, *tokens]])).logits[0, len(ids) - 1 : -1]
+        log_p = logits.float().log_softmax(dim=-1)
+        assert entries is not None
+        assert b"".join(entry.token for entry in entries).decode() == answers[grant.query_id, 0].text
+        for step, entry in enumerate(entries):
+            assert entry.logprob == pytest.approx(float(log_p[step, tokens[step]]), abs=1e-3)
+            most = 0 if grant.sampling is None else grant.sampling.logprobs or 0
+            likeliest = log_p[step].topk(most).values.tolist()
+            assert [value for _, value in entry.top] == pytest.approx(likeliest, abs=1e-3)
+            assert not entry.top or entry.top[0][0] == entry.token  # greedy
+
+
+def test_log_probabilities_of_parts_are_those_of_the_whole(engine: TransformersEngine) -> None:
+    prompt, sampling = "Draw a cat: 🐱🐱🐱. Draw five cats.", Sampling(logprobs=1, temperature=0.9, stop=("\n\n",))
+    whole = run_grants(engine, [Grant("cats", prompt, 24, sampling=sampling)])["cats", 0]
+    entries: tuple[TokenLogprob, ...] | None = ()
+    spent: tuple[int, ...] = ()
+    for size in (1, 2, 5, 16):
+        part = Grant("cats", prompt, size, prefix_token_ids=spent, sampling=sampling)
+        generation = run_grants(engine, [part])["cats", 0]
+        entries, spent = of_answer(generation.text, generation.logprobs, entries), spent + generation.token_ids
+        if generation.finish_reason == "stop":
+            break
+    assert spent == whole.token_ids
+    told = of_answer(whole.text, whole.logprobs)
+    assert entries is not None
+    assert told is not None
+    assert [entry.token for entry in entries] == [entry.token for entry in told]
+    assert [entry.logprob for entry in entries] == pytest.approx([entry.logprob for entry in told], abs=1e-3)
+    assert b"".join(entry.token for entry in told).decode(errors="replace") == whole.text
 
 
 def test_an_answer_may_fill_the_context_to_its_last_token(engine: TransformersEngine) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.estimation.votes import Habits, Votes, VoteWorth, learn_habits, votes_of
+from clear_ray.estimation.votes import Habits, Votes, VoteWorth, learn_habits, pooled_chance, vote_worth, votes_of
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=30)
 HABITS = st.builds(Habits, st.sampled_from([0.5, 2.0, 8.0]), st.sampled_from([0.5, 4.0, 32.0]))
@@ -84,3 +84,13 @@ def test_how_answers_agree_is_learned_from_them_alone(habits: Habits) -> None:
 
 def test_without_a_second_answer_nothing_is_learned() -> None:
     assert learn_habits([(1,), ()], np.array([0.5, 0.2])) == Habits()
+
+
+def test_from_votes_alone_it_is_told_how_often_answers_are_right() -> None:
+    rng = np.random.default_rng(5)
+    for chance in (0.2, 0.7):
+        votes_N = [votes_of(drawn(rng, chance, Habits(1.0, 8.0), 4)) for _ in range(400)]
+        assert abs(pooled_chance(votes_N)[1] - chance) < 0.12
+    each = vote_worth(Habits(1.0, 8.0)).each_is_right((3, 1), 0.5)
+    assert each[0] > 0.8 > 0.1 > each[1]
+    assert each.sum() < 1.0, "none may be right"

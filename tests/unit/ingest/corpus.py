@@ -76,7 +76,6 @@ BAD_VALUES: list[tuple[str, str, str]] = [
     ("max_tokens", str(2**31), "at most 2,147,483,647"),
     ("max_tokens", "1e300", "at most 2,147,483,647"),
     ("gold", "[NaN]", "is not JSON"),
-    ("gold", "NaN", "finite"),
     ("gold", '"\\u0000"', "NUL"),
     ("gold", '"\\ud83d"', "surrogate"),
     ("task", "5", "not a text"),
@@ -339,7 +338,10 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stop": (request(stop=["\n", 3]), "body.stop"),
     "an empty stop": (request(stop=["a", ""]), "body.stop: an empty text stops nothing"),
-    "logprobs": (request(logprobs=True), "body.logprobs"),
+    "logprobs": (request(logprobs="yes"), "body.logprobs"),
+    "too many logprobs": (request(logprobs=True, top_logprobs=21), "body.top_logprobs"),
+    "top_logprobs alone": (request(top_logprobs=2), "body.top_logprobs"),
+    "a name that is none": (request(messages=[{"role": "user", "content": "a", "name": 3}]), "body.messages[0].name"),
     "logit_bias": (request(logit_bias={"tea": 1}), "body.logit_bias"),
     "a bias beyond all": (request(logit_bias={"5": 101}), "body.logit_bias"),
     "audio": (request(modalities=["text", "audio"]), "body.modalities"),
@@ -353,6 +355,19 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "prompts of tokens": (request() | {"url": "/v1/completions", "body": {"prompt": [[1], [2]]}}, "not one text"),
     "a token that is none": (request() | {"url": "/v1/completions", "body": {"prompt": [1, -2]}}, "not one text"),
     "messages are text": (request(messages="hello"), "body.messages: a conversation is a list"),
+    "a tool of Gemini's": (
+        {"key": "b", "request": {"contents": [{"parts": [{"text": "a"}]}], "tools": [{"googleSearch": {}}]}},
+        "request.tools: this is not supported",
+    ),
+    "a picture of Gemini's": (
+        {"key": "b", "request": {"contents": [{"parts": [{"fileData": {"fileUri": "gs://a"}}]}]}},
+        "request.contents[0].parts[0].fileData: only texts are read",
+    ),
+    "a document of Bedrock's": (
+        {"recordId": "b", "modelInput": {"messages": [{"role": "user", "content": [{"document": {}}]}]}},
+        "modelInput.messages[0].content[0].document: only texts are read",
+    ),
+    "nothing of Bedrock's": ({"recordId": "b", "modelInput": {"texts": ["a"]}}, "it asks nothing that is read"),
 }
 
 # content of a file that must be read, and the prompts it must give

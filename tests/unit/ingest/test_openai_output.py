@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from clear_ray.ingest import write_openai_outputs
+from clear_ray.ingest.logprobs import NOT_GIVEN, TokenLogprob, dump_logprobs
 from clear_ray.records import COMPLETION_SCHEMA
 from clear_ray.storage import Folder, open_folder
 
@@ -145,6 +146,35 @@ def test_what_a_stopped_run_left_says_what_stopped_it(tmp_path: Path, code: str)
     write_openai_outputs(iter(ROWS), folder, model="m", url="/v1/messages", unserved=code)
     kinds = {line["custom_id"]: line["result"]["type"] for line in read_lines(folder, "errors.jsonl")}
     assert kinds["f"] == kinds["i"] == {"batch_cancelled": "canceled", "batch_expired": "expired"}[code]
+
+
+def test_log_probabilities_are_those_of_the_client(tmp_path: Path) -> None:
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion
+    from openai.types.responses import ResponseOutputText
+
+    told = (TokenLogprob("é".encode(), -0.5, (("é".encode(), -0.5), (b"e", -2.0))), TokenLogprob(b"\n42", -9999.0))
+    rows = [completion("a", logprobs=dump_logprobs(told)), completion("b"), completion("c", logprobs=NOT_GIVEN)]
+    bodies = {}
+    for url in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        folder = open_folder(str(tmp_path / url.replace("/", "_")))
+        write_openai_outputs(rows, folder, model="m", url=url)
+        bodies[url] = [line["response"]["body"] for line in read_lines(folder, "output.jsonl")]
+    chats = [ChatCompletion.model_validate(body).choices[0].logprobs for body in bodies["/v1/chat/completions"]]
+    assert chats[0] is not None
+    assert chats[0].content is not None
+    assert [(entry.token, entry.logprob) for entry in chats[0].content] == [("é", -0.5), ("\n42", -9999.0)]
+    assert [(top.token, top.bytes) for top in chats[0].content[0].top_logprobs] == [("é", [195, 169]), ("e", [101])]
+    texts = [Completion.model_validate(body).choices[0].logprobs for body in bodies["/v1/completions"]]
+    assert texts[0] is not None
+    assert (texts[0].tokens, texts[0].text_offset) == (["é", "\n42"], [0, 1])
+    assert texts[0].top_logprobs == [{"é": -0.5, "e": -2.0}, {"\n42": -9999.0}]
+    parts = [body["output"][0]["content"][0] for body in bodies["/v1/responses"]]
+    found = ResponseOutputText.model_validate(parts[0]).logprobs
+    assert found is not None
+    assert [entry.token for entry in found] == ["é", "\n42"]
+    assert chats[1:] == texts[1:] == [None, None]
+    assert "logprobs" not in parts[1]
 
 
 def test_answers_to_one_request_are_its_choices(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_conversations_become_one_form(tmp_path: Path) -> None:
         {"query_id": "text", "messages": json.dumps(conversation)},
     ]
     take(write_lines(tmp_path / "q.jsonl", rows), tmp_path / "run")
-    canonical = '[{"role":"system","content":"be brief"},{"role":"user","content":"a\\nb"}]'
+    canonical = '[{"role":"system","content":"be brief"},{"role":"user","content":"a\\nb","name":"Ann"}]'
     assert [(row["prompt"], row["is_conversation"]) for row in taken(tmp_path / "run")] == [(canonical, True)] * 2
 
 

@@ -172,7 +172,7 @@ READ: dict[str, tuple[dict[str, Any], Endpoint, str, str | None, str]] = {
     "a named message": (
         line("/v1/chat/completions", {"messages": [{"role": "user", "name": "ann", "content": "Name a river."}]}),
         "/v1/chat/completions",
-        conversation(RIVER),
+        '[{"role":"user","content":"Name a river.","name":"ann"}]',
         None,
         "messages.name in 1 row",
     ),

@@ -12,6 +12,7 @@ import pytest
 
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.notices import Notices
+from clear_ray.tasks import load_scorer
 from tests.unit.ingest.taking import take, taken
 
 ANSWER = "the last answer of 1 row is no part of the prompt, and is the reference answer"
@@ -507,8 +508,8 @@ def test_a_text_that_is_messages_is_read_as_a_conversation(tmp_path: Path, form:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"key": "a", "request": {"contents": []}}, "a batch file of Gemini, which is not read: write OpenAI's lines"),
-        ({"recordId": "a", "modelInput": {"messages": []}}, "a batch file of Bedrock"),
+        ({"key": "a", "request": {"content": []}}, "Gemini's lines are read from JSON alone, with `request.contents`"),
+        ({"record": "a", "modelInput": "{}"}, "Bedrock's lines are read from JSON alone, with `recordId`"),
         ({"body": {"messages": turns("a")}}, "lines of a batch file need a custom_id"),
         ({"inputs": {"question": "a"}, "id": 1}, "leads into an object, as in inputs.NAME"),
         ({"QuestionStem": "a", "answerKey": "b"}, r"got columns QuestionStem, answerKey\)"),
@@ -557,3 +558,50 @@ def test_nulls_that_end_far_down_a_file_are_not_passed_over(tmp_path: Path) -> N
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"choices": ["a"]}]))
     with pytest.raises(SchemaError, match=r"q.jsonl:\d+: rows have columns that earlier ones lack"):
         take(tmp_path / "q.jsonl", tmp_path / "run")
+
+
+WINOGRANDE = {"sentence": "Ann called Eve, since _ was ill.", "option1": "Ann", "option2": "Eve"}
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        (WINOGRANDE | {"answer": "2"}, "2"),
+        (WINOGRANDE | {"answer": 1}, "1"),
+        (WINOGRANDE | {"answer": 2.0}, "2"),  # of a column with empty cells
+        (WINOGRANDE | {"answer": "option2"}, "2"),
+        (WINOGRANDE | {"answer": "Eve"}, "Eve"),
+        (WINOGRANDE | {"answer": None}, None),
+        ({"question": "Who?", "answerA": "Ann", "answerB": "Eve", "label": "answerB"}, "B"),
+        ({"question": "Who?", "option_a": "Ann", "option_b": "Eve", "answer": "option_b"}, "B"),
+    ],
+)
+def test_options_in_numbered_columns_are_counted_as_they_are_numbered(
+    tmp_path: Path, row: dict[str, Any], gold: str | None
+) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(map(json.dumps, [row, row | {"answer": "1"}])) if "sentence" in row else json.dumps(row))
+    take(path, tmp_path / "run")
+    first, *_ = taken(tmp_path / "run")
+    assert first["gold"] == gold
+    labels = "12" if "sentence" in row else "AB"
+    assert first["prompt"].endswith(f"\n\n{labels[0]}. Ann\n{labels[1]}. Eve")
+    if gold is not None:
+        text = f"Answer: {labels[1] if gold in (labels[1], 'Eve') else labels[0]}"
+        assert load_scorer("choice").judge(text, gold, None, prompt=first["prompt"]).score == 1
+
+
+@pytest.mark.parametrize("answer", ["0", 0, 3, "3"])
+def test_numbers_that_no_numbered_column_has_are_refused(tmp_path: Path, answer: Any) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(WINOGRANDE | {"answer": answer}))
+    with pytest.raises(SchemaError, match="no such option among 2, counted from 1"):
+        take(tmp_path / "q.jsonl", tmp_path / "run")
+
+
+def test_an_empty_cell_in_a_column_of_numbers_is_no_reference_answer(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        '{"query_id": "a", "prompt": "?", "gold": NaN}\n{"query_id": "b", "prompt": "?", "gold": 2.5}'
+    )
+    digest = take(tmp_path / "q.jsonl", tmp_path / "run")
+    assert [row["gold"] for row in taken(tmp_path / "run")] == [None, "2.5"]
+    assert digest.notices == ("ignored: gold (NaN) in 1 row",)

@@ -11,7 +11,7 @@ from pyarrow.fs import LocalFileSystem
 
 from clear_ray.report.live import LineDisplay
 from clear_ray.report.page import write_page
-from clear_ray.report.plan import PlanReport
+from clear_ray.report.plan import GainReport, PlanReport
 from clear_ray.report.summary import LearningReport, RunReport
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.report.wording import LABELS, taught
@@ -93,3 +93,43 @@ def test_the_display_says_what_the_run_learns_from(label: str) -> None:
 def test_features_are_listed_as_people_list_things() -> None:
     assert taught("verdict", ("text",)) == "the scorer's verdicts, by text of the prompts"
     assert taught("ended", ("a", "b", "c")).endswith("by a, b and c of the prompts")
+
+
+def test_what_a_run_began_with_and_what_of_the_store_was_passed_over_is_said() -> None:
+    known = learning(earlier_answers=1_234, store_notes=("torn.parquet: it is no lesson",))
+    text = summary_text(learned_report(learning=known))
+    assert "from 87 answers, after 1,234 of earlier runs: the scorer's verdicts" in text
+    assert "store        torn.parquet: it is no lesson" in text
+    said = plan_text(plan_report(head="learn", learning=known))
+    assert "1,234 answers of earlier runs are known" in said
+    assert "store        torn.parquet: it is no lesson" in said
+
+
+@pytest.mark.parametrize(
+    ("source", "answers", "said"),
+    [
+        ("head", 0, "by the head"),
+        ("store", 1, "by 1 answer of earlier runs"),
+        ("sample", 12, "by 12 sampled answers"),
+        ("nothing", 0, "--sample-share 0.01 asks a few"),
+    ],
+)
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_a_plan_says_what_is_to_be_gained_and_by_what_that_is_known(
+    source: str, answers: int, said: str, is_expected: bool
+) -> None:
+    gain = GainReport(
+        low=-2.0,
+        expected=14.0,
+        high=30.0,
+        uniform=20.0,
+        chance=0.8,
+        is_expected=is_expected,
+        source=source,
+        answers=answers,
+    )
+    (line,) = [line for line in plan_text(plan_report(gain=gain)).split("\n") if line.startswith("  gain ")]
+    assert said in line
+    assert "-2.0 to 30.0 right answers over equal ceilings in nine of ten such batches" in line
+    assert ("no gain expected here" in line) is not is_expected
+    assert ("about 14.0" in line) is is_expected

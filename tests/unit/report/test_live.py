@@ -80,7 +80,7 @@ def test_from_the_first_second_on_it_says_what_is_waited_for() -> None:
     assert "not read yet" in first
     assert "0 of 0" not in first
     assert "probe: loading the model" in second
-    assert "probe | queries 0 of 199 probed" in third
+    assert "probe | queries 0 of 199 read" in third
 
 
 def test_lines_hold_no_escape_sequences_and_fit_the_encoding_of_the_stream() -> None:

@@ -129,3 +129,24 @@ def test_a_page_without_some_of_its_parts_is_still_a_page(report: RunReport, tmp
     assert_inert(read_page(page))
     assert page.rstrip().endswith("</html>")
     assert "None" not in read_page(page).text
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"objective": "solved", "solved_by_attempt": (31, 0, 4), "tokens_per_solved": 180.0},
+            "attempts: 35 solved in 240 attempts: 31 by attempt 1, 4 by attempt 3; 180 tokens for each solved; "
+            "one more: at each unsolved one: 2.5 solved, for 1,200 tokens",
+        ),
+        (
+            {"objective": "vote", "solved_by_attempt": (), "tokens_per_solved": None, "agreed": 52},
+            "votes: 240 answers; of 52 queries several agree on what was kept; one more: for each query: 2.5 more right, "
+            "for 1,200 tokens",
+        ),
+    ],
+)
+def test_a_run_that_asked_again_says_so(tmp_path: Path, asked: dict[str, object], said: str) -> None:
+    more = {"most": 4, "attempts": 240, "one_more_solves": 2.5, "one_more_tokens": 1_200.0}
+    page = page_of(run_report(attempts=asked | more), completions(), tmp_path)
+    assert said in " ".join(read_page(page).text.split())

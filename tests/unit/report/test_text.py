@@ -86,7 +86,7 @@ def test_a_plan_says_what_it_would_spend_and_marks_its_own_budget() -> None:
     assert re.search(r"6,368\*", text)
     assert text.count("*") == 1
     assert "estimated by a probe" in text
-    assert "no model loaded" in plan_text(plan_report(is_probed=False))
+    assert "from prompt lengths alone" in plan_text(plan_report(is_probed=False))
 
 
 def test_a_plan_says_what_a_share_would_cost() -> None:

@@ -333,3 +333,35 @@ def test_asking_again_solves_more_than_asking_once() -> None:
         for attempts in (1, 4)
     ]
     assert solved[1] > solved[0] + 0.03
+
+
+def test_what_later_attempts_will_take_is_not_shared_out_before() -> None:
+    """Half of the queries are known to be hopeless. They get what is left over, and not what the others still need."""
+    tokens_K, queries = token_grid(32), 40
+    survival_K = np.exp(-tokens_K / 12.0)
+    can_N = np.arange(queries) < 20
+    success_NK = 0.35 * can_N[:, None] * (1.0 - survival_K)
+    curves = curves_from_incidence(success_NK, survival_NK=np.tile(survival_K, (queries, 1)), tokens_K=tokens_K)
+    one_N = np.ones(queries)
+    batch = Batch(curves, one_N, np.full(queries, 32), np.arange(queries).astype(np.uint64), one_N)
+    rng = np.random.default_rng(1)
+    length_NS = np.minimum(np.ceil(rng.exponential(12.0, (queries, 8))), 32).astype(np.int64)
+    is_stopped_NS = length_NS < 32
+    answers = SampledAnswers(
+        length_NS, is_stopped_NS, is_stopped_NS & can_N[:, None] & (rng.random((queries, 8)) < 0.35)
+    )
+    allocation = AllocationConfig(objective="solved", attempts=8)
+    solved = [
+        int(
+            replay_run(
+                AttemptOffers(batch, Likeness(rho=0.0, trust=np.inf)),
+                answers,
+                budget_tokens=budget,
+                allocation=allocation,
+                rule=rule_of(queries, 8),
+            ).is_right_N.sum()
+        )
+        for budget in (500, 900, 1_400)
+    ]
+    assert solved[0] < solved[1] <= solved[2]
+    assert solved[1] >= 0.9 * (answers.is_right_NS & can_N[:, None]).any(axis=1).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -157,3 +157,31 @@ def test_of_a_budget_that_pays_for_nothing_nothing_is_granted() -> None:
     batch = Batch(is_verified=True, budget=1)
     assert batch.play() == 0.0
     assert batch.spent == 0
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+def test_a_budget_of_a_few_answers_is_spent_on_them(is_verified: bool) -> None:
+    """A tenth of it, which the pilot may have, pays for none."""
+    batch = Batch(is_verified=is_verified, budget=80)
+    batch.play()
+    assert len({index for index, _, _ in batch.asked}) >= 2
+    assert 40 <= batch.spent <= 80
+
+
+def test_of_two_models_the_one_without_a_head_is_learned() -> None:
+    batch = Batch(is_verified=True, budget=0, given=True)
+    batch = Batch(is_verified=True, budget=int(0.75 * batch.dear_alone()), given=True)
+    batch.offers = replace(batch.offers, given=(batch.offers.given[0], None), learns=True)
+    found = batch.play()
+    assert batch.asked[0][1] == 1, "the pilot asks the one of which nothing is known"
+    assert found > 0.7
+
+
+def test_a_query_that_a_model_cannot_read_goes_to_the_other() -> None:
+    batch = Batch(is_verified=True, budget=10_000)
+    limits = batch.offers.max_tokens_JN.copy()
+    limits[0, ::2] = 0
+    batch.offers = replace(batch.offers, max_tokens_JN=limits)
+    batch.play()
+    assert {model for index, model, _ in batch.asked if index % 2 == 0} == {1}
+    assert {model for index, model, _ in batch.asked if index % 2} == {0, 1}

@@ -54,7 +54,9 @@ class LocalServer:
     """
 
     def __init__(self, engine: dict[str, Any] | None = None, **changes: Any) -> None:
-        base = {"model_name": "replay", "max_tokens": 400, "engine": REPLAY | (engine or {}), "price": PRICE}
+        base = {"model_name": "replay", "max_tokens": 400, "engine": engine or {}, "price": PRICE}
+        if base["engine"].get("kind", "replay") == "replay":
+            base["engine"] = REPLAY | base["engine"]
         self.settings = ServeConfig.parse(base | changes)
         self.price = PriceReplica(self.settings.model_name, self.settings.tenants)
         arguments = (self.settings.engine, self.settings.estimate, self.settings.max_tokens)

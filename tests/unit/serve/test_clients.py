@@ -123,7 +123,6 @@ async def test_what_asks_for_nothing_passes(
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "user", "name": "Ann", "content": "?"},
         {"role": "wizard", "content": "?"},
         {"role": "tool", "tool_call_id": "1", "content": "3"},
         {"role": "assistant", "content": "?", "tool_calls": [{"id": "1", "type": "function", "function": {}}]},

@@ -135,4 +135,4 @@ def test_a_call_reads_many_prompts_but_leaves_no_engine_without(
     queries: int, settings: dict[str, Any], rows: int
 ) -> None:
     config = RunConfig.parse({"run_dir": "run", "input": {"path": "x.jsonl"}, "budget": 1000, **settings})
-    assert call_rows(config, queries) == rows
+    assert call_rows(config, queries, workers=config.engine.workers) == rows

@@ -16,8 +16,18 @@ from clear_ray.tasks.scorers import NamedScorer
 from tests.conftest import ROLLOUTS
 
 CORPUS = Path(__file__).parents[2] / "data/scoring"
-LATER = ("held_out", "unseen", "continued", "continued_again", "at_last")
-KNOWN_ERRORS = {"continued_again": 1, "at_last": 4}
+LATER = (
+    "held_out",
+    "unseen",
+    "continued",
+    "continued_again",
+    "at_last",
+    "fresh",
+    "fresh_again",
+    "usual",
+    "usual_again",
+)
+KNOWN_ERRORS = {"continued_again": 1, "at_last": 2, "fresh": 3, "fresh_again": 1, "usual_again": 2}
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 
 

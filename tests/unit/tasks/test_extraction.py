@@ -237,3 +237,18 @@ def test_thousands_are_one_number_however_latex_writes_them(number: str) -> None
     assert same_answer(number, "12345", "number")
     assert not same_answer(number, "12", "number")
     assert extract(f"The answer is {number}.", "number") is not None
+
+
+@pytest.mark.parametrize("kind", ["exact", "number", "choice", "math"])
+@pytest.mark.parametrize(
+    "text",
+    ["I cannot tell.", "I'm sorry, but I can't answer that: 7 or B?", "Answer: N/A", "I do not know.", "Not sure"],
+)
+def test_a_refusal_is_no_answer_and_so_none_that_others_agree_with(text: str, kind: Kind) -> None:
+    assert extract(text, kind, prompt="Which?\nA. One\nB. Two") is None
+
+
+def test_what_is_said_of_the_world_and_a_guess_are_answers() -> None:
+    assert extract("Answer: unknown", "exact") == "unknown"
+    assert extract("It cannot be determined.", "exact") == "It cannot be determined"
+    assert extract("I'm not sure, but I think it is 12.", "number") == "12"

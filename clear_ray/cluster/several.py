@@ -1,0 +1,79 @@
+"""The engine actors of a run with several engines: each engine has workers of its own, whose number is fixed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from clear_ray.cluster.engines import EngineActors
+from clear_ray.cluster.room import refuse_too_many_gpus, wait_for_room
+from clear_ray.config.engine import EngineConfig
+from clear_ray.engine.base import ModelCard
+from clear_ray.estimation.head import Head
+
+
+class SeveralEngines(EngineActors):
+    """The engines of a run together.
+
+    Args:
+        each: Each of them.
+    """
+
+    def __init__(self, each: tuple[EngineActors, ...]) -> None:
+        self._each = each
+        self.start_seconds = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._each))
+
+    @property
+    def each(self) -> tuple[EngineActors, ...]:
+        """See `EngineActors`."""
+        return self._each
+
+    def up(self) -> int:
+        """Return how many have loaded their model."""
+        return sum(engines.up() for engines in self._each)
+
+    def resize(self, count: int) -> None:
+        """Nothing: their number is fixed."""
+        del count
+
+    def wait(self) -> None:
+        """See `EngineActors`; the card is that of all models together."""
+        for engines in self._each:
+            engines.wait()
+        cards = [engines.model for engines in self._each]
+        self.model = ModelCard(
+            name=", ".join(card.name for card in cards),
+            fingerprint=hashlib.sha256("\n".join(card.fingerprint for card in cards).encode()).hexdigest(),
+            context_tokens=max(card.context_tokens for card in cards),
+            hidden_width=0,
+        )
+        self.head = self._each[0].head
+        self.start_seconds = max(engines.start_seconds for engines in self._each)
+
+
+@contextmanager
+def several_engines(engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str) -> Iterator[SeveralEngines]:
+    """Start the workers of several engines, which then load their models side by side, and end them afterwards.
+
+    Args:
+        engines: Settings and head of each.
+        run_dir: As for `EngineActors`.
+
+    Raises:
+        ConfigError: The cluster has fewer GPUs than they take together.
+        ClusterError: The cluster is full.
+    """
+    refuse_too_many_gpus([config for config, _ in engines])
+    each: list[EngineActors] = []
+    with ExitStack() as started:
+        for config, head in engines:
+            wait_for_room(config)
+            first = sum(map(len, each))
+            each.append(EngineActors(config, head, run_dir, lambda _: None, None, first))
+            started.callback(each[-1].resize, 0)
+            each[-1].resize(config.workers)
+        yield SeveralEngines(tuple(each))

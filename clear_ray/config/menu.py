@@ -1,0 +1,128 @@
+"""Several engines under one budget: their names, prices and heads, and what of the other settings does not go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from clear_ray.config.engine import EngineConfig, TransformersConfig
+from clear_ray.config.prices import ANY_MODEL, Prices
+
+if TYPE_CHECKING:
+    from clear_ray.config.run import RunConfig
+
+EngineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+Engines = Annotated[dict[EngineName, EngineConfig], Field(min_length=2, max_length=16)]
+"""Engines by their names, in the order in which a query may be asked of them."""
+_BESIDE = ("prices", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedEngine:
+    """One engine of a run.
+
+    Attributes:
+        name: Its name among several; empty of the only one.
+        config: Its settings.
+        prices: What its tokens cost; None where the budget counts tokens.
+        head: Its estimate, as `estimate.head` names one.
+    """
+
+    name: str
+    config: EngineConfig
+    prices: Prices | None
+    head: str | None
+
+    @property
+    def learns(self) -> bool:
+        """Whether nothing is known of it before its first answers."""
+        return self.head in (None, "learn")
+
+
+def gathered(settings: Any) -> Any:
+    """Return settings in which prices and heads that stand beside an engine are where those of all engines are.
+
+    Raises:
+        ValueError: Prices stand in two places.
+    """
+    engines = settings.get("engines") if isinstance(settings, dict) else None
+    if not isinstance(engines, dict) or not any(_has_beside(engine) for engine in engines.values()):
+        return settings
+    found = {name: _of_each(engines, name) for name in _BESIDE}
+    bare = {
+        name: {key: value for key, value in engine.items() if key not in _BESIDE} if _has_beside(engine) else engine
+        for name, engine in engines.items()
+    }
+    settings = {**settings, "engines": bare}
+    if found["prices"]:
+        settings["prices"] = {**_lists(settings.get("prices")), **found["prices"]}
+    if found["head"]:
+        estimate = settings.get("estimate") or {}
+        heads = estimate.get("heads") or {} if isinstance(estimate, dict) else {}
+        settings["estimate"] = {**estimate, "heads": {**heads, **found["head"]}}
+    return settings
+
+
+def _has_beside(engine: Any) -> bool:
+    return isinstance(engine, dict) and any(key in engine for key in _BESIDE)
+
+
+def _of_each(engines: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {
+        name: engine[key]
+        for name, engine in engines.items()
+        if isinstance(engine, dict) and engine.get(key) is not None
+    }
+
+
+def _lists(prices: Any) -> dict[str, Any]:
+    if isinstance(prices, str):
+        raise ValueError(f"prices stand in the file {prices} and beside an engine: put them all into one of the two")
+    lists = prices if isinstance(prices, dict) else {}
+    return {ANY_MODEL: lists} if set(lists) & {"input", "output"} else lists
+
+
+def first_engine(settings: dict[str, Any]) -> EngineConfig:
+    """Return the engine of a run that names none by itself: the first of several, or the embedded model."""
+    engines: dict[str, EngineConfig] = settings.get("engines") or {}
+    return next(iter(engines.values()), TransformersConfig())
+
+
+def check_menu(config: RunConfig) -> None:
+    """Refuse what a run with several engines cannot do.
+
+    Raises:
+        ValueError: A setting does not go with them; it is named.
+    """
+    if config.engines is None:
+        if config.estimate.heads:
+            raise ValueError("estimate.heads are those of several engines: name them in engines, or give estimate.head")
+        return
+    allocation, estimate = config.allocation, config.estimate
+    if config.engine != next(iter(config.engines.values())):
+        raise ValueError("either engine or engines: the settings of one stand in engines, too")
+    if config.prices is None:
+        raise ValueError(
+            "several engines are bought at one price: give each its prices, in a currency or in gpu-seconds of yours"
+        )
+    refused = {
+        "scaling.max_workers": config.scaling.max_workers is not None,
+        "allocation.policy uniform": allocation.policy == "uniform",
+        f"allocation.objective {allocation.objective}": allocation.objective not in ("correct", "solved"),
+        "allocation.attempts": allocation.attempts is not None,
+        "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,
+        "allocation.sketched": bool(allocation.sketched),
+        "estimate.frozen": estimate.frozen is not None,
+        "estimate.store": estimate.store is not None,
+    }
+    if wrong := [name for name, is_set in refused.items() if is_set]:
+        raise ValueError(f"{wrong[0]} does not go with several engines: leave it out, or name one engine")
+    if estimate.head not in (None, "learn", "prior"):
+        raise ValueError(
+            f"a head is of one engine: give {estimate.head} as `head` of the engine that it was fitted for"
+        )
+    if strangers := sorted(set(estimate.heads) - set(config.engines)):
+        raise ValueError(f"estimate.heads names {strangers[0]}, which is none of {', '.join(config.engines)}")

@@ -1,0 +1,159 @@
+"""What a sentence answers, where no mark says so: `Seven Samurai is a film …`, `It was Marie Curie who …`, `Capital: Paris`.
+
+A sentence that contrasts (`but`, `while`, `not`, `than`) says nothing here: which of its names it answers with is a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from clear_ray.tasks.denials import is_denied
+from clear_ray.tasks.writing import first_sentence, tidy, words_of
+
+_MOST_WORDS = 12
+_CONTRAST = re.compile(
+    r"\b(?:but|however|although|though|while|whereas|not|never|or|nor|instead|rather|except|unlike|than|without|if|might|may|"
+    r"could|would|second|third|next)\b|n't\b|[?;]",
+    re.IGNORECASE,
+)
+_COPULA = re.compile(r"(?:\b(?:is|are|was|were|equals|be|ist|est|es|è|é)|\b[Ii]t's|\b[Tt]hat's|\b[Tt]hey're)[: ] ?")
+_ABROAD = re.compile(r"(?:\b(?:no|non|não|nicht)|\bn') ?\Z", re.IGNORECASE)
+_DENIED = re.compile(r" ?(?:not|nicht|kein\w*|pas|niet)\b", re.IGNORECASE)
+_RELATIVE = re.compile(
+    r"[,;(]| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b", re.IGNORECASE
+)
+_PARTICIPLE = re.compile(
+    r"(?:\w{1,15}ly )?(?:(?:called|named|termed|considered|known as|referred to as)"
+    r"|[a-z]{1,15}(?:ed|en|wn|ght|ilt|und|old|orn|hot|ung|de|ead|et|ut|un) (?:by|in|at|on|from|to|as|after|with|near)) ",
+)
+_CIRCUMSTANCE = re.compile(r" (?:in|on|at|around|during|after|before|between|from)\b")
+_SECOND = re.compile(r" and (?=\w{1,15}(?:ed|en|wn|ght) )")
+_BOTH = re.compile(
+    r"(?P<one>[^()]{1,60}) \((?!(?:not|or|formerly|previously|unlike|e\.g|i\.e|see|from|in|as)\b)"
+    r"(?P<other>[^()]{1,60})\)\W{0,3}"
+)
+_NAME = re.compile(
+    r"(?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)(?: (?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)){0,4}"
+)
+_PREPOSITION = re.compile(r"\A(?:on|in|at|by|from|near) ")
+_BY = re.compile(r" (?:by|through|via|using) (?:means of |the process of )?(?P<place>[^,;]{1,40})\Z")
+_TITLED = re.compile(
+    r"(?:President|Dr|Mr|Mrs|Ms|Sir|King|Queen|Prince|Professor|Prof|Captain|General|Pope|Saint)\.? "
+    r"(?P<name>[A-Z]\S+ .{1,60})"
+)
+_KIND_OF = re.compile(r"(?P<value>[\w-]{2,30}) (?:sentiment|label|class|category|emotion|tone)", re.IGNORECASE)
+_PLACE = re.compile(
+    r"\b(?:died|lives?|lived|took place|happened|occurred|lies|ended|began|started|works?|worked|comes?|came|originated|"
+    r"grew up|settled) (?:in|at|on|from|near) (?P<place>[^,;]{1,60})\Z",
+    re.IGNORECASE,
+)
+_SUBJECT = re.compile(
+    r"(?P<subject>[^,;:()?!]{1,80}?) "
+    r"(?:(?:is|was|are|were) (?:the|an?|one of|considered|known as)"
+    r"|won|wrote|discovered|invented|painted|directed|founded|composed|became|created|built|holds?|led|sang|starred|has|had)"
+    r"\b "
+)
+_PRONOUN = re.compile(
+    r"(?:it|this|that|these|those|there|he|she|they|we|i|you|what|which|who|here|one"
+    r"|the (?:answer|result|correct|right|final)\b.*)\Z",
+    re.IGNORECASE,
+)
+_TITLE = re.compile(r'"(?P<title>[^"\n]{1,100})"(?= (?:by|is|was|\())')
+_LABEL = re.compile(r"[*_]{0,2}(?P<name>[A-Z][\w' ]{0,30})[*_]{0,2}: ?[*_]{0,2}(?P<value>\S.*)")
+_NO_LABEL = re.compile(
+    r"(?:\w+ )?(?:note|question|hint|steps?|example|options?|wrong|incorrect|not|explanation|reason|reasoning|thoughts?|"
+    r"because|source|given|however|context|passage|input|query|problem|q|warning|p\.?s\.?)(?: \d+)?\Z",
+    re.IGNORECASE,
+)
+_APPOSITION = re.compile(
+    r"(?P<head>[^,;()]{1,100}), "
+    r"(?:in|on|at|near|from|by|the|an?|which|whose|where|when|also|born|written|located|known|founded)\b"
+)
+_EQUATION = re.compile(r"(?P<left>[^,;:?!]{1,80}?) (?:is|was|are|were) (?P<right>[^,;:?!]{1,120})")
+
+
+def asserted(line: str) -> Iterator[str]:
+    """Yield what an unmarked last line says is the answer: what a label stands before, a title, its complement, its subject.
+
+    Args:
+        line: The line.
+    """
+    if (label := _LABEL.fullmatch(line)) and not _NO_LABEL.match(label["name"]):
+        yield tidy(_without_aside(label["value"]))
+        yield from apposed(label["value"])
+    if (title := _TITLE.match(line)) is not None:
+        yield title["title"]
+    if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
+        yield tidy(both["one"])
+        yield tidy(both["other"])
+    for pattern in (_TITLED, _KIND_OF):
+        if (found := pattern.fullmatch(tidy(line))) is not None:
+            yield found.groups()[0]
+    yield from (head for head in apposed(line) if _NAME.fullmatch(head))
+    places = [
+        found
+        for found in _COPULA.finditer(line)
+        if not (
+            is_denied(line[: found.start()])
+            or _ABROAD.search(line[: found.start()])
+            or _DENIED.match(line, found.end())
+        )
+    ]
+    if places:
+        said = _RELATIVE.split(line[places[-1].end() :], maxsplit=1)[0]
+        if len(said.split()) <= _MOST_WORDS:
+            yield tidy(said)
+            yield tidy(_PREPOSITION.sub("", said))
+            if participle := _PARTICIPLE.match(said):
+                yield tidy(said[participle.end() :])
+                yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
+                yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
+    if tidy(first_sentence(line)) == tidy(line) and not _CONTRAST.search(line):
+        if (place := _PLACE.search(tidy(line)) or _BY.search(tidy(line))) is not None:
+            yield tidy(place["place"])
+        subject = _SUBJECT.match(line)
+        if subject and not _PRONOUN.match(subject["subject"]):
+            yield tidy(subject["subject"])
+
+
+def apposed(line: str) -> Iterator[str]:
+    """Yield what stands before an apposition, if there is one: `Mount Everest, in the Himalayas`."""
+    if found := _APPOSITION.match(line.strip()):
+        yield tidy(found["head"])
+
+
+def says_the_same(line: str, gold: str) -> bool:
+    """Tell whether a sentence and a reference that is one, too, say that the same thing is the same.
+
+    `The capital is Paris` says what `Paris is the capital of France` does: one side is equal, the other as far as it goes.
+
+    Args:
+        line: A sentence, or a name alone.
+        gold: The reference.
+    """
+    if _CONTRAST.search(line) or _CONTRAST.search(gold):
+        return False
+    wanted = _EQUATION.fullmatch(tidy(gold))
+    if wanted is None:
+        return False
+    left, right = words_of(wanted["left"]), words_of(wanted["right"])
+    if words_of(line) == left and wanted["left"][:1].isupper() and not _PRONOUN.match(wanted["left"]):
+        return True
+    said = _EQUATION.fullmatch(tidy(line))
+    if said is None:
+        return False
+    sides = words_of(said["left"]), words_of(said["right"])
+    return any(
+        one == first and (_begins(other, second) or _begins(second, other))
+        for one, other in (sides, sides[::-1])
+        for first, second in ((left, right), (right, left))
+    )
+
+
+def _begins(short: str, long: str) -> bool:
+    return bool(short) and (short == long or long.startswith(f"{short} "))
+
+
+def _without_aside(value: str) -> str:
+    return re.sub(r"\s*\([^()]{1,200}\)\W{0,3}\Z", "", first_sentence(value))
