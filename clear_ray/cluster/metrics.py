@@ -118,13 +118,15 @@ def _count(counter: Counter, more: int, labels: dict[str, str]) -> None:
 
 
 def watch_engine(occupancy: Occupancy, source: str, run: str) -> Callable[[], None]:
-    """Tell every few seconds how busy the engine of this process is; return what ends that.
+    """Tell every few seconds how busy the engine of this process is, if it belongs to a cluster; return what ends that.
 
     Args:
         occupancy: Places of the engine.
         source: `batch` or `server`.
         run: Name of the run or of the model.
     """
+    if not ray.is_initialized():  # it would be started to be asked
+        return lambda: None
     labels = {"source": source, "run": run, "engine": f"{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"}
     keys = tuple(labels)
     idle = Gauge("clear_ray_engine_idle_share", "Share of an engine's batch that stood empty, 0 to 1.", tag_keys=keys)

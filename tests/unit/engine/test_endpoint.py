@@ -437,8 +437,8 @@ def test_calls_a_minute_are_kept() -> None:
         engine = engine_of(served, requests_per_minute=600)
         answers(engine, [Grant(f"q{number}", "write 3", 9) for number in range(25)])
         times = served.times
-    # Ten a second, of which the first second's may go at once.
-    assert times[-1] - times[0] >= 1.4
+    # Ten a second, of which the first second's may go at once: 1.5 s, less what the first call is late on a busy machine.
+    assert times[-1] - times[0] >= 1.0
     assert times[-1] - times[0] <= 20.0
 
 
