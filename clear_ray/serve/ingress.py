@@ -50,6 +50,7 @@ _REFUSALS = {
     "deadline": "The price did not fall, or no tokens came back, within the longest wait.",
 }
 _READY_SECONDS = 2.0  # longest wait of a readiness probe for an answer
+_SETTLE_SECONDS = 0.1  # in which what queries have spent travels together; it is in no hurry
 _FRESH_SECONDS = 5.0  # for so long an engine that has answered a query is known to answer
 
 
@@ -103,7 +104,7 @@ class Ingress:
         self.batches = None if batches is None else BatchService(batches, self._settings.engine)
         self._engine, self._price = engine, price
         self._streams = engine.options(stream=True)
-        self._settled: Together[Settlement, None] = Together(self._settle_all)
+        self._settled: Together[Settlement, None] = Together(self._settle_all, linger_seconds=_SETTLE_SECONDS)
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()
         self._guard = Guard(

@@ -6,6 +6,7 @@ that would change the answer and cannot be honoured is refused by name, never ig
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -73,7 +74,7 @@ class QueryRequest(BaseModel):
     metadata: dict[str, str] | None = None
     response_format: dict[str, Any] | None = None
 
-    @property
+    @cached_property
     def as_prompt(self) -> Prompt:
         """What the model is to read."""
         raise NotImplementedError
@@ -83,7 +84,7 @@ class QueryRequest(BaseModel):
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
 
-    @property
+    @cached_property
     def sampling(self) -> Sampling | None:
         """What the query asks of its answer; None for the engine's settings.
 
@@ -110,7 +111,7 @@ class ChatRequest(QueryRequest):
 
     messages: tuple[Message, ...] = Field(min_length=1)
 
-    @property
+    @cached_property
     def as_prompt(self) -> Prompt:
         """The conversation."""
         return conversation_of([message.model_dump(exclude_none=True) for message in self.messages], self.sampling)
@@ -123,7 +124,7 @@ class CompletionRequest(QueryRequest):
 
     prompt: str | tuple[TokenId, ...] = Field(min_length=1)
 
-    @property
+    @cached_property
     def as_prompt(self) -> Prompt:
         """The text, as it stands."""
         return RawText(self.prompt) if isinstance(self.prompt, str) else TokenIds(self.prompt)

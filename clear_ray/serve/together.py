@@ -18,14 +18,16 @@ class Together(Generic[_Item, _Answer]):
     Args:
         call: Takes items and returns an answer for each, in their order.
         give_back: Told of an item and its answer that nothing waits for any more.
+        linger_seconds: How long the first item waits for others, for what is in no hurry.
     """
 
     def __init__(
         self,
         call: Callable[[Sequence[_Item]], Awaitable[Sequence[_Answer]]],
         give_back: Callable[[_Item, _Answer], object] | None = None,
+        linger_seconds: float = 0.0,
     ) -> None:
-        self._call, self._give_back = call, give_back
+        self._call, self._give_back, self._linger_seconds = call, give_back, linger_seconds
         self._waiting: list[tuple[_Item, asyncio.Future[_Answer]]] = []
         self._runner: asyncio.Task[None] | None = None
 
@@ -40,6 +42,8 @@ class Together(Generic[_Item, _Answer]):
 
     async def _run(self) -> None:
         while self._waiting:
+            if self._linger_seconds:
+                await asyncio.sleep(self._linger_seconds)
             some, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
             try:
                 answers = await self._call([item for item, _ in some])

@@ -35,7 +35,7 @@ def answer(*, is_chat: bool) -> Schema:
     if is_chat:
         said = {"message": _whole_record(role={"const": "assistant"}, content=_TEXT)}
     finish = {"enum": ["stop", "length"]}
-    choice = _whole_record(index=_COUNT, **said, logprobs={"type": "null"}, finish_reason=finish)
+    choice = _whole_record(index=_COUNT, **said, logprobs={"type": ["object", "null"]}, finish_reason=finish)
     account = _whole_record(
         budget_tokens={**_COUNT, "description": "What was granted, all choices together."},
         spent_tokens=_COUNT,

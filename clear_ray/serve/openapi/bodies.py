@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clear_ray.config.sampling import MOST_LOGPROBS
 from clear_ray.ingest.fields import TABLES, Endpoint
 from clear_ray.serve.batches.bodies import MOST_KEY, MOST_PAIRS, MOST_VALUE
 from clear_ray.serve.batches.runs import asked_settings
@@ -87,9 +88,16 @@ def query(settings: ServeConfig, endpoint: Endpoint) -> Schema:
         prompt = "messages"
         messages = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"}}
         properties |= {"messages": messages, "max_completion_tokens": or_null(whole(1))} | _template(settings)
+        if settings.engine.kind == "replay":
+            properties |= {"logprobs": {"enum": [None, False]}, "top_logprobs": {"enum": [None, 0]}}
+        else:
+            top = {**whole(0, MOST_LOGPROBS), "description": "Beside `logprobs` alone."}
+            properties |= {"logprobs": {"type": ["boolean", "null"]}, "top_logprobs": or_null(top)}
     else:
         prompt = "prompt"
         ids = {"type": "array", "minItems": 1, "items": whole(0, 2**31 - 1)}
+        is_replay = settings.engine.kind == "replay"
+        properties["logprobs"] = {"enum": [None, False]} if is_replay else or_null(whole(0, MOST_LOGPROBS))
         kinds: list[Schema] = [{"type": "string", "minLength": 1}, ids]
         lists = [{"type": "array", "minItems": 1, "maxItems": 1, "items": kind} for kind in kinds]
         properties["prompt"] = {"anyOf": [*kinds, *lists], "description": "One prompt, in a list of its own or not."}
@@ -155,7 +163,7 @@ def _stop(settings: ServeConfig) -> Schema:
 def _sampling(settings: ServeConfig) -> Schema:
     """Return how tokens are drawn; recordings are played as they are, so there what asks for nothing passes alone."""
     engine = settings.engine
-    seed = or_null(whole(-(2**63), 2**64 - 1))
+    seed = or_null(whole(-(2**63), 2**64 - 1))  # and Mistral's word for it, `random_seed`
     if engine.kind == "replay":
         neutral: dict[str, list[Any]] = {"top_k": [-1, 0], "min_p": [0], "repetition_penalty": [1], "min_tokens": [0]}
         neutral |= {"presence_penalty": [0], "frequency_penalty": [0], "logit_bias": [{}], "stop_token_ids": [[]]}

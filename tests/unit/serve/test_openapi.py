@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import uvicorn
 
+from clear_ray.ingest.fields import TABLES, Endpoint
 from clear_ray.serve.ingress import api
 from clear_ray.serve.openapi import describe, reference_page
+from clear_ray.serve.openapi.bodies import query
 from clear_ray.serve.page import routes_of
 from clear_ray.serve.settings import ServeConfig
 from tests.conftest import ROLLOUTS
@@ -54,6 +56,14 @@ def test_every_route_is_described_and_no_other() -> None:
     assert described == {route.replace("{name:path}", "{name}") for route in routes_of(api)}
     without = describe(settings(batches=None))["paths"]
     assert not [path for path in without if path.startswith(("/v1/files", "/v1/batches"))]
+
+
+@pytest.mark.parametrize("engine", [REPLAY, {"kind": "transformers", "model": "x"}])
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions"])
+def test_every_field_that_is_honoured_is_described(endpoint: Endpoint, engine: dict[str, Any]) -> None:
+    described = query(settings(engine=engine), endpoint)["properties"]
+    honoured = {name for name, field in TABLES[endpoint].items() if field.verdict == "honoured"}
+    assert honoured - described.keys() == {"random_seed"}  # a synonym
 
 
 def test_what_is_described_follows_the_settings() -> None:
