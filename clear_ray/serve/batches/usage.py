@@ -2,7 +2,7 @@
 
 Where an endpoint answered and said what it read and wrote, that is it: the prompt of each of its calls, cached and reasoning
 tokens. A model of ours keeps no cache that outlives a query, and does not tell its thinking from its answer. There the
-prompt of each query that was run counts once for each of its answers, and cached and reasoning tokens are none.
+prompt of each line that was run counts once, as in the lines' own usage, and cached and reasoning tokens are none.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ def usage_of(folder: Folder) -> dict[str, Any]:
 
 
 def _of_completions(folder: Folder) -> tuple[int, int]:
-    """Return prompt tokens, once for each answer, and all tokens that were charged."""
-    prompts = generated = 0
+    """Return prompt tokens, once for each line, and all tokens that were charged."""
+    prompts, generated, before = 0, 0, ""
     for path in folder.child("completions").files(".parquet"):
-        names = ["prompt_tokens", "spent_tokens", "rounds", "attempts"]
+        names = ["query_id", "prompt_tokens", "spent_tokens", "rounds"]
         table = pq.read_table(path, filesystem=folder.filesystem, columns=names)
-        answers = pc.max_element_wise(pc.fill_null(table["attempts"], 1), 1).to_numpy()
-        is_run = table["rounds"].to_numpy() > 0
-        prompts += int((table["prompt_tokens"].to_numpy() * answers)[is_run].sum())
+        rows = zip(*(table[name].to_pylist() for name in ("query_id", "prompt_tokens", "rounds")), strict=True)
+        for query_id, tokens, rounds in rows:  # the answers that a line asks for follow each other
+            if rounds and query_id != before:
+                prompts, before = prompts + tokens, query_id
         generated += int(table["spent_tokens"].to_numpy().sum())
     return prompts, generated
 

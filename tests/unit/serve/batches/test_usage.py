@@ -15,9 +15,13 @@ from clear_ray.storage import open_folder
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of four queries: one asked once, one twice, one abandoned and one of an older run, whose attempts are null."""
-    columns: dict[str, Any] = {"prompt_tokens": [10, 20, 40, 80], "spent_tokens": [5, 6, 0, 7], "rounds": [1, 2, 0, 1]}
-    columns["attempts"] = pa.array([1, 2, None, None], pa.int32())
+    """A run of four lines: one asked once, one for two answers, of which one was bought, one abandoned, and one more."""
+    columns: dict[str, Any] = {
+        "query_id": ["a", "b", "b", "b", "c", "d"],
+        "prompt_tokens": [10, 20, 20, 20, 40, 80],
+        "spent_tokens": [5, 0, 2, 4, 0, 7],
+        "rounds": [1, 0, 1, 2, 0, 1],
+    }
     (tmp_path / "completions").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "completions" / "part-00000.parquet")
     return tmp_path
@@ -29,14 +33,14 @@ def write_round(run: Path, number: int, **columns: Any) -> None:
     pq.write_table(pa.table({"index": pa.array(range(2)), **columns}), folder / "a.parquet")
 
 
-def test_a_prompt_counts_once_for_each_answer(run: Path) -> None:
+def test_a_prompt_counts_once_for_each_line(run: Path) -> None:
     write_round(run, 1, usage_prompt_tokens=pa.array([None, None], pa.int64()))
     assert usage_of(open_folder(str(run))) == {
-        "input_tokens": 10 + 2 * 20 + 80,
+        "input_tokens": 10 + 20 + 80,
         "input_tokens_details": {"cached_tokens": 0},
         "output_tokens": 18,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": 148,
+        "total_tokens": 128,
     }
 
 
