@@ -69,7 +69,8 @@ def test_the_next_run_of_a_model_begins_with_what_the_last_one_learned(
     assert learning is not None
     assert learning.earlier_answers == first.report.learning.answers == facts["answers"]
     assert facts["runs"] == [kept.stem]
-    assert learning.given_share > 0.5, "the same kinds of query: what was learned fits"
+    assert learning.given_share > 0.1, "the same kinds of query: what was learned fits"
+    assert learning.given_share + learning.learned_share > 0.6
     assert [note.split(":")[0] for note in learning.store_notes] == ["notes.parquet"]
     said = summary_text(second.report)
     assert f"after {learning.earlier_answers} of earlier runs" in said
