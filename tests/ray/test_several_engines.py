@@ -178,7 +178,7 @@ def test_the_embedded_model_and_a_recorded_one_are_killed_and_go_on(tmp_path: Pa
     settings["dispatch"] |= {"rows_per_file": 1}
     config, run_dir = write_config(settings, tmp_path), str(tmp_path / "run")
     process = start(config)
-    wait_for_answers(Path(run_dir), process, at_least=12)
+    wait_for_answers(Path(run_dir), process, at_least=6)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     wait_until_unused(open_folder(run_dir))
