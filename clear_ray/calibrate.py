@@ -1,4 +1,4 @@
-"""Rollouts of a model on queries with known answers -> a fitted head (docs/method.md, section 5).
+"""Rollouts of a model -> a fitted head (docs/method.md, section 5): of what is right, or, without a scorer, of what ends.
 
 Each sample is a batch run of its own under `<run_dir>/sample-NN`, with equal ceilings and its share of the budget: the same
 engines, ledger and resume as any run. The probe features are read once more, this time with their hidden states. Run
@@ -40,6 +40,9 @@ _FEATURES_FILE = re.compile(r"\w*[0-9a-f]{32}_\d{6}[\w-]*\.parquet")
 """What Ray Data calls a file that it writes."""
 
 
+UNSCORED = "there is no scorer: the head has learned which answers end by themselves, not which are right"
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """A fitted head, and what it was fitted on.
@@ -47,10 +50,10 @@ class Calibration:
     Attributes:
         head: The head; saved in `head_dir`.
         head_dir: Its folder.
-        queries: Queries with a gold answer.
+        queries: Queries that it was fitted on: those with a gold answer, or all where nothing is scored.
         rollouts: Answers sampled.
         spent_tokens: Tokens they cost.
-        warnings: What is amiss with the verdicts that it learned from; see `RunReport`.
+        warnings: What is amiss with the verdicts that it learned from, see `RunReport`, or that there were none.
     """
 
     head: Head
@@ -74,7 +77,8 @@ def calibrate(
     """Sample rollouts of a model, fit a head on them and save it.
 
     Args:
-        config: Queries with gold answers, a scorer, the engine, and the budget of the whole calibration.
+        config: Queries, the engine, and the budget of the whole calibration. With a scorer and gold answers the head learns
+            which answers are right; without a scorer, which end by themselves within `allocation.max_tokens`.
         head_dir: Local folder to write the head to.
         samples: Answers to each query; 1 is enough for greedy decoding, which would repeat itself.
         kind: Which model of curves; see `estimation.fit`.
@@ -83,15 +87,11 @@ def calibrate(
         display: Display that is told of the progress of each sample's run.
 
     Raises:
-        ConfigError: There is no scorer or no gold answer, more than one engine, too few queries, or features that are
+        ConfigError: There is a scorer and no gold answer, more than one engine, too few queries, or features that are
             those of another.
         SchemaError: The input is refused.
         StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
-    if config.scoring.scorer is None:
-        raise ConfigError(
-            "a calibration needs to know which answers are right", "scoring.scorer", remedy="Name a scorer."
-        )
     if config.engines is not None:
         raise ConfigError("a head is fitted for one engine", "engines", ", ".join(config.engines), "Name it in engine.")
     config = with_absolute_paths(config)
@@ -114,15 +114,17 @@ def calibrate(
         created_by=created_by,
         encoder=encoder,
         probe_layers=config.estimate.layers,
+        label="ended" if config.scoring.scorer is None else "verdict",
     )
     save_head(head, head_dir)
+    unscored = (UNSCORED,) if config.scoring.scorer is None else ()
     return Calibration(
         head=head,
         head_dir=head_dir,
         queries=len(set(rollouts["query_id"].to_pylist())),
         rollouts=len(rollouts),
         spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
-        warnings=tuple(dict.fromkeys(warning for _, warnings in sampled for warning in warnings)),
+        warnings=(*unscored, *dict.fromkeys(warning for _, warnings in sampled for warning in warnings)),
     )
 
 
@@ -195,7 +197,7 @@ def diagnostics_lines(diagnostics: Mapping[str, float]) -> list[str]:
 def _sample(config: RunConfig, number: int, samples: int, display: Display | None) -> tuple[pa.Table, tuple[str, ...]]:
     """Run every query once and return its rollouts, and what its report warns of.
 
-    Queries without a gold answer that the scorer can read are left out.
+    With a scorer, queries without a gold answer that it can read are left out.
     """
     settings = config.model_dump() | {
         "run_dir": inside(config.run_dir, f"sample-{number:02d}"),
@@ -212,11 +214,17 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
     prompts = pq.read_table(
         folder.child("queries").files(".parquet"), filesystem=folder.filesystem, columns=["query_id", "prompt"]
     )
-    rows = completions.join(prompts, "query_id").filter(pc.is_valid(completions["correct"]))
+    rows = completions.join(prompts, "query_id")
     usable = rows.filter(pc.equal(rows["status"], "completed"))
+    is_right = pc.equal(usable["finish_reason"], "stop")
+    if config.scoring.scorer is not None:
+        usable = usable.filter(pc.is_valid(usable["correct"]))
+        is_right = pc.greater_equal(usable["correct"], 0.5)
     if not len(usable):
         said = " ".join(result.report.warnings)
-        remedy = "Give the queries a gold column that the scorer reads."
+        if config.scoring.scorer is None:
+            raise ConfigError("no query was answered", "budget", said, "Give a budget that pays for answers.")
+        remedy = "Give the queries a gold column that the scorer reads, or leave the scorer out."
         raise ConfigError("no query has a gold answer", "input", said, remedy)
     rollouts = pa.table(
         {
@@ -226,7 +234,7 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
             "sample": pa.array(np.full(len(usable), number, np.int64)),
             "output_tokens": usable["spent_tokens"],
             "finish_reason": usable["finish_reason"],
-            "correct": pc.greater_equal(usable["correct"], 0.5),
+            "correct": is_right,
             "max_tokens": usable["max_tokens"],
         }
     )

@@ -206,7 +206,7 @@ def calibrate(
     set_: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Sample rollouts on queries with known answers and fit the head that estimates this model's curves."""
+    """Sample rollouts and fit the head that estimates this model's curves; without a scorer, of what ends by itself."""
     from clear_ray.calibrate import calibrate as sample_and_fit
     from clear_ray.calibrate import diagnostics_lines, fit_recorded
     from clear_ray.report.live import choose_display

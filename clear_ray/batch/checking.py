@@ -24,6 +24,8 @@ from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks import Survey, survey_queries
 
+_OF_ENDINGS = "the head has learned which answers end by themselves, not which are right, and so does the price"
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -73,7 +75,7 @@ def check_run(config: RunConfig) -> Checked:
             cost_N = read_costs(into, digest.rows)
             check_one_call(config, cost_N, into)
             check_minimum_service(config, token_costs(config, cost_N), into)
-        digest = replace(digest, notices=(*digest.notices, *notes_of(config), *([hardly] if hardly else [])))
+        digest = replace(digest, notices=(*digest.notices, *notes_of(config, heads), *([hardly] if hardly else [])))
         check_size(config, digest.rows, into)
     for named, head in zip(config.named_engines, heads, strict=True):
         check_engine(
@@ -85,12 +87,13 @@ def check_run(config: RunConfig) -> Checked:
     return Checked(digest, survey)
 
 
-def notes_of(config: RunConfig) -> tuple[str, ...]:
-    """Return what is to be said of a run's engines before it begins, a line each; errors as of `engine_notes`."""
+def notes_of(config: RunConfig, heads: tuple[Head, ...]) -> tuple[str, ...]:
+    """Return what is to be said of a run's engines and heads before it begins, a line each; errors as of `engine_notes`."""
+    said = (_OF_ENDINGS,) if any(head.card.label == "ended" for head in heads) else ()
     if config.engines is None:
-        return engine_notes(config.engine)
+        return (*engine_notes(config.engine), *said)
     notes = [f"{name}: {note}" for name, engine in config.engines.items() for note in engine_notes(engine)]
-    return (*notes, *menu_notes(config))
+    return (*notes, *menu_notes(config), *said)
 
 
 def menu_notes(config: RunConfig) -> list[str]:

@@ -162,7 +162,7 @@ def _run_alone(
             begun.ray()
             data.enter_context(quiet_data())
         progress.begin("read")
-        notes = notes_of(config)
+        notes = notes_of(config, heads)
         digest = take_in(queries, config, folder, manifest)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
@@ -274,7 +274,7 @@ def _plan_in(
                 begun.ray()
                 data.enter_context(quiet_data())
             progress.begin("read")
-            notes = notes_of(config)
+            notes = notes_of(config, heads)
             digest = take_in(queries, config, folder)
             input_cost_N = _checked_costs(config, folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)

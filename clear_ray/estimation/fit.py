@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,8 +50,9 @@ def fit_head(
     diagnostic_folds: int = 5,
     encoder: str | None = None,
     probe_layers: int | None = None,
+    label: Literal["verdict", "ended"] = "verdict",
 ) -> Head:
-    """Fit a head on rollouts of queries with known answers.
+    """Fit a head on rollouts of queries with known answers, or of which it is known which ended by themselves.
 
     Args:
         rollouts: Columns query_id, output_tokens, finish_reason, correct, prompt; optionally task, max_tokens and
@@ -67,6 +69,7 @@ def fit_head(
         diagnostic_folds: Folds of the held-out diagnostics in the card of a plain head; 0: none.
         encoder: Local folder of an encoder whose states to fit on, in place of the hidden states in `features`.
         probe_layers: Layers of the model that `features` were read from; None for all.
+        label: What `correct` says of a rollout, for the card: that it is right, or only that it ended by itself.
 
     Raises:
         SchemaError: A column or a query's features are missing.
@@ -90,6 +93,7 @@ def fit_head(
         tokens_K=tuple(token_grid(_longest(rollouts, observed) if cap_tokens is None else cap_tokens).tolist()),
         created_by=created_by,
         probe_layers=probe_layers,
+        label=label,
     )
     if encoder is not None:
         features = encoded_features(features, observed.prompts, encoder=encoder)

@@ -58,6 +58,7 @@ class HeadCard:
         diagnostics: Held-out figures by name, e.g. `log_likelihood`, `log_likelihood_pooled`.
         created_by: Command that made it.
         probe_layers: Layers of the model that its features come from; None for all.
+        label: What it has learned to expect: `verdict`, right answers; `ended`, those that end by themselves.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class HeadCard:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     created_by: str = ""
     probe_layers: int | None = None
+    label: str = "verdict"
 
 
 class Head(ABC):

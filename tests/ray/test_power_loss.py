@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.calibrate import calibrate
+from clear_ray.batch.checking import check_run
+from clear_ray.calibrate import UNSCORED, calibrate
 from clear_ray.config.run import RunConfig
 
 FOLDER_OF = {"features.json": "features", "estimates.json": "estimates", "summary.json": "completions"}
@@ -21,7 +22,7 @@ def test_what_is_said_to_be_whole_has_been_synced(
 ) -> None:
     few = tmp_path / "few.parquet"
     pq.write_table(pq.read_table(replay_settings["input"]["path"]).slice(0, 40), few)
-    config = RunConfig.parse(replay_settings | {"input": {"path": str(few)}, "budget": 400 * 40})
+    config = RunConfig.parse(replay_settings | {"input": {"path": str(few)}, "budget": 400 * 40, "scoring": {}})
     synced: set[int] = set()
     unsynced: dict[str, list[Path]] = {}
 
@@ -37,5 +38,11 @@ def test_what_is_said_to_be_whole_has_been_synced(
 
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", noted)
-    calibrate(config, head_dir=str(tmp_path / "head"), samples=1)
+    made = calibrate(config, head_dir=str(tmp_path / "head"), samples=1)
     assert unsynced == {"estimates.json": [], "summary.json": [], "features.json": []}
+    # Nothing is scored here, so the head knows what ends, and a run with it says so.
+    assert (made.head.card.label, made.queries, made.warnings) == ("ended", 40, (UNSCORED,))
+    informed = RunConfig.parse(
+        replay_settings | {"run_dir": str(tmp_path / "informed"), "estimate": {"head": str(tmp_path / "head")}}
+    )
+    assert any("which answers end by themselves" in notice for notice in check_run(informed).digest.notices)
