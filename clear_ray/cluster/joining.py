@@ -46,10 +46,16 @@ def joining_cluster() -> Iterator[Callable[[], object]]:
     if _UNDER_WAY or ray.is_initialized():
         yield _UNDER_WAY[-1] if _UNDER_WAY else lambda: None
         return
-    with _environment_kept(), _terminated_as_interrupted(), meanwhile(_own_ray()) as ray_is_up:
-        _UNDER_WAY.append(ray_is_up)
+    with _environment_kept(), _terminated_as_interrupted() as take_sigterm, meanwhile(_own_ray()) as ray_is_up:
+
+        def is_up() -> None:
+            ray_is_up()
+            if threading.current_thread() is threading.main_thread():  # no other may take a signal
+                take_sigterm()
+
+        _UNDER_WAY.append(is_up)
         try:
-            yield ray_is_up
+            yield is_up
         finally:
             _UNDER_WAY.pop()
 
