@@ -33,6 +33,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from figures import drawn
+
 from clear_ray.config.prices import COST_PARTS, Prices
 from clear_ray.config.run import AllocationConfig
 from clear_ray.engine.base import Features
@@ -322,40 +326,24 @@ def measure(folder: Path, name: str, mode: str, draws: int, shares: Sequence[flo
 
 def draw_figure(path: Path) -> None:
     """Draw the rows of mode `solved`, a panel a set; those of one set at several shares are one line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     found: dict[str, dict[float, dict[str, float]]] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
         if row["mode"] == "solved":
             for at, share in enumerate(row["shares"]):
                 found.setdefault(row["set"], {})[share] = {name: row[name][at] for name in STYLES}
-    grey = "#888888"
-    pyplot.rcParams |= {"svg.hashsalt": "clear_ray", "svg.fonttype": "none", "font.size": 10, "text.color": grey}
-    pyplot.rcParams |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}
-    figure, panels = pyplot.subplots(
-        1, len(found), figsize=(2.6 * len(found), 3.2), layout="constrained", squeeze=False
-    )
-    figure.patch.set_alpha(0)
-    for axes, (name, points) in zip(panels[0], found.items(), strict=True):
-        axes.patch.set_alpha(0)
-        shares = sorted(points)
-        for key, (label, colour, dash, width) in STYLES.items():
-            axes.plot(
-                shares, [points[s][key] for s in shares], color=colour, linestyle=dash, linewidth=width, label=label
-            )
-        axes.set(title=name, xlabel="share of the dearest", xscale="log")
-        axes.set_xticks([0.05, 0.2, 1.0], ["5 %", "20 %", "100 %"])
-        axes.minorticks_off()
-    panels[0][0].set_ylabel("right answers")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-    FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, metadata={"Date": None})
-    pyplot.close(figure)
+    with drawn(FIGURE, size=(2.6 * len(found), 3.2), panels=len(found), font_size=10) as (figure, panels):
+        for axes, (name, points) in zip(panels, found.items(), strict=True):
+            shares = sorted(points)
+            for key, (label, colour, dash, width) in STYLES.items():
+                right = [points[share][key] for share in shares]
+                axes.plot(shares, right, color=colour, linestyle=dash, linewidth=width, label=label)
+            axes.set(title=name, xlabel="share of the dearest", xscale="log")
+            axes.set_xticks([0.05, 0.2, 1.0], ["5 %", "20 %", "100 %"])
+            axes.minorticks_off()
+        panels[0].set_ylabel("right answers")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from figures import against_budget, drawn
 from replay_accuracy import DATA, contest, cross_fitted_head
 
 from clear_ray.estimation.factorised import fit_coordinates
@@ -43,40 +44,17 @@ def rows() -> list[Row]:
 
 
 def draw(found: list[Row], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
-
-    grey = "#888888"
-    pyplot.rcParams |= {"svg.hashsalt": "clear_ray", "svg.fonttype": "none", "font.size": 11, "text.color": grey}
-    pyplot.rcParams |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}
-    figure, axes = pyplot.subplots(figsize=(7.2, 3.8), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    for policy, (label, colour, dash, width, marker) in STYLES.items():
-        mine = sorted((row for row in found if row.policy == policy), key=lambda row: row.average_budget)
-        x = [row.average_budget for row in mine]
-        axes.plot(
-            x, [100 * row.accuracy for row in mine], dash, color=colour, linewidth=width, marker=marker, label=label
-        )
-        if policy == "clear_ray":  # its band is that of the other line, about
-            continue
-        axes.fill_between(
-            x, [100 * row.low for row in mine], [100 * row.high for row in mine], color=colour, alpha=0.15, linewidth=0
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BUDGETS[::1], labels=[str(budget) for budget in BUDGETS])
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set(xlabel="generated tokens a query, on average", ylabel="right answers, %")
-    axes.set_ylim(bottom=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, labelcolor=grey, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with drawn(path, size=(7.2, 3.8)) as (_, (axes,)):
+        for policy, (label, colour, dash, width, marker) in STYLES.items():
+            mine = sorted((row for row in found if row.policy == policy), key=lambda row: row.average_budget)
+            x, right = [row.average_budget for row in mine], [100 * row.accuracy for row in mine]
+            axes.plot(x, right, dash, color=colour, linewidth=width, marker=marker, label=label)
+            if policy == "clear_ray":  # its band is that of the other line, about
+                continue
+            low, high = [100 * row.low for row in mine], [100 * row.high for row in mine]
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        against_budget(axes, BUDGETS, shows="right answers", legend_at="lower right")
+        axes.set_ylim(bottom=0)
 
 
 if __name__ == "__main__":
