@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -153,15 +154,7 @@ def _run_alone(
     if config.estimate.store is not None:
         make_ready(config.estimate.store)
     wait_until_unused(folder)
-    with (
-        Progress(config.budget_tokens, display, unit=config.unit) as progress,
-        _begun(start_engines, config, heads, folder) as begun,
-        ExitStack() as data,
-    ):
-        if queries is not None:
-            begun.ray()
-            data.enter_context(quiet_data())
-        progress.begin("read")
+    with _begun(start_engines, queries, config, heads, folder, display) as (progress, begun):
         notes = notes_of(config, heads)
         digest = take_in(queries, config, folder, manifest)
         if config.scoring.scorer is not None:
@@ -173,8 +166,6 @@ def _run_alone(
         progress.begin(_first_stage(config), queries=digest.rows, waiting_for="starting Ray")
         run_id = begin(folder, manifest)
         begun.ray()
-        if queries is None:
-            data.enter_context(quiet_data())
         with (
             # First: it makes sure that we are alone.
             opened_market(config.run_dir, config.budget_tokens, cost_N, run_id=run_id) as market,
@@ -189,7 +180,7 @@ def _run_alone(
             _open_run(folder, manifest, config, digest, engines, run_id)
             lesson = lesson_of(folder, config, digest.rows, engines.model)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            found = _probed(folder, config, engines, digest.rows, lesson, progress)
+            found = _probed(folder, config, engines, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
@@ -265,28 +256,18 @@ def _plan_in(
     load_scorer_of(config)
     heads = heads_of(config)
     try:
-        with (
-            Progress(config.budget_tokens, display, unit=config.unit) as progress,
-            _begun(begun_engines, config, heads, folder) as begun,
-            ExitStack() as data,
-        ):
-            if queries is not None:
-                begun.ray()
-                data.enter_context(quiet_data())
-            progress.begin("read")
+        with _begun(begun_engines, queries, config, heads, folder, display) as (progress, begun):
             notes = notes_of(config, heads)
             digest = take_in(queries, config, folder)
             input_cost_N = _checked_costs(config, folder, digest.rows)
             cost_N = token_costs(config, input_cost_N)
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
-            if queries is None:
-                data.enter_context(quiet_data())
             engines = begun.engines()
             engines.wait()
             progress.begin(_first_stage(config))
             lesson = lesson_of(folder, config, digest.rows, engines.model)
-            found = _probed(folder, config, engines, digest.rows, lesson, progress)
+            found = _probed(folder, config, engines, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             sampled = Sampled()
             if sample_share:
@@ -317,17 +298,36 @@ def _plan_in(
             folder.filesystem.delete_dir(folder.path)
 
 
+@contextmanager
 def _begun(
-    start_engines: Engines, config: RunConfig, heads: tuple[Head, ...], folder: Folder
-) -> AbstractContextManager[Beginning]:
+    start_engines: Engines,
+    queries: Dataset | None,
+    config: RunConfig,
+    heads: tuple[Head, ...],
+    folder: Folder,
+    display: Display,
+) -> Iterator[tuple[Progress, Beginning]]:
+    """Have Ray and the engines begin while the input is read; what waits for Ray sets Ray Data up as well, once."""
     room = rows_each(config, config.engine, workers=1) if config.scaling.max_workers else None
     engines = [(named.config, head) for named, head in zip(config.named_engines, heads, strict=True)]
-    return beginning(start_engines, engines, run_dir=folder.path, rows_each=room)
+    with (
+        Progress(config.budget_tokens, display, unit=config.unit) as progress,
+        beginning(start_engines, engines, run_dir=folder.path, rows_each=room) as begun,
+        ExitStack() as data,
+    ):
+
+        @cache
+        def ray_and_data() -> None:
+            begun.ray()
+            data.enter_context(quiet_data())
+
+        if queries is not None:  # they are read by Ray Data
+            ray_and_data()
+        progress.begin("read")
+        yield progress, replace(begun, ray=ray_and_data)
 
 
-def _probed(
-    folder: Folder, config: RunConfig, engines: EngineActors, rows: int, lesson: Lesson | None, progress: Progress
-) -> Estimates:
+def _probed(folder: Folder, config: RunConfig, engines: EngineActors, rows: int, progress: Progress) -> Estimates:
     """Return what each of the engines finds in the prompts."""
     found = []
     for number, each in enumerate(engines.each):
