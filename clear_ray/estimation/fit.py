@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.diagnostics import diagnose
 from clear_ray.estimation.encoder import encoded_features, with_encoder
 from clear_ray.estimation.factorised import fit_factorised
+from clear_ray.estimation.factors import Label
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.estimation.observations import (
     Rollouts,
@@ -50,7 +50,7 @@ def fit_head(
     diagnostic_folds: int = 5,
     encoder: str | None = None,
     probe_layers: int | None = None,
-    label: Literal["verdict", "ended"] = "verdict",
+    label: Label = "verdict",
 ) -> Head:
     """Fit a head on rollouts of queries with known answers, or of which it is known which ended by themselves.
 

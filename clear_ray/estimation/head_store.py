@@ -241,6 +241,7 @@ def fit_stored_head(
         tokens_K=tuple(tokens_K.tolist()),
         diagnostics={"answers": float(len(observed)), "evidence_nats": belief.evidence.learned_nats},
         created_by="estimate.store",
+        label=label,
     )
     return head_of(belief, coordinates, card=card)
 

@@ -97,6 +97,8 @@ def test_a_head_of_the_store_tells_kinds_apart_and_lessons_add_up(tmp_path: Path
     head = fit_stored_head(found, store, tokens_K=token_grid(64), label="verdict", seed=0)
     assert head.card.diagnostics["answers"] == 80
     assert head.card.model_fingerprint == MODEL.fingerprint
+    of_endings = fit_stored_head(found, store, tokens_K=token_grid(64), label="ended", seed=0)
+    assert (head.card.label, of_endings.card.label) == ("verdict", "ended")
     alone = fit_stored_head(store.read(most_answers=1), store, tokens_K=token_grid(64), label="verdict", seed=0)
     assert alone.card.diagnostics["answers"] == 40
     assert alone.card.data_digest != head.card.data_digest
