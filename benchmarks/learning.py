@@ -37,12 +37,11 @@ from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed, fit_factors
 from clear_ray.estimation.learning import by_fold
 from clear_ray.rounds.batch import Batch
-from clear_ray.rounds.clearing import Clearing, clear, nothing_to_grant
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
 from clear_ray.rounds.offers import BatchOffers, Offers
-from clear_ray.rounds.sampled_learning import Learned, SampledLearningOffers
-from clear_ray.rounds.states import QueryStates
+from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds
+from clear_ray.sweep.held_whole import HeldWhole
 from clear_ray.sweep.policies import equal_ceilings
 from clear_ray.sweep.recording import Recording, read_recording, read_table
 from clear_ray.sweep.replayed import Answers, Replayed, replay_run
@@ -106,7 +105,7 @@ class Drawn:
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(r))[:sample])
         some = {name: getattr(offers, name)[chosen] for name in _OF_QUERIES}
         part = replace(offers, **some, budget_tokens=int(average * len(chosen)))
-        return self.run(SampledLearningOffers(part, chosen, InMemory(offers)), offers.budget_tokens)
+        return self.run(SampledLearningOffers(part, chosen, HeldWhole(offers)), offers.budget_tokens)
 
     def informed(self, curves: Curves, average: float) -> Replayed:
         """Run the batch with curves that were there before."""
@@ -114,39 +113,6 @@ class Drawn:
         cap_N = np.full(len(r), r.cap_tokens)
         tie_break_N = np.random.default_rng(self.seed).permutation(len(r)).astype(np.uint64)
         return self.run(BatchOffers(Batch(curves, one_N, cap_N, tie_break_N, one_N)), int(average * len(r)))
-
-
-@dataclass(frozen=True, eq=False)
-class InMemory:
-    """Prices all queries by what a sample teaches, without sketches, which lose a thousandth of what tokens buy."""
-
-    offers: LearningOffers
-
-    @property
-    def cost_N(self) -> Array:
-        """What a token takes."""
-        return self.offers.cost_N
-
-    @property
-    def max_tokens_N(self) -> NDArray[np.int64]:
-        """Ceilings."""
-        return self.offers.max_tokens_N
-
-    def clear(
-        self, learned: Learned | None, states: QueryStates, *, is_free_N: NDArray[np.bool_], available_tokens: int
-    ) -> Clearing:
-        """See `rounds.sampled_learning.Whole`."""
-        if learned is None:
-            return nothing_to_grant(len(is_free_N))
-        o = self.offers
-        found = learned.belief.incidence(o.x_NP, tokens_K=o.tokens_K, is_guarded=learned.is_guarded)
-        curves = curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=o.tokens_K)
-        return clear(
-            Batch(curves, o.weight_N, o.max_tokens_N, o.tie_break_N, o.cost_N),
-            generated_tokens_N=states.answer_tokens_N,
-            is_open_N=is_free_N,
-            available_tokens=available_tokens,
-        )
 
 
 def draw(recording: Recording, x_NP: Array, *, copies: int, queries: int | None, shuffled: bool, seed: int) -> Drawn:
