@@ -31,9 +31,20 @@ _GOLD = (
     ("reward_model.ground_truth",),
     ("answer", "answers", "ground_truth", "target", "completion"),
     ("solution", "response"),
-    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey"),
+    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey", "correct_answer"),
 )
-_GOLD_OF_OPTIONS = ("label", "cop")
+_GOLD_OF_OPTIONS = (
+    "label",
+    "cop",
+    "correct_option",
+    "correct_choice",
+    "correct_index",
+    "correct_answer_index",
+    "answer_index",
+    "answer_idx",
+    "gold_index",
+    "correct",
+)
 """Which are a reference answer beside options alone."""
 _OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "ground_truth", "target", "ideal")
 """Which hold lists of accepted answers and the like; the others are taken only where they hold texts or numbers."""
