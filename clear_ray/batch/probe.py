@@ -16,7 +16,9 @@ from clear_ray.batch.scale import is_sketched_run
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
+from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
+from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.stages.probe_files import WriteEstimates
 from clear_ray.storage import Folder
@@ -26,9 +28,11 @@ def probe(
     folder: Folder,
     config: RunConfig,
     engines: EngineActors,
+    head: HeadCard,
     rows: int,
     told: Callable[[int], None],
     *,
+    gate: Gate,
     number: int = 0,
 ) -> Estimates:
     """Have every query's prompt read once by an engine; what runs before have read is not read again.
@@ -36,14 +40,16 @@ def probe(
     Args:
         folder: The run folder.
         config: Configuration of the run.
-        engines: The workers of the engine, which are up.
+        engines: The workers of the engine, which may be loading their models still.
+        head: Card of their head.
         rows: Queries of the batch.
         told: Function that hears how many prompts have been read.
+        gate: Opens when they are up and may be asked.
         number: Place of the engine, where there are several.
     """
-    tokens_K, name = np.asarray(engines.head.tokens_K, np.int64), estimates_name(number)
+    tokens_K, name = np.asarray(head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, rows, told, name=name)
+        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -78,9 +84,11 @@ def _probe_the_rest(
     folder: Folder,
     config: RunConfig,
     engines: EngineActors,
+    head: HeadCard,
     rows: int,
     told: Callable[[int], None],
     *,
+    gate: Gate,
     name: str,
 ) -> None:
     """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
@@ -97,12 +105,11 @@ def _probe_the_rest(
     if kept:
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
-    into.make()
     counts = (
         due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
         .map_batches(
             Probe,
-            fn_constructor_args=(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config)),
+            fn_constructor_args=(engines.workers, tuple(head.tokens_K), direct_text_of(config), gate),
             batch_size=call_rows(config, rows, workers=len(engines)),
             batch_format="pyarrow",
             num_cpus=0.1,

@@ -22,6 +22,7 @@ from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, estimate_schema
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
+from clear_ray.stages.gate import Gate
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
@@ -36,10 +37,13 @@ class Probe:
         workers: The engine workers.
         tokens_K: Token grid of their head.
         direct_text: What a minimum service would put after every prompt; nothing if empty.
+        gate: Holds the first calls back; None if the workers may be called at once.
     """
 
-    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
-        self._roster, self._is_death = Roster(workers), workers.is_death
+    def __init__(
+        self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "", gate: Gate | None = None
+    ) -> None:
+        self._roster, self._is_death, self._gate = Roster(workers), workers.is_death, gate
         self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
         self._lone_failures = LoneFailures()
@@ -56,6 +60,9 @@ class Probe:
         batch = batch.filter(is_query)
         if not len(batch):
             return
+        if self._gate is not None:
+            await self._gate.passed()
+            self._gate = None
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
             self._note_answer()
