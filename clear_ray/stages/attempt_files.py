@@ -34,6 +34,7 @@ SLIM_ATTEMPT_SCHEMA = pa.schema(
         pa.field("has_stopped", pa.bool_()),
         pa.field("has_failed", pa.bool_()),
         pa.field("is_at_end", pa.bool_()),
+        pa.field("cached_tokens", pa.int64()),
         pa.field("file", pa.string()),
     ]
 )
@@ -50,6 +51,7 @@ READ_OF_ATTEMPT = (
     "error",
     "is_at_end",
     "vote",
+    "cached_tokens",
 )
 
 
@@ -68,8 +70,9 @@ def slim_attempts(table: pa.Table, file: str) -> pa.Table:
     if "is_at_end" in table.column_names:  # older runs lack it
         columns["is_at_end"] = pc.or_(columns["is_at_end"], table["is_at_end"].fill_null(False))
         table = table.drop_columns(["is_at_end"])
-    if "vote" not in table.column_names:
-        table = table.append_column("vote", pa.nulls(len(table), pa.int64()))
+    for name in ("vote", "cached_tokens"):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.int64()))
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)

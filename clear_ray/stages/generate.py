@@ -316,6 +316,7 @@ class Generate:
             "engine": self._dispatch.engine,
             "vote": vote,
             "logprobs": _logprobs(row, generation),
+            "cached_tokens": generation.cached_tokens,
             **_usage_columns(generation.usage),
         }
 
