@@ -26,8 +26,8 @@ def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iter
         folder: The run folder.
         open_run: Opens the gate once the run is open; what it raises takes the place of what the probe raises for it.
     """
-    gate, is_left = Gate(folder), threading.Event()
-    gate.remove()  # a killed run's
+    gate = Gate(folder)
+    gate.close()
     outcome: Future[Opened] = Future()
 
     def work() -> None:
@@ -35,8 +35,7 @@ def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iter
             outcome.set_result(open_run(gate))
         except BaseException as error:
             outcome.set_exception(error)
-            if not is_left.is_set():
-                gate.refuse()
+            gate.remove()
 
     # A daemon: a run that is interrupted does not wait for a model.
     threading.Thread(target=work, name="clear_ray opening", daemon=True).start()
@@ -47,5 +46,4 @@ def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iter
             raise cause from error
         raise
     finally:
-        is_left.set()
         gate.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from uuid import uuid4
@@ -13,15 +14,17 @@ import pyarrow.compute as pc
 from clear_ray.batch.generate import direct_text_of
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.scale import is_sketched_run
-from clear_ray.cluster.engines import EngineActors
+from clear_ray.cluster.engines import EngineActors, is_worker_death
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import BudgetError
+from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
 from clear_ray.stages.probe_files import WriteEstimates
 from clear_ray.storage import Folder
+
+_MOST_TRIES = 4
 
 
 def probe(
@@ -91,6 +94,32 @@ def _probe_the_rest(
     gate: Gate,
     name: str,
 ) -> None:
+    """Write the estimates that are missing; a few times, should what calls the engines die.
+
+    Ray would start that caller again itself, and repeat its calls without end.
+    """
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            _probe_what_is_due(folder, config, engines, head, rows, told, gate=gate, name=name)
+        except Exception as error:
+            is_death = is_worker_death(error) and own_error(error) is None
+            if not is_death or not tries_left:
+                raise
+        else:
+            return
+
+
+def _probe_what_is_due(
+    folder: Folder,
+    config: RunConfig,
+    engines: EngineActors,
+    head: HeadCard,
+    rows: int,
+    told: Callable[[int], None],
+    *,
+    gate: Gate,
+    name: str,
+) -> None:
     """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
 
     Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
@@ -105,18 +134,19 @@ def _probe_the_rest(
     if kept:
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
-    counts = (
-        due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
-        .map_batches(
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
+        found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(
             Probe,
             fn_constructor_args=(engines.workers, tuple(head.tokens_K), direct_text_of(config), gate),
             batch_size=call_rows(config, rows, workers=len(engines)),
             batch_format="pyarrow",
             num_cpus=0.1,
             compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(engines)),
+            max_restarts=0,  # else Ray says on stderr, in C++, that it may be unable to start the actor again
         )
-        .map_batches(WriteEstimates(into), batch_size=None, batch_format="pyarrow")
-        .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    counts = found.map_batches(WriteEstimates(into), batch_size=None, batch_format="pyarrow").iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
     )
     read = int(is_estimated_N.sum())
     for count in counts:

@@ -7,18 +7,19 @@ is known that the run folder is of these models.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from clear_ray.errors import EngineError
 from clear_ray.storage import Folder
 
 _LOOK_SECONDS = 0.05
-_OPEN, _REFUSED = b"open", b"refused"
+_CLOSED, _OPEN = b"closed", b"open"
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate that is closed at first.
+    """A gate that is opened, or taken away: that works on a full disk, too.
 
     Attributes:
         folder: The run folder.
@@ -28,26 +29,30 @@ class Gate:
     folder: Folder
     name: str = "probe.gate"
 
+    def close(self) -> None:
+        """Hold the calls back from now on."""
+        self.folder.write(self.name, _CLOSED)
+
     def open(self) -> None:
         """Let the calls begin."""
         self.folder.write(self.name, _OPEN)
 
-    def refuse(self) -> None:
-        """Have the calls fail: what keeps the run from being opened is raised elsewhere."""
-        self.folder.write(self.name, _REFUSED)
-
     def remove(self) -> None:
-        """Delete the file: nothing waits any more."""
-        if self.folder.exists(self.name):
+        """Take the gate away: what still waits fails, for what keeps the run from being opened is raised elsewhere."""
+        with suppress(FileNotFoundError):
             self.folder.filesystem.delete_file(f"{self.folder.path}/{self.name}")
 
     async def passed(self) -> None:
         """Return once the gate is open.
 
         Raises:
-            EngineError: It was refused.
+            EngineError: There is none any more.
         """
-        while not await asyncio.to_thread(self.folder.exists, self.name):
+        while await asyncio.to_thread(self._state) == _CLOSED:
             await asyncio.sleep(_LOOK_SECONDS)
-        if await asyncio.to_thread(self.folder.read, self.name) == _REFUSED:
-            raise EngineError("the engines are not to be asked", value="the run could not be opened")
+
+    def _state(self) -> bytes:
+        try:
+            return self.folder.read(self.name)
+        except FileNotFoundError:
+            raise EngineError("the engines are not to be asked", value="the run could not be opened") from None

@@ -117,6 +117,14 @@ def test_an_actor_may_be_killed(config: Path, faults: tuple[str, ...]) -> None:
     assert report.failed == 0
 
 
+def test_the_caller_of_the_probe_may_be_killed_and_ray_says_nothing_of_it(config: Path) -> None:
+    ended = start(config, "early:MapBatches(Probe)")
+    report = checked(ended, config)
+    assert ended.stderr.count('"killed"') == 1
+    assert (report.wasted_tokens, report.failed) == (0, 0)
+    assert "core_worker.cc" not in ended.stderr
+
+
 def test_an_engine_may_hang(config: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["engine"]["stall_seconds"] = 8.0
