@@ -24,7 +24,6 @@ from clear_ray.storage import Folder
 
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""
-_AT_HAND_QUERIES = 50_000
 _LENGTHS_PER_DOUBLING = 4
 _CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 64, 8
 _ROWS_A_CALL = 4
@@ -89,9 +88,10 @@ def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tok
 
 
 def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return the order of dispatch of a round's grants, with those of about one length in the order of their files.
+    """Return the order of dispatch of a round's grants, with those of about one length from the last query to the first.
 
-    A caller keeps some files of queries at hand. A larger round reads each of them a few dozen times, not once a call.
+    Prompts were probed in the order of their files: what was read last is the likeliest to be in an engine's cache still. And
+    a caller keeps some files at hand, of which a large round reads each a few dozen times, not once a call.
 
     Args:
         index_M: The queries, in order of dispatch.
@@ -99,10 +99,8 @@ def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> ND
     """
     rises = np.flatnonzero(np.diff(tokens_M) > 0)
     many = int(rises[0]) + 1 if len(rises) else len(tokens_M)
-    if many <= _AT_HAND_QUERIES:
-        return np.arange(len(tokens_M))
     length = np.floor(_LENGTHS_PER_DOUBLING * np.log2(tokens_M[:many])).astype(np.int64)
-    return np.concatenate([np.lexsort((index_M[:many], -length)), np.arange(many, len(tokens_M))])
+    return np.concatenate([np.lexsort((-index_M[:many], -length)), np.arange(many, len(tokens_M))])
 
 
 @contextmanager

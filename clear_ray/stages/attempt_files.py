@@ -144,10 +144,11 @@ class GenerateToFiles:
     async def _already_written(self, number: int, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the attempts of these rows that are on disk, and the rows that have none."""
         await self._look(number)
-        has_attempt = pa.array(self._written.are(number, rows["index"].to_numpy()))
+        has_attempt_M = self._written.are(number, rows["index"].to_numpy())
+        if not has_attempt_M.any():
+            return SLIM_ATTEMPT_SCHEMA.empty_table(), rows
+        has_attempt = pa.array(has_attempt_M)
         due = rows.filter(pc.invert(has_attempt))
-        if len(due) == len(rows):
-            return SLIM_ATTEMPT_SCHEMA.empty_table(), due
         found = await self._on_disk(number)
         return found.filter(pc.is_in(found["index"], rows["index"].filter(has_attempt))), due
 
