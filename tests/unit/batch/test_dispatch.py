@@ -11,7 +11,9 @@ from clear_ray.batch.generate import in_calls, reading_order
 def test_what_was_probed_last_is_asked_first_among_grants_of_about_one_length() -> None:
     tokens_M = np.array([9, 9, 8, 5, 5, 1, 7])
     order = reading_order(np.array([0, 4, 6, 3, 1, 2, 5]), tokens_M)
-    assert order.tolist() == [2, 1, 0, 3, 4, 5, 6], "8 tokens are about 9, and 7 come after what can be reserved at once"
+    assert order.tolist() == [2, 1, 0, 3, 4, 5, 6], (
+        "8 tokens are about 9, and 7 come after what can be reserved at once"
+    )
 
 
 def test_a_larger_round_reads_its_files_a_few_times() -> None:
