@@ -46,7 +46,7 @@ CALL_ROWS = 64
 KINDS = {
     "EngineWorker": "engine_mb",
     "MarketActor": "market_mb",
-    "MapBatches(Probe)": "probe_caller_mb",
+    "MapBatches(Probe": "probe_caller_mb",
     "GenerateActor": "generate_caller_mb",
     "ray::": "other_worker_mb",
 }

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 import numpy as np
@@ -21,7 +22,7 @@ from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe import Probe, SelectDue, call_rows
-from clear_ray.stages.probe_files import WriteEstimates
+from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 
 _MOST_TRIES = 4
@@ -120,7 +121,7 @@ def _probe_what_is_due(
     gate: Gate,
     name: str,
 ) -> None:
-    """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
+    """Have the estimates that are missing written into a folder of this run's own, a file for some calls.
 
     Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
     """
@@ -134,20 +135,21 @@ def _probe_what_is_due(
     if kept:
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
+    in_a_call, calls = call_rows(config, rows, workers=len(engines)), 2 * len(engines)
+    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
         found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(
-            Probe,
-            fn_constructor_args=(engines.workers, tuple(head.tokens_K), direct_text_of(config), gate),
-            batch_size=call_rows(config, rows, workers=len(engines)),
+            ProbeToFiles,
+            fn_constructor_args=(caller, into),
+            fn_constructor_kwargs={"call_rows": in_a_call, "calls": calls},
+            batch_size=CALLS_A_FILE * in_a_call,
             batch_format="pyarrow",
             num_cpus=0.1,
-            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(engines)),
+            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls),
             max_restarts=0,  # else Ray says on stderr, in C++, that it may be unable to start the actor again
         )
-    counts = found.map_batches(WriteEstimates(into), batch_size=None, batch_format="pyarrow").iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=0
-    )
+    counts = found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     read = int(is_estimated_N.sum())
     for count in counts:
         read += int(pc.sum(count["rows"]).as_py() or 0)
