@@ -157,7 +157,7 @@ def bare(config_path: str) -> None:
 
     with joined_cluster(), quiet_data():
         started = time.perf_counter()
-        for rows in (call_rows(config, pq.read_metadata(source).num_rows), CALL_ROWS):
+        for rows in (call_rows(config, pq.read_metadata(source).num_rows, workers=1), CALL_ROWS):
             stage = ray.data.read_parquet(source).repartition(target_num_rows_per_block=config.dispatch.block_rows)
             calls = 2 * config.engine.max_batch // CALL_ROWS
             pool = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls)
