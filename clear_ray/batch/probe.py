@@ -12,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 import pyarrow.compute as pc
 
-from clear_ray.batch.generate import direct_text_of
+from clear_ray.batch.generate import direct_text_of, homes_of
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.scale import is_sketched_run
 from clear_ray.cluster.engines import EngineActors, is_worker_death
@@ -21,7 +21,7 @@ from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.gate import Gate
-from clear_ray.stages.probe import Probe, SelectDue, call_rows
+from clear_ray.stages.probe import Probe, SelectDue
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 
@@ -135,15 +135,15 @@ def _probe_what_is_due(
     if kept:
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
-    in_a_call, calls = call_rows(config, rows, workers=len(engines)), 2 * len(engines)
-    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate)
+    homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
+    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
         found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(
             ProbeToFiles,
             fn_constructor_args=(caller, into),
-            fn_constructor_kwargs={"call_rows": in_a_call, "calls": calls},
-            batch_size=CALLS_A_FILE * in_a_call,
+            fn_constructor_kwargs={"homes": homes, "calls": calls},
+            batch_size=CALLS_A_FILE * homes.stretch,
             batch_format="pyarrow",
             num_cpus=0.1,
             compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls),

@@ -110,13 +110,13 @@ class GenerateToFiles:
             rows = await asyncio.to_thread(self._rows.granted, call)
             await self._look(call.round)
             self._started().look_again(call.times_ended)
-            running = asyncio.ensure_future(self.attempts(rows, call.direct_text))
+            running = asyncio.ensure_future(self.attempts(rows, call.direct_text, call.home))
         try:
             return await running
         finally:
             running.cancel()
 
-    async def attempts(self, rows: pa.Table, direct_text: str = "") -> pa.Table:
+    async def attempts(self, rows: pa.Table, direct_text: str = "", home: int | None = None) -> pa.Table:
         """Return what came of rows of one round, as `generate` does; a query that was refused its tokens has none."""
         number = rows["round"][0].as_py()
         stage = self._started()
@@ -125,7 +125,7 @@ class GenerateToFiles:
             return found
         files = self._rounds.setdefault(number, _RoundFiles(round_folder(self._folder, number), self._rows_per_file))
         try:
-            written = await files.write_all(stage(due, direct_text))
+            written = await files.write_all(stage(due, direct_text, home))
         except Exception:
             await stage.give_up(due["index"].to_pylist())
             raise

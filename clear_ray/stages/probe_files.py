@@ -12,6 +12,7 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clear_ray.stages.homes import Homes
 from clear_ray.stages.probe import Probe
 from clear_ray.storage import Folder
 
@@ -24,18 +25,18 @@ class ProbeToFiles:
     Args:
         probe: What reads them; made here, in the caller's process.
         into: Folder to write to. What Ray makes again takes the place of the first.
-        call_rows: Queries of one call.
+        homes: Where queries are at home; a stretch of them is a call.
         calls: Calls that may be open at once.
     """
 
-    def __init__(self, probe: Callable[[], Probe], into: Folder, *, call_rows: int, calls: int) -> None:
+    def __init__(self, probe: Callable[[], Probe], into: Folder, *, homes: Homes, calls: int) -> None:
         self._probe, self._into = probe(), into
-        self._call_rows, self._turns = call_rows, asyncio.Semaphore(calls)
+        self._homes, self._turns = homes, asyncio.Semaphore(calls)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Yield how many queries of the batch have been read and written, in a column `rows`; errors as of `Probe`."""
-        firsts = range(0, len(batch), self._call_rows)
-        found = await asyncio.gather(*[self._read(batch.slice(first, self._call_rows)) for first in firsts])
+        parts = self._homes.parts(batch["index"].to_numpy())
+        found = await asyncio.gather(*[self._read(batch[part]) for part in parts])
         if len(batch):
             await asyncio.to_thread(self._write, pa.concat_tables([table for tables in found for table in tables]))
         yield pa.table({"rows": pa.array([len(batch)], pa.int64())})

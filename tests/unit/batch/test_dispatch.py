@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from clear_ray.batch import generate
 from clear_ray.batch.generate import in_calls, reading_order
+from clear_ray.config.run import RunConfig
+from clear_ray.rounds.clearing import Clearing
 
 
 def test_what_was_probed_last_is_asked_first_among_grants_of_about_one_length() -> None:
@@ -35,3 +40,20 @@ def test_short_answers_share_a_call_and_long_ones_have_one_each(tokens: float, r
     parts = list(in_calls(expected_M, most_rows=64, most_tokens=256))
     assert [part.stop - part.start for part in parts][:2] == [rows, rows]
     assert [index for part in parts for index in range(part.start, part.stop)] == list(range(200))
+
+
+def test_the_queries_of_a_call_are_at_home_with_one_worker_and_calls_keep_their_order(
+    replay_settings: dict[str, Any],
+) -> None:
+    settings = replay_settings | {"estimate": {"head": "prior", "batch_rows": 10}}
+    config = RunConfig.parse(settings | {"engine": replay_settings["engine"] | {"workers": 3}})
+    index_M, tokens_M = np.arange(100), np.repeat([400, 200, 40, 10], 25)
+    clearing = Clearing(index_M, tokens_M, tokens_M.astype(float), np.zeros(100), np.zeros(0), 0.0, 0.0, 0.0)
+    is_due_M = index_M % 7 > 0
+    calls = list(generate._calls_by_engine(config, clearing, is_due_M, queries=100))
+    assert sorted(int(i) for _, _, places in calls for i in places) == np.flatnonzero(is_due_M).tolist()
+    for _, home, places in calls:
+        assert set((index_M[places] // 10 % 3).tolist()) == {home}
+    longest = [int(tokens_M[places].max()) for _, _, places in calls]
+    assert longest == sorted(longest, reverse=True)
+    assert len({home for _, home, _ in calls[:9]}) == 3, "no worker waits for those before it"

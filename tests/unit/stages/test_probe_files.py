@@ -17,6 +17,7 @@ from clear_ray.engine.base import Prompt
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.stages.gate import Gate
+from clear_ray.stages.homes import Homes
 from clear_ray.stages.probe import Probe
 from clear_ray.stages.probe_files import ProbeToFiles
 from clear_ray.stages.roster import Workers
@@ -64,7 +65,7 @@ def counts_of(worker: Watched, folder: Path, *batches: pa.Table, is_open: bool =
     async def read() -> list[int]:
         workers = Workers([LocalActor(worker)], lambda _: False, lambda _: None, 900.0)
         probe = partial(Probe, workers, tokens_K, "", gate)
-        caller = ProbeToFiles(probe, open_folder(str(folder / "estimates")), call_rows=2, calls=2)
+        caller = ProbeToFiles(probe, open_folder(str(folder / "estimates")), homes=Homes(2, 1), calls=2)
         return [count for batch in batches async for table in caller(batch) for count in table["rows"].to_pylist()]
 
     return asyncio.run(read())
@@ -73,7 +74,7 @@ def counts_of(worker: Watched, folder: Path, *batches: pa.Table, is_open: bool =
 def test_a_batch_is_read_in_calls_and_written_as_one_file(worker: Watched, queries: pa.Table, tmp_path: Path) -> None:
     first, second = queries.slice(0, 5), queries.slice(5)
     assert counts_of(worker, tmp_path, first, second, first, queries.slice(0, 0)) == [5, 4, 5, 0]
-    assert (sorted(worker.calls), worker.most) == ([1, 1, 2, 2, 2, 2, 2, 2], 2)
+    assert (sorted(worker.calls), worker.most) == ([1, 1, 1, 1, 2, 2, 2, 2, 2], 2), "calls are stretches"
     files = sorted((tmp_path / "estimates").iterdir())
     read = [pq.read_table(path)["index"].to_pylist() for path in files]
     assert read == [[0, 1, 2, 3, 4], [5, 6, 7, 8]], "what is read again takes the place of the first"
