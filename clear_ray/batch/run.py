@@ -175,18 +175,16 @@ def _run_alone(
             open_callers(config, folder, engines := begun.engines(), market) as callers,
             begun.gpus.made(market.actor),
         ):
-
-            def open_run(gate: Gate) -> Lesson | None:
-                engines.wait()
-                progress.begin(_first_stage(config))
-                _open_run(folder, manifest, config, digest, engines, run_id)
-                gate.open()
-                return lesson_of(folder, config, digest.rows, engines.model)
-
             progress.begin(_first_stage(config), waiting_for=_start_of(config))
-            with opened_meanwhile(folder, open_run) as (gate, lesson_found):
-                found = _probed(folder, config, engines, heads, digest.rows, progress, gate)
-                lesson = lesson_found()
+            found, lesson = _probed(
+                folder,
+                config,
+                engines,
+                heads,
+                digest.rows,
+                progress,
+                open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
+            )
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
@@ -271,16 +269,7 @@ def _plan_in(
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
             engines = begun.engines()
-
-            def open_plan(gate: Gate) -> Lesson | None:
-                engines.wait()
-                progress.begin(_first_stage(config))
-                gate.open()
-                return lesson_of(folder, config, digest.rows, engines.model)
-
-            with opened_meanwhile(folder, open_plan) as (gate, lesson_found):
-                found = _probed(folder, config, engines, heads, digest.rows, progress, gate)
-                lesson = lesson_found()
+            found, lesson = _probed(folder, config, engines, heads, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             sampled = Sampled()
             if sample_share:
@@ -347,15 +336,24 @@ def _probed(
     heads: tuple[Head, ...],
     rows: int,
     progress: Progress,
-    gate: Gate,
-) -> Estimates:
-    """Return what each of the engines finds in the prompts."""
-    return together(
-        [
+    *,
+    open_run: Callable[[], object] = lambda: None,
+) -> tuple[Estimates, Lesson | None]:
+    """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
+
+    def opened(gate: Gate) -> Lesson | None:
+        engines.wait()
+        progress.begin(_first_stage(config))
+        open_run()
+        gate.open()
+        return lesson_of(folder, config, rows, engines.model)
+
+    with opened_meanwhile(folder, opened) as (gate, lesson):
+        found = [
             probe(folder, config, each, head.card, rows, progress.note_probed, gate=gate, number=number)
             for number, (each, head) in enumerate(zip(engines.each, heads, strict=True))
         ]
-    )
+        return together(found), lesson()
 
 
 def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:
