@@ -121,7 +121,8 @@ def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> ND
 
 def _length_of(tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the same number for grants of about one length."""
-    return np.floor(_LENGTHS_PER_DOUBLING * np.log2(tokens_M)).astype(np.int64)
+    length: NDArray[np.int64] = np.floor(_LENGTHS_PER_DOUBLING * np.log2(tokens_M)).astype(np.int64)
+    return length
 
 
 @contextmanager
