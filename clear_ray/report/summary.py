@@ -189,6 +189,10 @@ class RunReport(Part):
     """Part of it whose work was lost: workers that died, answers never written."""
     prefill_tokens: int
     """Prompt tokens read by the probe; charged to the budget if the run has prices and they are paid for, else beside it."""
+    asked_prompt_tokens: int = 0
+    """Prompt tokens of the answers that were begun."""
+    spared_prompt_tokens: int = 0
+    """Of these, tokens that were not read for the answer: what the probe had read was at hand."""
     probe_tokens: int = 0
     """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float

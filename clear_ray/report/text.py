@@ -256,7 +256,12 @@ def _to_read(plan: PlanReport) -> str:
 def _prompts_read(report: RunReport) -> str:
     if not report.prefill_tokens:
         return "read for their answers alone, by no probe"
-    return f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
+    said = f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
+    if not report.spared_prompt_tokens:
+        return said
+    return (
+        f"{said}; answers read {percent(1 - report.spared_prompt_tokens / report.asked_prompt_tokens)} of theirs again"
+    )
 
 
 def _charged_for(report: RunReport) -> str:

@@ -72,7 +72,7 @@ def test_a_driver_may_die_anywhere(config: Path, point: str) -> None:
         config.write_text(yaml.safe_dump(settings))
     if point == "mid-probe":
         settings = yaml.safe_load(config.read_text())
-        settings["dispatch"] |= {"block_rows": 10}
+        settings["estimate"] = settings.get("estimate", {}) | {"batch_rows": 2}
         config.write_text(yaml.safe_dump(settings))
     assert start(config, f"driver:{point}").returncode == -signal.SIGKILL, "it was to die"
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
@@ -115,6 +115,14 @@ def test_an_actor_may_be_killed(config: Path, faults: tuple[str, ...]) -> None:
     report = checked(ended, config)
     assert ended.stderr.count('"killed"') == len(faults)
     assert report.failed == 0
+
+
+def test_the_caller_of_the_probe_may_be_killed_and_ray_says_nothing_of_it(config: Path) -> None:
+    ended = start(config, "early:MapBatches(Probe")
+    report = checked(ended, config)
+    assert ended.stderr.count('"killed"') == 1
+    assert (report.wasted_tokens, report.failed) == (0, 0)
+    assert "core_worker.cc" not in ended.stderr
 
 
 def test_an_engine_may_hang(config: Path) -> None:
