@@ -168,6 +168,45 @@ def test_a_budget_of_a_few_answers_is_spent_on_them(is_verified: bool) -> None:
     assert 40 <= batch.spent <= 80
 
 
+class Efforts(Batch):
+    """Two efforts of one model: a token costs the same of both, and answers of the second are five times as long."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rng = np.random.default_rng([self.seed, 1])
+        self.length_JN = np.stack([rng.integers(2, 6, QUERIES), rng.integers(12, 28, QUERIES)])
+        self.calls = (self.calls[0], self.calls[0])
+        self.offers = replace(self.offers, x_NP=np.zeros((QUERIES, 0)), calls=self.calls)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dear_model_is_not_tried_where_all_money_is_spent_better_on_the_cheap_one(seed: int) -> None:
+    """The cheap one is right of half for a fifth of the money, and the budget pays for asking it of half the queries."""
+    batch = Efforts(is_verified=True, budget=220, seed=seed)
+    found = batch.play()
+    assert {model for _, model, _ in batch.asked} == {0}
+    assert found > 0.13, "what it was right of, for every answer that could be paid"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dear_model_is_tried_first_on_what_the_cheap_one_got_wrong(seed: int) -> None:
+    batch = Efforts(is_verified=True, budget=1_100, seed=seed)
+    found = batch.play()
+    wrong: set[int] = set()
+    for granted in batch.rounds_seen:
+        clearing = granted.clearing
+        assert clearing.option_M is not None
+        tried = set(clearing.index_M[clearing.option_M == 1].tolist())
+        if tried:
+            assert wrong
+            assert tried <= wrong or wrong <= tried
+            break
+        wrong |= {index for index in clearing.index_M.tolist() if not batch.is_right_JN[0, index]}
+    else:
+        pytest.fail("the dear model was never tried")
+    assert found > 0.7, "less than half are right by the cheap one alone, and that takes two fifths of the budget"
+
+
 def test_of_two_models_the_one_without_a_head_is_learned() -> None:
     batch = Batch(is_verified=True, budget=0, given=True)
     batch = Batch(is_verified=True, budget=int(0.75 * batch.dear_alone()), given=True)
