@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.estimation.curves import Curves, curves_from_incidence
+from clear_ray.estimation.endings import chance_of
 from clear_ray.estimation.factors import Factors, Label, fit_factors, law, log_likelihood_M
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.estimation.learning import Evidence, by_fold
+from clear_ray.estimation.learning import Evidence, by_fold, take_rows
 from clear_ray.rounds.menu_courses import Seen
 
 Array = NDArray[np.float64]
@@ -70,6 +71,7 @@ class MenuBeliefs:
         tokens_K: The grid.
         stretch_J: How many times as long as the first model's each model's answers are taken to be.
         given: Beliefs of each model by a head that was there before; None for one that has none.
+        earlier: Beliefs of each model by what runs before have learned of it, to be put to the test; None for none.
         fold_N: For replays in which several queries are the same one asked again: their fold.
         seed: Of the folds.
         label: What says that an answer is right.
@@ -79,27 +81,44 @@ class MenuBeliefs:
     tokens_K: Integers
     stretch_J: Array
     given: tuple[Incidence | None, ...] = ()
+    earlier: tuple[Incidence | None, ...] = ()
     fold_N: Integers | None = None
     seed: int = 0
     label: Label = "verdict"
 
     def after(self, seen: Seen | None) -> Believed:
         """Return what is believed after some answers; None, or none of them, teach nothing."""
-        fitted = self._fit(seen) if seen is not None and len(seen.answers) else None
+        taught = seen if seen is not None and len(seen.answers) else None
+        fitted = None if taught is None else self._fit(taught)
         fresh: list[Curves] = []
         after: list[Curves] = []
         for model in range(len(self.stretch_J)):
             given = self.given[model] if self.given else None
+            earlier = self.earlier[model] if self.earlier else None
             for curves, has_failed in ((fresh, False), (after, True)):
-                found = given
+                found = given or earlier
                 if fitted is not None and (given is None or has_failed):
                     found = self._incidence(fitted, model, has_failed)
-                if found is None:
-                    found = self._law()
+                    if taught is not None and earlier is not None and not has_failed:
+                        found = self._weighed(found, earlier, taught, model)
+                found = found or self._law()
                 curves.append(
                     curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
                 )
         return Believed(fresh, after, None if fitted is None else fitted.evidence)
+
+    def _weighed(self, own: Incidence, earlier: Incidence, seen: Seen, model: int) -> Incidence:
+        """Return what this run and those before say of a model, mixed as each predicts the model's first answers here."""
+        answers = seen.answers.take((seen.model_M == model) & ~seen.has_failed_M)
+        nats = [
+            float(log_likelihood_M(take_rows(each, answers.query_M), answers, tokens_K=self.tokens_K).sum())
+            for each in (own, earlier)
+        ]
+        share = float(chance_of(np.array(nats[0] - nats[1]))) if len(answers) else 0.0
+        right, survival = (
+            share * getattr(own, name) + (1.0 - share) * getattr(earlier, name) for name in ("right_NK", "survival_NK")
+        )
+        return Incidence(right, np.maximum(1.0 - right - survival, 0.0), survival)
 
     def _law(self) -> Incidence:
         right_NK, survival_NK = (np.tile(row, (len(self.x_NP), 1)) for row in law(self.tokens_K))

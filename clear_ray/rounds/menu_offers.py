@@ -73,6 +73,7 @@ class MenuOffers:
         budget_tokens: What the run may spend, in the budget's unit.
         is_verified: Whether a scorer says at once if an answer is right.
         given: Beliefs of each model by a head that was there before; None for one that has none.
+        earlier: Beliefs of each model by what runs before have learned of it; None for none.
         learns: Whether the run's own answers teach.
         can_go_on: Whether each model can go on with a cut answer; all can if not given.
         stages: Sizes of pilot and stages.
@@ -90,6 +91,7 @@ class MenuOffers:
     budget_tokens: int
     is_verified: bool = False
     given: tuple[Incidence | None, ...] = ()
+    earlier: tuple[Incidence | None, ...] = ()
     learns: bool = True
     can_go_on: tuple[bool, ...] = ()
     stages: Stages = field(default_factory=Stages)
@@ -169,9 +171,6 @@ class MenuOffers:
         """See `Offers`; a menu has no minimum service."""
         return nothing_to_grant(len(owed_tokens_N))
 
-    def _given(self, model: int) -> Incidence | None:
-        return self.given[model] if self.given else None
-
     def _may_go_on_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         can = not self.can_go_on or self.can_go_on[model]
         return np.asarray(states.may_go_on_N & (states.option_N == model) & can, np.bool_)
@@ -200,7 +199,9 @@ class MenuOffers:
         return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
 
     def _is_known(self, seen: Seen, model: int) -> bool:
-        return self._given(model) is not None or int((seen.model_M == model).sum()) >= self._pilot.least_answers
+        told = (*self.given[model : model + 1], *self.earlier[model : model + 1])
+        is_told = any(each is not None for each in told)
+        return is_told or int((seen.model_M == model).sum()) >= self._pilot.least_answers
 
     def _next_pilot(
         self, rng: np.random.Generator, market: _Market, available_tokens: int, known: Sequence[int], is_worth: bool
@@ -306,6 +307,7 @@ class MenuOffers:
             tokens_K=self.tokens_K,
             stretch_J=stretch_J(self.calls),
             given=self.given,
+            earlier=self.earlier,
             fold_N=self.fold_N,
             seed=self.seed,
             label=self.label,

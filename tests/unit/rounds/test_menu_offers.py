@@ -207,6 +207,21 @@ def test_a_dear_model_is_tried_first_on_what_the_cheap_one_got_wrong(seed: int) 
     assert found > 0.7, "less than half are right by the cheap one alone, and that takes two fifths of the budget"
 
 
+@pytest.mark.parametrize("is_true", [True, False])
+def test_what_earlier_runs_say_is_believed_at_once_and_dropped_where_it_is_not_so(is_true: bool) -> None:
+    batch = Batch(is_verified=True, budget=0)
+    batch = Batch(is_verified=True, budget=int(0.5 * batch.dear_alone()))
+    told = batch.heads()
+    if not is_true:  # the kinds are taken for each other, and answers for long ones
+        wrong = np.where(batch.is_easy_N, 0.0, 0.95)[:, None] * np.array([0.0, 0.0, 0.1, 1.0])
+        survival = np.tile(np.array([1.0, 1.0, 0.9, 0.0]), (QUERIES, 1))
+        told = (Incidence(wrong, 1.0 - wrong - survival, survival), told[1])
+    batch.offers = replace(batch.offers, earlier=told, learns=True)
+    found = batch.play()
+    assert batch.rounds_seen[0].clearing.shadow_price > 0, "no pilot"
+    assert found > 0.6
+
+
 def test_of_two_models_the_one_without_a_head_is_learned() -> None:
     batch = Batch(is_verified=True, budget=0, given=True)
     batch = Batch(is_verified=True, budget=int(0.75 * batch.dear_alone()), given=True)
