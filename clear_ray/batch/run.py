@@ -235,9 +235,6 @@ def plan(
     if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
         said = "answers are sampled for at most a hundredth of the budget"
         raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
-    if sample_share is not None and config.engines is not None:
-        remedy = "Leave it out, or plan with one of the engines."
-        raise ConfigError("answers are sampled of one engine", "sample_share", str(sample_share), remedy)
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
@@ -269,7 +266,7 @@ def _plan_in(
             lesson = lesson_of(folder, config, digest.rows, *(each.model for each in engines.each))
             found = _probed(folder, config, engines, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
-            sampled = Sampled()
+            sampled = (Sampled(),) * len(config.named_engines)
             if sample_share:
                 sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
@@ -281,13 +278,13 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
-            report = with_interval(report, estimates, sampled)
+            report = with_interval(report, estimates, sampled, is_followed=config.allocation.objective == "solved")
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
                 "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
                 "engines": queries_of_engines(config, clearing),
-                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
+                "gain": gain_of(report, config, estimates, lesson, sampled[0].answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
