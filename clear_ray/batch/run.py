@@ -337,7 +337,7 @@ def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[n
     check_size(config, queries, folder)
     cost_N = read_costs(folder, queries)
     check_one_call(config, cost_N, folder)
-    check_minimum_service(config, token_costs(config, cost_N), folder)
+    check_minimum_service(config, token_costs(config, cost_N, of=min), folder)
     return cost_N
 
 

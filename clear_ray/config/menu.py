@@ -113,7 +113,6 @@ def check_menu(config: RunConfig) -> None:
         "allocation.policy uniform": allocation.policy == "uniform",
         f"allocation.objective {allocation.objective}": allocation.objective not in ("correct", "solved"),
         "allocation.attempts": allocation.attempts is not None,
-        "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,
         "allocation.sketched": bool(allocation.sketched),
         "estimate.frozen": estimate.frozen is not None,
     }

@@ -39,6 +39,7 @@ from clear_ray.rounds.menu_beliefs import Believed, MenuBeliefs
 from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
 from clear_ray.rounds.menu_pilot import Pilot, stretch_J, supposed_parts
 from clear_ray.rounds.menu_plans import filled, price_plans
+from clear_ray.rounds.menu_service import MenuService
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
@@ -124,13 +125,20 @@ class MenuOffers:
         owed_tokens_N: Integers,
     ) -> Clearing:
         """See `Offers`."""
-        clearing = self._cleared(states, is_free_N, available_tokens)
+        service = MenuService(self.calls, self.max_tokens_JN, owed_tokens_N)
+        clearing = self._cleared(states, is_free_N, available_tokens, service.kept_tokens)
+        clearing = service.with_floors(clearing, available_tokens=available_tokens)
         if clearing.option_M is None:
             return clearing
         token_parts_JN = np.stack([calls.token_parts_N for calls in self.calls])
         return replace(clearing, token_cost_M=token_parts_JN[clearing.option_M, clearing.index_M] / COST_PARTS)
 
-    def _cleared(self, states: QueryStates, is_free_N: NDArray[np.bool_], available_tokens: int) -> Clearing:
+    def _cleared(
+        self, states: QueryStates, is_free_N: NDArray[np.bool_], available_tokens: int, kept_tokens: int
+    ) -> Clearing:
+        spent_tokens, available_tokens = self.budget_tokens - available_tokens, available_tokens - kept_tokens
+        if available_tokens < 1:
+            return nothing_to_grant(len(is_free_N))
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
         seen, models = seen_answers(states), tuple(range(len(self.calls)))
         market = _Market(states, is_free_N, self._believed(seen))
@@ -148,7 +156,7 @@ class MenuOffers:
         written_tokens = (
             int(states.written_tokens_N @ np.min([c.token_parts_N for c in self.calls], axis=0)) / COST_PARTS
         )
-        stage_tokens = max(self.budget_tokens - available_tokens, written_tokens) * _GROWTH
+        stage_tokens = max(spent_tokens, written_tokens) * _GROWTH
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
             return clearing
         return self._random_part(clearing, stage_tokens, rng)
@@ -168,8 +176,10 @@ class MenuOffers:
         return clearing.some(np.sort(order[:count]))
 
     def serve(self, owed_tokens_N: Integers, *, available_tokens: int, shadow_price: float) -> Clearing:
-        """See `Offers`; a menu has no minimum service."""
-        return nothing_to_grant(len(owed_tokens_N))
+        """See `Offers`: each query by the model that serves it at the least cost."""
+        service = MenuService(self.calls, self.max_tokens_JN, owed_tokens_N)
+        served = [self._batch(curves, model) for model, curves in enumerate(self._believed(None).fresh)]
+        return service.paid_out(served, available_tokens=available_tokens, shadow_price=shadow_price)
 
     def _may_go_on_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         can = not self.can_go_on or self.can_go_on[model]
@@ -301,7 +311,7 @@ class MenuOffers:
         believed = self._believed(seen_answers(states))
         return [self._batch(curves, model) for model, curves in enumerate(believed.fresh)], believed.evidence
 
-    def _believed(self, seen: Seen) -> Believed:
+    def _believed(self, seen: Seen | None) -> Believed:
         beliefs = MenuBeliefs(
             x_NP=self.x_NP,
             tokens_K=self.tokens_K,

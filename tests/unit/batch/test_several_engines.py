@@ -145,7 +145,7 @@ def write_coordinates(config: RunConfig) -> None:
 def started(config: RunConfig, *, calls: int = 10**9, lesson: Lesson | None = LESSON) -> Iterator[RunContext]:
     """Start market, callers and both engines for a driver that dies after so many calls."""
     folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def begin() -> tuple[MarketActor, list[GenerateToFiles]]:
@@ -281,6 +281,22 @@ def test_a_run_begins_with_what_an_earlier_one_has_kept_of_both_engines(config: 
     assert len(cards) == 4
     kept = sum(card.answers for card in cards)
     assert answers == kept - int((~seen.has_failed_M).sum())
+
+
+def test_every_query_gets_its_minimum_service(config: RunConfig) -> None:
+    allocation = config.allocation.model_copy(update={"minimum_service_tokens": 4})
+    config = config.model_copy(update={"allocation": allocation, "budget": "$0.0003"})
+    take_in(None, config, open_folder(config.run_dir))
+    write_coordinates(config)
+    with started(config) as run:
+        reports = play_rounds(run)
+        rows, states = check(run), run.states
+    assert (states.rounds_N > 0).all()
+    assert reports[-1].is_service
+    assert 0 < states.is_served_N.sum() < QUERIES
+    served = [row for row in rows if states.is_served_N[row["index"]]]
+    assert {row["engine"] for row in served} == {"small"}
+    assert {row["granted_tokens"] for row in served} == {4}
 
 
 def test_efforts_of_one_model_keep_their_lessons_apart(tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ def test_prices_are_those_of_the_model_where_an_engine_has_none_of_its_own() -> 
             {"allocation": {"objective": "solved", "attempts": 3}, "scoring": {"scorer": "exact"}},
             "attempts does not go",
         ),
-        ({"allocation": {"minimum_service_tokens": 4}}, "minimum_service_tokens does not go"),
         ({"allocation": {"sketched": True}}, "sketched does not go"),
         ({"estimate": {"head": "heads/s"}}, "a head is of one engine"),
         ({"estimate": {"heads": {"m": "heads/m"}}}, "heads names m"),

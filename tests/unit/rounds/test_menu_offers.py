@@ -17,6 +17,7 @@ from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 
+COSTS = ("token_parts_N", "read_parts_N", "prompt_tokens_N")
 QUERIES, TOKENS_K = 80, np.array([4, 8, 16, 32])
 
 
@@ -28,12 +29,14 @@ class Batch:
         is_verified: Whether a wrong answer is known to be one.
         budget: In the budget's unit.
         given: Whether heads are given that know the kinds.
+        service: Tokens of the minimum service.
     """
 
     is_verified: bool
     budget: int
     given: bool = False
     seed: int = 0
+    service: int | None = None
     asked: list[tuple[int, int, int]] = field(default_factory=list)
     rounds_seen: list[Round] = field(default_factory=list)
 
@@ -67,7 +70,13 @@ class Batch:
 
     def play(self) -> float:
         """Return the share of queries that are right in the end."""
-        rounds = Rounds(self.offers, AllocationConfig(max_rounds=24, smallest_grant_tokens=1), rule=self.offers.rule)
+        least = CallCosts(*(np.minimum(*(getattr(calls, name) for calls in self.calls)) for name in COSTS))
+        rounds = Rounds(
+            self.offers,
+            AllocationConfig(max_rounds=24, smallest_grant_tokens=1, minimum_service_tokens=self.service),
+            rule=self.offers.rule,
+            calls=least,
+        )
         ledger, states = Ledger(self.budget, QUERIES, cost_N=self.offers.cost_N), rounds.states
         while (granted := rounds.next(ledger.available_tokens)) is not None:
             self.rounds_seen.append(granted)
@@ -220,6 +229,33 @@ def test_what_earlier_runs_say_is_believed_at_once_and_dropped_where_it_is_not_s
     found = batch.play()
     assert batch.rounds_seen[0].clearing.shadow_price > 0, "no pilot"
     assert found > 0.6
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("beside", [0, 60, 900])
+def test_every_query_is_served_by_the_cheapest_model_that_can(is_verified: bool, given: bool, beside: int) -> None:
+    """A service of 3 tokens takes 5 of the budget by the cheap model, and 50 by the dear one, which one query needs."""
+    batch = Batch(is_verified=is_verified, budget=QUERIES * 5 + 45 + beside, given=given, service=3)
+    limits = batch.offers.max_tokens_JN.copy()
+    limits[0, 7] = 0
+    batch.offers = replace(batch.offers, max_tokens_JN=limits)
+    batch.play()
+    assert batch.spent <= batch.budget
+    assert {index for index, _, _ in batch.asked} == set(range(QUERIES))
+    first_tokens: dict[int, int] = {}
+    for granted in batch.rounds_seen:
+        clearing = granted.clearing
+        for index, tokens in zip(clearing.index_M.tolist(), clearing.tokens_M.tolist(), strict=True):
+            first_tokens.setdefault(index, tokens)
+    assert min(first_tokens.values()) >= 3
+    served = batch.rounds_seen[-1].clearing
+    assert served.is_service or beside == 900, "at the most money every query buys more than it is owed"
+    if served.is_service:
+        assert served.option_M is not None
+        assert set(served.option_M[served.index_M != 7].tolist()) <= {0}
+        assert set(served.tokens_M.tolist()) == {3}
+    assert batch.rounds_seen[0].clearing.is_service == (not beside)
 
 
 def test_of_two_models_the_one_without_a_head_is_learned() -> None:
