@@ -18,8 +18,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-COST_PARTS = 1_000
-"""A cost is a whole number of thousandths, so that the account of a run is exact."""
+from clear_ray.config.money import COST_PARTS as COST_PARTS
 
 Status = Literal["completed", "abandoned", "failed"]
 """How a query ended: exactly one of these."""

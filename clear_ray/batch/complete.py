@@ -31,6 +31,7 @@ from clear_ray.report.summary import FailureReport, LearningReport, RoundReport,
 from clear_ray.rounds.learning_offers import LearningOffers, observe
 from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
+from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
@@ -52,7 +53,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
     verdicts = Verdicts(
         states=run.states,
         spent_tokens_N=spent_N,
-        reservation_price_N=all_reservation_prices(folder, estimates),
+        reservation_price_N=all_reservation_prices(estimates, run.rounds),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
@@ -101,9 +102,13 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
         return replace(run, estimates=known), learning
     if run.lesson is None:
         return run, None
+    states = run.states
+    if isinstance(offers, SampledLearningOffers):
+        states = states.some(offers.sample)
+        offers = offers.part
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
-    batch, learning = learned(offers, run.states, run.lesson, estimates.batch)
+    batch, learning = learned(offers, states, run.lesson, estimates.batch)
     kept = _kept(run, run.lesson, learning, [observe(run.states)] if run.lesson.stores else [])
     return replace(run, estimates=replace(estimates, batch=batch)), kept
 

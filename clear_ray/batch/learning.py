@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 
 from clear_ray.batch.coordinates import coordinates_of
 from clear_ray.batch.earlier import Earlier, earlier_of, open_store
-from clear_ray.batch.scale import is_sketched
+from clear_ray.batch.scale import is_sketched_run
 from clear_ray.config.engine import EngineConfig, OpenAIConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
@@ -36,6 +36,7 @@ FEWEST_ROUNDS = 3
 DEFAULT_FEATURES: tuple[str, ...] = ("text", "ngrams")
 ENCODER = "encoder"
 """What a report calls the states of an encoder."""
+_NO_STORE = "not read and not written: the batch is priced where its estimates are"
 _READ_METADATA = ("reasoning_gym", "code")
 """Scorers that can do without gold answers; so can functions of a user."""
 
@@ -49,16 +50,18 @@ class Lesson:
         features: What is read of the prompts.
         left_out: Why it learns nothing after all; empty if it does learn.
         stores: Where lessons of earlier runs lie and its own will, of each engine; None for one of which none are kept.
+        notes: Why it is nowhere, although a store is named.
     """
 
     label: Label
     features: tuple[str, ...]
     left_out: str = ""
     stores: tuple[HeadStore | None, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def report(self) -> LearningReport:
         """Return what can be said before the first answer."""
-        return LearningReport(label=self.label, features=self.features, left_out=self.left_out)
+        return LearningReport(label=self.label, features=self.features, left_out=self.left_out, store_notes=self.notes)
 
 
 def lesson_of(folder: Folder, config: RunConfig, queries: int, *models: ModelCard) -> Lesson | None:
@@ -79,8 +82,10 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, *models: ModelCar
     judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
     is_judged = scorer is not None and bool(has & judges)
     features = config.estimate.features or DEFAULT_FEATURES
-    stores: tuple[HeadStore | None, ...] = ()
-    if (location := config.estimate.store) is not None and models and not left_out:
+    stores, notes = tuple[HeadStore | None, ...](), tuple[str, ...]()
+    if (location := config.estimate.store) is not None and is_sketched_run(config, queries):
+        notes = (_NO_STORE,)
+    elif location is not None and models and not left_out:
         stores = tuple(
             open_store(location, _as_asked(model, named.config), features)
             if named.learns or config.engines is None
@@ -90,7 +95,7 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, *models: ModelCar
     features = features if config.estimate.encoder is None else (*features, ENCODER)
     if config.allocation.objective == "vote":
         return Lesson("agreement", features, left_out)  # agreement says little of the verdicts of a later run
-    return Lesson("verdict" if is_judged else "ended", features, left_out, stores)
+    return Lesson("verdict" if is_judged else "ended", features, left_out, stores, notes)
 
 
 def _as_asked(model: ModelCard, config: EngineConfig) -> ModelCard:
@@ -108,8 +113,8 @@ def head_name(lesson: Lesson | None, kind: str) -> str:
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:
-    if config.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
-        return "a batch that is priced where its estimates are does not learn yet"
+    if is_sketched_run(config, queries) and config.estimate.frozen is False:
+        return "a batch that is priced where its estimates are does not go on learning from a given head"
     rounds = config.allocation.max_rounds
     if rounds is not None and rounds < FEWEST_ROUNDS:
         return f"learning takes {FEWEST_ROUNDS} rounds at least, and allocation.max_rounds is {rounds}"
@@ -125,7 +130,10 @@ def _judged_by(folder: Folder) -> set[str]:
 
 
 def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> LearningOffers:
-    """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
+    """Return what a run that learns offers its queries; their coordinates are in its folder afterwards.
+
+    Where the driver holds the curves of a sample alone, these are the offers to the sample, for its part of the budget.
+    """
     batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson)[0].given
     if config.estimate.frozen is False:
         given = incidence_of(batch.curves)
@@ -136,19 +144,20 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
             features=[name for name in lesson.features if name != ENCODER],
             seed=config.seed,
             encoder=config.estimate.encoder,
+            sample=estimates.sample if estimates.is_sample else None,
         ),
         tokens_K=batch.curves.tokens_K,
         weight_N=batch.weight_N,
         max_tokens_N=batch.max_tokens_N,
         tie_break_N=batch.tie_break_N,
         cost_N=batch.cost_N,
-        budget_tokens=config.budget_tokens,
+        budget_tokens=config.budget_tokens * len(batch.weight_N) // max(estimates.queries, 1),
         label=lesson.label,
         stages=stages_for(rounds_of(config)),
         given=given,
         seed=config.seed,
         asks_again=config.allocation.most_attempts > 1,
-        calls=estimates.calls,
+        calls=batch.calls,
     )
 
 

@@ -63,7 +63,6 @@ from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
-from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
@@ -357,7 +356,7 @@ def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
-    if isinstance(offers, LearningOffers | MenuOffers):
+    if (lesson is not None and not lesson.left_out) or isinstance(offers, MenuOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
     if isinstance(offers, MenuOffers):
         calls = cheapest_calls(offers)

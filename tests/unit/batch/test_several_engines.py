@@ -219,7 +219,7 @@ def test_wrong_answers_are_followed_by_the_dear_engine_and_a_resume_replays_that
     assert learning is not None
     assert learning.answers == len({(row["index"], row["sample"]) for row in rows})
     assert not np.array_equal(known.batches[0].curves.success_NK, known.batches[1].curves.success_NK)
-    assert (all_reservation_prices(run.folder, known) > 0).all()
+    assert (all_reservation_prices(known, run.rounds) > 0).all()
     begun = [(row["index"], row["engine"]) for row in rows if row["attempt_tokens"] == len(row["token_ids"])]
     assert len(begun) == len(set(begun)), "an engine was asked twice"
     by_engine = {name: {index for index, of in begun if of == name} for name in PRICES}
