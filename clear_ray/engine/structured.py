@@ -98,7 +98,7 @@ class Structures:
                 self._rendering.tokenizer, n_vocab=self._vocabulary, eos_token=self._end_token_ids or None
             )
         except Exception as error:  # of as many kinds as there are tokenizers
-            remedy = "Use the engine vllm, or leave structured outputs out."
+            remedy = "Use a model whose tokenizer it can read, or leave structured outputs out."
             raise ConfigError(
                 "llguidance cannot read this model's tokenizer", "engine.model", str(error), remedy
             ) from error
