@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from clear_ray.config.engine import EngineConfig, TransformersConfig, VllmConfig
@@ -147,8 +147,8 @@ def _gpus_at(control_store: str) -> list[float] | None:
     """Return the GPUs of each node of a cluster; None where it does not say."""
     try:
         status = get_cluster_status(control_store)
-        usages = [node.resource_usage.usage for node in (*status.active_nodes, *status.idle_nodes)]
-        return [sum(used.total for used in usage if used.resource_name == "GPU") for usage in usages]
+        used = [node.resource_usage for node in (*status.active_nodes, *status.idle_nodes)]
+        return [sum(one.total for one in each.usage if one.resource_name == "GPU") for each in used if each is not None]
     except Exception:  # of interfaces that Ray may change: then nothing is refused for it
         return None
 

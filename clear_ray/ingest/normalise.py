@@ -98,7 +98,7 @@ def normalise(
     if query_id is None:
         query_id = query_id_of(row, columns.query_id)
     prompt, turns = _asked(get(columns.messages), get(columns.prompt), row, columns, form)
-    options = options_in(row, beside.options) if beside.options else {}
+    options: Mapping[str, str] = options_in(row, beside.options) if beside.options else {}
     prompt, turns, answer = _put(prompt, turns, row, beside, options, "" if keeps_answer else columns.messages)
     weight = get(columns.weight)
     cost = get(columns.cost)
