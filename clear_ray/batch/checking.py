@@ -84,7 +84,7 @@ def check_run(config: RunConfig) -> Checked:
         if not is_taken_in:
             cost_N = read_costs(into, digest.rows)
             check_one_call(config, cost_N, into)
-            check_minimum_service(config, token_costs(config, cost_N), into)
+            check_minimum_service(config, token_costs(config, cost_N, of=min), into)
         digest = replace(digest, notices=(*digest.notices, *notes_of(config, heads), *([hardly] if hardly else [])))
         check_size(config, digest.rows, into)
     check_surroundings(config, folder)

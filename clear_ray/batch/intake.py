@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +22,9 @@ from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, PromptLimit, SourceBatch, ingest, read_digest, read_input
 from clear_ray.ingest.option_numbers import CountsFromOneError, FirstOption
 from clear_ray.run_folder.manifest import check_same_run, describe_input
+from clear_ray.stages.scoring import load_scorer_from
 from clear_ray.storage import Folder, open_folder
-from clear_ray.tasks import generate_queries, load_scorer, survey_queries
+from clear_ray.tasks import generate_queries, survey_queries
 from clear_ray.tasks.choices import options_of
 from clear_ray.tasks.survey import Surveyor, keep_survey
 
@@ -191,16 +191,9 @@ def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[
     name = scoring.scorer
     if name == "auto" and folder is not None:
         name = survey_queries(folder.child("queries"), name).chosen or name
-    make = partial(_load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
+    make = partial(load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
     make()
     return make
-
-
-def _load_scorer_from(folder: str, name: str, **settings: Any) -> Any:
-    """Load a scorer wherever this runs, from the driver's working folder at last: a worker stands in another one."""
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return load_scorer(name, **settings)
 
 
 def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:
