@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from clear_ray.tasks.clauses import is_by_the_way
+from clear_ray.tasks.clauses import is_by_the_way, is_inserted
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.numerals import LONGEST, NUMBER, VULGAR, cleaned, number_in_words, value_of
 from clear_ray.tasks.units import CURRENCIES, SCALES, unit_after_words, unit_of
@@ -87,6 +87,9 @@ _AGAIN = re.compile(
     r"approximately|approx\.|roughly|around|equivalently)\b|,? (?:i\.e\.|equivalently|that is),?(?= )"
     r"|\((?:or|about|approximately|approx\.|roughly|i\.e\.,?|which is|that is)(?= )|\((?=[=\u2248~])|\u2248|\\approx\b",
     re.IGNORECASE,
+)
+_COMPOUND = re.compile(
+    r"\d [a-z]{1,10},? (?:and )?\d+ [a-z]{1,10}(?:,? or | \((?:or )?)(?P<again>[$£€]?\d[\d.,]* ?[a-z]{1,12})\)?\W{0,3}\Z"
 )
 _ODDS = re.compile(
     r"\b(?:chances?|probability|likelihood|odds|proportion|"
@@ -215,6 +218,13 @@ def readings(text: str, *, is_marked: bool, around: str = "") -> Iterator[Quanti
     local = with_points(text, around or text)
     if local != text and (found := read(local)) is not None:
         yield found
+    compound = _COMPOUND.search(
+        text.rstrip()[-LONGEST:].rpartition("\n")[2] if not is_marked else text.strip().partition("\n")[0]
+    )
+    if (
+        compound is not None and (again := read_quantity(compound["again"])) is not None
+    ):  # 3 hours 20 minutes, or 200 minutes
+        yield again
     odds = [*_ODDS.finditer(text[-LONGEST:]), *filter(None, [_OUT_OF.fullmatch(text.strip()[:100])])]
     for found_odds in odds:
         if int(found_odds["of"]):
@@ -374,6 +384,7 @@ def _last(sentence: str) -> Quantity | None:
             quantity = _whole(sentence, found.start(), is_alone=False)
             places.append((found.start(), quantity))
             covered = found.start() + len(quantity.text) if quantity is not None else 0
+    places = [(start, quantity) for start, quantity in places if not is_inserted(sentence, start)]
     main = [place for place in places if not is_by_the_way(sentence, place[0])]
     for start, quantity in reversed(main or places):
         if quantity is not None:

@@ -94,6 +94,11 @@ _HAS = re.compile(
     r"\b(?:has|have|had|bears?|carries) the (?:\w+ )?(?:name|formula|title|"
     r"symbol|code|nickname|capital) (?:of )?(?P<value>[^,;.]{1,60})\Z"
 )
+_QUOTED = re.compile(r'\b(?:is|to|as|called|named|reads|says|word|phrase|be|means):? "([^"\n]{1,100})"')
+_ELABORATED = re.compile(
+    r"(?P<first>[^.!?]{3,200}[^.!?\d])\. (?:He|She|It|They)(?:'s| is| was| has| had| were| are)? "
+    r"(?:also|later|born|known|located|famous|best known|considered|widely)\b"
+)
 _TITLE = re.compile(r'"(?P<title>[^"\n]{1,100})"(?= (?:by|is|was|\())')
 _LABEL = re.compile(r"[*_]{0,2}(?P<name>[A-Z][\w' ]{0,30})[*_]{0,2}: ?[*_]{0,2}(?P<value>\S.*)")
 _NO_LABEL = re.compile(
@@ -130,6 +135,11 @@ def asserted(line: str) -> Iterator[str]:
     line = _INSTEAD.sub("", line)
     if (classed := _CLASSED.search(tidy(line))) is not None and not is_denied(line[: classed.start("value")]):
         yield tidy(classed["value"])
+    quoted = _QUOTED.findall(line)
+    if len(quoted) == 1 and line.count('"') == 2 and not CONTRAST.search(line):
+        yield quoted[0]
+    if (elaborated := _ELABORATED.match(line)) is not None:
+        yield from asserted(elaborated["first"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
     if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from clear_ray.tasks.clauses import is_inserted
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.marks import Located
 from clear_ray.tasks.sentences import apposed, asserted
@@ -60,9 +61,9 @@ def line_answer(located: Located) -> str:
         return tidy(_head(marked.text) if marked.how == "said" else marked.text)
     line = last_line(located.rest)
     if len(line.split(maxsplit=_FEW_WORDS)) > _FEW_WORDS:
-        numbers = _NUMBER.findall(line)
+        numbers = [found[0] for found in _NUMBER.finditer(line) if not is_inserted(line, found.start())]
         if numbers:
-            return str(numbers[-1]).rstrip(",")
+            return numbers[-1].rstrip(",")
     return tidy(line)
 
 

@@ -32,6 +32,7 @@ LATER = (
     "blind",
     "blind_again",
     "wrong_ones",
+    "at_length",
 )
 KNOWN_ERRORS = {
     "continued_again": 1,
@@ -44,6 +45,7 @@ KNOWN_ERRORS = {
     "plain_speech": 2,
     "blind": 2,
     "blind_again": 1,
+    "at_length": 1,
 }
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 
