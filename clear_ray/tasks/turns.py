@@ -66,7 +66,9 @@ def own_answer(text: str) -> str | None:
 
 
 def before_explanation(visible: str) -> str:
-    """Return the short answer before a heading that explains it (`42`, `### Explanation`); a text without one, or that answers again, as it is.
+    """Return the short answer before a heading that explains it: of `42` and `### Explanation` the 42.
+
+    A text without one, and one that answers again under it, is returned as it is.
 
     Args:
         visible: The text without its thinking.
