@@ -17,7 +17,7 @@ from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
-from clear_ray.batch.scale import is_spread
+from clear_ray.batch.scale import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.ingest import InputDigest, write_openai_outputs
@@ -130,7 +130,8 @@ def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -
         (folder.child("rounds").files(".parquet"), Complete(verdicts, void)),
     ]
     with folder.replacing("completions") as target:
-        write_sorted(sources, target, by=["index"], is_few=not is_spread(len(verdicts.states.last_round_N)))
+        is_few = len(verdicts.states.last_round_N) <= SORTED_BY_RAY_ABOVE_ROWS
+        write_sorted(sources, target, by=["index"], is_few=is_few)
 
 
 def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
@@ -142,7 +143,7 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
     keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
     with folder.replacing("attempts") as target:
-        is_few = not is_spread(int(states.attempt_N.sum()))
+        is_few = int(states.attempt_N.sum()) <= SORTED_BY_RAY_ABOVE_ROWS
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
 
 
