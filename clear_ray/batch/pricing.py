@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -86,9 +87,17 @@ def _learning_on_a_sample(
     return SampledLearningOffers(part, estimates.sample, whole)
 
 
-def token_costs(config: RunConfig, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what a token of each query takes from the budget, in its unit, by the costs of the input and the prices."""
-    parts = max(0 if named.prices is None else named.prices.token_parts for named in config.named_engines)
+def token_costs(
+    config: RunConfig, cost_N: NDArray[np.float64], *, of: Callable[[Iterable[int]], int] = max
+) -> NDArray[np.float64]:
+    """Return what a token of each query takes from the budget, in its unit, by the costs of the input and the prices.
+
+    Args:
+        config: As for `run`.
+        cost_N: Costs of the input.
+        of: Of several engines, `max` for the dearest or `min` for the cheapest.
+    """
+    parts = of(0 if named.prices is None else named.prices.token_parts for named in config.named_engines)
     return _scaled_parts(parts, cost_N) / COST_PARTS if parts else cost_N
 
 

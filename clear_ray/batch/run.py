@@ -240,9 +240,6 @@ def plan(
     if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
         said = "answers are sampled for at most a hundredth of the budget"
         raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
-    if sample_share is not None and config.engines is not None:
-        remedy = "Leave it out, or plan with one of the engines."
-        raise ConfigError("answers are sampled of one engine", "sample_share", str(sample_share), remedy)
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
@@ -271,7 +268,7 @@ def _plan_in(
             engines = begun.engines()
             found, lesson = _probed(folder, config, engines, heads, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
-            sampled = Sampled()
+            sampled = (Sampled(),) * len(config.named_engines)
             if sample_share:
                 sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
@@ -283,13 +280,13 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
-            report = with_interval(report, estimates, sampled)
+            report = with_interval(report, estimates, sampled, is_followed=config.allocation.objective == "solved")
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
                 "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
                 "engines": queries_of_engines(config, clearing),
-                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
+                "gain": gain_of(report, config, estimates, lesson, sampled[0].answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
@@ -346,7 +343,7 @@ def _probed(
         progress.begin(_first_stage(config))
         open_run()
         gate.open()
-        return lesson_of(folder, config, rows, engines.model)
+        return lesson_of(folder, config, rows, *(each.model for each in engines.each))
 
     with opened_meanwhile(folder, opened) as (gate, lesson):
         found = [
@@ -361,7 +358,7 @@ def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[n
     check_size(config, queries, folder)
     cost_N = read_costs(folder, queries)
     check_one_call(config, cost_N, folder)
-    check_minimum_service(config, token_costs(config, cost_N), folder)
+    check_minimum_service(config, token_costs(config, cost_N, of=min), folder)
     return cost_N
 
 

@@ -22,8 +22,7 @@ from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, common_prefix_tokens, reading_groups
 from clear_ray.engine.kept_prompts import KeptPrompts
-from clear_ray.engine.logits import LogitsShaper, choice_in, read_logprobs
-from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
+from clear_ray.engine.logits import LogitsShaper, choice_in, next_tokens, read_logprobs
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import Way, make_cache, make_runner
 
@@ -271,7 +270,7 @@ class SlotBatch:
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
         logits_NV: torch.Tensor = self._runner.next_logits(self._cache, ids_N, positions_N)
-        chosen_N = self._choose(self._shaper.shape(logits_NV, self._running))
+        chosen_N = next_tokens(self._shaper.shape(logits_NV, self._running), self._running)
         for answer, chosen in zip(self._running, chosen_N, strict=True):
             token_id = chosen
             if self._closing is not None and answer.matcher is None:  # a text put into a structure would break it
@@ -288,20 +287,6 @@ class SlotBatch:
             elif len(answer.generated) >= answer.grant.max_tokens:
                 ended.append(self._remove(row).end("length"))
         return ended
-
-    def _choose(self, logits_NV: torch.Tensor) -> list[int]:
-        choices = [choice_in(answer) for answer in self._running]
-        return choose_tokens(
-            logits_NV,
-            temperature=[choice.temperature for choice in choices],
-            top_p=[choice.top_p for choice in choices],
-            top_k=[choice.top_k for choice in choices],
-            min_p=[choice.min_p for choice in choices],
-            uniform_N=[
-                _draw(answer) if choice.temperature > 0 else 0.0
-                for answer, choice in zip(self._running, choices, strict=True)
-            ],
-        )
 
     def _is_end(self, answer: Answer, token_id: int) -> bool:
         return token_id in self._end_token_ids or token_id in choice_in(answer).stop_token_ids
@@ -340,8 +325,3 @@ def _length(answer: Answer) -> int:
 def _needed_positions(answer: Answer) -> int:
     """Return the positions that an answer may come to fill: its last token is never read."""
     return len(answer.input_ids) + answer.grant.max_tokens - 1
-
-
-def _draw(answer: Answer) -> float:
-    """Return the random number for the answer's next token."""
-    return uniform(sampling_key(answer.grant), len(answer.grant.prefix_token_ids) + len(answer.generated))

@@ -108,6 +108,8 @@ class LearningReport(Part):
     """How much better answers are predicted with the prompts than without, each by a fit that left it out; nats, in all."""
     learned_share: float = 0.0
     """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
+    pooled_share: float = 0.0
+    """Share of the curve of all answers together: by it queries are alike, and some may be given up for others."""
     given_share: float = 0.0
     """Share of the curves of a head that was given, or of what earlier runs have learned."""
     earlier_answers: int = 0

@@ -27,6 +27,7 @@ _MOST_NOTICES, _MOST_FAILURES = 6, 3
 _PLAIN_VERDICTS = ("right", "wrong", "cut off")
 """Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
+_WORTH_SAYING = 0.005
 
 
 def summary_text(report: RunReport) -> str:
@@ -158,7 +159,10 @@ def _learned(learning: LearningReport) -> str:
     share = percent(learning.learned_share + learning.given_share)
     began = f", after {count(learning.earlier_answers)} of earlier runs" if learning.earlier_answers else ""
     what = taught(learning.label, learning.features)
-    return f"from {count(learning.answers)} answers{began}: {what}; trusted {share}"
+    alike = (
+        f", the curve of them all {percent(learning.pooled_share)}" if learning.pooled_share >= _WORTH_SAYING else ""
+    )
+    return f"from {count(learning.answers)} answers{began}: {what}; trusted {share}{alike}"
 
 
 def _price(shadow_price: float, unit: str) -> str:

@@ -165,7 +165,7 @@ def disk(config: Path, tmp_path: Path) -> Iterator[Path]:
 
 def ends_for_want_of_room(ended: subprocess.CompletedProcess[str]) -> None:
     assert ended.returncode == 1
-    assert "StorageError" in ended.stderr
+    assert "StorageError" in ended.stderr, ended.stderr[-3000:]
     assert "No space left on device" in ended.stderr
 
 
@@ -188,7 +188,7 @@ def test_a_disk_may_be_full_at_any_step(config: Path, disk: Path, step: str) -> 
 def test_a_run_whose_folder_is_deleted_stops_spending(config: Path) -> None:
     ended = start(config, "gone")
     assert ended.returncode == 1
-    assert "StorageError" in ended.stderr
+    assert "StorageError" in ended.stderr, ended.stderr[-3000:]
     assert "the run folder was deleted or moved" in ended.stderr
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
     assert len(list(run_dir.rglob("*.parquet"))) < 100, "it was to stop long before its 199 answers"

@@ -172,6 +172,15 @@ def test_log_probabilities_of_parts_are_those_of_the_whole(engine: TransformersE
     assert b"".join(entry.token for entry in told).decode(errors="replace") == whole.text
 
 
+def test_a_stop_that_is_a_special_token_ends_the_answer(engine: TransformersEngine) -> None:
+    """Such a token has no text, so that no text that is looked at would ever hold the stop."""
+    for stop, tokens in ((("<|im_start|>",), 1), (("<|im_start",), 4)):
+        sampling = Sampling(stop=stop, logit_bias={"1": 100})
+        answer = run_grants(engine, [Grant("q", "Say hi.", 4, sampling=sampling)])["q", 0]
+        assert (answer.text, answer.finish_reason == "stop") == ("", tokens == 1)
+        assert answer.token_ids == (1,) * tokens
+
+
 def test_an_answer_may_fill_the_context_to_its_last_token(engine: TransformersEngine) -> None:
     # An answer that repeats itself goes on repeating, and does not stop by itself.
     prefix = (28,) * (CONTEXT - 3 - engine.prompt_tokens(["Hi"])[0])
