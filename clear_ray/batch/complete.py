@@ -27,12 +27,13 @@ from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
+from clear_ray.report.rows import READ_OF_ALL
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers, observe
 from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
-from clear_ray.run_folder.completions import completion_rows
+from clear_ray.run_folder.completions import completion_rows, completion_views
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.answers import KeepAnswers, LastGrants
@@ -83,7 +84,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         model_of = {engine.name: engine.model for engine in report.engines}
         rows, url = completion_rows(folder), digest.openai_url
         write_openai_outputs(rows, folder, model=model, url=url, unserved=stop, model_of=model_of)
-    write_page(report, completions=completion_rows(folder), folder=folder)
+    write_page(report, completions=completion_views(folder, READ_OF_ALL), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 
