@@ -31,9 +31,9 @@ class CourseTables:
     parts_MK: Integers
     spend_MK: Array
 
-    def course(self, model: int) -> Course:
-        """Return what the price over plans looks at."""
-        return Course(model, self.worth_MK, self.chance_MK, self.cost_MK)
+    def course(self, model: int, rung: Integers | None = None) -> Course:
+        """Return what the price over plans looks at; see `Course`."""
+        return Course(model, self.worth_MK, self.chance_MK, self.cost_MK, rung)
 
 
 def course_tables(option: Option, index: Integers, available_tokens: int) -> CourseTables:
