@@ -66,6 +66,13 @@ class Seen:
     model_M: Integers
     has_failed_M: NDArray[np.bool_]
 
+    def some(self, most: int, *, seed: int) -> Seen:
+        """Return at most so many of the answers, drawn at random by the seed."""
+        if len(self.answers) <= most:
+            return self
+        drawn = np.sort(np.random.default_rng(seed).choice(len(self.answers), most, replace=False))
+        return Seen(self.answers.take(drawn), self.model_M[drawn], self.has_failed_M[drawn])
+
 
 def seen_answers(states: QueryStates) -> Seen:
     """Return the answers of a run so far, cut ones too; errors and the minimum service teach nothing."""

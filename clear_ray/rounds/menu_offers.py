@@ -196,13 +196,13 @@ class MenuOffers:
         """Return how often each query has been asked of the model that it was asked of last."""
         past = states.past
         same = past.index_P[past.option_P == states.option_N[past.index_P]]
-        return np.bincount(same, minlength=len(self.weight_N)) + (states.attempt_N > 0)
+        return np.asarray(np.bincount(same, minlength=len(self.weight_N)) + (states.attempt_N > 0), np.int64)
 
     def _rung_N(self, states: QueryStates, model: int) -> Integers:
         """Return the rung of the next call of each query to a model; see `menu_plans`."""
         is_same_N = (states.attempt_N > 0) & (states.option_N == model)
         before_N = np.where(is_same_N, self._asked_N(states) - self._may_go_on_N(states, model), 0)
-        return np.minimum(self.times * model + before_N, self.times * len(self.calls) - 1)
+        return np.asarray(np.minimum(self.times * model + before_N, self.times * len(self.calls) - 1), np.int64)
 
     def _begins_M(self, states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
         """Return which grants begin an answer; the others go on with one that was cut off."""
