@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,8 +85,19 @@ def make_ready(location: str) -> None:
     Raises:
         ConfigError: It cannot be made.
     """
-    try:
+    with store_errors(location):
         open_folder(location).make()
+
+
+@contextmanager
+def store_errors(location: str) -> Iterator[None]:
+    """Raise as a ConfigError what keeps the folder of a store from being made.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    try:
+        yield
     except OSError as error:
         remedy, where = "Name a folder or URI that this user may write to.", without_secrets(location)
         raise ConfigError(f"the store cannot be opened: {error}", "estimate.store", where, remedy) from error

@@ -238,6 +238,7 @@ def learned(
         "answers": len(observed),
         "evidence_nats": belief.evidence.learned_nats,
         "learned_share": share,
+        "pooled_share": (1.0 - share - given_share) * belief.pooled_share,
         "given_share": given_share,
     }
     return replace(believed_before, curves=curves), lesson.report().model_copy(update=known)

@@ -31,6 +31,7 @@ from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.menu import cheapest_calls, queries_of_engines
+from clear_ray.batch.opening import opened_meanwhile
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import (
@@ -75,6 +76,7 @@ from clear_ray.run_folder.estimates import (
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
+from clear_ray.stages.gate import Gate
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
@@ -174,12 +176,16 @@ def _run_alone(
             begun.gpus.made(market.actor),
         ):
             progress.begin(_first_stage(config), waiting_for=_start_of(config))
-            engines.wait()
-            progress.begin(_first_stage(config))
-            _open_run(folder, manifest, config, digest, engines, run_id)
-            lesson = lesson_of(folder, config, digest.rows, *(each.model for each in engines.each))
+            found, lesson = _probed(
+                folder,
+                config,
+                engines,
+                heads,
+                digest.rows,
+                progress,
+                open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
+            )
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            found = _probed(folder, config, engines, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
@@ -260,10 +266,7 @@ def _plan_in(
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
             engines = begun.engines()
-            engines.wait()
-            progress.begin(_first_stage(config))
-            lesson = lesson_of(folder, config, digest.rows, *(each.model for each in engines.each))
-            found = _probed(folder, config, engines, digest.rows, progress)
+            found, lesson = _probed(folder, config, engines, heads, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             sampled = (Sampled(),) * len(config.named_engines)
             if sample_share:
@@ -323,12 +326,31 @@ def _begun(
         yield progress, replace(begun, ray=ray_and_data)
 
 
-def _probed(folder: Folder, config: RunConfig, engines: EngineActors, rows: int, progress: Progress) -> Estimates:
-    """Return what each of the engines finds in the prompts."""
-    found = []
-    for number, each in enumerate(engines.each):
-        found.append(probe(folder, config, each, rows, progress.note_probed, number=number))
-    return together(found)
+def _probed(
+    folder: Folder,
+    config: RunConfig,
+    engines: EngineActors,
+    heads: tuple[Head, ...],
+    rows: int,
+    progress: Progress,
+    *,
+    open_run: Callable[[], object] = lambda: None,
+) -> tuple[Estimates, Lesson | None]:
+    """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
+
+    def opened(gate: Gate) -> Lesson | None:
+        engines.wait()
+        progress.begin(_first_stage(config))
+        open_run()
+        gate.open()
+        return lesson_of(folder, config, rows, *(each.model for each in engines.each))
+
+    with opened_meanwhile(folder, opened) as (gate, lesson):
+        found = [
+            probe(folder, config, each, head.card, rows, progress.note_probed, gate=gate, number=number)
+            for number, (each, head) in enumerate(zip(engines.each, heads, strict=True))
+        ]
+        return together(found), lesson()
 
 
 def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -111,6 +112,9 @@ class Admission:
             )
         if sampling.stop:
             answer.stops = Stops(sampling.stop, self._rendering.text, sampling.min_tokens)
+            if marks := self._known_bytes().special_ids(sampling.stop):  # which have no text
+                sampling = sampling.model_copy(update={"stop_token_ids": (*sampling.stop_token_ids, *marks)})
+                answer.grant = replace(answer.grant, sampling=sampling)
         if sampling.structure is not None and self._structures is not None:
             try:
                 answer.matcher = self._structures.matcher(sampling.structure, answer.grant.prefix_token_ids)
@@ -135,14 +139,13 @@ class Admission:
             error=answer.error,
             sample=grant.sample,
             logprobs=None if answer.top_logprobs is None else self._logprobs(answer.read),
+            cached_tokens=answer.cached_tokens,
         )
         return check_generation(grant, generation)
 
     def _logprobs(self, read: Sequence[ReadToken]) -> tuple[TokenLogprob, ...]:
         """Return the entries of those tokens that have text."""
-        if self._token_bytes is None:
-            self._token_bytes = TokenBytes(self._rendering.tokenizer)
-        known = self._token_bytes
+        known = self._known_bytes()
         return tuple(
             TokenLogprob(
                 known.of(token.token_id),
@@ -152,6 +155,11 @@ class Admission:
             for token in read
             if not known.is_special(token.token_id)
         )
+
+    def _known_bytes(self) -> TokenBytes:
+        if self._token_bytes is None:
+            self._token_bytes = TokenBytes(self._rendering.tokenizer)
+        return self._token_bytes
 
     async def run(self, grants: Sequence[Grant], runner: Runner) -> AsyncIterator[Generation]:
         """Have the grants run; yield each generation as soon as it ends.

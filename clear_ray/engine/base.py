@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import EngineError
 from clear_ray.ingest.logprobs import TokenLogprob
+
+if TYPE_CHECKING:
+    from clear_ray.engine.streaming import Partial
 
 
 class RawText(str):
@@ -145,6 +148,7 @@ class Generation:
         is_at_end: Whether an answer that was cut off cannot be gone on with.
         is_lost: Whether it is not known what became of the grant: all of it counts as spent, and another may be tried.
         logprobs: Of the tokens that have text, where the grant asks for them; None where the engine gives none.
+        cached_tokens: Of prompt and prefix, those that a model of ours did not read for this grant: it had read them before.
     """
 
     query_id: str
@@ -157,6 +161,7 @@ class Generation:
     is_at_end: bool = False
     is_lost: bool = False
     logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +202,16 @@ class Engine(Protocol):
         """Run the grants in the continuous batch; yield each generation as soon as it ends, in any order.
 
         Yields exactly one generation for each grant.
+
+        Raises:
+            EngineError: The engine as a whole failed; nothing more will be yielded.
+        """
+
+    def stream(self, grant: Grant, every_tokens: int) -> AsyncIterator[Partial | Generation]:
+        """Run one grant in the continuous batch and tell of it meanwhile.
+
+        Yields a `Partial` about every `every_tokens` tokens, fewer where the caller does not keep up or nothing is known
+        before the end, and last the generation, as `generate` would.
 
         Raises:
             EngineError: The engine as a whole failed; nothing more will be yielded.

@@ -53,6 +53,12 @@ class Closing:
         """Return whether the answer so far, with what earlier grants gave, lacks the closing text."""
         return self.mark not in self.text_of([*answer.grant.prefix_token_ids, *answer.generated])
 
+    def has_begun(self, answer: Answer) -> bool:
+        """Return whether an answer that is gone on with in the middle of its grant was being closed."""
+        begin = answer.grant.max_tokens - self.reserve_tokens
+        forced = answer.generated[max(0, begin) :][: len(self.token_ids)]
+        return begin > 0 and bool(forced) and tuple(forced) == self.token_ids[: len(forced)]
+
     def next_token(self, answer: Answer, token_id: int, *, is_end: bool) -> int:
         """Return the token that the answer goes on with: the model's own, or the next one of the closing text.
 

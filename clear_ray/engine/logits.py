@@ -15,6 +15,7 @@ import torch
 
 from clear_ray.engine.batch import Answer, ReadToken
 from clear_ray.engine.choice import TokenChoice
+from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 
 
 class LogitsShaper:
@@ -146,6 +147,27 @@ class LogitsShaper:
         index_P = torch.tensor(rows, device=logits_MV.device)
         is_out_PV = ~torch.from_numpy(is_allowed_PV).to(logits_MV.device)
         logits_MV[index_P] = logits_MV[index_P].masked_fill(is_out_PV, -torch.inf)
+
+
+def next_tokens(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> list[int]:
+    """Choose each answer's next token as it asks; the draw depends on the answer and the token's place in it alone.
+
+    Args:
+        logits_NV: As `LogitsShaper` returned them.
+        answers_N: Answers of the rows; each has its choice.
+    """
+    choices = [choice_in(answer) for answer in answers_N]
+    return choose_tokens(
+        logits_NV,
+        temperature=[choice.temperature for choice in choices],
+        top_p=[choice.top_p for choice in choices],
+        top_k=[choice.top_k for choice in choices],
+        min_p=[choice.min_p for choice in choices],
+        uniform_N=[
+            uniform(sampling_key(answer.grant), answer.length) if choice.temperature > 0 else 0.0
+            for answer, choice in zip(answers_N, choices, strict=True)
+        ],
+    )
 
 
 def read_logprobs(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> None:

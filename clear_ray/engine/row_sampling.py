@@ -53,6 +53,8 @@ def _drawn_anew(check: Callable[[Sampling], Sequence[str]], sampling: Sampling) 
     return check(sampling)
 
 
+_BREAKING = ("answer_reserve_tokens", "thinking_tokens")
+"""Settings by which text is put into an answer."""
 _THINKING = ("enable_thinking", "thinking")
 _NEUTRAL = dict[str, float](top_p=1, top_k=0, min_p=0, repetition_penalty=1, presence_penalty=0, frequency_penalty=0)
 """What asks for nothing, whatever an engine draws by."""
@@ -78,19 +80,18 @@ class _ModelCheck:
         return self.check(sampling.model_copy(update={"seed": None}))
 
     def _check(self, sampling: Sampling) -> Sequence[str]:
+        unheeded: tuple[str, ...] = ()
         if sampling.structure is not None:
             self._check_structure(sampling)
-        is_forced = isinstance(self._config, VllmConfig) and self._config.answer_reserve_tokens is not None
-        if sampling.logprobs is not None and is_forced:
-            what, remedy = "vLLM does not tell them of a closing text", "Leave it or answer_reserve_tokens out."
-            raise SchemaError(what, "logprobs", str(sampling.logprobs), remedy)
+            breaking = (name for name in _BREAKING if getattr(self._config, name, None) is not None)
+            unheeded = tuple(f"engine.{name} (it would break a structure)" for name in breaking)
         named = [*sampling.stop_token_ids, *(token_id for token_id, _ in sampling.logit_bias)]
         if named and max(named) >= (vocabulary := self._vocabulary()):
             where = "stop_token_ids" if max(named) in sampling.stop_token_ids else "logit_bias"
             what, remedy = "a token id is none of this model's", "Give ids of this model's tokenizer."
             raise SchemaError(what, where, f"{max(named)} of a vocabulary of {vocabulary}", remedy)
         if sampling.template is None:
-            return ()
+            return unheeded
         from clear_ray.engine.rendering import rendering_of
 
         settings = json.loads(sampling.template)
@@ -98,7 +99,7 @@ class _ModelCheck:
         unknown = rendering.unknown_settings(settings)
         if settings.get("reasoning_effort") == "none" and len(rendering.unknown_settings(_THINKING)) == len(_THINKING):
             unknown = [name for name in unknown if name != "reasoning_effort"]  # of a model that does not think
-        return [f"chat_template_kwargs.{name} (the model's template knows none)" for name in unknown]
+        return *unheeded, *(f"chat_template_kwargs.{name} (the model's template knows none)" for name in unknown)
 
     def _check_structure(self, sampling: Sampling) -> None:
         from clear_ray.engine.structured import check_structure, is_installed

@@ -21,6 +21,8 @@ import torch
 
 from clear_ray.engine.base import Grant
 
+_NUCLEUS_TOKENS = 1_024
+
 
 def sampling_key(grant: Grant) -> bytes:
     """Return the key of the answer that `grant` belongs to: the same for all grants of one query and sample."""
@@ -105,12 +107,7 @@ def keep_likely(
         logits_NV = _with_rows(logits_NV, rows, part_MV)
     if rows := [row for row, p in enumerate(top_p_M) if p < 1]:
         part_MV = _rows_of(logits_NV, rows)
-        ascending_MV, order_MV = torch.sort(part_MV, descending=False)
-        cumulative_MV = ascending_MV.softmax(dim=-1).cumsum(dim=-1)
-        left_out_M1 = torch.tensor([1 - top_p_M[row] for row in rows], dtype=torch.float32, device=device)[:, None]
-        is_out_MV = cumulative_MV <= left_out_M1
-        is_out_MV[:, -1] = False
-        part_MV = part_MV.masked_fill(is_out_MV.scatter(1, order_MV, is_out_MV), -torch.inf)
+        part_MV = part_MV.masked_fill(_outside_nucleus(part_MV, [top_p_M[row] for row in rows]), -torch.inf)
         logits_NV = _with_rows(logits_NV, rows, part_MV)
     if rows := [row for row, p in enumerate(min_p_M) if p > 0]:
         part_MV = _rows_of(logits_NV, rows)
@@ -119,6 +116,27 @@ def keep_likely(
         is_out_MV = probability_MV < share_M1 * probability_MV.amax(dim=-1, keepdim=True)
         logits_NV = _with_rows(logits_NV, rows, part_MV.masked_fill(is_out_MV, -torch.inf))
     return logits_NV
+
+
+def _outside_nucleus(logits_MV: torch.Tensor, top_p_M: Sequence[float]) -> torch.Tensor:
+    """Return which tokens are not among the likeliest that together reach top p; the likeliest one always is.
+
+    A nucleus is small beside a vocabulary, so that the tokens of all but the widest need not be sorted.
+    """
+    top_p_M1 = torch.tensor(top_p_M, dtype=torch.float64, device=logits_MV.device)[:, None]
+    whole_M1 = logits_MV.logsumexp(dim=-1, keepdim=True)
+    best_MK = logits_MV.topk(min(_NUCLEUS_TOKENS, logits_MV.shape[-1]))[0]
+    reached_MK = (best_MK - whole_M1).exp().double().cumsum(dim=-1)
+    if best_MK.shape[-1] < logits_MV.shape[-1] and bool((reached_MK[:, -1:] < top_p_M1).any()):
+        best_MK = logits_MV.sort(dim=-1, descending=True)[0]
+        reached_MK = (best_MK - whole_M1).exp().double().cumsum(dim=-1)
+    kept_M1 = (reached_MK < top_p_M1).sum(dim=-1, keepdim=True).clamp(max=best_MK.shape[-1] - 1) + 1
+    least_M1 = best_MK.gather(1, kept_M1 - 1)
+    is_in_MV, is_least_MV = logits_MV > least_M1, logits_MV == least_M1
+    room_M1 = kept_M1 - is_in_MV.sum(dim=-1, keepdim=True)
+    if bool((is_least_MV.sum(dim=-1, keepdim=True) > room_M1).any()):  # of equal ones the last, as transformers has it
+        is_least_MV &= is_least_MV.flip(-1).cumsum(dim=-1).flip(-1) <= room_M1
+    return ~(is_in_MV | is_least_MV)
 
 
 def _draw(logits_NV: torch.Tensor, uniform_N: Sequence[float]) -> list[int]:

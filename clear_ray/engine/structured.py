@@ -7,6 +7,7 @@ nothing may follow, the answer is complete and ends there.
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +21,9 @@ from clear_ray.errors import ConfigError, SchemaError
 
 # JSON may have white space anywhere, and a weak model writes nothing else until its tokens are spent.
 _JSON: Any = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\n\r]{0,16}"}
+
+
+_BACKUS_NAUR = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 
 class Matcher:
@@ -98,7 +102,7 @@ class Structures:
                 self._rendering.tokenizer, n_vocab=self._vocabulary, eos_token=self._end_token_ids or None
             )
         except Exception as error:  # of as many kinds as there are tokenizers
-            remedy = "Use the engine vllm, or leave structured outputs out."
+            remedy = "Use a model whose tokenizer it can read, or leave structured outputs out."
             raise ConfigError(
                 "llguidance cannot read this model's tokenizer", "engine.model", str(error), remedy
             ) from error
@@ -154,6 +158,20 @@ def grammar_of(structure: Structure) -> str:
             return str(LLMatcher.grammar_from_lark(f"start: {choices}"))
         if structure.kind == "regex":
             return str(LLMatcher.grammar_from_regex(structure.value))
-        return str(LLMatcher.grammar_from_lark(structure.value))
+        return str(LLMatcher.grammar_from_lark(_lark(structure.value)))
     except ValueError as error:
         raise SchemaError("the schema cannot be read", structure.kind, str(error), "Write a JSON object.") from error
+
+
+def _lark(grammar: str) -> str:
+    """Return a grammar as Lark has it; one that is written `root ::= …`, as for llama.cpp and xgrammar, is rewritten."""
+    if _BACKUS_NAUR.search(grammar) is None:
+        return grammar
+    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+    try:
+        return str(gbnf_to_lark(grammar))
+    except GbnfToLarkError as error:
+        raise SchemaError(
+            "the grammar cannot be read", "grammar", str(error), "Correct it, or write it as Lark does."
+        ) from error

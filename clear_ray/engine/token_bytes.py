@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,11 +24,17 @@ class TokenBytes:
         self._added = {token_id: str(token.content) for token_id, token in added.items()}
         special = {token_id for token_id, token in added.items() if token.special}
         self._special_ids = special.union(tokenizer.all_special_ids)
+        named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        self._special = {self._added[token_id]: token_id for token_id in special} | {str(text): k for text, k in named}
         self._is_by_bytes = "ByteLevel" in _decoders(tokenizer)
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token has no text in an answer."""
         return token_id in self._special_ids
+
+    def special_ids(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of those of the texts that are special tokens' names, and so never stand in an answer."""
+        return [self._special[text] for text in texts if text in self._special]
 
     def of(self, token_id: int) -> bytes:
         """Return the bytes of a token; of one that stands for nothing, those of its name."""

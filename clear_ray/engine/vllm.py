@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from clear_ray.engine.admission import Admission, empty_features, end_token_ids,
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.rendering import rendering_of
+from clear_ray.engine.streaming import Partial
+from clear_ray.engine.structured import Structures
+from clear_ray.engine.vllm_choice import TOLD, ModelFacts
 from clear_ray.engine.vllm_settings import check_installed, placement, read_configs, reasoning, whole_model_folder
 from clear_ray.errors import EngineError
 
@@ -35,9 +38,8 @@ class VllmEngine:
 
     A grant that does not fit the context with its prompt, or whose prompt cannot be rendered, is that query's `error`.
 
-    Sampling is vLLM's own, from a generator of each request, so a text does not depend on what else is in the batch, except
-    where rounding tips a token. Each grant has a seed made of seed, query, sample and the length of its prefix: the
-    same grants give the same texts, but an answer that was cut into grants is not the uncut one, unless it is greedy.
+    Tokens are chosen by the code of `slots`, in vLLM's workers. So a text depends neither on what else is in the batch nor on
+    how it was cut into grants, except where rounding tips a token.
 
     Args:
         config: Model, devices and sampling.
@@ -50,21 +52,25 @@ class VllmEngine:
 
     def __init__(self, config: VllmConfig, *, hidden_states: bool = True) -> None:
         check_installed()
-        from clear_ray.engine.vllm_thread import PROBE_LOGPROBS, STREAM_TOKENS, Decoding, VllmThread
+        from clear_ray.engine.vllm_thread import PROBE_LOGPROBS, Decoding, VllmThread
 
         folder = whole_model_folder(config.model)
         saved, generation_config = read_configs(folder)
         self._rendering = rendering_of(config, folder)
+        ends = end_token_ids(saved, generation_config, self._rendering)
         decoding = Decoding(
             config,
-            tuple(sorted(end_token_ids(saved, generation_config, self._rendering))),
+            tuple(sorted(ends)),
             make_closing(self._rendering, config),
             config.thinking_tokens,
         )
         self._card = model_card(config, folder, saved)
         self._vocabulary = int(saved.get_text_config().vocab_size)
         self._admission = Admission(
-            self._rendering, vocabulary=self._vocabulary, context_tokens=self._card.context_tokens
+            self._rendering,
+            vocabulary=self._vocabulary,
+            context_tokens=self._card.context_tokens,
+            structures=Structures(self._rendering, vocabulary=self._vocabulary, end_token_ids=ends),
         )
         arguments: dict[str, Any] = {
             "model": str(folder),
@@ -81,11 +87,10 @@ class VllmEngine:
             "generation_config": "vllm",
             "max_logprobs": PROBE_LOGPROBS,
             "logprobs_mode": "raw_logprobs",  # the model's own, as `slots` has them
-            "stream_interval": STREAM_TOKENS,
+            "stream_interval": 1,  # the least; a request may have a longer one
             "worker_extension_cls": "clear_ray.engine.vllm_probe.VllmProbe",
             "disable_log_stats": True,
-            # The library that keeps answers to structures on `slots`, so that both read the same schemas and grammars.
-            "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": False},
+            "additional_config": {TOLD: asdict(ModelFacts(str(folder), self._vocabulary, decoding.end_token_ids))},
             "seed": 0,
             **placement(config),
         }
@@ -155,6 +160,15 @@ class VllmEngine:
         """
         self._refuse_if_closed()
         return self._admission.run(grants, self._thread)
+
+    def stream(self, grant: Grant, every_tokens: int) -> AsyncIterator[Partial | Generation]:
+        """Run one grant in the continuous batch; yield what there is after every `every_tokens` tokens, then the generation.
+
+        Raises:
+            EngineError: The model failed, the engine is closed, or vLLM generated more than it was granted.
+        """
+        self._refuse_if_closed()
+        return self._admission.stream(grant, every_tokens, self._thread)
 
     def cancel(self, query_ids: Iterable[str]) -> None:
         """End these queries' running generations with the tokens that vLLM has handed out; safe from any thread."""

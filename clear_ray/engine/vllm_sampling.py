@@ -1,29 +1,20 @@
-"""What a row asks of its sampling, in vLLM's words.
+"""A request of vLLM, and what comes of it: the tokens are chosen by `vllm_choice`, so vLLM is asked for the likeliest.
 
-A request goes on behind the tokens of earlier grants, which to vLLM are a prompt. So what counts the answer's own tokens is
-told of them: the least length is what is left of it, and their penalties of presence and frequency are given as biases.
+What vLLM does by itself is to stop, and to tell log-probabilities.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from clear_ray.config.sampling import Structure
+from clear_ray.engine.base import FinishReason
 from clear_ray.engine.batch import Answer, ReadToken
-from clear_ray.engine.choice import TokenChoice
+from clear_ray.engine.choice import Stops, TokenChoice
 
 
-def keeps_to_structure(answer: Answer) -> bool:
-    """Return whether an answer keeps to a structure."""
-    return answer.grant.sampling is not None and answer.grant.sampling.structure is not None
-
-
-def asked_of_vllm(
-    answer: Answer, choice: TokenChoice, end_token_ids: tuple[int, ...], *, max_tokens: int
-) -> dict[str, Any]:
-    """Return arguments of `SamplingParams`, of all that shapes and filters logits and of what ends the answer.
+def stopping(answer: Answer, choice: TokenChoice, end_token_ids: tuple[int, ...], *, max_tokens: int) -> dict[str, Any]:
+    """Return arguments of `SamplingParams`, of what ends the answer.
 
     Args:
         answer: About to go on behind what it holds.
@@ -31,22 +22,28 @@ def asked_of_vllm(
         end_token_ids: Tokens that end every answer.
         max_tokens: Max tokens of the request; vLLM refuses a least length above it.
     """
-    arguments: dict[str, Any] = {
-        "top_p": choice.top_p,
-        "top_k": choice.top_k,
-        "min_p": choice.min_p,
-        "repetition_penalty": choice.repetition_penalty,
-        "presence_penalty": choice.presence_penalty,
-        "frequency_penalty": choice.frequency_penalty,
-        "min_tokens": min(max_tokens, max(0, choice.min_tokens - answer.length)),
-        "logit_bias": _biases(answer, choice) or None,
-        "stop_token_ids": sorted({*end_token_ids, *choice.stop_token_ids}),
-    }
-    if answer.stops is not None:
-        arguments["stop"] = list(answer.stops.texts)
-    if answer.grant.sampling is not None and answer.grant.sampling.structure is not None:
-        arguments["structured_outputs"] = _structured(answer.grant.sampling.structure)
+    arguments: dict[str, Any] = {"stop_token_ids": sorted({*end_token_ids, *choice.stop_token_ids})}
+    if answer.stops is None:
+        return arguments
+    arguments["stop"] = list(answer.stops.texts)
+    if answer.matcher is None:  # a structure that is over ends before its least length
+        arguments["min_tokens"] = min(max_tokens, max(0, choice.min_tokens - answer.length))
     return arguments
+
+
+def may_span(stops: Stops, token_ids: Sequence[int]) -> bool:
+    """Return whether an answer ends in the middle of what may become a stop, which vLLM does not see behind a prompt."""
+    text = stops.text_of(token_ids[-stops.window_tokens :])
+    return any(text.endswith(stop[:length]) for stop in stops.texts for length in range(1, len(stop)))
+
+
+def has_stop(answer: Answer, new_tokens: int) -> bool:
+    """Return whether an answer, whose last tokens are new, holds a stop."""
+    stops, token_ids = answer.stops, answer.token_ids
+    if stops is None or not new_tokens:
+        return False
+    newest = stops.text_of(token_ids[-(stops.window_tokens + new_tokens) :])
+    return any(text in newest for text in stops.texts) and stops.cut(token_ids) is not None
 
 
 def read_tokens(answer: Answer, output: Any) -> list[ReadToken]:
@@ -65,24 +62,18 @@ def read_tokens(answer: Answer, output: Any) -> list[ReadToken]:
     return read
 
 
-def _biases(answer: Answer, choice: TokenChoice) -> dict[int, float]:
-    biases = dict(choice.logit_bias)
-    if choice.presence_penalty or choice.frequency_penalty:
-        for token_id, count in Counter(answer.token_ids).items():
-            penalty = choice.presence_penalty + choice.frequency_penalty * count
-            biases[token_id] = biases.get(token_id, 0.0) - penalty
-    return biases
+def kept_to_structure(answer: Answer, reason: FinishReason, ends: frozenset[int]) -> Answer:
+    """Mark an answer as ended, as its structure has it: over, though its grant is, or failed.
 
-
-def _structured(structure: Structure) -> Any:
-    from vllm.sampling_params import StructuredOutputsParams
-
-    if structure.kind == "json_object":
-        return StructuredOutputsParams(json_object=True)
-    if structure.kind == "json_schema":
-        return StructuredOutputsParams(json=structure.value)
-    if structure.kind == "choice":
-        return StructuredOutputsParams(choice=json.loads(structure.value))
-    if structure.kind == "regex":
-        return StructuredOutputsParams(regex=structure.value)
-    return StructuredOutputsParams(grammar=structure.value)
+    Args:
+        answer: What vLLM has generated of it is all there is.
+        reason: How that ended.
+        ends: Tokens that end it.
+    """
+    matcher, generated = answer.matcher, answer.generated
+    if matcher is None:
+        return answer.end(reason)
+    is_ended = bool(generated) and generated[-1] in ends
+    if not matcher.take(generated[: -1 if is_ended else None]) or (is_ended and not matcher.is_complete):
+        return answer.end("cancelled", f"its structure: {matcher.error or 'the answer does not keep to it'}")
+    return answer.end("stop" if reason == "length" and matcher.is_over else reason)

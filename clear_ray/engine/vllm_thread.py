@@ -3,10 +3,8 @@
 The engine lives in one event loop; our callers come from any loop and any thread. This thread stands between them as
 `BatchThread` does for our own batches: it takes answers in, and hands each back through its `on_end`, exactly once.
 
-A forced answer is two requests. The first runs one token past the cut, as only that token tells whether the answer ends
-by itself there; if it does not, the closing text takes its place and a second request goes on behind it. vLLM keeps the
-prefix in its cache, so the second one computes little again, and no processor of logits is needed, whose interface
-differs between vLLM's runners. The answer is the one that `Closing` forces in our own batch.
+A grant is one request, which goes on behind what the answer holds. Its tokens are chosen in vLLM's workers, as in our own
+batch: see `vllm_choice`.
 
 Shapes: N queries.
 """
@@ -14,7 +12,6 @@ Shapes: N queries.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import os
 import threading
@@ -29,21 +26,22 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from clear_ray.config.engine import VllmConfig
-from clear_ray.engine.base import FinishReason, Grant
+from clear_ray.engine.base import FinishReason
 from clear_ray.engine.batch import Answer, OpenAnswers
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
-from clear_ray.engine.sampling import sampling_key
+from clear_ray.engine.vllm_choice import TOLD, told_of
 from clear_ray.engine.vllm_probe import PROBE_PREFIX
-from clear_ray.engine.vllm_sampling import asked_of_vllm, keeps_to_structure, read_tokens
+from clear_ray.engine.vllm_sampling import has_stop, kept_to_structure, may_span, read_tokens, stopping
 from clear_ray.errors import EngineError, EngineFailedError
 
 PROBE_LOGPROBS = 256
-STREAM_TOKENS = 16
+STREAM_TOKENS = 16  # of a request that nothing watches, since each output costs
 _REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled"}
 Result = TypeVar("Result")
 
@@ -221,7 +219,7 @@ class VllmThread:
         """Generate one answer to its end and hand it back."""
         try:
             reason = await self._generate(answer)
-            self._open.hand_back(answer.end(reason))
+            self._open.hand_back(kept_to_structure(answer, reason, self._ends_of(answer)))
         except (VLLMClientError, EngineGenerateError, ValueError) as error:  # this query's alone
             cause = error.__cause__ or error
             self._open.hand_back(answer.end("cancelled", f"vLLM could not generate it: {cause}"))
@@ -238,19 +236,16 @@ class VllmThread:
 
     async def _generate(self, answer: Answer) -> FinishReason:
         """Fill `answer.generated`; return how it ended."""
-        closing, most = self._decoding.closing, answer.grant.max_tokens
-        if keeps_to_structure(answer):
-            # vLLM would begin the structure anew: what one grant has cut is not gone on with.
-            return "length" if answer.grant.prefix_token_ids else await self._request(answer, most)
-        if closing is None or most <= closing.reserve_tokens:
-            return await self._request(answer, most)
-        cut = most - closing.reserve_tokens
-        reason = await self._request(answer, cut + 1)
-        if reason != "length" or answer.is_cancelled:
-            return "cancelled" if reason == "length" else reason
-        beyond = answer.generated.pop()
-        answer.generated += closing.token_ids if closing.is_wanted(answer) else (beyond,)
-        return await self._request(answer, most - len(answer.generated))
+        while (left_tokens := answer.grant.max_tokens - len(answer.generated)) > 0:
+            reason = await self._request(answer, left_tokens)
+            if reason != "stop" or answer.generated[-1] in self._ends_of(answer) or has_stop(answer, left_tokens):
+                return reason
+            # vLLM saw a stop where the answer has none: in one that is too short to end, or in its own reading of the text.
+        return "length"
+
+    def _ends_of(self, answer: Answer) -> frozenset[int]:
+        own = choice_of(self._decoding.config, answer.grant.sampling).stop_token_ids
+        return own.union(self._decoding.end_token_ids)
 
     async def _request(self, answer: Answer, max_tokens: int) -> FinishReason:
         """Add at most `max_tokens` to what the answer has; return how that ended."""
@@ -262,12 +257,15 @@ class VllmThread:
         prompt = tokens_input([*answer.input_ids, *answer.generated])
         try:
             async for output in self._llm.generate(prompt, self._parameters(answer, max_tokens), name):
+                new_tokens = len(output.outputs[0].token_ids)
                 answer.generated += output.outputs[0].token_ids
                 answer.read += read_tokens(answer, output.outputs[0])
                 reason, cached_tokens = output.outputs[0].finish_reason, output.num_cached_tokens or 0
                 self.progress += 1
-                if answer.stops is not None and reason != "stop" and answer.stops.cut(answer.token_ids) is not None:
-                    # One that begins in an earlier grant, or in the text before this request: vLLM does not see it.
+                if answer.on_step is not None and reason is None:
+                    answer.on_step(answer)
+                if reason != "stop" and has_stop(answer, new_tokens):
+                    # One that begins in an earlier grant, before this request: vLLM does not see it.
                     has_stopped = True
                     if reason is None and not is_aborted:
                         is_aborted = True
@@ -292,19 +290,23 @@ class VllmThread:
         return _REASONS[reason]
 
     def _parameters(self, answer: Answer, max_tokens: int) -> SamplingParams:
-        decoding, grant = self._decoding, answer.grant
-        choice = choice_of(decoding.config, grant.sampling)
+        decoding, stops = self._decoding, answer.stops
+        choice = choice_of(decoding.config, answer.grant.sampling)
+        told = told_of(answer, choice, decoding.closing)
+        is_watched = answer.on_step is not None or (stops is not None and may_span(stops, answer.token_ids))
         return SamplingParams(
             n=1,
             max_tokens=max_tokens,
-            temperature=choice.temperature,
-            seed=request_seed(grant, answer.length) if choice.temperature > 0 else None,
-            **asked_of_vllm(answer, choice, decoding.end_token_ids, max_tokens=max_tokens),
+            temperature=0,
+            extra_args=None if told is None else {TOLD: told},
+            **stopping(answer, choice, decoding.end_token_ids, max_tokens=max_tokens),
             # The tokens that end an answer are ours, from all files of the model.
             ignore_eos=True,
             logprobs=answer.top_logprobs,
-            thinking_token_budget=decoding.thinking_tokens,
-            detokenize=answer.stops is not None,
+            # What is put into a structure breaks it.
+            thinking_token_budget=decoding.thinking_tokens if answer.matcher is None else None,
+            detokenize=stops is not None,
+            stream_interval=1 if is_watched else STREAM_TOKENS,
             output_kind=RequestOutputKind.DELTA,
         )
 
@@ -347,14 +349,11 @@ def _is_given_up(answer: Answer) -> bool:
     return answer.is_cancelled
 
 
-def request_seed(grant: Grant, position: int) -> int:
-    """Return the seed of a request that begins at token `position` of an answer; non-negative, below 2^63."""
-    hashed = hashlib.blake2b(position.to_bytes(8, "little"), key=sampling_key(grant), digest_size=8).digest()
-    return int.from_bytes(hashed, "little") >> 1
-
-
 async def _start(arguments: dict[str, Any]) -> AsyncLLM:
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    processor = "ChoiceV2" if config.use_v2_model_runner else "ChoiceV1"
+    config.model_config.logits_processors = [f"clear_ray.engine.vllm_processors:{processor}"]
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
 
 
 def _reading(log_p: NDArray[np.float64], taken: tuple[bytes, bytes, float] | None) -> ProbeReading:

@@ -253,6 +253,7 @@ class LearningOffers:
             seed=self.seed,
             given=self.given,
             fold_N=self.folds_N,
+            average_tokens=None if self.asks_again else self.budget_tokens / float(self.cost_N.sum()),
         )
 
     @property

@@ -53,6 +53,17 @@ def reference() -> Iterator[TransformersEngine]:
     engine.close()
 
 
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    import ray
+
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=500_000_000)
+    yield
+    ray.shutdown()
+
+
 @contextlib.contextmanager
 def decoding(engine: VllmEngine, **changes: Any) -> Iterator[None]:
     """Have the engine decode otherwise for a while, which spares a test an engine of its own."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from clear_ray.config.engine import OpenAIConfig
-from clear_ray.config.sampling import Sampling, Structure
+from clear_ray.cli import main
+from clear_ray.config.engine import OpenAIConfig, TransformersConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine import TransformersEngine
 from clear_ray.engine.base import Grant, RawText
 from clear_ray.engine.endpoint.engine import OpenAIEngine
 from clear_ray.engine.smollm2 import embedded_model_folder
 from tests.ray.serving import free_port
 from tests.unit.engine.endpoint_engines import answers, ask
+from tests.vllm.test_bodies import accepted_chats, check, grants_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 NAME = "embedded"
@@ -28,7 +34,7 @@ PROMPTS = [f"Say in one sentence what {number} + {number + 1} is, and why." for 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_model_folder())]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(embedded_model_folder())]
     command += ["--served-model-name", NAME, "--port", str(port), "--dtype", "float32", "--max-model-len", "640"]
     command += ["--enforce-eager", "--max-num-seqs", "8", "--generation-config", "vllm"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -87,9 +93,50 @@ def test_raw_text_is_gone_on_with(server: str) -> None:
     assert (rest.text, len(first.token_ids)) == (whole.text, 10)
 
 
-def test_what_a_row_asks_for_is_honoured(server: str) -> None:
+def test_chat_bodies_pass_through(server: str, reference: TransformersEngine, tmp_path: Path) -> None:
+    lines = accepted_chats()
+    grants = grants_of(lines, tmp_path / "there", config_of(server))
     engine = OpenAIEngine(config_of(server))
-    chosen = Sampling(structure=Structure(kind="choice", value='["blue", "green"]'))
-    assert ask(engine, "What colour is grass?", 8, sampling=chosen).text in ("blue", "green")
-    stopped = ask(engine, "Count: one, two, three.", 30, sampling=Sampling(stop=("two",)))
-    assert "two" not in stopped.text
+    there, again = (answers(engine, list(grants.values())) for _ in range(2))
+    here = answers(reference, list(grants_of(lines, tmp_path / "here", TransformersConfig()).values()))  # type: ignore[arg-type]
+    for line in lines:
+        name, body = line["custom_id"], line["body"]
+        assert there[name].error == "", name
+        check(body, there[name])
+        if not body.get("temperature"):  # the run's is 0
+            assert there[name].text == here[name].text, name
+        elif "seed" in body:
+            assert there[name].text == again[name].text, name
+    drawn = [Grant(f"q{seed}", "Name a river.", 24, seed=seed, sampling=Sampling(temperature=1.0)) for seed in range(6)]
+    assert len({answer.text for answer in answers(engine, drawn).values()}) > 3
+
+
+def test_a_run_gives_the_answers_that_the_model_gives_in_process(server: str, tmp_path: Path, cluster: None) -> None:
+    rows = [
+        {"query_id": f"q{place}", "prompt": prompt, "max_tokens": 12 + 8 * place}
+        for place, prompt in enumerate(PROMPTS)
+    ]
+    (tmp_path / "queries.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    over_http = {"kind": "openai", "base_url": server, "model": NAME}
+    in_process = {"kind": "transformers", "max_context_tokens": 640}
+    texts, attempts = [], []
+    for name, engine in (("there", over_http), ("here", in_process)):
+        settings = {
+            "run_dir": str(tmp_path / name),
+            "input": {"path": str(tmp_path / "queries.jsonl")},
+            "budget": 6 * 52,
+            "engine": engine,
+            "estimate": {"head": "prior"},
+            "allocation": {"max_tokens": 52, "max_rounds": 6},
+        }
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", "--config", str(config)])
+        assert ended.value.code == 0
+        completions = pq.read_table(tmp_path / name / "completions").to_pylist()
+        texts.append({row["query_id"]: (row["text"], row["spent_tokens"]) for row in completions})
+        attempts.append(max(row["rounds"] for row in completions))
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == len(PROMPTS)
+    assert attempts[0] > 1  # some were cut and gone on with

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from clear_ray.config.engine import VllmConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine import Generation, Grant, TransformersEngine, VllmEngine
 from clear_ray.engine.batch import OpenAnswers
 from clear_ray.engine.closing import make_closing
+from clear_ray.engine.streaming import Partial
 from clear_ray.errors import ConfigError, EngineError, SchemaError
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.tiny import answer_for, run_batch, slot_batch
@@ -100,11 +102,15 @@ def test_a_seed_fixes_a_text_whatever_else_is_in_the_batch(engine: VllmEngine) -
             assert run_grants(engine, crowd)["s", 0].token_ids == alone
         changed = [replace(grant, sample=1), replace(grant, seed=12, query_id="s12")]
         answers = [answer.token_ids for answer in run_grants(engine, changed).values()]
-        rest = Grant("s", "Tell me a story.", 8, seed=11, prefix_token_ids=alone[:16])
-        tails = {run_grants(engine, [rest, *others[:2]])["s", 0].token_ids for _ in range(2)}
+        tails = [
+            run_grants(
+                engine, [Grant("s", "Tell me a story.", 24 - cut, seed=11, prefix_token_ids=alone[:cut]), *others[:2]]
+            )
+            for cut in (1, 16)
+        ]
     assert len({alone, *answers}) == 3
-    # Cut into grants the text is another one, but the same cuts give the same text.
-    assert len(tails) == 1
+    # However it is cut into grants, the text is the same.
+    assert [tail["s", 0].token_ids for tail in tails] == [alone[1:], alone[16:]]
 
 
 def test_a_reserve_forces_the_answer_that_our_own_batch_forces(
@@ -122,6 +128,9 @@ def test_a_reserve_forces_the_answer_that_our_own_batch_forces(
     run_batch(slot_batch(reference._model, closing=closing, end_token_ids=END), expected)
     with decoding(engine, closing=closing):
         answers = run_grants(engine, grants)
+        read = run_grants(engine, [replace(grants[0], sampling=Sampling(logprobs=0))])["long", 0].logprobs
+    assert read is not None
+    assert len(read) == len(answers["long", 0].token_ids)  # those of the closing text too
     for wanted in expected:
         answer = answers[wanted.grant.query_id, 0]
         assert (answer.error, list(answer.token_ids)) == ("", wanted.generated)
@@ -233,6 +242,21 @@ def test_a_cancelled_answer_is_yielded_with_what_it_spent(engine: VllmEngine) ->
     assert kept.finish_reason in ("stop", "length")
 
 
+def test_an_answer_is_shown_while_it_is_written(engine: VllmEngine) -> None:
+    grant = Grant("s", "Name three primes.", 17, sampling=Sampling(stop=("zebra",), logprobs=2))
+    whole = run_grants(engine, [grant])["s", 0]
+
+    async def collect() -> list[Partial | Generation]:
+        return [item async for item in engine.stream(grant, 5)]
+
+    *parts, last = asyncio.run(collect())
+    assert last == whole
+    assert len(parts) > 1
+    for part in parts:
+        assert part.token_ids == whole.token_ids[: len(part.token_ids)]
+        assert part.logprobs == (whole.logprobs or ())[: len(part.logprobs or ())]
+
+
 def test_a_caller_that_goes_away_leaves_the_engine_working(engine: VllmEngine) -> None:
     async def first_only() -> str:
         stream = engine.generate([Grant("slow", "Write a long story.", 400), Grant("fast", "Say hi.", 1)])
@@ -288,5 +312,5 @@ def test_no_generation_longer_than_its_grant_comes_out(engine: VllmEngine, monke
         run_grants(engine, [Grant("w", "Write a long story.", 5)])
     closing = make_closing(engine._rendering, VllmConfig(answer_reserve_tokens=8))
     monkeypatch.setattr(engine._thread, "_open", OpenAnswers())
-    with decoding(engine, closing=closing), pytest.raises(EngineError, match="where 13 were allowed"):
+    with decoding(engine, closing=closing), pytest.raises(EngineError, match="where 20 were allowed"):
         run_grants(engine, [Grant("w", "Write a long story.", 20)])

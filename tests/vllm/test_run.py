@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from clear_ray.estimation.head import save_head
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
 def head_read_with_transformers(folder: Path) -> str:
@@ -77,17 +75,6 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "allocation": {"max_tokens": 24, "max_rounds": 3},
         "scoring": {"scorer": "reasoning_gym"},
     }
-
-
-@pytest.fixture(autouse=True)
-def cluster() -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    import ray
-
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=500_000_000)
-    yield
-    ray.shutdown()
 
 
 def test_a_head_of_fewer_layers_is_refused(settings: dict[str, Any]) -> None:

@@ -1,14 +1,15 @@
-"""A row's own sampling on vLLM's CPU build: greedy answers are those of `slots`, and structures are kept."""
+"""A row's own sampling on vLLM's CPU build: answers are those of `slots`, drawn or not, cut into grants or not."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
 from clear_ray.config.sampling import Sampling, Structure
-from clear_ray.engine import Grant, TransformersEngine, VllmEngine
+from clear_ray.engine import Engine, Generation, Grant, TransformersEngine, VllmEngine
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.test_structured import SCHEMAS
 
@@ -22,10 +23,24 @@ ASKED = {
     "bias": Sampling(logit_bias={"28": -100, "30": 2.5}),
     "least": Sampling(min_tokens=25),
     "stop": Sampling(stop=(" of", "zebra")),
+    "special stop": Sampling(stop=("<|im_start|>",), logit_bias={"1": 14}),
     "stop token": Sampling(stop_token_ids=(28,)),
     "all": Sampling(repetition_penalty=1.1, frequency_penalty=0.4, logit_bias={"30": -5}, min_tokens=4, stop=(".",)),
+    "drawn": Sampling(temperature=1.0, seed=3),
+    "filtered": Sampling(temperature=1.6, top_k=60, top_p=0.7, min_p=0.1, seed=3),
+    "barely drawn": Sampling(temperature=0.005, seed=3),
+    "drawn and penalised": Sampling(temperature=0.9, min_p=0.05, presence_penalty=1.2, repetition_penalty=1.2, seed=3),
 }
-GRANTS = [Grant(name, "What is the capital of France?", 30, sampling=sampling) for name, sampling in ASKED.items()]
+STOPPED = {name for name, sampling in ASKED.items() if sampling is not None and sampling.stop}
+GRANTS = [
+    Grant(name, "What is the capital of France?", 30, seed=3, sampling=sampling) for name, sampling in ASKED.items()
+]
+STRUCTURES = {name: Structure(kind="json_schema", value=json.dumps(schema)) for name, schema in SCHEMAS.items()} | {
+    "object": Structure(kind="json_object"),
+    "choice": Structure(kind="choice", value='["tea", "milk and tea"]'),
+    "regex": Structure(kind="regex", value="[a-c]{2}-[0-9]{3}"),
+    "grammar": Structure(kind="grammar", value='start: "<" /[a-z]{1,4}/ ">"'),
+}
 
 
 def test_a_rows_own_sampling_gives_the_tokens_of_slots(engine: VllmEngine, reference: TransformersEngine) -> None:
@@ -34,45 +49,90 @@ def test_a_rows_own_sampling_gives_the_tokens_of_slots(engine: VllmEngine, refer
         assert here[name, 0].text == there[name, 0].text, name
         assert here[name, 0].finish_reason == there[name, 0].finish_reason, name
     # A stop may be seen a token later than it came, which is spent.
-    assert all(here[name, 0] == there[name, 0] for name, sampling in ASKED.items() if not (sampling and sampling.stop))
+    assert all(here[name, 0] == there[name, 0] for name in ASKED if name not in STOPPED)
+    assert all(len(here[name, 0].token_ids) - len(there[name, 0].token_ids) in (0, 1) for name in STOPPED)
     assert len({answer.text for answer in here.values()}) > 3
 
 
-@pytest.mark.parametrize("name", ["repetition", "frequency", "least", "stop", "all"])
-@pytest.mark.parametrize("cut", [2, 7])
-def test_it_is_kept_across_grants(engine: VllmEngine, reference: TransformersEngine, name: str, cut: int) -> None:
-    grant = next(grant for grant in GRANTS if grant.query_id == name)
-    whole = run_grants(reference, [grant])[name, 0]
-    head = run_grants(engine, [Grant(name, grant.prompt, cut, sampling=grant.sampling)])[name, 0]
-    if head.finish_reason == "stop":
-        assert (head.text, whole.finish_reason) == (whole.text, "stop")
-        return
-    assert head.finish_reason == "length"
-    rest = Grant(name, grant.prompt, 30 - cut, prefix_token_ids=head.token_ids, sampling=grant.sampling)
-    tail = run_grants(engine, [rest])[name, 0]
-    assert (tail.text, tail.finish_reason) == (whole.text, whole.finish_reason)
+@pytest.mark.parametrize("cuts", [(2,), (7,), (1, 3, 12)])
+def test_it_is_kept_across_grants(engine: VllmEngine, reference: TransformersEngine, cuts: tuple[int, ...]) -> None:
+    whole = run_grants(reference, GRANTS)
+    for name, answer in cut_answers(engine, GRANTS, cuts).items():
+        assert (answer.text, answer.finish_reason) == (whole[name, 0].text, whole[name, 0].finish_reason), name
+        if name not in STOPPED:
+            assert answer.token_ids == whole[name, 0].token_ids, name
 
 
-def test_structures_are_kept_and_a_cut_answer_is_not_gone_on_with(engine: VllmEngine) -> None:
-    structures = {name: Structure(kind="json_schema", value=json.dumps(schema)) for name, schema in SCHEMAS.items()}
-    structures |= {
-        "choice": Structure(kind="choice", value='["tea", "milk"]'),
-        "regex": Structure(kind="regex", value="[a-c]{2}-[0-9]"),
-        "grammar": Structure(kind="grammar", value='start: "<" /[a-z]{1,4}/ ">"'),
-    }
-    asked = [Grant(name, "Say it.", 60, sampling=Sampling(structure=kept)) for name, kept in structures.items()]
-    answers = run_grants(engine, asked)
-    assert all(answer.error == "" for answer in answers.values())
-    ended = [name for name in SCHEMAS if answers[name, 0].finish_reason == "stop"]
+def cut_answers(engine: Engine, grants: list[Grant], cuts: tuple[int, ...]) -> dict[str, Generation]:
+    """Return answers that were granted their tokens in parts, with the tokens of all of them."""
+    have: dict[str, Generation] = {}
+    for begin, end in zip((0, *cuts), (*cuts, grants[0].max_tokens), strict=True):
+        part = [
+            replace(grant, max_tokens=end - begin, prefix_token_ids=have[grant.query_id].token_ids if begin else ())
+            for grant in grants
+            if not begin or have[grant.query_id].finish_reason == "length"
+        ]
+        for (name, _), answer in run_grants(engine, part).items():
+            assert answer.error == "", name
+            before = have[name].token_ids if begin else ()
+            have[name] = replace(answer, token_ids=before + answer.token_ids)
+    return have
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_structures_are_those_of_slots_cut_or_not(
+    engine: VllmEngine, reference: TransformersEngine, temperature: float
+) -> None:
+    asked = [
+        Grant(name, "Say it.", 60, seed=4, sampling=Sampling(structure=structure, temperature=temperature))
+        for name, structure in STRUCTURES.items()
+    ]
+    there, whole = run_grants(reference, asked), run_grants(engine, asked)
+    ended = [name for name in SCHEMAS if whole[name, 0].finish_reason == "stop"]
     assert len(ended) >= len(SCHEMAS) - 2
-    for name in ended:
-        jsonschema.validate(json.loads(answers[name, 0].text), SCHEMAS[name])
-    assert answers["choice", 0].text in ("tea", "milk")
-    cut = run_grants(engine, [Grant("flat", "Say it.", 2, sampling=asked[0].sampling)])["flat", 0]
-    assert cut.finish_reason == "length"
-    rest = Grant("flat", "Say it.", 9, prefix_token_ids=cut.token_ids, sampling=asked[0].sampling)
-    again = run_grants(engine, [rest])["flat", 0]
-    assert (again.token_ids, again.finish_reason) == ((), "length")
+    for answers in ({name: answer for (name, _), answer in whole.items()}, cut_answers(engine, asked, (1, 4, 9))):
+        for name, answer in answers.items():
+            assert answer.error == "", name
+            assert (answer.text, answer.finish_reason) == (there[name, 0].text, there[name, 0].finish_reason), name
+            # What a structure leaves nothing to has ended in `slots`; vLLM is given an end for it.
+            assert len(answer.token_ids) - len(there[name, 0].token_ids) in (0, 1), name
+        for name in ended:
+            jsonschema.validate(json.loads(answers[name].text), SCHEMAS[name])
+        assert answers["choice"].text in ("tea", "milk and tea")
+
+
+def test_a_structure_that_is_over_with_its_grant_has_ended(engine: VllmEngine) -> None:
+    sampling = Sampling(structure=Structure(kind="choice", value='["tea"]'))
+    tokens = len(engine._rendering.plain_token_ids("tea"))
+    answer = run_grants(engine, [Grant("q", "Say it.", tokens, sampling=sampling)])["q", 0]
+    assert (answer.text, answer.finish_reason, len(answer.token_ids)) == ("tea", "stop", tokens)
+
+
+def test_what_cannot_be_kept_fails_its_query_alone(engine: VllmEngine) -> None:
+    wrong = Sampling(structure=Structure(kind="regex", value="[a-c"))
+    other = Sampling(structure=Structure(kind="choice", value='["tea"]'))
+    asked = [
+        Grant("wrong", "Say it.", 5, sampling=wrong),
+        Grant("prefix", "Say it.", 5, sampling=other, prefix_token_ids=(28, 30)),
+        Grant("plain", "Say hi.", 3),
+    ]
+    answers = run_grants(engine, asked)
+    assert "structure" in answers["wrong", 0].error
+    assert "structure" in answers["prefix", 0].error
+    assert (answers["plain", 0].error, len(answers["plain", 0].token_ids)) == ("", 3)
+
+
+def test_a_stop_over_two_grants_is_seen_when_it_is_whole(engine: VllmEngine, reference: TransformersEngine) -> None:
+    prompt = "Count from one to twenty in words."
+    ids = run_grants(reference, [Grant("c", prompt, 60)])["c", 0].token_ids
+    for cut in (20, 30):
+        stop = engine._rendering.text(ids[cut - 2 : cut + 2]).strip()
+        asked = Grant("c", prompt, 60, sampling=Sampling(stop=(stop, "zebra")))
+        whole = run_grants(reference, [asked])["c", 0]
+        rest = replace(asked, max_tokens=60 - cut, prefix_token_ids=ids[:cut])
+        answer = run_grants(engine, [rest])["c", 0]
+        assert (answer.text, answer.finish_reason) == (whole.text, "stop")
+        assert len(answer.token_ids) <= len(whole.token_ids) - cut + 2
 
 
 def test_log_probabilities_are_those_of_slots(engine: VllmEngine, reference: TransformersEngine) -> None:

@@ -90,6 +90,26 @@ def test_the_tokens_that_may_be_drawn_are_those_of_transformers(
     assert torch.equal(ours_NV[1::2], logits_NV)
 
 
+@pytest.mark.parametrize("top_p", [0.05, 0.6, 0.95, 0.9999])
+def test_a_nucleus_of_a_large_vocabulary_is_that_of_transformers(top_p: float) -> None:
+    torch.manual_seed(2)
+    logits_NV = torch.randn(4, 5_000) * torch.tensor([[0.01], [1.0], [4.0], [9.0]])  # the widest must be sorted whole
+    theirs_NV = TopPLogitsWarper(top_p)(torch.zeros(4, 1, dtype=torch.long), logits_NV.clone())
+    for rows in ([0, 1, 2, 3], [2, 3]):
+        count = len(rows)
+        ours_NV = keep_likely(
+            logits_NV[rows],
+            temperature_M=[1.0] * count,
+            top_k_M=[0] * count,
+            top_p_M=[top_p] * count,
+            min_p_M=[0.0] * count,
+        )
+        differs_NV = (ours_NV > -torch.inf) != (theirs_NV[rows] > -torch.inf)
+        share_N = logits_NV[rows].softmax(dim=-1).masked_fill(~differs_NV, 0.0).sum(dim=-1)
+        assert share_N.max() < 2e-4  # theirs are sums of thousands in float32
+        assert differs_NV.sum() <= 0.001 * logits_NV[rows].numel()
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 1000),

@@ -1,41 +1,23 @@
-"""Answers while they are written: from an engine that streams, and in slices from one that does not."""
+"""Answers while they are written."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from clear_ray.engine import Generation, Grant, ReplayEngine
-from clear_ray.engine.streaming import Partial, StreamingEngine, stream
+from clear_ray.engine.streaming import Partial, stream
 from tests.conftest import ROLLOUTS
 from tests.unit.engine.conftest import replay_engine, run_grants
 
 EVERY = 8
 
 
-class WithoutStream:
-    """The replay engine without its second way out; counts what it is asked for."""
-
-    def __init__(self, engine: ReplayEngine) -> None:
-        self._engine = engine
-        self.asked: list[int] = []
-
-    def generate(self, grants: Sequence[Grant]) -> AsyncIterator[Generation]:
-        self.asked += [grant.max_tokens for grant in grants]
-        return self._engine.generate(grants)
-
-
 @pytest.fixture(scope="module")
 def replay() -> ReplayEngine:
     return replay_engine(ROLLOUTS / "rollouts.parquet")
-
-
-@pytest.fixture(params=["streams", "in slices"])
-def engine(request: pytest.FixtureRequest, replay: ReplayEngine) -> Any:
-    return replay if request.param == "streams" else WithoutStream(replay)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +30,7 @@ def long(replay: ReplayEngine) -> Grant:
 
 
 def collect(
-    engine: Any, grant: Grant, is_over: Callable[[str], bool] = lambda text: False
+    engine: ReplayEngine, grant: Grant, is_over: Callable[[str], bool] = lambda text: False
 ) -> tuple[list[Partial], Generation]:
     async def run() -> list[Partial | Generation]:
         return [item async for item in stream(engine, grant, every_tokens=EVERY, is_over=is_over)]
@@ -58,8 +40,8 @@ def collect(
     return items[:-1], items[-1]  # type: ignore[return-value]
 
 
-def test_the_pieces_are_those_of_the_whole(engine: Any, replay: ReplayEngine, long: Grant) -> None:
-    partials, last = collect(engine, long)
+def test_the_pieces_are_those_of_the_whole(replay: ReplayEngine, long: Grant) -> None:
+    partials, last = collect(replay, long)
     whole = run_grants(replay, [long])[long.query_id, 0]
     assert last == whole
     assert [len(partial.token_ids) for partial in partials] == [8, 16, 24, 32, 40]
@@ -68,33 +50,25 @@ def test_the_pieces_are_those_of_the_whole(engine: Any, replay: ReplayEngine, lo
         assert whole.text.startswith(partial.text)
 
 
-def test_a_stream_goes_on_after_a_prefix(engine: Any, replay: ReplayEngine, long: Grant) -> None:
+def test_a_stream_goes_on_after_a_prefix(replay: ReplayEngine, long: Grant) -> None:
     whole = run_grants(replay, [long])[long.query_id, 0]
     rest = Grant(long.query_id, "", long.max_tokens - 20, prefix_token_ids=whole.token_ids[:20])
-    partials, last = collect(engine, rest)
+    partials, last = collect(replay, rest)
     assert last.token_ids == whole.token_ids[20:]
     assert [len(partial.token_ids) for partial in partials] == [8, 16]
     assert last.text == whole.text
 
 
-def test_an_answer_that_is_over_ends_with_all_that_was_generated(engine: Any, long: Grant) -> None:
-    partials, last = collect(engine, long, lambda text: len(text) > 30)
+def test_an_answer_that_is_over_ends_with_all_that_was_generated(replay: ReplayEngine, long: Grant) -> None:
+    partials, last = collect(replay, long, lambda text: len(text) > 30)
     assert last.finish_reason == "cancelled"
     assert len(last.text) > 30
     assert all(len(partial.text) <= 30 for partial in partials)
     assert len(partials) * EVERY < len(last.token_ids) <= (len(partials) + 1) * EVERY
 
 
-def test_slices_never_ask_for_more_than_the_grant(replay: ReplayEngine, long: Grant) -> None:
-    engine = WithoutStream(replay)
-    collect(engine, long)
-    assert engine.asked == [8, 8, 8, 8, 8, 4]
-    assert not isinstance(engine, StreamingEngine)
-    assert isinstance(replay, StreamingEngine)
-
-
-def test_a_query_that_fails_fails_alone(engine: Any) -> None:
-    partials, last = collect(engine, Grant("nobody recorded this", "", 20))
+def test_a_query_that_fails_fails_alone(replay: ReplayEngine) -> None:
+    partials, last = collect(replay, Grant("nobody recorded this", "", 20))
     assert (partials, last.token_ids, last.finish_reason) == ([], (), "cancelled")
     assert "no recording" in last.error
 

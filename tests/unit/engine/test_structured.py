@@ -111,12 +111,14 @@ def test_a_choice_an_expression_and_a_grammar_are_kept(engine: Engine) -> None:
         "choice": Structure(kind="choice", value='["yes", "no", "per\\"haps", "größer"]'),
         "regex": Structure(kind="regex", value="[a-f]{2,5}-[0-9]+x"),
         "grammar": Structure(kind="grammar", value='start: "<" word ">"\nword: /[a-z]{1,8}/'),
+        "backus-naur": Structure(kind="grammar", value='root ::= "<" word-1 ">"\nword-1 ::= [a-z] | [a-z] word-1'),
         "object": Structure(kind="json_object"),
     }
     fits = {
         "choice": lambda text: text in ("yes", "no", 'per"haps', "größer"),
         "regex": lambda text: re.fullmatch("[a-f]{2,5}-[0-9]+x", text),
         "grammar": lambda text: re.fullmatch("<[a-z]{1,8}>", text),
+        "backus-naur": lambda text: re.fullmatch("<[a-z]+>", text),
         "object": lambda text: isinstance(json.loads(text), dict),
     }
     found = answers(engine, structures)
@@ -151,7 +153,8 @@ def test_a_plain_neighbour_is_not_touched(engine: Engine) -> None:
         (Structure(kind="json_schema", value='{"not": {"type": "string"}}'), "not"),
         (Structure(kind="json_schema", value="[1]"), "object"),
         (Structure(kind="regex", value="(?<=x)a"), "look-around"),
-        (Structure(kind="grammar", value="root ::= 'a'"), "lexer error"),
+        (Structure(kind="grammar", value="start: 'a'"), "lexer error"),
+        (Structure(kind="grammar", value='root ::= "a" ('), "the grammar cannot be read"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_with_its_reason(structure: Structure, said: str) -> None:

@@ -172,6 +172,15 @@ def test_log_probabilities_of_parts_are_those_of_the_whole(engine: TransformersE
     assert b"".join(entry.token for entry in told).decode(errors="replace") == whole.text
 
 
+def test_a_stop_that_is_a_special_token_ends_the_answer(engine: TransformersEngine) -> None:
+    """Such a token has no text, so that no text that is looked at would ever hold the stop."""
+    for stop, tokens in ((("<|im_start|>",), 1), (("<|im_start",), 4)):
+        sampling = Sampling(stop=stop, logit_bias={"1": 100})
+        answer = run_grants(engine, [Grant("q", "Say hi.", 4, sampling=sampling)])["q", 0]
+        assert (answer.text, answer.finish_reason == "stop") == ("", tokens == 1)
+        assert answer.token_ids == (1,) * tokens
+
+
 def test_an_answer_may_fill_the_context_to_its_last_token(engine: TransformersEngine) -> None:
     # An answer that repeats itself goes on repeating, and does not stop by itself.
     prefix = (28,) * (CONTEXT - 3 - engine.prompt_tokens(["Hi"])[0])
@@ -236,6 +245,20 @@ def test_features_are_those_of_a_plain_pass(engine: TransformersEngine, grants: 
         np.testing.assert_allclose(features.hidden_last_ND[row], states[0, -1].numpy(), atol=1e-3)
         np.testing.assert_allclose(features.hidden_mean_ND[row], states[0].mean(dim=0).numpy(), atol=1e-3)
         assert features.entropy_N[row] == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-3)
+
+
+def test_the_probe_spares_the_first_answer_its_prompt(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    some = [grants[row] for row in (0, 2, 5)]
+    features = engine.prefill([grant.query_id for grant in some], [grant.prompt for grant in some])
+    answers = run_grants(engine, some)
+    for row, tokens, grant in zip((0, 2, 5), features.prompt_tokens_N.tolist(), some, strict=True):
+        answer = answers[grant.query_id, 0]
+        assert (answer.token_ids, answer.cached_tokens) == (expected[row], tokens - 1)
+    # What an answer goes on from was read by nothing before.
+    more = replace(some[0], prefix_token_ids=expected[0][:4], max_tokens=4)
+    assert run_grants(engine, [more])[more.query_id, 0].cached_tokens == 0
 
 
 def test_what_does_not_fit_the_context_fails_alone(engine: TransformersEngine, grants: list[Grant]) -> None:

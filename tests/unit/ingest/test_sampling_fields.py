@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config.engine import ReplayConfig, TransformersConfig
+from clear_ray.config.engine import ReplayConfig, TransformersConfig, VllmConfig
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine.base import Chat, read_prompt
@@ -225,11 +225,11 @@ def test_what_a_conversation_says_of_its_template_reaches_it(tmp_path: Path) -> 
 def test_a_model_check_says_what_has_no_effect_and_refuses_what_cannot_be_done() -> None:
     check = sampling_check(TransformersConfig())
     assert check(Sampling(temperature=1.0, seed=3, stop_token_ids=(28,))) == ()
-    assert check(Sampling(template='{"enable_thinking":false}')) == [
-        "chat_template_kwargs.enable_thinking (the model's template knows none)"
-    ]
-    assert check(Sampling(template='{"reasoning_effort":"none"}')) == []
-    assert check(Sampling(template='{"reasoning_effort":"low"}')) != []
+    assert check(Sampling(template='{"enable_thinking":false}')) == (
+        "chat_template_kwargs.enable_thinking (the model's template knows none)",
+    )
+    assert check(Sampling(template='{"reasoning_effort":"none"}')) == ()
+    assert check(Sampling(template='{"reasoning_effort":"low"}')) != ()
     with pytest.raises(SchemaError, match="a token id is none of this model's"):
         check(Sampling(logit_bias={10**6: 1}))
     with pytest.raises(SchemaError, match="Unimplemented keys"):
@@ -251,6 +251,21 @@ def test_a_row_that_samples_greedily_is_not_asked_again(tmp_path: Path) -> None:
     assert sampling_check(engine, attempts=3)(Sampling(temperature=0.1)) == ()
     played = sampling_check(ReplayConfig(rollouts="x"), attempts=3)
     assert played(Sampling(temperature=0)) == ["temperature (recordings are played as they are)"]
+
+
+def test_what_would_break_a_structure_is_said_to_be_ignored() -> None:
+    kept = Sampling(structure=Structure(kind="json_object"), template='{"enable_thinking":true}')
+    reserving = TransformersConfig(answer_reserve_tokens=9)
+    assert list(sampling_check(reserving)(kept)) == [
+        "engine.answer_reserve_tokens (it would break a structure)",
+        "chat_template_kwargs.enable_thinking (the model's template knows none)",
+    ]
+    thinking = VllmConfig(answer_reserve_tokens=9, thinking_tokens=4)
+    assert [said.split()[0] for said in sampling_check(thinking)(Sampling(structure=kept.structure))] == [
+        "engine.answer_reserve_tokens",
+        "engine.thinking_tokens",
+    ]
+    assert list(sampling_check(thinking)(Sampling(logprobs=3))) == []
 
 
 def test_a_text_with_template_settings_is_one_user_message() -> None:
