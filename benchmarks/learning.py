@@ -39,7 +39,9 @@ from clear_ray.estimation.learning import by_fold
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
 from clear_ray.rounds.offers import BatchOffers, Offers
+from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds
+from clear_ray.sweep.held_whole import HeldWhole
 from clear_ray.sweep.policies import equal_ceilings
 from clear_ray.sweep.recording import Recording, read_recording, read_table
 from clear_ray.sweep.replayed import Answers, Replayed, replay_run
@@ -48,6 +50,7 @@ Array = NDArray[np.float64]
 FOLDS = 5
 RECORDED_BUDGETS = (16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+_OF_QUERIES = ("x_NP", "weight_N", "max_tokens_N", "tie_break_N", "cost_N")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +84,8 @@ class Drawn:
         rounds = AllocationConfig(max_rounds=LEARNING_ROUNDS)
         return replay_run(offers, self.answers, budget_tokens=budget_tokens, allocation=rounds)
 
-    def learning(self, average: float, *, label: Label, stages: Stages) -> Replayed:
-        """Run the batch as one that teaches itself."""
+    def learning(self, average: float, *, label: Label, stages: Stages, sample: int | None = None) -> Replayed:
+        """Run the batch as one that teaches itself; on a sample of its queries alone, if so many are given."""
         one_N, r = np.ones(len(self.recording)), self.recording
         offers = LearningOffers(
             x_NP=self.x_NP,
@@ -97,7 +100,12 @@ class Drawn:
             fold_N=self.fold_N if self.has_copies else None,
             seed=self.seed,
         )
-        return self.run(offers, offers.budget_tokens)
+        if sample is None:
+            return self.run(offers, offers.budget_tokens)
+        chosen = np.sort(np.random.default_rng(self.seed).permutation(len(r))[:sample])
+        some = {name: getattr(offers, name)[chosen] for name in _OF_QUERIES}
+        part = replace(offers, **some, budget_tokens=int(average * len(chosen)))
+        return self.run(SampledLearningOffers(part, chosen, HeldWhole(offers)), offers.budget_tokens)
 
     def informed(self, curves: Curves, average: float) -> Replayed:
         """Run the batch with curves that were there before."""
@@ -161,7 +169,7 @@ def compare(
         found = []
         for drawn in batches:
             even = float(equal_ceilings(drawn.recording, average).right_N.mean())
-            played = drawn.learning(average, label=arguments.label, stages=stages)
+            played = drawn.learning(average, label=arguments.label, stages=stages, sample=arguments.sample)
             informed = np.nan
             if head is not None:
                 informed = float(drawn.informed(head.take(drawn.row_N), average).is_right_N.mean())
@@ -232,6 +240,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
     parser.add_argument("--queries", type=int)
+    parser.add_argument(
+        "--sample", type=int, help="learn on so many queries, as batches do that are priced from sketches"
+    )
     parser.add_argument("--budgets", default="")
     parser.add_argument("--label", choices=("verdict", "ended"), default="verdict")
     parser.add_argument("--stages", default="{}", help="JSON of fields of Stages that are to be otherwise")

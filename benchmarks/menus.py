@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from figures import drawn
 
-from clear_ray.config.prices import COST_PARTS, Prices
+from clear_ray.config.money import COST_PARTS
+from clear_ray.config.prices import Prices
 from clear_ray.config.run import AllocationConfig
 from clear_ray.engine.base import Features
 from clear_ray.estimation.curves import token_grid

@@ -10,6 +10,7 @@ same rows in the same two stages with the same batches and actors.
 What is in the line, for each number of queries:
     cpu_us_per_query    CPU time of the run over its queries: of every process, Ray's own and their start included
     bare_cpu_us_per_query   the same of the bare stages
+    cpu_us_of       the CPU time a query by process: driver, market, engine, callers of each stage, other workers, Ray's own
     us_per_query        wall time of the run from its first probe to its summary, over its queries
     bare_us_per_query   the same of the bare stages
     driver_mb, ...      most memory that was a process's own (USS), of the driver, the market, an engine worker, a caller of
@@ -45,10 +46,11 @@ CALL_ROWS = 64
 KINDS = {
     "EngineWorker": "engine_mb",
     "MarketActor": "market_mb",
-    "MapBatches(Probe)": "probe_caller_mb",
+    "MapBatches(Probe": "probe_caller_mb",
     "GenerateActor": "generate_caller_mb",
     "ray::": "other_worker_mb",
 }
+RAY = ("raylet/raylet", "gcs_server", "dashboard", "DashboardAgent", "RuntimeEnvAgent", "autoscaler", "log_monitor")
 _LOOK_SECONDS = 0.5
 
 
@@ -78,10 +80,11 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
     }
 
 
-def measured(command: list[str]) -> tuple[str, float, dict[str, float]]:
-    """Run a command; return what it printed, its CPU seconds, and the most memory of each kind of process, MB."""
+def measured(command: list[str]) -> tuple[str, dict[str, float], dict[str, float]]:
+    """Run a command; return what it printed, and of each kind of process its CPU seconds and most memory, MB."""
     most: dict[str, float] = {}
     cpu: dict[int, float] = {}
+    kind_of: dict[int, str] = {}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_AUTH_MODE": "disabled"}
     ) as root:
@@ -91,20 +94,33 @@ def measured(command: list[str]) -> tuple[str, float, dict[str, float]]:
             for child in (process, *process.children(recursive=True)):
                 cpu[child.pid] = max(cpu_seconds(child), cpu.get(child.pid, 0.0))
                 if child == process:
+                    kind_of[child.pid] = "driver"
                     continue
                 try:
                     title = " ".join(child.cmdline())
                 except psutil.Error:
                     continue
-                if kind := next((kind for part, kind in KINDS.items() if part in title), None):
+                if any(part in title for part in RAY):
+                    kind_of.setdefault(child.pid, "ray")
+                elif kind := next((kind for part, kind in KINDS.items() if part in title), None):
                     seen[kind] = max(seen.get(kind, 0.0), own_mb(child))
+                    if kind_of.get(child.pid) in (
+                        None,
+                        "ray",
+                        "other_worker",
+                    ):  # a worker is idle before it is an actor
+                        kind_of[child.pid] = kind.removesuffix("_mb")
             most = {kind: max(most.get(kind, 0.0), seen.get(kind, 0.0)) for kind in most | seen}
             time.sleep(_LOOK_SECONDS)
         assert root.stdout is not None
         out = root.stdout.read()
     if root.returncode:
         raise SystemExit(f"{command} ended with {root.returncode}")
-    return out, sum(cpu.values()), {kind: round(value, 1) for kind, value in most.items()}
+    spent: dict[str, float] = {}
+    for pid, seconds in cpu.items():
+        kind = kind_of.get(pid, "other")
+        spent[kind] = spent.get(kind, 0.0) + seconds
+    return out, spent, {kind: round(value, 1) for kind, value in most.items()}
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -141,7 +157,7 @@ def bare(config_path: str) -> None:
 
     with joined_cluster(), quiet_data():
         started = time.perf_counter()
-        for rows in (call_rows(config, pq.read_metadata(source).num_rows), CALL_ROWS):
+        for rows in (call_rows(config, pq.read_metadata(source).num_rows, workers=1), CALL_ROWS):
             stage = ray.data.read_parquet(source).repartition(target_num_rows_per_block=config.dispatch.block_rows)
             calls = 2 * config.engine.max_batch // CALL_ROWS
             pool = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls)
@@ -150,7 +166,7 @@ def bare(config_path: str) -> None:
         print(time.perf_counter() - started)
 
 
-def at_size(queries: int) -> dict[str, float]:
+def at_size(queries: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_queries(folder / "queries.parquet", queries)
@@ -164,8 +180,9 @@ def at_size(queries: int) -> dict[str, float]:
     assert summary["completed"] + summary["abandoned"] == queries
     micros, bare_micros = 1e6 * summary["seconds"] / queries, 1e6 * float(nothing) / queries
     return {
-        "cpu_us_per_query": round(1e6 * cpu / queries, 1),
-        "bare_cpu_us_per_query": round(1e6 * bare_cpu / queries, 1),
+        "cpu_us_per_query": round(1e6 * sum(cpu.values()) / queries, 1),
+        "bare_cpu_us_per_query": round(1e6 * sum(bare_cpu.values()) / queries, 1),
+        "cpu_us_of": {kind: round(1e6 * seconds / queries, 1) for kind, seconds in sorted(cpu.items())},
         "us_per_query": round(micros, 1),
         "bare_us_per_query": round(bare_micros, 1),
         "seconds": round(summary["seconds"], 1),
@@ -183,7 +200,11 @@ def main() -> None:
         return bare(chosen.bare)
     sizes = {queries: at_size(queries) for queries in sorted(chosen.queries)}
     first, last = sizes[min(sizes)], sizes[max(sizes)]
-    growth = {name: round(last[name] / first[name], 2) for name in first if first[name] and name in last}
+    growth = {
+        name: round(last[name] / first[name], 2)
+        for name in first
+        if isinstance(first[name], float) and first[name] and name in last
+    }
     machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     said = {"benchmark": "orchestration", "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": " ".join(sys.argv)}
     said |= {"sizes": sizes, "growth": growth, "marginal": marginal(sizes), "machine": machine}
@@ -191,7 +212,7 @@ def main() -> None:
     return None
 
 
-def marginal(sizes: dict[int, dict[str, float]]) -> dict[str, float]:
+def marginal(sizes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return what each further query costs, in CPU microseconds and in bytes, between the least and the most of them."""
     less, more = min(sizes), max(sizes)
     if less == more:
@@ -204,7 +225,12 @@ def marginal(sizes: dict[int, dict[str, float]]) -> dict[str, float]:
         name: round((more * sizes[more][name] - less * sizes[less][name]) / (more - less), 1)
         for name in ("cpu_us_per_query", "bare_cpu_us_per_query")
     }
-    return micros | {name.replace("_mb", "_bytes"): grown(name, 1e6) for name in sizes[less] if name.endswith("_mb")}
+    of = {
+        kind: round((more * sizes[more]["cpu_us_of"][kind] - less * sizes[less]["cpu_us_of"][kind]) / (more - less), 1)
+        for kind in sizes[less]["cpu_us_of"]
+    }
+    bytes_each = {name.replace("_mb", "_bytes"): grown(name, 1e6) for name in sizes[less] if name.endswith("_mb")}
+    return micros | {"cpu_us_of": of} | bytes_each
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ray import serve
 from clear_ray.batch.run import run
 from clear_ray.cluster.joining import joined_cluster
 from clear_ray.config.run import RunConfig
+from clear_ray.report.summary import ProgressSnapshot
 from clear_ray.serve.app import application
 from clear_ray.serve.batches.store import Store
 from clear_ray.serve.settings import ServeConfig
@@ -93,7 +94,29 @@ def settings(folder: Path, rows: int) -> ServeConfig:
     return ServeConfig.parse(base | {"batches": batches})
 
 
-def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool) -> tuple[dict[str, float], Any]:
+class Stages:
+    """How long each stage took, as far as it was told."""
+
+    def __init__(self) -> None:
+        self._stage, self._since = "start", time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def note(self, stage: str) -> None:
+        """Note which stage it is in now."""
+        now = time.perf_counter()
+        self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._since, 2)
+        self._stage, self._since = stage, now
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Note the stage of a run that this is the display of."""
+        self.note(snapshot.stage)
+
+    def close(self) -> None:
+        """Note the end of the last one."""
+        self.note("end")
+
+
+def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool) -> tuple[dict[str, Any], Any]:
     started = time.perf_counter()
     with path.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
@@ -104,9 +127,12 @@ def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool)
         completion_window="24h",
         metadata={"budget": str(budget)},
     )
+    stages = Stages()
     while batch.status not in ENDED:
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
+        live = (batch.model_extra or {}).get("clear_ray") or {}
+        stages.note(live.get("stage") or batch.status)
         if takes_in and batch.status == "in_progress":
             return {"upload": there - started, "look": time.perf_counter() - there}, client.batches.cancel(batch.id)
     done = time.perf_counter()
@@ -116,7 +142,7 @@ def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool)
             read += sum(len(piece) for piece in response.iter_bytes(1 << 20))
     assert batch.status == "completed", batch
     seconds = {"upload": there - started, "batch": done - there, "download": time.perf_counter() - done}
-    return seconds | {"download_mb": read / 1e6}, batch
+    return seconds | {"download_mb": read / 1e6, "stages": stages.seconds}, batch
 
 
 def main() -> None:
@@ -147,14 +173,15 @@ def main() -> None:
         found = Store(folder / "served").batch(batch.id)
         assert found is not None
         same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
-        started = time.perf_counter()
-        report = run(None, same).report
+        started, stages = time.perf_counter(), Stages()
+        report = run(None, same, display=stages).report
         run_seconds = time.perf_counter() - started
         outputs = [(folder / "served/runs" / batch.id / each).read_bytes() for each in ("output.jsonl", "errors.jsonl")]
     result = {
         "rows": arguments.rows,
         "file_mb": round(file_bytes / 1e6, 1),
-        "seconds": {key: round(value, 2) for key, value in seconds.items()},
+        "seconds": {key: value if key == "stages" else round(value, 2) for key, value in seconds.items()},
+        "run_stages": stages.seconds,
         "rows_per_second": round(arguments.rows / seconds["batch"], 1),
         "run_seconds": round(run_seconds, 2),
         "run_rows_per_second": round(arguments.rows / run_seconds, 1),

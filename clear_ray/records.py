@@ -18,8 +18,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-COST_PARTS = 1_000
-"""A cost is a whole number of thousandths, so that the account of a run is exact."""
+from clear_ray.config.money import COST_PARTS as COST_PARTS
 
 Status = Literal["completed", "abandoned", "failed"]
 """How a query ended: exactly one of these."""
@@ -80,6 +79,7 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("logprobs", pa.string()),
         pa.field("engine", pa.string()),
         pa.field("taken_parts", pa.int64()),
+        pa.field("cached_tokens", pa.int64()),
     ]
 )
 """What came of one grant: `attempt_tokens` were generated under it, its reservation was `attempt`, and `sample` is which of
@@ -89,7 +89,8 @@ Unix seconds. Where votes are counted, `vote` is the final answer as a number. `
 gone on with; the `usage_` columns are what an endpoint says that this grant took (`engine.base.Usage`), null of other engines
 and where it did not say. `logprobs` are those of the answer so far, as `ingest.logprobs` writes them, null where none are
 asked for. `engine` names one of several, and `taken_parts` is what the call took from the budget, thousandths of its unit;
-null where tokens alone say so. Older runs lack these nine."""
+null where tokens alone say so. `cached_tokens` is what of prompt and answer so far was not read for this grant, since a model
+of ours had read it before. Older runs lack these ten."""
 
 COMPLETION_SCHEMA = pa.schema(
     [

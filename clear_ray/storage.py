@@ -66,6 +66,15 @@ def writing_errors(location: str) -> Iterator[None]:
         raise StorageError(what, where, value, remedy) from error
 
 
+def deleted_meanwhile(location: str) -> StorageError:
+    """Return the error of a run whose folder was taken away from under it."""
+    return StorageError(
+        "the run folder was deleted or moved while a run was writing to it",
+        without_secrets(location),
+        remedy="Put it back and run again to go on, or delete what is left of it to begin anew.",
+    )
+
+
 @contextmanager
 def reading_errors(folder: Folder) -> Iterator[None]:
     """Raise as a StorageError what keeps a run folder from being read: permissions, a broken disk, a store out of reach.
@@ -134,7 +143,11 @@ class Folder:
             return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file as one step: a reader sees the old content or the new, never half of it."""
+        """Replace a file as one step: a reader sees the old content or the new, never half of it.
+
+        Raises:
+            StorageError: The folder was deleted or moved meanwhile.
+        """
         self.make()
         target = f"{self.path}/{name}"
         if not self.is_local:  # object stores show an object only once it is whole
@@ -149,6 +162,8 @@ class Folder:
                 os.fsync(file.fileno())
             os.replace(partial, target)
             sync_path(self.path)
+        except FileNotFoundError as error:  # it was made a moment ago
+            raise deleted_meanwhile(self.path) from error
         except OSError:
             Path(partial).unlink(missing_ok=True)
             raise

@@ -1,14 +1,22 @@
-"""What a run refuses before it loads a model, in the order in which it does; told without Ray, and nothing is written."""
+"""What a run refuses before it loads a model, in the order in which it does; no Ray is joined, and nothing is written."""
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
+import ray
+
+from clear_ray.batch.earlier import store_errors
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.pricing import check_minimum_service, check_one_call, least_call, token_costs
 from clear_ray.batch.scale import is_sketched
+from clear_ray.cluster.connection import reach
+from clear_ray.cluster.room import refuse_no_place
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
 from clear_ray.errors import ConfigError
@@ -17,6 +25,7 @@ from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import check_journal
+from clear_ray.ledger.lock import refuse_in_use
 from clear_ray.run_folder.estimates import read_costs
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import check_same_run, describe_config, describe_input, read_manifest
@@ -48,7 +57,8 @@ def check_run(config: RunConfig) -> Checked:
         ConfigError: A setting is refused, or the run folder holds something else or a link.
         ResumeError: The run folder belongs to another configuration or input.
         EngineError: A file of the model is missing or damaged.
-        StorageError: The run folder cannot be read.
+        StorageError: The run folder cannot be read, or not be written.
+        ClusterError: The Ray cluster that a run would join does not answer, or does not let us in.
     """
     config = with_absolute_paths(config)
     folder, manifest = open_folder(config.run_dir), None
@@ -74,9 +84,10 @@ def check_run(config: RunConfig) -> Checked:
         if not is_taken_in:
             cost_N = read_costs(into, digest.rows)
             check_one_call(config, cost_N, into)
-            check_minimum_service(config, token_costs(config, cost_N), into)
+            check_minimum_service(config, token_costs(config, cost_N, of=min), into)
         digest = replace(digest, notices=(*digest.notices, *notes_of(config, heads), *([hardly] if hardly else [])))
         check_size(config, digest.rows, into)
+    check_surroundings(config, folder)
     for named, head in zip(config.named_engines, heads, strict=True):
         check_engine(
             named.config,
@@ -85,6 +96,35 @@ def check_run(config: RunConfig) -> Checked:
             is_for_any_model=head.card.model_fingerprint == ANY_MODEL,
         )
     return Checked(digest, survey)
+
+
+def check_surroundings(config: RunConfig, folder: Folder) -> None:
+    """Refuse what a run finds around it: a folder in use or closed to this user, no cluster, no GPU. Nothing is started.
+
+    Raises:
+        ResumeError: Another run is writing to the folder.
+        StorageError: This user may not write to it.
+        ConfigError: The cluster has no place for the engines, or the store of heads is closed to this user.
+        ClusterError: It does not answer, or does not let us in.
+    """
+    if folder.is_local:
+        refuse_in_use(folder)
+        with writing_errors(config.run_dir):
+            refuse_closed(folder)
+    store = None if config.estimate.store is None else open_folder(config.estimate.store)
+    if store is not None and store.is_local:
+        with store_errors(config.estimate.store or ""):
+            refuse_closed(store)
+    if not ray.is_initialized():
+        control_store = reach(os.environ.get("RAY_ADDRESS"))
+        refuse_no_place([named.config for named in config.named_engines], control_store=control_store)
+
+
+def refuse_closed(folder: Folder) -> None:
+    """Raise PermissionError if this user may not make or write a folder of this machine."""
+    there = next(path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def notes_of(config: RunConfig, heads: tuple[Head, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,14 @@ import pyarrow.parquet as pq
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier import keep_lesson
 from clear_ray.batch.generate import mark_lost_answers
-from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned
+from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, told_of
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
 from clear_ray.batch.scale import is_spread
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
+from clear_ray.estimation.factors import Observed
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
@@ -27,7 +29,9 @@ from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers, observe
+from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
+from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
@@ -49,7 +53,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
     verdicts = Verdicts(
         states=run.states,
         spent_tokens_N=spent_N,
-        reservation_price_N=all_reservation_prices(folder, estimates),
+        reservation_price_N=all_reservation_prices(estimates, run.rounds),
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
@@ -89,33 +93,50 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
     offers, estimates = run.rounds.offers, run.estimates
     if isinstance(offers, MenuOffers):
         known, learning = learned_menu(offers, run.states, run.lesson, estimates)
+        if run.lesson is not None and learning is not None:
+            seen = seen_answers(run.states)
+            first = [
+                seen.answers.take((seen.model_M == model) & ~seen.has_failed_M) for model in range(len(offers.calls))
+            ]
+            learning = _kept(run, run.lesson, learning, first)
         return replace(run, estimates=known), learning
     if run.lesson is None:
         return run, None
+    states = run.states
+    if isinstance(offers, SampledLearningOffers):
+        states = states.some(offers.sample)
+        offers = offers.part
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
-    batch, learning = learned(offers, run.states, run.lesson, estimates.batch)
-    return replace(run, estimates=replace(estimates, batch=batch)), _kept(run, run.lesson, learning)
+    batch, learning = learned(offers, states, run.lesson, estimates.batch)
+    kept = _kept(run, run.lesson, learning, [observe(run.states)] if run.lesson.stores else [])
+    return replace(run, estimates=replace(estimates, batch=batch)), kept
 
 
-def _kept(run: RunContext, lesson: Lesson, learning: LearningReport) -> LearningReport:
-    """Keep what the run has learned where the next one looks, and say what it began with."""
-    if lesson.store is None:
+def _kept(run: RunContext, lesson: Lesson, learning: LearningReport, observed: Sequence[Observed]) -> LearningReport:
+    """Keep what the run has learned of each engine where the next one looks, and say what it began with.
+
+    Of several engines it is what each answered first: what is asked of a second one has been found hard by another.
+    """
+    if not any(lesson.stores):
         return learning
     folder, config, estimates = run.folder, run.config, run.estimates
-    earlier = earlier_for(folder, config, estimates, lesson)
+    earlier = told_of(earlier_for(folder, config, estimates, lesson))
     manifest = read_manifest(folder) or {}
-    failure = keep_lesson(
-        folder,
-        lesson.store,
-        observe(run.states),
-        estimates.prompt_tokens_N,
-        run_id=str(manifest.get("run_id", "")),
-        evidence_nats=learning.evidence_nats or 0.0,
-        seed=config.seed,
-    )
-    if failure:
-        earlier = replace(earlier, passed_over=(*earlier.passed_over, failure))
+    for engine, (store, answers, one) in enumerate(zip(lesson.stores, observed, estimates.each, strict=True)):
+        if store is None:
+            continue
+        failure = keep_lesson(
+            folder,
+            store,
+            answers,
+            one.prompt_tokens_N,
+            run_id=f"{manifest.get('run_id', '')}{f'-{engine}' if engine else ''}",
+            evidence_nats=learning.evidence_nats or 0.0,
+            seed=config.seed,
+        )
+        if failure:
+            earlier = replace(earlier, passed_over=(*earlier.passed_over, failure))
     return earlier.told(learning)
 
 

@@ -5,7 +5,7 @@
 No label and no answer goes into the map, and no prompt comes to the driver. `coordinates/` is replaced in one step and
 `coordinates.json` is written when it is whole, before the first grant that depends on it: a resumed run reads the same
 numbers. They are kept in single precision and held in double, at most 400 of them: 1.6 kB a query on disk and 3.2 kB on the
-driver, 320 MB at a hundred thousand queries.
+driver, 320 MB at a hundred thousand queries; of a larger batch the driver reads those of a sample alone.
 
 Shapes: N queries of the batch, P coordinates, B rows of a block.
 """
@@ -49,8 +49,9 @@ def coordinates_of(
     features: Sequence[str],
     seed: int,
     encoder: str | None = None,
+    sample: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """Return the coordinates of all queries, shape (N, P); made and written if the run folder does not hold them yet.
+    """Return coordinates of queries, shape (N, P); all are made and written if the run folder does not hold them yet.
 
     Args:
         folder: The run folder, with its queries.
@@ -58,6 +59,7 @@ def coordinates_of(
         features: Names out of `estimation.feature_sets.FEATURE_SETS`; of hidden states nothing is kept.
         seed: Which prompts the map is fitted on, where there are many.
         encoder: Encoder whose states are read as well; None for none.
+        sample: Which queries to return, rising; all if not given.
 
     Raises:
         BudgetError: Not every query has coordinates; a defect.
@@ -67,23 +69,33 @@ def coordinates_of(
         _write(folder, prompt_tokens_N, tuple(features), seed, encoder)
         whole = {"rows": len(prompt_tokens_N), "features": list(features), "seed": seed}
         folder.write(COORDINATES_WHOLE, json.dumps(whole).encode())
-    return read_coordinates(folder, len(prompt_tokens_N))
+    return read_coordinates(folder, len(prompt_tokens_N), sample)
 
 
-def read_coordinates(folder: Folder, queries: int) -> NDArray[np.float64]:
-    """Return the coordinates in a run folder, in the order of the queries, shape (N, P).
+def read_coordinates(folder: Folder, queries: int, sample: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Return the coordinates in a run folder, in the order of the queries, shape (N, P), or of some of them.
+
+    Args:
+        folder: The run folder.
+        queries: N.
+        sample: Which queries, rising; all if not given.
 
     Raises:
         BudgetError: Not every query has coordinates.
     """
-    x_NP, seen_N = np.zeros((queries, 0)), np.zeros(queries, np.int64)
+    place_N = np.arange(queries)
+    if sample is not None:
+        place_N = np.full(queries, -1)
+        place_N[sample] = np.arange(len(sample))
+    wanted = queries if sample is None else len(sample)
+    x_NP, seen_N = np.zeros((wanted, 0)), np.zeros(queries, np.int64)
     for path in folder.child(COORDINATES).files(".parquet"):
         table = pq.read_table(path, filesystem=folder.filesystem).combine_chunks()
-        index = table["index"].to_numpy()
-        x_BP = np.asarray(table["x"].combine_chunks().flatten()).reshape(len(table), -1)
+        index, x_BP = table["index"].to_numpy(), points_of(table)
         if not seen_N.any():
-            x_NP = np.zeros((queries, x_BP.shape[1]))
-        x_NP[index] = x_BP
+            x_NP = np.zeros((wanted, x_BP.shape[1]))
+        is_wanted_B = place_N[index] >= 0
+        x_NP[place_N[index[is_wanted_B]]] = x_BP[is_wanted_B]
         seen_N += np.bincount(index, minlength=queries)
     if (seen_N != 1).any():
         said = f"query {int((seen_N != 1).argmax())} of {queries}"
@@ -94,6 +106,12 @@ def read_coordinates(folder: Folder, queries: int) -> NDArray[np.float64]:
             f"Delete {COORDINATES} and {COORDINATES_WHOLE} in the run folder, and run again.",
         )
     return x_NP
+
+
+def points_of(block: pa.Table) -> NDArray[np.float64]:
+    """Return the coordinates in rows of `coordinates/`, shape (B, P)."""
+    flat: NDArray[np.float32] = block["x"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(block), block.schema.field("x").type.list_size).astype(np.float64)
 
 
 @dataclass(frozen=True)

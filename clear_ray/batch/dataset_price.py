@@ -25,6 +25,8 @@ from ray.data.block import BlockAccessor
 from clear_ray.allocation import DemandSketch, SketchPrice, Utility
 from clear_ray.errors import PriceError
 
+BLOCK_ROWS = 16_384
+"""Most rows whose curves a process makes at once: five kilobytes each."""
 _SKETCH = "sketch"
 
 
@@ -77,7 +79,7 @@ def price_rows(rows: Dataset, curves_of: CurvesOf, *, budget_tokens: float, spre
 
 def sketch_rows(rows: Dataset, curves_of: CurvesOf, empty: DemandSketch) -> DemandSketch:
     """Return an empty sketch with all rows of a dataset added: one row of kilobytes a block, merged by an aggregation."""
-    sketches = rows.map_batches(partial(_sketched, curves_of, empty), batch_size=None, batch_format="pyarrow")
+    sketches = rows.map_batches(partial(_sketched, curves_of, empty), batch_size=BLOCK_ROWS, batch_format="pyarrow")
     merged = sketches.aggregate(MergeSketches(empty))
     return DemandSketch.from_bytes(merged[_SKETCH]) if merged else empty
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,7 +41,6 @@ from clear_ray.report.summary import LearningReport
 from clear_ray.storage import Folder, open_folder
 
 EARLIER = "earlier"
-EARLIER_WHOLE = "earlier.json"
 _MOST_SOME = 64
 
 
@@ -60,9 +60,18 @@ class Earlier:
     some: tuple[SampledAnswer, ...] = ()
     passed_over: tuple[str, ...] = ()
 
+    def beside(self, other: Earlier) -> Earlier:
+        """Return what is told of two engines; nothing of what is believed."""
+        return Earlier(None, self.answers + other.answers, (), (*self.passed_over, *other.passed_over))
+
     def told(self, learning: LearningReport) -> LearningReport:
         """Return what a run learns, with what it begins with."""
         return learning.model_copy(update={"earlier_answers": self.answers, "store_notes": self.passed_over})
+
+
+def earlier_name(engine: int) -> str:
+    """Return the folder of what is known of one of several engines, by its place; `NAME.json` says that it is whole."""
+    return EARLIER if engine == 0 else f"{EARLIER}-{engine}"
 
 
 def open_store(location: str, model: ModelCard, sets: Sequence[str]) -> HeadStore:
@@ -76,8 +85,19 @@ def make_ready(location: str) -> None:
     Raises:
         ConfigError: It cannot be made.
     """
-    try:
+    with store_errors(location):
         open_folder(location).make()
+
+
+@contextmanager
+def store_errors(location: str) -> Iterator[None]:
+    """Raise as a ConfigError what keeps the folder of a store from being made.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    try:
+        yield
     except OSError as error:
         remedy, where = "Name a folder or URI that this user may write to.", without_secrets(location)
         raise ConfigError(f"the store cannot be opened: {error}", "estimate.store", where, remedy) from error
@@ -91,6 +111,7 @@ def earlier_of(
     tokens_K: NDArray[np.int64],
     label: Label,
     seed: int,
+    engine: int = 0,
 ) -> Earlier:
     """Return what earlier runs say of the queries; made and written if the run folder does not hold it yet.
 
@@ -101,20 +122,23 @@ def earlier_of(
         tokens_K: Grid of the curves.
         label: What says that an answer is right.
         seed: Seed of what is drawn.
+        engine: Which of several engines it is of, by its place.
     """
-    if not folder.exists(EARLIER_WHOLE):
+    name = earlier_name(engine)
+    whole = f"{name}.json"
+    if not folder.exists(whole):
         found = store.read()
         if found.lessons:
-            _write(folder, found, store, prompt_tokens_N, (tokens_K, label, seed))
+            _write(folder, name, found, store, prompt_tokens_N, (tokens_K, label, seed))
         facts = {
             "answers": sum(card.answers for card in found.cards),
             "runs": [card.run_id for card in found.cards],
             "some": [asdict(answer) for answer in _some(found, seed)],
             "passed_over": list(found.passed_over),
         }
-        folder.write(EARLIER_WHOLE, json.dumps(facts).encode())
-    facts = json.loads(folder.read(EARLIER_WHOLE))
-    given = _read(folder, len(prompt_tokens_N)) if facts["answers"] else None
+        folder.write(whole, json.dumps(facts).encode())
+    facts = json.loads(folder.read(whole))
+    given = _read(folder, name, len(prompt_tokens_N)) if facts["answers"] else None
     some = tuple(SampledAnswer(**answer) for answer in facts["some"])
     return Earlier(given, facts["answers"], some, tuple(facts["passed_over"]))
 
@@ -234,6 +258,7 @@ def _value(held: Any) -> Any:
 
 def _write(
     folder: Folder,
+    name: str,
     found: StoredLessons,
     store: HeadStore,
     prompt_tokens_N: NDArray[np.int64],
@@ -244,9 +269,9 @@ def _write(
         held if is_few else ray.put(held)
         for held in (_called(_fit, found, store, *how, is_few=is_few), prompt_tokens_N)
     )
-    with folder.replacing(EARLIER) as target:
+    with folder.replacing(name) as target:
         write_sorted([(paths, AddEarlier(head, prompt_tokens, store.sets))], target, by=["index"], is_few=is_few)
-    folder.child(EARLIER).sync()
+    folder.child(name).sync()
 
 
 def _called(function: Callable[..., Any], *arguments: Any, is_few: bool) -> Any:
@@ -260,10 +285,10 @@ def _called(function: Callable[..., Any], *arguments: Any, is_few: bool) -> Any:
         raise own_error(error) or error from error
 
 
-def _read(folder: Folder, queries: int) -> Incidence:
+def _read(folder: Folder, name: str, queries: int) -> Incidence:
     right_NK: NDArray[np.float64] | None = None
     survival_NK, seen_N = np.zeros((0, 0)), np.zeros(queries, np.int64)
-    for path in folder.child(EARLIER).files(".parquet"):
+    for path in folder.child(name).files(".parquet"):
         table = pq.read_table(path, filesystem=folder.filesystem).combine_chunks()
         index = table["index"].to_numpy()
         believed = np.asarray(table["believed"].combine_chunks().flatten(), np.float64).reshape(len(table), -1)
@@ -273,6 +298,6 @@ def _read(folder: Folder, queries: int) -> Incidence:
         right_NK[index], survival_NK[index] = believed[:, :half], believed[:, half:]
         seen_N += np.bincount(index, minlength=queries)
     if right_NK is None or (seen_N != 1).any():
-        remedy = f"Delete {EARLIER} and {EARLIER_WHOLE} in the run folder, and run again."
+        remedy = f"Delete {name} and {name}.json in the run folder, and run again."
         raise BudgetError("not every query has what earlier runs say of it", folder.path, remedy=remedy)
     return Incidence(right_NK, (1.0 - right_NK - survival_NK).clip(0.0), survival_NK)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,12 @@ from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.running import Round
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.granted import GrantedCall
+from clear_ray.stages.homes import Homes
+from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder
 
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""
-_AT_HAND_QUERIES = 50_000
 _LENGTHS_PER_DOUBLING = 4
 _CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 64, 8
 _ROWS_A_CALL = 4
@@ -41,7 +44,7 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
     clearing = granted.clearing
     begins_M, sample_M = run.states.begins_M(clearing), _samples(run, clearing)
     direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", clearing.reserved_parts_M
-    for engine, some in _calls_by_engine(run.config, clearing, is_due_M):
+    for engine, home, some in _calls_by_engine(run.config, clearing, is_due_M, queries=len(run.states.cost_N)):
         index_M = clearing.index_M[some]
         yield GrantedCall(
             granted.number,
@@ -53,13 +56,14 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
             sample_M[some],
             run.scaler.engines.times_ended,
             engine,
+            home,
         )
 
 
 def _calls_by_engine(
-    config: RunConfig, clearing: Clearing, is_due_M: NDArray[np.bool_]
-) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Yield the places of the grants of each call, with the engine that they are of."""
+    config: RunConfig, clearing: Clearing, is_due_M: NDArray[np.bool_], *, queries: int
+) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+    """Yield the places of the grants of each call, with the engine that they are of and its worker where they are at home."""
     engine_M = np.zeros(len(clearing.index_M), np.int64) if clearing.option_M is None else clearing.option_M
     for engine, named in enumerate(config.named_engines):
         due = np.flatnonzero(is_due_M & (engine_M == engine))
@@ -67,8 +71,20 @@ def _calls_by_engine(
         at_once = rows_each(config, named.config, workers=1)
         most_rows = config.dispatch.batch_rows or max(at_once // _CALLS_A_CALLER, 1)
         most_tokens = None if config.dispatch.batch_rows else _CALL_TOKENS
-        for part in in_calls(clearing.expected_tokens_M[due], most_rows=most_rows, most_tokens=most_tokens):
-            yield engine, due[part]
+        home_M = homes_of(config, queries, workers=named.config.workers).of(clearing.index_M[due])
+        length = _length_of(clearing.tokens_M[due])
+        rank_M = np.cumsum(np.diff(length, prepend=length[:1]) != 0)
+        calls: list[tuple[int, int, int, NDArray[np.intp]]] = []
+        for home in np.unique(home_M).tolist():
+            own = np.flatnonzero(home_M == home)
+            expected_tokens_M = clearing.expected_tokens_M[due[own]]
+            turn_of: Counter[int] = Counter()
+            for part in in_calls(expected_tokens_M, most_rows=most_rows, most_tokens=most_tokens):
+                rank = int(rank_M[own[part][0]])
+                calls.append((rank, turn_of[rank], home, due[own[part]]))
+                turn_of[rank] += 1
+        for _, _, home, some in sorted(calls, key=itemgetter(0, 1, 2)):  # homes take turns with grants of one length
+            yield engine, home, some
 
 
 def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tokens: float | None) -> Iterator[slice]:
@@ -89,9 +105,10 @@ def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tok
 
 
 def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return the order of dispatch of a round's grants, with those of about one length in the order of their files.
+    """Return the order of dispatch of a round's grants, with those of about one length from the last query to the first.
 
-    A caller keeps some files of queries at hand. A larger round reads each of them a few dozen times, not once a call.
+    Prompts were probed in the order of their files: what was read last is the likeliest to be in an engine's cache still. And
+    a caller keeps some files at hand, of which a large round reads each a few dozen times, not once a call.
 
     Args:
         index_M: The queries, in order of dispatch.
@@ -99,10 +116,13 @@ def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> ND
     """
     rises = np.flatnonzero(np.diff(tokens_M) > 0)
     many = int(rises[0]) + 1 if len(rises) else len(tokens_M)
-    if many <= _AT_HAND_QUERIES:
-        return np.arange(len(tokens_M))
-    length = np.floor(_LENGTHS_PER_DOUBLING * np.log2(tokens_M[:many])).astype(np.int64)
-    return np.concatenate([np.lexsort((index_M[:many], -length)), np.arange(many, len(tokens_M))])
+    return np.concatenate([np.lexsort((-index_M[:many], -_length_of(tokens_M[:many]))), np.arange(many, len(tokens_M))])
+
+
+def _length_of(tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the same number for grants of about one length."""
+    length: NDArray[np.int64] = np.floor(_LENGTHS_PER_DOUBLING * np.log2(tokens_M)).astype(np.int64)
+    return length
 
 
 @contextmanager
@@ -140,6 +160,11 @@ def _samples(run: RunContext, clearing: Clearing) -> NDArray[np.int32]:
     """Return which of a query's independent answers each grant belongs to."""
     number_M = run.states.attempt_N[clearing.index_M] + run.states.begins_M(clearing)
     return (run.config.sample + np.maximum(number_M, 1) - 1).astype(np.int32)
+
+
+def homes_of(config: RunConfig, queries: int, *, workers: int) -> Homes:
+    """Return which of an engine's workers the queries of a batch are at home with."""
+    return Homes(call_rows(config, queries, workers=workers), workers)
 
 
 def direct_text_of(config: RunConfig) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +20,12 @@ from clear_ray.engine.endpoint.seams import SeamWatch
 from clear_ray.engine.row_sampling import reads_names, sampling_check
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
 from clear_ray.ingest import InputDigest, NormalRow, PromptLimit, SourceBatch, ingest, read_digest, read_input
+from clear_ray.ingest.option_numbers import CountsFromOneError, FirstOption
 from clear_ray.run_folder.manifest import check_same_run, describe_input
+from clear_ray.stages.scoring import load_scorer_from
 from clear_ray.storage import Folder, open_folder
-from clear_ray.tasks import generate_queries, load_scorer, survey_queries
+from clear_ray.tasks import generate_queries, survey_queries
+from clear_ray.tasks.choices import options_of
 from clear_ray.tasks.survey import Surveyor, keep_survey
 
 if TYPE_CHECKING:
@@ -54,16 +56,32 @@ def take_in(
         raise ConfigError(
             "queries were passed and the configuration names an input", "input", remedy="Remove one of the two."
         )
-    if queries is not None:
-        batches: Iterable[SourceBatch] = _dataset_batches(queries, config.input)
-    elif config.input.retry_of:
+    if config.input.retry_of:
         return take_in_again(config, folder, manifest)
-    elif manifest is not None and not config.input.path and not config.input.tasks:
+    if queries is None and manifest is not None and not config.input.path and not config.input.tasks:
         return _taken_in_already(folder, manifest)
-    elif config.input.tasks:
-        batches = _row_batches(generate_queries(config.input.tasks), "generated query")
-    else:
-        batches = read_input(config.input, run_folder=open_folder(config.run_dir))  # before anything is replaced
+    try:
+        return _taken_in(queries, config, folder, manifest, config.input.first_option)
+    except CountsFromOneError:  # which only the whole column shows
+        return _taken_in(queries, config, folder, manifest, 1)
+
+
+def _batches_of(queries: Dataset | None, config: RunConfig) -> Iterable[SourceBatch]:
+    if queries is not None:
+        return _dataset_batches(queries, config.input)
+    if config.input.tasks:
+        return _row_batches(generate_queries(config.input.tasks), "generated query")
+    return read_input(config.input, run_folder=open_folder(config.run_dir))  # before anything is replaced
+
+
+def _taken_in(
+    queries: Dataset | None,
+    config: RunConfig,
+    folder: Folder,
+    manifest: dict[str, Any] | None,
+    first_option: FirstOption,
+) -> InputDigest:
+    batches = _batches_of(queries, config)
     engines = [named.config for named in config.named_engines]
     golds, into = Surveyor(config.scoring.scorer), folder.child("queries")
     digest = ingest(
@@ -77,6 +95,8 @@ def take_in(
         reads_names=partial(_any_reads_names, engines),
         temperature=_least_temperature(engines),
         splits=config.allocation.objective == "correct",
+        first_option=first_option,
+        options_of=_options_of if config.scoring.scorer == "choice" else None,
         accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
         watches=(
             *map(ConversationWatch, engines),
@@ -86,6 +106,12 @@ def take_in(
     )
     keep_survey(into, golds.survey())
     return digest
+
+
+def _options_of(prompt: str, is_conversation: bool) -> dict[str, str]:
+    """Return the lettered options in a prompt; none if they are numbered, for numbers name those by themselves."""
+    options = options_of(prompt, is_conversation=is_conversation)
+    return options if "A" in options else {}
 
 
 def _longest_limit(engines: Sequence[EngineConfig]) -> PromptLimit | None:
@@ -165,16 +191,9 @@ def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[
     name = scoring.scorer
     if name == "auto" and folder is not None:
         name = survey_queries(folder.child("queries"), name).chosen or name
-    make = partial(_load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
+    make = partial(load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
     make()
     return make
-
-
-def _load_scorer_from(folder: str, name: str, **settings: Any) -> Any:
-    """Load a scorer wherever this runs, from the driver's working folder at last: a worker stands in another one."""
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return load_scorer(name, **settings)
 
 
 def _row_batches(rows: Iterator[dict[str, Any]], origin: str) -> Iterator[SourceBatch]:

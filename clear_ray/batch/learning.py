@@ -8,13 +8,16 @@ Shapes: N queries of the batch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 
 import pyarrow.dataset as ds
 
 from clear_ray.batch.coordinates import coordinates_of
 from clear_ray.batch.earlier import Earlier, earlier_of, open_store
-from clear_ray.batch.scale import is_sketched
+from clear_ray.batch.scale import is_sketched_run
+from clear_ray.config.engine import EngineConfig, OpenAIConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.curves import Curves, curves_from_incidence
@@ -33,6 +36,7 @@ FEWEST_ROUNDS = 3
 DEFAULT_FEATURES: tuple[str, ...] = ("text", "ngrams")
 ENCODER = "encoder"
 """What a report calls the states of an encoder."""
+_NO_STORE = "not read and not written: the batch is priced where its estimates are"
 _READ_METADATA = ("reasoning_gym", "code")
 """Scorers that can do without gold answers; so can functions of a user."""
 
@@ -45,27 +49,29 @@ class Lesson:
         label: What says that an answer is right.
         features: What is read of the prompts.
         left_out: Why it learns nothing after all; empty if it does learn.
-        store: Where lessons of earlier runs lie and its own will; None for nowhere.
+        stores: Where lessons of earlier runs lie and its own will, of each engine; None for one of which none are kept.
+        notes: Why it is nowhere, although a store is named.
     """
 
     label: Label
     features: tuple[str, ...]
     left_out: str = ""
-    store: HeadStore | None = None
+    stores: tuple[HeadStore | None, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def report(self) -> LearningReport:
         """Return what can be said before the first answer."""
-        return LearningReport(label=self.label, features=self.features, left_out=self.left_out)
+        return LearningReport(label=self.label, features=self.features, left_out=self.left_out, store_notes=self.notes)
 
 
-def lesson_of(folder: Folder, config: RunConfig, queries: int, model: ModelCard | None = None) -> Lesson | None:
+def lesson_of(folder: Folder, config: RunConfig, queries: int, *models: ModelCard) -> Lesson | None:
     """Return what a run is to learn from, or None if that is not asked of it.
 
     Args:
         folder: The run folder, with its queries.
         config: As for `run`.
         queries: N.
-        model: The model that answers, where lessons of it may be kept.
+        models: The models that answer, one for each engine, where lessons of them may be kept.
     """
     learns = config.estimate.learns if config.engines is None else any(named.learns for named in config.named_engines)
     if not learns or config.allocation.policy == "uniform":
@@ -76,13 +82,28 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, model: ModelCard 
     judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
     is_judged = scorer is not None and bool(has & judges)
     features = config.estimate.features or DEFAULT_FEATURES
-    store = None
-    if config.estimate.store is not None and model is not None and not left_out:
-        store = open_store(config.estimate.store, model, features)
+    stores, notes = tuple[HeadStore | None, ...](), tuple[str, ...]()
+    if (location := config.estimate.store) is not None and is_sketched_run(config, queries):
+        notes = (_NO_STORE,)
+    elif location is not None and models and not left_out:
+        stores = tuple(
+            open_store(location, _as_asked(model, named.config), features)
+            if named.learns or config.engines is None
+            else None
+            for model, named in zip(models, config.named_engines, strict=True)
+        )
     features = features if config.estimate.encoder is None else (*features, ENCODER)
     if config.allocation.objective == "vote":
         return Lesson("agreement", features, left_out)  # agreement says little of the verdicts of a later run
-    return Lesson("verdict" if is_judged else "ended", features, left_out, store)
+    return Lesson("verdict" if is_judged else "ended", features, left_out, stores, notes)
+
+
+def _as_asked(model: ModelCard, config: EngineConfig) -> ModelCard:
+    """Return the card of a model, which is another one for each effort that an endpoint is asked for."""
+    if not isinstance(config, OpenAIConfig) or not config.extra_body:
+        return model
+    asked = json.dumps(config.extra_body, sort_keys=True)
+    return replace(model, fingerprint=hashlib.sha256(f"{model.fingerprint}\n{asked}".encode()).hexdigest())
 
 
 def head_name(lesson: Lesson | None, kind: str) -> str:
@@ -92,8 +113,8 @@ def head_name(lesson: Lesson | None, kind: str) -> str:
 
 
 def _hindrance(config: RunConfig, queries: int) -> str:
-    if config.most_attempts == 1 and is_sketched(queries, config.allocation.sketched):
-        return "a batch that is priced where its estimates are does not learn yet"
+    if is_sketched_run(config, queries) and config.estimate.frozen is False:
+        return "a batch that is priced where its estimates are does not go on learning from a given head"
     rounds = config.allocation.max_rounds
     if rounds is not None and rounds < FEWEST_ROUNDS:
         return f"learning takes {FEWEST_ROUNDS} rounds at least, and allocation.max_rounds is {rounds}"
@@ -109,8 +130,11 @@ def _judged_by(folder: Folder) -> set[str]:
 
 
 def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> LearningOffers:
-    """Return what a run that learns offers its queries; their coordinates are in its folder afterwards."""
-    batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson).given
+    """Return what a run that learns offers its queries; their coordinates are in its folder afterwards.
+
+    Where the driver holds the curves of a sample alone, these are the offers to the sample, for its part of the budget.
+    """
+    batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson)[0].given
     if config.estimate.frozen is False:
         given = incidence_of(batch.curves)
     return LearningOffers(
@@ -120,33 +144,39 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
             features=[name for name in lesson.features if name != ENCODER],
             seed=config.seed,
             encoder=config.estimate.encoder,
+            sample=estimates.sample if estimates.is_sample else None,
         ),
         tokens_K=batch.curves.tokens_K,
         weight_N=batch.weight_N,
         max_tokens_N=batch.max_tokens_N,
         tie_break_N=batch.tie_break_N,
         cost_N=batch.cost_N,
-        budget_tokens=config.budget_tokens,
+        budget_tokens=config.budget_tokens * len(batch.weight_N) // max(estimates.queries, 1),
         label=lesson.label,
         stages=stages_for(rounds_of(config)),
         given=given,
         seed=config.seed,
         asks_again=config.allocation.most_attempts > 1,
-        calls=estimates.calls,
+        calls=batch.calls,
     )
 
 
-def earlier_for(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> Earlier:
-    """Return what the runs before have learned of these queries; in the run folder afterwards, if the lesson has a store."""
-    if lesson.store is None:
-        return Earlier()
-    return earlier_of(
-        folder,
-        lesson.store,
-        estimates.prompt_tokens_N,
-        tokens_K=estimates.batch.curves.tokens_K,
-        label=lesson.label,
-        seed=config.seed,
+def earlier_for(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> tuple[Earlier, ...]:
+    """Return what the runs before have learned of the queries, by each engine; in the run folder afterwards."""
+    each = estimates.each
+    return tuple(
+        Earlier()
+        if store is None
+        else earlier_of(
+            folder,
+            store,
+            one.prompt_tokens_N,
+            tokens_K=estimates.batch.curves.tokens_K,
+            label=lesson.label,
+            seed=config.seed,
+            engine=engine,
+        )
+        for engine, (one, store) in enumerate(zip(each, lesson.stores or (None,) * len(each), strict=True))
     )
 
 
@@ -156,12 +186,22 @@ def with_earlier(
     """Return estimates by what the runs before have learned, if there is any of it, and that; for a plan."""
     if lesson is None or lesson.left_out:
         return estimates, Earlier()
-    earlier = earlier_for(folder, config, estimates, lesson)
-    if (given := earlier.given) is None:
-        return estimates, earlier
-    tokens_K = estimates.batch.curves.tokens_K
-    curves = curves_from_incidence(given.right_NK, survival_NK=given.survival_NK, tokens_K=tokens_K)
-    return replace(estimates, batch=replace(estimates.batch, curves=curves)), earlier
+    found = earlier_for(folder, config, estimates, lesson)
+    tokens_K, known = estimates.batch.curves.tokens_K, []
+    for one, earlier in zip(estimates.each, found, strict=True):
+        if (given := earlier.given) is not None:
+            curves = curves_from_incidence(given.right_NK, survival_NK=given.survival_NK, tokens_K=tokens_K)
+            one = replace(one, batch=replace(one.batch, curves=curves))
+        known.append(one)
+    return replace(known[0], others=tuple(known[1:])), told_of(found)
+
+
+def told_of(found: tuple[Earlier, ...]) -> Earlier:
+    """Return what is told of what earlier runs have learned of each engine."""
+    first, *others = found
+    for other in others:
+        first = first.beside(other)
+    return first
 
 
 def rounds_of(config: RunConfig) -> int:
@@ -198,6 +238,7 @@ def learned(
         "answers": len(observed),
         "evidence_nats": belief.evidence.learned_nats,
         "learned_share": share,
+        "pooled_share": (1.0 - share - given_share) * belief.pooled_share,
         "given_share": given_share,
     }
     return replace(believed_before, curves=curves), lesson.report().model_copy(update=known)

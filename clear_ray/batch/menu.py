@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import coordinates_of
-from clear_ray.batch.learning import ENCODER, Lesson, incidence_of, rounds_of, stages_for
+from clear_ray.batch.learning import ENCODER, Lesson, earlier_for, incidence_of, rounds_of, stages_for
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.curves import Curves
@@ -44,7 +44,9 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
     batch, learns = estimates.batch, lesson is not None and not lesson.left_out
     tokens_K = batch.curves.tokens_K
     x_NP = np.zeros((estimates.queries, 0))
+    earlier: tuple[Incidence | None, ...] = ()
     if lesson is not None and learns:
+        earlier = tuple(each.given for each in earlier_for(folder, config, estimates, lesson))
         x_NP = coordinates_of(
             folder,
             estimates.prompt_tokens_N,
@@ -65,6 +67,7 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
             None if named.learns and learns else _on_grid(each.batch.curves, tokens_K)
             for named, each in zip(config.named_engines, estimates.each, strict=True)
         ),
+        earlier=earlier,
         learns=learns,
         stages=stages_for(rounds_of(config)),
         seed=config.seed,

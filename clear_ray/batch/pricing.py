@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clear_ray.batch.coordinates import COORDINATES
 from clear_ray.batch.learning import Lesson, learning_offers
 from clear_ray.batch.menu import menu_offers
 from clear_ray.batch.scale import is_sketched_run
@@ -28,13 +30,16 @@ from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.menu import reservation_prices
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.sampled_learning import SampledLearningOffers
+from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates, read_weights
 from clear_ray.storage import Folder
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
     from clear_ray.batch.sketched import SketchedOffers
+    from clear_ray.batch.sketched_learning import SketchedWhole
 
 _LETTERS_A_TOKEN = 4
 _PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
@@ -44,16 +49,22 @@ PROBE = "probe"
 
 def offers_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None = None
-) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers | MenuOffers:
+) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers | SampledLearningOffers[SketchedWhole] | MenuOffers:
     """Return what every query is offered: further tokens, by its estimate or by what the run learns."""
+    learns = lesson is not None and not lesson.left_out
     if config.engines is not None:
         return menu_offers(folder, config, estimates, lesson)
-    if lesson is not None and not lesson.left_out:
+    if is_sketched_run(config, estimates.queries):
+        sketched = _sketched_offers(folder, estimates, cost_N)
+        return _learning_on_a_sample(sketched, folder, config, estimates, lesson) if lesson and learns else sketched
+    if lesson and learns:
         return learning_offers(folder, config, estimates, lesson)
     if config.allocation.most_attempts > 1:
         return AttemptOffers(estimates.batch)
-    if not is_sketched_run(config, estimates.queries):
-        return BatchOffers(estimates.batch, policy=config.allocation.policy)
+    return BatchOffers(estimates.batch, policy=config.allocation.policy)
+
+
+def _sketched_offers(folder: Folder, estimates: Estimates, cost_N: NDArray[np.float64]) -> SketchedOffers:
     from clear_ray.batch.sketched import SketchedOffers
 
     return SketchedOffers(
@@ -66,9 +77,27 @@ def offers_of(
     )
 
 
-def token_costs(config: RunConfig, cost_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what a token of each query takes from the budget, in its unit, by the costs of the input and the prices."""
-    parts = max(0 if named.prices is None else named.prices.token_parts for named in config.named_engines)
+def _learning_on_a_sample(
+    uninformed: SketchedOffers, folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson
+) -> SampledLearningOffers[SketchedWhole]:
+    from clear_ray.batch.sketched_learning import SketchedWhole
+
+    part = learning_offers(folder, config, estimates, lesson)  # it writes the coordinates
+    whole = SketchedWhole(uninformed, partial(_coordinate_rows, folder), read_weights(folder, estimates.queries))
+    return SampledLearningOffers(part, estimates.sample, whole)
+
+
+def token_costs(
+    config: RunConfig, cost_N: NDArray[np.float64], *, of: Callable[[Iterable[int]], int] = max
+) -> NDArray[np.float64]:
+    """Return what a token of each query takes from the budget, in its unit, by the costs of the input and the prices.
+
+    Args:
+        config: As for `run`.
+        cost_N: Costs of the input.
+        of: Of several engines, `max` for the dearest or `min` for the cheapest.
+    """
+    parts = of(0 if named.prices is None else named.prices.token_parts for named in config.named_engines)
     return _scaled_parts(parts, cost_N) / COST_PARTS if parts else cost_N
 
 
@@ -187,19 +216,25 @@ def check_minimum_service(config: RunConfig, cost_N: NDArray[np.float64], folder
     raise ConfigError(said, "allocation.minimum_service_tokens", str(tokens), remedy)
 
 
-def all_reservation_prices(folder: Folder, estimates: Estimates) -> NDArray[np.float64]:
+def all_reservation_prices(estimates: Estimates, rounds: Rounds) -> NDArray[np.float64]:
     """Return the price above which each query is not worth a first token, of any engine, shape (N,)."""
     if not estimates.is_sample:
         return np.asarray(np.max([reservation_prices(batch) for batch in estimates.batches], axis=0))
-    from clear_ray.batch.sketched import reservation_prices_of_rows
-
-    return reservation_prices_of_rows(
-        _estimate_rows(folder), estimates.batch.curves.tokens_K, estimates.queries, calls=estimates.calls
-    )
+    if isinstance(offers := rounds.offers, SampledLearningOffers):
+        whole: SketchedWhole = offers.whole
+        return whole.reservation_prices(offers.learned(rounds.states, available_tokens=0))
+    return cast("SketchedOffers", offers).reservation_prices()
 
 
 def _estimate_rows(folder: Folder) -> Dataset:
+    return _rows(folder.child(ESTIMATES)).select_columns(CURVE_COLUMNS)
+
+
+def _coordinate_rows(folder: Folder) -> Dataset:
+    return _rows(folder.child(COORDINATES))
+
+
+def _rows(folder: Folder) -> Dataset:
     import ray.data
 
-    paths = folder.child(ESTIMATES).files(".parquet")
-    return ray.data.read_parquet(paths, filesystem=folder.filesystem).select_columns(CURVE_COLUMNS)
+    return ray.data.read_parquet(folder.files(".parquet"), filesystem=folder.filesystem)

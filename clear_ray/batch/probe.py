@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 import numpy as np
 import pyarrow.compute as pc
 
-from clear_ray.batch.generate import direct_text_of
+from clear_ray.batch.generate import direct_text_of, homes_of
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.scale import is_sketched_run
-from clear_ray.cluster.engines import EngineActors
+from clear_ray.cluster.engines import EngineActors, is_worker_death
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import BudgetError
+from clear_ray.errors import BudgetError, own_error
+from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
-from clear_ray.stages.probe import Probe, SelectDue, call_rows
-from clear_ray.stages.probe_files import WriteEstimates
+from clear_ray.stages.gate import Gate
+from clear_ray.stages.probe import Probe, SelectDue
+from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
+
+_MOST_TRIES = 4
 
 
 def probe(
     folder: Folder,
     config: RunConfig,
     engines: EngineActors,
+    head: HeadCard,
     rows: int,
     told: Callable[[int], None],
     *,
+    gate: Gate,
     number: int = 0,
 ) -> Estimates:
     """Have every query's prompt read once by an engine; what runs before have read is not read again.
@@ -36,14 +44,16 @@ def probe(
     Args:
         folder: The run folder.
         config: Configuration of the run.
-        engines: The workers of the engine, which are up.
+        engines: The workers of the engine, which may be loading their models still.
+        head: Card of their head.
         rows: Queries of the batch.
         told: Function that hears how many prompts have been read.
+        gate: Opens when they are up and may be asked.
         number: Place of the engine, where there are several.
     """
-    tokens_K, name = np.asarray(engines.head.tokens_K, np.int64), estimates_name(number)
+    tokens_K, name = np.asarray(head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, rows, told, name=name)
+        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -78,12 +88,40 @@ def _probe_the_rest(
     folder: Folder,
     config: RunConfig,
     engines: EngineActors,
+    head: HeadCard,
     rows: int,
     told: Callable[[int], None],
     *,
+    gate: Gate,
     name: str,
 ) -> None:
-    """Write the estimates that are missing, a file for every block of queries, into a folder of this run's own.
+    """Write the estimates that are missing; a few times, should what calls the engines die.
+
+    Ray would start that caller again itself, and repeat its calls without end.
+    """
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            _probe_what_is_due(folder, config, engines, head, rows, told, gate=gate, name=name)
+        except Exception as error:
+            is_death = is_worker_death(error) and own_error(error) is None
+            if not is_death or not tries_left:
+                raise
+        else:
+            return
+
+
+def _probe_what_is_due(
+    folder: Folder,
+    config: RunConfig,
+    engines: EngineActors,
+    head: HeadCard,
+    rows: int,
+    told: Callable[[int], None],
+    *,
+    gate: Gate,
+    name: str,
+) -> None:
+    """Have the estimates that are missing written into a folder of this run's own, a file for some calls.
 
     Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
     """
@@ -97,20 +135,21 @@ def _probe_the_rest(
     if kept:
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
-    into.make()
-    counts = (
-        due.repartition(target_num_rows_per_block=config.dispatch.block_rows)
-        .map_batches(
-            Probe,
-            fn_constructor_args=(engines.workers, tuple(engines.head.tokens_K), direct_text_of(config)),
-            batch_size=call_rows(config, rows, workers=len(engines)),
+    homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
+    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
+        found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(
+            ProbeToFiles,
+            fn_constructor_args=(caller, into),
+            fn_constructor_kwargs={"homes": homes, "calls": calls},
+            batch_size=CALLS_A_FILE * homes.stretch,
             batch_format="pyarrow",
             num_cpus=0.1,
-            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2 * len(engines)),
+            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls),
+            max_restarts=0,  # else Ray says on stderr, in C++, that it may be unable to start the actor again
         )
-        .map_batches(WriteEstimates(into), batch_size=None, batch_format="pyarrow")
-        .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    )
+    counts = found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     read = int(is_estimated_N.sum())
     for count in counts:
         read += int(pc.sum(count["rows"]).as_py() or 0)

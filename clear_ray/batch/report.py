@@ -84,6 +84,8 @@ def make_report(
         generated_tokens=int(spent_tokens_N.sum()),
         wasted_tokens=balance.wasted_tokens,
         prefill_tokens=estimates.prefill_tokens,
+        asked_prompt_tokens=int(estimates.prompt_tokens_N @ np.where(states.rounds_N > 0, states.attempt_N, 0)),
+        spared_prompt_tokens=run.answers.cached_tokens,
         probe_tokens=probe_tokens,
         **_hopes(estimates, rounds, balance.budget_tokens, has_learned=learning is not None and not learning.left_out),
         **_endings(states, spent_tokens_N),

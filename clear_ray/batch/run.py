@@ -31,6 +31,7 @@ from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.menu import cheapest_calls, queries_of_engines
+from clear_ray.batch.opening import opened_meanwhile
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import (
@@ -63,7 +64,6 @@ from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
-from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
@@ -76,6 +76,7 @@ from clear_ray.run_folder.estimates import (
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
+from clear_ray.stages.gate import Gate
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 
@@ -175,12 +176,16 @@ def _run_alone(
             begun.gpus.made(market.actor),
         ):
             progress.begin(_first_stage(config), waiting_for=_start_of(config))
-            engines.wait()
-            progress.begin(_first_stage(config))
-            _open_run(folder, manifest, config, digest, engines, run_id)
-            lesson = lesson_of(folder, config, digest.rows, engines.model)
+            found, lesson = _probed(
+                folder,
+                config,
+                engines,
+                heads,
+                digest.rows,
+                progress,
+                open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
+            )
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            found = _probed(folder, config, engines, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):
                 market.charge(PROBE, parts)
@@ -235,9 +240,6 @@ def plan(
     if sample_share is not None and not 0 < sample_share <= MOST_SHARE:
         said = "answers are sampled for at most a hundredth of the budget"
         raise ConfigError(said, "sample_share", str(sample_share), "Write 0.01 or less.")
-    if sample_share is not None and config.engines is not None:
-        remedy = "Leave it out, or plan with one of the engines."
-        raise ConfigError("answers are sampled of one engine", "sample_share", str(sample_share), remedy)
     config = with_absolute_paths(config)
     beside = open_folder(config.run_dir)
     folder = replace(beside, path=f"{beside.path}.plan-{uuid4().hex[:8]}")  # a name of its own: it is deleted
@@ -264,12 +266,9 @@ def _plan_in(
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
             engines = begun.engines()
-            engines.wait()
-            progress.begin(_first_stage(config))
-            lesson = lesson_of(folder, config, digest.rows, engines.model)
-            found = _probed(folder, config, engines, digest.rows, progress)
+            found, lesson = _probed(folder, config, engines, heads, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
-            sampled = Sampled()
+            sampled = (Sampled(),) * len(config.named_engines)
             if sample_share:
                 sampled = sampled_answers(folder, config, estimates, engines, share=sample_share)
             progress.begin("price")
@@ -281,13 +280,13 @@ def _plan_in(
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
             report = plan_report(estimates, rounds.states, clearing, config.budget_tokens, engines.head, **money)
-            report = with_interval(report, estimates, sampled)
+            report = with_interval(report, estimates, sampled, is_followed=config.allocation.objective == "solved")
             asked = None if share is None else budget_for_share(estimates, share)
             learned = {
                 "learning": None if lesson is None else earlier.told(lesson.report()),
                 "head": head_name(lesson, engines.head.kind),
                 "engines": queries_of_engines(config, clearing),
-                "gain": gain_of(report, config, estimates, lesson, sampled.answers, earlier, engines.head.kind),
+                "gain": gain_of(report, config, estimates, lesson, sampled[0].answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
@@ -327,12 +326,31 @@ def _begun(
         yield progress, replace(begun, ray=ray_and_data)
 
 
-def _probed(folder: Folder, config: RunConfig, engines: EngineActors, rows: int, progress: Progress) -> Estimates:
-    """Return what each of the engines finds in the prompts."""
-    found = []
-    for number, each in enumerate(engines.each):
-        found.append(probe(folder, config, each, rows, progress.note_probed, number=number))
-    return together(found)
+def _probed(
+    folder: Folder,
+    config: RunConfig,
+    engines: EngineActors,
+    heads: tuple[Head, ...],
+    rows: int,
+    progress: Progress,
+    *,
+    open_run: Callable[[], object] = lambda: None,
+) -> tuple[Estimates, Lesson | None]:
+    """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
+
+    def opened(gate: Gate) -> Lesson | None:
+        engines.wait()
+        progress.begin(_first_stage(config))
+        open_run()
+        gate.open()
+        return lesson_of(folder, config, rows, *(each.model for each in engines.each))
+
+    with opened_meanwhile(folder, opened) as (gate, lesson):
+        found = [
+            probe(folder, config, each, head.card, rows, progress.note_probed, gate=gate, number=number)
+            for number, (each, head) in enumerate(zip(engines.each, heads, strict=True))
+        ]
+        return together(found), lesson()
 
 
 def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:
@@ -340,7 +358,7 @@ def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[n
     check_size(config, queries, folder)
     cost_N = read_costs(folder, queries)
     check_one_call(config, cost_N, folder)
-    check_minimum_service(config, token_costs(config, cost_N), folder)
+    check_minimum_service(config, token_costs(config, cost_N, of=min), folder)
     return cost_N
 
 
@@ -360,7 +378,7 @@ def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
-    if isinstance(offers, LearningOffers | MenuOffers):
+    if (lesson is not None and not lesson.left_out) or isinstance(offers, MenuOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
     if isinstance(offers, MenuOffers):
         calls = cheapest_calls(offers)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from clear_ray.batch.intake import load_scorer_of
 from clear_ray.cluster.engines import EngineActors
+from clear_ray.config.prices import Prices
 from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.gain import SampledAnswer
 from clear_ray.records import COST_PARTS
-from clear_ray.report.interval import spending_interval
+from clear_ray.report.interval import Interval, menu_interval, spending_interval
 from clear_ray.report.plan import PlanReport
 from clear_ray.rounds.batch import cost_parts
 from clear_ray.rounds.calls import CallCosts
@@ -53,21 +54,32 @@ class Sampled:
 
 def sampled_answers(
     folder: Folder, config: RunConfig, estimates: Estimates, engines: EngineActors, *, share: float
-) -> Sampled:
-    """Return what came of some random queries; nothing if not even a short answer is paid for.
+) -> tuple[Sampled, ...]:
+    """Return what came of some random queries by each engine; nothing if not even a short answer is paid for.
 
     Args:
         folder: The run folder, with its queries.
         config: As for `plan`.
         estimates: What the probe found.
         engines: The engines.
-        share: Part of the budget that may be spent: no ceilings are asked for that it would not pay for.
+        share: Part of the budget that may be spent, of which each engine has the same: no ceilings are asked for that it
+            would not pay for.
     """
-    allowed_parts = int(share * config.budget_tokens * COST_PARTS)
+    named = config.named_engines
+    allowed_parts = int(share * config.budget_tokens * COST_PARTS) // len(named)
+    return tuple(
+        _sampled_of(folder, config, one, each.workers.handles[0], of.prices, allowed_parts)
+        for one, each, of in zip(estimates.each, engines.each, named, strict=True)
+    )
+
+
+def _sampled_of(
+    folder: Folder, config: RunConfig, estimates: Estimates, worker: Any, prices: Prices | None, allowed_parts: int
+) -> Sampled:
+    """Return what came of some random queries by one engine."""
     parts_of = _parts_of(estimates)
     drawn = np.random.default_rng([config.seed, 1]).permutation(estimates.queries)
     order = [int(i) for i in drawn if int(i) not in estimates.error_of_index and estimates.max_tokens_N[i] > 0]
-    worker = engines.workers.handles[0]
     make = load_scorer_of(config, folder)
     scorer = make() if make is not None else None
     asked: list[int] = []
@@ -78,7 +90,7 @@ def sampled_answers(
             asked.extend(indices)
             taken = []
             for row, generation in _answers(folder, config, ceiling_N, indices, worker):
-                taken.append(_taken_parts(config, ceiling_N, parts_of, row["index"], generation))
+                taken.append(_taken_parts(prices, ceiling_N, parts_of, row["index"], generation))
                 is_ended = generation.finish_reason == "stop"
                 right = _verdict(scorer, row, generation) if is_ended else None
                 if not generation.error:
@@ -147,34 +159,60 @@ def ask_within(
     return taken
 
 
-def with_interval(report: PlanReport, estimates: Estimates, sampled: Sampled) -> PlanReport:
+def with_interval(
+    report: PlanReport, estimates: Estimates, sampled: Sequence[Sampled], *, is_followed: bool = False
+) -> PlanReport:
     """Return a plan whose guesses rest on what some sampled answers took; as it is if there are none.
 
     Args:
         report: The plan.
         estimates: What the probe found.
-        sampled: The answers.
+        sampled: The answers of each engine.
+        is_followed: Whether a wrong answer of one engine is followed by one of the next.
     """
-    report = report.model_copy(update={"sample_tokens": math.ceil(sampled.taken)})
-    if not sampled.whole:
+    report = report.model_copy(update={"sample_tokens": math.ceil(sum(each.taken for each in sampled))})
+    if not any(each.whole for each in sampled):
         return report
-    index, none_N = np.arange(estimates.queries), np.zeros(estimates.queries, np.int64)
-    worst, again = float(estimates.max_tokens_N.sum()), 0.0
-    if (calls := estimates.calls) is not None:
-        worst = float(calls.taken_parts(index, estimates.max_tokens_N, none_N).sum()) / COST_PARTS
-        again = read_again(calls, float(np.mean(sampled.whole)))
+    budget = max(report.budget_tokens - report.probe_tokens, 0)
+    worst = [_worst(one) for one in estimates.each]
+    found = [
+        _interval(one, each.whole, budget, most) if each.whole else None
+        for one, each, most in zip(estimates.each, sampled, worst, strict=True)
+    ]
+    if len(found) > 1 or found[0] is None:
+        spent = menu_interval(found, [_wrong(each) for each in sampled], budget=budget, is_followed=is_followed)
+    else:
+        spent = found[0]
     probe_tokens = report.probe_tokens
-    budget = max(report.budget_tokens - probe_tokens, 0)
-    found = spending_interval(sampled.whole, queries=estimates.queries, budget=budget, worst=worst, again=again)
     return report.model_copy(
         update={
-            "low_tokens": found.low + probe_tokens,
-            "expected_tokens": found.expected + probe_tokens,
-            "worst_tokens": min(math.ceil(worst), budget) + probe_tokens,
-            "high_tokens": found.high + probe_tokens,
-            "sampled_answers": len(sampled.whole),
+            "low_tokens": spent.low + probe_tokens,
+            "expected_tokens": spent.expected + probe_tokens,
+            "worst_tokens": min(math.ceil(sum(worst)), budget) + probe_tokens,
+            "high_tokens": spent.high + probe_tokens,
+            "sampled_answers": sum(len(each.whole) for each in sampled),
         }
     )
+
+
+def _interval(estimates: Estimates, whole: Sequence[float], budget: float, worst: float) -> Interval:
+    """Return what a run spends that asks one engine alone."""
+    again = 0.0 if estimates.calls is None else read_again(estimates.calls, float(np.mean(whole)))
+    return spending_interval(whole, queries=estimates.queries, budget=budget, worst=worst, again=again)
+
+
+def _worst(estimates: Estimates) -> float:
+    """Return what the batch takes if every answer of one engine runs into its ceiling."""
+    if estimates.calls is None:
+        return float(estimates.max_tokens_N.sum())
+    index, none_N = np.arange(estimates.queries), np.zeros(estimates.queries, np.int64)
+    return float(estimates.calls.taken_parts(index, estimates.max_tokens_N, none_N).sum()) / COST_PARTS
+
+
+def _wrong(sampled: Sampled) -> float:
+    """Return the share of an engine's answers that are wrong, with one more answer that is half wrong."""
+    right = [answer.right or 0.0 for answer in sampled.answers]
+    return (len(right) - sum(right) + 0.5) / (len(right) + 1)
 
 
 def read_again(calls: CallCosts, mean: float) -> float:
@@ -191,17 +229,17 @@ def read_again(calls: CallCosts, mean: float) -> float:
 
 
 def _taken_parts(
-    config: RunConfig,
+    prices: Prices | None,
     ceiling_N: NDArray[np.int64],
     parts_of: Callable[[int, int], int],
     index: int,
     generation: Generation,
 ) -> int:
     tokens = len(generation.token_ids)
-    if config.model_prices is None or generation.usage is None:
+    if prices is None or generation.usage is None:
         return parts_of(index, tokens)
     reserved = parts_of(index, int(ceiling_N[index]))
-    return charged_parts(config.model_prices, generation.usage, generated_tokens=tokens, reserved_parts=reserved)
+    return charged_parts(prices, generation.usage, generated_tokens=tokens, reserved_parts=reserved)
 
 
 def _parts_of(estimates: Estimates) -> Callable[[int, int], int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
-from clear_ray.batch.dataset_price import BlockCurves, price_rows
+from clear_ray.batch.dataset_price import BLOCK_ROWS, BlockCurves, price_rows
 from clear_ray.errors import ConfigError
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.batch import Batch
@@ -34,38 +34,42 @@ _GRANTS = pa.schema(
 )
 
 
+class Believed(Protocol):
+    """Reads what is believed of the queries of a block where the block is; it travels there, and gives the same each time."""
+
+    def __call__(self, block: pa.Table) -> Batch:
+        """Return the queries of the rows, which have a column `index`, in their order."""
+
+
 def clear_rows(
     rows: Dataset,
-    tokens_K: NDArray[np.int64],
+    believed: Believed,
     states: QueryStates,
     *,
     is_free_N: NDArray[np.bool_],
-    tie_break_N: NDArray[np.uint64],
     available_tokens: int,
     calls: CallCosts | None = None,
 ) -> Clearing:
     """Price `available_tokens` over the open queries and grant them, in three passes over the rows.
 
     Args:
-        rows: Rows of `records.estimate_schema`, from files.
-        tokens_K: Token grid of their curves.
+        rows: A row a query, from files.
+        believed: What is believed of a block of them.
         states: Where every query stands.
         is_free_N: Queries that may be granted tokens, shape (N,).
-        tie_break_N: A number of each query.
         available_tokens: What may be granted.
         calls: What calls take in all, where prompts are paid for.
 
     Returns:
         The clearing, as from `rounds.clearing.clear` with ceilings as the cost; the price is the sketch's.
     """
-    queries = len(tie_break_N)
+    queries = len(is_free_N)
     if available_tokens < 1 or not is_free_N.any():
         return nothing_to_grant(queries)
-    stands = ray.put((states.answer_tokens_N, is_free_N, tie_break_N, calls))
-    curves_of = _OpenCurves(tokens_K, stands, available_tokens)
+    curves_of = _OpenCurves(believed, ray.put((states.answer_tokens_N, is_free_N)), available_tokens)
     price = price_rows(rows, curves_of, budget_tokens=available_tokens)
     blocks: list[pa.Table] = ray.get(
-        rows.map_batches(_Grant(curves_of, price), batch_size=None, batch_format="pyarrow").to_arrow_refs()
+        rows.map_batches(_Grant(curves_of, price), batch_size=BLOCK_ROWS, batch_format="pyarrow").to_arrow_refs()
     )
     granted = pa.concat_tables([_GRANTS.empty_table(), *(block for block in blocks if len(block))]).sort_by("index")
     index_M, tokens_M, expected_M, utility_M = (granted[name].to_numpy() for name in _GRANTS.names)
@@ -86,19 +90,14 @@ def clear_rows(
     )
 
 
-def reservation_prices_of_rows(
-    rows: Dataset, tokens_K: NDArray[np.int64], queries: int, *, calls: CallCosts | None = None
-) -> NDArray[np.float64]:
+def reservation_prices_of_rows(rows: Dataset, believed: Believed, queries: int) -> NDArray[np.float64]:
     """Return `rounds.batch.reservation_prices` of rows that stay in their files, shape (N,)."""
 
     def prices(block: pa.Table) -> pa.Table:
-        batch = with_calls(
-            read_batch(block, tokens_K, np.zeros(len(block), np.uint64)), calls, block["index"].to_numpy()
-        )
-        return pa.table({"index": block["index"], "price": reservation_prices(batch)})
+        return pa.table({"index": block["index"], "price": reservation_prices(believed(block))})
 
     found_N = np.zeros(queries)
-    for block in ray.get(rows.map_batches(prices, batch_size=None, batch_format="pyarrow").to_arrow_refs()):
+    for block in ray.get(rows.map_batches(prices, batch_size=BLOCK_ROWS, batch_format="pyarrow").to_arrow_refs()):
         if len(block):
             found_N[block["index"].to_numpy()] = block["price"].to_numpy()
     return found_N
@@ -124,6 +123,10 @@ class SketchedOffers:
     max_tokens_N: NDArray[np.int64]
     calls: CallCosts | None = None
 
+    def believed(self) -> Believed:
+        """Return what reads the curves."""
+        return _Stored(self.tokens_K, ray.put((self.tie_break_N, self.calls)))
+
     def clear(
         self,
         states: QueryStates,
@@ -136,13 +139,16 @@ class SketchedOffers:
         _refuse_floors(owed_tokens_N)
         return clear_rows(
             self.rows(),
-            self.tokens_K,
+            self.believed(),
             states,
             is_free_N=is_free_N,
-            tie_break_N=self.tie_break_N,
             available_tokens=available_tokens,
             calls=self.calls,
         )
+
+    def reservation_prices(self) -> NDArray[np.float64]:
+        """Return the price above which each query is not worth a first token, shape (N,)."""
+        return reservation_prices_of_rows(self.rows(), self.believed(), len(self.tie_break_N))
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
         """See `Offers`; there is no such service."""
@@ -157,10 +163,23 @@ def _refuse_floors(owed_tokens_N: NDArray[np.int64]) -> None:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """Reads rows of `records.estimate_schema`."""
+
+    tokens_K: NDArray[np.int64]
+    facts: Any
+
+    def __call__(self, block: pa.Table) -> Batch:
+        tie_break_N, calls = ray.get(self.facts)
+        index_B = block["index"].to_numpy()
+        return with_calls(read_batch(block, self.tokens_K, tie_break_N[index_B]), calls, index_B)
+
+
+@dataclass(frozen=True)
 class _OpenCurves:
     """Makes a block's curves of further tokens; the queries that are done are left out."""
 
-    tokens_K: NDArray[np.int64]
+    believed: Believed
     stands: Any
     available_tokens: int
 
@@ -169,9 +188,8 @@ class _OpenCurves:
 
     def read(self, block: pa.Table) -> tuple[BlockCurves, Axis]:
         """Return the block's curves over amounts, and what amounts turn into."""
-        answer_tokens_N, is_open_N, tie_break_N, calls = ray.get(self.stands)
-        index_B = block["index"].to_numpy()
-        batch = with_calls(read_batch(block, self.tokens_K, tie_break_N[index_B]), calls, index_B)
+        answer_tokens_N, is_open_N = ray.get(self.stands)
+        index_B, batch = block["index"].to_numpy(), self.believed(block)
         option = Option(batch, answer_tokens_N[index_B])
         rows = np.flatnonzero(is_open_N[index_B] & (option.room_N > 0))
         axis = axis_of((option,), rows, available_tokens=self.available_tokens, basis="ceilings")

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import ray
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.core.generated import gcs_service_pb2
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
@@ -38,16 +39,42 @@ def join(address: str | None, **options: Any) -> None:
     Raises:
         ClusterError: Nothing answers there, or no Ray, or another version; or it does not let us in; or none starts here.
     """
-    where = f"Ray cluster {address}" if address else "Ray on this machine"
+    where = _place(address)
     try:
-        if address and address not in ("auto", "local"):
-            _ask_head(address, where)
+        reach(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except ClusterError:
         raise
     except Exception as error:
         ray.shutdown()
         raise cause_of(error, where, is_local=address in (None, "local")) from error
+
+
+def reach(address: str | None) -> str | None:
+    """Return the control store of the cluster at an address that answers; None for a cluster of this machine's own.
+
+    Nothing is started there, and this process does not join it.
+
+    Args:
+        address: As of `ray.init`.
+
+    Raises:
+        ClusterError: Nothing answers there, or no Ray, or another version; or it does not let us in.
+    """
+    if not address or address == "local":
+        return None
+    where = _place(address)
+    if address == "auto":
+        try:
+            address = str(canonicalize_bootstrap_address_or_die("auto"))
+        except Exception as error:
+            raise cause_of(error, where, is_local=False) from error
+    _ask_head(address, where)
+    return address
+
+
+def _place(address: str | None) -> str:
+    return f"Ray cluster {address}" if address else "Ray on this machine"
 
 
 def _ask_head(address: str, where: str) -> None:

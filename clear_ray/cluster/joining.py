@@ -73,6 +73,7 @@ def _start_ray() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         address = os.environ.get("RAY_ADDRESS") or None
+        os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")  # a process more, for statistics that Ray would send home
         local: dict[str, Any] = {} if address else {"include_dashboard": False}
         if not address:
             os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address

@@ -92,6 +92,8 @@ class InputConfig(Settings):
     """What becomes of a row that is no query or too long: the whole input is refused, or that row alone fails."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names of the input."""
+    first_option: Literal["auto", 0, 1] = "auto"
+    """Number of the first option where reference answers are numbers of options; `auto` tells by the whole column."""
     tasks: tuple[ReasoningGymSource, ...] = ()
     """Generated reasoning-gym queries, instead of `path`."""
 

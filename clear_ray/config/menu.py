@@ -113,10 +113,8 @@ def check_menu(config: RunConfig) -> None:
         "allocation.policy uniform": allocation.policy == "uniform",
         f"allocation.objective {allocation.objective}": allocation.objective not in ("correct", "solved"),
         "allocation.attempts": allocation.attempts is not None,
-        "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,
         "allocation.sketched": bool(allocation.sketched),
         "estimate.frozen": estimate.frozen is not None,
-        "estimate.store": estimate.store is not None,
     }
     if wrong := [name for name, is_set in refused.items() if is_set]:
         raise ValueError(f"{wrong[0]} does not go with several engines: leave it out, or name one engine")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+COST_PARTS = 1_000
+"""A cost is a whole number of thousandths of a unit of the budget, so that the account of a run is exact."""
 GPU_SECONDS = "gpu-seconds"
 SIGNS = {"$": "USD", "€": "EUR", "£": "GBP"}
 """Signs of money that mean one currency here; `US$` and `usd` mean the same as `$`."""

@@ -1,7 +1,7 @@
 """Price lists: what a million tokens of a model cost, exactly, and what a call takes from a budget by them.
 
 A run that has prices keeps its account in billionths of its currency, or of a GPU-second, and in whole thousandths of those
-(`records.COST_PARTS`). So a price of up to six decimals per million tokens is exact: $0.0375 is 37,500 thousandths a token.
+(`money.COST_PARTS`). So a price of up to six decimals per million tokens is exact: $0.0375 is 37,500 thousandths a token.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from clear_ray.config.base import Settings, read_yaml
-from clear_ray.config.money import CURRENCIES, GPU_SECONDS, amount_of
+from clear_ray.config.money import COST_PARTS, CURRENCIES, GPU_SECONDS, amount_of
 from clear_ray.config.refusal import as_written
 
 NANO = 10**9
 """Units of the account in one of the currency."""
-COST_PARTS = 1_000
-"""Parts of a unit: `records.COST_PARTS`."""
 ANY_MODEL = "*"
 _DECIMALS = 6
 _PARTS = NANO * COST_PARTS // 10**6  # of a price per million tokens, for one token

@@ -139,6 +139,7 @@ class Admission:
             error=answer.error,
             sample=grant.sample,
             logprobs=None if answer.top_logprobs is None else self._logprobs(answer.read),
+            cached_tokens=answer.cached_tokens,
         )
         return check_generation(grant, generation)
 

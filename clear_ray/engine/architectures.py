@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import transformers
-
 from clear_ray.engine.context import moving_positions, unscaled_context
 from clear_ray.errors import ConfigError
 
@@ -50,6 +48,8 @@ def read_model_config(folder: Path) -> Any:
     Raises:
         ConfigError: transformers does not know the architecture, or its configuration is broken.
     """
+    import transformers
+
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # configurations are checked by their own classes, each in its own way

@@ -148,6 +148,7 @@ class Generation:
         is_at_end: Whether an answer that was cut off cannot be gone on with.
         is_lost: Whether it is not known what became of the grant: all of it counts as spent, and another may be tried.
         logprobs: Of the tokens that have text, where the grant asks for them; None where the engine gives none.
+        cached_tokens: Of prompt and prefix, those that a model of ours did not read for this grant: it had read them before.
     """
 
     query_id: str
@@ -160,6 +161,7 @@ class Generation:
     is_at_end: bool = False
     is_lost: bool = False
     logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

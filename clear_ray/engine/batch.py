@@ -54,6 +54,7 @@ class Answer:
         stops: Texts that end it, if any.
         matcher: How far it has come in the structure that it keeps to, if it keeps to one.
         read: What the model thought of each of `generated`, where that was asked for.
+        cached_tokens: Of `input_ids`, those that were not read for it, since what the probe had read was at hand.
     """
 
     grant: Grant
@@ -69,6 +70,7 @@ class Answer:
     stops: Stops | None = None
     matcher: Matcher | None = None
     read: list[ReadToken] = field(default_factory=list)
+    cached_tokens: int = 0
 
     @property
     def top_logprobs(self) -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, VllmConfig
 from clear_ray.engine.base import Engine, Prompt, read_prompt
+from clear_ray.engine.plain_files import plain_config, plain_folder
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest import PromptLimit
 
@@ -97,14 +98,21 @@ def prompt_limit(config: EngineConfig) -> PromptLimit | None:
     """
     if isinstance(config, ReplayConfig | OpenAIConfig):
         return None
-    from clear_ray.engine.architectures import read_model_config
     from clear_ray.engine.context import context_tokens
-    from clear_ray.engine.loading import model_folder
 
-    limit_tokens = context_tokens(config, read_model_config(model_folder(config.model)))
+    limit_tokens = context_tokens(config, _saved_config(config.model))
     added = _TEMPLATE_TOKENS + len((config.system_prompt or "").encode())
     counting = _Counting(config)
     return PromptLimit(limit_tokens, counting.count, template_tokens=added, vocabulary_tokens=counting.vocabulary)
+
+
+def _saved_config(model: str) -> Any:
+    if (folder := plain_folder(model)) is not None:
+        return plain_config(folder)
+    from clear_ray.engine.architectures import read_model_config
+    from clear_ray.engine.loading import model_folder
+
+    return read_model_config(model_folder(model))
 
 
 class _Counting:

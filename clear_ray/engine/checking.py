@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from logging import CRITICAL as _CRITICAL
+from collections.abc import Callable
 from typing import Any
 
 from clear_ray.config.engine import (
@@ -47,7 +45,9 @@ def check_engine(
         return
     if isinstance(config, VllmConfig) and not os.environ.get("RAY_ADDRESS"):  # else it runs on that cluster's machines
         check_installed()
-    with _silent_transformers():
+    from clear_ray.engine.notes import silent_transformers
+
+    with silent_transformers():
         _check_files(config, probe_layers)
     from clear_ray.engine.fingerprint import model_fingerprint
     from clear_ray.engine.loading import model_folder
@@ -109,21 +109,7 @@ def engine_notes(config: EngineConfig) -> tuple[str, ...]:
         return endpoint_notes(config)
     from clear_ray.engine.notes import model_notes
 
-    with _silent_transformers():
-        return model_notes(config)
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Have transformers say nothing beside the one line that we make of its error."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(_CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    return model_notes(config)
 
 
 def _without_weights(architecture: Any) -> Any:

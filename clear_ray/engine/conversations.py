@@ -32,7 +32,11 @@ class ConversationWatch:
     @cached_property
     def _rendering(self) -> Rendering | None:
         # An endpoint's template is not here.
-        return None if isinstance(self._config, ReplayConfig | OpenAIConfig) else rendering_of(self._config)
+        return (
+            None
+            if isinstance(self._config, ReplayConfig | OpenAIConfig)
+            else rendering_of(self._config, for_templates=True)
+        )
 
     def see(self, index: int, query: NormalRow) -> None:
         """Render a conversation.

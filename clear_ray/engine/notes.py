@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
 from clear_ray.config.engine import ModelConfig, VllmConfig
+from clear_ray.engine.architectures import refuse_unfit, way_note
+from clear_ray.engine.context import context_tokens
+from clear_ray.engine.plain_files import has_template_file, plain_config, plain_folder
 from clear_ray.errors import ConfigError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -55,13 +61,25 @@ def model_notes(config: ModelConfig) -> tuple[str, ...]:
         ConfigError: The model is not there or cannot be run by this engine, or its chat template does not take what is set.
         EngineError: Its tokenizer cannot be loaded.
     """
-    from clear_ray.engine.architectures import read_model_config, refuse_unfit, way_note
-    from clear_ray.engine.context import context_tokens
+    folder = plain_folder(config.model)
+    asks_template = config.system_prompt is not None or bool(config.chat_template_kwargs)
+    if folder is not None and not asks_template:
+        return _notes(config, folder, plain_config(folder), has_template=has_template_file(folder))
+    from clear_ray.engine.architectures import read_model_config
     from clear_ray.engine.loading import model_folder
     from clear_ray.engine.rendering import rendering_of
 
-    folder = model_folder(config.model)
-    saved = read_model_config(folder)
+    with silent_transformers():
+        folder = model_folder(config.model)
+        return _notes(
+            config,
+            folder,
+            read_model_config(folder),
+            has_template=rendering_of(config, for_templates=True).has_template,
+        )
+
+
+def _notes(config: ModelConfig, folder: Path, saved: Any, *, has_template: bool) -> tuple[str, ...]:
     is_ours = not isinstance(config, VllmConfig)
     if is_ours:
         refuse_unfit(saved)
@@ -69,7 +87,7 @@ def model_notes(config: ModelConfig) -> tuple[str, ...]:
     notes = []
     if is_ours:
         notes.append(way_note(saved, limit_tokens))
-    if not rendering_of(config).has_template and config.chat_template:
+    if not has_template and config.chat_template:
         notes.append("the model has no chat template: prompts are read as the plain text that they are")
     if untaken := untaken_settings(folder, config):
         notes.append(f"not taken from the model's generation_config: {', '.join(untaken)}")
@@ -107,3 +125,16 @@ def untaken_settings(folder: Path, config: ModelConfig) -> list[str]:
         if value is not None and value != ours and not is_harmless:
             listed.append(f"{name} {json.dumps(value)}")
     return listed
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Have transformers say nothing beside the one line that we make of its error."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -10,13 +10,21 @@ from typing import Any
 import torch
 
 from clear_ray.engine.base import Features
+from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.shallow import states_of
 from clear_ray.engine.trial import Way, make_cache
 
 
 @torch.inference_mode()
 def read_prompts(
-    runner: Any, way: Way, features: Features, rows: list[int], ids_N: list[list[int]], *, pass_tokens: int
+    runner: Any,
+    way: Way,
+    features: Features,
+    rows: list[int],
+    ids_N: list[list[int]],
+    *,
+    pass_tokens: int,
+    kept: KeptPrompts | None = None,
 ) -> None:
     """Fill in the features of some prompts from passes over all but their last token, and one over that.
 
@@ -27,6 +35,7 @@ def read_prompts(
         rows: Which prompts.
         ids_N: Token ids of all prompts.
         pass_tokens: Positions of one pass.
+        kept: Takes what was read, for the answers to these prompts; None where the runner has not all layers.
     """
     lengths = [len(ids_N[row]) for row in rows]
     if way == "own_caches":
@@ -41,6 +50,8 @@ def read_prompts(
         head_ND = runner.prefill(cache, 0, heads, max(1, pass_tokens // len(rows))) if max(lengths) > 1 else 0.0
         with states_of(runner.decoder) as states:
             output = runner.decode(cache, [ids_N[row][-1] for row in rows], [len(head) for head in heads])
+        if kept is not None:
+            kept.keep([ids_N[row] for row in rows], cache)
         last_ND = torch.cat(states)[:, -1].float()
         total_ND, logits_NV = head_ND + last_ND, output.logits[:, -1]
     log_p_NV = torch.log_softmax(logits_NV.float(), dim=-1)

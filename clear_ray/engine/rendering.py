@@ -14,6 +14,7 @@ from typing import Any
 from clear_ray.config.engine import ModelConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Chat, Prompt, RawText, TokenIds, messages_of
+from clear_ray.engine.plain_files import has_plain_tokenizer
 from clear_ray.engine.smollm2 import resolve_model
 from clear_ray.errors import ConfigError, EngineError, SchemaError
 
@@ -35,6 +36,7 @@ class Rendering:
         system_prompt: System message put before every prompt that has none of its own.
         template_settings: Handed to the chat template, such as `enable_thinking`.
         continue_final_message: Let a conversation that ends with the assistant's words go on after them.
+        for_templates: Only texts of conversations are wanted: the tokenizer may be read without what belongs to its model.
 
     Raises:
         ConfigError: There is no such model, or its chat template does not know one of the settings, or no system message.
@@ -49,12 +51,11 @@ class Rendering:
         system_prompt: str | None = None,
         template_settings: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        for_templates: bool = False,
     ) -> None:
-        from transformers import AutoTokenizer
-
         source = resolve_model(str(model))
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            self._tokenizer = _tokenizer_of(source, for_templates=for_templates)
         except Exception as error:  # of as many kinds as there are tokenizers
             raise EngineError(
                 "the tokenizer cannot be loaded",
@@ -238,12 +239,23 @@ class Rendering:
         return ids
 
 
-def rendering_of(config: ModelConfig, folder: str | Path | None = None) -> Rendering:
+def _tokenizer_of(source: Path | str, *, for_templates: bool) -> Any:
+    if for_templates and isinstance(source, Path) and has_plain_tokenizer(source):
+        from transformers import TokenizersBackend
+
+        return TokenizersBackend.from_pretrained(source)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def rendering_of(config: ModelConfig, folder: str | Path | None = None, *, for_templates: bool = False) -> Rendering:
     """Return how a run puts its prompts to its model.
 
     Args:
         config: The model and how it is prompted.
         folder: Where the model is, if that is known already.
+        for_templates: See `Rendering`.
 
     Raises:
         ConfigError: There is no such model, or its chat template does not take what is set.
@@ -255,4 +267,5 @@ def rendering_of(config: ModelConfig, folder: str | Path | None = None) -> Rende
         system_prompt=config.system_prompt,
         template_settings=config.chat_template_kwargs,
         continue_final_message=config.continue_final_message,
+        for_templates=for_templates,
     )

@@ -63,15 +63,24 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
         for tensor in (*self._keys, *self._values):
             tensor[targets.start : targets.stop, :, :length] = tensor[source, :, :length]
 
-    def adopt(self, row: int, other: SlotCache, length: int) -> None:
-        """Copy the first `length` positions of another cache's first slot into one of this cache."""
+    def adopt(self, row: int, other: SlotCache, length: int, *, source: int = 0, first: int = 0) -> None:
+        """Copy the first `length` positions of another cache's slot into one of this cache, from position `first` on."""
         if not self._keys:  # nothing was read into this one yet
             self._keys, self._values = [
                 [tensor.new_zeros(self.slots, tensor.shape[1], self.positions, tensor.shape[3]) for tensor in tensors]
                 for tensors in (other._keys, other._values)
             ]
         for mine, theirs in zip((*self._keys, *self._values), (*other._keys, *other._values), strict=True):
-            mine[row, :, :length] = theirs[0, :, :length]
+            mine[row, :, first : first + length] = theirs[source, :, :length]
+
+    def cut(self, slots: int, begin: int, end: int) -> SlotCache:
+        """Return a cache of its own with some positions of the first slots."""
+        part = SlotCache()
+        part.slots, part.positions = slots, end - begin
+        part._keys, part._values = [
+            [tensor[:slots, :, begin:end].clone() for tensor in tensors] for tensors in (self._keys, self._values)
+        ]
+        return part
 
     def copy_rows(self, source_N: torch.Tensor, target_N: torch.Tensor, length: int) -> None:
         """Copy the first `length` positions of some slots over those of others, which are not among them."""

@@ -21,6 +21,7 @@ from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, common_prefix_tokens, reading_groups
+from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.logits import LogitsShaper, choice_in, next_tokens, read_logprobs
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import Way, make_cache, make_runner
@@ -63,6 +64,7 @@ class SlotBatch:
         refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
             costs several steps of decoding, more of them at a time are cheaper. Nobody waits longer than 16 steps for that.
         way: How the model is run, as `find_way` found it.
+        kept: Prompts that were read before; they give way where the cache needs their room.
     """
 
     def __init__(
@@ -77,8 +79,9 @@ class SlotBatch:
         graphs: bool = False,
         refill_rows: int = 1,
         way: Way = "slots",
+        kept: KeptPrompts | None = None,
     ) -> None:
-        self._way = way
+        self._way, self._kept = way, kept or KeptPrompts(0)
         self._runner: Any = make_runner(model, way, graphs=graphs)
         self._cache: Any = make_cache(way)
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
@@ -122,6 +125,7 @@ class SlotBatch:
         """Drop the cache."""
         self._reading = None
         self._cache = make_cache(self._way)
+        self._kept.leave(0)
         self._runner.forget()
 
     def _end_cancelled(self) -> list[Answer]:
@@ -173,7 +177,9 @@ class SlotBatch:
                 return
 
     def _is_long(self, answer: Answer) -> bool:
-        """Whether what no running answer has read already takes more than one pass, and memory has room to read it apart."""
+        """Whether what nothing has read already takes more than one pass, and memory has room to read it apart."""
+        if self._kept.has(answer.input_ids):
+            return False
         if len(answer.input_ids) - 1 <= self._prefill_tokens or 2 * _needed_positions(answer) > self._cache_tokens:
             return False
         head = answer.input_ids[:-1]
@@ -214,6 +220,7 @@ class SlotBatch:
             starting.append(answer)
         if starting:
             self._make_room(len(self._running) + len(starting), positions)
+            starting = self._start_read(starting)
             heads = [answer.input_ids[:-1] for answer in starting]
             for group in reading_groups(heads, pass_tokens=self._prefill_tokens, pass_cost=self._pass_cost):
                 ended += self._prefill([starting[row] for row in group])
@@ -227,7 +234,19 @@ class SlotBatch:
             positions = rounded
         slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
         self._runner.forget()
+        self._kept.leave(max(0, self._cache_tokens - slots * positions))
         self._cache.reserve(slots, positions, kept_rows=len(self._running))
+
+    def _start_read(self, starting: list[Answer]) -> list[Answer]:
+        """Start those whose prompts were read before; return the others."""
+        left = []
+        for answer in starting:
+            if self._kept.copy_to(self._cache, len(self._running), answer.input_ids):
+                answer.cached_tokens = len(answer.input_ids) - 1  # decode begins with the last one
+                self._running.append(answer)
+            else:
+                left.append(answer)
+        return left
 
     def _prefill(self, group: list[Answer]) -> list[Answer]:
         """Read the group's inputs into the next slots; return those that failed."""

@@ -19,6 +19,7 @@ from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.batch import BatchThread, FairLock
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
+from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.rendering import rendering_of
@@ -32,6 +33,7 @@ from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 
 _TRIAL_ROWS = 32
 _DEEP = 8
+_KEPT_SHARE = 0.5  # of the cache, for prompts that were read and not asked yet
 
 
 class TransformersEngine:
@@ -79,16 +81,20 @@ class TransformersEngine:
         self._runner: Any = make_runner(probed, self._way)
         if device.type == "cpu":
             torch.set_num_threads(config.threads or _threads_for(self._model, config.max_batch, self._way))
+        cache_tokens = cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch)
+        is_whole = self._way == "slots" and probed is self._model
+        self._kept = KeptPrompts(int(cache_tokens * _KEPT_SHARE)) if is_whole else None
         batch = SlotBatch(
             self._model,
             config,
-            cache_tokens=cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch),
+            cache_tokens=cache_tokens,
             prefill_tokens=self._prefill_tokens,
             end_token_ids=ends,
             closing=closing,
             graphs=device.type == "cuda" and not config.enforce_eager,
             refill_rows=refill_rows(config.max_batch, device),
             way=self._way,
+            kept=self._kept,
         )
         self._model_turns = FairLock()
         self._runner.pause = (
@@ -131,7 +137,15 @@ class TransformersEngine:
             pass_cost = PASS_COST[self._model.device.type]
             for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens, pass_cost=pass_cost):
                 with self._model_turns:
-                    read_prompts(self._runner, self._way, features, rows, ids_N, pass_tokens=self._prefill_tokens)
+                    read_prompts(
+                        self._runner,
+                        self._way,
+                        features,
+                        rows,
+                        ids_N,
+                        pass_tokens=self._prefill_tokens,
+                        kept=self._kept,
+                    )
         except RuntimeError as error:
             raise EngineFailedError(
                 "the language model failed",

@@ -4,8 +4,8 @@
 that follow noise are worse than equal ceilings. So what was learned has to show itself: every observed answer, cut ones too,
 is predicted by factors that were fitted without it, once with the coordinates and once without any. The difference of the two
 log-likelihoods is the evidence, in nats. The share of the learned curves is `1 / (1 + exp(bar - evidence))`; the rest is the
-*uninformed law*, at the pooled level, under which all queries ask for equal ceilings. Not the pooled curve: that one is as
-S-shaped as chance has drawn it, and a price would give up queries for it.
+*uninformed law*, at the pooled level, under which all queries ask for equal ceilings. The pooled curve is as S-shaped as
+chance has drawn it, and a price gives up queries for it: it stands in the law's place as far as that pays (`giving_up`).
 
 **Given beliefs**, such as those of a head of an earlier run, are a third candidate: they predict the same answers, and
 need no fit.
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.estimation.factors import Factors, Label, Observed, fit_factors, law, log_likelihood_M
+from clear_ray.estimation.giving_up import Judged, share_of_pooled
 from clear_ray.estimation.hazards import Incidence
 
 Array = NDArray[np.float64]
@@ -67,11 +68,15 @@ class Belief:
         factors: One fit of all answers; or one for each fold of queries, without the answers of that fold.
         evidence: How well they predict.
         solvability: Solvability of the uninformed law that they are mixed with.
+        pooled: The curve of all answers.
+        pooled_share: How far it is followed, and not the law, where the coordinates are not.
     """
 
     factors: tuple[Factors, ...]
     evidence: Evidence
     solvability: float
+    pooled: Factors | None = None
+    pooled_share: float = 0.0
 
     def incidence(
         self,
@@ -99,7 +104,15 @@ class Belief:
             # Shares of what is not the law's; together they are 1.
             own = share / (share + share_given)
             learned = _mixed(learned, own, given.right_NK, given.survival_NK)
-        return with_law(learned, share=share + share_given, solvability=self.solvability, tokens_K=tokens_K)
+        found = with_law(learned, share=share + share_given, solvability=self.solvability, tokens_K=tokens_K)
+        if self.pooled is None or not self.pooled_share:
+            return found
+        pooled = self.pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K)
+        rest = (1.0 - share - share_given) * self.pooled_share
+        law_right_K, law_survival_K = law(tokens_K, solvability=self.solvability)
+        right = found.right_NK + rest * (pooled.right_NK - law_right_K)
+        survival = found.survival_NK + rest * (pooled.survival_NK - law_survival_K)
+        return Incidence(right, np.maximum(1.0 - right - survival, 0.0), survival)
 
 
 def learn(
@@ -111,6 +124,7 @@ def learn(
     seed: int = 0,
     given: Incidence | None = None,
     fold_N: NDArray[np.int64] | None = None,
+    average_tokens: float | None = None,
 ) -> Belief:
     """Fit what was observed, and weigh it.
 
@@ -123,6 +137,7 @@ def learn(
         given: Beliefs of all queries that were there before.
         fold_N: For replays in which several queries are the same one asked again: their fold. No query is then believed
             anything that an answer of its own fold has taught.
+        average_tokens: Budget of a query; the law alone stands beside what was learned if not given.
     """
     rng = np.random.default_rng(seed)
     if len(observed) > MOST_ANSWERS:
@@ -133,12 +148,14 @@ def learn(
         if len(observed) > EVIDENCE_ANSWERS:
             observed = observed.take(np.sort(rng.choice(len(observed), EVIDENCE_ANSWERS, replace=False)))
     parts = rng.permutation(np.arange(len(observed)) % FOLDS) if fold_N is None else fold_N[observed.query_M]
-    fitted, gain, given_gain, level = [], 0.0, 0.0, []
+    fitted, gain, given_gain, level, judged = [], 0.0, 0.0, [], []
+    everything = observed
     for fold in range(FOLDS if fold_N is None else int(fold_N.max()) + 1):
         seen, held = observed.take(parts != fold), observed.take(parts == fold)
         informed = fit_factors(x_NP, seen, tokens_K=tokens_K, label=label)
         pooled = fit_factors(x_NP[:, :0], seen, tokens_K=tokens_K, label=label)
         fitted.append(informed)
+        judged.append(Judged(pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K), held))
         level.append(pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K).right_NK[0, -1])
         if not len(held):
             continue
@@ -152,9 +169,13 @@ def learn(
                 (log_likelihood_M(take_rows(given, held.query_M), held, tokens_K=tokens_K) - pooled_M).sum()
             )
     evidence = Evidence(len(observed), gain, None if given is None else given_gain)
-    return Belief(
-        tuple(fitted) if whole is None else (whole,), evidence, max(float(np.mean(level)), _LEAST_SOLVABILITY)
-    )
+    solvability = max(float(np.mean(level)), _LEAST_SOLVABILITY)
+    factors = tuple(fitted) if whole is None else (whole,)
+    if average_tokens is None:
+        return Belief(factors, evidence, solvability)
+    share = share_of_pooled(judged, average_tokens=average_tokens, tokens_K=tokens_K, label=label, seed=seed)
+    pooled = fit_factors(x_NP[:, :0], everything, tokens_K=tokens_K, label=label)
+    return Belief(factors, evidence, solvability, pooled, share)
 
 
 def by_fold(

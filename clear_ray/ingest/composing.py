@@ -6,7 +6,6 @@ system prompt is a turn of its own.
 
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,43 +106,6 @@ def options_in(row: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, st
 def counts_from_one(columns: Sequence[str]) -> bool:
     """Whether options stand in columns that are numbered from 1: answers name them by these numbers, their labels."""
     return len(columns) > 1 and columns[0].endswith("1")
-
-
-def label_of_index(gold: Any, options: Mapping[str, str], column: str, *, columns: Sequence[str] = ()) -> Any:
-    """Return a reference answer that is an option's number as that option's label; any other as it is.
-
-    Numbers count from 0, or from 1 where the options' columns do. An option's column names it, too.
-
-    Args:
-        gold: The answer.
-        options: From `options_in`.
-        column: Where the answer stands, as errors name it.
-        columns: Columns of the options.
-
-    Raises:
-        SchemaError: There is no such option.
-    """
-    if not options:
-        return gold
-    if isinstance(gold, str):
-        place = list(columns).index(gold.strip()) if gold.strip() in columns else len(options)
-        if place < len(options):
-            return list(options)[place]
-        if not (counts_from_one(columns) and gold.strip().isdecimal()):
-            return gold
-        gold = int(gold[:20])
-    if not isinstance(gold, int | float) or isinstance(gold, bool) or not math.isfinite(gold) or gold != int(gold):
-        return gold
-    number, first = int(gold), int(counts_from_one(columns))
-    if not first and any(str(number) in (label, text.strip()) for label, text in options.items()):
-        return number
-    if not first <= number < len(options) + first:
-        what, remedy = (
-            f"there is no such option among {len(options)}, counted from {first}",
-            "Write the option's letter.",
-        )
-        raise SchemaError(what, column, shown(gold), remedy)
-    return list(options)[number - first]
 
 
 def _lettered(texts: list[str], column: str) -> dict[str, str]:

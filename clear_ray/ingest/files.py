@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import codecs
 import fnmatch
+import io
+import lzma
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from clear_ray.config.input import InputConfig
 from clear_ray.errors import ConfigError, SchemaError
+from clear_ray.ingest.arrow import FILE, STREAM, read_arrow
 from clear_ray.ingest.documents import is_document, read_document
 from clear_ray.ingest.jsonl import Layout, Readable, read_jsonl
 from clear_ray.ingest.parquet import read_parquet
@@ -21,18 +25,19 @@ from clear_ray.ingest.unfolding import unfolded
 from clear_ray.redaction import without_secrets, without_secrets_inside
 from clear_ray.storage import Folder, open_location
 
-_ENDINGS = re.compile(r"\.(parquet|pq|(jsonl|json|ndjson|csv|tsv|tab)(\.(gz|zst|zstd|bz2|lz4))?)$", re.IGNORECASE)
-_SHOWN_ENDINGS = ".jsonl, .json, .ndjson, .csv, .tsv (also .gz, .zst, .bz2, .lz4), .parquet or .pq"
+_ENDINGS = re.compile(
+    r"\.(parquet|pq|arrow|feather|(jsonl|json|ndjson|csv|tsv|tab)(\.(gz|zst|zstd|bz2|lz4|xz))?)$", re.IGNORECASE
+)
+_SHOWN_ENDINGS = ".jsonl, .json, .ndjson, .csv, .tsv (also .gz, .zst, .bz2, .lz4, .xz), .parquet, .pq or .arrow"
 _TABLES = re.compile(r"\.(csv|tsv|tab)(\.\w+)?$", re.IGNORECASE)
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}
-_UNPACK = "Unpack it; gzip, zstd, bzip2 and lz4 are read as they are."
-_AS_PARQUET = "Write it as Parquet: `datasets.load_from_disk(…).to_parquet(…)`, or with pyarrow."
+_XZ = b"\xfd7zXZ\0"
+_UNPACK = "Unpack it; gzip, zstd, bzip2, lz4 and xz are read as they are."
+_OF_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
+"""Files beside those with rows in a folder that the library `datasets` wrote."""
 _OTHERS = {
-    b"\xfd7zXZ\0": ("is compressed with xz", _UNPACK),
     b"7z\xbc\xaf": ("is a 7z archive", _UNPACK),
     b"PK\x03\x04": ("is a ZIP archive or a workbook", f"{_UNPACK} Save a workbook as CSV in UTF-8."),
-    b"ARROW1": ("is an Arrow file", _AS_PARQUET),
-    b"\xff\xff\xff\xff": ("is an Arrow stream", _AS_PARQUET),
     b"Obj\x01": ("is an Avro file", "Write it as Parquet or JSON lines."),
     b"ORC": ("is an ORC file", "Write it as Parquet or JSON lines."),
     b"SQLite format": ("is a database", "Write its rows as JSON lines, CSV or Parquet."),
@@ -101,10 +106,13 @@ def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> I
     with filesystem.open_input_stream(path, compression=None) as stream:
         start = stream.read(16)
     other = next((said for magic, said in _OTHERS.items() if start.startswith(magic)), None)
+    is_arrow, is_xz = start.startswith((FILE, STREAM)), start.startswith(_XZ)
     if other is not None:
         yield SourceBatch.unreadable(SchemaError(f"the file {other[0]}", path, "", other[1]), origin=path)
     elif (start := start[:4]) == _PARQUET and config.format in ("auto", "parquet"):
         yield from read_parquet(filesystem, path, origin=path, columns=config.columns)
+    elif is_arrow and config.format == "auto":
+        yield from read_arrow(filesystem, path, origin=path, columns=config.columns)
     elif start == _PARQUET or config.format == "parquet":
         found = "is a Parquet file" if start == _PARQUET else "is not a Parquet file"
         refusal = SchemaError(f"the file {found}", path, repr(start), f"input.format says {config.format}; try auto.")
@@ -112,7 +120,7 @@ def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> I
     else:
         compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
         with filesystem.open_input_stream(path, compression=compression) as stream:
-            yield from _read_text(stream, path, config)
+            yield from _read_text(_Unpacked(stream) if is_xz else stream, path, config)
 
 
 class _Peeked:
@@ -131,6 +139,35 @@ class _Peeked:
             block, self._unread = self._unread[:size], self._unread[size:]
             return block
         return self._stream.read(size)
+
+
+class _Unpacked:
+    """A stream of xz, which Arrow does not unpack."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._file = lzma.LZMAFile(io.BufferedReader(_Raw(stream)))  # noqa: SIM115 - it ends with the stream
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+        try:
+            return self._file.read(size)
+        except (lzma.LZMAError, EOFError) as error:
+            raise OSError(f"it is damaged as xz: {error}") from None
+
+
+class _Raw(io.RawIOBase):
+    """A stream as the standard library takes it."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        block = self._stream.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
 
 
 class _FromUtf16:
@@ -202,6 +239,7 @@ def _find(location: str) -> tuple[pafs.FileSystem, list[str], list[str]]:
         said = without_secrets_inside(str(error).replace(location, place))
         raise SchemaError("the input cannot be listed", place, said, "Check input.path.") from None
     there = sorted(f.path for f in listed if f.is_file and not _is_hidden(f.path, path))
+    there = [file for file in there if file.rpartition("/")[2] not in _OF_DATASETS]
     paths = [file for file in there if _ENDINGS.search(file)]
     if not paths:
         raise SchemaError("the folder holds no input file", place, "", f"Files in it must end in {_SHOWN_ENDINGS}.")

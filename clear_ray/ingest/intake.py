@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, Protocol
 
@@ -29,6 +29,7 @@ from clear_ray.ingest.normalise import (
     query_id_of,
 )
 from clear_ray.ingest.notices import Notices
+from clear_ray.ingest.option_numbers import FirstOption, OptionNumbers
 from clear_ray.ingest.query_files import QueryFiles
 from clear_ray.ingest.requests import REQUEST_COLUMNS, at, read_request, request_columns
 from clear_ray.ingest.sampling_fields import Asked, refuse_equal_answers, sampling_params_of
@@ -65,6 +66,8 @@ def ingest(
     continues: bool = False,
     temperature: float | None = None,
     splits: bool = True,
+    first_option: FirstOption = "auto",
+    options_of: Callable[[str, bool], Mapping[str, str]] | None = None,
 ) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
 
@@ -85,6 +88,8 @@ def ingest(
             row are its reference answer.
         temperature: The run's, which several answers to one row are refused at if it is 0; None where it has no effect.
         splits: Whether a row that asks for several answers (`n`) becomes as many queries; if not, `n` is only noted.
+        first_option: The number of the first option where reference answers are numbers of options.
+        options_of: Function that reads the options in a prompt (whether it is a conversation), if answers may number them.
 
     Returns:
         What was taken in.
@@ -93,6 +98,7 @@ def ingest(
         SchemaError: A row cannot be read as a query, an id is given twice, or there is no row at all.
         ConfigError: The folder cannot be written.
         StorageError: Its disk is full or broken.
+        CountsFromOneError: With `first_option` `auto`, the input turned out to count options from 1: take it in again so.
     """
     files = QueryFiles(queries)
     intake = _Intake(
@@ -107,6 +113,8 @@ def ingest(
         continues=continues,
         temperature=temperature,
         splits=splits,
+        numbers=OptionNumbers(first_option),
+        options_of=options_of,
     )
     try:
         for batch in batches:
@@ -134,7 +142,10 @@ class _Intake:
         continues: bool,
         temperature: float | None,
         splits: bool,
+        numbers: OptionNumbers,
+        options_of: Callable[[str, bool], Mapping[str, str]] | None,
     ) -> None:
+        self._numbers_of, self._options_of = numbers, options_of
         self._watches, self._continues = watches, continues
         self._temperature, self._splits = temperature, splits
         self._check_sampling = check_sampling or (lambda _: ())
@@ -258,8 +269,9 @@ class _Intake:
         if self._problems:
             raise self._refusal()
         url = self._format[0] if self._format else None
+        counted = list(self._numbers_of.lines())
         said = [line for watch in self._watches for line in watch.close(self._files.rows)]
-        notices = (*self._notices.lines(self._max_tokens), *said)
+        notices = (*self._notices.lines(self._max_tokens), *counted, *said)
         digest = InputDigest(self._files.rows, self._files.sha256, len(self._origins), url, self._longest, notices)
         if accept is not None:
             accept(digest)
@@ -313,6 +325,8 @@ class _Intake:
                 query_id="" if makes_ids else None,
                 is_nested=reading.is_nested,
                 keeps_answer=keeps_answer,
+                numbers=self._numbers_of,
+                options_of=self._options_of,
             )
         except SchemaError as error:
             raise at(error, place_of(error.where)) from error

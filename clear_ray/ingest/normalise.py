@@ -11,7 +11,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -19,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.composing import NOTHING, Beside, composed, label_of_index, options_in, with_system
+from clear_ray.ingest.composing import NOTHING, Beside, composed, options_in, with_system
 from clear_ray.ingest.messages import is_text_of_messages, read_messages, without_answer
 from clear_ray.ingest.nested import lookup
+from clear_ray.ingest.option_numbers import OptionNumbers
 from clear_ray.ingest.values import shown, text_of
 from clear_ray.records import COST_PARTS
 
@@ -72,6 +73,8 @@ def normalise(
     query_id: str | None = None,
     is_nested: bool = False,
     keeps_answer: bool = True,
+    numbers: OptionNumbers | None = None,
+    options_of: Callable[[str, bool], Mapping[str, str]] | None = None,
 ) -> NormalRow:
     """Return a row as a query.
 
@@ -85,6 +88,8 @@ def normalise(
         is_nested: Whether a column's name may lead into an object.
         keeps_answer: Whether a conversation that ends with the assistant's words is put to the model with them; if not,
             they are the reference answer of a row that has no other.
+        numbers: How the reference answers of the input count options; from 0 or from 1, each row by itself, if not given.
+        options_of: Function that reads the options in a prompt, where those have no column and answers may be their numbers.
 
     Raises:
         SchemaError: A value is missing or cannot be what its column says; `where` is the column.
@@ -93,7 +98,7 @@ def normalise(
     if query_id is None:
         query_id = query_id_of(row, columns.query_id)
     prompt, turns = _asked(get(columns.messages), get(columns.prompt), row, columns, form)
-    options = options_in(row, beside.options) if beside.options else {}
+    options: Mapping[str, str] = options_in(row, beside.options) if beside.options else {}
     prompt, turns, answer = _put(prompt, turns, row, beside, options, "" if keeps_answer else columns.messages)
     weight = get(columns.weight)
     cost = get(columns.cost)
@@ -103,7 +108,10 @@ def normalise(
         gold = None
     if gold is None and answer is not None and "gold" not in columns.model_fields_set:
         gold = answer
-    gold = label_of_index(gold, options, columns.gold, columns=beside.options)
+    if gold is not None and (options or options_of is not None):
+        if not options and options_of is not None and _may_be_number(gold):
+            options = options_of(prompt, turns is not None)
+        gold = (numbers or OptionNumbers()).read(gold, options, columns.gold, columns=beside.options)
     task = get(columns.task)
     metadata = get(columns.metadata)
     return NormalRow(
@@ -118,6 +126,11 @@ def normalise(
         None if metadata is None else _metadata(metadata, columns.metadata),
         form,
     )
+
+
+def _may_be_number(gold: Any) -> bool:
+    """Whether a reference answer may be the number of an option."""
+    return _is_integer(gold) or (isinstance(gold, str) and len(gold) <= 3 and gold.strip().isdecimal())
 
 
 def _put(

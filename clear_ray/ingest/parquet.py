@@ -32,7 +32,7 @@ def read_parquet(
     first_row = 1
     try:
         with filesystem.open_input_file(path) as source, _open(source) as file:
-            refusal = _missing(file.schema_arrow.names, origin, columns)
+            refusal = missing_columns(file.schema_arrow.names, origin, columns)
             if refusal:
                 yield SourceBatch.unreadable(refusal, origin=origin)
                 return
@@ -57,7 +57,7 @@ def _open(source: pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, page_checksum_verification=True)
 
 
-def _missing(names: list[str], origin: str, columns: ColumnsConfig) -> SchemaError | None:
+def missing_columns(names: list[str], origin: str, columns: ColumnsConfig) -> SchemaError | None:
     """Return what is wrong with the columns themselves, once for the file and not once for each row."""
     for setting in columns.model_fields_set & {"query_id", "prompt", "messages"}:
         column = getattr(columns, setting)

@@ -24,18 +24,35 @@ _GOLD_KINDS: set[Kind] = {"text", "number", "truth", "list", "object"}
 
 _CONVERSATIONS = ("conversations", "conversation")
 _PROMPTS = ("question", "problem", "instruction")
-_LATER_PROMPTS = ("query", "input", "text", "sentence")  # which stand for something else beside one of the others
+_LATER_PROMPTS = (
+    "query",
+    "input",
+    "text",
+    "sentence",
+    "ctx",
+)  # which stand for something else beside one of the others
 _IDS = ("id", "custom_id", "uid", "unique_id", "question_id", "extra_info.index")
 _GOLD_OF = {"problem": (("answer",), ("solution",)), "instruction": (("output",), ("response", "answer"))}
 _GOLD = (
     ("reward_model.ground_truth",),
-    ("answer", "answers", "ground_truth", "target", "completion"),
+    ("answer", "answers", "answers_spans", "ground_truth", "target", "completion"),
     ("solution", "response"),
-    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey"),
+    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey", "correct_answer"),
 )
-_GOLD_OF_OPTIONS = ("label", "cop")
+_GOLD_OF_OPTIONS = (
+    "label",
+    "cop",
+    "correct_option",
+    "correct_choice",
+    "correct_index",
+    "correct_answer_index",
+    "answer_index",
+    "answer_idx",
+    "gold_index",
+    "correct",
+)
 """Which are a reference answer beside options alone."""
-_OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "ground_truth", "target", "ideal")
+_OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "answers_spans", "ground_truth", "target", "ideal")
 """Which hold lists of accepted answers and the like; the others are taken only where they hold texts or numbers."""
 _TASK = "data_source"  # of files that have reward_model, too
 _AFTER = {"instruction": ("input", "context")}
@@ -142,6 +159,9 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: 
     Raises:
         SchemaError: No column can be the prompt, or more than one of those could be meant.
     """
+    if {"text", "role", "parent_id"} <= kinds.keys():
+        what, remedy = "each row is one message of a conversation", "Write a row a conversation, with its `messages`."
+        raise SchemaError(what, where, "columns text, role, parent_id", remedy)
     check_unread((name for name in kinds if kinds[name] != {"null"}), columns, where=where)
     names = [*(name for name in kinds if "." not in name or name.partition(".")[0] not in kinds), *left_behind]
     kinds, spelled = _in_small_letters(kinds)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from clear_ray.errors import ResumeError, StorageError
 from clear_ray.ledger.lock import in_use, lock_file
-from clear_ray.storage import Folder, read_many, reading_errors, sync_path
+from clear_ray.storage import Folder, deleted_meanwhile, read_many, reading_errors, sync_path
 
 Record = dict[str, Any]
 
@@ -92,11 +92,7 @@ class Journal:
             )
         before = os.fstat(self._descriptor).st_size
         if not self._is_in_place(self._descriptor):
-            raise StorageError(
-                "the run folder was deleted or moved while a run was writing to it",
-                self._folder.path,
-                remedy="Put it back and run again to go on, or delete what is left of it to begin anew.",
-            )
+            raise deleted_meanwhile(self._folder.path)
         try:
             written = 0
             while written < len(content):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from clear_ray.errors import ResumeError
@@ -40,6 +41,17 @@ def alone_with(folder: Folder) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX) as held:
         once_free(partial(held.bind, f"\0clear_ray {name}"), OSError, folder)
         yield
+
+
+def refuse_in_use(folder: Folder) -> None:
+    """Raise ResumeError while a driver of this machine holds a run folder; without holding it for a moment."""
+    name = hashlib.sha256(folder.identity.encode()).hexdigest()
+    try:
+        held = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # another system: the run itself will tell
+        return
+    if f"@clear_ray {name}" in held:
+        raise in_use(folder)
 
 
 def lock_file(descriptor: int, folder: Folder) -> None:

@@ -55,3 +55,29 @@ def spending_interval(
     low, high = total / factor, min(total * factor, worst) + again
     low = min(low, _LEAST_USED * budget)
     return Interval(low=low, expected=min(total + again / 2, budget), high=max(min(high, budget), low))
+
+
+def menu_interval(
+    alone: Sequence[Interval | None], wrong: Sequence[float], *, budget: float, is_followed: bool
+) -> Interval:
+    """Return what a run with several engines will spend: no less than the least of them alone.
+
+    Args:
+        alone: What a run of each engine alone spends; None of one of which nothing is known.
+        wrong: Share of each engine's answers that are wrong.
+        budget: The budget, which is the most.
+        is_followed: Whether a wrong answer is followed by one of the next engine. Otherwise a query is answered by one of
+            them, and which is for the price to say.
+    """
+    known = [each for each in alone if each is not None]
+    low = min(each.low for each in known)
+    if len(known) < len(alone):
+        return Interval(low=low, expected=budget, high=budget)
+    if is_followed:
+        reached = np.cumprod([1.0, *wrong[:-1]])
+        expected = float(sum(share * each.expected for share, each in zip(reached, known, strict=True)))
+        high = sum(each.high for each in known)
+    else:
+        expected = 0.5 * (min(each.expected for each in known) + max(each.expected for each in known))
+        high = max(each.high for each in known)
+    return Interval(low=low, expected=min(max(expected, low), budget), high=min(high, budget))

@@ -108,6 +108,8 @@ class LearningReport(Part):
     """How much better answers are predicted with the prompts than without, each by a fit that left it out; nats, in all."""
     learned_share: float = 0.0
     """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
+    pooled_share: float = 0.0
+    """Share of the curve of all answers together: by it queries are alike, and some may be given up for others."""
     given_share: float = 0.0
     """Share of the curves of a head that was given, or of what earlier runs have learned."""
     earlier_answers: int = 0
@@ -187,6 +189,10 @@ class RunReport(Part):
     """Part of it whose work was lost: workers that died, answers never written."""
     prefill_tokens: int
     """Prompt tokens read by the probe; charged to the budget if the run has prices and they are paid for, else beside it."""
+    asked_prompt_tokens: int = 0
+    """Prompt tokens of the answers that were begun."""
+    spared_prompt_tokens: int = 0
+    """Of these, tokens that were not read for the answer: what the probe had read was at hand."""
     probe_tokens: int = 0
     """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float

@@ -27,6 +27,7 @@ _MOST_NOTICES, _MOST_FAILURES = 6, 3
 _PLAIN_VERDICTS = ("right", "wrong", "cut off")
 """Verdicts that the line of correct answers or the one of answers says already."""
 _MOST_BUDGETS = 9
+_WORTH_SAYING = 0.005
 
 
 def summary_text(report: RunReport) -> str:
@@ -158,7 +159,10 @@ def _learned(learning: LearningReport) -> str:
     share = percent(learning.learned_share + learning.given_share)
     began = f", after {count(learning.earlier_answers)} of earlier runs" if learning.earlier_answers else ""
     what = taught(learning.label, learning.features)
-    return f"from {count(learning.answers)} answers{began}: {what}; trusted {share}"
+    alike = (
+        f", the curve of them all {percent(learning.pooled_share)}" if learning.pooled_share >= _WORTH_SAYING else ""
+    )
+    return f"from {count(learning.answers)} answers{began}: {what}; trusted {share}{alike}"
 
 
 def _price(shadow_price: float, unit: str) -> str:
@@ -252,7 +256,12 @@ def _to_read(plan: PlanReport) -> str:
 def _prompts_read(report: RunReport) -> str:
     if not report.prefill_tokens:
         return "read for their answers alone, by no probe"
-    return f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
+    said = f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
+    if not report.spared_prompt_tokens:
+        return said
+    return (
+        f"{said}; answers read {percent(1 - report.spared_prompt_tokens / report.asked_prompt_tokens)} of theirs again"
+    )
 
 
 def _charged_for(report: RunReport) -> str:

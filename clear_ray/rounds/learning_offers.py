@@ -157,13 +157,7 @@ class LearningOffers:
         observed = observe(states, label=self.label)
         if not len(observed):
             return self._pilot(rng, is_free_N=is_free_N, available_tokens=available_tokens, owed_tokens_N=owed_tokens_N)
-        # A budget that was raised on the way is more than the run began with.
-        budget_tokens = max(
-            self.budget_tokens, available_tokens + taken_tokens(states.written_tokens_N, self.cost_N), 1
-        )
-        batch = self._believed(
-            self.learned(observed), is_guarded=1.0 - available_tokens / budget_tokens >= self.stages.explored_share
-        )
+        batch = self._believed(self.learned(observed), is_guarded=self.is_guarded(states, available_tokens))
         if self.asks_again:
             clearing = clear_attempts(
                 batch,
@@ -181,13 +175,8 @@ class LearningOffers:
                 basis=self.basis,
                 owed_tokens_N=owed_tokens_N,
             )
-        stage_tokens = self.stages.stage_tokens(
-            len(is_free_N),
-            budget_tokens=budget_tokens,
-            spent_tokens=budget_tokens - available_tokens,
-            round_number=int(states.last_round_N.max()),
-        )
-        if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max() > self.stages.most_rounds:
+        stage_tokens = self._stage_tokens(states, available_tokens)
+        if stage_tokens is None:
             return clearing
         part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
         if self.asks_again:
@@ -195,6 +184,30 @@ class LearningOffers:
         owed_parts = int(first_call_parts(batch, np.arange(len(owed_tokens_N)), owed_tokens_N).sum())
         unowed_tokens = available_tokens - -(-owed_parts // COST_PARTS)
         return self._with_longer(part, batch, states, is_free_N, unowed_tokens, rng)
+
+    def is_exploring(self, states: QueryStates, available_tokens: int) -> bool:
+        """Return whether the next clearing grants a pilot or a stage, and not all that is left."""
+        return not len(observe(states, label=self.label)) or self._stage_tokens(states, available_tokens) is not None
+
+    def is_guarded(self, states: QueryStates, available_tokens: int) -> bool:
+        """Return whether what was learned is trusted as far as it has shown itself, and no further."""
+        return 1.0 - available_tokens / self._whole_tokens(states, available_tokens) >= self.stages.explored_share
+
+    def _whole_tokens(self, states: QueryStates, available_tokens: int) -> int:
+        """Return the budget; one that was raised on the way is more than the run began with."""
+        return max(self.budget_tokens, available_tokens + taken_tokens(states.written_tokens_N, self.cost_N), 1)
+
+    def _stage_tokens(self, states: QueryStates, available_tokens: int) -> float | None:
+        """Return what the next stage may spend; None if it is the rest."""
+        budget_tokens, number = self._whole_tokens(states, available_tokens), int(states.last_round_N.max())
+        stage_tokens = self.stages.stage_tokens(
+            len(self.x_NP),
+            budget_tokens=budget_tokens,
+            spent_tokens=budget_tokens - available_tokens,
+            round_number=number,
+        )
+        is_rest = stage_tokens >= 0.5 * available_tokens or number > self.stages.most_rounds
+        return None if is_rest else stage_tokens
 
     def _with_longer(
         self,
@@ -240,6 +253,7 @@ class LearningOffers:
             seed=self.seed,
             given=self.given,
             fold_N=self.folds_N,
+            average_tokens=None if self.asks_again else self.budget_tokens / float(self.cost_N.sum()),
         )
 
     @property

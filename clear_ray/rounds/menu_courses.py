@@ -68,9 +68,10 @@ class Seen:
 
 
 def seen_answers(states: QueryStates) -> Seen:
-    """Return the answers of a run so far, cut ones too; those that came to an error teach nothing."""
+    """Return the answers of a run so far, cut ones too; errors and the minimum service teach nothing."""
     past = states.past
-    now = np.flatnonzero((states.answer_tokens_N > 0) & (states.attempt_N > 0) & ~states.has_failed_N)
+    is_lesson_N = (states.attempt_N > 0) & ~states.has_failed_N & ~states.is_served_N
+    now = np.flatnonzero((states.answer_tokens_N > 0) & is_lesson_N)
     query = np.concatenate([past.index_P, now])
     tokens = np.concatenate([past.tokens_P, states.answer_tokens_N[now]])
     stopped = np.concatenate([past.has_stopped_P, states.has_stopped_N[now]])

@@ -5,14 +5,10 @@
 
 **Where a scorer says so**, a wrong answer may be followed by one of a dearer model, which the price counts in (`menu_plans`).
 
-**What is believed** of a model comes from a head that was there before, from the run's own answers, or both. All models are
-learned together: a query's coordinates, which models the one that answered is dearer than, and whether another has failed on
-the query before. So a model that was seen little is believed to be like the others, and an answer that was wrong says
-something about the next. No query is believed anything that an answer of its own has taught, except by that last number.
+**What is believed** of a model comes from a head that was there before, from the run's own answers, or both (`menu_beliefs`).
 
-**Pilot and stages** are those of a run that teaches itself (`learning_offers`). The pilot asks the first model of which
-nothing is known, a second one those others whose answers would not take many times what the budget has for a query. A model
-that nothing has been learned of, because all its answers failed, is believed the uninformed law.
+**Pilots and stages.** A model of which nothing is known is not priced before a pilot has asked it (`menu_pilot`). Stages
+are those of a run that teaches itself (`learning_offers`).
 
 Shapes: N queries, M of them granted, J models, K grid points, P coordinates.
 
@@ -27,10 +23,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.estimation.curves import Curves, curves_from_incidence
-from clear_ray.estimation.factors import Factors, Label, fit_factors, law, log_likelihood_M
+from clear_ray.estimation.curves import Curves
+from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.estimation.learning import Evidence, by_fold
+from clear_ray.estimation.learning import Evidence
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
@@ -39,15 +35,16 @@ from clear_ray.rounds.clearing import Clearing, clear_menu, nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
+from clear_ray.rounds.menu_beliefs import Believed, MenuBeliefs
 from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
+from clear_ray.rounds.menu_pilot import Pilot, stretch_J, supposed_parts
 from clear_ray.rounds.menu_plans import filled, price_plans
+from clear_ray.rounds.menu_service import MenuService
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
-FOLDS = 4
-_INDICATOR, _GROWTH, _GIVE = 0.5, 0.8, 0.02
-_PILOT_SHARE, _DEAREST_PILOT = 0.1, 2.0
+_GROWTH, _GIVE = 0.8, 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +74,7 @@ class MenuOffers:
         budget_tokens: What the run may spend, in the budget's unit.
         is_verified: Whether a scorer says at once if an answer is right.
         given: Beliefs of each model by a head that was there before; None for one that has none.
+        earlier: Beliefs of each model by what runs before have learned of it; None for none.
         learns: Whether the run's own answers teach.
         can_go_on: Whether each model can go on with a cut answer; all can if not given.
         stages: Sizes of pilot and stages.
@@ -94,6 +92,7 @@ class MenuOffers:
     budget_tokens: int
     is_verified: bool = False
     given: tuple[Incidence | None, ...] = ()
+    earlier: tuple[Incidence | None, ...] = ()
     learns: bool = True
     can_go_on: tuple[bool, ...] = ()
     stages: Stages = field(default_factory=Stages)
@@ -126,39 +125,38 @@ class MenuOffers:
         owed_tokens_N: Integers,
     ) -> Clearing:
         """See `Offers`."""
-        clearing = self._cleared(states, is_free_N, available_tokens)
+        service = MenuService(self.calls, self.max_tokens_JN, owed_tokens_N)
+        clearing = self._cleared(states, is_free_N, available_tokens, service.kept_tokens)
+        clearing = service.with_floors(clearing, available_tokens=available_tokens)
         if clearing.option_M is None:
             return clearing
         token_parts_JN = np.stack([calls.token_parts_N for calls in self.calls])
         return replace(clearing, token_cost_M=token_parts_JN[clearing.option_M, clearing.index_M] / COST_PARTS)
 
-    def _cleared(self, states: QueryStates, is_free_N: NDArray[np.bool_], available_tokens: int) -> Clearing:
+    def _cleared(
+        self, states: QueryStates, is_free_N: NDArray[np.bool_], available_tokens: int, kept_tokens: int
+    ) -> Clearing:
+        spent_tokens, available_tokens = self.budget_tokens - available_tokens, available_tokens - kept_tokens
+        if available_tokens < 1:
+            return nothing_to_grant(len(is_free_N))
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
-        seen, is_new_N = seen_answers(states), is_free_N & (states.attempt_N == 0)
-        unknown = [model for model in range(len(self.calls)) if self._given(model) is None]
-        if self.learns and unknown and not len(seen.answers):
-            pilot = self._pilot(rng, unknown[:1], is_new_N, available_tokens)
-            if len(pilot.index_M):
-                return pilot
-        fresh, after = self._believed(self._fit(seen) if self.learns and len(seen.answers) else None)
-        if self.learns and len(seen.answers) and (unseen := self._worth_a_pilot(seen, fresh)):
-            pilot = self._pilot(rng, unseen, is_new_N, available_tokens)
-            if len(pilot.index_M):
-                return pilot
-        if self.is_verified:
-            clearing = self._clear_plans(states, fresh, after, is_free_N, available_tokens)
-        else:
-            options = self._options(states, fresh, after)
-            clearing = clear_menu(options, is_open_N=is_free_N, available_tokens=available_tokens)
-            option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
-            clearing = replace(clearing, is_fresh_M=_begins_M(states, clearing.index_M, option_M))
+        seen, models = seen_answers(states), tuple(range(len(self.calls)))
+        market = _Market(states, is_free_N, self._believed(seen))
         if not self.learns:
-            return clearing
+            return self._priced(market, available_tokens, models)
+        known = [model for model in models if self._is_known(seen, model)]
+        clearing = self._priced(market, available_tokens, known)
+        if len(known) < len(models):
+            pilot = self._next_pilot(rng, market, available_tokens, known, len(clearing.index_M) > 0)
+            if len(pilot.index_M):
+                return pilot
+            if not len(clearing.index_M):  # what pays for no pilot still buys something
+                return self._priced(market, available_tokens, models)
         # A budget that was raised on the way is more than the run began with.
         written_tokens = (
             int(states.written_tokens_N @ np.min([c.token_parts_N for c in self.calls], axis=0)) / COST_PARTS
         )
-        stage_tokens = max(self.budget_tokens - available_tokens, written_tokens) * _GROWTH
+        stage_tokens = max(spent_tokens, written_tokens) * _GROWTH
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
             return clearing
         return self._random_part(clearing, stage_tokens, rng)
@@ -178,11 +176,10 @@ class MenuOffers:
         return clearing.some(np.sort(order[:count]))
 
     def serve(self, owed_tokens_N: Integers, *, available_tokens: int, shadow_price: float) -> Clearing:
-        """See `Offers`; a menu has no minimum service."""
-        return nothing_to_grant(len(owed_tokens_N))
-
-    def _given(self, model: int) -> Incidence | None:
-        return self.given[model] if self.given else None
+        """See `Offers`: each query by the model that serves it at the least cost."""
+        service = MenuService(self.calls, self.max_tokens_JN, owed_tokens_N)
+        served = [self._batch(curves, model) for model, curves in enumerate(self._believed(None).fresh)]
+        return service.paid_out(served, available_tokens=available_tokens, shadow_price=shadow_price)
 
     def _may_go_on_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
         can = not self.can_go_on or self.can_go_on[model]
@@ -198,33 +195,83 @@ class MenuOffers:
             curves, self.weight_N, self.max_tokens_JN[model], self.tie_break_N, calls.token_parts_N / COST_PARTS, calls
         )
 
-    def _options(self, states: QueryStates, fresh: Sequence[Curves], after: Sequence[Curves]) -> list[Option]:
+    def _priced(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
+        """Return what queries buy of some of the models."""
+        if self.is_verified:
+            return self._clear_plans(market, available_tokens, models)
+        options = self._options(market, models)
+        clearing = clear_menu(options, is_open_N=market.is_free_N, available_tokens=available_tokens)
+        option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
+        return replace(clearing, is_fresh_M=_begins_M(market.states, clearing.index_M, option_M))
+
+    @property
+    def _pilot(self) -> Pilot:
+        return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
+
+    def _is_known(self, seen: Seen, model: int) -> bool:
+        told = (*self.given[model : model + 1], *self.earlier[model : model + 1])
+        is_told = any(each is not None for each in told)
+        return is_told or int((seen.model_M == model).sum()) >= self._pilot.least_answers
+
+    def _next_pilot(
+        self, rng: np.random.Generator, market: _Market, available_tokens: int, known: Sequence[int], is_worth: bool
+    ) -> Clearing:
+        """Return grants of a pilot of the first unknown model that may pay; nothing to grant if none does.
+
+        Args:
+            rng: For the choice of queries.
+            market: What is for sale.
+            available_tokens: What there is.
+            known: Models of which enough is known.
+            is_worth: Whether anything of these is worth its price.
+        """
+        pilot, states, models = self._pilot, market.states, range(len(self.calls))
+        price, supposed = 0.0, [0.0 for _ in models]
+        if known:
+            answers = int((states.answer_tokens_N > 0).sum()) + len(states.past)
+            price = self._priced(market, pilot.left_tokens(available_tokens, answers), known).shadow_price
+            means = [float(market.believed.fresh[model].spend_NK[:, -1].mean()) for model in models]
+            supposed = supposed_parts(self.calls, [mean if m in known else None for m, mean in enumerate(means)])
+        for model in (model for model in models if model not in known):
+            share = pilot.share_parts(available_tokens, price=price, answer_parts=supposed[model])
+            if is_worth and share < pilot.least_answers * supposed[model]:
+                continue
+            may_N = market.is_free_N & self._offered_N(states, model)
+            failed = np.flatnonzero(may_N & (states.attempt_N > 0) & states.has_stopped_N)
+            order = np.concatenate(
+                [rng.permutation(failed), rng.permutation(np.flatnonzero(may_N & (states.attempt_N == 0)))]
+            )
+            one_parts = 0 if is_worth else available_tokens * COST_PARTS
+            granted = pilot.grants(model, order, share_parts=share, at_least_parts=one_parts)
+            if len(granted.index_M):
+                return granted
+        return nothing_to_grant(len(market.is_free_N))
+
+    def _options(self, market: _Market, models: Sequence[int]) -> list[Option]:
         """Return each model as an option, gone on with where it has been cut off, else from the beginning."""
-        options = []
+        states, options = market.states, []
         for model in range(len(self.calls)):
             goes_on_N = self._may_go_on_N(states, model)
             has_failed_N = np.where(goes_on_N, states.attempt_N > 1, states.attempt_N > 0)
-            curves = _either(fresh[model], after[model], has_failed_N)
+            curves = _either(market.believed.fresh[model], market.believed.after[model], has_failed_N)
             generated_N = np.where(goes_on_N, states.answer_tokens_N, 0)
-            options.append(Option(self._batch(curves, model), generated_N, goes_on_N | self._offered_N(states, model)))
+            is_offered_N = (goes_on_N | self._offered_N(states, model)) & (model in models)
+            options.append(Option(self._batch(curves, model), generated_N, is_offered_N))
         return options
 
-    def _clear_plans(
-        self,
-        states: QueryStates,
-        fresh: Sequence[Curves],
-        after: Sequence[Curves],
-        is_free_N: NDArray[np.bool_],
-        available_tokens: int,
-    ) -> Clearing:
-        options, queries = self._options(states, fresh, after), len(is_free_N)
+    def _clear_plans(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
+        states, is_free_N = market.states, market.is_free_N
+        options, queries = self._options(market, models), len(is_free_N)
         index = np.flatnonzero(is_free_N & (np.max([option.room_N for option in options], axis=0) > 0))
         if not len(index) or available_tokens < 1:
             return nothing_to_grant(queries)
         tables = [course_tables(option, index, available_tokens) for option in options]
         first = [table.course(model) for model, table in enumerate(tables)]
         nothing_N = np.zeros(queries, np.int64)
-        again = [Option(self._batch(curves, model), nothing_N) for model, curves in enumerate(after)]
+        again = [
+            Option(self._batch(curves, model), nothing_N, np.full(queries, model in models))
+            for model, curves in enumerate(market.believed.after)
+        ]
         later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]
         tie_break_M = self.tie_break_N[index]
         plans = price_plans(first, later, available=float(available_tokens), give=_GIVE)
@@ -261,129 +308,21 @@ class MenuOffers:
 
     def learned(self, states: QueryStates) -> tuple[list[Batch], Evidence | None]:
         """Return what is believed of each model's answers by now, and what that rests on; None if nothing taught."""
-        seen = seen_answers(states)
-        fitted = self._fit(seen) if self.learns and len(seen.answers) else None
-        fresh, _ = self._believed(fitted)
-        batches = [self._batch(curves, model) for model, curves in enumerate(fresh)]
-        return batches, None if fitted is None else fitted.evidence
+        believed = self._believed(seen_answers(states))
+        return [self._batch(curves, model) for model, curves in enumerate(believed.fresh)], believed.evidence
 
-    def _believed(self, fitted: Fitted | None) -> tuple[list[Curves], list[Curves]]:
-        """Return each model's curves of all queries: where no other model has failed, and where one has."""
-        fresh: list[Curves] = []
-        after: list[Curves] = []
-        for model in range(len(self.calls)):
-            given = self._given(model)
-            for curves, has_failed in ((fresh, False), (after, True)):
-                found = given
-                if fitted is not None and (given is None or has_failed):
-                    found = self._incidence(fitted, model, has_failed)
-                if found is None:
-                    found = self._law()
-                curves.append(
-                    curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
-                )
-        return fresh, after
-
-    def _law(self) -> Incidence:
-        right_NK, survival_NK = (np.tile(row, (len(self.x_NP), 1)) for row in law(self.tokens_K))
-        return Incidence(right_NK, 1.0 - right_NK - survival_NK, survival_NK)
-
-    def _coordinates(self, x_MP: Array, model_M: Integers, has_failed_M: NDArray[np.bool_]) -> Array:
-        indicators = _INDICATOR * (model_M[:, None] > np.arange(len(self.calls) - 1))
-        return np.concatenate([x_MP, indicators, _INDICATOR * has_failed_M[:, None]], axis=1)
-
-    def _folds(self) -> Integers:
-        if self.fold_N is not None:
-            return self.fold_N
-        return np.random.default_rng(self.seed).permutation(np.arange(len(self.x_NP)) % FOLDS)
-
-    def _fit(self, seen: Seen) -> Fitted:
-        """Return fits for each fold of queries, of the answers to the others: with what is known of queries, and without."""
-        query_M, fold_N = seen.answers.query_M, self._folds()
-        x_MP = self._coordinates(self.x_NP[query_M], seen.model_M, seen.has_failed_M)
-        blind_MP, fold_M = x_MP[:, self.x_NP.shape[1] :], fold_N[query_M]
-        answers = replace(seen.answers, query_M=np.arange(len(query_M)))
-        informed, blind, gain = [], [], 0.0
-        for fold in range(int(fold_N.max()) + 1):
-            taught, held = answers.take(fold_M != fold), answers.take(fold_M == fold)
-            informed.append(fit_factors(x_MP, taught, tokens_K=self.tokens_K, label=self.label))
-            blind.append(fit_factors(blind_MP, taught, tokens_K=self.tokens_K, label=self.label))
-            for factors, x, sign in ((informed[-1], x_MP, 1.0), (blind[-1], blind_MP, -1.0)):
-                if len(held):
-                    found = factors.incidence(x[held.query_M], tokens_K=self.tokens_K)
-                    gain += sign * float(log_likelihood_M(found, held, tokens_K=self.tokens_K).sum())
-        return Fitted(informed, blind, Evidence(len(answers), gain))
-
-    def _incidence(self, fitted: Fitted, model: int, has_failed: bool) -> Incidence:
-        queries, fold_N = len(self.x_NP), self._folds()
-        x_NP = self._coordinates(self.x_NP, np.full(queries, model), np.full(queries, has_failed))
-        blind_NP, share = x_NP[:, self.x_NP.shape[1] :], fitted.evidence.shares()[0]
-        informed = by_fold(tuple(fitted.informed), x_NP, fold_N, tokens_K=self.tokens_K)
-        blind = by_fold(tuple(fitted.blind), blind_NP, fold_N, tokens_K=self.tokens_K)
-        right, survival = (
-            share * getattr(informed, name) + (1.0 - share) * getattr(blind, name)
-            for name in ("right_NK", "survival_NK")
+    def _believed(self, seen: Seen | None) -> Believed:
+        beliefs = MenuBeliefs(
+            x_NP=self.x_NP,
+            tokens_K=self.tokens_K,
+            stretch_J=stretch_J(self.calls),
+            given=self.given,
+            earlier=self.earlier,
+            fold_N=self.fold_N,
+            seed=self.seed,
+            label=self.label,
         )
-        return Incidence(right, np.maximum(1.0 - right - survival, 0.0), survival)
-
-    def _worth_a_pilot(self, seen: Seen, fresh: Sequence[Curves]) -> list[int]:
-        """Return the models of which nothing is known yet, and whose answers may be worth what they take.
-
-        An answer that takes many times what the budget has for a query is bought after others have failed, if at all.
-        """
-        mean_parts = self.budget_tokens * COST_PARTS / len(self.weight_N)
-        wanted = []
-        for model, calls in enumerate(self.calls):
-            tokens = float(fresh[model].spend_NK[:, -1].mean())
-            parts = float((calls.token_parts_N * tokens + calls.read_parts_N * calls.prompt_tokens_N).mean())
-            is_known = bool((seen.model_M == model).any()) or self._given(model) is not None
-            if not is_known and parts <= _DEAREST_PILOT * mean_parts:
-                wanted.append(model)
-        return wanted
-
-    def _pilot(
-        self, rng: np.random.Generator, models: Sequence[int], is_free_N: NDArray[np.bool_], available_tokens: int
-    ) -> Clearing:
-        """Grant a few random queries a generous ceiling each, of each model as many as an equal share pays for."""
-        order = rng.permutation(np.flatnonzero(is_free_N))
-        grants: list[tuple[int, int, int, int]] = []
-        share_parts = _PILOT_SHARE * available_tokens * COST_PARTS / len(models)
-        most, none = self.stages.pilot_size(len(self.weight_N)), np.zeros(1, np.int64)
-        for model in models:
-            calls, left = self.calls[model], share_parts
-            order = order[~np.isin(order, [grant[0] for grant in grants])]
-            for query in order[self.max_tokens_JN[model, order] > 0][:most].tolist():
-                one, room = np.array([query]), int(self.max_tokens_JN[model, query])
-                least = min(self.stages.smallest_ceiling_tokens, room)
-                if not grants:  # of a small budget one answer is more than a share, and nothing is learned without it
-                    one_parts = int(calls.taken_parts(one, np.array([least]), none)[0])
-                    left = max(left, min(one_parts, available_tokens * COST_PARTS))
-                tokens = min(room, int(calls.affordable_tokens(int(left), one, none)[0]))
-                if tokens < least:
-                    break
-                tokens = min(tokens, self._pilot_ceiling(model, query))
-                grants.append((query, tokens, model, int(calls.taken_parts(one, np.array([tokens]), none)[0])))
-                left -= grants[-1][3]
-        if not grants:
-            return nothing_to_grant(len(is_free_N))
-        index_M, tokens_M, option_M, parts_M = np.array(grants, np.int64).T
-        return replace(
-            nothing_to_grant(len(is_free_N)),
-            index_M=index_M,
-            tokens_M=tokens_M,
-            expected_tokens_M=tokens_M.astype(np.float64),
-            expected_utility_M=np.zeros(len(index_M)),
-            option_M=option_M,
-            is_fresh_M=np.ones(len(index_M), bool),
-            reserved_parts_M=parts_M,
-        )
-
-    def _pilot_ceiling(self, model: int, query: int) -> int:
-        """Return a generous ceiling: a multiple of what the budget pays for, were it shared equally."""
-        calls, one = self.calls[model], np.array([query])
-        parts = int(self.stages.pilot_ceiling * self.budget_tokens * COST_PARTS / len(self.weight_N))
-        tokens = int(calls.affordable_tokens(parts, one, np.zeros(1, np.int64))[0])
-        return max(tokens, self.stages.smallest_ceiling_tokens)
+        return beliefs.after(seen if self.learns else None)
 
 
 def _begins_M(states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
@@ -392,18 +331,12 @@ def _begins_M(states: QueryStates, index: Integers, option_M: Integers) -> NDArr
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """What the answers of a run taught, by folds of queries.
+class _Market:
+    """What a clearing sells: to whom, and what is believed of it."""
 
-    Attributes:
-        informed: By what is known of queries, and which model answered.
-        blind: By which model answered, alone.
-        evidence: How much better the first predicts answers that it was not fitted on, by which it is trusted.
-    """
-
-    informed: list[Factors]
-    blind: list[Factors]
-    evidence: Evidence
+    states: QueryStates
+    is_free_N: NDArray[np.bool_]
+    believed: Believed
 
 
 def _either(one: Curves, other: Curves, is_other_N: NDArray[np.bool_]) -> Curves:

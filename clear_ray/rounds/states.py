@@ -108,6 +108,14 @@ class QueryStates:
         if self.rule.objective == "vote" and attempts.vote_M is not None:
             self._count(number, attempts, attempts.vote_M)
 
+    def some(self, index: NDArray[np.int64]) -> QueryStates:
+        """Return where the queries at `index` stand by now; of a run that asks every query once."""
+        part = QueryStates(self.cost_N[index], rule=self.rule)
+        for name, values in vars(self).items():
+            if name.endswith("_N"):
+                setattr(part, name, values[index])
+        return part
+
     def _count(self, number: int, attempts: Attempts, vote_M: NDArray[np.int64]) -> None:
         """Count the votes of answers, and take the first one of the most frequent result for the query's answer."""
         for place in np.flatnonzero(attempts.has_stopped_M & (vote_M != NO_VOTE)).tolist():

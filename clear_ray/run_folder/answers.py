@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 
@@ -12,16 +13,21 @@ class AnswerFiles:
 
     Args:
         queries: How many the batch has.
+
+    Attributes:
+        cached_tokens: Of all prompts and answers so far, tokens that were not read for a grant again.
     """
 
     def __init__(self, queries: int) -> None:
         self._file_N = np.zeros(queries, np.int32)
         self._attempt_N = np.zeros(queries, np.int32)
         self._names = [""]
+        self.cached_tokens = 0
         self._number_of: dict[str, int] = {"": 0}
 
     def note(self, rows: pa.Table) -> None:
         """Note attempts in the schema `SLIM_ATTEMPT_SCHEMA`, later ones after those before."""
+        self.cached_tokens += pc.sum(rows["cached_tokens"]).as_py() or 0
         files = rows["file"].combine_chunks().dictionary_encode()
         numbers = np.array([self._number(name) for name in files.dictionary.to_pylist()], np.int32)
         index = rows["index"].to_numpy()

@@ -165,7 +165,7 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
     tie_break_N = np.random.default_rng(seed).permutation(queries).astype(np.uint64)
     sample, wanted = np.arange(queries), None
     if most_curves is not None and most_curves < queries:
-        sample = np.unique(np.linspace(0, queries - 1, most_curves).astype(np.int64))
+        sample = _even_sample(queries, most_curves, seed)
         wanted = ds.field("index").isin(pa.array(sample))
     table = source.to_table(columns=CURVE_COLUMNS, filter=wanted)
     table = table.take(pa.array(np.argsort(table["index"].to_numpy())))
@@ -180,6 +180,12 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
         error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
         is_read_N=~np.isnan(slim["entropy"].to_numpy()),
     )
+
+
+def _even_sample(queries: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Return one query at random out of each of so many even parts: a batch may list its tasks in turn."""
+    edges = np.linspace(0, queries, size + 1).astype(np.int64)
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
 
 def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArray[np.uint64]) -> Batch:
@@ -205,13 +211,26 @@ def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:
     Raises:
         ResumeError: A file of queries is damaged.
     """
-    cost_N = np.ones(queries)
+    return _numbers_of_queries(folder, queries, "cost")
+
+
+def read_weights(folder: Folder, queries: int) -> NDArray[np.float64]:
+    """Return what a correct answer to each query is worth, shape (N,).
+
+    Raises:
+        ResumeError: A file of queries is damaged.
+    """
+    return _numbers_of_queries(folder, queries, "weight")
+
+
+def _numbers_of_queries(folder: Folder, queries: int, name: str) -> NDArray[np.float64]:
+    found_N = np.ones(queries)
     for path in folder.child("queries").files(".parquet"):
-        table = read_columns(folder, path, ["index", "cost"])
+        table = read_columns(folder, path, ["index", name])
         if isinstance(table, Exception):
             raise damaged(folder, path.removeprefix(f"{folder.path}/"), table) from table
-        cost_N[table["index"].to_numpy()] = table["cost"].to_numpy()
-    return cost_N
+        found_N[table["index"].to_numpy()] = table[name].to_numpy()
+    return found_N
 
 
 def read_answers_asked(folder: Folder, queries: int) -> NDArray[np.int64]:

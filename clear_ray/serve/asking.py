@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -195,8 +196,13 @@ async def merged(sources: Sequence[AsyncIterator[_Item]]) -> AsyncGenerator[tupl
             feeder.cancel()
 
 
-async def gathered(source: AsyncIterator[_Item]) -> AsyncGenerator[list[_Item]]:
-    """Yield what comes of a source in lists: what came while an earlier list was on its way travels together."""
+async def gathered(source: AsyncIterator[_Item], linger_seconds: float = 0.0) -> AsyncGenerator[list[_Item]]:
+    """Yield what comes of a source in lists: what came while an earlier list was on its way travels together.
+
+    Args:
+        source: Where it comes from.
+        linger_seconds: How long the first item waits for the second at most.
+    """
     come: asyncio.Queue[_Item | None] = asyncio.Queue()
 
     async def feed() -> None:
@@ -208,9 +214,13 @@ async def gathered(source: AsyncIterator[_Item]) -> AsyncGenerator[list[_Item]]:
 
     feeder = asyncio.create_task(feed())
     try:
-        is_over = False
+        is_first, is_over = True, False
         while not is_over:
             told = [await come.get()]
+            if is_first and linger_seconds and told[0] is not None:
+                with suppress(TimeoutError):
+                    told.append(await asyncio.wait_for(come.get(), linger_seconds))
+            is_first = False
             while not come.empty():
                 told.append(come.get_nowait())
             is_over = told[-1] is None

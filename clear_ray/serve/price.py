@@ -13,21 +13,24 @@ loaded, so the first user need not wait for its tokens.
 less where more than `most_remembered` queries came), L the tokens available, Q those that waiting queries demand at the price
 in force, R the tokens given back and X those sold outside the price (direct answers) in the last W seconds:
 
-    sellable rate S = r + (R - X) / W + max((L - Q - C/2) / (W/2), -r/2),  at least 0, tokens per second
+    sellable rate S = r + (R - X) / W + max((L - Q - M) / (W/2), -T),  at least 0, tokens per second
+    wanted stock  M = min(C/2, r * W/2)
+    refilling     T = min(r/2, U),  with U what all remembered ceilings together exceed r + (R - X) / W by, at least 0
     cleared price   = the lowest price at which the demand remembered from these w seconds fits w * S (the sketch), and at
                       which the demand of all that wait fits h * S, or one query where that is less
     price           = the cleared price, but not more than `step_octaves` (s) doublings or halvings from the last price
 
-The first part of S is income; the last steers the stock, what is promised to the queue taken off, to half the carry-over with
-time constant W/2, and never takes more than half the income for that, so that a start with nothing sells at once. The bound
-for those that wait is there because a query that waits buys at the lowest price that it meets: without it a small fall of the
-price promises tokens to all that were just below it, and every query after them waits for tokens instead of for a price. The
-stock rests below C/2 for the same reason. Unit of the price: expected correct answers per token. Octaves do not lead to 0
-or away from it, so they need a start: `price_octaves` halvings below the highest reservation price that is remembered. From 0
-the price steps up from there, and on its way to a cleared price of 0 it is 0 below. That is a share of what is for sale and
-no price of its own, so answers k times as long are sold k times the tokens at a k-th of the price. Where the step does not
-bind, equal queries are told apart by their tie class exactly as in a batch (`SketchPrice`), and at price 0 an unspent budget
-abandons no query.
+The first part of S is income; the last steers the stock, what is promised to the queue taken off, to M with time constant
+W/2. For that it never takes more than half the income, so that a start with nothing sells at once, and nothing from demand
+that the income pays for: what such demand leaves fills the stock by itself. So a tenant that begins to ask finds price 0 if
+its share pays for what it asks, however empty the stock that a flood has left. The bound for those that wait is there because
+a query that waits buys at the lowest price that it meets: without it a small fall of the price promises tokens to all that
+were just below it, and every query after them waits for tokens instead of for a price. The stock rests below M for the same
+reason. Unit of the price: expected correct answers per token. Octaves do not lead to 0 or away from it, so they need a start:
+`price_octaves` halvings below the highest reservation price that is remembered. From 0 the price steps up from there, and on
+its way to a cleared price of 0 it is 0 below. That is a share of what is for sale and no price of its own, so answers k times
+as long are sold k times the tokens at a k-th of the price. Where the step does not bind, equal queries are told apart by
+their tie class exactly as in a batch (`SketchPrice`), and at price 0 an unspent budget abandons no query.
 
 **After a step in load** at time 0 the memory holds old demand only in part, and none of it after W: the cleared price moves
 to the new static price within W, the price follows with at most s octaves every h, and what was sold too much or too little
@@ -55,6 +58,8 @@ from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.errors import ConfigError
 from clear_ray.serve.law import Account, Ask, Hold, PriceLaw
 from clear_ray.serve.token_bucket import TokenBucket, to_ns, to_seconds
+
+_MOST_REFILLING = 0.5  # of the income, for a stock that is too small
 
 
 class OnlinePrice:
@@ -235,7 +240,7 @@ class OnlinePrice:
     def _clear(self) -> None:
         """Find the price of the remembered demand and move towards it."""
         spanned_seconds, waiting, before = self._forget(), list(self.waiting), self.price
-        sellable_per_second = self._sellable_per_second(self._promised_tokens(waiting))
+        sellable_per_second = self._sellable_per_second(self._promised_tokens(waiting), spanned_seconds)
         self._clearings += 1
         found = self._clearing = self._price_of([ask for _, ask in self._demand], spanned_seconds * sellable_per_second)
         largest = max((ask.choices * self._limit_tokens(ask) for ask in waiting), default=0)
@@ -262,12 +267,20 @@ class OnlinePrice:
             self._flows.popleft()
         return to_seconds(now_ns - max(since, self._start_ns, self._forgotten_ns))
 
-    def _sellable_per_second(self, promised_tokens: int) -> float:
+    def _sellable_per_second(self, promised_tokens: int, spanned_seconds: float) -> float:
         law = self._law
-        flow = sum(tokens for _, tokens in self._flows) / law.window_seconds
-        stock = self._bucket.available_tokens - promised_tokens - law.carry_over_tokens / 2
-        correction = max(2 * stock / law.window_seconds, -law.budget_tokens_per_second / 2)
-        return max(0.0, law.budget_tokens_per_second + flow + correction)
+        income = law.budget_tokens_per_second + sum(tokens for _, tokens in self._flows) / law.window_seconds
+        wanted = sum(self._limit_tokens(ask) for _, ask in self._demand) / spanned_seconds if spanned_seconds else 0.0
+        refilling = min(_MOST_REFILLING * law.budget_tokens_per_second, max(0.0, wanted - income))
+        stock = self._bucket.available_tokens - promised_tokens - self._wanted_stock
+        return max(0.0, income + max(2 * stock / law.window_seconds, -refilling))
+
+    @property
+    def _wanted_stock(self) -> float:
+        """Tokens: half of what is kept, or what refilling brings within a window where that is less."""
+        law = self._law
+        refilled = _MOST_REFILLING * law.budget_tokens_per_second * law.window_seconds
+        return min(law.carry_over_tokens / 2, refilled)
 
     def _price_of(self, asks: list[Ask], budget_tokens: float) -> SketchPrice:
         """Price queries, one entry for each choice, by the two passes of the sketch."""

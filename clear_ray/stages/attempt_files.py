@@ -34,6 +34,7 @@ SLIM_ATTEMPT_SCHEMA = pa.schema(
         pa.field("has_stopped", pa.bool_()),
         pa.field("has_failed", pa.bool_()),
         pa.field("is_at_end", pa.bool_()),
+        pa.field("cached_tokens", pa.int64()),
         pa.field("file", pa.string()),
     ]
 )
@@ -50,6 +51,7 @@ READ_OF_ATTEMPT = (
     "error",
     "is_at_end",
     "vote",
+    "cached_tokens",
 )
 
 
@@ -68,8 +70,9 @@ def slim_attempts(table: pa.Table, file: str) -> pa.Table:
     if "is_at_end" in table.column_names:  # older runs lack it
         columns["is_at_end"] = pc.or_(columns["is_at_end"], table["is_at_end"].fill_null(False))
         table = table.drop_columns(["is_at_end"])
-    if "vote" not in table.column_names:
-        table = table.append_column("vote", pa.nulls(len(table), pa.int64()))
+    for name in ("vote", "cached_tokens"):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.int64()))
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
@@ -107,13 +110,13 @@ class GenerateToFiles:
             rows = await asyncio.to_thread(self._rows.granted, call)
             await self._look(call.round)
             self._started().look_again(call.times_ended)
-            running = asyncio.ensure_future(self.attempts(rows, call.direct_text))
+            running = asyncio.ensure_future(self.attempts(rows, call.direct_text, call.home))
         try:
             return await running
         finally:
             running.cancel()
 
-    async def attempts(self, rows: pa.Table, direct_text: str = "") -> pa.Table:
+    async def attempts(self, rows: pa.Table, direct_text: str = "", home: int | None = None) -> pa.Table:
         """Return what came of rows of one round, as `generate` does; a query that was refused its tokens has none."""
         number = rows["round"][0].as_py()
         stage = self._started()
@@ -122,7 +125,7 @@ class GenerateToFiles:
             return found
         files = self._rounds.setdefault(number, _RoundFiles(round_folder(self._folder, number), self._rows_per_file))
         try:
-            written = await files.write_all(stage(due, direct_text))
+            written = await files.write_all(stage(due, direct_text, home))
         except Exception:
             await stage.give_up(due["index"].to_pylist())
             raise
@@ -141,10 +144,11 @@ class GenerateToFiles:
     async def _already_written(self, number: int, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the attempts of these rows that are on disk, and the rows that have none."""
         await self._look(number)
-        has_attempt = pa.array(self._written.are(number, rows["index"].to_numpy()))
+        has_attempt_M = self._written.are(number, rows["index"].to_numpy())
+        if not has_attempt_M.any():
+            return SLIM_ATTEMPT_SCHEMA.empty_table(), rows
+        has_attempt = pa.array(has_attempt_M)
         due = rows.filter(pc.invert(has_attempt))
-        if len(due) == len(rows):
-            return SLIM_ATTEMPT_SCHEMA.empty_table(), due
         found = await self._on_disk(number)
         return found.filter(pc.is_in(found["index"], rows["index"].filter(has_attempt))), due
 

@@ -90,18 +90,19 @@ class Generate:
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
-    async def __call__(self, batch: pa.Table, direct_text: str = "") -> AsyncIterator[Row]:
+    async def __call__(self, batch: pa.Table, direct_text: str = "", home: int | None = None) -> AsyncIterator[Row]:
         """Yield the attempts of one batch of granted queries, each as soon as it is settled.
 
         Args:
             batch: The queries.
             direct_text: Put after every prompt, to ask for a direct answer; nothing if empty.
+            home: The worker that has read the prompts, if one has.
         """
         rows = batch.to_pylist()
         for row, prompt in zip(rows, prompts_of(batch), strict=True):
             row["conversation"] = asked_directly(prompt, direct_text)
         finished: asyncio.Queue[Row | BaseException | None] = asyncio.Queue()
-        feeder = asyncio.ensure_future(self._feed(rows, finished))
+        feeder = asyncio.ensure_future(self._feed(rows, finished, home))
         try:
             while (item := await finished.get()) is not None:
                 if isinstance(item, BaseException):
@@ -110,7 +111,9 @@ class Generate:
         finally:
             feeder.cancel()
 
-    async def _feed(self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None]) -> None:
+    async def _feed(
+        self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], home: int | None
+    ) -> None:
         """Reserve in order and start whatever was granted, until every row has been decided and has ended."""
         try:
             # A group, so that a run that fails ends the wait for the tokens that it will never give back.
@@ -125,7 +128,7 @@ class Generate:
                     ]
                     waiting = [row for row, answer in zip(waiting, answers, strict=True) if answer == WAIT]
                     if granted:
-                        running.create_task(self._run(granted, finished, tries=1))
+                        running.create_task(self._run(granted, finished, tries=1, home=home))
             await finished.put(None)
         except ExceptionGroup as failures:  # handed to the consumer, which raises the first
             await finished.put(_first_of(failures))
@@ -147,7 +150,13 @@ class Generate:
         return await self._dispatch.market.reserve(round_number, requests, call, parts)
 
     async def _run(
-        self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], *, tries: int, times_lost: int = 0
+        self,
+        rows: list[Row],
+        finished: asyncio.Queue[Row | BaseException | None],
+        *,
+        tries: int,
+        times_lost: int = 0,
+        home: int | None = None,
     ) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
         grants = [self._grant(row) for row in rows]
@@ -155,7 +164,7 @@ class Generate:
         lost: list[tuple[Row, Generation]] = []
         started = time.monotonic()
         try:
-            async with self._roster.worker() as worker:
+            async with self._roster.worker(home) as worker:
                 async for reference in worker.generate.remote(grants, tries == self._dispatch.most_attempts):
                     generations: list[Generation] = await reference
                     self._quarantined = 0
@@ -316,6 +325,7 @@ class Generate:
             "engine": self._dispatch.engine,
             "vote": vote,
             "logprobs": _logprobs(row, generation),
+            "cached_tokens": generation.cached_tokens,
             **_usage_columns(generation.usage),
         }
 

@@ -43,6 +43,7 @@ class GrantedCall:
             several, they are counted from the row's own choice.
         times_ended: How often engine workers had been ended when the call was sent; see `Roster.look_again`.
         engine: Place of the engine that is called, where a run has several.
+        home: Its worker that has read the prompts, if one has.
     """
 
     round: int
@@ -55,6 +56,7 @@ class GrantedCall:
     sample_M: NDArray[np.int32] | None = None
     times_ended: int = 0
     engine: int = 0
+    home: int | None = None
 
 
 class RunRows:

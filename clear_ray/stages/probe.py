@@ -22,6 +22,8 @@ from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, estimate_schema
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
+from clear_ray.stages.gate import Gate
+from clear_ray.stages.homes import Homes
 from clear_ray.stages.roster import Roster, Workers
 
 _MOST_QUARANTINED = 8
@@ -36,10 +38,20 @@ class Probe:
         workers: The engine workers.
         tokens_K: Token grid of their head.
         direct_text: What a minimum service would put after every prompt; nothing if empty.
+        gate: Holds the first calls back; None if the workers may be called at once.
+        homes: Where queries are at home, if there are several workers.
     """
 
-    def __init__(self, workers: Workers, tokens_K: tuple[int, ...], direct_text: str = "") -> None:
-        self._roster, self._is_death = Roster(workers), workers.is_death
+    def __init__(
+        self,
+        workers: Workers,
+        tokens_K: tuple[int, ...],
+        direct_text: str = "",
+        gate: Gate | None = None,
+        homes: Homes | None = None,
+    ) -> None:
+        self._homes = homes
+        self._roster, self._is_death, self._gate = Roster(workers), workers.is_death, gate
         self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
         self._lone_failures = LoneFailures()
@@ -56,6 +68,9 @@ class Probe:
         batch = batch.filter(is_query)
         if not len(batch):
             return
+        if self._gate is not None:
+            await self._gate.passed()
+            self._gate = None
         columns = await self._read(batch, is_alone=False)
         if not isinstance(columns, Exception):
             self._note_answer()
@@ -76,7 +91,8 @@ class Probe:
     async def _read(self, batch: pa.Table, *, is_alone: bool) -> dict[str, Any] | Exception:
         """Return the estimates, or what one of these prompts may have been the cause of."""
         try:
-            async with self._roster.worker() as worker:
+            home = None if self._homes is None else int(self._homes.of(batch["index"][:1].to_numpy())[0])
+            async with self._roster.worker(home) as worker:
                 columns: dict[str, Any] = await worker.probe.remote(
                     batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
                 )

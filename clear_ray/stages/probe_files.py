@@ -1,29 +1,51 @@
-"""Estimates on their way to disk: each block of queries that has been probed is written as one file."""
+"""Estimates on their way to disk: the queries of some calls are a file, written by the caller that had them read.
+
+They pass no object store, and the driver hears how many there are: a query's curves are five kilobytes.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clear_ray.stages.homes import Homes
+from clear_ray.stages.probe import Probe
 from clear_ray.storage import Folder
 
+CALLS_A_FILE = 8
 
-class WriteEstimates:
-    """Writes a block, whole or not at all; a block that Ray makes again takes the place of the first.
+
+class ProbeToFiles:
+    """A caller of stage 1: `Probe`, whose estimates go to files, whole or not at all.
 
     Args:
-        into: Folder to write to.
+        probe: What reads them; made here, in the caller's process.
+        into: Folder to write to. What Ray makes again takes the place of the first.
+        homes: Where queries are at home; a stretch of them is a call.
+        calls: Calls that may be open at once.
     """
 
-    def __init__(self, into: Folder) -> None:
-        self._into = into
+    def __init__(self, probe: Callable[[], Probe], into: Folder, *, homes: Homes, calls: int) -> None:
+        self._probe, self._into = probe(), into
+        self._homes, self._turns = homes, asyncio.Semaphore(calls)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Write rows of `records.estimate_schema`; return how many, in a column `rows`."""
-        if len(block):
-            sink = BytesIO()
-            pq.write_table(block, sink)
-            self._into.write(f"block-{block['index'][0].as_py():010d}.parquet", sink.getvalue())
-        return pa.table({"rows": pa.array([len(block)], pa.int64())})
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """Yield how many queries of the batch have been read and written, in a column `rows`; errors as of `Probe`."""
+        parts = self._homes.parts(batch["index"].to_numpy())
+        found = await asyncio.gather(*[self._read(batch[part]) for part in parts])
+        if len(batch):
+            await asyncio.to_thread(self._write, pa.concat_tables([table for tables in found for table in tables]))
+        yield pa.table({"rows": pa.array([len(batch)], pa.int64())})
+
+    async def _read(self, queries: pa.Table) -> list[pa.Table]:
+        async with self._turns:
+            return [table async for table in self._probe(queries)]
+
+    def _write(self, estimates: pa.Table) -> None:
+        sink, first = BytesIO(), estimates["index"].to_numpy().min()
+        pq.write_table(estimates, sink)
+        self._into.write(f"from-{first:010d}.parquet", sink.getvalue())

@@ -18,6 +18,7 @@ from clear_ray.errors import EngineError
 _PAUSE_SECONDS = 0.5
 _LOOKS_PER_STALL = 8
 _FIND_SECONDS = 1.0
+_HOME_CALLS = 1  # so many more may be open where the prompts were read than elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,11 @@ class Roster:
         return self._lost is not None or self._open + rows <= most or (not self._open and most > 0)
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Any]:
-        """Yield the least busy worker that is up; mark it as down if it dies in the meantime.
+    async def worker(self, home: int | None = None) -> AsyncIterator[Any]:
+        """Yield the least busy worker that is up, or its home if that is hardly busier; mark it as down if it dies meanwhile.
+
+        Args:
+            home: The worker that has read the prompts.
 
         Raises:
             EngineError: A worker did not come back in time.
@@ -113,6 +117,8 @@ class Roster:
         if self._lost is not None:
             raise self._lost
         number = self._least_busy()
+        if home is not None and home < len(self._workers) and self._is_up[home]:
+            number = home if self._calls[home] <= self._calls[number] + _HOME_CALLS else number
         self._calls[number] += 1
         if number not in self._watching:
             self._watching[number] = asyncio.ensure_future(self._watch(number))

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 
 from clear_ray.tasks.denials import after_denial, denies, is_denied
-from clear_ray.tasks.sentences import asserted
+from clear_ray.tasks.lone_labels import closing_labels, listed_labels, lone_label, ticked_label
+from clear_ray.tasks.refusals import is_undetermined
+from clear_ray.tasks.sentences import CONTRAST, asserted
 from clear_ray.tasks.writing import asked_last, bold_spans, plain, unwrapped, words_of
 
 _LONGEST = 2_000
@@ -16,6 +18,7 @@ _LABEL = re.compile(
 )
 _MOST_OPTIONS = 26
 _CLEAN = re.compile(r"[*_`\"$\\]|\bquad\b|(?<!\w)'(?=[A-Za-z][).]?'(?!\w))|(?<=[A-Za-z).])(?<!\w\w)'(?!\w)")
+_ORNAMENT = re.compile("\\A(?:[>•‣▪-]\\s+|[\U0001f300-\U0001faff\u2190-\u21ff\u2600-\u27bf\ufe0f]\\s*)+")
 _LABELLED = r"[(\[]?(?P<label>[A-Z])[)\]]?"
 _LEAD = re.compile(
     r"[\s:({\[]*(?:both (?=[A-Z] and [A-Z]\b)"
@@ -31,7 +34,7 @@ _SEVERAL = re.compile(
 _TOGETHER = re.compile(r"[A-Z]{2,10}(?=\W{0,3}$)")
 _BRACKETED = re.compile(r"(?P<open>[(\[{]{1,2}) ?(?P<label>[A-Za-z]|[1-9]) ?[)\]}]{1,2}")
 _DELIMITED = re.compile(
-    r"(?P<label>[A-Z]|[1-9]) ?(?:$|[).:\]}!?;](?!\w)|,(?!\w)| - |\n| ?\(| because\b| since\b| as\b"
+    r"(?P<label>[A-Z]|[1-9]) ?(?:$|[).:\]}!;](?!\w)|\?(?=\W*$)|,(?!\w)| - |\n| ?\(| because\b| since\b| as\b"
     r"| is (?:the )?(?:correct|right|best)\b)"
     r"|(?P<small>[a-z])[).\]]{0,2}$|(?P<only>[a-z])[).](?= )"
 )
@@ -57,7 +60,8 @@ _SAID = (
         r"[Tt]hat(?:'?s| is)|[Tt]his is|[Dd]efinitely|[Cc]learly|[Pp]robably|[Ss]urely|[Oo]bviously) "
         rf"(?:option |letter |choice )?{_LABELLED}(?=\W{{0,2}}(?:$|\n|[.,;!]))"
     ),
-    re.compile(rf"(?:\b(?:leaves|leaving|[Cc]orrect ?:)|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
+    re.compile(rf"(?:\b[Cc]orrect ?:|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
+    re.compile(rf"\b(?:leaves|leaving) (?:us with |only |just )?(?:option )?{_LABELLED}(?![\w'])"),
     re.compile(
         r"\b(?:[Cc]hoice|[Oo]ption|[Pp]ick|[Ss]election|[Ll]abel|[Cc]lass|[Cc]ategory|[Pp]rediction|[Vv]erdict)s? ?"
         rf"(?::|->|=>|is) ?{_LABELLED}(?![\w'])"
@@ -66,11 +70,16 @@ _SAID = (
         rf"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence),? (?:it is |it's )?{_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE
     ),
     re.compile(rf"\b(?:is|be):? {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
+    re.compile(rf"\b[Oo]nly (?:option |choice )?{_LABELLED} (?=[a-z])"),
     re.compile(rf"(?<![\w'(]){_LABELLED} (?:remains|is left)\b"),
     re.compile(r"\b[Aa]nswer [(\[]?(?P<label>[A-Za-z])[)\]]?[.!]?$", re.MULTILINE),
 )
 
-_BESIDE = re.compile(r"\b(?:while|whereas|unlike|than)\b")
+_TELLING, _FEW = 3, 3
+_NONE = re.compile(
+    r"none of (?:the above|these|them|those|the (?:options|choices|others|other options))(?: (?:options|are|is)\b.*)?"
+)
+_BESIDE = re.compile(r"\b(?:while|whereas|unlike|than|rather than|instead of|compared (?:to|with))\b")
 Options = Mapping[str, str]
 
 
@@ -113,6 +122,8 @@ def read_choice(answer: str, options: Options) -> str | None:
     if not text or _NOT.match(text):
         return _by_text(text, options)
     several = _SEVERAL.match(text)
+    if several and re.match(r"\)* [a-z]", text[several.end() :]):
+        return None  # (B) and (D) are about something
     if several:
         if re.search(r" or |/", several[0]):
             return None
@@ -146,17 +157,21 @@ def read_choice(answer: str, options: Options) -> str | None:
         and words_of(spaced["text"]).startswith(words_of(options[spaced["label"]]))
     ):
         return spaced["label"]
-    return _by_truth(line, options)
+    return lone_label(line, options) or _by_truth(line, options) or _by_undetermined(line, options)
 
 
 def find_choice(text: str, options: Options) -> str | None:
     """Return the label that an unmarked text ends on, or begins with; None if it names none."""
-    lines = [line for line in text[-20 * _LONGEST :].split("\n") if line.strip()]
+    lines = [line for line in text[-20 * _LONGEST :].split("\n") if line.strip(" `")]
     if not lines:
         return None
     last, before = lines[-1], lines[-2] if len(lines) > 1 else ""
     is_list = _is_option(last) and _is_option(before)
+    if is_list and (found := ticked_label(lines) or listed_labels(lines, options)) is not None:
+        return found
     if not is_list and (found := read_choice(last, options)) is not None:
+        return found
+    if not is_list and (found := closing_labels(_clean(last), options)) is not None:
         return found
     if (found := _said(_clean(text[-2 * _LONGEST :]), options)) is not None:
         return found
@@ -166,11 +181,17 @@ def find_choice(text: str, options: Options) -> str | None:
     closing = re.sub(r"\s*\([^()]{1,80}\)(?=\W{0,3}\Z)", "", last)
     if (found := _by_last_words(closing, options) or _by_last_letter(last, options)) is not None:
         return found
-    if (found := _by_subject(last, options) or _by_truth(last, options)) is not None:
+    if (found := (not is_list and _by_subject(last, options)) or _by_truth(last, options)) is not None:
         return found
     if len(lines) > 1 and not _is_option(lines[1]) and not is_list:
         return read_choice(lines[0], options)
     return None
+
+
+def undetermined_option(options: Options) -> str | None:
+    """Return the option that says that something cannot be known, if there is exactly one."""
+    found = [label for label, option in options.items() if is_undetermined(option)]
+    return found[0] if len(found) == 1 else None
 
 
 def label_of(gold: str, options: Options) -> str | None:
@@ -194,6 +215,7 @@ def is_choice(gold: str) -> bool:
 def _clean(answer: str) -> str:
     text = _CLEAN.sub("", unwrapped(plain(answer.strip()[:_LONGEST]))).strip()
     text = re.sub(r" {2,}", " ", text)
+    text = _ORNAMENT.sub("", text)
     lead = _LEAD.match(text)
     return text[lead.end() :] if lead else text
 
@@ -223,13 +245,15 @@ def _said(text: str, options: Options) -> str | None:
 
 
 def _is_option(line: str) -> bool:
-    return re.match(r"\s*[*(\[]{0,3}(?:[A-Z]|[1-9])[)\].:]", line) is not None
+    return re.match(r"\s*(?:[-*•>] )?[*(\[]{0,3}(?:[A-Z]|[1-9])[)\].:](?!,)", line) is not None
 
 
 def _by_last_words(line: str, options: Options) -> str | None:
     """Return the option whose text a line ends on, the longest if one ends on another, unless it is denied."""
     words = f" {words_of(line)}"
-    ending = [label for label, option in options.items() if words.endswith(f" {words_of(option)}")]
+    ending = [
+        label for label, option in options.items() if words.endswith((f" {words_of(option)}", f"={words_of(option)}"))
+    ]
     if not ending or len({words_of(options[label]) for label in ending}) < len(ending):
         return None
     longest = max(ending, key=lambda label: len(words_of(options[label])))
@@ -248,11 +272,13 @@ def _by_last_letter(line: str, options: Options) -> str | None:
 
 def _by_subject(line: str, options: Options) -> str | None:
     """Return the option that a line says something of, if it names no other one and contrasts nothing."""
-    words = words_of(line)
+    words = words_of(_BESIDE.split(line, maxsplit=1)[0])
     named = [label for label, option in options.items() if re.search(rf"\b{re.escape(words_of(option))}\b", words)]
     if len(named) != 1:
         return None
     option = words_of(options[named[0]])
+    if len(option) >= _TELLING and not CONTRAST.search(line) and not is_undetermined(option):
+        return named[0]
     is_subject = re.match(rf"{re.escape(option)} (?:is|are|was|were) (?!not\b|n't)", words) is not None
     return named[0] if is_subject or any(words_of(phrase) == option for phrase in asserted(line)) else None
 
@@ -263,9 +289,18 @@ def _by_truth(line: str, options: Options) -> str | None:
     return None if found is None else _by_text(found[1], options)
 
 
+def _by_undetermined(line: str, options: Options) -> str | None:
+    """Return the option that nothing can be known, if a line says just that."""
+    return undetermined_option(options) if is_undetermined(line) else None
+
+
 def _by_text(text: str, options: Options) -> str | None:
     if not options:
         return None
     words = words_of(text)
     matching = [label for label, option in options.items() if words_of(option) == words]
+    if not matching and _NONE.fullmatch(words):
+        matching = [label for label, option in options.items() if _NONE.fullmatch(words_of(option))]
+    if not matching and len(words) >= _TELLING and len(words.split()) <= _FEW and not words.isdecimal():
+        matching = [label for label, option in options.items() if words_of(option).endswith(f" {words}")]
     return matching[0] if len(matching) == 1 else None

@@ -18,7 +18,8 @@ _NO = r"(?:\bnot|n't|\b(?:never|neither|nor|cannot|hardly|no longer|no way|nobod
 _WRONG = r"\b(?:wrong|incorrect|false|bad)"
 _TO_A_PLACE = r"[\s*_\"'`($\[:]*\Z"
 _DIRECTLY = re.compile(
-    rf"{_NO}(?: (?:be|been|is|are|the|an?|my|that|actually|really|simply|necessarily|equal|equals|to|final|correct|right|"
+    rf"(?:不是|不为|并非|不是说)\Z|{_NO}(?: (?:be|been|is|are|the|an?|my|that|actually|"
+    rf"really|simply|necessarily|equal|equals|to|final|correct|right|"
     rf"option|choice|answer|letter))*{_TO_A_PLACE}"
     rf"|{_WRONG}(?: (?:final )?(?:answer|option|choice|letter|one)s? (?:is|are|was|would be))?{_TO_A_PLACE}",
     re.IGNORECASE,
@@ -36,14 +37,14 @@ _BELIEVED = re.compile(
     re.IGNORECASE,
 )
 _AFTERWARDS = re.compile(
-    r"[\s*_\"'`)\]$]{0,6}(?:, ?)?(?:(?:which|but (?:that|it|this)) )?"
+    r"\s*(?:ではな|ではあり|[가이] 아)|[\s*_\"'`)\]$]{0,6}(?:, ?)?(?:(?:which|but (?:that|it|this)) )?"
     r"(?:(?:is|was|are|would be|seems|looks|must be)(?: \w{1,12}ly)? "
     r"(?:not (?:the|an?|correct|right|it|possible|true|what|my)\b|wrong\b|incorrect\b|false\b|impossible\b|ruled out\b)"
     r"|(?:is|was|are|ca|wo|could|would)n't (?:be )?(?:the|an?|correct|right|it|possible|true|what|my)\b"
     r"|can ?not be (?:the|correct|right|it|true)\b)",
     re.IGNORECASE,
 )
-_BEGINS = re.compile(r"\W{0,6}(?:not|never|neither|isn't|n't)\b", re.IGNORECASE)
+_BEGINS = re.compile(r"\W{0,6}(?:not|never|neither|isn't|n't|nicht|keine?|pas|não|niet|nie|не)\b", re.IGNORECASE)
 _BUT = re.compile(
     r"[^.\n]{0,80}?(?:\bbut (?:rather |instead |it is |it's )?|[,;] (?:it is|it's) (?!not\b))(?=\S)", re.IGNORECASE
 )

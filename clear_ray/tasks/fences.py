@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_OPENING = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]{0,30})[^`\n]*\Z")
+_OPENING = re.compile(r"(?P<indent> {0,12})(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]{0,30})[^`\n]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Block:
 def fenced_blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a text in their order; the last one may be open."""
     blocks: list[Block] = []
-    fence, language = "", ""
+    fence, language, indent = "", "", 0
     body: list[str] = []
     for line in text.split("\n"):
         if fence:
@@ -35,9 +35,10 @@ def fenced_blocks(text: str) -> list[Block]:
                 blocks.append(Block(language, "\n".join(body) + "\n", is_closed=True))
                 fence = ""
             else:
-                body.append(line)
+                body.append(line[indent:] if line[:indent].isspace() else line)
         elif found := _OPENING.match(line):
             fence, language, body = found["fence"], found["language"].lower(), []
+            indent = len(found["indent"])
     if fence:
         blocks.append(Block(language, "\n".join(body) + "\n", is_closed=False))
     return blocks

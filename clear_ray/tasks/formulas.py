@@ -42,11 +42,19 @@ _COMMANDS = {
     "√": "\\sqrt ",
     "\\neq": "\\ne",
     "\\varnothing": "\\emptyset",
+    "\u00d7": "\\times ",
+    "\u00b7": "\\cdot ",
     "∅": "\\emptyset ",
 }
 _LINE_BREAK = "\x1e"  # of a matrix, which is no LaTeX space
 _OR_EQUAL = re.compile(r"\\([gl])eq?(?![a-zA-Z])")
 _ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt ?\(([^()]{1,200})\)")
+_CONDITION = re.compile(
+    r"(?<=[^\s,]) ?,(?:\\[,;:! ]|\\q?quad|[\s~])*(?:\\text\{ ?)?(?:(?:for|where|if|"
+    r"with|provided)\b[^=]{0,60}|)[a-z]\}? ?(?:\\neq?(?![a-z])|\u2260)[^,]{1,40}\Z"
+)
+_TOGETHER = re.compile(r"\((?P<names>[a-zA-Z](?:,[a-zA-Z]){1,5})\)=\((?P<values>[^()=]{1,200})\)")
+_ROOT_SIGN = re.compile("\u221a ?(?:\\(([^()]{1,200})\\)|(\\d+|[a-z]))")
 _BARE_COMMAND = re.compile(
     r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi|infty)(?![a-zA-Z])"
 )
@@ -79,7 +87,7 @@ def is_mathematics(text: str) -> bool:
 
 def canonical_mathematics(answer: str) -> str:
     """Return a formula in the form in which the same formula is written the same: spaces, sizes and braces levelled."""
-    text = plain(trimmed(answer))
+    text = _CONDITION.sub("", plain(trimmed(answer)))
     text = re.sub(r"\\[dtc]frac\b|\\[dtc]frac(?=\d)", r"\\frac", text)
     for sign, command in _COMMANDS.items():
         text = text.replace(sign, command)
@@ -88,11 +96,20 @@ def canonical_mathematics(answer: str) -> str:
     text = text.replace("\\\\", _LINE_BREAK)
     text = _SPACES.sub("", text.replace("^\\circ", "").replace("^{\\circ}", "").replace("\\%", "%"))
     text = _ONE_BRACED.sub(r"\1\2", text).replace("+\\infty", "\\infty")
-    return _BARE_FRACTION.sub(_braced_fraction, text).rstrip(".")
+    text = _BARE_FRACTION.sub(_braced_fraction, text).rstrip(".")
+    if (together := _TOGETHER.fullmatch(text)) is not None:
+        names, values = together["names"].split(","), together["values"].split(",")
+        if len(names) == len(values):  # (x, y) = (1, 2)
+            return ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    return text
 
 
 def with_commands(text: str) -> str:
-    """Return a formula in which functions and constants that are written as words are LaTeX commands: `sin(x)`, `sqrt(2)`."""
+    """Return a formula in which functions and constants written as words or signs are LaTeX commands: `sin(x)`, `√2`."""
+    if not text.isascii():
+        text = _ROOT_SIGN.sub(lambda found: f"\\sqrt{{{found[1] or found[2]}}}", text)
+        for sign, command in _COMMANDS.items():
+            text = text if sign.isascii() else text.replace(sign, command)
     return _BARE_COMMAND.sub(r"\\\1 ", _ROOT.sub(r"\\sqrt{\1}", text))
 
 

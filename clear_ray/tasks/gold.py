@@ -5,7 +5,8 @@ r"""Reference answers in the shapes in which data sets publish them, prepared by
 … \boxed{\frac12} …                            MATH: the whole solution
 ["Paris", "paris, France"]                    any of them is right
 {"ground_truth": "72", "style": "rule"}       verl and TRL; also with a list, and as Python writes it
-{"target": [...]}, {"value": ..., "aliases": [...]}, {"text": [...], "answer_start": [...]}
+{"target": [...]}, {"value": ..., "aliases": [...]}, {"text": [...], "answer_start": [...]}, [{"text": ...}, ...]
+{"number": "4", "date": {...}, "spans": [...]}  DROP
 {"set": ["a", "b"]}                           all of them, in any order
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clear_ray.tasks.choices import is_choice
+from clear_ray.tasks.dates import moment_of
 from clear_ray.tasks.marks import locate
 from clear_ray.tasks.quantities import is_quantity
 from clear_ray.tasks.thinking import without_thinking
@@ -27,6 +29,8 @@ _NAMES = ("ground_truth", "target", "answers", "answer", "gold")
 _LONGEST_LITERAL = 100_000
 _TRUTH = re.compile(r"(?:yes|no|true|false)[.!]?", re.IGNORECASE)
 _SHORT_WORDS = 24
+UNANSWERABLE = ("unanswerable",)
+"""The answer where a data set says that there is none, as SQuAD's empty list does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,21 @@ def reference_of(gold: str, *, are_numbers_a_list: bool) -> Reference:
         if "value" in value and isinstance(value.get("aliases"), list):
             return Reference(tuple(_texts([value["value"], *value["aliases"]])))
         if isinstance(value.get("text"), list):
-            return Reference(tuple(_texts(value["text"])))
+            return Reference(tuple(_texts(value["text"])) or UNANSWERABLE)
+        if isinstance(value.get("spans"), list):
+            return _drop(value)
     return _reference(value, gold, are_numbers_a_list)
+
+
+def _drop(value: dict[str, Any]) -> Reference:
+    """Return the answer of DROP: a number, a date in parts, or spans, which are all wanted."""
+    day = value.get("date")
+    parts = [str(day.get(name) or "") for name in ("day", "month", "year")] if isinstance(day, dict) else []
+    single = str(value.get("number") or "") or " ".join(filter(None, parts))
+    if single:
+        return Reference((single,))
+    spans = tuple(dict.fromkeys(_texts(value["spans"])))
+    return Reference(spans, is_set=len(spans) > 1 and set(value.get("types") or ["span"]) == {"span"})
 
 
 def unwrapped_gold(gold: str) -> str:
@@ -84,8 +101,10 @@ def short_answer(gold: str) -> str:
 
 
 def look_of(gold: str) -> str:
-    """Return what one accepted answer looks like: `number`, `choice`, `truth`, `text`, or `prose` for no short answer."""
+    """Return what one accepted answer looks like: `number`, `choice`, `truth`, `date`, `text`, or `prose`."""
     answer = short_answer(gold)
+    if moment_of(answer):
+        return "date"
     if is_choice(answer):
         return "choice"
     if _TRUTH.fullmatch(tidy(answer)):
@@ -98,6 +117,8 @@ def look_of(gold: str) -> str:
 def _reference(value: Any, text: str, are_numbers_a_list: bool) -> Reference:
     if isinstance(value, dict):
         return reference_of(json.dumps(value), are_numbers_a_list=are_numbers_a_list)
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "text" in item for item in value):
+        value = [str(item["text"]) for item in value]
     if isinstance(value, list) and value and all(isinstance(item, (str, int, float)) for item in value):
         if any(isinstance(item, str) for item in value) or not are_numbers_a_list:
             return Reference(tuple(_texts(value)))

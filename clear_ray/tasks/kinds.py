@@ -8,11 +8,23 @@ without its thinking; then it is compared with the gold answer, which was prepar
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import regex
 
-from clear_ray.tasks.choices import Options, find_choice, is_choice, label_of, options_of, read_choice
+from clear_ray.tasks.choices import (
+    Options,
+    find_choice,
+    is_choice,
+    label_of,
+    options_of,
+    read_choice,
+    undetermined_option,
+)
+from clear_ray.tasks.dates import moment_of, moments_in
+from clear_ray.tasks.denials import denies
 from clear_ray.tasks.formulas import canonical_mathematics
 from clear_ray.tasks.gold import Reference, look_of, reference_of, short_answer, unwrapped_gold
 from clear_ray.tasks.marks import Located, locate
@@ -24,14 +36,23 @@ from clear_ray.tasks.mathematics import (
     read_mathematics,
 )
 from clear_ray.tasks.programs import read_program
-from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, read_quantity
+from clear_ray.tasks.quantities import Quantity, is_quantity, read_quantity, readings
 from clear_ray.tasks.refusals import is_undetermined, refuses
-from clear_ray.tasks.sentences import says_the_same
+from clear_ray.tasks.sentences import adds_just, says_the_same
 from clear_ray.tasks.structured import NOTHING, equal_json, levelled, read_json
 from clear_ray.tasks.turns import own_answer
 from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, TIMED_OUT, Verdict
-from clear_ray.tasks.wordings import concise, elements_of, last_line, line_answer, phrase_answers, read_truth, truth_of
-from clear_ray.tasks.writing import plain, shortened, tidy, words_of
+from clear_ray.tasks.wordings import (
+    concise,
+    elements_of,
+    last_line,
+    line_answer,
+    listed_answer,
+    phrase_answers,
+    read_truth,
+    truth_of,
+)
+from clear_ray.tasks.writing import plain, question_of, shortened, tidy, unwrapped, words_of
 
 Kind = Literal["exact", "number", "choice", "math", "regex", "json", "code"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -63,7 +84,7 @@ def extract(text: str, kind: Kind, *, prompt: str = "", is_conversation: bool = 
     if kind != "regex" and refuses(_said_last(located)):
         return None
     if kind == "number":
-        quantity = _quantity_of(located)
+        quantity = next(_quantities_of(located), None)
         return None if quantity is None else quantity.text
     if kind == "choice":
         return _choice_of(located, options_of(prompt, is_conversation=is_conversation))
@@ -153,7 +174,7 @@ def judge_here(
         return Verdict(0.0, NO_ANSWER)
     located = locate(plain(visible[-_LONGEST:]))
     if refuses(_said_last(located)):
-        return _judge_refusal(kind, located, reference)
+        return _judge_refusal(kind, located, reference, options)
     if kind == "math":
         return _judge_math(located, reference, prompt, prove or (lambda a, g: False))
     if reference.is_set:
@@ -161,6 +182,8 @@ def judge_here(
     verdict = Verdict(0.0, NO_ANSWER)
     for wanted in map(short_answer, reference.answers):
         found, is_right = _compared(kind, located, wanted, options)
+        if not is_right and kind == "exact" and located.marked is None and prompt:
+            is_right = adds_just(last_line(located.rest), wanted, question_of(prompt, is_conversation=is_conversation))
         if is_right:
             return Verdict.of(True, found)
         verdict = Verdict.of(False, found) if verdict.answer is None else verdict
@@ -181,11 +204,12 @@ def _compared(kind: Kind, located: Located, wanted: str, options: Options) -> tu
     """Return what a kind reads in a text for one accepted answer, and whether it is that answer."""
     look = kind if kind != "exact" else look_of(wanted)
     if look == "number":
-        quantity, gold = _quantity_of(located), _wanted_quantity(wanted)
-        if quantity is not None and gold is not None and quantity.equals(gold):
-            return quantity.text, True
+        quantities, gold = list(_quantities_of(located)), _wanted_quantity(wanted)
+        for quantity in quantities:
+            if gold is not None and quantity.equals(gold):
+                return quantity.text, True
         if kind == "number":
-            return (None if quantity is None else quantity.text), False
+            return (quantities[0].text if quantities else None), False
     elif look == "choice":
         label = _choice_of(located, options)
         if label is not None or kind == "choice":
@@ -194,13 +218,24 @@ def _compared(kind: Kind, located: Located, wanted: str, options: Options) -> tu
         truth = read_truth(located)
         if truth is not None:
             return truth, truth == truth_of(wanted)
+    elif look == "date":
+        line = _said_last(located)
+        days = set(moments_in(line))
+        days = days if len(days) == 1 else set(moments_in(line.rpartition(";")[2]))
+        if len(days) == 1 and not denies(line):
+            return tidy(line), bool(days.pop() & moment_of(short_answer(wanted)))
     return _compared_words(located, wanted)
 
 
 def _compared_words(located: Located, wanted: str) -> tuple[str | None, bool]:
     words = words_of(wanted)
     phrases = list(phrase_answers(located))
+    listed = [words_of(part) for part in elements_of(wanted)]
+    if len(listed) > 1 and [words_of(line) for line in listed_answer(located)] == listed:
+        return wanted, True
     for phrase in phrases:
+        if len(listed) > 1 and [words_of(part) for part in elements_of(phrase)] == listed:
+            return phrase, True
         if phrase and (tidy(phrase) == tidy(wanted) or (words and words_of(phrase) == words)):
             return phrase, True
     said = _said_last(located)
@@ -216,9 +251,11 @@ def _said_last(located: Located) -> str:
     return located.marked.text.strip().partition("\n")[0] if located.marked.how == "said" else located.marked.text
 
 
-def _judge_refusal(kind: Kind, located: Located, reference: Reference) -> Verdict:
+def _judge_refusal(kind: Kind, located: Located, reference: Reference, options: Options) -> Verdict:
     """Judge a text that gives no answer, which only a reference that says just that accepts."""
     said = words_of(_said_last(located))
+    if kind == "choice" and is_undetermined(said) and (label := undetermined_option(options)) is not None:
+        return Verdict.of(label in (label_of(wanted, options) for wanted in reference.answers), label)
     is_it = kind == "exact" and any(
         words_of(wanted) == said or (is_undetermined(wanted) and is_undetermined(said)) for wanted in reference.answers
     )
@@ -234,8 +271,10 @@ def _same_words(one: str, other: str) -> bool:
     return False
 
 
-def _quantity_of(located: Located) -> Quantity | None:
-    return read_quantity(located.marked.text) if located.marked is not None else find_quantity(located.rest)
+def _quantities_of(located: Located) -> Iterator[Quantity]:
+    if located.marked is None:
+        return readings(located.rest, is_marked=False)
+    return readings(located.marked.text, is_marked=True, around=located.rest)
 
 
 def _choice_of(located: Located, options: Options) -> str | None:
@@ -245,7 +284,7 @@ def _choice_of(located: Located, options: Options) -> str | None:
 
 
 def _wanted_quantity(gold: str) -> Quantity | None:
-    return read_quantity(gold) if "\n" not in gold else find_quantity(gold)
+    return next(readings(gold, is_marked="\n" not in gold), None)
 
 
 def _judge_math(located: Located, reference: Reference, prompt: str, prove: Prove) -> Verdict:
@@ -262,21 +301,34 @@ def _judge_math(located: Located, reference: Reference, prompt: str, prove: Prov
             equal = bool(answer) and equal_mathematics(answer or "", gold, prove=prove, any_order=any_order)
         if equal:
             return Verdict.of(True, answer)
+        if not equal and _is_words(gold) and (found := _compared_words(located, tidy(unwrapped(gold))))[1]:
+            return Verdict.of(True, found[0])
         is_late = is_late or equal is None
     return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer or None)
 
 
+def _is_words(gold: str) -> bool:
+    r"""Tell an answer in words, `\text{even}`, from a formula."""
+    return re.fullmatch(r"[^\W\d_]{3,20}(?: [^\W\d_]{1,20}){0,5}", tidy(unwrapped(gold))) is not None
+
+
 def _judge_set(located: Located, reference: Reference) -> Verdict:
+    lists = [listed_answer(located), *map(elements_of, phrase_answers(located))]
+    for elements in filter(None, lists):
+        if _is_all_of(elements, reference.answers):
+            return Verdict.of(True, ", ".join(elements))
     answer = line_answer(located)
-    if not answer:
-        return Verdict(0.0, NO_ANSWER)
-    left = elements_of(answer)
-    for wanted in reference.answers:
+    return Verdict.of(False, answer) if answer else Verdict(0.0, NO_ANSWER)
+
+
+def _is_all_of(elements: list[str], wanted_ones: tuple[str, ...]) -> bool:
+    left = list(elements)
+    for wanted in wanted_ones:
         match = next((part for part in left if _same_words(tidy(part), wanted)), None)
         if match is None:
-            return Verdict.of(False, answer)
+            return False
         left.remove(match)
-    return Verdict.of(not left, answer)
+    return not left
 
 
 def _judge_regex(text: str, pattern: str) -> Verdict:

@@ -22,31 +22,36 @@ _LONGEST_CLAUSE = 160
 How = Literal["box", "tag", "hash", "said"]
 
 _LEAD = r"(?:final |the |my |correct |right ){0,2}"
+_ABROAD = (
+    "antwort", "lösung", "ergebnis", "réponse", "reponse", "résultat", "respuesta", "solución", "resultado", "risposta",
+    "resposta", "ответ", "antwoord", "odpowiedź", "odpowiedzią", "odpověď", "cevap", "cevab\u0131", "yan\u0131t", "svar",
+    "svaret", "vastaus", "jawaban", "jawabannya", "відповідь", "отговор", "одговор", "răspunsul", "răspuns", "válasz",
+    "đáp án", "câu trả lời", "απάντηση", "התשובה", "الجواب", "الإجابة", "پاسخ", "जवाब", "उत्तर", "উত্তর",
+)  # fmt: skip
+_UNSPACED = ("答案", "答え", "正解", "解答", "정답은?", "정답", "답은", "답", "回答", "คำตอบ(?:ที่ถูกต้อง|สุดท้าย)?")
+_NEGATION = "no|non|não|nicht|kein|ne|pas|niet|nie|не|değil|bukan|không"
 _SAID = re.compile(
-    r"(?P<void>\b(?:previous|no|this|that|your) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
+    r"(?P<void>\b(?:first|initial|original|old|previous|no|this|that|your) (?:final )?)?\banswer(?:['\"*_`]{1,3}(?=[ :=]))?"
     r"(?:,? (?:therefore|then|thus|hence),?)?(?: (?:to|for|of|here|in)\b[^.:;\n]{0,100}?)?"
     r"(?: {0,3}[*_]{0,3} {0,3}(?:[:=](?![=>])|[-=]>|\u2192)"
+    r"|,(?= [-$£€]?\d[\d.,]{0,20}, )"
     r"|(?:'s\b| {1,3}(?:(?:is|was|are|would be|should be|must be|has to be|equals)\b"
     r"|(?:is|was|are|ca|could|must|should)(?=n't)|(?:can|could|must|should)(?= ?not be\b))) ?:?)"
-    r"|(?:最终|正确)?(?:答案|答え|正解|정답|回答) {0,3}(?:[:=]|是|为|は|은|는)"
-    r"|\b(?:Antwort|Lösung|Réponse|Reponse|Respuesta|Risposta|Resposta|Ответ|Antwoord|Odpowiedź|Odpověď|Cevap|Svar|Jawaban|Відповідь"
-    r"|الجواب|الإجابة|जवाब)\b[*_]{0,3} {0,3}"
-    r"(?::|ist\b|est\b|es\b|è\b|é\b)"
+    rf"|(?:{'|'.join(_UNSPACED)})(?:应该|應該|選択肢|选项)? {{0,3}}[*_]{{0,3}}(?:[:=]|是|为|為|は|은|는|คือ)"
+    rf"|\b(?:{'|'.join(_ABROAD)})\b(?: (?!(?:{_NEGATION})\b)[^\W\d]{{2,14}}){{0,3}}? {{0,3}}[*_]{{0,3}} {{0,3}}"
+    r"(?::|(?:ist|lautet|est|es|è|é|er|är|on|jest|to|je|adalah|là|هي|هو|है|είναι|היא|este|is)(?!\w) ?:?|[-\u2013] )"
     r"|\bans(?:\.:?| ?[:=])"
     rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_ ]{{0,5}}$",
     re.IGNORECASE | re.MULTILINE,
 )
-_HINTS = (
-    "answer", "ans.", "ans:", "ans ", "ans=", "答案", "答え", "正解", "정답", "回答", "antwort", "lösung", "réponse",
-    "reponse", "respuesta", "risposta", "resposta", "ответ", "antwoord", "odpowiedź", "odpověď", "cevap", "svar", "jawaban",
-    "відповідь", "الجواب", "الإجابة", "जवाब",
-)  # fmt: skip
+_HINTS = ("answer", "ans.", "ans:", "ans ", "ans=", "答", "正解", "답", "คำตอบ", *_ABROAD)
 """Without one of them there is nothing that `_SAID` could find, which takes longer to say so."""
 _HASH = re.compile(r"^[ *]{0,6}####(?!#) {0,5}(?P<rest>\S[^\n]*)$", re.MULTILINE)
 _SHORT_RESULT = re.compile(
     r"[^\w\n]{0,6}[-+]?[\d,./ ]{0,40}\d *%?(?: [^\W\d]{1,30}){0,2}[^\w\n]{0,4}|[^\w\n]{0,4}[A-Z][^\w\n]{0,4}"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox) {0,3}(?=(?P<brace>\{)|[^\s{])")
+_HTML = re.compile(r"</?(?:b|strong|i|em|u|p|span|div|h\d|li|ul)>", re.IGNORECASE)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _ABOUT = re.compile(
     r"\W{0,6}(?:the (?:answer|result|solution|correct (?:answer|solution)) (?:to|of|for)\b"
@@ -57,6 +62,11 @@ _ABOUT = re.compile(
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s|\n")
 _SURELY = re.compile(
     r" ?(?:certainly|definitely|clearly|obviously|probably|simply|indeed|thus|therefore|most likely),? (?=\S)"
+)
+_CORRECTED = re.compile(
+    r"[-,.;(\u2026? ]{1,4}(?:no,? wait|wait,? no|wait|scratch that|correction|sorry|i meant?|make that)\b[,:.]? ?(?:no,? )?"
+    r"(?:it(?:'s| is| should be) |actually )?",
+    re.IGNORECASE,
 )
 _BESIDE = re.compile(r"(?:[*_:]{1,4}(?=\s|$)|[ \n]|[#|]{1,6} |(?<=\n)> |(?<=\n)[-+] (?=\S))+")
 
@@ -96,6 +106,8 @@ def locate(visible: str) -> Located:
         visible: What the model wrote, without its thinking, in plain characters.
     """
     visible = visible.replace("\\boxed{}", "")  # words about the format
+    if "</" in visible:
+        visible = _HTML.sub("", visible)
     text = visible.rstrip()
     if (field := _field(text.lstrip())) is not None:
         return Located(Marked(field, "tag", is_complete=True), text)
@@ -175,6 +187,9 @@ def _read(text: str, start: int, end: int, how: How, is_line_ended: bool) -> Mar
         return None
     if text[start:end].rstrip()[-1] not in ":=" and (surely := _SURELY.match(tail)):
         tail = tail[surely.end() :]
+    corrected = _CORRECTED.split(tail.partition("\n")[0])
+    if len(corrected) > 1 and corrected[-1].strip(" .!*"):
+        tail = corrected[-1]
     beside = _BESIDE.match(tail)
     tail = tail[beside.end() if beside else 0 :]
     return Marked(tail, how, "\n" in tail.lstrip() or (is_line_ended and bool(tail.strip())))

@@ -36,10 +36,15 @@ _SPANS = re.compile(
 )
 _BASE = re.compile(r"\d_\w")
 _ASSIGNED = re.compile(r"(?:\\[a-z]{2,10}\{)?[A-Za-z]\w{0,2}\}?(?:\([a-z]\))?(?:=(?!=)|\\in(?![a-z]))")
-_ONE_OF = r"[A-Za-z]\w? ?= ?[-+\d./\\a-z{}()^]{1,20}"
-_SOLUTIONS = re.compile(rf"{_ONE_OF}(?:,?(?: or| and)? {_ONE_OF}){{1,8}}\.?")
+_RELATION = re.compile(r"(?<![\w\\)])[A-Za-z]\w?(?: ?\([a-z]\))? ?(?:=|<|>|\u2264|\u2265|\\[lg]eq?(?![a-z]))")
+_AND = re.compile(r",? (?:or|and) |, ?")
+_STATES = re.compile(r"(?:\b(?:is|are|becomes|gives|equals|be|get|obtain|to)\b:?|(?<=[^\W\d]):) ")
 _JOINT = re.compile(r" ?(?:,|,? (?:and|or)) ?")
-_EITHER = re.compile(r" or |\\text\{ ?or ?\}")
+_FORMULA = re.compile(
+    r"\\[a-z]+|[\d)\w] ?[-+*/^:\u221a\u00b7\u00d7<>\u2264\u2265\u222a,] ?[(\w\u221a\u03c0\\]|"
+    r"[\u221a\u03c0\u221e]|\d[a-z]|[(\[{].*,.*[)\]}]"
+)
+_EITHER = re.compile(r" (?:or|and) |\\text\{ ?or ?\}")
 _ENDS = (")", "]")
 _OPENINGS, _CLOSINGS = "([{", ")]}"
 _ANY_ORDER = re.compile(
@@ -63,10 +68,34 @@ def read_mathematics(marked: Marked | None, rest: str) -> str | None:
     spans = _spans(rest)
     if spans and not is_denied(rest[: spans[-1][0]], rest[spans[-1][1] :]):
         return trimmed(spans[-1][2]) or None
-    if line and (len(line.split()) <= 3 or _SOLUTIONS.fullmatch(line)):
+    if line and len(line.split()) <= 3:
         return trimmed(line) or None
+    if (said := _said_formula(line)) is not None:
+        return trimmed(said) or None
     number = find_quantity(rest)
     return number.text if number else None
+
+
+def _said_formula(line: str) -> str | None:
+    """Return the solutions, or the formula after the last `is`, `:` or `=`, that a line without mathematics signs ends on."""
+    sentence = re.split(r"(?<=[^.\d])\. +(?=[A-Z])", line)[-1].rstrip(" .")
+    first = _RELATION.search(sentence)
+    if first and not is_denied(sentence[: first.start()]):
+        parts = [part for part in _AND.split(sentence[first.start() :]) if part]
+        if len(parts) > 1 and all(map(is_mathematics, parts)):
+            return sentence[first.start() :]
+    states = [*_STATES.finditer(sentence), *re.finditer(r"(?<![<>=!])=(?!=) ?", sentence)]
+    if not states:
+        return None
+    last = max(states, key=lambda found: found.end())
+    said = re.sub(r"\Aat ", "", sentence[last.end() :].strip(" *_"))
+    if " and " in said and all(map(is_mathematics, _AND.split(said))):
+        return said  # The numbers are 5 and 4
+    bare = said.rpartition(" ")
+    if re.fullmatch(r"[a-z]{2,12}", bare[2]) and is_mathematics(bare[0]) and not is_mathematics(said):
+        said = bare[0]  # pi/4 radians
+    is_formula = is_mathematics(said) and not is_quantity(said) and _FORMULA.search(said) is not None
+    return said if is_formula and not is_denied(sentence[: last.start()], said) else None
 
 
 def is_any_order(prompt: str) -> bool:
@@ -108,6 +137,9 @@ def equal_mathematics(answer: str, gold: str, *, prove: Prove, any_order: bool =
         return equal_mathematics(ranges[0], g, prove=prove)
     if ranges[1] and a[-1:] in _ENDS and not ranges[0]:
         return equal_mathematics(a, ranges[1], prove=prove)
+    if "\\cup" in g and _EITHER.search(answer):  # x < 2 or x > 3
+        union = [interval_of(part) or part for part in a.split(",")]
+        return sorted(union) == sorted(g.split("\\cup"))
     any_order = any_order or _EITHER.search(answer) is not None or _EITHER.search(gold) is not None
     lists = _elements(a), _elements(g)
     if len(lists[0][1]) > 1 or len(lists[1][1]) > 1:

@@ -49,6 +49,7 @@ _LATEX_FRACTION = re.compile(
     r"\\[dtc]?frac ?(?:\{ ?(-?)([\d.]+) ?\} ?\{ ?([\d.]+) ?\}|()(\d) ?(\d)|()\{ ?(\d+) ?\} ?(\d)|()(\d) ?\{ ?(\d+) ?\})"
 )
 _REPEATING = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot) ?\{?(\d{1,20})\}?")
+_GOES_ON = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{0,6}?)(\d{1,6}?)\3{2,20}(?:\.{3}|\u2026)")
 _LATEX_GROUP = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|,?\{\}|~)(?=\d{3}(?!\d))")
 _BRACED_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|displaystyle)\b|\\[()\[\]]")
@@ -70,6 +71,8 @@ def cleaned(line: str) -> str:
         line = unwrapped(line)
         line = _LATEX_FRACTION.sub(_fraction, line)
         line = _REPEATING.sub(_repeating, line)
+    if "..." in line or "\u2026" in line:
+        line = _GOES_ON.sub(_repeating, line)
     if "$" in line:
         line = _MATH.sub(r" \1 ", line)
     line = _DEGREES.sub(" degree ", _MINUS.sub("-", line))

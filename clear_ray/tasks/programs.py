@@ -20,6 +20,7 @@ _DEFINITION = re.compile(
     r"^(?:async )?(?:def|class) +\w|^\w+ *= *lambda\b|\binput\(|\bsys\.stdin\b|\bopen\(0\)", re.MULTILINE
 )
 _BEGINS = re.compile(r"(?:async )?(?:def|class) +\w|import \w|from [\w.]+ import |@\w")
+_TAG_LINE = re.compile(r"^[ \t]*(?:\[/?[A-Z]{3,10}\]|</?[a-z]{3,10}>)[ \t]*$", re.MULTILINE)
 _MOST_LINES_OF_PROSE = 100
 _LAST_DEF = re.compile(r"^def +(\w+)", re.MULTILINE)
 _ENTRY = re.compile(r"^[A-Za-z_]\w{0,200}\Z")
@@ -57,7 +58,8 @@ def read_program(visible: str) -> str:
         return blocks[-1].body  # its syntax error is the verdict
     if fenced_blocks(visible):
         return ""
-    return visible if _parses(visible) else _between_prose(visible)
+    bare = _TAG_LINE.sub("", visible)
+    return bare if _parses(bare) else _between_prose(bare)
 
 
 def tests_of(gold: str, metadata: str | None, prompt: str) -> TestSuite | None:
@@ -111,9 +113,13 @@ def completed(program: str, text: str, prompt: str, entry_point: str) -> str:
 def _between_prose(text: str) -> str:
     """Return the longest stretch of lines from the first that begins a program on which is one; empty if there is none."""
     lines = text.split("\n")
-    first = next((k for k, line in enumerate(lines) if _BEGINS.match(line)), None)
+    first = next((k for k, line in enumerate(lines) if _BEGINS.match(line.lstrip())), None)
     if first is None:
         return ""
+    indent = len(lines[first]) - len(lines[first].lstrip())
+    if indent:  # a block of Markdown that is set by its indent
+        end = next((k for k in range(first, len(lines)) if lines[k].strip() and not lines[k][:indent].isspace()), None)
+        lines = [line[indent:] for line in lines[:end]]
     for end in range(len(lines), max(first, len(lines) - _MOST_LINES_OF_PROSE), -1):
         if _parses(program := "\n".join(lines[first:end]) + "\n"):
             return program

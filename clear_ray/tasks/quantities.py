@@ -10,15 +10,19 @@ and neither is a bound (`more than 12`, `not 12`).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from clear_ray.tasks.clauses import is_by_the_way
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.numerals import LONGEST, NUMBER, VULGAR, cleaned, number_in_words, value_of
 from clear_ray.tasks.units import CURRENCIES, SCALES, unit_after_words, unit_of
 from clear_ray.tasks.writing import bold_spans, first_sentence, unexplained
 
-_START = re.compile(r"(?<![\w.,:/^])(?:(?<!\d)-)? ?(?:US\$|[$£€¥₹₩])? ?-?\.?\d", re.IGNORECASE)
+_START = re.compile(
+    r"(?<![0-9A-Za-z\u00c0-\u024f_.,/^])(?<!\d:)(?:(?<!\d)-)? ?(?:US\$|[$£€¥₹₩])? ?-?\.?\d", re.IGNORECASE
+)
 _AFTER = re.compile(
     r" ?(?P<percent>%|percent\b|per cent\b)"
     r"|(?P<scale> ?(?:hundred|thousand|million|billion|trillion|bn|mn|dozen)\b|[kKMB]\b)? ?"
@@ -26,7 +30,9 @@ _AFTER = re.compile(
     r"(?: [^\W\d_]{1,30}){0,3})?"
 )
 _GLUED = re.compile(r"[\w^]|[.,:/]\d|-\d|[-+*/\u00d7\u00b7^=] ?[\d\\(]|\+| ?(?:[<>\u2264\u2265\u00b1]|\\pm|\+/-)")
-_OPERATOR = re.compile(r"(?: [a-z]{1,20}){0,3} [-+*/\u00d7\u00b7^] ?[\d(\\]| [-+*/\u00d7\u00b7^] ?[a-z]")
+_OPERATOR = re.compile(
+    r"(?: [a-z]{1,20}){0,3} [-+*/\u00d7\u00b7^] ?[\d(\\]| [+*/\u00d7\u00b7^] ?[a-z]| - ?[a-z](?![a-z])"
+)
 _OTHER_NUMBER = re.compile(r"(?:[ ,;&/]| and| or| to){1,3}(?:[$£€] ?)?[-+]?\.?\d", re.IGNORECASE)
 _HALF = re.compile(r" and a half\b", re.IGNORECASE)
 _LEAD = re.compile(
@@ -44,30 +50,57 @@ _VETO = re.compile(
     r"[\s*_$£€(]*\Z",
     re.IGNORECASE,
 )
+_SEQUENCE = re.compile(r": ?(?:-?\d[\d.]*, ?){2,}[^:]{0,80}\Z")
+_BETWEEN = re.compile(r"\b(?:between|either)\b[^.;]{1,40}\b(?:and|or)[\s$£€]*\Z", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
 _ASSIGNED = re.compile(r"\A[A-Za-z]\w{0,2} ?= ?")
+_TERM = re.compile(r"[\s(]*[\d.,]+(?:\s*[-+*\u00d7\u00b7x]\s*[(\d][\d.,]*\)?)+[\s.!)]*")
 _EQUALS = re.compile(r"(?<![<>=!:])=(?!=)")
 _ASIDE = re.compile(
-    r"\s*\((?:from|between|after|before|since|out of|instead|not|compared|as|because|if|when|including|excluding|with)\b"
-    r"[^()=]{1,200}\)\W{0,3}\Z",
+    r"\s*\((?![=\u2248~]|or\b|about\b|i\.e)[^()=]{1,200}\)\W{0,3}\Z",
     re.IGNORECASE,
 )
 _IN_WORDS = re.compile(
-    r"\b(?:zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    r"\b(?:zero|(?<=exactly )one|(?<=only )one|(?<=just )one|two|three|four|five|six|"
+    r"seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million)"
     r"(?:[- ](?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million)\b)*\b",
+)
+_NOTHING_LEFT = re.compile(
+    r"\bthere (?:are|is|were|was|will be) (?:no|none)\b|\bnone\b.{0,40}\b(?:left|"
+    r"remain)|\b(?:has|have|had) (?:no|none)\b.{0,30}\b(?:left|remain)",
+    re.IGNORECASE,
 )
 _ALSO = re.compile(
     r"(?<=\d) (?P<unit>[^\W\d]{1,20}), or (?:about |roughly |approximately )?[$€£]?[\d.,]{1,20} (?!(?P=unit)\b)"
     r"[^\W\d]{1,20}\W{0,3}\Z"
 )
 _SUM = re.compile(r": ?[^:=]{0,60}\d [-+*/\u00d7] [$€£]?\d[^:=]{0,60}\Z")
-_BY_THE_WAY = re.compile(
-    r"\b(?:for|in|per|over|within|during|of the|after) (?:all |the |these |those |his |her |their |its |every |each )?\Z",
+_RATE = re.compile(r" ?[$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b")
+_AGAIN = re.compile(
+    r", or(?= [$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b)|,? or (?:about|"
+    r"approximately|approx\.|roughly|around|equivalently)\b|,? (?:i\.e\.|equivalently|that is),?(?= )"
+    r"|\((?:or|about|approximately|approx\.|roughly|i\.e\.,?|which is|that is)(?= )|\((?=[=\u2248~])|\u2248|\\approx\b",
     re.IGNORECASE,
 )
+_ODDS = re.compile(
+    r"\b(?:chances?|probability|likelihood|odds|proportion|"
+    r"fraction)\b[^.;\n]{0,60}?\b(?P<one>\d{1,9}) (?:in|out of)(?: every)? (?P<of>\d{1,9})\b",
+    re.IGNORECASE,
+)
+_OUT_OF = re.compile(r"(?P<one>\d{1,9}) (?:in|out of)(?: every)? (?P<of>\d{1,9})\.?")
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),(\d{1,2}|\d{4,15}|(?<=\b0,)\d{3})(?![\d,)\]}]|\.\d)")
+_POINTED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?![\d.]*\d)")
+_ABROAD = re.compile(
+    r"(?i:\b(?:el|los|las|es|son|respuesta|total de|le|les|est|sont|"
+    r"r\u00e9ponse|der|die|das|ist|sind|betr\u00e4gt|antwort|il|\u00e8|risposta"
+    r"|resposta|o|os|\u00e9|s\u00e3o|het|antwoord|jawaban|adalah|cevap|\u0111\u00e1p|l\u00e0|svar|er|\u00e4r|odpowied\u017a|zijn)\b)|[\u0400-\u04ff]"
+)
+_MEASURED = re.compile(r" \([^\W\d]{0,15} ?[$£€]?\d[\d.,]* ?[^\W\d]?[^\d()=]{1,20}\)(?= [a-z])")
 _OF_ANOTHER = re.compile(
-    r",? (?:who|which (?:was|were|had|cost|originally)|whereas|compared (?:to|with)|unlike)\b[^=]{1,200}\Z",
+    r",? (?:who|which (?:was|were|had|cost|originally)|while|whereas|"
+    r"instead of|rather than|as opposed to|compared (?:to|with)|unlike)"
+    r"\b[^=]{1,200}\Z",
     re.IGNORECASE,
 )
 
@@ -144,8 +177,11 @@ def find_quantity(text: str) -> Quantity | None:
             place = line.find(span)
             if not is_denied(line[:place], line[place + len(span) :]) and (found := read_quantity(span)) is not None:
                 return found
-        plain_line = cleaned(_without_beside(line))
-        side = _EQUALS.split(plain_line)[-1]
+        plain_line = _last_counting(cleaned(_without_beside(line)))
+        sides = _EQUALS.split(plain_line)
+        side = sides[-1]
+        if len(sides) > 1 and _TERM.fullmatch(side) and re.search(r"[^\W\d]{2}", sides[-2]):  # we get 20 = 4 x 5
+            side = sides[-2]
         found = _after_equals(side) if side != plain_line else None
         found = found or _last(plain_line)
         if found is not None:
@@ -155,9 +191,59 @@ def find_quantity(text: str) -> Quantity | None:
     return _only_in_words(text[-LONGEST:].rstrip().rpartition("\n")[2])
 
 
+def readings(text: str, *, is_marked: bool, around: str = "") -> Iterator[Quantity]:
+    """Yield what a text gives as its number: first as `read_quantity` or `find_quantity` do, then what says it again.
+
+    `1/3, or about 33.3%` and `2.5 hours (or 150 minutes)` are right by either; a comma before decimals is read where nothing
+    else makes sense of it, points between thousands where the text is in a language that writes them.
+
+    Args:
+        text: What a mark points at, or a text without one.
+        is_marked: Which of the two it is.
+        around: The whole text, whose language tells how numbers are written.
+    """
+    read = read_quantity if is_marked else find_quantity
+    if (first := read(text)) is not None:
+        yield first
+    local = with_points(text, around or text)
+    if local != text and (found := read(local)) is not None:
+        yield found
+    odds = [*_ODDS.finditer(text[-LONGEST:]), *filter(None, [_OUT_OF.fullmatch(text.strip()[:100])])]
+    for found_odds in odds:
+        if int(found_odds["of"]):
+            yield Quantity(Fraction(int(found_odds["one"]), int(found_odds["of"])), "", found_odds[0])
+    line = text.strip().partition("\n")[0] if is_marked else text.rstrip().rpartition("\n")[2]
+    inside = re.search(r"\(([^()]{1,60})\)\W{0,3}\Z", line)
+    again = read_quantity(inside[1]) if inside and is_quantity(inside[1]) else None
+    if first is not None and again is not None and _digits(again) == _digits(first):  # 1.250 (1250)
+        yield again
+    parts = _AGAIN.split(line[:LONGEST], maxsplit=1)
+    if len(parts) == 2 and (first is not None or _RATE.match(parts[1])) and not is_denied(parts[0]):
+        for part in parts:
+            if (found := _last(cleaned(part))) is not None and any(map(str.isdigit, parts[0])):
+                yield found
+
+
+def _digits(quantity: Quantity) -> str:
+    return re.sub(r"\D", "", quantity.text)
+
+
+def with_points(text: str, around: str) -> str:
+    """Return a text with decimal commas as points, and without points between thousands if its language writes those."""
+    if _ABROAD.search(around[-LONGEST:]):
+        text = _POINTED.sub(lambda found: found[0].replace(".", ""), text)
+    return _DECIMAL_COMMA.sub(r"\1.\2", text)
+
+
 def _only_in_words(line: str) -> Quantity | None:
     """Return the one number that a line without digits has in words: `There are three branches`."""
-    runs = [found[0] for found in _IN_WORDS.finditer(line)]
+    alone = number_in_words(line)
+    if alone is not None and not alone[1]:
+        return Quantity(alone[0], "", line)
+    if _NOTHING_LEFT.search(line) and not _IN_WORDS.search(line):
+        return Quantity(Fraction(0), "", line)
+    places = list(_IN_WORDS.finditer(line))
+    runs = [found[0] for found in places if not is_by_the_way(line, found.start())] or [found[0] for found in places]
     if len(runs) != 1 or is_denied(line[: line.find(runs[0])]):
         return None
     found = number_in_words(runs[0])
@@ -166,11 +252,21 @@ def _only_in_words(line: str) -> Quantity | None:
 
 def _without_beside(line: str) -> str:
     """Return a line without what it says beside its number: of another, or in brackets of where it comes from."""
-    for pattern in (_ASIDE, _OF_ANOTHER, _ALSO, _SUM):
+    outside = _MEASURED.sub("", line)
+    line = outside if any(map(str.isdigit, outside)) else line
+    for pattern in (_ASIDE, _OF_ANOTHER, _ALSO, _SUM, _SEQUENCE):
         found = pattern.search(line)
         if found is not None and any(map(str.isdigit, line[: found.start()])):
             return line[: found.start()]
     return line
+
+
+def _last_counting(line: str) -> str:
+    """Return the last sentence of a line that has a number, without its explanation."""
+    sentences = [part for part in _SENTENCE_END.split(line) if any(map(str.isdigit, part))]
+    sentence = sentences[-1] if sentences else line
+    said = re.split(r",? (?:because|since|due to)\b", sentence, maxsplit=1)[0]
+    return said if any(map(str.isdigit, said)) else sentence
 
 
 def _answering(line: str) -> str:
@@ -272,14 +368,13 @@ def _last(sentence: str) -> Quantity | None:
             quantity = _whole(sentence, found.start(), is_alone=False)
             places.append((found.start(), quantity))
             covered = found.start() + len(quantity.text) if quantity is not None else 0
-    main = [place for place in places if not _is_by_the_way(sentence, place[0])]
+    main = [place for place in places if not is_by_the_way(sentence, place[0])]
     for start, quantity in reversed(main or places):
         if quantity is not None:
             before, after = sentence[:start], sentence[start:].lstrip("+-$£€ .,/%0123456789")
-            return None if _VETO.search(before[-40:]) or is_denied(before, after) else quantity
+            return (
+                None
+                if _VETO.search(before[-40:]) or _BETWEEN.search(before[-80:]) or is_denied(before, after)
+                else quantity
+            )
     return None
-
-
-def _is_by_the_way(sentence: str, start: int) -> bool:
-    before = sentence[max(0, start - 40) : start + 1].rstrip("0123456789")
-    return _BY_THE_WAY.search(before) is not None

@@ -42,6 +42,8 @@ _UNDETERMINED = re.compile(
     r"\b(?:cannot|can'?t|can not|could not) be (?:\w{1,12} )?"
     r"(?:determined|told|known|answered|inferred|concluded|decided|said)\b"
     r"|\b(?:unknown|undetermined|unanswerable|indeterminate)\b|\bnot (?:mentioned|stated|given|specified|known)\b"
+    r"|\b(?:do|does|did)(?: not|n't) (?:say|mention|state|specify|provide|"
+    r"contain|indicate|give|tell)\b|\bno (?:such )?(?:answer|information)\b"
     r"|\b(?:not enough|insufficient) (?:information|context|data)\b",
     re.IGNORECASE,
 )

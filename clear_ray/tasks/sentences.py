@@ -12,17 +12,26 @@ from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.writing import first_sentence, tidy, words_of
 
 _MOST_WORDS = 12
-_CONTRAST = re.compile(
-    r"\b(?:but|however|although|though|while|whereas|not|never|or|nor|instead|rather|except|unlike|than|without|if|might|may|"
+CONTRAST = re.compile(
+    r"\b(?:but|however|although|though|while|whereas|not|never|or|nor|instead|"
+    r"rather|except|unlike|than(?! (?:any|all|every)\b)|without|if|might|may|"
     r"could|would|second|third|next)\b|n't\b|[?;]",
     re.IGNORECASE,
 )
-_COPULA = re.compile(r"(?:\b(?:is|are|was|were|equals|be|ist|est|es|è|é)|\b[Ii]t's|\b[Tt]hat's|\b[Tt]hey're)[: ] ?")
+_COPULA = re.compile(
+    r"(?:\b(?:is|are|was|were|equals|be|appears?|seems?|remains?|becomes?|turns|means|stands for|"
+    r"denotes|refers to|translates (?:to|as)|ist|est|es|è|é)|\b[Ii]t's|\b[Tt]hat's|\b[Tt]hey're)[: ] ?"
+)
 _ABROAD = re.compile(r"(?:\b(?:no|non|não|nicht)|\bn') ?\Z", re.IGNORECASE)
 _DENIED = re.compile(r" ?(?:not|nicht|kein\w*|pas|niet)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
     r"[,;(]| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b", re.IGNORECASE
 )
+_WHERE = re.compile(
+    r" (?:in|at|into|to|\u00e0|en|em) (?:the (?:city|town|country|state|"
+    r"village) of )?(?P<place>[A-Z][^\W\d]+(?: [A-Z][^\W\d]+){0,3})\Z"
+)
+_ELSEWHERE = re.compile(r"\b(?:in|at|from|near|\u00e0|en|em) (?:the )?[A-Z0-9]")
 _PARTICIPLE = re.compile(
     r"(?:\w{1,15}ly )?(?:(?:called|named|termed|considered|known as|referred to as)"
     r"|[a-z]{1,15}(?:ed|en|wn|ght|ilt|und|old|orn|hot|ung|de|ead|et|ut|un) (?:by|in|at|on|from|to|as|after|with|near)) ",
@@ -37,12 +46,22 @@ _NAME = re.compile(
     r"(?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)(?: (?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)){0,4}"
 )
 _PREPOSITION = re.compile(r"\A(?:on|in|at|by|from|near) ")
-_BY = re.compile(r" (?:by|through|via|using) (?:means of |the process of )?(?P<place>[^,;]{1,40})\Z")
+_BY = re.compile(
+    r"(?<!followed)(?<!preceded)(?<!accompanied)(?<!joined)(?<!succeeded) (?:by|"
+    r"through|via|using) (?:means of |the process of )?(?P<place>[^,;]{1,40})\Z"
+)
 _TITLED = re.compile(
     r"(?:President|Dr|Mr|Mrs|Ms|Sir|King|Queen|Prince|Professor|Prof|Captain|General|Pope|Saint)\.? "
     r"(?P<name>[A-Z]\S+ .{1,60})"
 )
-_KIND_OF = re.compile(r"(?P<value>[\w-]{2,30}) (?:sentiment|label|class|category|emotion|tone)", re.IGNORECASE)
+_KIND_OF = re.compile(
+    r"(?:\A|\b(?:an?|the) |[*_\"'])(?P<value>[\w-]{2,30})[*_\"']{0,3} (?:sentiment|label|class|category|emotion|tone)\Z",
+    re.IGNORECASE,
+)
+_ACTOR = re.compile(
+    r"(?:The |An? )?(?P<name>[A-Z][\w.'-]*(?: (?:(?:of|the|de|da|van|von|la|le|al|bin|and|&) ){0,2}[A-Z][\w.'-]*){0,5})"
+    r" (?!(?:and|or|of|in|at|on|with|to|for|from|by|as|who|which|that|is|was|are|were|the|an?)\b)[a-z]{2,20}\b"
+)
 _PLACE = re.compile(
     r"\b(?:died|lives?|lived|took place|happened|occurred|lies|ended|began|started|works?|worked|comes?|came|originated|"
     r"grew up|settled) (?:in|at|on|from|near) (?P<place>[^,;]{1,60})\Z",
@@ -50,7 +69,7 @@ _PLACE = re.compile(
 )
 _SUBJECT = re.compile(
     r"(?P<subject>[^,;:()?!]{1,80}?) "
-    r"(?:(?:is|was|are|were) (?:the|an?|one of|considered|known as)"
+    r"(?:(?:is|was|are|were) (?:the|an?|one of|considered|known as|\w{2,12}est)"
     r"|won|wrote|discovered|invented|painted|directed|founded|composed|became|created|built|holds?|led|sang|starred|has|had)"
     r"\b "
 )
@@ -58,6 +77,22 @@ _PRONOUN = re.compile(
     r"(?:it|this|that|these|those|there|he|she|they|we|i|you|what|which|who|here|one"
     r"|the (?:answer|result|correct|right|final)\b.*)\Z",
     re.IGNORECASE,
+)
+_INSTEAD = re.compile(r",? (?:rather than|instead of|and not|not) [^,.;:]{1,60}(?=\W{0,3}\Z)", re.IGNORECASE)
+_SURELY = re.compile(
+    r"(?:actually|really|indeed|in fact|simply|most likely|probably|likely|definitely|certainly|officially|currently|now|"
+    r"at|often|commonly|generally|usually) (?=\S)"
+)
+_CLASSED = re.compile(
+    r"\b(?:classif\w+|label\w*|categori[sz]\w+|describe\w*|rate\w*|"
+    r"identif\w+|consider\w*|mark\w*|tag\w*|see) [^.;]{0,60}?\bas (?:an? )?"
+    r"(?P<value>[^,;.]{1,40})\Z",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"(?P<head>[A-Z][^,;()]{0,60}), [^,;]{1,60}, [a-z]{2,20}\b")
+_HAS = re.compile(
+    r"\b(?:has|have|had|bears?|carries) the (?:\w+ )?(?:name|formula|title|"
+    r"symbol|code|nickname|capital) (?:of )?(?P<value>[^,;.]{1,60})\Z"
 )
 _TITLE = re.compile(r'"(?P<title>[^"\n]{1,100})"(?= (?:by|is|was|\())')
 _LABEL = re.compile(r"[*_]{0,2}(?P<name>[A-Z][\w' ]{0,30})[*_]{0,2}: ?[*_]{0,2}(?P<value>\S.*)")
@@ -70,6 +105,16 @@ _APPOSITION = re.compile(
     r"(?P<head>[^,;()]{1,100}), "
     r"(?:in|on|at|near|from|by|the|an?|which|whose|where|when|also|born|written|located|known|founded)\b"
 )
+_WORD_BREAK = re.compile(r"[^\w]+")
+_FUNCTION_WORDS = frozenset(
+    {
+        "a", "an", "and", "answer", "are", "at", "be", "been", "by", "called", "can", "correct", "could", "did", "do",
+        "doe", "find", "for", "found", "from", "ha", "had", "have", "he", "her", "hi", "how", "i", "in", "it",
+        "named", "of", "on", "she", "that", "the", "there", "they", "thi", "to", "wa", "we", "were", "what", "when",
+        "where", "which", "who", "will", "with", "would", "you",
+    }
+)  # fmt: skip
+"""Without their last s, as `_contents` compares words."""
 _EQUATION = re.compile(r"(?P<left>[^,;:?!]{1,80}?) (?:is|was|are|were) (?P<right>[^,;:?!]{1,120})")
 
 
@@ -82,14 +127,18 @@ def asserted(line: str) -> Iterator[str]:
     if (label := _LABEL.fullmatch(line)) and not _NO_LABEL.match(label["name"]):
         yield tidy(_without_aside(label["value"]))
         yield from apposed(label["value"])
+    line = _INSTEAD.sub("", line)
+    if (classed := _CLASSED.search(tidy(line))) is not None and not is_denied(line[: classed.start("value")]):
+        yield tidy(classed["value"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
     if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
         yield tidy(both["one"])
         yield tidy(both["other"])
-    for pattern in (_TITLED, _KIND_OF):
-        if (found := pattern.fullmatch(tidy(line))) is not None:
-            yield found.groups()[0]
+    if (found := _TITLED.fullmatch(tidy(line))) is not None:
+        yield found["name"]
+    if (found := _KIND_OF.search(tidy(line))) is not None and not CONTRAST.search(line):
+        yield found["value"]
     yield from (head for head in apposed(line) if _NAME.fullmatch(head))
     places = [
         found
@@ -104,23 +153,56 @@ def asserted(line: str) -> Iterator[str]:
         said = _RELATIVE.split(line[places[-1].end() :], maxsplit=1)[0]
         if len(said.split()) <= _MOST_WORDS:
             yield tidy(said)
+            yield tidy(_SURELY.sub("", said, count=1))
             yield tidy(_PREPOSITION.sub("", said))
             if participle := _PARTICIPLE.match(said):
                 yield tidy(said[participle.end() :])
                 yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
                 yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
-    if tidy(first_sentence(line)) == tidy(line) and not _CONTRAST.search(line):
+    if tidy(first_sentence(line)) == tidy(line) and not CONTRAST.search(line):
+        if (has := _HAS.search(tidy(line))) is not None:
+            yield tidy(has["value"])
+        if (aside := _ASIDE.match(line)) is not None and _NAME.fullmatch(aside["head"]):
+            yield aside["head"]
         if (place := _PLACE.search(tidy(line)) or _BY.search(tidy(line))) is not None:
             yield tidy(place["place"])
+        where = _WHERE.search(tidy(line))
+        if where is not None and not _ELSEWHERE.search(line[: where.start()]):
+            yield where["place"]
         subject = _SUBJECT.match(line)
         if subject and not _PRONOUN.match(subject["subject"]):
             yield tidy(subject["subject"])
+        actor = _ACTOR.match(line)
+        if actor and not _PRONOUN.match(actor["name"]):
+            yield tidy(actor["name"])
 
 
 def apposed(line: str) -> Iterator[str]:
     """Yield what stands before an apposition, if there is one: `Mount Everest, in the Himalayas`."""
     if found := _APPOSITION.match(line.strip()):
         yield tidy(found["head"])
+
+
+def adds_just(line: str, gold: str, question: str) -> bool:
+    """Tell whether a sentence says with the words of its question nothing but a reference.
+
+    `The Broncos represented the AFC` adds the Broncos to `Which team represented the AFC?`.
+
+    Args:
+        line: A sentence.
+        gold: The reference, which the question must not name.
+        question: The last question of the prompt.
+    """
+    asked, wanted = _contents(question), words_of(gold)
+    if not asked or not wanted or f" {wanted} " in f" {words_of(question)} " or CONTRAST.search(line):
+        return False
+    said = f" {_WORD_BREAK.sub(' ', words_of(line))} "
+    bare = f" {_WORD_BREAK.sub(' ', wanted).strip()} "
+    return said.count(bare) == 1 and not _contents(said.replace(bare, " ")) - asked
+
+
+def _contents(text: str) -> set[str]:
+    return {word.rstrip("s") for word in _WORD_BREAK.split(text.casefold()) if word} - _FUNCTION_WORDS
 
 
 def says_the_same(line: str, gold: str) -> bool:
@@ -132,7 +214,7 @@ def says_the_same(line: str, gold: str) -> bool:
         line: A sentence, or a name alone.
         gold: The reference.
     """
-    if _CONTRAST.search(line) or _CONTRAST.search(gold):
+    if CONTRAST.search(line) or CONTRAST.search(gold):
         return False
     wanted = _EQUATION.fullmatch(tidy(gold))
     if wanted is None:

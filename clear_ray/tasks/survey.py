@@ -248,7 +248,7 @@ def _look_of(gold: str) -> str:
         if reference.answers == (gold,) and value:
             return "json"
     reference = reference_of(gold, are_numbers_a_list=True)
-    looks = {look_of(answer) for answer in reference.answers} or {"text"}
+    looks = {"text" if look == "date" else look for look in map(look_of, reference.answers)} or {"text"}
     if looks == {"text"} and all(_is_formula(short_answer(answer)) for answer in reference.answers):
         return "formula"
     return looks.pop() if len(looks) == 1 and not reference.is_set else "text"

@@ -29,6 +29,18 @@ _ANSWERED = re.compile(
     r"|^[ *#]{0,8}(?:A|Solution|Assistant|Antwort|Réponse|Respuesta|Ответ)[*_]{0,2} ?:",
     re.IGNORECASE | re.MULTILINE,
 )
+_CHECK = re.compile(
+    r"(?<=\S)\n[\s*_#]*(?:check|verification|verify|note)\b[^\n:]{0,30}:(?![^\n]*\banswer\b)[^\n]*(?:\n(?!\n)[^\n]*){0,5}\s*\Z",
+    re.IGNORECASE,
+)
+_RULE = re.compile(r"(?<=\S)\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})\Z")
+_MOST_COURTESIES = 3
+_COURTESY = re.compile(
+    r"[\s*_]*(?:let me know|i hope|hope (?:this|that|it)|feel free|"
+    r"if you (?:have|need|would|want|'d|are|like)|is there anything"
+    r"|would you like|do you (?:want|need|have)|please (?:let|feel|note that i)|thank you|thanks for|happy to|glad to)\b",
+    re.IGNORECASE,
+)
 _LEADS_ON = re.compile(
     r"\W*(?:sure|ok|okay|certainly|of course|great|let|here|first|to (?:solve|answer|find|begin|determine)|i(?:'ll| will|'d)"
     r"|we (?:need|are|will|want)|(?:the|this|your|my) (?:question|problem|task)|given|restating|solution|explanation)\b"
@@ -44,7 +56,22 @@ def own_answer(text: str) -> str | None:
         text: What the model wrote.
     """
     visible = without_thinking(text)
-    return None if visible is None else before_next_turn(visible)
+    return None if visible is None else without_courtesy(_CHECK.sub("", before_next_turn(visible)))
+
+
+def without_courtesy(visible: str) -> str:
+    """Return a text without the offers and wishes on which it ends: `Let me know if you need anything else!`.
+
+    Args:
+        visible: The text without its thinking.
+    """
+    for _ in range(_MOST_COURTESIES):
+        end = _RULE.sub("", visible.rstrip())
+        begin = max(end.rfind("\n"), *(end.rfind(stop, 0, len(end) - 1) for stop in (". ", "! ", "? "))) + 1
+        if begin == 0 or _COURTESY.match(end, begin) is None:
+            return visible if end == visible.rstrip() or not end.strip() else end
+        visible = end[:begin]
+    return visible
 
 
 def before_next_turn(visible: str) -> str:

@@ -37,7 +37,7 @@ def unit_of(words: str, *, is_glued: bool) -> tuple[str | None, int]:
     lower = first.lower()
     if lower in CURRENCIES:
         return CURRENCIES[lower], len(first)
-    if is_glued and len(first) == 1 and lower not in "gmshljnwvackf°":
+    if is_glued and len(first) == 1 and first.isascii() and lower not in "gmshljnwvackf°":
         return None, 0
     if lower in _NO_UNIT:
         return ("", len(first)) if is_glued else ("", 0)

@@ -15,18 +15,39 @@ _LONGEST = 4_000
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _ASIDE = re.compile(r"\s*\([^()]{1,200}\)\W{0,3}\Z")
 _COPULA = re.compile(r"(?: (?:is|are|was|were|equals|named|called|be)|\b[Ii]t's|\b[Tt]hat's)[: ] ?")
-_TRUTH = {"yes": True, "true": True, "no": False, "false": False}
+_TRUTH = {"yes": True, "true": True, "correct": True, "no": False, "false": False, "incorrect": False}
+_YES = (
+    "ja", "oui", "sí", "sì", "sim", "да", "так", "evet", "tak", "はい", "네", "예", "是", "是的", "对", "正确", "vrai",
+    "richtig", "wahr", "verdadero", "vero", "verdadeiro", "نعم", "हाँ", "ya", "có",
+)  # fmt: skip
+_NO = (
+    "nein", "non", "não", "nee", "nej", "nie",
+    "hay\u0131r", "нет", "ні", "いいえ", "아니요", "아니오", "不", "否", "不是", "错误",
+    "faux", "falsch", "falso", "لا", "नहीं", "tidak", "không",
+)  # fmt: skip
+_SURELY = {
+    **dict.fromkeys(
+        ["absolutely", "definitely", "certainly", "indeed", "of course", "yep", "yeah", "yup", "exactly"], True
+    ),
+    **dict.fromkeys(
+        ["absolutely not", "definitely not", "certainly not", "of course not", "nope", "not at all"], False
+    ),
+}
+_ABROAD = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
+_BULLET = re.compile(r"\s*(?:[-*\u2022\u2013+] |\d{1,2}[.)] )")
 _TRUE_OR_FALSE = re.compile(
-    r"\W{0,4}(?:(?:it|that|this)(?:'s| is) )?(?P<word>yes|no|true|false)\b(?:\W{0,3}$|[.,;:!(\n-]| -|\W{0,3}\n"
+    r"\W{0,4}(?:(?:it|that|this)(?:'s| is) )?(?P<word>yes|no|true|"
+    r"false|correct|incorrect)\b(?:\W{0,3}$|[.,;:!(\n-]| -|\W{0,3}\n"
     r"| (?:because|since|as|it|they|he|she|we|you|this|that|the|there)\b)",
     re.IGNORECASE,
 )
 _CLOSES_WITH = re.compile(
-    r"\b(?:is|are|was|be) +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z", re.IGNORECASE
+    r"\b(?:is|are|was|be|so|hence|thus|therefore):?,? +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z",
+    re.IGNORECASE,
 )
 _OF_A_STATEMENT = re.compile(
-    r"\W{0,4}(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is (?:\w{1,12}ly )?"
-    r"[*_]{0,2}(?P<word>true|false)\b(?! (?:that|if|only))",
+    r"\W{0,4}(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is"
+    r"(?P<denied> not|n't)? (?:\w{1,12}ly )?[*_]{0,2}(?P<word>true|false)\b(?! (?:that|if|only))",
     re.IGNORECASE,
 )
 
@@ -91,10 +112,11 @@ def read_truth(located: Located) -> str | None:
         found = _TRUE_OR_FALSE.match(located.marked.text[:_LONGEST]) or _TRUE_OR_FALSE.match(
             tidy(words_of(located.marked.text[:200]))
         )
-        return _said(found)
-    line = last_line(located.rest)[:_LONGEST]
+        return _said(found) or _said_abroad(located.marked.text)
+    line = last_line(located.rest)[:_LONGEST].rpartition("? ")[2]
     found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line) or _OF_A_STATEMENT.match(line)
-    return _said(found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST]))
+    found = found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST])
+    return _said(found) or _said_abroad(line)
 
 
 def truth_of(gold: str) -> str | None:
@@ -106,11 +128,34 @@ def truth_of(gold: str) -> str | None:
 def elements_of(answer: str) -> list[str]:
     """Return the parts of an answer that lists several."""
     inside = answer.strip().strip("[]{}()")
-    return [part.strip() for part in re.split(r"[,;\n]| and ", inside) if part.strip()]
+    parts = re.split(r"[,;\n] ?(?:and )?| and | & ", inside)
+    return [stripped for part in parts if (stripped := _BULLET.sub("", part).strip())]
+
+
+def listed_answer(located: Located) -> list[str]:
+    """Return the lines of the list that a text is or ends on, without their bullets; nothing if it ends on none."""
+    text = located.rest if located.marked is None else located.marked.text
+    listed: list[str] = []
+    for line in reversed(text.rstrip().split("\n")):
+        if (bullet := _BULLET.match(line)) is None:
+            break
+        listed.insert(0, tidy(line[bullet.end() :]))
+    return listed if len(listed) > 1 else []
 
 
 def _said(found: re.Match[str] | None) -> str | None:
-    return None if found is None else str(_TRUTH[found["word"].lower()]).lower()
+    if found is None:
+        return None
+    return str(_TRUTH[found["word"].lower()] != bool(found.groupdict().get("denied"))).lower()
+
+
+def _said_abroad(line: str) -> str | None:
+    """Return yes or no of another language with which a line begins and a clause of it ends."""
+    first = re.match(
+        r"[\s*_\"'(]*(?P<word>[^\W\d]{1,10})(?:[\s*_\"')]*(?:[,.;:!\n\u3002\uff0c\uff01]| -|$))", line.strip()
+    )
+    value = _SURELY.get(words_of(line), None if first is None else _ABROAD.get(first["word"].lower()))
+    return None if value is None else str(value).lower()
 
 
 def _head(text: str) -> str:

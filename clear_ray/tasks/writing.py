@@ -54,6 +54,9 @@ _EXPLAINED = re.compile(
 _SENTENCE = re.compile(r"(?<=[^\W\d_]{4})[.!?](?= +[A-Z\"'(])|(?<=\d)\.(?= +[A-Z])")
 
 
+_LONGEST_QUESTION = 4_000
+
+
 def plain(text: str) -> str:
     """Return a text with its full-width forms, dashes, quotation marks and spaces written in ASCII."""
     return text if text.isascii() and "\t" not in text and "\r" not in text else text.translate(_TABLE)
@@ -124,6 +127,18 @@ def asked_last(prompt: str, *, is_conversation: bool) -> str:
         return str(json.loads(prompt)[-1]["content"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return prompt
+
+
+def question_of(prompt: str, *, is_conversation: bool) -> str:
+    """Return the last sentence of a prompt that asks, else its last line.
+
+    Args:
+        prompt: A text, or the JSON messages of a conversation.
+        is_conversation: Whether it is one.
+    """
+    text = asked_last(prompt, is_conversation=is_conversation)[-_LONGEST_QUESTION:].strip()
+    asked = re.findall(r"[^.!?\n]{1,400}\?", text)
+    return str(asked[-1] if asked else text.rpartition("\n")[2]).strip()
 
 
 def shortened(text: str, most: int) -> str:

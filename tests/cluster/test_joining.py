@@ -48,11 +48,14 @@ def head() -> Iterator[Head]:
         yield found
 
 
-def ended(settings: dict[str, Any], folder: Path, environment: Mapping[str, str], *more: str) -> Ended:
+def ended(
+    settings: dict[str, Any], folder: Path, environment: Mapping[str, str], *more: str, command: str = "run"
+) -> Ended:
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "clear_ray.cli", "run", "--quiet", "--config", str(folder / "run.yaml"), *more]
+    words = ["run", "--quiet"] if command == "run" else [command]
+    command_line = [sys.executable, "-m", "clear_ray.cli", *words, "--config", str(folder / "run.yaml"), *more]
     started = time.monotonic()
-    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command_line, env=dict(environment), capture_output=True, text=True, check=False, timeout=200)
     assert done.stdout == ""
     return Ended(done.returncode, done.stderr, time.monotonic() - started)
 
@@ -75,6 +78,8 @@ def test_an_address_at_which_nothing_listens(replay_settings: dict[str, Any], tm
     end = ended(replay_settings, tmp_path, at(address))
     check_one_line(end, code=1, words=(address, "nothing answers", "refused", "ray start --head", "RAY_ADDRESS"))
     assert not (Path(replay_settings["run_dir"]) / "manifest.json").exists()
+    validated = ended(replay_settings, tmp_path, at(address), command="validate")
+    assert (validated.code, validated.said) == (end.code, end.said)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "ray://127.0.0.1:1", "no.such.host.invalid:6379"])
@@ -138,16 +143,11 @@ def test_a_head_that_asks_for_a_token(
 
 
 def test_more_gpus_than_the_cluster_has(head: Head, replay_settings: dict[str, Any], tmp_path: Path) -> None:
-    end = ended(
-        replay_settings,
-        tmp_path,
-        head.environment | at_head(head),
-        "--set",
-        "engine.num_gpus=2",
-        "--set",
-        "engine.workers=2",
-    )
+    more = ("--set", "engine.num_gpus=2", "--set", "engine.workers=2")
+    end = ended(replay_settings, tmp_path, head.environment | at_head(head), *more)
     check_one_line(end, code=2, words=("2 engines of 2 GPU each", "2 GPUs, room for 1", "engine.workers"))
+    validated = ended(replay_settings, tmp_path, head.environment | at_head(head), *more, command="validate")
+    assert (validated.code, validated.said) == (end.code, end.said)
 
 
 def at_head(head: Head) -> dict[str, str]:

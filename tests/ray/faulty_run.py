@@ -4,6 +4,7 @@ A fault is one of
     driver:POINT    the driver dies there, or `after N answers`; its actors outlive it for a moment
     machine:POINT   nothing of it outlives it
     kill:NAME       SIGKILL of the first actor process whose title holds NAME
+    early:NAME      the same as soon as there is one
     freeze:NAME     SIGSTOP of it: it lives and does nothing
     slow:NAME       it is stopped nine tenths of the time, until it ends
     full:STEP       the disk is full before that function of `batch.run` or `batch.complete`
@@ -173,6 +174,14 @@ def kill_actor(name: str, run_dir: Path, *, by: signal.Signals = signal.SIGKILL)
         print(json.dumps({"killed": name, "pid": found.pid}), file=sys.stderr, flush=True)
 
 
+def kill_early(name: str) -> None:
+    """Kill the actor whose title holds `name` as soon as it is there."""
+    wait_until(lambda: victim_of(name) is not None)
+    if found := victim_of(name):
+        found.kill()
+        print(json.dumps({"killed": name, "pid": found.pid}), file=sys.stderr, flush=True)
+
+
 def slow_down(name: str, run_dir: Path) -> None:
     """Stop an actor's process again and again, as an overloaded node would."""
     wait_until(lambda: count(run_dir, b'"settle"') >= 5)
@@ -222,6 +231,8 @@ def main(config_path: str, *faults: str) -> None:
         elif kind in ("kill", "freeze"):
             by = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
             threading.Thread(target=kill_actor, args=(what, run_dir), kwargs={"by": by}, daemon=True).start()
+        elif kind == "early":
+            threading.Thread(target=kill_early, args=(what,), daemon=True).start()
         elif kind == "full":
             fill_before(what, run_dir.parent)
         elif kind == "gone":

@@ -72,7 +72,7 @@ def test_a_driver_may_die_anywhere(config: Path, point: str) -> None:
         config.write_text(yaml.safe_dump(settings))
     if point == "mid-probe":
         settings = yaml.safe_load(config.read_text())
-        settings["dispatch"] |= {"block_rows": 10}
+        settings["estimate"] = settings.get("estimate", {}) | {"batch_rows": 2}
         config.write_text(yaml.safe_dump(settings))
     assert start(config, f"driver:{point}").returncode == -signal.SIGKILL, "it was to die"
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
@@ -117,6 +117,14 @@ def test_an_actor_may_be_killed(config: Path, faults: tuple[str, ...]) -> None:
     assert report.failed == 0
 
 
+def test_the_caller_of_the_probe_may_be_killed_and_ray_says_nothing_of_it(config: Path) -> None:
+    ended = start(config, "early:MapBatches(Probe")
+    report = checked(ended, config)
+    assert ended.stderr.count('"killed"') == 1
+    assert (report.wasted_tokens, report.failed) == (0, 0)
+    assert "core_worker.cc" not in ended.stderr
+
+
 def test_an_engine_may_hang(config: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["engine"]["stall_seconds"] = 8.0
@@ -157,7 +165,7 @@ def disk(config: Path, tmp_path: Path) -> Iterator[Path]:
 
 def ends_for_want_of_room(ended: subprocess.CompletedProcess[str]) -> None:
     assert ended.returncode == 1
-    assert "StorageError" in ended.stderr
+    assert "StorageError" in ended.stderr, ended.stderr[-3000:]
     assert "No space left on device" in ended.stderr
 
 
@@ -180,7 +188,7 @@ def test_a_disk_may_be_full_at_any_step(config: Path, disk: Path, step: str) -> 
 def test_a_run_whose_folder_is_deleted_stops_spending(config: Path) -> None:
     ended = start(config, "gone")
     assert ended.returncode == 1
-    assert "StorageError" in ended.stderr
+    assert "StorageError" in ended.stderr, ended.stderr[-3000:]
     assert "the run folder was deleted or moved" in ended.stderr
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
     assert len(list(run_dir.rglob("*.parquet"))) < 100, "it was to stop long before its 199 answers"

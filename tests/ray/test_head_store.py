@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.earlier import EARLIER, EARLIER_WHOLE
+from clear_ray.batch.earlier import EARLIER
 from clear_ray.batch.run import RunResult, plan, run
 from clear_ray.config.run import RunConfig
 from clear_ray.report.text import plan_text, summary_text
@@ -38,7 +38,7 @@ def config_of(settings: dict[str, Any], path: Path, rows: range, *, average: int
 
 
 def facts_of(result: RunResult) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(result.run_dir) / EARLIER_WHOLE).read_bytes())
+    found: dict[str, Any] = json.loads((Path(result.run_dir) / f"{EARLIER}.json").read_bytes())
     return found
 
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_believes_what_it_believed_and_a_store_is_worth_it(
 
     # A driver that dies before its beliefs were whole.
     cut_before(1, second.run_dir, copy)
-    (copy / EARLIER_WHOLE).unlink()
+    (copy / f"{EARLIER}.json").unlink()
     next((copy / EARLIER).glob("*.parquet")).write_bytes(b"torn")
     shutil.rmtree(store)
     again = run(None, resumed)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch import probe as probing
 from clear_ray.batch import scale
 from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
 from clear_ray.batch.learning import learning_offers, lesson_of
@@ -20,6 +21,7 @@ from clear_ray.errors import BudgetError
 from clear_ray.estimation.resolve import resolve_head
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.rounds.learning_offers import LearningOffers
+from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import read_estimates
 from clear_ray.storage import open_folder
 from clear_ray.sweep.replayed import Answers
@@ -123,7 +125,40 @@ def test_without_gold_a_run_learns_which_answers_end(replay_settings: dict[str, 
     assert result.report.learning is not None
     assert (result.report.learning.label, result.report.correct) == ("ended", None)
     shutil.rmtree(config.run_dir)
-    priced_from_sketches = {"input": config.input.model_dump(), "allocation": {"sketched": True, "max_rounds": 1}}
-    left_out = run(None, learning(replay_settings, budget=500, **priced_from_sketches))
+    once = {"input": config.input.model_dump(), "allocation": {"sketched": True, "max_rounds": 1}}
+    left_out = run(None, learning(replay_settings, budget=500, **once))
     assert left_out.report.head == "prior"
-    assert "priced where its estimates are" in summary_text(left_out.report)
+    assert "max_rounds is 1" in summary_text(left_out.report)
+
+
+def test_a_batch_whose_curves_no_driver_holds_learns_on_a_sample_and_is_priced_whole(
+    replay_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = 120
+    monkeypatch.setattr(probing, "SAMPLE_QUERIES", sample)
+    allocation = {"max_tokens": 400, "max_rounds": ROUNDS, "sketched": True}
+    store = {"store": str(tmp_path / "store")}
+    config = learning(replay_settings, allocation=allocation, estimate=store)
+    result = run(None, config)
+    report, whole = result.report, on_ray(result)
+    assert (report.head, report.queries, report.failed) == ("learn", QUERIES, 0)
+    assert report.learning is not None
+    assert report.learning.left_out == ""
+    assert report.learning.learned_share > 0.9
+    assert "priced where its estimates are" in summary_text(report), "and its store is not heeded"
+
+    folder, grid = open_folder(config.run_dir), np.array(resolve_head(None, cap_tokens=400).card.tokens_K)
+    estimates = read_estimates(folder, grid, config.seed, most_curves=sample)
+    is_sampled = [set(dict(grants)) <= set(estimates.sample.tolist()) for *_, grants in whole.grants]
+    assert is_sampled[:2] == [True, True], "pilot and first stage"
+    assert not all(is_sampled), "the rest is for all"
+    names = pq.read_table(folder.child("estimates").path, columns=["index", "query_id"]).sort_by("index")["query_id"]
+    answers = recorded_answers(names.to_pylist())
+    by_law = BatchOffers(read_estimates(folder, grid, config.seed).batch)
+    rows = replayed(by_law, answers, config.budget_tokens, config.allocation).rows
+    equal = sum(has_stopped and right for (*_, has_stopped), right in zip(rows, answers.is_right_N, strict=True))
+    assert report.correct is not None
+    assert report.correct > 1.3 * equal, f"{report.correct} with learning, {equal} without"
+    cut_before(3, result.run_dir, copy := tmp_path / "cut")
+    resumed = learning(replay_settings, allocation=allocation, estimate=store, run_dir=str(copy))
+    assert on_ray(run(None, resumed)) == whole

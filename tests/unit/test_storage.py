@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -74,6 +75,21 @@ def test_a_file_is_replaced_as_one_step(tmp_path: Path) -> None:
     assert held.read() == b"old"
     held.close()
     assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_a_folder_that_is_deleted_during_a_write_is_named_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_folder(str(tmp_path / "run"))
+    replace = os.replace
+
+    def replace_after_deletion(partial: str, target: str) -> None:
+        shutil.rmtree(folder.path)
+        replace(partial, target)
+
+    monkeypatch.setattr(os, "replace", replace_after_deletion)
+    with pytest.raises(StorageError, match="deleted or moved"):
+        folder.write("rows.parquet", b"1")
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The routes of files and batches: who asks is admitted, and `service` does the rest."""
 
-import json
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from clear_ray.serve.batches.service import BatchService
-from clear_ray.serve.bodies import check_json
+from clear_ray.serve.bodies import check_json, json_of
 from clear_ray.serve.errors import ApiError
 
 # Functions, not methods of the deployment: Serve gives routes of functions no replica, so they ask for it.
@@ -127,7 +126,4 @@ async def _json(request: Request) -> Any:
         body += chunk
         if len(body) > _MOST_BODY_BYTES:
             raise ApiError(413, f"The body has more than {_MOST_BODY_BYTES} bytes.", code="too_large")
-    try:
-        return json.loads(bytes(body))
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "The body is not JSON.", code="invalid_json") from error
+    return json_of(bytes(body))

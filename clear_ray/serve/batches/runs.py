@@ -12,7 +12,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.errors import ApiError
 
-_OF_ALLOCATION = ("policy", "objective", "attempts")
+_OF_ALLOCATION = ("policy", "objective", "attempts", "votes_by")
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1_000.0
 
 
@@ -75,6 +75,8 @@ def _check(settings: Mapping[str, Any], names: tuple[str, ...], engine: EngineCo
     try:
         RunConfig.parse({"run_dir": "batch", "budget": 1, "engine": engine, **settings}, where="metadata")
     except ConfigError as error:
-        name = next((name for name in names if error.where.endswith(f".{name}")), names[0])
+        at_fault = [name for name in names if error.where.endswith(f".{name}")]
+        told = sorted((name for name in names if name in error.what), key=error.what.index)
+        name = next(iter((*at_fault, *told, *names)))
         message = f"metadata.{name} cannot be used: {error.what}."
         raise ApiError(400, message, param=f"metadata.{name}", code="invalid_metadata") from None

@@ -53,7 +53,8 @@ class BatchService:
             if filename is None:
                 raise ApiError(400, "The form has no part `file`.", param="file", code="missing_required_parameter")
             if (purpose := fields.get("purpose")) not in PURPOSES:
-                raise ApiError(400, f"The purpose is one of {', '.join(PURPOSES)}.", param="purpose")
+                code = "missing_required_parameter" if purpose is None else "invalid_value"
+                raise ApiError(400, f"The purpose is one of {', '.join(PURPOSES)}.", param="purpose", code=code)
             default = DEFAULT_SECONDS if purpose == "batch" else None
             expires_at = expiry_of(fields, now, default_seconds=default)
             file = StoredFile(file_id, owner, filename, length, purpose, now, expires_at, str(target))

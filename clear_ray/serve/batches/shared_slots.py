@@ -4,7 +4,8 @@
 
 So an interactive query finds a place while a batch runs, and a batch never waits for ever. Of several batches that wait, the
 next place goes to the one that has had the fewest tokens for its weight; one that comes later begins where those that
-are there stand, and catches up with nothing. What runs is not interrupted.
+are there stand, and catches up with nothing. A call that has its turn takes as many of the free places as it can use, until
+another batch is owed more: so it runs in few pieces, each of which costs a message. What runs is not interrupted.
 
 Pure asyncio: one event loop, no cluster.
 """
@@ -12,14 +13,27 @@ Pure asyncio: one event loop, no cluster.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
+import math
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from clear_ray.engine.base import Generation, Grant
 
 Generate = Callable[[Sequence[Grant], bool], AsyncIterator[list[Generation]]]
 _KEPT_SHARE = 8
+_GATHER_SECONDS = 0.02  # in which what has ended waits for others of its call, with which it then travels
+
+
+class _Turn(asyncio.Future[int]):
+    """A call that waits for places: how many it was given.
+
+    Args:
+        wanted: What each of its grants counts for.
+    """
+
+    def __init__(self, wanted: Sequence[float]) -> None:
+        super().__init__()
+        self.wanted = wanted
 
 
 class SharedSlots:
@@ -37,8 +51,8 @@ class SharedSlots:
         self._tokens: dict[str, float] = {}  # had by each batch, over its weight
         self._calls: dict[str, int] = {}
         self._now = 0.0
-        self._line: list[tuple[float, int, str, asyncio.Future[None]]] = []
-        self._numbers = itertools.count()
+        self._is_due = False
+        self._line: dict[str, deque[_Turn]] = {}  # of each batch that waits
 
     @property
     def places(self) -> int:
@@ -52,7 +66,7 @@ class SharedSlots:
     def leave(self) -> None:
         """Note that an interactive query has ended."""
         self._interactive -= 1
-        self._admit()
+        self._admit_soon()
 
     async def run(
         self, batch: str, weight: float, grants: Sequence[Grant], generate: Generate, *, is_alone: bool
@@ -71,13 +85,16 @@ class SharedSlots:
         self._tokens.setdefault(batch, self._now)
         feeder = asyncio.ensure_future(self._feed(batch, weight, grants, generate, is_alone, ended))
         try:
-            is_over = False
+            is_over, left = False, len(grants)
             while not is_over:
                 found = [await ended.get()]
+                if found[0] is not None and len(found[0]) < left:
+                    await asyncio.sleep(_GATHER_SECONDS)
                 while not ended.empty():
                     found.append(ended.get_nowait())
                 is_over = found[-1] is None
                 if some := [each for generations in found if generations is not None for each in generations]:
+                    left -= len(some)
                     yield some
             await feeder
         finally:
@@ -100,12 +117,8 @@ class SharedSlots:
             async with asyncio.TaskGroup() as running:
                 left = list(grants)
                 while left:
-                    await self._take_one(batch)
-                    some = [left.pop(0)]
-                    while left and self._batch < self.places and not self._line:
-                        self._batch += 1
-                        some.append(left.pop(0))
-                    self._charge(batch, sum(grant.max_tokens for grant in some) / weight)
+                    count = await self._take(batch, [grant.max_tokens / weight for grant in left])
+                    some, left = left[:count], left[count:]
                     held = {(grant.query_id, grant.sample) for grant in some}
                     task = running.create_task(self._run(some, held, generate, is_alone, ended))
                     # Not in the task: one that is cancelled before its first step would keep its places.
@@ -128,37 +141,57 @@ class SharedSlots:
             self._free(len(generations))
             ended.put_nowait(generations)
 
-    async def _take_one(self, batch: str) -> None:
-        """Wait for a place."""
+    async def _take(self, batch: str, wanted: Sequence[float]) -> int:
+        """Wait for places, and return how many were taken; each is charged what its grant counts for."""
         if self._batch < self.places and not self._line:
-            self._batch += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._line, (self._tokens[batch], next(self._numbers), batch, turn))
+            return self._seize(batch, wanted)
+        turn = _Turn(wanted)
+        self._line.setdefault(batch, deque()).append(turn)
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._free(1)
+                self._free(turn.result())
+            self._leave_line(batch, turn)
             raise
 
-    def _charge(self, batch: str, tokens: float) -> None:
-        self._now = max(self._now, self._tokens[batch])
-        self._tokens[batch] += tokens
+    def _leave_line(self, batch: str, turn: _Turn) -> None:
+        line = self._line.get(batch, deque())
+        if turn in line:
+            line.remove(turn)
+            if not line:
+                del self._line[batch]
+
+    def _seize(self, batch: str, wanted: Sequence[float]) -> int:
+        """Take one free place, and more as long as no other batch is owed more; return how many."""
+        taken = 0
+        for tokens in wanted:
+            if taken and (self._batch >= self.places or self._tokens[batch] > self._owed_most()):
+                break
+            self._batch += 1
+            self._now = max(self._now, self._tokens[batch])
+            self._tokens[batch] += tokens
+            taken += 1
+        return taken
+
+    def _owed_most(self) -> float:
+        return min((self._tokens[batch] for batch in self._line), default=math.inf)
 
     def _free(self, places: int) -> None:
         self._batch -= places
-        self._admit()
+        self._admit_soon()
+
+    def _admit_soon(self) -> None:
+        """Give free places to those that wait, once what ends in this moment has given back its own."""
+        if self._line and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._admit)
 
     def _admit(self) -> None:
-        """Give free places to those that wait; a batch that has had more meanwhile than when it came stands further back."""
+        self._is_due = False
         while self._line and self._batch < self.places:
-            had, number, batch, turn = heapq.heappop(self._line)
-            if turn.done():
-                continue
-            now = self._tokens.get(batch, had)
-            if now > had and self._line:
-                heapq.heappush(self._line, (now, number, batch, turn))
-                continue
-            self._batch += 1
-            turn.set_result(None)
+            batch = min(self._line, key=self._tokens.__getitem__)
+            turn = self._line[batch][0]
+            self._leave_line(batch, turn)
+            if not turn.done():
+                turn.set_result(self._seize(batch, turn.wanted))

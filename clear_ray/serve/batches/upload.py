@@ -123,13 +123,17 @@ async def receive(
                 raise ApiError(400, f"The form cannot be read: {error}.", param="file") from error
             if not form.is_whole:
                 raise ApiError(400, "The form ends early.", param="file")
-            sink.flush()
-            os.fsync(sink.fileno())
+            await asyncio.to_thread(_sync, sink)  # 200 MB take seconds, in which others are served
         os.replace(partial, target)
-        sync_path(target.parent)
+        await asyncio.to_thread(sync_path, target.parent)
     finally:
         partial.unlink(missing_ok=True)
     return form.fields, form.filename, form.bytes
+
+
+def _sync(sink: BinaryIO) -> None:
+    sink.flush()
+    os.fsync(sink.fileno())
 
 
 async def _next_chunk(body: AsyncIterator[bytes]) -> bytes | None:

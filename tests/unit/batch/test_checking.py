@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from ray.core.generated.gcs_service_pb2 import CheckAliveReply, GetClusterIdReply
+from ray.core.generated.gcs_service_pb2_grpc import (
+    NodeInfoGcsServiceServicer,
+    add_NodeInfoGcsServiceServicer_to_server,
+)
 
 from clear_ray.cli import app, guarded
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.smollm2 import embedded_model_folder
 from clear_ray.ingest import InputDigest
+from clear_ray.ledger.lock import alone_with
 from clear_ray.run_folder.manifest import MANIFEST, describe
+from clear_ray.storage import open_folder
 
 ROWS = [{"query_id": f"q{number}", "prompt": f"What is 1 + {number}?", "gold": "2", "cost": 2} for number in range(3)]
 
@@ -146,3 +161,96 @@ def test_a_folder_of_another_run_is_not(
     assert code == 2, said
     assert words in said
     assert (tmp_path / "run" / MANIFEST).read_text() == json.dumps(manifest)
+
+
+def told_around(folder: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> tuple[int, str]:
+    """Return what `validate` says of a run that needs no model: what is around it is asked last but for the engine."""
+    return validated(settings(folder, **changes), folder, capsys)
+
+
+@contextmanager
+def another_version() -> Iterator[str]:
+    class Answers(NodeInfoGcsServiceServicer):  # type: ignore[misc]
+        def CheckAlive(self, request: Any, context: Any) -> Any:
+            return CheckAliveReply(ray_version="1.13.0", raylet_alive=[])
+
+        def GetClusterId(self, request: Any, context: Any) -> Any:
+            return GetClusterIdReply(cluster_id=b"0" * 28)
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(Answers(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+@contextmanager
+def silence() -> Iterator[str]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (nullcontext("127.0.0.1:1"), "nothing answers there"),
+        (nullcontext("ray://127.0.0.1:1"), "nothing answers there"),
+        (nullcontext("no.such.host.invalid:6379"), "nothing answers there"),
+        (nullcontext("nonsense"), "a Ray address reads host:port"),
+        (nullcontext("127.0.0.1:port"), "a Ray address reads host:port"),
+        (another_version(), "Install ray==1.13.0 here"),
+        (silence(), "no Ray head, or hangs"),
+    ],
+    ids=["refused", "client", "no host", "no address", "no port", "version", "silence"],
+)
+def test_a_cluster_that_cannot_be_had_is_not(
+    tmp_path: Path,
+    address: AbstractContextManager[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("clear_ray.cluster.connection._ANSWER_SECONDS", 0.5)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    started = time.monotonic()
+    with address as named:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+        code, said = told_around(tmp_path, capsys)
+    assert code == 1, said
+    assert words in said
+    assert said.count("\n") == 1
+    assert time.monotonic() - started < 30
+
+
+def test_more_gpus_than_this_machine_has_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    code, said = told_around(tmp_path, capsys, engine={"num_gpus": 64, "workers": 2})
+    assert code == 2
+    assert "the cluster has no place for 2 engines of 64 GPU each" in said
+
+
+def test_a_folder_that_another_run_writes_to_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone_with(open_folder(str(tmp_path / "run"))):
+        code, said = told_around(tmp_path, capsys)
+    assert code == 2
+    assert "another run is writing to this run folder" in said
+    assert told_around(tmp_path, capsys)[0] == 0
+
+
+def test_a_folder_that_is_closed_to_this_user_is_not(tmp_path: Path) -> None:
+    """In a process of another user, for root may write anywhere."""
+    (tmp_path / "closed").mkdir(mode=0o555)
+    code = (
+        "import sys; from clear_ray.batch.checking import refuse_closed; from clear_ray.storage import open_folder\n"
+        "import os; os.getuid() or os.setuid(65534)\n"
+        "try: refuse_closed(open_folder(sys.argv[1]))\n"
+        "except PermissionError as error: print(error.filename)"
+    )
+    for folder in (*tmp_path.parents[:3], tmp_path):
+        folder.chmod(folder.stat().st_mode | 0o755)
+    place = tmp_path / "closed" / "run" / "deeper"
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'closed'}\n"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.earlier import EARLIER, EARLIER_WHOLE, Earlier, earlier_of, keep_lesson, make_ready, open_store
+from clear_ray.batch.earlier import EARLIER, Earlier, earlier_of, keep_lesson, make_ready, open_store
 from clear_ray.batch.gain import gain_of
 from clear_ray.batch.learning import Lesson, lesson_of, with_earlier
 from clear_ray.config.run import RunConfig
@@ -91,7 +91,7 @@ def test_the_next_run_believes_what_the_last_one_saw_and_a_resumed_one_does_not_
     assert again.given is not None
     assert np.array_equal(again.given.right_NK, earlier.given.right_NK)
     assert again.answers == QUERIES
-    assert json.loads(folder.read(EARLIER_WHOLE))["runs"] == ["a"]
+    assert json.loads(folder.read(f"{EARLIER}.json"))["runs"] == ["a"]
     assert begin(folder_at(tmp_path / "d", 111), store).answers == 2 * QUERIES
 
 
@@ -103,7 +103,7 @@ def test_what_a_killed_run_left_half_written_is_made_anew(tmp_path: Path) -> Non
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(BudgetError, match="what earlier runs say"):
         begin(folder, store)
-    (tmp_path / "b" / EARLIER_WHOLE).unlink()
+    (tmp_path / "b" / f"{EARLIER}.json").unlink()
     again = begin(folder, store)
     assert again.given is not None
     assert whole.given is not None

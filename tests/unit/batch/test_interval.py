@@ -7,18 +7,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.samples import ask_within, read_again
-from clear_ray.config.prices import COST_PARTS, Prices
+from clear_ray.config.money import COST_PARTS
+from clear_ray.config.prices import Prices
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.factors import law
 from clear_ray.ledger.ledger import Entry, Ledger
-from clear_ray.report.interval import spending_interval
+from clear_ray.report.interval import Interval, menu_interval, spending_interval
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.rounds.rounds import Rounds
 from tests.conftest import ROLLOUTS
+from tests.unit.rounds.test_menu_offers import Batch as Menu
 
 PRICES = Prices.model_validate({"input": "0.15", "output": "0.60"})
 BATCHES, QUERIES, CAP = 20, 1_000, 400
@@ -121,3 +123,34 @@ def test_more_answers_make_the_interval_narrower() -> None:
         for count in (3, 30, 300)
     ]
     assert widths[0] > widths[1] > widths[2] > 1
+
+
+@pytest.mark.parametrize("budget_share", [0.15, 0.6, 3.0])
+def test_the_interval_of_a_menu_holds_what_eighteen_of_twenty_menus_spend(budget_share: float) -> None:
+    """Four answers of each model are sampled, and nothing else is known of what the menu's plans will ask."""
+    held = 0
+    for seed in range(BATCHES):
+        known = Menu(is_verified=True, budget=0, given=True, seed=seed)
+        budget = int(budget_share * known.dear_alone())
+        menu = Menu(is_verified=True, budget=budget, given=True, seed=seed)
+        menu.play()
+        asked = np.random.default_rng([seed, 9]).permutation(len(menu.is_easy_N))[:4]
+        alone, wrong = [], []
+        for calls, length_N, right_N in zip(menu.calls, menu.length_JN, menu.is_right_JN, strict=True):
+            whole = calls.taken_parts(asked, length_N[asked], np.zeros_like(asked)) / COST_PARTS
+            worst = float(calls.taken_parts(np.arange(80), np.full(80, 32), np.zeros(80, np.int64)).sum()) / COST_PARTS
+            again = read_again(calls, float(whole.mean()))
+            alone.append(spending_interval(whole.tolist(), queries=80, budget=budget, worst=worst, again=again))
+            wrong.append((float((~right_N[asked]).sum()) + 0.5) / 5)
+        found = menu_interval(alone, wrong, budget=budget, is_followed=True)
+        held += found.low <= menu.spent <= found.high
+    assert held >= 18
+
+
+def test_of_an_engine_of_which_nothing_is_known_all_of_the_budget_may_be_spent() -> None:
+    known = Interval(low=10.0, expected=20.0, high=30.0)
+    found = menu_interval([known, None], [0.5, 0.5], budget=1_000.0, is_followed=False)
+    assert found == Interval(low=10.0, expected=1_000.0, high=1_000.0)
+    dear = Interval(low=100.0, expected=200.0, high=300.0)
+    followed = menu_interval([known, dear], [0.5, 0.5], budget=1_000.0, is_followed=True)
+    assert followed == Interval(low=10.0, expected=120.0, high=330.0)

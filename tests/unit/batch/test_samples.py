@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clear_ray.batch.pricing import priced
 from clear_ray.batch.samples import MOST_ANSWERS, Sampled, sampled_answers, with_interval
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.config.run import RunConfig
@@ -22,7 +24,7 @@ from clear_ray.estimation.factors import law
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.rounds.batch import Batch
 from clear_ray.run_folder.estimates import Estimates
-from clear_ray.storage import open_folder
+from clear_ray.storage import Folder, open_folder
 from tests.unit.local_actors import Method
 from tests.unit.report.samples import plan_report
 
@@ -60,6 +62,13 @@ def estimates_of() -> Estimates:
     return Estimates(batch, np.arange(QUERIES), ("all",), none_N, some_N, ceiling_N, order_N, {7: "unreadable"})
 
 
+def asked(folder: Folder, settings: dict[str, Any], estimates: Estimates) -> tuple[tuple[Sampled, ...], list[Worker]]:
+    """Return what samples answers of each engine, and the engines."""
+    workers = [Worker() for _ in estimates.each]
+    engines: Any = SimpleNamespace(each=[SimpleNamespace(workers=SimpleNamespace(handles=[each])) for each in workers])
+    return sampled_answers(folder, RunConfig.parse(settings), estimates, engines, share=0.01), workers
+
+
 @pytest.fixture
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what samples answers for a budget, and what was granted for them."""
@@ -76,9 +85,8 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def sampled(budget: int, scorer: str | None) -> tuple[Sampled, list[Grant]]:
         engine = {"kind": "replay", "rollouts": str(ROLLOUTS / "rollouts.parquet")}
         settings = {"run_dir": folder.path, "budget": budget, "engine": engine, "scoring": {"scorer": scorer}}
-        worker = Worker()
-        engines: Any = SimpleNamespace(workers=SimpleNamespace(handles=[worker]))
-        return sampled_answers(folder, RunConfig.parse(settings), estimates_of(), engines, share=0.01), worker.grants
+        (found,), workers = asked(folder, settings, estimates_of())
+        return found, workers[0].grants
 
     return sampled
 
@@ -121,9 +129,34 @@ def test_without_a_scorer_every_answer_that_ends_is_one(sample: Any) -> None:
 
 def test_a_plan_says_what_short_answers_took_and_gives_no_interval_by_them(sample: Any) -> None:
     found, _ = sample(64 * QUERIES, SCORER)
-    report = with_interval(plan_report(), estimates_of(), found)
+    report = with_interval(plan_report(), estimates_of(), (found,))
     assert report == plan_report().model_copy(update={"sample_tokens": int(found.taken)})
     whole, _ = sample(1_000 * QUERIES, SCORER)
-    by_whole = with_interval(plan_report(budget_tokens=1_000 * QUERIES), estimates_of(), whole)
+    by_whole = with_interval(plan_report(budget_tokens=1_000 * QUERIES), estimates_of(), (whole,))
     assert (by_whole.sampled_answers, by_whole.sample_tokens) == (len(whole.whole), int(whole.taken))
     assert by_whole.high_tokens is not None
+
+
+def test_each_of_several_engines_is_asked_for_an_equal_part_at_its_own_prices(sample: Any, tmp_path: Path) -> None:
+    prices = [{"input": 0.1, "output": 0.2}, {"input": 0.5, "output": 1.0}]
+    engine = {"kind": "replay", "rollouts": str(ROLLOUTS / "rollouts.parquet")}
+    settings = {
+        "run_dir": str(tmp_path / "run"),
+        "budget": "$0.2",
+        "engines": {name: engine | {"prices": each} for name, each in zip(("small", "large"), prices, strict=True)},
+        "scoring": {"scorer": SCORER},
+        "allocation": {"objective": "solved"},
+    }
+    one, config = estimates_of(), RunConfig.parse(settings)
+    estimates = priced(config, replace(one, others=(one,)), np.ones(QUERIES))
+    found, workers = asked(open_folder(str(tmp_path / "run")), settings, estimates)
+    for each, worker in zip(found, workers, strict=True):
+        assert 2 <= len(each.whole) == len(worker.grants)
+        assert each.taken <= 0.005 * config.budget_tokens
+    # The same queries, and the same recording: a token costs five times as much, so does a prompt.
+    assert len(found[0].whole) > 3 * len(found[1].whole)
+    assert {round(taken) for taken in found[1].whole} <= {round(5 * taken) for taken in found[0].whole}
+    report = with_interval(plan_report(budget_tokens=config.budget_tokens), estimates, found, is_followed=True)
+    assert report.sampled_answers == sum(len(each.whole) for each in found)
+    assert report.high_tokens is not None
+    assert report.low_tokens < report.expected_tokens < report.high_tokens

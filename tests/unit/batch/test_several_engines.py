@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -18,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.checking import check_size, heads_of, menu_notes
+from clear_ray.batch.complete import _with_what_it_learned
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson
+from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.menu import learned_menu
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import all_reservation_prices, priced
@@ -30,16 +32,20 @@ from clear_ray.batch.run import _rounds_of
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
+from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.head_store import HeadStore
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient, MarketClient
 from clear_ray.ledger.market import MarketActor
 from clear_ray.report.live import QuietDisplay
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.run_folder.grants import read_grants
+from clear_ray.run_folder.manifest import MANIFEST, describe
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
@@ -139,7 +145,7 @@ def write_coordinates(config: RunConfig) -> None:
 def started(config: RunConfig, *, calls: int = 10**9, lesson: Lesson | None = LESSON) -> Iterator[RunContext]:
     """Start market, callers and both engines for a driver that dies after so many calls."""
     folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def begin() -> tuple[MarketActor, list[GenerateToFiles]]:
@@ -213,7 +219,7 @@ def test_wrong_answers_are_followed_by_the_dear_engine_and_a_resume_replays_that
     assert learning is not None
     assert learning.answers == len({(row["index"], row["sample"]) for row in rows})
     assert not np.array_equal(known.batches[0].curves.success_NK, known.batches[1].curves.success_NK)
-    assert (all_reservation_prices(run.folder, known) > 0).all()
+    assert (all_reservation_prices(known, run.rounds) > 0).all()
     begun = [(row["index"], row["engine"]) for row in rows if row["attempt_tokens"] == len(row["token_ids"])]
     assert len(begun) == len(set(begun)), "an engine was asked twice"
     by_engine = {name: {index for index, of in begun if of == name} for name in PRICES}
@@ -245,6 +251,75 @@ def test_a_driver_may_die_between_calls_of_both_engines(config: RunConfig, calls
         play_rounds(run)
         check(run)
     assert all(folder.read(f"grants/{path.rsplit('/')[-1]}") == content for path, content in kept.items())
+
+
+def test_a_run_begins_with_what_an_earlier_one_has_kept_of_both_engines(config: RunConfig, tmp_path: Path) -> None:
+    """Nothing is known of either engine in the first run, and nobody has to be asked first in the second."""
+    models = [ModelCard(name, f"fingerprint of {name}", 4_096, 0) for name in PRICES]
+    store = open_folder(str(tmp_path / "store"))
+    lesson = replace(LESSON, stores=tuple(HeadStore(store, model, LESSON.features) for model in models))
+    begun = []
+    for number in range(2):
+        own = config.model_copy(update={"run_dir": f"{config.run_dir}-{number}"})
+        digest = take_in(None, own, open_folder(own.run_dir))
+        write_coordinates(own)
+        manifest = describe(own, digest, run_id=f"{number:032x}", model={}, head={})
+        open_folder(own.run_dir).write(MANIFEST, json.dumps(manifest).encode())
+        with started(own, lesson=lesson) as run:
+            play_rounds(run)
+            check(run)
+            _, learning = _with_what_it_learned(run)
+            first = read_grants(run.folder, 1)
+            assert first is not None
+            assert learning is not None
+            begun.append((learning.earlier_answers, first.clearing))
+            seen = seen_answers(run.states)
+    (nothing, pilot), (answers, priced_at_once) = begun
+    assert (nothing, pilot.shadow_price) == (0, 0.0)
+    assert priced_at_once.shadow_price > 0
+    cards = [card for each in lesson.stores if each is not None for card in each.read().cards]
+    assert len(cards) == 4
+    kept = sum(card.answers for card in cards)
+    assert answers == kept - int((~seen.has_failed_M).sum())
+
+
+def test_every_query_gets_its_minimum_service(config: RunConfig) -> None:
+    allocation = config.allocation.model_copy(update={"minimum_service_tokens": 4})
+    config = config.model_copy(update={"allocation": allocation, "budget": "$0.0003"})
+    take_in(None, config, open_folder(config.run_dir))
+    write_coordinates(config)
+    with started(config) as run:
+        reports = play_rounds(run)
+        rows, states = check(run), run.states
+    assert (states.rounds_N > 0).all()
+    assert reports[-1].is_service
+    assert 0 < states.is_served_N.sum() < QUERIES
+    served = [row for row in rows if states.is_served_N[row["index"]]]
+    assert {row["engine"] for row in served} == {"small"}
+    assert {row["granted_tokens"] for row in served} == {4}
+
+
+def test_efforts_of_one_model_keep_their_lessons_apart(tmp_path: Path) -> None:
+    model, folder = ModelCard("m", "same", 4_096, 0), open_folder(str(tmp_path))
+    endpoint = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    dear = {
+        "kind": "openai",
+        "base_url": "http://127.0.0.1:1/v1",
+        "model": "m",
+        "extra_body": {"reasoning_effort": "high"},
+    }
+    settings = {"run_dir": str(tmp_path / "run"), "budget": "$1", "prices": {"input": 1, "output": 1}}
+    config = RunConfig.parse(
+        settings | {"engines": {"low": endpoint, "high": dear}, "estimate": {"store": str(tmp_path / "store")}}
+    )
+    folder.child("queries").make()
+    pq.write_table(
+        pa.table({"index": [0], "gold": ["4"], "metadata": pa.nulls(1, pa.string())}), f"{tmp_path}/queries/a.parquet"
+    )
+    lesson = lesson_of(folder, config, 1, model, model)
+    assert lesson is not None
+    entries = {store.entry.path for store in lesson.stores if store is not None}
+    assert len(entries) == 2
 
 
 def test_a_grant_names_its_engine_and_what_it_may_take(config: RunConfig) -> None:

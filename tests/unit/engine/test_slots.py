@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clear_ray.engine import Grant
+from clear_ray.engine.admission import empty_features
 from clear_ray.engine.grouping import reading_groups, shared_tokens
+from clear_ray.engine.kept_prompts import KeptPrompts
+from clear_ray.engine.reading import read_prompts
+from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import find_way
 from clear_ray.errors import ConfigError
 from tests.unit.engine.decode_loop import decode
@@ -183,6 +187,62 @@ def test_what_prompts_begin_with_is_read_once(model: Any) -> None:
     assert read == len(opening) + 4 + sum(len(answer.generated) for answer in answers)
     expected = decode(model, grants, inputs, end_token_ids=frozenset())
     assert [tuple(answer.generated) for answer in answers] == expected
+
+
+def probed(model: Any, inputs: list[list[int]], *, most_tokens: int, pass_tokens: int = 64) -> KeptPrompts:
+    """Read prompts as a probe does, in groups, and keep what there is room for."""
+    kept, features = KeptPrompts(most_tokens), empty_features(len(inputs), 32)
+    for rows in reading_groups(inputs, pass_tokens=pass_tokens, pass_cost=8):
+        read_prompts(SlotRunner(model), "slots", features, rows, inputs, pass_tokens=pass_tokens, kept=kept)
+    return kept
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    inputs=st.lists(prompts, min_size=1, max_size=8),
+    max_tokens=st.integers(1, 20),
+    most_tokens=st.integers(0, 300),
+    cache_tokens=st.integers(80, 400),
+    pass_tokens=st.integers(1, 80),
+)
+def test_what_the_probe_has_read_is_not_read_again_and_changes_no_token(
+    model: Any, inputs: list[list[int]], max_tokens: int, most_tokens: int, cache_tokens: int, pass_tokens: int
+) -> None:
+    kept = probed(model, inputs, most_tokens=most_tokens, pass_tokens=pass_tokens)
+    assert kept.tokens <= most_tokens
+    grants = [Grant(f"q{i}", "", max_tokens) for i in range(len(inputs))]
+    answers = [answer_for(grant, ids) for grant, ids in zip(grants, inputs, strict=True)]
+    batch = slot_batch(model, cache_tokens=cache_tokens, kept=kept)
+    read = tokens_read(model, lambda: run_batch(batch, answers))
+    assert [tuple(answer.generated) for answer in answers] == decode(model, grants, inputs, end_token_ids=END)
+    assert all(answer.cached_tokens in (0, len(answer.input_ids) - 1) for answer in answers)
+    if all(answer.cached_tokens == len(answer.input_ids) - 1 for answer in answers):
+        assert read == sum(len(answer.generated) for answer in answers)
+
+
+def test_the_prompts_that_were_read_last_are_kept_and_give_way_to_running_answers(model: Any) -> None:
+    inputs = [[10 + i] * 20 for i in range(5)]
+    kept = probed(model, inputs, most_tokens=60, pass_tokens=20)
+    assert [kept.has(ids) for ids in inputs] == [False, False, True, True, True]
+    answer = answer_for(Grant("q", "", 10), inputs[2])
+    batch = slot_batch(model, cache_tokens=90, max_batch=1, kept=kept)
+    batch.add(answer)
+    batch.step()
+    # The answer needs 30 positions, which are rounded up to 64; what is left of 90 holds one prompt.
+    assert (kept.has(inputs[2]), kept.has(inputs[3]), kept.tokens) == (False, False, 20)
+    batch.close()
+    assert kept.tokens == 0
+
+
+def test_a_long_prompt_that_was_read_starts_at_once(model: Any) -> None:
+    long, short = [(3 * i + 5) % VOCABULARY for i in range(100)], [4, 5, 6]
+    kept = probed(model, [long], most_tokens=200)
+    batch = slot_batch(model, end_token_ids=frozenset(), kept=kept)
+    first, second = answer_for(Grant("long", "", 4), long), answer_for(Grant("short", "", 4), short)
+    batch.add(first)
+    batch.add(second)
+    batch.step()
+    assert (len(first.generated), len(second.generated), first.cached_tokens) == (1, 1, 99)
 
 
 @settings(deadline=None)

@@ -247,6 +247,20 @@ def test_features_are_those_of_a_plain_pass(engine: TransformersEngine, grants: 
         assert features.entropy_N[row] == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-3)
 
 
+def test_the_probe_spares_the_first_answer_its_prompt(
+    engine: TransformersEngine, grants: list[Grant], expected: list[tuple[int, ...]]
+) -> None:
+    some = [grants[row] for row in (0, 2, 5)]
+    features = engine.prefill([grant.query_id for grant in some], [grant.prompt for grant in some])
+    answers = run_grants(engine, some)
+    for row, tokens, grant in zip((0, 2, 5), features.prompt_tokens_N.tolist(), some, strict=True):
+        answer = answers[grant.query_id, 0]
+        assert (answer.token_ids, answer.cached_tokens) == (expected[row], tokens - 1)
+    # What an answer goes on from was read by nothing before.
+    more = replace(some[0], prefix_token_ids=expected[0][:4], max_tokens=4)
+    assert run_grants(engine, [more])[more.query_id, 0].cached_tokens == 0
+
+
 def test_what_does_not_fit_the_context_fails_alone(engine: TransformersEngine, grants: list[Grant]) -> None:
     long_prompt = "word " * 400
     asked = [

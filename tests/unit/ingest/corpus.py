@@ -249,7 +249,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "a passage beside the question": ("q.jsonl", b'{"question": "a", "context": ["b"]}', "'context' seems to belong"),
     "truncated zstd text": ("q.csv.zst", b"\x28\xb5\x2f\xfd\x04", "cannot be read"),
     "ZIP": ("q.jsonl", b"PK\x03\x04\x14\0\0\0\x08\0", "is a ZIP archive or a workbook"),
-    "xz": ("q.jsonl.xz", lzma.compress(_good), "is compressed with xz. Unpack it"),
+    "cut xz": ("q.jsonl.xz", lzma.compress(_good * 9)[:-9], "the file cannot be read"),
     "PNG": ("q.jsonl", b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
     "truncated gz": ("q.jsonl.gz", gzip.compress(_good * 100)[:-12], "cannot be read"),
     "damaged gz": ("q.jsonl.gz", b"\x1f\x8b\x08\0" + b"\xff" * 60, "cannot be read"),
@@ -265,7 +265,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "pickle": ("q.jsonl", pickle.dumps([GOOD]), "not UTF-8"),
     "tar": ("q.jsonl", b"q.jsonl" + b"\0" * 505, "NUL"),
     "NumPy by a Parquet name": ("q.parquet", b"\x93NUMPY\x01\0", "is an array of NumPy"),
-    "Arrow by a Parquet name": ("q.parquet", b"ARROW1\0\0" + b"\0" * 20, "is an Arrow file"),
+    "Arrow by a Parquet name": ("q.parquet", b"ARROW1\0\0" + b"\0" * 20, "the Arrow file cannot be read"),
     "encrypted Parquet": ("q.parquet", b"PARE" + b"\0" * 40 + b"PARE", "NUL"),
     "Parquet with a bad footer": ("q.parquet", b"PAR1" + b"\xff" * 64 + b"\x10\0\0\0PAR1", "cannot be read"),
 }

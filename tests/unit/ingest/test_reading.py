@@ -362,7 +362,7 @@ def test_lz4_is_read(tmp_path: Path) -> None:
 def test_what_a_folder_holds_beside_its_input_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    for name in ("a.jsonl", "b.jsonl.xz", "notes.txt", ".hidden"):
+    for name in ("a.jsonl", "b.jsonl.7z", "notes.txt", ".hidden"):
         (folder / name).write_text(json.dumps(GOOD))
-    assert take(folder, tmp_path / "run").notices == ("not read, for the ends of their names: b.jsonl.xz, notes.txt",)
+    assert take(folder, tmp_path / "run").notices == ("not read, for the ends of their names: b.jsonl.7z, notes.txt",)
     assert take(folder / "a.jsonl", tmp_path / "run").notices == ()

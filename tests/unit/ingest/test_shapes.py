@@ -17,6 +17,9 @@ from tests.unit.ingest.taking import take, taken
 
 ANSWER = "the last answer of 1 row is no part of the prompt, and is the reference answer"
 MADE = "ids are made from position and content: there is no id column"
+FROM_ZERO = (
+    "`answer` is read as counting options from 0, which no row shows: if it counts from 1, set input.first_option to 1"
+)
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -133,7 +136,7 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
         [{"question": "Which?", "subject": "s", "choices": ["a", "b", "c", "d"], "answer": 1}],
         "Which?\n\nA. a\nB. b\nC. c\nD. d",
         "B",
-        f"reading `question` and `choices` as prompt, `answer` as gold; {MADE}\nnot read: `subject`",
+        f"reading `question` and `choices` as prompt, `answer` as gold; {MADE}\nnot read: `subject`\n{FROM_ZERO}",
     ),
     "MMLU in columns": (
         [{"Question": "Which?", "A": "a", "B": "b", "C": "c", "D": "d", "Answer": "B"}],
@@ -151,7 +154,8 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], str | list[dict[str, str]], str | 
         [{"id": "x", "question": "Which?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 3}],
         "Which?\n\nA. a\nB. b\nC. c\nD. d",
         "D",
-        "reading `question`, `opa`, `opb`, `opc` and `opd` as prompt, `cop` as gold, `id` as id",
+        "reading `question`, `opa`, `opb`, `opc` and `opd` as prompt, `cop` as gold, `id` as id\n"
+        + FROM_ZERO.replace("answer", "cop"),
     ),
     "RACE": (
         [{"id": "r", "article": "Long.", "question": "Which?", "options": ["a", "b"], "answer": "A"}],
@@ -400,7 +404,7 @@ def test_what_belongs_to_a_prompt_and_is_not_read_is_refused(tmp_path: Path, for
         ({"question": "a", "context": {"title": ["t"], "sentences": [["s"]]}}, "'context' seems to belong"),
         ({"question": "a", "context": "c", "passage": "p"}, "'passage' seems to belong"),
         ({"instruction": "a", "history": [["b", "c"]]}, "'history' seems to belong"),
-        ({"question": "a", "choices": ["b", "c"], "answer": 2}, "column answer: there is no such option among 2"),
+        ({"question": "a", "choices": ["b", "c"], "answer": 3}, "column answer: there is no such option among 2"),
         ({"question": "a", "choices": [["b"], ["c"]]}, r"column choices\[0\]: the value is not a text"),
         ({"messages": turns("a"), "system": 5}, ""),
     ],

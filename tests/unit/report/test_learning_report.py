@@ -60,6 +60,10 @@ def test_the_summary_says_what_taught_the_run_and_how_far_it_was_trusted(tmp_pat
     assert "by what it knows now" in text
     assert "no sharing of round 3 can be expected to give more than 31.2" in text
     assert len(text.splitlines()) <= 25
+    assert "curve of them all" not in text
+    alike = learned_report(learning=learning(learned_share=0.1, pooled_share=0.72))
+    assert "trusted 10.0 %, the curve of them all 72.0 %" in summary_text(alike)
+    assert "given up at random, by 72.0 %" in page(alike, tmp_path)
     html = page(learned_report(), tmp_path)
     assert "87 of its own answers" in html.replace("\n", " ")
     assert "tokens of round 3" in html

@@ -57,6 +57,12 @@ def test_an_estimate_that_was_never_fitted_is_told() -> None:
         assert ("clear-ray calibrate" in text) is is_told
 
 
+def test_a_summary_says_what_of_the_prompts_was_read_twice() -> None:
+    text = summary_text(run_report(asked_prompt_tokens=20_000, spared_prompt_tokens=15_000))
+    assert "answers read 25.0 % of theirs again" in text
+    assert "again" not in summary_text(run_report())
+
+
 def test_the_rounds_left_out_are_summed_up() -> None:
     rounds = tuple(round_report(number) for number in range(1, 11))
     text = summary_text(run_report(rounds=rounds))

@@ -17,6 +17,7 @@ from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 
+COSTS = ("token_parts_N", "read_parts_N", "prompt_tokens_N")
 QUERIES, TOKENS_K = 80, np.array([4, 8, 16, 32])
 
 
@@ -28,12 +29,14 @@ class Batch:
         is_verified: Whether a wrong answer is known to be one.
         budget: In the budget's unit.
         given: Whether heads are given that know the kinds.
+        service: Tokens of the minimum service.
     """
 
     is_verified: bool
     budget: int
     given: bool = False
     seed: int = 0
+    service: int | None = None
     asked: list[tuple[int, int, int]] = field(default_factory=list)
     rounds_seen: list[Round] = field(default_factory=list)
 
@@ -67,7 +70,13 @@ class Batch:
 
     def play(self) -> float:
         """Return the share of queries that are right in the end."""
-        rounds = Rounds(self.offers, AllocationConfig(max_rounds=24, smallest_grant_tokens=1), rule=self.offers.rule)
+        least = CallCosts(*(np.minimum(*(getattr(calls, name) for calls in self.calls)) for name in COSTS))
+        rounds = Rounds(
+            self.offers,
+            AllocationConfig(max_rounds=24, smallest_grant_tokens=1, minimum_service_tokens=self.service),
+            rule=self.offers.rule,
+            calls=least,
+        )
         ledger, states = Ledger(self.budget, QUERIES, cost_N=self.offers.cost_N), rounds.states
         while (granted := rounds.next(ledger.available_tokens)) is not None:
             self.rounds_seen.append(granted)
@@ -166,6 +175,87 @@ def test_a_budget_of_a_few_answers_is_spent_on_them(is_verified: bool) -> None:
     batch.play()
     assert len({index for index, _, _ in batch.asked}) >= 2
     assert 40 <= batch.spent <= 80
+
+
+class Efforts(Batch):
+    """Two efforts of one model: a token costs the same of both, and answers of the second are five times as long."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rng = np.random.default_rng([self.seed, 1])
+        self.length_JN = np.stack([rng.integers(2, 6, QUERIES), rng.integers(12, 28, QUERIES)])
+        self.calls = (self.calls[0], self.calls[0])
+        self.offers = replace(self.offers, x_NP=np.zeros((QUERIES, 0)), calls=self.calls)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dear_model_is_not_tried_where_all_money_is_spent_better_on_the_cheap_one(seed: int) -> None:
+    """The cheap one is right of half for a fifth of the money, and the budget pays for asking it of half the queries."""
+    batch = Efforts(is_verified=True, budget=220, seed=seed)
+    found = batch.play()
+    assert {model for _, model, _ in batch.asked} == {0}
+    assert found > 0.13, "what it was right of, for every answer that could be paid"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dear_model_is_tried_first_on_what_the_cheap_one_got_wrong(seed: int) -> None:
+    batch = Efforts(is_verified=True, budget=1_100, seed=seed)
+    found = batch.play()
+    wrong: set[int] = set()
+    for granted in batch.rounds_seen:
+        clearing = granted.clearing
+        assert clearing.option_M is not None
+        tried = set(clearing.index_M[clearing.option_M == 1].tolist())
+        if tried:
+            assert wrong
+            assert tried <= wrong or wrong <= tried
+            break
+        wrong |= {index for index in clearing.index_M.tolist() if not batch.is_right_JN[0, index]}
+    else:
+        pytest.fail("the dear model was never tried")
+    assert found > 0.7, "less than half are right by the cheap one alone, and that takes two fifths of the budget"
+
+
+@pytest.mark.parametrize("is_true", [True, False])
+def test_what_earlier_runs_say_is_believed_at_once_and_dropped_where_it_is_not_so(is_true: bool) -> None:
+    batch = Batch(is_verified=True, budget=0)
+    batch = Batch(is_verified=True, budget=int(0.5 * batch.dear_alone()))
+    told = batch.heads()
+    if not is_true:  # the kinds are taken for each other, and answers for long ones
+        wrong = np.where(batch.is_easy_N, 0.0, 0.95)[:, None] * np.array([0.0, 0.0, 0.1, 1.0])
+        survival = np.tile(np.array([1.0, 1.0, 0.9, 0.0]), (QUERIES, 1))
+        told = (Incidence(wrong, 1.0 - wrong - survival, survival), told[1])
+    batch.offers = replace(batch.offers, earlier=told, learns=True)
+    found = batch.play()
+    assert batch.rounds_seen[0].clearing.shadow_price > 0, "no pilot"
+    assert found > 0.6
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("beside", [0, 60, 900])
+def test_every_query_is_served_by_the_cheapest_model_that_can(is_verified: bool, given: bool, beside: int) -> None:
+    """A service of 3 tokens takes 5 of the budget by the cheap model, and 50 by the dear one, which one query needs."""
+    batch = Batch(is_verified=is_verified, budget=QUERIES * 5 + 45 + beside, given=given, service=3)
+    limits = batch.offers.max_tokens_JN.copy()
+    limits[0, 7] = 0
+    batch.offers = replace(batch.offers, max_tokens_JN=limits)
+    batch.play()
+    assert batch.spent <= batch.budget
+    assert {index for index, _, _ in batch.asked} == set(range(QUERIES))
+    first_tokens: dict[int, int] = {}
+    for granted in batch.rounds_seen:
+        clearing = granted.clearing
+        for index, tokens in zip(clearing.index_M.tolist(), clearing.tokens_M.tolist(), strict=True):
+            first_tokens.setdefault(index, tokens)
+    assert min(first_tokens.values()) >= 3
+    served = batch.rounds_seen[-1].clearing
+    assert served.is_service or beside == 900, "at the most money every query buys more than it is owed"
+    if served.is_service:
+        assert served.option_M is not None
+        assert set(served.option_M[served.index_M != 7].tolist()) <= {0}
+        assert set(served.tokens_M.tolist()) == {3}
+    assert batch.rounds_seen[0].clearing.is_service == (not beside)
 
 
 def test_of_two_models_the_one_without_a_head_is_learned() -> None:

@@ -81,6 +81,9 @@ async def test_streams_come_apart_as_they_went_in() -> None:
     assert [some async for some in gathered(numbers(1, 2, 3))] == [[1, 2, 3]]
     assert [some async for some in gathered(numbers(1, 2, pause=True))] == [[1], [2]]
     assert [number async for number in scattered(gathered(numbers(1, 2, 3)))] == [1, 2, 3]
+    assert [some async for some in gathered(numbers(1, 2, 3, pause=True), 60.0)] == [[1, 2], [3]]
+    assert [some async for some in gathered(numbers(1, 2, pause=True), 0.001)] == [[1], [2]]
+    assert [some async for some in gathered(numbers(1), 60.0)] == [[1]]  # nothing is waited for that will not come
 
 
 async def test_what_came_before_an_error_comes_before_it() -> None:

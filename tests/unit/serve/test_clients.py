@@ -262,6 +262,20 @@ async def test_no_web_page_steers_a_batch(tmp_path: Path) -> None:
         assert (await client.get(f"/v1/batches/{batch}")).json()["status"] == "validating"
 
 
+async def test_what_no_text_can_hold_gets_into_no_batch(tmp_path: Path) -> None:
+    """It would stay: a list of batches with such a text in one of them could never be written."""
+    asked = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
+    half = {"metadata": {"a": "\ud83d"}}, {"metadata": {"\ud83d": "a"}}, {"input_file_id": "\ud83d"}
+    async with LocalServer(batches={"folder": str(tmp_path)}).client() as client:
+        for wrong in (*half, {"idempotency_key": "\udc00"}, {"metadata": {"budget": float("nan")}}):
+            content = json.dumps(asked | wrong)
+            answer = await client.post("/v1/batches", content=content, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, error_of(answer)["type"]) == (400, "invalid_request_error")
+        assert (await client.get("/v1/batches")).json()["data"] == []
+        made = await client.post("/v1/batches", json=asked | {"metadata": {"whole": "\U0001f600"}})
+        assert (await client.get("/v1/batches")).json()["data"] == [made.json()]
+
+
 async def test_ready_means_that_a_query_is_answered(server: LocalServer, row: dict[str, Any]) -> None:
     async with server.client() as client:
         assert (await client.get("/readyz")).status_code == 200

@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clear_ray.errors import ConfigError
 from clear_ray.serve.guard import Guard, tenant_of
-from clear_ray.serve.law import Ask
+from clear_ray.serve.law import Ask, Curve
 from clear_ray.serve.settings import PriceSettings, ServeConfig, TenantSettings
 from clear_ray.serve.shares import shares
 from clear_ray.serve.tenant_queues import TenantQueues
@@ -21,6 +22,9 @@ from tests.unit.serve.test_sale_queue import LONG, SURE, Clock, started
 NAMES = st.text("abcd", min_size=1, max_size=2)
 LAW: dict[str, Any] = {"budget_tokens_per_second": 100, "carry_over_tokens": 400}
 LAW |= {"clearing_seconds": 1.0, "window_seconds": 5.0}
+_GRID_K = np.array([5, 10, 20, 40, 80, 160, 320], np.int64)
+_JOINS_AT = 6  # second; a stock of twenty seconds' income is still far from full
+GRADUAL = Curve(_GRID_K, (1 - np.exp(-_GRID_K / 60)).astype(np.float32), np.exp(-_GRID_K / 60).astype(np.float32))
 
 
 @given(
@@ -43,19 +47,26 @@ def test_shares_are_by_weight_within_bounds_and_leave_nothing_that_could_be_used
             assert all(share / weights[name] >= other / weights[of] - 2 / weights[name] for of, other in more.items())
 
 
-def queues_of(clock: Clock, **tenants: dict[str, Any]) -> TenantQueues:
+def queues_of(clock: Clock, law: dict[str, Any] | None = None, **tenants: dict[str, Any]) -> TenantQueues:
     named = {name: TenantSettings(api_key_sha256=(name,), **given) for name, given in tenants.items()}
-    return TenantQueues(PriceSettings.model_validate(LAW), named, clock=clock)
+    return TenantQueues(PriceSettings.model_validate(LAW | (law or {})), named, clock=clock)
 
 
-async def flooded(seconds: int, **asking: tuple[dict[str, Any], int]) -> dict[str, int]:
-    """Let tenants ask so many times a second; return the tokens that each was sold."""
+async def flooded(
+    seconds: int,
+    *,
+    late: str = "",
+    ask_tokens: int = 0,
+    law: dict[str, Any] | None = None,
+    **asking: tuple[dict[str, Any], int],
+) -> dict[str, int]:
+    """Let tenants ask so many times a second, one of them later than the others; return the tokens that each was sold."""
     clock = Clock()
-    queues = queues_of(clock, **{name: given for name, (given, _) in asking.items()})
+    queues = queues_of(clock, law, **{name: given for name, (given, _) in asking.items()})
     sold = dict.fromkeys(asking, 0)
 
     async def one(tenant: str, number: int) -> None:
-        ask = Ask(LONG, 200, number)
+        ask = Ask(GRADUAL, ask_tokens if tenant == late else 320, number) if late else Ask(LONG, 200, number)
         sale = queues.buy_now(tenant, ask) or await queues.wait(tenant, ask)
         if sale.hold is not None:
             sold[tenant] += sale.tokens
@@ -64,6 +75,8 @@ async def flooded(seconds: int, **asking: tuple[dict[str, Any], int]) -> dict[st
     tasks = list[asyncio.Task[None]]()
     for second in range(seconds):
         for tenant, (_, rate) in asking.items():
+            if tenant == late and second < _JOINS_AT:
+                continue
             tasks += [asyncio.create_task(one(tenant, 1_000 * second + number)) for number in range(rate)]
         for _ in range(4):
             clock.now += 0.25
@@ -71,7 +84,8 @@ async def flooded(seconds: int, **asking: tuple[dict[str, Any], int]) -> dict[st
             for queue in queues._queues.values():
                 queue.serve_queue()
             await started()
-    assert sum(sold.values()) <= LAW["budget_tokens_per_second"] * seconds + LAW["carry_over_tokens"] + seconds
+    settings = PriceSettings.model_validate(LAW | (law or {}))
+    assert sum(sold.values()) <= settings.budget_tokens_per_second * seconds + settings.carry_over_tokens + seconds
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -83,6 +97,14 @@ async def test_a_flood_leaves_others_their_share() -> None:
     assert sold["quiet"] >= 0.85 * 40 * 25  # a quarter of what is sold; it asks for twice as much
     assert sold["large"] >= 0.85 * 40 * 50
     assert sold["loud"] <= 1.25 * 40 * 25
+
+
+@pytest.mark.parametrize(("rate", "tokens"), [(1, 20), (2, 20), (1, 48), (2, 24), (1, 100), (3, 160)])
+async def test_one_that_begins_to_ask_amid_a_flood_has_its_share_from_then_on(rate: int, tokens: int) -> None:
+    """Half of 100 tokens a second is its own: what that pays for it has whole, of more than that nearly its half."""
+    law = {"carry_over_tokens": 2_000}
+    sold = await flooded(_JOINS_AT + 20, late="joining", ask_tokens=tokens, law=law, loud=({}, 15), joining=({}, rate))
+    assert sold["joining"] >= min(20 * rate * tokens, 0.85 * 20 * 50)
 
 
 async def test_what_one_does_not_ask_for_is_the_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -96,6 +97,28 @@ def test_a_worker_that_moves_or_rests_is_left_alone(beat: Callable[[], int | Non
         return await call(process, seconds=4 * STALL_SECONDS), process.deaths
 
     assert asyncio.run(work()) == ("done", 0)
+
+
+def test_a_call_goes_home_unless_that_is_busier_or_down() -> None:
+    handles = [LocalActor(Process(count())) for _ in range(3)]
+    workers = Workers(handles, lambda error: isinstance(error, RestartedError), lambda _: None, 60.0)
+
+    async def placed() -> list[int]:
+        roster = Roster(workers)
+        async with AsyncExitStack() as calls:
+            homes = (1, 1, 1, 1, 7)
+            places = [handles.index(await calls.enter_async_context(roster.worker(home))) for home in homes]
+        with pytest.raises(RestartedError):
+            async with roster.worker(1):
+                raise RestartedError
+        async with roster.worker(1) as elsewhere:
+            return [*places, handles.index(elsewhere)]
+
+    first, second, third, fourth, stranger, last = asyncio.run(placed())
+    assert (first, second) == (1, 1), "one call more than elsewhere is no matter"
+    assert {third, fourth} == {0, 2}, "two are"
+    assert stranger in (0, 2), "there is no such home"
+    assert last != 1, "it is down"
 
 
 class Silent(Process):

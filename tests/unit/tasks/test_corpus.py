@@ -26,8 +26,22 @@ LATER = (
     "fresh_again",
     "usual",
     "usual_again",
+    "wide",
+    "wide_again",
+    "plain_speech",
+    "blind",
 )
-KNOWN_ERRORS = {"continued_again": 1, "at_last": 2, "fresh": 3, "fresh_again": 1, "usual_again": 2}
+KNOWN_ERRORS = {
+    "continued_again": 1,
+    "at_last": 1,
+    "fresh": 2,
+    "fresh_again": 1,
+    "usual_again": 1,
+    "wide": 1,
+    "wide_again": 3,
+    "plain_speech": 2,
+    "blind": 2,
+}
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 
 

@@ -284,9 +284,13 @@ def test_metadata_may_ask_again_and_all_of_it_is_checked_together() -> None:
     assert found["allocation"] == {"objective": "solved", "attempts": 4}
     once = asked_settings(BatchSettings(folder="x", run=SOLVED), {"policy": "uniform", "attempts": "1"}, engine=ENGINE)
     assert once["allocation"] == {"objective": "solved", "attempts": 1, "policy": "uniform"}
+    voted = asked_settings(BatchSettings(folder="x"), {"objective": "vote", "votes_by": "number"}, engine=ENGINE)
+    assert voted["allocation"] == {"objective": "vote", "votes_by": "number"}
     for metadata, param, said in (
         (asked | {"attempts": "many"}, "attempts", "integer"),
         ({"attempts": "4"}, "attempts", "need an objective"),
+        (asked | {"votes_by": "number"}, "votes_by", "objective is not vote"),
+        ({"objective": "vote", "votes_by": "length"}, "votes_by", "number"),
     ):
         with pytest.raises(ApiError, match=said) as caught:
             asked_settings(scored, metadata, engine=ENGINE)

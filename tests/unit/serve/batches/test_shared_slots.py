@@ -127,6 +127,28 @@ async def test_one_that_comes_later_begins_where_the_others_stand() -> None:
     await until_done(engine, *first, *second)
 
 
+async def test_calls_that_wait_run_in_few_pieces() -> None:
+    """Where places come back together, a call has as many of them as it can use; what ends together travels together."""
+    pieces = list[int]()
+
+    async def play(some: Sequence[Grant], is_alone: bool) -> AsyncIterator[list[Generation]]:
+        pieces.append(len(some))
+        await asyncio.sleep(0)
+        for grant in some:
+            yield [Generation(grant.query_id, (1,), "x", "stop")]
+
+    async def lists(slots: SharedSlots, number: int) -> int:
+        ran = slots.run("a", 1.0, grants(f"a{number}.", 16), play, is_alone=False)
+        return len([generations async for generations in ran])
+
+    slots = SharedSlots(40, kept=0)
+    told = await asyncio.gather(*(lists(slots, number) for number in range(20)))
+    assert sum(pieces) == 20 * 16
+    assert len(pieces) <= 4 * 20, pieces
+    assert max(told) <= 4
+    assert slots.places == 40
+
+
 async def test_what_is_given_up_gives_its_places_back() -> None:
     slots, engine = SharedSlots(2, kept=0), Engine()
     tasks = [asyncio.create_task(collect(slots, engine, "a", 1.0, grants(f"a{k}.", 5))) for k in range(3)]

@@ -1,0 +1,49 @@
+"""The probe's processes start while the engines load their models: what has to be known first is waited for in a thread.
+
+driver   starts the probe ------------------> follows it to its end
+thread   waits for the engines, opens the run --> opens the gate
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+from clear_ray.stages.gate import Gate
+from clear_ray.storage import Folder
+
+Opened = TypeVar("Opened")
+
+
+@contextmanager
+def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iterator[tuple[Gate, Callable[[], Opened]]]:
+    """Open a run in a thread; yield the gate of its probe, and what waits for the thread.
+
+    Args:
+        folder: The run folder.
+        open_run: Opens the gate once the run is open; what it raises takes the place of what the probe raises for it.
+    """
+    gate = Gate(folder)
+    gate.close()
+    outcome: Future[Opened] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(open_run(gate))
+        except BaseException as error:
+            outcome.set_exception(error)
+            gate.remove()
+
+    # A daemon: a run that is interrupted does not wait for a model.
+    threading.Thread(target=work, name="clear_ray opening", daemon=True).start()
+    try:
+        yield gate, outcome.result
+    except Exception as error:
+        if outcome.done() and (cause := outcome.exception()) is not None and cause is not error:
+            raise cause from error
+        raise
+    finally:
+        gate.remove()

@@ -1,0 +1,58 @@
+"""What holds the probe's calls back while its processes start: a file that says whether they may begin.
+
+The probe is started beside the engines, which load their models meanwhile. Nothing is asked of them before they are up and it
+is known that the run folder is of these models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+from clear_ray.errors import EngineError
+from clear_ray.storage import Folder
+
+_LOOK_SECONDS = 0.05
+_CLOSED, _OPEN = b"closed", b"open"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A gate that is opened, or taken away: that works on a full disk, too.
+
+    Attributes:
+        folder: The run folder.
+        name: Its file there.
+    """
+
+    folder: Folder
+    name: str = "probe.gate"
+
+    def close(self) -> None:
+        """Hold the calls back from now on."""
+        self.folder.write(self.name, _CLOSED)
+
+    def open(self) -> None:
+        """Let the calls begin."""
+        self.folder.write(self.name, _OPEN)
+
+    def remove(self) -> None:
+        """Take the gate away: what still waits fails, for what keeps the run from being opened is raised elsewhere."""
+        with suppress(FileNotFoundError):
+            self.folder.filesystem.delete_file(f"{self.folder.path}/{self.name}")
+
+    async def passed(self) -> None:
+        """Return once the gate is open.
+
+        Raises:
+            EngineError: There is none any more.
+        """
+        while await asyncio.to_thread(self._state) == _CLOSED:
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _state(self) -> bytes:
+        try:
+            return self.folder.read(self.name)
+        except FileNotFoundError:
+            raise EngineError("the engines are not to be asked", value="the run could not be opened") from None
