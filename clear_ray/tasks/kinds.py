@@ -36,7 +36,8 @@ from clear_ray.tasks.mathematics import (
     read_mathematics,
 )
 from clear_ray.tasks.programs import read_program
-from clear_ray.tasks.quantities import Quantity, is_quantity, read_quantity, readings
+from clear_ray.tasks.quantities import Quantity, is_quantity, read_quantity
+from clear_ray.tasks.readings import readings
 from clear_ray.tasks.refusals import is_undetermined, refuses
 from clear_ray.tasks.sentences import adds_just, says_the_same
 from clear_ray.tasks.structured import NOTHING, equal_json, levelled, read_json
