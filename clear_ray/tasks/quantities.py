@@ -43,6 +43,9 @@ _COMPARED = re.compile(
     r"[^A-Za-z\n]{1,40} ?(?:[a-z]{1,20} ){0,2}(?:(?:more|less|fewer|greater|higher|lower) than|times as)\b"
 )
 _THEREFORE = re.compile(r"\b(?:so|thus|therefore|hence|then|gives|yields|means)\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r", (?:and )?(?:he|she|it|they|we|you|there|[A-Z][a-z]{1,15}|the [a-z]{2,15}) [a-z]{2,15} [^=]{0,80}\d"
+)
 _VETO = re.compile(
     r"(?:\b(?:not|never|than|least|most|under|over|between|below|above|nor|isn't|without|up to|or|"
     r"or (?:maybe|perhaps|possibly))|[<>≤≥≠±]|\\[lg]eq?|\\pm|\+/-)"
@@ -235,7 +238,7 @@ def _at_start(line: str, *, is_alone: bool = True) -> Quantity | None:
 
 
 def _after_equals(side: str) -> Quantity | None:
-    goes_on = _THEREFORE.search(side) is not None or not _begins(side)
+    goes_on = _THEREFORE.search(side) is not None or _CLAUSE.search(side) is not None or not _begins(side)
     return last_quantity(side) if goes_on else _at_start(side, is_alone=False)
 
 

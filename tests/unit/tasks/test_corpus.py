@@ -33,6 +33,7 @@ LATER = (
     "blind_again",
     "wrong_ones",
     "at_length",
+    "tasks",
 )
 KNOWN_ERRORS = {
     "continued_again": 1,
@@ -46,6 +47,7 @@ KNOWN_ERRORS = {
     "blind": 2,
     "blind_again": 1,
     "at_length": 1,
+    "tasks": 2,
 }
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 
