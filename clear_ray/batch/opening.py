@@ -44,10 +44,10 @@ def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iter
     thread.start()
     try:
         yield gate, outcome.result
-    except Exception as error:
-        if outcome.done() and (cause := outcome.exception()) is not None and cause is not error:
-            raise cause from error
-        raise
+    except Exception:
+        if not outcome.done() or outcome.exception() is None:
+            raise
     finally:
         gate.remove()
         thread.join(_PATIENCE_SECONDS)
+    outcome.result()  # raises what kept the run from being opened, with no word of the probe that found no gate
