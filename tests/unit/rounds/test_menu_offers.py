@@ -249,7 +249,7 @@ def test_a_dear_model_is_tried_first_on_what_the_cheap_one_got_wrong(seed: int) 
         tried = set(clearing.index_M[clearing.option_M == 1].tolist())
         if tried:
             assert wrong
-            assert tried <= wrong or wrong <= tried
+            assert tried <= wrong
             break
         wrong |= {index for index in clearing.index_M.tolist() if not batch.is_right_JN[0, index]}
     else:
@@ -304,7 +304,8 @@ def test_of_two_models_the_one_without_a_head_is_learned() -> None:
     batch = Batch(is_verified=True, budget=int(0.75 * batch.dear_alone()), given=True)
     batch.offers = replace(batch.offers, given=(batch.offers.given[0], None), learns=True)
     found = batch.play()
-    assert batch.asked[0][1] == 1, "the pilot asks the one of which nothing is known"
+    models = [model for _, model, _ in batch.asked]
+    assert 0 < models.index(1) < 20, "it is tried as soon as the other one has been wrong a few times"
     assert found > 0.7
 
 
