@@ -44,7 +44,7 @@ from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
-_GROWTH, _GIVE = 0.8, 0.02
+_GROWTH, _LEAST_STAGE, _GIVE = 0.8, 0.02, 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +158,7 @@ class MenuOffers:
         written_tokens = (
             int(states.written_tokens_N @ np.min([c.token_parts_N for c in self.calls], axis=0)) / COST_PARTS
         )
-        stage_tokens = max(spent_tokens, written_tokens) * _GROWTH
+        stage_tokens = max(max(spent_tokens, written_tokens) * _GROWTH, _LEAST_STAGE * available_tokens)
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
             return clearing
         return self._random_part(clearing, stage_tokens, rng)
