@@ -163,6 +163,9 @@ class ScoringConfig(Settings):
     scorer: str | None = None
     """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
     `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
+    agreement: VoteKind | None = None
+    """How `clear-ray calibrate` reads the final answers of several samples to compare them, where there is no scorer: those
+    count as right that most answers to a query give. Not compared if not given; a run compares them by `objective: vote`."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
     code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
