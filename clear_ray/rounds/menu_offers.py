@@ -237,9 +237,8 @@ class MenuOffers:
         may_N = rng.permutation(np.flatnonzero(market.is_free_N & self._offered_N(states, model)))
         failed = may_N[(states.attempt_N[may_N] > 0) & ~states.may_go_on_N[may_N]]
         failed = failed[np.argsort(-states.option_N[failed], kind="stable")]
-        if has_time and self.is_verified:
-            return failed
-        return np.concatenate([failed, may_N[states.attempt_N[may_N] == 0]])
+        new = may_N[(states.attempt_N[may_N] == 0) & (not has_time or not self.is_verified)]
+        return np.concatenate([failed, new])
 
     def _is_known(self, seen: Seen, model: int) -> bool:
         told = (*self.given[model : model + 1], *self.earlier[model : model + 1])
