@@ -24,7 +24,7 @@ ASKED = {
     "bias": Sampling(logit_bias={"28": -100, "30": 2.5}),
     "least": Sampling(min_tokens=25),
     "stop": Sampling(stop=(" of", "zebra")),
-    "special stop": Sampling(stop=("<|im_start|>",), logit_bias={"1": 14}),
+    "special stop": Sampling(stop=("<|im_start|>",), logit_bias={"1": 100}),
     "stop token": Sampling(stop_token_ids=(28,)),
     "all": Sampling(repetition_penalty=1.1, frequency_penalty=0.4, logit_bias={"30": -5}, min_tokens=4, stop=(".",)),
     "late stop": Sampling(stop=(" is", " the"), min_tokens=11),
