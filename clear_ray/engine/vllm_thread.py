@@ -276,6 +276,8 @@ class VllmThread:
         finally:
             del self._names[answer]
         self.cached_tokens += cached_tokens
+        if not before and not answer.grant.prefix_token_ids:
+            answer.cached_tokens = min(cached_tokens, len(answer.input_ids))
         spent_tokens = len(answer.generated) - before
         if spent_tokens > max_tokens:
             raise EngineError(
