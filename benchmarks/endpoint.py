@@ -5,7 +5,7 @@ A server of ours in a process of its own takes so many calls at once, or so many
 first call to the last answer, slow start and end included. On a busy machine a call takes longer than the server means it to:
 `share_of_slots` is how much of the time its places were taken, whatever that was. Prints one JSON line.
 
-    python benchmarks/endpoint.py [--seconds 100] [--call-seconds 4] [--at-once 32] [--per-second 10]
+    python benchmarks/endpoint.py [--seconds 100] [--call-seconds 4] [--at-once 32] [--per-second 10] [--limits told]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +89,23 @@ def main() -> None:
     parser.add_argument("--call-seconds", type=float, default=4.0)
     parser.add_argument("--at-once", type=int, default=32)
     parser.add_argument("--per-second", type=float, default=10.0)
+    parser.add_argument("--limits", default="at_once,told,per_second", help="which of the three, separated by commas")
     asked = parser.parse_args()
     at_once = {"most_at_once": asked.at_once}
     per_second = {"per_second": asked.per_second, "burst": asked.per_second}
     told = {"retry_after": "seconds", "retry_after_seconds": 1}
     times = {"seconds": asked.seconds, "call_seconds": asked.call_seconds}
+    limits: dict[str, tuple[dict[str, Any], float]] = {
+        "at_once": (at_once, asked.at_once / asked.call_seconds),
+        "told": (at_once | told, asked.at_once / asked.call_seconds),
+        "per_second": (per_second | told, asked.per_second),
+    }
     found = [
-        measured(at_once, ideal_per_second=asked.at_once / asked.call_seconds, **times),
-        measured(at_once | told, ideal_per_second=asked.at_once / asked.call_seconds, **times),
-        measured(per_second | told, ideal_per_second=asked.per_second, **times),
+        measured(behaviour, ideal_per_second=ideal, **times)
+        for behaviour, ideal in (limits[name] for name in asked.limits.split(","))
     ]
-    print(
-        json.dumps(
-            {"benchmark": "endpoint", "call_seconds": asked.call_seconds, "load": os.getloadavg()[1], "limits": found}
-        )
-    )
+    row = {"benchmark": "endpoint", "date": date.today().isoformat(), "command": " ".join(["python", *sys.argv])}
+    print(json.dumps(row | {"call_seconds": asked.call_seconds, "load": os.getloadavg()[1], "limits": found}))
 
 
 if __name__ == "__main__":

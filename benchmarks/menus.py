@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -365,7 +366,10 @@ def main(arguments: Sequence[str]) -> None:
     shares = [float(share) for share in given.shares.split(",")]
     for name in given.set.split(","):
         for mode in given.mode.split(","):
-            print(json.dumps(measure(given.folder, name, mode, given.draws, shares)), flush=True)
+            row = measure(given.folder, name, mode, given.draws, shares)
+            options = f"--set {name} --mode {mode} --draws {given.draws} --shares {given.shares}"
+            told = {"date": date.today().isoformat(), "command": f"python benchmarks/menus.py FOLDER {options}"}
+            print(json.dumps(row | told), flush=True)
 
 
 if __name__ == "__main__":

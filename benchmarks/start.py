@@ -11,6 +11,7 @@ What is in the line, for `now` and `before`:
     seconds         from the start of the command to the first reservation, of each time
     cpu_seconds     CPU time of all of its processes by then
     processes       how many there were by then
+    cpu_of          the CPU time of each of them that had more than a quarter of a second, of the last time
 and `ratio`, the median of `now` over that of `before`.
 """
 
@@ -33,11 +34,11 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parents[1]
-_LOOK_SECONDS = 0.02
+_LOOK_SECONDS, _WORTH_NAMING_SECONDS = 0.02, 0.25
 _PATIENCE_SECONDS = 240.0
 
 
-def first_reservation(checkout: Path, config: Path, overrides: list[str]) -> dict[str, float]:
+def first_reservation(checkout: Path, config: Path, overrides: list[str]) -> dict[str, Any]:
     """Start a run and end it at its first reservation; return what it took."""
     with tempfile.TemporaryDirectory() as made:
         run_dir = Path(made) / "run"
@@ -65,17 +66,23 @@ def wait_for(journal: Path, process: subprocess.Popen[bytes], started: float) ->
         time.sleep(_LOOK_SECONDS)
 
 
-def cost_of(pid: int) -> dict[str, float]:
+def cost_of(pid: int) -> dict[str, Any]:
     """Return the CPU time of a process and all below it so far, and how many they are."""
-    spent = 0.0
+    spent, named = 0.0, []
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     for member in family:
         try:
-            times = member.cpu_times()
+            times, words = member.cpu_times(), member.cmdline()
         except psutil.Error:
             continue
-        spent += times.user + times.system + times.children_user + times.children_system
-    return {"cpu_seconds": round(spent, 1), "processes": len(family)}
+        own = times.user + times.system
+        spent += own + times.children_user + times.children_system
+        scripts = [word.rpartition("/")[2] for word in words if word.endswith(".py")]
+        name = "driver" if member.pid == pid else (scripts or [" ".join(words)[:60].rpartition("/")[2]])[0]
+        if own > _WORTH_NAMING_SECONDS:
+            named.append((name, round(own, 1)))
+    named.sort(key=lambda one: -one[1])
+    return {"cpu_seconds": round(spent, 1), "processes": len(family), "cpu_of": named}
 
 
 def main() -> None:
@@ -86,7 +93,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3)
     chosen = parser.parse_args()
     checkouts = {"now": HERE} | ({"before": chosen.before.resolve()} if chosen.before else {})
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for _ in range(chosen.times):
         for name, checkout in checkouts.items():
             found[name].append(first_reservation(checkout, chosen.config.resolve(), chosen.overrides))
@@ -94,7 +101,7 @@ def main() -> None:
     said: dict[str, Any] = {"benchmark": "start", "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     said |= {"command": " ".join(sys.argv), "config": chosen.config.name}
     for name, times in found.items():
-        said[name] = {key: [one[key] for one in times] for key in times[0]}
+        said[name] = {key: [one[key] for one in times] for key in times[0]} | {"cpu_of": times[-1]["cpu_of"]}
     if "before" in found:
         now, before = (statistics.median(said[name]["seconds"]) for name in ("now", "before"))
         said["ratio"] = round(now / before, 3)

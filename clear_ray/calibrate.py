@@ -24,9 +24,10 @@ from clear_ray.batch.run import run
 from clear_ray.cluster.engines import engine_workers
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.room import settled
-from clear_ray.config.run import RunConfig
+from clear_ray.config.run import RunConfig, VoteKind
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.factors import Label
 from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
@@ -35,12 +36,18 @@ from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, inside, open_folder, reading_errors, writing_errors
+from clear_ray.tasks import canonical, extract
+from clear_ray.tasks.agreement import agreeing
 
 _FEATURES_FILE = re.compile(r"\w*[0-9a-f]{32}_\d{6}[\w-]*\.parquet")
 """What Ray Data calls a file that it writes."""
 
 
 UNSCORED = "there is no scorer: the head has learned which answers end by themselves, not which are right"
+AGREED = (
+    "there is no scorer: the head has learned which answers agree with others to the same query, not which are right"
+)
+_SAID_OF: Mapping[Label, tuple[str, ...]] = {"verdict": (), "agreement": (AGREED,), "ended": (UNSCORED,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ def calibrate(
 
     Args:
         config: Queries, the engine, and the budget of the whole calibration. With a scorer and gold answers the head learns
-            which answers are right; without a scorer, which end by themselves within `allocation.max_tokens`.
+            which answers are right; without a scorer, which of several answers to a query agree (`scoring.agreement`), or
+            else which end by themselves within `allocation.max_tokens`.
         head_dir: Local folder to write the head to.
         samples: Answers to each query; 1 is enough for greedy decoding, which would repeat itself.
         kind: Which model of curves; see `estimation.fit`.
@@ -100,7 +108,8 @@ def calibrate(
         _refuse_other_features(config, folder)
     with writing_errors(config.run_dir), joined_cluster(), quiet_data():
         sampled = [_sample(config, number, samples, display) for number in range(samples)]
-        rollouts = pa.concat_tables([table for table, _ in sampled])
+        label = _label(config, samples)
+        rollouts = _judged(pa.concat_tables([table for table, _ in sampled]), label)
         model = _read_features(config, folder)
         features = pq.read_table(folder.child(_features_name(config)).path, filesystem=folder.filesystem)
     head = fit_head(
@@ -114,18 +123,34 @@ def calibrate(
         created_by=created_by,
         encoder=encoder,
         probe_layers=config.estimate.layers,
-        label="ended" if config.scoring.scorer is None else "verdict",
+        label=label,
     )
     save_head(head, head_dir)
-    unscored = (UNSCORED,) if config.scoring.scorer is None else ()
     return Calibration(
         head=head,
         head_dir=head_dir,
         queries=len(set(rollouts["query_id"].to_pylist())),
         rollouts=len(rollouts),
         spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
-        warnings=(*unscored, *dict.fromkeys(warning for _, warnings in sampled for warning in warnings)),
+        warnings=(*_SAID_OF[label], *dict.fromkeys(warning for _, warnings in sampled for warning in warnings)),
     )
+
+
+def _label(config: RunConfig, samples: int) -> Label:
+    """Return what says that an answer is right: the first that there is of a scorer, other answers, and its end."""
+    if config.scoring.scorer is not None:
+        return "verdict"
+    return "agreement" if config.scoring.agreement is not None and samples > 1 else "ended"
+
+
+def _judged(rollouts: pa.Table, label: Label) -> pa.Table:
+    """Return rollouts whose `correct` is what the label says; only several samples together say which agree."""
+    results = rollouts["result"].to_pylist()
+    rollouts = rollouts.drop_columns(["result"])
+    if label != "agreement":
+        return rollouts
+    is_right = agreeing(rollouts["query_id"].to_pylist(), results)
+    return rollouts.set_column(rollouts.column_names.index("correct"), "correct", pa.array(is_right))
 
 
 def fit_recorded(
@@ -212,7 +237,9 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
     folder = open_folder(result.run_dir)
     completions = pq.read_table(folder.child("completions").path, filesystem=folder.filesystem)
     prompts = pq.read_table(
-        folder.child("queries").files(".parquet"), filesystem=folder.filesystem, columns=["query_id", "prompt"]
+        folder.child("queries").files(".parquet"),
+        filesystem=folder.filesystem,
+        columns=["query_id", "prompt", "is_conversation"],
     )
     rows = completions.join(prompts, "query_id")
     usable = rows.filter(pc.equal(rows["status"], "completed"))
@@ -236,9 +263,23 @@ def _sample(config: RunConfig, number: int, samples: int, display: Display | Non
             "finish_reason": usable["finish_reason"],
             "correct": is_right,
             "max_tokens": usable["max_tokens"],
+            "result": pa.array(_results(usable, config.scoring.agreement), pa.string()),
         }
     )
     return rollouts, result.report.warnings
+
+
+def _results(rows: pa.Table, kind: VoteKind | None) -> list[str | None]:
+    """Return what each whole answer comes to, equal ones written the same; None where nothing is compared."""
+    if kind is None:
+        return [None] * len(rows)
+    found: list[str | None] = []
+    for row in rows.select(["text", "finish_reason", "prompt", "is_conversation"]).to_pylist():
+        result = None
+        if row["finish_reason"] == "stop":
+            result = extract(row["text"], kind, prompt=row["prompt"], is_conversation=row["is_conversation"])
+        found.append(None if result is None else canonical(result, kind))
+    return found
 
 
 def _read_features(config: RunConfig, folder: Folder) -> ModelCard:

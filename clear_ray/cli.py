@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from clear_ray.config import few_threads  # noqa: F401 - before what imports NumPy
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.redaction import printable, without_secrets

@@ -33,7 +33,14 @@ from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks import Survey, survey_queries
 
-_OF_ENDINGS = "the head has learned which answers end by themselves, not which are right, and so does the price"
+_OF_LABELS = {
+    "ended": "the head has learned which answers end by themselves, not which are right, and so does the price",
+    "agreement": "the head has learned which answers agree with others, not which are right, and so does the price",
+}
+"""What is said of a head by what it has learned."""
+_AGREEMENT = (
+    "scoring.agreement is read by `clear-ray calibrate`; a run compares answers where allocation.objective is vote"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,9 @@ def refuse_closed(folder: Folder) -> None:
 
 def notes_of(config: RunConfig, heads: tuple[Head, ...]) -> tuple[str, ...]:
     """Return what is to be said of a run's engines and heads before it begins, a line each; errors as of `engine_notes`."""
-    said = (_OF_ENDINGS,) if any(head.card.label == "ended" for head in heads) else ()
+    said = tuple(note for label, note in _OF_LABELS.items() if any(head.card.label == label for head in heads))
+    if config.scoring.agreement is not None and config.scoring.scorer is None and config.allocation.objective != "vote":
+        said = (*said, _AGREEMENT)
     if config.engines is None:
         return (*engine_notes(config.engine), *said)
     notes = [f"{name}: {note}" for name, engine in config.engines.items() for note in engine_notes(engine)]

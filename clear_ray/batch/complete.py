@@ -18,7 +18,7 @@ from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, to
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
-from clear_ray.batch.scale import is_spread
+from clear_ray.batch.scale import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.estimation.factors import Observed
@@ -27,12 +27,13 @@ from clear_ray.ingest.logprobs import NOT_GIVEN
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import COST_PARTS
 from clear_ray.report.page import write_page
+from clear_ray.report.rows import READ_OF_ALL
 from clear_ray.report.summary import FailureReport, LearningReport, RoundReport, RunReport
 from clear_ray.rounds.learning_offers import LearningOffers, observe
 from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
-from clear_ray.run_folder.completions import completion_rows
+from clear_ray.run_folder.completions import completion_rows, completion_views
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.answers import KeepAnswers, LastGrants
@@ -83,7 +84,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         model_of = {engine.name: engine.model for engine in report.engines}
         rows, url = completion_rows(folder), digest.openai_url
         write_openai_outputs(rows, folder, model=model, url=url, unserved=stop, model_of=model_of)
-    write_page(report, completions=completion_rows(folder), folder=folder)
+    write_page(report, completions=completion_views(folder, READ_OF_ALL), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report
 
@@ -146,7 +147,8 @@ def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -
         (folder.child("rounds").files(".parquet"), Complete(verdicts, void)),
     ]
     with folder.replacing("completions") as target:
-        write_sorted(sources, target, by=["index"], is_few=not is_spread(len(verdicts.states.last_round_N)))
+        is_few = len(verdicts.states.last_round_N) <= SORTED_BY_RAY_ABOVE_ROWS
+        write_sorted(sources, target, by=["index"], is_few=is_few)
 
 
 def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
@@ -158,7 +160,7 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
     keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
     with folder.replacing("attempts") as target:
-        is_few = not is_spread(int(states.attempt_N.sum()))
+        is_few = int(states.attempt_N.sum()) <= SORTED_BY_RAY_ABOVE_ROWS
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
 
 

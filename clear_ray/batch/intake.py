@@ -191,7 +191,7 @@ def load_scorer_of(config: RunConfig, folder: Folder | None = None) -> Callable[
     name = scoring.scorer
     if name == "auto" and folder is not None:
         name = survey_queries(folder.child("queries"), name).chosen or name
-    make = partial(load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer"}))
+    make = partial(load_scorer_from, os.getcwd(), name, **scoring.model_dump(exclude={"scorer", "agreement"}))
     make()
     return make
 

@@ -207,7 +207,7 @@ def told_of(found: tuple[Earlier, ...]) -> Earlier:
 def rounds_of(config: RunConfig) -> int:
     """Return how often a run that learns may clear its price."""
     allocation = config.allocation
-    again = 0 if allocation.most_attempts == 1 or config.engines is not None else allocation.most_rounds
+    again = 0 if config.times_asked == 1 else allocation.most_rounds
     return allocation.max_rounds or LEARNING_ROUNDS + again
 
 

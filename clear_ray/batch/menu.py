@@ -68,6 +68,7 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
             for named, each in zip(config.named_engines, estimates.each, strict=True)
         ),
         earlier=earlier,
+        times=config.times_asked,
         learns=learns,
         stages=stages_for(rounds_of(config)),
         seed=config.seed,

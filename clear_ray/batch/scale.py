@@ -1,6 +1,6 @@
 """From what size on a batch is handled where its rows are, by Ray Data, and no longer in the driver.
 
-A small batch is put in order by the driver: each process of Ray Data takes a second of a core before its first row.
+A small batch is the driver's: each process of Ray Data takes a second of a core before its first row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from clear_ray.config.run import RunConfig
 SKETCH_ABOVE_QUERIES = 100_000
 """Larger batches are priced from sketches: all curves in one process cost five kilobytes a query, and lose no slack."""
 SPREAD_ABOVE_QUERIES = 2_048
-"""Larger batches have their rows mapped and sorted by Ray Data."""
+"""Larger batches have what is computed of each prompt computed by Ray Data."""
+SORTED_BY_RAY_ABOVE_ROWS = 2_000_000
+"""More rows than these are put in order by Ray Data, which takes many times the CPU and has all machines for it."""
 
 
 def is_sketched(queries: int, setting: bool | None = None) -> bool:
@@ -27,5 +29,5 @@ def is_sketched_run(config: RunConfig, queries: int) -> bool:
 
 
 def is_spread(queries: int) -> bool:
-    """Return whether rows of so many queries are mapped and sorted by Ray Data."""
+    """Return whether rows of so many queries are mapped by Ray Data."""
     return queries > SPREAD_ABOVE_QUERIES

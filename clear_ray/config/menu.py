@@ -112,7 +112,6 @@ def check_menu(config: RunConfig) -> None:
         "scaling.max_workers": config.scaling.max_workers is not None,
         "allocation.policy uniform": allocation.policy == "uniform",
         f"allocation.objective {allocation.objective}": allocation.objective not in ("correct", "solved"),
-        "allocation.attempts": allocation.attempts is not None,
         "allocation.sketched": bool(allocation.sketched),
         "estimate.frozen": estimate.frozen is not None,
     }

@@ -102,7 +102,7 @@ class AllocationConfig(Settings):
     scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it."""
     attempts: int | None = Field(default=None, ge=1, le=1_000)
     """Most answers to one query, where the objective is not `correct`; 8 if not given. A row's own `n` above 1 lowers it, and
-    stands alone where this is not given."""
+    stands alone where this is not given. Of several engines: most answers of each, one if not given."""
     votes_by: VoteKind | None = None
     """How the final answer of a text is read, and which are the same, where votes are counted (objective `vote`):
     a kind of scorer. If not given, that of the scorer, or else `exact`."""
@@ -163,6 +163,9 @@ class ScoringConfig(Settings):
     scorer: str | None = None
     """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
     `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
+    agreement: VoteKind | None = None
+    """How `clear-ray calibrate` reads the final answers of several samples to compare them, where there is no scorer: those
+    count as right that most answers to a query give. Not compared if not given; a run compares them by `objective: vote`."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
     code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
@@ -346,9 +349,14 @@ class RunConfig(ConfigFile):
         return sum(named.config.workers * named.config.max_batch for named in self.named_engines)
 
     @property
+    def times_asked(self) -> int:
+        """Most answers of one engine to one query: of several engines one each, if no number is given."""
+        return self.allocation.most_attempts if self.engines is None else self.allocation.attempts or 1
+
+    @property
     def most_attempts(self) -> int:
-        """Most answers to one query: of several engines one each."""
-        return self.allocation.most_attempts if self.engines is None else len(self.engines)
+        """Most answers to one query, of all engines."""
+        return self.times_asked * len(self.named_engines)
 
     @model_validator(mode="after")
     def _can_ask_again(self) -> RunConfig:
@@ -357,8 +365,8 @@ class RunConfig(ConfigFile):
             raise ValueError(
                 f"allocation.objective {objective} needs scoring.scorer: it says which answer is right or best"
             )
-        is_drawn = self.engine.kind == "replay" or self.engine.temperature > 0
-        if self.engines is None and self.allocation.most_attempts > 1 and not is_drawn:
+        each = [self.engine] if self.engines is None else list(self.engines.values())
+        if self.times_asked > 1 and not all(one.kind == "replay" or one.temperature > 0 for one in each):
             raise ValueError(
                 "engine.temperature 0 gives the same answer at every attempt: set one above 0, such as 0.8"
             )

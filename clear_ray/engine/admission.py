@@ -198,7 +198,7 @@ class Admission:
         if answer.finish_reason is not None:
             yield self.generation(answer)
             return
-        answer.on_step = _every(every_tokens, tell)
+        answer.on_step, answer.step_tokens = _every(every_tokens, tell), every_tokens
         runner.submit([answer])
         try:
             while True:

@@ -18,7 +18,8 @@ from clear_ray.errors import ConfigError
 TABLE = Path(__file__).with_name("architectures.json")
 _ENCODER_DECODER = "it is an encoder-decoder model"
 _ENCODER = "it is an encoder, whose tokens look ahead (its config.json does not set is_decoder)"
-_BY_SETTING = frozenset((_ENCODER, _ENCODER_DECODER))
+_ASSISTANT = "it drafts for another model, whose states it reads"
+_BY_SETTING = frozenset((_ENCODER, _ENCODER_DECODER, _ASSISTANT))
 _REMEDY = "Set engine.kind to vllm, or use another model."
 
 
@@ -90,6 +91,8 @@ def unfit_reason(config: Any) -> str:
     """Return why a model is no causal language model by its own settings; empty if it may be one."""
     if getattr(config, "is_encoder_decoder", False):
         return _ENCODER_DECODER
+    if hasattr(config, "backbone_hidden_size"):
+        return _ASSISTANT
     # Those that know cross-attention are encoders unless they are told to decode.
     if hasattr(config, "add_cross_attention") and not getattr(config, "is_decoder", True):
         return _ENCODER

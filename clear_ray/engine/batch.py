@@ -47,6 +47,7 @@ class Answer:
         generated: Tokens generated under the grant so far, end token included.
         is_cancelled: Set from any thread, looked at once a step.
         on_step: Called in the batch's thread with the answer after each step that leaves it running, if given.
+        step_tokens: Tokens between which `on_step` need not be called.
         is_closing: Whether its last tokens are forced; see `Closing`.
         finish_reason: Set when the answer has ended.
         error: Why this answer alone failed.
@@ -63,6 +64,7 @@ class Answer:
     generated: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     on_step: Callable[[Answer], None] | None = None
+    step_tokens: int = 1
     is_closing: bool = False
     finish_reason: FinishReason | None = None
     error: str = ""

@@ -32,7 +32,7 @@ class LayerMasks:
     def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
         text_config = config.get_text_config()
         self._rules: dict[str, Rule] = {
-            layer_type: _rule(layer_type, text_config) for layer_type in layer_types(text_config)
+            layer_type: _rule(layer_type, text_config) for layer_type in sorted(layer_types(text_config))
         }
         # Models whose layers are all alike take the mask itself, the others choose theirs from a mapping.
         self._is_mapping = bool(getattr(text_config, "layer_types", None))

@@ -41,7 +41,7 @@ from clear_ray.engine.vllm_sampling import has_stop, kept_to_structure, may_span
 from clear_ray.errors import EngineError, EngineFailedError
 
 PROBE_LOGPROBS = 256
-STREAM_TOKENS = 16  # of a request that nothing watches, since each output costs
+STREAM_TOKENS = 16  # between outputs, each of which costs
 _REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled"}
 Result = TypeVar("Result")
 
@@ -276,6 +276,8 @@ class VllmThread:
         finally:
             del self._names[answer]
         self.cached_tokens += cached_tokens
+        if not before and not answer.grant.prefix_token_ids:
+            answer.cached_tokens = min(cached_tokens, len(answer.input_ids))
         spent_tokens = len(answer.generated) - before
         if spent_tokens > max_tokens:
             raise EngineError(
@@ -293,7 +295,8 @@ class VllmThread:
         decoding, stops = self._decoding, answer.stops
         choice = choice_of(decoding.config, answer.grant.sampling)
         told = told_of(answer, choice, decoding.closing)
-        is_watched = answer.on_step is not None or (stops is not None and may_span(stops, answer.token_ids))
+        interval = STREAM_TOKENS if answer.on_step is None else answer.step_tokens
+        is_in_stop = stops is not None and may_span(stops, answer.token_ids)
         return SamplingParams(
             n=1,
             max_tokens=max_tokens,
@@ -306,7 +309,7 @@ class VllmThread:
             # What is put into a structure breaks it.
             thinking_token_budget=decoding.thinking_tokens if answer.matcher is None else None,
             detokenize=stops is not None,
-            stream_interval=1 if is_watched else STREAM_TOKENS,
+            stream_interval=1 if is_in_stop else interval,
             output_kind=RequestOutputKind.DELTA,
         )
 

@@ -58,7 +58,8 @@ class HeadCard:
         diagnostics: Held-out figures by name, e.g. `log_likelihood`, `log_likelihood_pooled`.
         created_by: Command that made it.
         probe_layers: Layers of the model that its features come from; None for all.
-        label: What it has learned to expect: `verdict`, right answers; `ended`, those that end by themselves.
+        label: What it has learned to expect: `verdict`, right answers; `agreement`, those that agree with others to the same
+            query; `ended`, those that end by themselves.
     """
 
     kind: str

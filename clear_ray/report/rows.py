@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+READ_OF_ALL = ("status", "correct", "finish_reason", "max_tokens", "spent_tokens", "reservation_price")
+"""Columns that are looked at in every row."""
 _MOST_POINTS = 2_000
 _MOST_ABANDONED = 50
 _MOST_FAILED = 50
@@ -70,17 +72,17 @@ def gather(completions: Iterable[Mapping[str, Any]], *, most_rows: int) -> Gathe
     for number, row in enumerate(completions):
         rows = number + 1
         if len(first) < most_rows:
-            first.append(row)
+            first.append(dict(row))
         if row["status"] == "abandoned":
             abandoned += 1
-            _keep(nearest, (_reservation_price(row), -number, row))
+            _keep(nearest, _reservation_price(row), -number, row)
             continue
         funded += 1
         _sample(points, _point(row), funded, draw)
         if row["status"] == "failed":
             failed += 1
             if len(failed_first) < _MOST_FAILED:
-                failed_first.append(row)
+                failed_first.append(dict(row))
     ordered = tuple(row for _, _, row in sorted(nearest, key=lambda item: item[:2], reverse=True))
     return Gathered(rows, tuple(first), ordered, abandoned, tuple(failed_first), failed, tuple(points), funded)
 
@@ -105,11 +107,13 @@ def _point(row: Mapping[str, Any]) -> QueryPoint:
     return QueryPoint(int(row["max_tokens"]), int(row["spent_tokens"]), outcome(row))
 
 
-def _keep(nearest: list[tuple[float, int, Mapping[str, Any]]], item: tuple[float, int, Mapping[str, Any]]) -> None:
+def _keep(
+    nearest: list[tuple[float, int, Mapping[str, Any]]], price: float, number: int, row: Mapping[str, Any]
+) -> None:
     if len(nearest) < _MOST_ABANDONED:
-        heapq.heappush(nearest, item)
-    else:
-        heapq.heappushpop(nearest, item)
+        heapq.heappush(nearest, (price, number, dict(row)))
+    elif (price, number) > nearest[0][:2]:
+        heapq.heapreplace(nearest, (price, number, dict(row)))
 
 
 def _sample(points: list[QueryPoint], point: QueryPoint, seen: int, draw: random.Random) -> None:

@@ -24,7 +24,7 @@ from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.endings import chance_of
 from clear_ray.estimation.factors import Factors, Label, fit_factors, law, log_likelihood_M
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.estimation.learning import Evidence, by_fold, take_rows
+from clear_ray.estimation.learning import MOST_ANSWERS, Evidence, by_fold, take_rows
 from clear_ray.rounds.menu_courses import Seen
 
 Array = NDArray[np.float64]
@@ -135,7 +135,8 @@ class MenuBeliefs:
 
     def _fit(self, seen: Seen) -> _Fitted:
         """Return fits for each fold of queries, of the answers to the others: with what is known of queries, and without."""
-        query_M, fold_N = seen.answers.query_M, self._folds()
+        seen, fold_N = seen.some(MOST_ANSWERS, seed=self.seed), self._folds()
+        query_M = seen.answers.query_M
         x_MP = self._coordinates(self.x_NP[query_M], seen.model_M, seen.has_failed_M)
         blind_MP, fold_M = x_MP[:, self.x_NP.shape[1] :], fold_N[query_M]
         tokens_M = np.ceil(seen.answers.tokens_M / self.stretch_J[seen.model_M]).astype(np.int64)

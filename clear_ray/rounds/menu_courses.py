@@ -31,9 +31,9 @@ class CourseTables:
     parts_MK: Integers
     spend_MK: Array
 
-    def course(self, model: int) -> Course:
-        """Return what the price over plans looks at."""
-        return Course(model, self.worth_MK, self.chance_MK, self.cost_MK)
+    def course(self, model: int, rung: Integers | None = None) -> Course:
+        """Return what the price over plans looks at; see `Course`."""
+        return Course(model, self.worth_MK, self.chance_MK, self.cost_MK, rung)
 
 
 def course_tables(option: Option, index: Integers, available_tokens: int) -> CourseTables:
@@ -65,6 +65,13 @@ class Seen:
     answers: Observed
     model_M: Integers
     has_failed_M: NDArray[np.bool_]
+
+    def some(self, most: int, *, seed: int) -> Seen:
+        """Return at most so many of the answers, drawn at random by the seed."""
+        if len(self.answers) <= most:
+            return self
+        drawn = np.sort(np.random.default_rng(seed).choice(len(self.answers), most, replace=False))
+        return Seen(self.answers.take(drawn), self.model_M[drawn], self.has_failed_M[drawn])
 
 
 def seen_answers(states: QueryStates) -> Seen:

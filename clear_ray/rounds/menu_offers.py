@@ -75,6 +75,7 @@ class MenuOffers:
         is_verified: Whether a scorer says at once if an answer is right.
         given: Beliefs of each model by a head that was there before; None for one that has none.
         earlier: Beliefs of each model by what runs before have learned of it; None for none.
+        times: How often each model may be asked of a query; more than once only where a scorer says what is wrong.
         learns: Whether the run's own answers teach.
         can_go_on: Whether each model can go on with a cut answer; all can if not given.
         stages: Sizes of pilot and stages.
@@ -93,6 +94,7 @@ class MenuOffers:
     is_verified: bool = False
     given: tuple[Incidence | None, ...] = ()
     earlier: tuple[Incidence | None, ...] = ()
+    times: int = 1
     learns: bool = True
     can_go_on: tuple[bool, ...] = ()
     stages: Stages = field(default_factory=Stages)
@@ -112,8 +114,8 @@ class MenuOffers:
 
     @property
     def rule(self) -> MenuRule:
-        """What ends a query: each model is asked once."""
-        most_N = np.full(len(self.weight_N), len(self.calls), np.int64)
+        """What ends a query: each model is asked so often."""
+        most_N = np.full(len(self.weight_N), self.times * len(self.calls), np.int64)
         return MenuRule("solved" if self.is_verified else "correct", most_N)
 
     def clear(
@@ -186,8 +188,26 @@ class MenuOffers:
         return np.asarray(states.may_go_on_N & (states.option_N == model) & can, np.bool_)
 
     def _offered_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
-        """Return which queries may be asked of a model from the beginning: those it has not answered, nor one after it."""
-        return np.asarray((states.attempt_N == 0) | (states.option_N < model), np.bool_)
+        """Return which queries may be asked of a model anew: of no model after it, and of it less often than they may be."""
+        is_again_N = (states.option_N == model) & (self._asked_N(states) < self.times)
+        return np.asarray((states.attempt_N == 0) | (states.option_N < model) | is_again_N, np.bool_)
+
+    def _asked_N(self, states: QueryStates) -> Integers:
+        """Return how often each query has been asked of the model that it was asked of last."""
+        past = states.past
+        same = past.index_P[past.option_P == states.option_N[past.index_P]]
+        return np.asarray(np.bincount(same, minlength=len(self.weight_N)) + (states.attempt_N > 0), np.int64)
+
+    def _rung_N(self, states: QueryStates, model: int) -> Integers:
+        """Return the rung of the next call of each query to a model; see `menu_plans`."""
+        is_same_N = (states.attempt_N > 0) & (states.option_N == model)
+        before_N = np.where(is_same_N, self._asked_N(states) - self._may_go_on_N(states, model), 0)
+        return np.asarray(np.minimum(self.times * model + before_N, self.times * len(self.calls) - 1), np.int64)
+
+    def _begins_M(self, states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
+        """Return which grants begin an answer; the others go on with one that was cut off."""
+        goes_on_JN = np.stack([self._may_go_on_N(states, model) for model in range(len(self.calls))])
+        return np.asarray(~goes_on_JN[option_M, index], np.bool_)
 
     def _batch(self, curves: Curves, model: int) -> Batch:
         calls = self.calls[model]
@@ -202,7 +222,7 @@ class MenuOffers:
         options = self._options(market, models)
         clearing = clear_menu(options, is_open_N=market.is_free_N, available_tokens=available_tokens)
         option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
-        return replace(clearing, is_fresh_M=_begins_M(market.states, clearing.index_M, option_M))
+        return replace(clearing, is_fresh_M=self._begins_M(market.states, clearing.index_M, option_M))
 
     @property
     def _pilot(self) -> Pilot:
@@ -266,7 +286,7 @@ class MenuOffers:
         if not len(index) or available_tokens < 1:
             return nothing_to_grant(queries)
         tables = [course_tables(option, index, available_tokens) for option in options]
-        first = [table.course(model) for model, table in enumerate(tables)]
+        first = [table.course(model, self._rung_N(states, model)[index]) for model, table in enumerate(tables)]
         nothing_N = np.zeros(queries, np.int64)
         again = [
             Option(self._batch(curves, model), nothing_N, np.full(queries, model in models))
@@ -274,7 +294,7 @@ class MenuOffers:
         ]
         later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]
         tie_break_M = self.tie_break_N[index]
-        plans = price_plans(first, later, available=float(available_tokens), give=_GIVE)
+        plans = price_plans(first, later, available=float(available_tokens), give=_GIVE, times=self.times)
         plans = filled(plans, available=float(available_tokens), tie_break_M=tie_break_M)
         bought = np.flatnonzero(plans.course_M >= 0)
         option_M, point_M = plans.course_M[bought], plans.point_M[bought]
@@ -302,7 +322,7 @@ class MenuOffers:
             gap=max(dual - worth - later_worth, 0.0),
             later_utility=later_worth,
             option_M=option_M[chosen],
-            is_fresh_M=_begins_M(states, index[bought[chosen]], option_M[chosen]),
+            is_fresh_M=self._begins_M(states, index[bought[chosen]], option_M[chosen]),
             reserved_parts_M=parts[chosen],
         )
 
@@ -323,11 +343,6 @@ class MenuOffers:
             label=self.label,
         )
         return beliefs.after(seen if self.learns else None)
-
-
-def _begins_M(states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
-    """Return which grants begin an attempt: of queries that another model has been asked, or none."""
-    return np.asarray((states.attempt_N[index] == 0) | (states.option_N[index] != option_M), np.bool_)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,8 +3,11 @@
 Models stand in an order, the cheapest first. A query that was answered wrong, or cut off, may be asked again, of a model
 further on. What it is worth to ask model j at a ceiling is then `w p - price x c + (1 - p) W(j)`: the chance of a right
 answer by that ceiling, less the price of what the call is expected to take, and what is left when it fails, `W(j)`, the best
-that may follow. `W` is computed from the last model to the first. The price is the lowest at which all queries together,
-with all that may follow, are expected to take no more than what is available.
+that may follow. `W` is computed from the last model to the first, and from the last time that one may be asked to the
+first. The price is the lowest at which all queries together, with all that may follow, are expected to take no more than
+what is available.
+
+A *rung* is a model and how often it has been asked by then: all times of the first model, then all of the second, and so on.
 
 Shapes: M queries, J models, K grid points.
 
@@ -34,12 +37,14 @@ class Course:
         worth_MK: Value of a right answer times the chance of one, by each ceiling.
         chance_MK: The chance alone.
         cost_MK: What the call is expected to take, prompt included; where it may not be made, the worth is -infinity.
+        rung: Rung of the call, of all queries or of each; the model's first if not given.
     """
 
     model: int
     worth_MK: Array
     chance_MK: Array
     cost_MK: Array
+    rung: int | Integers | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +72,9 @@ class Plans:
     below: Plans | None = None
 
 
-def plans_at(price: float, first: Sequence[Course], later: Sequence[Course], *, give: float = 0.0) -> Plans:
+def plans_at(
+    price: float, first: Sequence[Course], later: Sequence[Course], *, give: float = 0.0, times: int = 1
+) -> Plans:
     """Return what queries buy at a price.
 
     Args:
@@ -76,22 +83,27 @@ def plans_at(price: float, first: Sequence[Course], later: Sequence[Course], *, 
         later: What may be called after a failure, in order of the models.
         give: Part of what a first call adds that a lower ceiling may give up: ceilings are reserved, and far above what
             answers take the last few of a hundred right ones hold back many others.
+        times: How often each model may be asked.
     """
     queries = len(later[0].worth_MK)
     none = np.zeros(queries)
-    after: dict[int, tuple[Array, Array, Array]] = {}
-    for model in range(len(later) - 1, -1, -1):  # what may follow when this one fails
-        follows = [course for course in later if course.model > model]
-        surplus, worth, cost, *_ = _best(price, follows, after, none)
-        after[model] = surplus, worth, cost
-    surplus, worth, cost, course, point, alone = _best(price, first, after, none, give)
+    after = np.zeros((3, len(later) * times, queries))
+    for rung in range(len(later) * times - 1, -1, -1):  # what may follow when this one fails
+        follows = [
+            replace(course, rung=max(course.model * times, rung + 1))
+            for course in later
+            if (course.model + 1) * times > rung + 1
+        ]
+        after[:, rung] = _best(price, follows, after, none)[:3]
+    calls = [course if course.rung is not None else replace(course, rung=course.model * times) for course in first]
+    surplus, worth, cost, course, point, alone = _best(price, calls, after, none, give)
     return Plans(price, course, point, surplus, worth, alone, cost)
 
 
 def _best(
     price: float,
     courses: Sequence[Course],
-    after: dict[int, tuple[Array, Array, Array]],
+    after: Array,
     none: Array,
     give: float = 0.0,
 ) -> tuple[Array, Array, Array, Integers, Integers, Array]:
@@ -100,7 +112,7 @@ def _best(
     surplus, worth, cost, alone = none.copy(), none.copy(), none.copy(), none.copy()
     chosen, point = np.full(len(none), -1), np.zeros(len(none), np.int64)
     for place, course in enumerate(courses):
-        then_surplus, then_worth, then_cost = after[course.model]
+        then_surplus, then_worth, then_cost = after[:, course.rung, rows]
         value_MK = course.worth_MK - price * course.cost_MK + (1.0 - course.chance_MK) * then_surplus[:, None]
         best_M = value_MK.argmax(axis=1)
         value_M = value_MK[rows, best_M]
@@ -120,21 +132,23 @@ def _best(
     return surplus, worth, cost, chosen, point, alone
 
 
-def price_plans(first: Sequence[Course], later: Sequence[Course], *, available: float, give: float = 0.0) -> Plans:
+def price_plans(
+    first: Sequence[Course], later: Sequence[Course], *, available: float, give: float = 0.0, times: int = 1
+) -> Plans:
     """Return the plans at the lowest price at which they are expected to take no more than is available; see `plans_at`."""
-    free = plans_at(0.0, first, later, give=give)
+    free = plans_at(0.0, first, later, give=give, times=times)
     if free.cost_M.sum() <= available:
         return free
     finite = [course.cost_MK[course.cost_MK > 0] for course in first]
     least = min((float(cost.min()) for cost in finite if cost.size), default=1.0)
     most = max((float(course.worth_MK.max(initial=0.0)) for course in (*first, *later)), default=0.0)
-    low, high = 0.0, 2.0 * max(most, 1e-12) * len(later) / least
-    found, below = plans_at(high, first, later, give=give), free
+    low, high = 0.0, 2.0 * max(most, 1e-12) * len(later) * times / least
+    found, below = plans_at(high, first, later, give=give, times=times), free
     # Halved on a scale of ratios once a price above 0 is known to be too low.
     low_ratio = high * 1e-12
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(max(low, low_ratio) * high))
-        tried = plans_at(middle, first, later, give=give)
+        tried = plans_at(middle, first, later, give=give, times=times)
         if tried.cost_M.sum() <= available:
             high, found = middle, tried
         else:

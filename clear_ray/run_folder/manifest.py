@@ -1,10 +1,11 @@
 """What a run folder remembers: the manifest, the rounds, and which of their rows are whole.
 
 manifest.json   configuration, versions, input digest, model and head; written before the first estimate
-estimates/      one file of estimates for every block of queries, as it is read; estimates.json says that they are whole
+estimates/      files of estimates, each as some calls have read its prompts; estimates.json says that they are whole
 estimates-1/    the same of a second engine, where there are several, and so on
 grants/rNN.parquet  the grants of round NN in order of dispatch, with price and expectations; written before its first token
 rounds/rNN/     attempts, written as they end
+probe.gate      there while engines load their models: the probe, which starts meanwhile, asks them when it says `open`
 summary.json    written last: a folder that has it is done
 """
 
@@ -33,7 +34,7 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 
 _BEFORE_MANIFEST = re.compile(
-    r"queries(\.partial)?/(part-\d{6,}\.parquet|_input\.json)(\.partial)?|manifest\.json\.partial"
+    r"queries(\.partial)?/(part-\d{6,}\.parquet|_input\.json)(\.partial)?|manifest\.json\.partial|probe\.gate(\.partial)?"
 )
 """What a run that ended before it had a manifest may have left, each name whole: what is taken in replaces it."""
 

@@ -53,7 +53,7 @@ _SAID = (
     re.compile(
         r"(?<!and )(?<!or )(?<!nor )(?<!neither )(?:\b[Oo]ption |\b[Cc]hoice |\b[Aa]nswer )?(?<![\w'(])"
         rf"{_LABELLED} (?:is|would be|seems|must be) (?:clearly |therefore |thus )?"
-        r"(?:the )?(?:only )?(?:correct|right|best|most|answer)\b"
+        r"(?:the )?(?:only )?(?:correct|right|best|most|answer|[a-z]{2,12}est)\b"
     ),
     re.compile(
         r"\b(?:[Ii]t(?:'?s| is| must be| has to be| should be| would be)|"
@@ -70,11 +70,16 @@ _SAID = (
         rf"\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence),? (?:it is |it's )?{_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE
     ),
     re.compile(rf"\b(?:is|be):? {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
+    re.compile(rf"(?<![\w'(]){_LABELLED} (?:does|fits|matches|works)(?=\W*$)", re.MULTILINE),
     re.compile(rf"\b[Oo]nly (?:option |choice )?{_LABELLED} (?=[a-z])"),
     re.compile(rf"(?<![\w'(]){_LABELLED} (?:remains|is left)\b"),
     re.compile(r"\b[Aa]nswer [(\[]?(?P<label>[A-Za-z])[)\]]?[.!]?$", re.MULTILINE),
 )
 
+_RELATED = re.compile(
+    r"\b(?:before|after|from|near|over|behind|beside|with|"
+    r"like|beats|of|to|by|against|vs|versus)(?: the)?\Z"
+)
 _TELLING, _FEW = 3, 3
 _NONE = re.compile(
     r"none of (?:the above|these|them|those|the (?:options|choices|others|other options))(?: (?:options|are|is)\b.*)?"
@@ -181,7 +186,12 @@ def find_choice(text: str, options: Options) -> str | None:
     closing = re.sub(r"\s*\([^()]{1,80}\)(?=\W{0,3}\Z)", "", last)
     if (found := _by_last_words(closing, options) or _by_last_letter(last, options)) is not None:
         return found
-    if (found := (not is_list and _by_subject(last, options)) or _by_truth(last, options)) is not None:
+    if (
+        not is_list
+        and (found := _by_subject(last, options) or _by_subject(last.partition(": ")[0], options)) is not None
+    ):
+        return found
+    if (found := _by_truth(last, options)) is not None:
         return found
     if len(lines) > 1 and not _is_option(lines[1]) and not is_list:
         return read_choice(lines[0], options)
@@ -259,7 +269,9 @@ def _by_last_words(line: str, options: Options) -> str | None:
     longest = max(ending, key=lambda label: len(words_of(options[label])))
     before = words[: -len(words_of(options[longest]))].rstrip()
     others = [words_of(option) for label, option in options.items() if label != longest]
-    if _BESIDE.search(before) and any(re.search(rf"\b{re.escape(option)}\b", before) for option in others):
+    if (_BESIDE.search(before) or _RELATED.search(before)) and any(
+        re.search(rf"\b{re.escape(option)}\b", before) for option in others
+    ):
         return None
     return None if denies(before.replace(",", ", ")) or re.search(r"\bor( the| an?)?$", before) else longest
 

@@ -26,7 +26,9 @@ _OPENS = re.compile(
 )
 _LISTED = re.compile(r"(?:\d[^\d.;]{0,30} and|between \d[^.;]{0,20} and)\s*\Z")
 _OF_ONE = re.compile(
-    r"\d(?: [a-z]{2,15})? (?:of|out of) (?:(?:the|his|her|their|its|all|every|those|these) )?\Z", re.IGNORECASE
+    r"\d(?: [a-z]{2,15}){0,2} (?:of|out of) (?:(?:the|his|her|their|"
+    r"its|all|every|those|these|original|initial|first) ){0,2}\Z",
+    re.IGNORECASE,
 )
 
 

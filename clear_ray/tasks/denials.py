@@ -33,6 +33,7 @@ _BELIEVED = re.compile(
     rf"|\b(?:might|may|could) (?:\w{{1,20}} )?{_THINK}\b{_ON}"
     rf"|\b(?:i|we|you|one|they|people|many|some) (?:\w{{1,20}} )?(?:thought|assumed)\b{_ON}"
     rf"|(?<!no )(?<!without )(?<!not )(?<!n't )\b(?:doubt|deny|denies|reject|refuse|refuses)\b{_ON}"
+    rf"|\b(?:unclear|uncertain|undecided|unsure|unknown) (?:if|whether)\b{_ON}"
     rf"|\b(?:false|untrue|wrong|incorrect|mistaken|impossible|unlikely|doubtful) (?:that|to)\b{_ON}",
     re.IGNORECASE,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from clear_ray.tasks.numerals import SUPERSCRIPTS
 from clear_ray.tasks.quantities import is_quantity
 from clear_ray.tasks.writing import plain, tidy, unwrapped
 
@@ -54,6 +55,7 @@ _CONDITION = re.compile(
     r"with|provided)\b[^=]{0,60}|)[a-z]\}? ?(?:\\neq?(?![a-z])|\u2260)[^,]{1,40}\Z"
 )
 _TOGETHER = re.compile(r"\((?P<names>[a-zA-Z](?:,[a-zA-Z]){1,5})\)=\((?P<values>[^()=]{1,200})\)")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _ROOT_SIGN = re.compile("\u221a ?(?:\\(([^()]{1,200})\\)|(\\d+|[a-z]))")
 _BARE_COMMAND = re.compile(
     r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi|infty)(?![a-zA-Z])"
@@ -87,7 +89,7 @@ def is_mathematics(text: str) -> bool:
 
 def canonical_mathematics(answer: str) -> str:
     """Return a formula in the form in which the same formula is written the same: spaces, sizes and braces levelled."""
-    text = _CONDITION.sub("", plain(trimmed(answer)))
+    text = with_powers(_CONDITION.sub("", plain(trimmed(answer))))
     text = re.sub(r"\\[dtc]frac\b|\\[dtc]frac(?=\d)", r"\\frac", text)
     for sign, command in _COMMANDS.items():
         text = text.replace(sign, command)
@@ -107,10 +109,16 @@ def canonical_mathematics(answer: str) -> str:
 def with_commands(text: str) -> str:
     """Return a formula in which functions and constants written as words or signs are LaTeX commands: `sin(x)`, `√2`."""
     if not text.isascii():
+        text = with_powers(text)
         text = _ROOT_SIGN.sub(lambda found: f"\\sqrt{{{found[1] or found[2]}}}", text)
         for sign, command in _COMMANDS.items():
             text = text if sign.isascii() else text.replace(sign, command)
     return _BARE_COMMAND.sub(r"\\\1 ", _ROOT.sub(r"\\sqrt{\1}", text))
+
+
+def with_powers(text: str) -> str:
+    """Return a formula with raised digits as powers: of `x²` `x^2`."""
+    return text if text.isascii() else _RAISED.sub(lambda found: f"^{{{found[0].translate(SUPERSCRIPTS)}}}", text)
 
 
 def without_option(formula: str) -> str:

@@ -45,6 +45,7 @@ from clear_ray.tasks.verdict import BAD_GOLD, NO_ANSWER, NO_GOLD, TIMED_OUT, Ver
 from clear_ray.tasks.wordings import (
     concise,
     elements_of,
+    is_unsure,
     last_line,
     line_answer,
     listed_answer,
@@ -61,6 +62,7 @@ COMPARED_HERE: tuple[Kind, ...] = ("exact", "number", "choice", "json")
 
 _PATTERN_SECONDS = 1.0
 _LONGEST = 1 << 20
+_NOT_THEN = re.compile(r"\b(?:before|after|not|until|since) (?:the )?(?=\d|[A-Z][a-z]{2,9}\.? \d)")
 
 
 def extract(text: str, kind: Kind, *, prompt: str = "", is_conversation: bool = False) -> str | None:
@@ -216,13 +218,13 @@ def _compared(kind: Kind, located: Located, wanted: str, options: Options) -> tu
             return label, label is not None and label == label_of(wanted, options)
     elif look == "truth":
         truth = read_truth(located)
-        if truth is not None:
+        if truth is not None or is_unsure(located):
             return truth, truth == truth_of(wanted)
     elif look == "date":
         line = _said_last(located)
         days = set(moments_in(line))
         days = days if len(days) == 1 else set(moments_in(line.rpartition(";")[2]))
-        if len(days) == 1 and not denies(line):
+        if len(days) == 1 and not denies(line) and not _NOT_THEN.search(line):
             return tidy(line), bool(days.pop() & moment_of(short_answer(wanted)))
     return _compared_words(located, wanted)
 

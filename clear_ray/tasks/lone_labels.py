@@ -16,7 +16,7 @@ _ALONE = re.compile(
     rf"(?<![{_LETTER}'.\\/&+-])(?P<open>[(\[])?(?P<label>[A-Z])(?(open)[)\]])(?P<close>[).:](?=\s|$))?(?![{_LETTER}&/+#*^=<>-]|'(?![dt][i\u0131u\u00fc]r))"
 )
 _LEADS = re.compile(
-    r"(?:[^\w\s(\[]|[^\x00-\u024f]|\b(?:is|be|to|option|choice|letter|answer|select|choose|pick|es|est|ist|\u00e9|\u00e8|jest|\u00e4r|er|adalah|l\u00e0|olan"
+    r"(?:[^\w\s(\[]|[^\x00-\u024f]|\b(?:is|be|to|option|choice|letter|answer|select|choose|pick|think|say|guess|believe|prefer|es|est|ist|\u00e9|\u00e8|jest|\u00e4r|er|adalah|l\u00e0|olan"
     r"|la|le|el|die|o|a|opci\u00f3n|opcion|letra|inciso|respuesta|lettre|r\u00e9ponse|choix|proposition|buchstabe|antwort|lautet|m\u00f6glichkeit"
     r"|lettera|risposta|opzione|resposta|op\u00e7\u00e3o|alternativa|optie|antwoord|opcja|odpowied\u017a|se\u00e7enek|cevap|pilihan|jawaban"
     r"|\u0111\u00e1p \u00e1n|svar|alternativ))\s*\Z",
@@ -34,6 +34,12 @@ _TICK = re.compile(
 _OPTION = re.compile(r"[^\w\n(\[]*\[?[xX ]?\]?\s*[*(\[]{0,3}(?P<label>[A-Z]|[1-9])[)\].:]")
 _SEVERAL = re.compile(
     r"(?<![\w'])(?P<labels>[(\[]?[A-Z][)\]]?(?:(?:, ?| ?& ?|,? (?:and|y|et|und|e|en) )[(\[]?[A-Z][)\]]?(?!\w)){1,9})\W{0,4}\Z"
+)
+_ALL_RIGHT = re.compile(
+    r"(?:both )?(?:options |answers )?(?P<labels>[(\[]?[A-Z][)\]]?(?:(?:, ?|"
+    r",? and )[(\[]?[A-Z][)\]]?){1,9}) are (?:both |all )?"
+    r"(?:the )?(?:correct|right|true)\b",
+    re.IGNORECASE,
 )
 _INTRODUCED = re.compile(
     r"\b(?:correct|right|true|apply|answers?|options?|select\w*|choose|chosen)\b[^\n]*:\W*\Z", re.IGNORECASE
@@ -61,8 +67,8 @@ def lone_label(text: str, options: Options) -> str | None:
 def closing_labels(line: str, options: Options) -> str | None:
     """Return several labels on which a line ends: `the correct options are A, C and E`; None if it does not."""
     sentence = _SENTENCE.split(line.strip())[-1]
-    found = _SEVERAL.search(sentence)
-    if found is None or _NO.search(sentence) or not _LEADS_TO_SEVERAL.search(sentence[: found.start()]):
+    found = _SEVERAL.search(sentence) or _ALL_RIGHT.match(sentence)
+    if found is None or _NO.search(sentence) or not _LEADS_TO_SEVERAL.search(sentence[: found.start("labels")]):
         return None
     labels = re.findall(r"[A-Z]", re.sub(r"\b[a-z]+\b", "", found["labels"]))
     return ",".join(sorted(set(labels))) if not options or set(labels) <= options.keys() else None

@@ -42,7 +42,7 @@ NUMBER = re.compile(
     r"|(?:\^|\*\*) ?[{(]?(?P<raised>[-+]?\d{1,3})[)}]?(?!\d))?)",
     re.IGNORECASE,
 )
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RAISED = re.compile(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 VULGAR = re.compile("[¼½¾⅐-⅞]")
 _LATEX_FRACTION = re.compile(
@@ -80,7 +80,7 @@ def cleaned(line: str) -> str:
         line = _LATEX_SPACE.sub(" ", line).replace("{,}", ",")
     if not line.isascii():
         line = VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/"), line)
-        line = _RAISED.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPTS), line)
+        line = _RAISED.sub(lambda found: "^" + found[0].translate(SUPERSCRIPTS), line)
     line = _ITALIC.sub(r"\1", line.replace("**", "").replace("`", ""))
     return re.sub(r" {2,}", " ", line).replace(" ^", "^").strip()
 

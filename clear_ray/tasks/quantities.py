@@ -51,7 +51,12 @@ _VETO = re.compile(
     re.IGNORECASE,
 )
 _SEQUENCE = re.compile(r": ?(?:-?\d[\d.]*, ?){2,}[^:]{0,80}\Z")
-_BETWEEN = re.compile(r"\b(?:between|either)\b[^.;]{1,40}\b(?:and|or)[\s$£€]*\Z", re.IGNORECASE)
+_EITHER = re.compile(r"\b([A-Za-z]\w?) ?= ?-?[\d./]+ or (?:\1 ?= ?)?-?\d")
+_BETWEEN = re.compile(
+    r"\b(?:between|either)\b[^;]{1,40}\b(?:and|or)[\s$£€]*\Z|(?<!from )(?<!from \$)\b\d[\d.,]* to [$£€]?\Z"
+    r"|[\d)] ?[-+*/\u00d7\u00b7] ?[$£€]?\Z",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
 _ASSIGNED = re.compile(r"\A[A-Za-z]\w{0,2} ?= ?")
 _TERM = re.compile(r"[\s(]*[\d.,]+(?:\s*[-+*\u00d7\u00b7x]\s*[(\d][\d.,]*\)?)+[\s.!)]*")
@@ -61,7 +66,7 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 _IN_WORDS = re.compile(
-    r"\b(?:zero|(?<=exactly )one|(?<=only )one|(?<=just )one|two|three|four|five|six|"
+    r"\b(?:(?:minus|negative) )?(?:zero|(?<=exactly )one|(?<=only )one|(?<=just )one|two|three|four|five|six|"
     r"seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million)"
     r"(?:[- ](?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million)\b)*\b",
@@ -178,6 +183,8 @@ def find_quantity(text: str) -> Quantity | None:
             if not is_denied(line[:place], line[place + len(span) :]) and (found := read_quantity(span)) is not None:
                 return found
         plain_line = _last_counting(cleaned(_without_beside(line)))
+        if _EITHER.search(plain_line):
+            return None
         sides = _EQUALS.split(plain_line)
         side = sides[-1]
         if len(sides) > 1 and _TERM.fullmatch(side) and re.search(r"[^\W\d]{2}", sides[-2]):  # we get 20 = 4 x 5
@@ -237,9 +244,8 @@ def with_points(text: str, around: str) -> str:
 
 def _only_in_words(line: str) -> Quantity | None:
     """Return the one number that a line without digits has in words: `There are three branches`."""
-    alone = number_in_words(line)
-    if alone is not None and not alone[1]:
-        return Quantity(alone[0], "", line)
+    if (alone := _in_words(line)) is not None:
+        return alone
     if _NOTHING_LEFT.search(line) and not _IN_WORDS.search(line):
         return Quantity(Fraction(0), "", line)
     places = list(_IN_WORDS.finditer(line))

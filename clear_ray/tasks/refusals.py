@@ -47,6 +47,7 @@ _UNDETERMINED = re.compile(
     r"|\b(?:not enough|insufficient) (?:information|context|data)\b",
     re.IGNORECASE,
 )
+_ASKS = re.compile(r"(?:is|are|was|were|does|do|did|could|can|should|would|will)\b[^?]{1,200}\?\W*\Z", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?]) +(?=\S)")
 
 
@@ -60,6 +61,8 @@ def refuses(line: str) -> bool:
     if _NOTHING.fullmatch(tidy(line)):
         return True
     last = _SENTENCE.split(line)[-1]
+    if _ASKS.match(last):
+        return True
     found = _REFUSED.search(last)
     return found is not None and _GUESSED.search(last, found.end()) is None
 

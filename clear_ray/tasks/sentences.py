@@ -89,7 +89,7 @@ _CLASSED = re.compile(
     r"(?P<value>[^,;.]{1,40})\Z",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(r"(?P<head>[A-Z][^,;()]{0,60}), [^,;]{1,60}, [a-z]{2,20}\b")
+_ASIDE = re.compile(r"([A-Z][^,;()]{0,60}), ([^,;]{1,60}), [a-z]{2,20}\b")
 _HAS = re.compile(
     r"\b(?:has|have|had|bears?|carries) the (?:\w+ )?(?:name|formula|title|"
     r"symbol|code|nickname|capital) (?:of )?(?P<value>[^,;.]{1,60})\Z"
@@ -162,8 +162,8 @@ def asserted(line: str) -> Iterator[str]:
     if tidy(first_sentence(line)) == tidy(line) and not CONTRAST.search(line):
         if (has := _HAS.search(tidy(line))) is not None:
             yield tidy(has["value"])
-        if (aside := _ASIDE.match(line)) is not None and _NAME.fullmatch(aside["head"]):
-            yield aside["head"]
+        if (aside := _ASIDE.match(line)) is not None:
+            yield from (part for part in aside.groups() if _NAME.fullmatch(part))
         if (place := _PLACE.search(tidy(line)) or _BY.search(tidy(line))) is not None:
             yield tidy(place["place"])
         where = _WHERE.search(tidy(line))

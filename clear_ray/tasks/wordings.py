@@ -41,6 +41,7 @@ _TRUE_OR_FALSE = re.compile(
     r"| (?:because|since|as|it|they|he|she|we|you|this|that|the|there)\b)",
     re.IGNORECASE,
 )
+_UNSURE = re.compile(r"\b(?:might|may|could|whether|if|unclear|uncertain|unknown|or)\b", re.IGNORECASE)
 _CLOSES_WITH = re.compile(
     r"\b(?:is|are|was|be|so|hence|thus|therefore):?,? +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z",
     re.IGNORECASE,
@@ -114,9 +115,16 @@ def read_truth(located: Located) -> str | None:
         )
         return _said(found) or _said_abroad(located.marked.text)
     line = last_line(located.rest)[:_LONGEST].rpartition("? ")[2]
-    found = _TRUE_OR_FALSE.match(line) or _CLOSES_WITH.search(line) or _OF_A_STATEMENT.match(line)
+    closes = None if _UNSURE.search(line) else _CLOSES_WITH.search(line)
+    found = _TRUE_OR_FALSE.match(line) or closes or _OF_A_STATEMENT.match(line)
     found = found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST])
     return _said(found) or _said_abroad(line)
+
+
+def is_unsure(located: Located) -> bool:
+    """Tell whether an unmarked text ends on a yes or no that only may be."""
+    line = last_line(located.rest)[:_LONGEST]
+    return located.marked is None and _UNSURE.search(line) is not None and _CLOSES_WITH.search(line) is not None
 
 
 def truth_of(gold: str) -> str | None:

@@ -14,7 +14,9 @@ The law, for a limit of L calls under way:
 5. `Retry-After` keeps all calls back for at least as long as it says, and a little longer at random. Without it calls are
    kept back from the second 429 in a row on, twice as long each time. What was kept back goes out over the time of one call,
    not at once;
-6. after `OUTAGE_FAULTS` faults with no answer between them the endpoint is held to be down: one call at a time, each after
+6. once a 429 has come, calls go out apart, L of them in hardly less than the time of one call. Calls that go out together
+   come back together, and by a limit of calls a second they would be turned away together for ever;
+7. after `OUTAGE_FAULTS` faults with no answer between them the endpoint is held to be down: one call at a time, each after
    twice the wait of the one before, until one is answered. Then all go again.
 """
 
@@ -28,6 +30,7 @@ OUTAGE_FAULTS = 5
 LONGEST_WAIT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 0.5
 _CUT, _SMALL_CUT, _NEAR = 0.9, 0.97, 0.95
+_APART = 0.95
 _KNOWN_ROUNDS = 4  # k at the second time
 _MOST_ROUNDS, _LONGEST_STEP_SECONDS = 64, 30.0
 
@@ -66,6 +69,7 @@ class CallLimit:
         self._open_at = -math.inf  # nothing goes out before
         self._paced_until, self._next_at = -math.inf, -math.inf
         self._call_seconds = 0.0
+        self._was_limited, self._apart_at = False, -math.inf
         self._limits_in_a_row = self._faults_in_a_row = self._outage_waits = 0
         self.under_way = self._trials = 0
         self.last_sign = 0.0
@@ -86,7 +90,7 @@ class CallLimit:
         if self.under_way >= self.limit or (self.is_down and self._trials):
             return math.inf
         next_at = self._next_at if now < self._paced_until else -math.inf
-        return max(0.0, self._open_at - now, next_at - now)
+        return max(0.0, self._open_at - now, next_at - now, self._apart_at - now)
 
     def send(self, now: float) -> Call:
         """Note that a call is sent."""
@@ -95,6 +99,8 @@ class CallLimit:
             self.last_sign = now
         if now < self._paced_until:
             self._next_at = max(now, self._next_at) + self._call_seconds / self._limit
+        if self._was_limited:
+            self._apart_at = now + _APART * self._call_seconds / self._limit
         self._trials += self.is_down
         if self.under_way >= self.limit:
             self._full_at = now
@@ -114,6 +120,7 @@ class CallLimit:
     def limited(self, call: Call, now: float, retry_after_seconds: float | None) -> None:
         """Note an answer 429, with what it says of when to come again."""
         self._end(call, now)
+        self._was_limited = True
         if call.sent_at > self._cut_at:
             is_same = math.isfinite(self._too_many) and abs(call.under_way - self._too_many) <= 0.25 * self._too_many
             self._rounds = min(4 * self._rounds, _MOST_ROUNDS) if is_same else 1

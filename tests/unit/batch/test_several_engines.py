@@ -193,9 +193,9 @@ def check(run: RunContext) -> list[dict[str, Any]]:
     np.testing.assert_array_equal(spent_N - wasted_N, written_N)
     np.testing.assert_array_equal(run.states.written_tokens_N, written_N)
     rows = sorted(attempts.to_pylist(), key=lambda row: (row["round"], row["index"]))
-    before: dict[tuple[int, str], list[int]] = {}
+    before: dict[tuple[int, int], list[int]] = {}
     for row in rows:
-        name, key = row["engine"], (row["index"], row["engine"])
+        name, key = row["engine"], (row["index"], row["sample"])
         so_far = len(row["token_ids"]) - row["attempt_tokens"]
         assert row["token_ids"][:so_far] == before.get(key, [])[:so_far], "an answer with a seam"
         read = run.estimates.prompt_tokens_N[row["index"]] + so_far
@@ -297,6 +297,29 @@ def test_every_query_gets_its_minimum_service(config: RunConfig) -> None:
     served = [row for row in rows if states.is_served_N[row["index"]]]
     assert {row["engine"] for row in served} == {"small"}
     assert {row["granted_tokens"] for row in served} == {4}
+
+
+def test_an_engine_may_be_asked_several_times_before_the_next_one(config: RunConfig) -> None:
+    small, large = (config.engines or {}).values()
+    engines = {"small": small.model_copy(update={"rollouts": str(ROLLOUTS / "rollouts.parquet")}), "large": large}
+    allocation = config.allocation.model_copy(update={"attempts": 3})
+    config = config.model_copy(update={"allocation": allocation, "engines": engines})
+    take_in(None, config, open_folder(config.run_dir))
+    write_coordinates(config)
+    with started(config) as run:
+        play_rounds(run)
+        rows = check(run)
+    begun = [row for row in rows if row["attempt_tokens"] == len(row["token_ids"])]
+    asked: dict[int, list[str]] = {}
+    for row in begun:
+        asked.setdefault(row["index"], []).append(row["engine"])
+    ways = set(map(tuple, asked.values()))
+    assert all(way == tuple(sorted(way, reverse=True)) for way in ways), "small ones first"
+    assert max(way.count("small") for way in ways) > 1
+    assert all(way.count(name) <= 3 for way in ways for name in PRICES)
+    texts = {(row["index"], row["sample"]): row["token_ids"] for row in begun}
+    again = [(texts[index, 0], texts[index, 1]) for index, sample in texts if sample == 1 and (index, 0) in texts]
+    assert any(one != other for one, other in again), "each is an answer of its own"
 
 
 def test_efforts_of_one_model_keep_their_lessons_apart(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_prices_are_those_of_the_model_where_an_engine_has_none_of_its_own() -> 
         ({"allocation": {"objective": "best_of_n"}, "scoring": {"scorer": "exact"}}, "objective best_of_n does not go"),
         (
             {"allocation": {"objective": "solved", "attempts": 3}, "scoring": {"scorer": "exact"}},
-            "attempts does not go",
+            "temperature 0 gives the same answer",
         ),
         ({"allocation": {"sketched": True}}, "sketched does not go"),
         ({"estimate": {"head": "heads/s"}}, "a head is of one engine"),

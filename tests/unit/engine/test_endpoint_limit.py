@@ -89,6 +89,17 @@ def test_it_finds_a_limit_of_calls_a_second(retry_after: float | None) -> None:
     assert server.limited <= 0.02 * len(server.sent_at)
 
 
+@pytest.mark.parametrize("seconds", [4.0, 20.0])
+@pytest.mark.parametrize("burst", [1.0, 10.0])
+@pytest.mark.parametrize("retry_after", [None, 1.0])
+def test_long_calls_find_a_limit_of_calls_a_second_too(seconds: float, burst: float, retry_after: float | None) -> None:
+    """They would come back in step, and be sent again in step: more than the burst is turned away, whatever the rate."""
+    server = Simulated(bucket(10.0, burst), seconds=seconds, retry_after=retry_after)
+    server.run(limit_of(), until=75.0 * seconds)
+    assert server.answered >= (0.85 if burst > 1.0 else 0.7) * 10.0 * server.now
+    assert server.limited <= 0.02 * len(server.sent_at)
+
+
 def test_it_follows_a_limit_that_moves() -> None:
     server = Simulated(lambda now, running: running < (80 if now < 100.0 or now > 200.0 else 10))
     limit, answered = limit_of(), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,11 @@ def test_conversations_read_the_same_with_the_plain_tokenizer(tmp_path: Path) ->
     assert not has_template_file(save_model(tmp_path / "base"))
 
 
-def test_the_driver_of_a_run_needs_no_torch() -> None:
+def test_the_driver_of_a_run_needs_no_torch_and_few_threads() -> None:
     script = """
-import sys
+import os, sys
+import clear_ray.cli
+assert int(os.environ["OPENBLAS_NUM_THREADS"]) == max(1, min(os.cpu_count() // 4, 8))
 import clear_ray.batch.run
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine.build import prompt_limit
@@ -73,4 +76,5 @@ assert "transformers" not in sys.modules
 assert ConversationWatch(config)._rendering.token_ids([(("user", "Hello."),)])
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=environment)

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine import Grant, resolve_model
+from clear_ray.engine.base import FinishReason
 from clear_ray.engine.batch import Answer
-from clear_ray.engine.choice import choice_of
+from clear_ray.engine.choice import Stops, choice_of
 from clear_ray.engine.closing import Closing
-from clear_ray.engine.rendering import Rendering
-from clear_ray.engine.structured import Structures
 from clear_ray.engine.vllm_choice import ModelFacts, TokenChooser, told_of
+from clear_ray.engine.vllm_sampling import has_stop, kept_to_structure, may_span
 from tests.unit.engine.tiny import answer_for, run_batch, slot_batch, tiny_config
 
 ENDS = (0, 2)
@@ -90,28 +90,26 @@ def generate(
     return [answer.generated for answer in answers]
 
 
-def expected_of(model: Any, folder: Path, grants: list[Grant], ids: list[int], **settings: Any) -> list[list[int]]:
+def expected_of(
+    model: Any, chooser: TokenChooser, grants: list[Grant], ids: list[int], **settings: Any
+) -> list[list[int]]:
     """Return what one uninterrupted answer of `slots` is to each grant."""
     answers = [answer_for(grant, ids) for grant in grants]
-    structures = Structures(Rendering(folder), vocabulary=model.config.vocab_size, end_token_ids=frozenset(ENDS))
     for answer in answers:
         sampling = answer.grant.sampling
         if sampling is not None and sampling.structure is not None:
-            answer.matcher = structures.matcher(sampling.structure, ())
+            answer.matcher = chooser._structures.matcher(sampling.structure, ())
     run_batch(slot_batch(model, max_batch=8, end_token_ids=frozenset(ENDS), **settings), answers)
     return [answer.generated for answer in answers]
 
 
-@pytest.mark.parametrize("cuts", [(1,), (3, 9)])
-def test_answers_cut_into_grants_are_the_uncut_ones_of_slots(
-    model: Any, folder: Path, chooser: TokenChooser, cuts: tuple[int, ...]
-) -> None:
+def test_answers_cut_into_grants_are_the_uncut_ones_of_slots(model: Any, chooser: TokenChooser) -> None:
     ids = [11, 45, 7, 45, 300, 9]
     grants = [Grant(name, "", MOST_TOKENS, seed=5, sampling=sampling) for name, sampling in ASKED.items()]
-    expected = expected_of(model, folder, grants, ids)
+    expected = expected_of(model, chooser, grants, ids)
     have: list[list[int]] = [[] for _ in grants]
     is_over = [False] * len(grants)
-    for begin, end in zip((0, *cuts), (*cuts, MOST_TOKENS), strict=True):
+    for begin, end in ((0, 1), (1, 9), (9, MOST_TOKENS)):
         open_ = [row for row, over in enumerate(is_over) if not over]
         parts = [replace(grants[row], max_tokens=end - begin, prefix_token_ids=tuple(have[row])) for row in open_]
         for row, new in zip(open_, generate(model, chooser, [answer_for(part, ids) for part in parts]), strict=True):
@@ -133,10 +131,10 @@ def test_a_request_that_had_to_make_room_goes_on(model: Any, chooser: TokenChoos
 
 
 @pytest.mark.parametrize("again_at", [-1, 10])
-def test_answers_are_closed_as_in_slots(model: Any, folder: Path, chooser: TokenChooser, again_at: int) -> None:
+def test_answers_are_closed_as_in_slots(model: Any, chooser: TokenChooser, again_at: int) -> None:
     ids, grant = [11, 45, 7], Grant("closed", "", MOST_TOKENS)
-    closing = Closing(8, (700, 701, 702, 703), Rendering(folder).text, "no such text")
-    expected = expected_of(model, folder, [grant], ids, closing=closing)
+    closing = Closing(8, (700, 701, 702, 703), chooser._rendering.text, "no such text")
+    expected = expected_of(model, chooser, [grant], ids, closing=closing)
     answers = [answer_for(grant, ids)]
     assert generate(model, chooser, answers, closing=closing, again_at=again_at) == expected
     assert expected[0][8:12] == [700, 701, 702, 703]
@@ -144,3 +142,43 @@ def test_answers_are_closed_as_in_slots(model: Any, folder: Path, chooser: Token
 
 def test_a_plain_greedy_request_tells_nothing() -> None:
     assert told_of(answer_for(Grant("q", "", 5), [1]), choice_of(TransformersConfig(), None), None) is None
+
+
+def test_a_stop_may_go_on_where_a_grant_begins() -> None:
+    stops = Stops(("END", "\n\n"), lambda ids: "".join(chr(token_id) for token_id in ids))
+
+    def holds(text: str, new_tokens: int) -> bool:
+        answer = answer_for(Grant("q", "", 9, prefix_token_ids=tuple(map(ord, text[:-new_tokens]))), [1])
+        answer.generated, answer.stops = list(map(ord, text[-new_tokens:])), stops
+        return has_stop(answer, new_tokens)
+
+    assert [may_span(stops, list(map(ord, text))) for text in ("an E", "an EN", "line\n", "an END", "", "a b")] == [
+        *([True] * 3),
+        *([False] * 3),
+    ]
+    assert holds("an END", 1)
+    assert holds("an ENDING of it all", 14)
+    assert not holds("an ENTRY", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "reason", "expected"),
+    [
+        ("aa-1", True, "stop", "stop"),
+        ("aa-1", False, "length", "stop"),  # it can but end
+        ("aa-", False, "length", "length"),
+        ("aa-", False, "cancelled", "cancelled"),
+        ("aa", True, "stop", ""),
+        ("b", False, "length", ""),
+    ],
+)
+def test_an_answer_that_has_ended_keeps_to_its_structure_or_fails(
+    chooser: TokenChooser, text: str, end: bool, reason: FinishReason, expected: str
+) -> None:
+    rendering, structures = chooser._rendering, chooser._structures
+    answer = answer_for(Grant("q", "", 9), [1])
+    answer.matcher = structures.matcher(Structure(kind="regex", value="aa-[0-9]"), ())
+    answer.generated = [*rendering.plain_token_ids(text), *([2] if end else [])]
+    ended = kept_to_structure(answer, reason, frozenset(ENDS))
+    assert ended.finish_reason == (expected or "cancelled")
+    assert ("its structure" in ended.error) is not bool(expected)

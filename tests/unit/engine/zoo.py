@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from clear_ray.engine.architectures import unfit_reason
 
 VOCABULARY = 97
 WINDOW = 8
 CONTEXT = 256
-_MOST_PARAMETERS = 3_000_000
+_MOST_PARAMETERS = 8_000_000
 
 _RULE: dict[str, Any] = {
     **dict.fromkeys(("vocab_size",), VOCABULARY),
@@ -45,13 +48,20 @@ _RULE: dict[str, Any] = {
 }
 _MLA = {"num_key_value_heads": 4, "head_dim": 8}
 _GROUPS = {**_MLA, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+_TWO_KINDS = ("sliding_attention", "full_attention")
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _OWN: dict[str, dict[str, Any]] = {
     "axk1": _GROUPS,
     "axk2": _MLA,
     "bailing_hybrid": {"num_hidden_layers": 8, "layer_group_size": 4, **_GROUPS},
     "bamba": {"attn_layer_indices": [2]},
     "beam": _GROUPS,
+    "blt": {"encoder_hash_byte_group_vocab": 64, "local_attention_window_len": WINDOW, "patching_mode": "static"},
+    "blt_global_transformer": {"num_key_value_heads": 4},
+    "blt_local_decoder": {"hidden_size_global": 32, "num_key_value_heads": 4},
+    "blt_local_encoder": {"hidden_size_global": 32, "num_key_value_heads": 4},
     "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(_TWO_KINDS, _ROPE), "layer_types": [*_TWO_KINDS] * 2},
     "cpmant": {"dim_head": 8, "dim_ff": 48},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
@@ -61,7 +71,14 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": _GROUPS,
     "deepseek_v32": {**_GROUPS, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 8},
     "dots1": {"n_shared_experts": 1, **_GROUPS},
-    "dots3_note_text": {**_GROUPS, "index_topk": 8, "index_head_dim": 16, "shared_experts_intermediate_size": 16},
+    "dots3_note_text": {
+        **_GROUPS,
+        **{"index_topk": 64, "index_n_heads": 4, "index_head_dim": 16, "shared_experts_intermediate_size": 16},
+        **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16},
+        **{"swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8, "sliding_window_size": WINDOW},
+    },
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense"] * 4, "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32, "downsample_hidden_size": 16},
     "gemma3n_text": {
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 1,
@@ -70,6 +87,9 @@ _OWN: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
         "vocab_size_per_layer_input": VOCABULARY,
+    },
+    "gemma4_assistant": {
+        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
     "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
     "falcon_h1": {"mamba_d_ssm": 64},
@@ -86,8 +106,25 @@ _OWN: dict[str, dict[str, Any]] = {
     "longcat_flash": _MLA,
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "minicpm3": _MLA,
-    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16), "attention_head_size": 8},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_embds_dim": (16, 16),
+        "axial_pos_shape": (16, 16),
+        "attention_head_size": 8,
+    },
     "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
+    "qwen4_exp_text": {
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "hc_lowrank": 4,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+    },
     "youtu": _MLA,
     "zamba": {
         "num_hidden_layers": 6,
@@ -103,15 +140,6 @@ _OWN: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 
-
-_TEXT_OF = {
-    "gemma3": "gemma3_text",
-    "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-}
-"""Of models that see and read: what reads."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, ALiBi": ("falcon", {"alibi": True}),
@@ -185,13 +213,15 @@ def tiny_config(name: str, **changes: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = _composite(name) if name in _TEXT_OF else _made_small(CONFIG_MAPPING[name], name, changes)
-            is_text = name in _TEXT_OF or config.get_text_config() is config
-            parameters = _parameters(config) if is_text else 0
+            config = _made_small(CONFIG_MAPPING[name], name, {**_parts(CONFIG_MAPPING[name], name), **changes})
+            if unfit_reason(config):  # told from its settings: no model of it is made
+                return config
+            parameters = _parameters(config)
+    except ImportError as error:
+        package = re.search(r"requires the (\w+) library", str(error))
+        raise NotTriedError(f"a part of it needs the package {package[1] if package else error.name}") from error
     except Exception as error:
         raise NotTriedError(f"no tiny model of it could be made ({type(error).__name__})") from error
-    if not is_text:
-        raise NotTriedError("it reads more than text")
     if parameters > _MOST_PARAMETERS:
         raise NotTriedError("no tiny model of it could be made")
     return config
@@ -213,13 +243,13 @@ def _made_small(config_class: Any, name: str, changes: dict[str, Any]) -> Any:
     return config_class(**{**settings, **_OWN.get(name, {}), **changes})
 
 
-def _composite(name: str) -> Any:
-    config_class: Any = CONFIG_MAPPING[name]
-    text = _made_small(CONFIG_MAPPING[_TEXT_OF[name]], _TEXT_OF[name], {})
-    config = config_class(text_config=text.to_dict())
-    if getattr(config, "vision_config", None) is not None:
-        config.vision_config = _made_small(type(config.vision_config), "", {})
-    return config
+def _parts(config_class: Any, name: str) -> dict[str, Any]:
+    """Return the settings of the parts of a model that has more than one, what reads, sees and hears, each made small."""
+    whole = config_class(**_OWN[name]) if "text_config" in _OWN.get(name, {}) else config_class()
+    if unfit_reason(whole):
+        return {}
+    parts = {name: part for name, part in vars(whole).items() if isinstance(part, PreTrainedConfig)}
+    return {name: _made_small(type(part), part.model_type, {}) for name, part in parts.items()}
 
 
 def _parameters(config: Any) -> int:

@@ -45,7 +45,7 @@ def tried(name: str, **changes: Any) -> Architecture:
     with quiet():
         way, reason = try_ways(model)
     if way is None:
-        return Architecture("refused", reason)
+        return Architecture("refused", cannot_generate(model) or reason)
     assert_as_transformers(model, way)
     return Architecture(way, reason)
 
@@ -58,6 +58,17 @@ def broken(model: Any) -> str | None:
     except Exception as error:
         return type(error).__name__
     return None
+
+
+def cannot_generate(model: Any) -> str:
+    """Return why transformers' own `generate` cannot run a model either; empty if it can."""
+    try:
+        with torch.inference_mode(), quiet():
+            model.generate(torch.tensor([prompts()[3]]), max_new_tokens=2, do_sample=False)
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        return f"transformers' own `generate` does not run it ({type(error).__name__}: {line})"
+    return ""
 
 
 def found(name: str, **changes: Any) -> Architecture:

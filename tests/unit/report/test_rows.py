@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from math import isnan
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clear_ray.report.plots import OUTCOMES
-from clear_ray.report.rows import gather, outcome
+from clear_ray.report.rows import READ_OF_ALL, gather, outcome
+from clear_ray.run_folder.completions import completion_views
+from clear_ray.storage import open_folder
 from tests.unit.report.samples import completions
 
 
@@ -55,3 +60,15 @@ def test_every_way_to_end_has_its_word() -> None:
     assert ended(correct=0.0, finish_reason="length") == ended(finish_reason="length") == "cut off"
     assert ended(status="failed") == "failed"
     assert ended(status="abandoned") == "abandoned"
+
+
+def test_rows_of_a_run_folder_may_be_views_of_which_few_columns_are_read(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(list(completions(199)))
+    folder = open_folder(str(tmp_path))
+    folder.child("completions").make()
+    pq.write_table(table.slice(100), tmp_path / "completions/a.parquet")
+    pq.write_table(table.slice(0, 100), tmp_path / "completions/b.parquet")
+    rows = table.to_pylist()
+    assert gather(completion_views(folder, READ_OF_ALL), most_rows=20) == gather(rows, most_rows=20)
+    view = next(completion_views(folder, ["status"]))
+    assert (view["status"], view["query_id"], dict(view)) == (rows[0]["status"], rows[0]["query_id"], rows[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -113,25 +114,37 @@ def courses(rng: np.random.Generator, queries: int, models: int) -> list[Course]
     return made
 
 
+def ladders_from(later: list[Course], query: int, rung: int, times: int) -> list[tuple[float, float]]:
+    """Return cost and worth of all that may be asked of a query after it has been asked up to a rung, nothing included."""
+    found = [(0.0, 0.0)]
+    for course in later:
+        if (course.model + 1) * times <= rung + 1:
+            continue
+        then = ladders_from(later, query, max(course.model * times, rung + 1), times)
+        for p, c in zip(course.chance_MK[query], course.cost_MK[query], strict=True):
+            found += [(c + (1 - p) * d, p + (1 - p) * q) for d, q in then]
+    return found
+
+
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("seed", range(20))
-def test_no_ladder_of_models_beats_the_bound_of_the_plans(seed: int) -> None:
+def test_no_ladder_of_models_beats_the_bound_of_the_plans(seed: int, times: int) -> None:
     rng = np.random.default_rng(seed)
     first, later = courses(rng, 2, 2), courses(rng, 2, 2)
     available = float(rng.choice([0.5, 1.5, 4.0, 20.0]))
-    plans = price_plans(first, later, available=available)
+    # One query has been asked of the first model once, where each may be asked twice.
+    rung_M = [np.array([model * times, model * times + (times - 1) * (model == 0)]) for model in range(2)]
+    first = [replace(course, rung=rung) for course, rung in zip(first, rung_M, strict=True)]
+    plans = price_plans(first, later, available=available, times=times)
     assert plans.cost_M.sum() <= available + 1e-9
     bound = plans.price * available + plans.surplus_M.sum()
     ladders = []
     for query in range(2):
         own = [(0.0, 0.0)]
-        for course in first:
-            for k in range(3):
-                p, c = course.chance_MK[query, k], course.cost_MK[query, k]
-                own.append((c, p))
-                for then in later[course.model + 1 :]:
-                    for m in range(3):
-                        q, d = then.chance_MK[query, m], then.cost_MK[query, m]
-                        own.append((c + (1 - p) * d, p + (1 - p) * q))
+        for course, rung in zip(first, rung_M, strict=True):
+            then = ladders_from(later, query, int(rung[query]), times)
+            for p, c in zip(course.chance_MK[query], course.cost_MK[query], strict=True):
+                own += [(c + (1 - p) * d, p + (1 - p) * q) for d, q in then]
         ladders.append(own)
     best = max(a[1] + b[1] for a, b in product(*ladders) if a[0] + b[0] <= available)
     assert best <= bound + 1e-9

@@ -95,7 +95,8 @@ class Batch:
                 ledger.settle(index, entry.attempt, new, int(taken[0]))
                 self.asked.append((index, model, before))
             stopped_M = answer_M == length_M
-            right_M = stopped_M & self.is_right_JN[option_M, clearing.index_M]
+            number_M = states.attempt_N[clearing.index_M] + states.begins_M(clearing)
+            right_M = stopped_M & self.is_right_M(option_M, clearing.index_M, number_M)
             no = np.zeros(len(answer_M), bool)
             rounds.take(
                 granted.number,
@@ -115,6 +116,11 @@ class Batch:
         ledger.check()
         self.spent = ledger.spent_tokens
         return float((states.chosen_has_stopped_N & (states.chosen_score_N >= 1)).mean())
+
+    def is_right_M(self, option_M: np.ndarray, index_M: np.ndarray, number_M: np.ndarray) -> np.ndarray:
+        """Return whether an answer would be right; `number_M` says which of the query it is."""
+        del number_M
+        return self.is_right_JN[option_M, index_M]
 
     def dear_alone(self) -> int:
         """Return what it takes to ask the dear model of everything."""
@@ -186,6 +192,41 @@ class Efforts(Batch):
         self.length_JN = np.stack([rng.integers(2, 6, QUERIES), rng.integers(12, 28, QUERIES)])
         self.calls = (self.calls[0], self.calls[0])
         self.offers = replace(self.offers, x_NP=np.zeros((QUERIES, 0)), calls=self.calls)
+
+
+class Again(Batch):
+    """Each answer of the cheap model to an easy query is right once in three times, whatever the others were."""
+
+    times = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.offers = replace(self.offers, times=self.times)
+
+    def is_right_M(self, option_M: np.ndarray, index_M: np.ndarray, number_M: np.ndarray) -> np.ndarray:
+        drawn_NT = np.random.default_rng([self.seed, 5]).random((QUERIES, 2 * self.times + 1))
+        right_M = self.is_easy_N[index_M] & (drawn_NT[index_M, number_M] < 1 / 3)
+        return np.where(option_M == 0, right_M, self.is_right_JN[1, index_M])
+
+
+class Once(Again):
+    times = 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_cheap_model_is_asked_again_before_a_dear_one_where_that_may_be(given: bool) -> None:
+    dear = Again(is_verified=True, budget=0).dear_alone()
+    again, once = (kind(is_verified=True, budget=dear // 4, given=given, seed=2) for kind in (Again, Once))
+    solved, solved_once = again.play(), once.play()
+    asked: dict[int, list[int]] = {}
+    for index, model, before in again.asked:
+        if before == 0:
+            asked.setdefault(index, []).append(model)
+    assert all(models == sorted(models) for models in asked.values()), "a cheaper one was asked later"
+    assert all(models.count(model) <= Again.times for models in asked.values() for model in (0, 1))
+    assert any(models.count(0) > 1 for models in asked.values())
+    assert again.spent <= again.budget
+    assert solved > solved_once + 0.05
 
 
 @pytest.mark.parametrize("seed", range(4))

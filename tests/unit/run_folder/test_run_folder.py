@@ -36,6 +36,7 @@ from clear_ray.run_folder.grants import read_grants, write_grants
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, describe, read_manifest
 from clear_ray.run_folder.status import read_progress, read_summary
 from clear_ray.stages.attempt_files import round_folder
+from clear_ray.stages.gate import Gate
 from clear_ray.storage import Folder, open_folder
 from tests.unit.simulation import query_row
 
@@ -105,6 +106,7 @@ def test_what_a_run_leaves_that_ended_before_its_manifest_is_no_obstacle(tmp_pat
     (tmp_path / "manifest.json.partial").write_bytes(b"{")
     (tmp_path / "journal.jsonl").touch()
     folder = open_folder(str(tmp_path))
+    Gate(folder).close()
     assert read_manifest(folder) is None
     (tmp_path / "journal.jsonl").write_bytes(b"00000000 {}\n")
     with pytest.raises(ConfigError, match=r"holds no run.*journal\.jsonl"):

@@ -30,6 +30,8 @@ LATER = (
     "wide_again",
     "plain_speech",
     "blind",
+    "blind_again",
+    "wrong_ones",
 )
 KNOWN_ERRORS = {
     "continued_again": 1,
@@ -41,6 +43,7 @@ KNOWN_ERRORS = {
     "wide_again": 3,
     "plain_speech": 2,
     "blind": 2,
+    "blind_again": 1,
 }
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 

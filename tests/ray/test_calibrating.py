@@ -1,0 +1,36 @@
+"""A head that is fitted without a scorer and without gold answers, on which answers to a query agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from clear_ray.batch.checking import check_run
+from clear_ray.calibrate import AGREED, calibrate
+from clear_ray.config.run import RunConfig
+
+
+@pytest.mark.slow
+def test_several_answers_to_a_query_stand_in_for_a_scorer(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    few = tmp_path / "few.parquet"
+    queries = pq.read_table(replay_settings["input"]["path"])
+    pq.write_table(queries.drop_columns(["gold", "metadata"]).slice(0, 60), few)
+    unscored = {"input": {"path": str(few)}, "budget": 2 * 400 * 60, "scoring": {"agreement": "exact"}}
+    config = RunConfig.parse(replay_settings | unscored)
+    made = calibrate(config, head_dir=str(tmp_path / "head"), samples=2, kind="factorised")
+    assert (made.head.card.label, made.queries, made.rollouts, made.warnings) == ("agreement", 60, 120, (AGREED,))
+    once = calibrate(
+        RunConfig.parse(replay_settings | unscored | {"run_dir": str(tmp_path / "once")}),
+        head_dir=str(tmp_path / "once-head"),
+        samples=1,
+        kind="factorised",
+    )
+    assert once.head.card.label == "ended", "one answer agrees with none"
+    informed = {"run_dir": str(tmp_path / "informed"), "estimate": {"head": str(tmp_path / "head")}}
+    notices = check_run(RunConfig.parse(replay_settings | informed)).digest.notices
+    assert any("which answers agree with others" in notice for notice in notices)
+    notices = check_run(config).digest.notices
+    assert any("scoring.agreement is read by" in notice for notice in notices)
