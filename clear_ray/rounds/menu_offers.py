@@ -44,7 +44,7 @@ from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
-_GROWTH, _GIVE = 0.8, 0.02
+_GROWTH, _LEAST_STAGE, _GIVE = 0.8, 0.02, 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +158,7 @@ class MenuOffers:
         written_tokens = (
             int(states.written_tokens_N @ np.min([c.token_parts_N for c in self.calls], axis=0)) / COST_PARTS
         )
-        stage_tokens = max(spent_tokens, written_tokens) * _GROWTH
+        stage_tokens = max(max(spent_tokens, written_tokens) * _GROWTH, _LEAST_STAGE * available_tokens)
         if stage_tokens >= 0.5 * available_tokens or states.last_round_N.max(initial=0) > self.stages.most_rounds:
             return clearing
         return self._random_part(clearing, stage_tokens, rng)
@@ -228,6 +228,18 @@ class MenuOffers:
     def _pilot(self) -> Pilot:
         return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
 
+    def _pilot_order(self, rng: np.random.Generator, market: _Market, model: int, *, has_time: bool) -> Integers:
+        """Return whom a pilot asks of a model: first those that others got wrong, of the dearest other model first.
+
+        Where it is known what is wrong, and others are still to be asked, no other queries.
+        """
+        states = market.states
+        may_N = rng.permutation(np.flatnonzero(market.is_free_N & self._offered_N(states, model)))
+        failed = may_N[(states.attempt_N[may_N] > 0) & ~states.may_go_on_N[may_N]]
+        failed = failed[np.argsort(-states.option_N[failed], kind="stable")]
+        new = may_N[(states.attempt_N[may_N] == 0) & (not has_time or not self.is_verified)]
+        return np.concatenate([failed, new])
+
     def _is_known(self, seen: Seen, model: int) -> bool:
         told = (*self.given[model : model + 1], *self.earlier[model : model + 1])
         is_told = any(each is not None for each in told)
@@ -256,11 +268,9 @@ class MenuOffers:
             share = pilot.share_parts(available_tokens, price=price, answer_parts=supposed[model])
             if is_worth and share < pilot.least_answers * supposed[model]:
                 continue
-            may_N = market.is_free_N & self._offered_N(states, model)
-            failed = np.flatnonzero(may_N & (states.attempt_N > 0) & states.has_stopped_N)
-            order = np.concatenate(
-                [rng.permutation(failed), rng.permutation(np.flatnonzero(may_N & (states.attempt_N == 0)))]
-            )
+            order = self._pilot_order(rng, market, model, has_time=is_worth)
+            if is_worth and len(order) < pilot.least_answers:
+                continue
             one_parts = 0 if is_worth else available_tokens * COST_PARTS
             granted = pilot.grants(model, order, share_parts=share, at_least_parts=one_parts)
             if len(granted.index_M):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clear_ray.serve.batches.dispatcher import BatchReplica
 from clear_ray.serve.batches.places import absolute_batches
 from clear_ray.serve.deployments import EngineReplica
 from clear_ray.serve.ingress import Ingress
-from clear_ray.serve.log import LOGGING
+from clear_ray.serve.log import LOGGING, WITHOUT_CALLS
 from clear_ray.serve.price_replica import PriceReplica
 from clear_ray.serve.routing import TokenRouter
 from clear_ray.serve.scaling import TokenPolicy
@@ -29,6 +30,11 @@ _OPTIONS_OF_THE_CLUSTER = {"-a", "--address", "--runtime-env", "--runtime-env-js
 _REPORT_SECONDS = 1.0
 _TELL_SECONDS = 2.0  # between two times that metrics of the price are told
 _LOOK_BACK_SECONDS = 3.0
+# Serve hands every call to a thread of ours, and every call of ours to a thread of its own. No call between these replicas
+# computes or carries much, so that is most of what it costs: they have one thread. Engines ask the price by gRPC, which costs
+# less than a task of Ray where one answer comes back; for streams, as from engines to the ingress, it costs more.
+_ONE_THREAD = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+_BY_GRPC = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
@@ -68,9 +74,10 @@ def application(settings: ServeConfig) -> serve.Application:
         "graceful_shutdown_timeout_s": settings.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
     }
+    inner = shared | {"logging_config": WITHOUT_CALLS}
     engine_options: dict[str, Any] = {
         # num_cpus=0: see cluster.py; the engine takes what it was configured to.
-        "ray_actor_options": {"num_cpus": 0, "num_gpus": engine.num_gpus or 0},
+        "ray_actor_options": _in_one_thread(_BY_GRPC) | {"num_gpus": engine.num_gpus or 0},
         **_number_of_replicas(engine.workers, settings.scaling),
         "request_router_config": RequestRouterConfig(request_router_class=router),
         # Twice the batch, so that the next query is there when one ends.
@@ -78,15 +85,15 @@ def application(settings: ServeConfig) -> serve.Application:
         "max_queued_requests": settings.max_queued,
     }
     deployment: Any = serve.deployment
-    engine_deployment = deployment(EngineReplica).options(name="engine", **shared, **engine_options)
+    engine_deployment = deployment(EngineReplica).options(name="engine", **inner, **engine_options)
     price_deployment = deployment(PriceReplica).options(
         name="price",
         num_replicas=1,  # one account, one price
         max_ongoing_requests=_WAITING,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=_in_one_thread(),
         user_config=price,
         health_check_period_s=_TELL_SECONDS,
-        **shared,
+        **inner,
     )
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
@@ -102,7 +109,7 @@ def application(settings: ServeConfig) -> serve.Application:
         name="ingress",
         num_replicas=settings.ingress_replicas,
         max_ongoing_requests=_WAITING,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=_in_one_thread(),
         user_config={"limits": settings.limits.model_dump(mode="json")},
         **shared,
     ).bind(
@@ -112,6 +119,10 @@ def application(settings: ServeConfig) -> serve.Application:
         *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app
+
+
+def _in_one_thread(more: Mapping[str, str] | None = None) -> dict[str, Any]:
+    return {"num_cpus": 0, "runtime_env": {"env_vars": {**_ONE_THREAD, **(more or {})}}}
 
 
 def _number_of_replicas(workers: int, scaling: ScalingSettings | None) -> dict[str, Any]:

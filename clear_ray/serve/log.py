@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-LOGGING: Final = {"encoding": "JSON"}
+LOGGING: Final[dict[str, Any]] = {"encoding": "JSON"}
 """How replicas write their logs."""
+WITHOUT_CALLS: Final = LOGGING | {"enable_access_log": False}
+"""The same of replicas that only others of ours call: what those wrote of a request says it all."""
 _LOG = logging.getLogger("ray.serve")
 
 

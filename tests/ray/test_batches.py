@@ -46,8 +46,12 @@ def port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def client(port: int, tmp_path_factory: pytest.TempPathFactory) -> openai.OpenAI:
-    folder = tmp_path_factory.mktemp("batches")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("batches")
+
+
+@pytest.fixture(scope="module")
+def client(port: int, folder: Path) -> openai.OpenAI:
     run = {"dispatch": {"rows_per_file": 16}, "allocation": {"max_rounds": 3}, "budget_rate": "$2 per 1M tokens"}
     serve.run(application(batch_settings(folder, batches={"run": run})), name="batches", route_prefix="/batches")
     return client_of(port, "/batches")
@@ -137,13 +141,19 @@ def test_a_budget_may_be_money_and_a_batch_may_weigh_more(client: openai.OpenAI,
     assert batch.model_extra["clear_ray"]["budget_tokens"] == 2_500_000
 
 
-def test_metadata_has_answers_voted_on(client: openai.OpenAI, made: dict[str, Any]) -> None:
+def test_metadata_has_answers_voted_on(client: openai.OpenAI, folder: Path, made: dict[str, Any]) -> None:
     batch = ended(client, made["voted"].id)
     assert (batch.status, batch.request_counts.completed) == ("completed", 8), batch
-    done, _ = rows_of(client, batch, recorded_ids()[:8])
-    spent = sum(row["response"]["body"]["usage"]["completion_tokens"] for row in done)
-    assert batch.usage.output_tokens >= 2 * 8  # at least two answers to each
-    assert spent > 0
+    run = folder / "runs" / batch.id
+    allocation = json.loads((run / "manifest.json").read_text())["config"]["allocation"]
+    assert {name: allocation[name] for name in ("objective", "votes_by", "attempts")} == {
+        "objective": "vote",
+        "votes_by": "number",
+        "attempts": 3,
+    }
+    rounds = pq.read_table(run / "rounds").to_pylist()
+    assert len(rounds) > 8  # some were asked again
+    assert any(row["vote"] is not None for row in rounds)
 
 
 @pytest.mark.slow

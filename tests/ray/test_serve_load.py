@@ -146,6 +146,19 @@ def _texts(stream: Any, *, deaths: int) -> Iterator[str]:
             until(lambda dead=actor: engine_replicas("fatal") not in ([], [dead]))  # type: ignore[misc]
 
 
+def test_a_client_that_goes_away_frees_its_place_and_pays_for_what_came(port: int, long: dict[str, Any]) -> None:
+    """The engine has one place, and the answer that is given up would have held it for ten minutes."""
+    engine = {"tokens_per_second": long["output_tokens"] / 600.0, "max_batch": 1}
+    serve.run(application(settings(engine=engine, stream_tokens=1)), name="left", route_prefix="/left")
+    client = client_of(port, "/left")
+    with ask(client, long, stream=True) as stream:
+        next(chunk for chunk in stream if chunk.choices[0].delta.content)
+    assert ask(client, long, max_tokens=1).usage.completion_tokens == 1
+    until(lambda: metric(port, "/left", "clear_ray_price_reserved_tokens") == 0)
+    assert 2 <= metric(port, "/left", "clear_ray_price_spent_tokens_total") <= long["output_tokens"] / 2
+    serve.delete("left")
+
+
 @pytest.mark.slow
 def test_replicas_follow_the_tokens_outstanding(port: int, long: dict[str, Any]) -> None:
     engine = {"tokens_per_second": 100.0, "max_batch": 2, "workers": 1}
