@@ -16,6 +16,7 @@ from clear_ray.stages.gate import Gate
 from clear_ray.storage import Folder
 
 Opened = TypeVar("Opened")
+_PATIENCE_SECONDS = 5.0
 
 
 @contextmanager
@@ -24,7 +25,8 @@ def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iter
 
     Args:
         folder: The run folder.
-        open_run: Opens the gate once the run is open; what it raises takes the place of what the probe raises for it.
+        open_run: Opens the gate once the run is open, and gives up when it is not there any more; what it raises takes the
+            place of what the probe raises for it.
     """
     gate = Gate(folder)
     gate.close()
@@ -37,13 +39,15 @@ def opened_meanwhile(folder: Folder, open_run: Callable[[Gate], Opened]) -> Iter
             outcome.set_exception(error)
             gate.remove()
 
-    # A daemon: a run that is interrupted does not wait for a model.
-    threading.Thread(target=work, name="clear_ray opening", daemon=True).start()
+    # A daemon, which is not waited for long: it ends when there is no gate any more.
+    thread = threading.Thread(target=work, name="clear_ray opening", daemon=True)
+    thread.start()
     try:
         yield gate, outcome.result
-    except Exception as error:
-        if outcome.done() and (cause := outcome.exception()) is not None and cause is not error:
-            raise cause from error
-        raise
+    except Exception:
+        if not outcome.done() or outcome.exception() is None:
+            raise
     finally:
         gate.remove()
+        thread.join(_PATIENCE_SECONDS)
+    outcome.result()  # raises what kept the run from being opened, with no word of the probe that found no gate

@@ -339,7 +339,7 @@ def _probed(
     """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
 
     def opened(gate: Gate) -> Lesson | None:
-        engines.wait()
+        engines.wait(gate.is_there)
         progress.begin(_first_stage(config))
         open_run()
         gate.open()

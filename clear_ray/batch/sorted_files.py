@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 Source = tuple[Sequence[str], Callable[[pa.Table], pa.Table]]
-"""Paths of files, and what makes other rows of theirs, all with one schema."""
+"""Paths of files, and what makes other rows of theirs, all with one schema; if it has `reads`, of those columns alone."""
 
 _MOST_BYTES, _MOST_STORED_BYTES = 96_000_000, 16_000_000
 _FILE_ROWS = 50_000
@@ -65,9 +65,12 @@ def _sorted_parts(sources: Sequence[Source], target: Folder, by: Sequence[str], 
         if not paths:
             continue
         schema = pa.unify_schemas([pq.read_schema(path, filesystem=target.filesystem) for path in paths])
+        if (reads := getattr(turned, "reads", None)) is not None:
+            schema = pa.schema([field for field in schema if field.name in reads])
 
         def read(path: str, schema: pa.Schema = schema, turned: Callable[[pa.Table], pa.Table] = turned) -> pa.Table:
-            return turned(_alike(pq.read_table(path, filesystem=target.filesystem), schema))
+            with target.filesystem.open_input_file(path) as source:
+                return turned(_alike(pq.ParquetFile(source).read(columns=schema.names, use_threads=False), schema))
 
         for some in _groups(paths, target):
             tables = [table for found in read_many(read, some) for table in found]

@@ -38,6 +38,8 @@ CALLS_IN_FLIGHT = 100_000
 
 _LOAD_TIMEOUT_SECONDS = 1_800.0
 
+_LOOK_SECONDS = 0.2
+
 _RELOAD_SECONDS = 5.0
 
 _LAST_WORDS_SECONDS = 0.5  # in which the calls of a failed engine hear why
@@ -135,15 +137,21 @@ class EngineActors:
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
-    def wait(self) -> None:
+    def wait(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Wait until every model is loaded, and note its card and how long that took.
 
+        Args:
+            is_wanted: Asked a few times a second whether to go on waiting.
+
         Raises:
-            EngineError: A worker could not be started; the reason is in it.
+            EngineError: A worker could not be started; the reason is in it. Or it was no longer waited for.
         """
-        started = time.monotonic()
+        started, loading = time.monotonic(), list(self._cards)
         try:
-            cards = ray.get(self._cards, timeout=_LOAD_TIMEOUT_SECONDS)
+            while loading and time.monotonic() < started + _LOAD_TIMEOUT_SECONDS and is_wanted():
+                loaded, loading = ray.wait(loading, num_returns=1, timeout=_LOOK_SECONDS)
+                ray.get(loaded)  # the first that fails ends the wait for the others
+            cards = ray.get(self._cards, timeout=_LOOK_SECONDS)
         except Exception as error:
             raise cause_of(error) from error
         self.model, self.head = cards[0]

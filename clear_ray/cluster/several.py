@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from clear_ray.cluster.engines import EngineActors
@@ -40,10 +40,10 @@ class SeveralEngines(EngineActors):
         """Nothing: their number is fixed."""
         del count
 
-    def wait(self) -> None:
+    def wait(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """See `EngineActors`; the card is that of all models together."""
         for engines in self._each:
-            engines.wait()
+            engines.wait(is_wanted)
         cards = [engines.model for engines in self._each]
         self.model = ModelCard(
             name=", ".join(card.name for card in cards),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config.engine import VllmConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
-from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt
+from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, TokenIds
+from clear_ray.engine.batch import Answer
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.streaming import Partial
@@ -57,7 +60,7 @@ class VllmEngine:
         folder = whole_model_folder(config.model)
         saved, generation_config = read_configs(folder)
         self._rendering = rendering_of(config, folder)
-        ends = end_token_ids(saved, generation_config, self._rendering)
+        ends = self._ends = end_token_ids(saved, generation_config, self._rendering)
         decoding = Decoding(
             config,
             tuple(sorted(ends)),
@@ -99,6 +102,8 @@ class VllmEngine:
         self._thread = VllmThread(arguments, decoding)
         # Runs at the latest when the interpreter exits, so that vLLM's processes end before ours.
         self._close = weakref.finalize(self, self._thread.close)
+        self._thread.follow()
+        self._try_choice()
         self._has_states = self._try_states(hidden_states)
         if not self._has_states:
             self._card = replace(self._card, hidden_width=0)
@@ -178,9 +183,35 @@ class VllmEngine:
         """End vLLM and its processes. Calling it again does nothing."""
         self._close()
 
+    def _try_choice(self) -> None:
+        """Have two tokens chosen that vLLM alone would not choose, behind others that it takes for the prompt's.
+
+        Raises:
+            EngineError: This vLLM does not take them.
+        """
+        plain = (token for token in range(self._vocabulary // 2, self._vocabulary) if token not in self._ends)
+        first, second = next(plain), next(plain)
+        # Far beyond what a row may ask for, so that no logit of the model's own counts.
+        biases = ((first, 1e5), (second, 1e5))
+        sampling = Sampling.model_construct(
+            temperature=0, frequency_penalty=1e3, presence_penalty=0, repetition_penalty=1, logit_bias=biases
+        )
+        trial = Grant("trial", TokenIds([second]), 2, prefix_token_ids=(first, first), sampling=sampling)
+        ended: Future[Answer | EngineError] = Future()
+        self._thread.submit([self._admission.admit(trial, ended.set_result)])
+        answer = ended.result()
+        if isinstance(answer, EngineError):
+            raise answer
+        if answer.generated != [second, second]:
+            raise EngineError(
+                "this vLLM does not take the tokens that are chosen for it",
+                "engine.kind vllm",
+                f"{answer.generated} in place of {[second, second]} {answer.error}".strip(),
+                remedy="Set VLLM_USE_V2_MODEL_RUNNER=0, or choose the engine transformers, and report the version of vLLM.",
+            )
+
     def _try_states(self, is_wanted: bool) -> bool:
         """Return whether this vLLM shows us the hidden states of this model: a trial prompt tells."""
-        self._thread.follow()
         if not is_wanted:
             return False
         try:

@@ -24,6 +24,9 @@ def read_arrow(filesystem: pafs.FileSystem, path: str, *, origin: str, columns: 
     try:
         with filesystem.open_input_file(path) as source:
             for batch in _batches(source):
+                batch.validate(
+                    full=True
+                )  # Arrow trusts the offsets in such a file, and reads where a damaged one leads it
                 if first_row == 1:
                     if refusal := missing_columns(batch.schema.names, origin, columns):
                         raise refusal

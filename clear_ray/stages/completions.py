@@ -55,8 +55,20 @@ class Verdicts:
         }
 
 
+_CARRIED = ("index", "query_id", "weight", "cost", "task", "gold")
+
+
 class Complete:
-    """Turn the grant that ended each query's answer into its completion; drop all others and those that are void."""
+    """Turn the grant that ended each query's answer into its completion; drop all others and those that are void.
+
+    Attributes:
+        reads: The columns of an attempt that it looks at; those of an older run lack some.
+    """
+
+    reads = (
+        *(*_CARRIED, "round", "attempt", "sample", "finish_reason", "text", "error", "correct", "answer", "verdict"),
+        *("ended_at", "logprobs", "engine"),
+    )
 
     def __init__(self, verdicts: Verdicts, void: VoidAttempts) -> None:
         self._verdicts, self._void = verdicts, void
@@ -108,7 +120,13 @@ class Complete:
 
 
 class Abandon:
-    """Turn the queries that were never run into completions without an answer; drop the others."""
+    """Turn the queries that were never run into completions without an answer; drop the others.
+
+    Attributes:
+        reads: The columns of a query that it looks at.
+    """
+
+    reads = _CARRIED
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -151,7 +169,7 @@ class Abandon:
 
 
 def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
-    carried = {name: batch[name] for name in ("index", "query_id", "weight", "cost", "task", "gold")}
+    carried = {name: batch[name] for name in _CARRIED}
     found = {**carried, **numbers, **columns}
     arrays = []
     for field in COMPLETION_SCHEMA:

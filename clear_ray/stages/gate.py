@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from clear_ray.errors import EngineError
 from clear_ray.storage import Folder
 
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS, _LOOK_FAR_SECONDS = 0.05, 0.5
 _CLOSED, _OPEN = b"closed", b"open"
 
 
@@ -42,6 +42,10 @@ class Gate:
         with suppress(FileNotFoundError):
             self.folder.filesystem.delete_file(f"{self.folder.path}/{self.name}")
 
+    def is_there(self) -> bool:
+        """Return whether anything waits for it still."""
+        return self.folder.exists(self.name)
+
     async def passed(self) -> None:
         """Return once the gate is open.
 
@@ -49,7 +53,7 @@ class Gate:
             EngineError: There is none any more.
         """
         while await asyncio.to_thread(self._state) == _CLOSED:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS if self.folder.is_local else _LOOK_FAR_SECONDS)
 
     def _state(self) -> bytes:
         try:

@@ -39,6 +39,7 @@ from clear_ray.stages.roster import Roster, Workers
 from clear_ray.tasks import Kind, Verdict, canonical, extract, judged_by, scores_at_once
 
 Row = dict[str, Any]
+_NO_USAGE: Row = {f"usage_{field.name}": None for field in fields(Usage)}
 Scorer = Callable[[str, str | None, str | None], float | None]
 
 
@@ -347,8 +348,7 @@ def _logprobs(row: Row, generation: Generation) -> str | None:
 
 def _usage_columns(usage: Usage | None) -> Row:
     """Return the columns of `records.ATTEMPT_SCHEMA` that say what an endpoint counted."""
-    stated = {} if usage is None else asdict(usage)
-    return {f"usage_{field.name}": stated.get(field.name) for field in fields(Usage)}
+    return _NO_USAGE if usage is None else {f"usage_{name}": tokens for name, tokens in asdict(usage).items()}
 
 
 def vote_of(text: str, kind: Kind, row: Row) -> tuple[str | None, int | None]:

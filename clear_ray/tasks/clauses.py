@@ -25,11 +25,19 @@ _OPENS = re.compile(
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"(?:\d[^\d.;]{0,30} and|between \d[^.;]{0,20} and)\s*\Z")
+_INSERTS = re.compile(r"\w[\"'*]{0,3},[\"']? (?:which|who|[a-z]{2,12}(?:ed|en|ilt|rn|nd)) [^,.;]{0,60}\Z")
+_GOES_ON = re.compile(r"[^,.;]{1,60}, (?:is|was|are|were|has|had|[a-z]{2,15}s)\b")
 _OF_ONE = re.compile(
     r"\d(?: [a-z]{2,15}){0,2} (?:of|out of) (?:(?:the|his|her|their|"
     r"its|all|every|those|these|original|initial|first) ){0,2}\Z",
     re.IGNORECASE,
 )
+
+
+def is_inserted(sentence: str, start: int) -> bool:
+    """Tell whether the number at a place stands in a clause between two commas: `The film, released in 2010, is by Nolan`."""
+    before, after = sentence[max(0, start - _LONGEST) : start], sentence[start : start + _LONGEST]
+    return _INSERTS.search(before) is not None and _GOES_ON.match(after) is not None
 
 
 def is_by_the_way(sentence: str, start: int) -> bool:

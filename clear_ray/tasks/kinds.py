@@ -36,7 +36,8 @@ from clear_ray.tasks.mathematics import (
     read_mathematics,
 )
 from clear_ray.tasks.programs import read_program
-from clear_ray.tasks.quantities import Quantity, is_quantity, read_quantity, readings
+from clear_ray.tasks.quantities import Quantity, is_quantity, read_quantity
+from clear_ray.tasks.readings import readings
 from clear_ray.tasks.refusals import is_undetermined, refuses
 from clear_ray.tasks.sentences import adds_just, says_the_same
 from clear_ray.tasks.structured import NOTHING, equal_json, levelled, read_json
@@ -62,6 +63,7 @@ COMPARED_HERE: tuple[Kind, ...] = ("exact", "number", "choice", "json")
 
 _PATTERN_SECONDS = 1.0
 _LONGEST = 1 << 20
+_SAID_AGAIN = re.compile(r",? (?:i\.e\.|that is|or equivalently),? [^\n]{1,200}\Z")
 _NOT_THEN = re.compile(r"\b(?:before|after|not|until|since) (?:the )?(?=\d|[A-Z][a-z]{2,9}\.? \d)")
 
 
@@ -178,7 +180,12 @@ def judge_here(
     if refuses(_said_last(located)):
         return _judge_refusal(kind, located, reference, options)
     if kind == "math":
-        return _judge_math(located, reference, prompt, prove or (lambda a, g: False))
+        verdict = _judge_math(located, reference, prompt, prove or (lambda a, g: False))
+        before = _SAID_AGAIN.split(located.rest)[0]
+        if verdict.score or located.marked is not None or before == located.rest:
+            return verdict
+        again = _judge_math(Located(None, before), reference, prompt, prove or (lambda a, g: False))
+        return again if again.score else verdict  # 60 degrees, i.e. a third of pi
     if reference.is_set:
         return _judge_set(located, reference)
     verdict = Verdict(0.0, NO_ANSWER)

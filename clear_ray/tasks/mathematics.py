@@ -47,6 +47,9 @@ _FORMULA = re.compile(
 _EITHER = re.compile(r" (?:or|and) |\\text\{ ?or ?\}")
 _ENDS = (")", "]")
 _OPENINGS, _CLOSINGS = "([{", ")]}"
+_ATTAINED = re.compile(
+    r"(?<=[$\])]), (?:attained|achieved|reached|occurring|which (?:occurs|is attained)|when|where|at) [^\n.]{0,80}\.?\s*\Z"
+)
 _ANY_ORDER = re.compile(
     r"\b(?:in )?any order\b|\border (?:does not|doesn't|is not important|do not) ?(?:matter)?", re.IGNORECASE
 )
@@ -65,7 +68,7 @@ def read_mathematics(marked: Marked | None, rest: str) -> str | None:
         place = line.find(span)
         if (is_quantity(span) or "$" in span) and not is_denied(line[:place], line[place + len(span) :]):
             return trimmed(tidy(span)) or None
-    spans = _spans(rest)
+    spans = _spans(_ATTAINED.split(rest, maxsplit=1)[0]) or _spans(rest)
     if spans and not is_denied(rest[: spans[-1][0]], rest[spans[-1][1] :]):
         return trimmed(spans[-1][2]) or None
     if line and len(line.split()) <= 3:

@@ -10,11 +10,10 @@ and neither is a bound (`more than 12`, `not 12`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from clear_ray.tasks.clauses import is_by_the_way
+from clear_ray.tasks.clauses import is_by_the_way, is_inserted
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.numerals import LONGEST, NUMBER, VULGAR, cleaned, number_in_words, value_of
 from clear_ray.tasks.units import CURRENCIES, SCALES, unit_after_words, unit_of
@@ -44,6 +43,9 @@ _COMPARED = re.compile(
     r"[^A-Za-z\n]{1,40} ?(?:[a-z]{1,20} ){0,2}(?:(?:more|less|fewer|greater|higher|lower) than|times as)\b"
 )
 _THEREFORE = re.compile(r"\b(?:so|thus|therefore|hence|then|gives|yields|means)\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r", (?:and )?(?:he|she|it|they|we|you|there|[A-Z][a-z]{1,15}|the [a-z]{2,15}) [a-z]{2,15} [^=]{0,80}\d"
+)
 _VETO = re.compile(
     r"(?:\b(?:not|never|than|least|most|under|over|between|below|above|nor|isn't|without|up to|or|"
     r"or (?:maybe|perhaps|possibly))|[<>≤≥≠±]|\\[lg]eq?|\\pm|\+/-)"
@@ -81,26 +83,6 @@ _ALSO = re.compile(
     r"[^\W\d]{1,20}\W{0,3}\Z"
 )
 _SUM = re.compile(r": ?[^:=]{0,60}\d [-+*/\u00d7] [$€£]?\d[^:=]{0,60}\Z")
-_RATE = re.compile(r" ?[$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b")
-_AGAIN = re.compile(
-    r", or(?= [$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b)|,? or (?:about|"
-    r"approximately|approx\.|roughly|around|equivalently)\b|,? (?:i\.e\.|equivalently|that is),?(?= )"
-    r"|\((?:or|about|approximately|approx\.|roughly|i\.e\.,?|which is|that is)(?= )|\((?=[=\u2248~])|\u2248|\\approx\b",
-    re.IGNORECASE,
-)
-_ODDS = re.compile(
-    r"\b(?:chances?|probability|likelihood|odds|proportion|"
-    r"fraction)\b[^.;\n]{0,60}?\b(?P<one>\d{1,9}) (?:in|out of)(?: every)? (?P<of>\d{1,9})\b",
-    re.IGNORECASE,
-)
-_OUT_OF = re.compile(r"(?P<one>\d{1,9}) (?:in|out of)(?: every)? (?P<of>\d{1,9})\.?")
-_DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[{])(\d+),(\d{1,2}|\d{4,15}|(?<=\b0,)\d{3})(?![\d,)\]}]|\.\d)")
-_POINTED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?![\d.]*\d)")
-_ABROAD = re.compile(
-    r"(?i:\b(?:el|los|las|es|son|respuesta|total de|le|les|est|sont|"
-    r"r\u00e9ponse|der|die|das|ist|sind|betr\u00e4gt|antwort|il|\u00e8|risposta"
-    r"|resposta|o|os|\u00e9|s\u00e3o|het|antwoord|jawaban|adalah|cevap|\u0111\u00e1p|l\u00e0|svar|er|\u00e4r|odpowied\u017a|zijn)\b)|[\u0400-\u04ff]"
-)
 _MEASURED = re.compile(r" \([^\W\d]{0,15} ?[$£€]?\d[\d.,]* ?[^\W\d]?[^\d()=]{1,20}\)(?= [a-z])")
 _OF_ANOTHER = re.compile(
     r",? (?:who|which (?:was|were|had|cost|originally)|while|whereas|"
@@ -169,7 +151,7 @@ def read_quantity(answer: str) -> Quantity | None:
         r"\W{0,5}(?:not|never|more|less|fewer|at least|at most|over|under|between|up to|either)\b", line, re.IGNORECASE
     ):
         return None
-    return _last(_SENTENCE_END.split(line, maxsplit=1)[0])
+    return last_quantity(_SENTENCE_END.split(line, maxsplit=1)[0])
 
 
 def find_quantity(text: str) -> Quantity | None:
@@ -190,56 +172,12 @@ def find_quantity(text: str) -> Quantity | None:
         if len(sides) > 1 and _TERM.fullmatch(side) and re.search(r"[^\W\d]{2}", sides[-2]):  # we get 20 = 4 x 5
             side = sides[-2]
         found = _after_equals(side) if side != plain_line else None
-        found = found or _last(plain_line)
+        found = found or last_quantity(plain_line)
         if found is not None:
             return found
         if any(map(str.isdigit, plain_line)):
             return None  # what the last line with a number says is no number: 10:30, more than 12
     return _only_in_words(text[-LONGEST:].rstrip().rpartition("\n")[2])
-
-
-def readings(text: str, *, is_marked: bool, around: str = "") -> Iterator[Quantity]:
-    """Yield what a text gives as its number: first as `read_quantity` or `find_quantity` do, then what says it again.
-
-    `1/3, or about 33.3%` and `2.5 hours (or 150 minutes)` are right by either; a comma before decimals is read where nothing
-    else makes sense of it, points between thousands where the text is in a language that writes them.
-
-    Args:
-        text: What a mark points at, or a text without one.
-        is_marked: Which of the two it is.
-        around: The whole text, whose language tells how numbers are written.
-    """
-    read = read_quantity if is_marked else find_quantity
-    if (first := read(text)) is not None:
-        yield first
-    local = with_points(text, around or text)
-    if local != text and (found := read(local)) is not None:
-        yield found
-    odds = [*_ODDS.finditer(text[-LONGEST:]), *filter(None, [_OUT_OF.fullmatch(text.strip()[:100])])]
-    for found_odds in odds:
-        if int(found_odds["of"]):
-            yield Quantity(Fraction(int(found_odds["one"]), int(found_odds["of"])), "", found_odds[0])
-    line = text.strip().partition("\n")[0] if is_marked else text.rstrip().rpartition("\n")[2]
-    inside = re.search(r"\(([^()]{1,60})\)\W{0,3}\Z", line)
-    again = read_quantity(inside[1]) if inside and is_quantity(inside[1]) else None
-    if first is not None and again is not None and _digits(again) == _digits(first):  # 1.250 (1250)
-        yield again
-    parts = _AGAIN.split(line[:LONGEST], maxsplit=1)
-    if len(parts) == 2 and (first is not None or _RATE.match(parts[1])) and not is_denied(parts[0]):
-        for part in parts:
-            if (found := _last(cleaned(part))) is not None and any(map(str.isdigit, parts[0])):
-                yield found
-
-
-def _digits(quantity: Quantity) -> str:
-    return re.sub(r"\D", "", quantity.text)
-
-
-def with_points(text: str, around: str) -> str:
-    """Return a text with decimal commas as points, and without points between thousands if its language writes those."""
-    if _ABROAD.search(around[-LONGEST:]):
-        text = _POINTED.sub(lambda found: found[0].replace(".", ""), text)
-    return _DECIMAL_COMMA.sub(r"\1.\2", text)
 
 
 def _only_in_words(line: str) -> Quantity | None:
@@ -300,8 +238,8 @@ def _at_start(line: str, *, is_alone: bool = True) -> Quantity | None:
 
 
 def _after_equals(side: str) -> Quantity | None:
-    goes_on = _THEREFORE.search(side) is not None or not _begins(side)
-    return _last(side) if goes_on else _at_start(side, is_alone=False)
+    goes_on = _THEREFORE.search(side) is not None or _CLAUSE.search(side) is not None or not _begins(side)
+    return last_quantity(side) if goes_on else _at_start(side, is_alone=False)
 
 
 def is_quantity(text: str) -> bool:
@@ -363,7 +301,7 @@ def _whole(line: str, start: int, *, is_alone: bool) -> Quantity | None:
     return Quantity(value, unit, line[start:end].strip())
 
 
-def _last(sentence: str) -> Quantity | None:
+def last_quantity(sentence: str) -> Quantity | None:
     """Return the last whole number of a sentence that no bound stands before.
 
     What it says by the way (`for 16 glasses`, `at the end of the 4 hours`) counts if there is no other number.
@@ -374,6 +312,7 @@ def _last(sentence: str) -> Quantity | None:
             quantity = _whole(sentence, found.start(), is_alone=False)
             places.append((found.start(), quantity))
             covered = found.start() + len(quantity.text) if quantity is not None else 0
+    places = [(start, quantity) for start, quantity in places if not is_inserted(sentence, start)]
     main = [place for place in places if not is_by_the_way(sentence, place[0])]
     for start, quantity in reversed(main or places):
         if quantity is not None:

@@ -44,6 +44,7 @@ _UNDETERMINED = re.compile(
     r"|\b(?:unknown|undetermined|unanswerable|indeterminate)\b|\bnot (?:mentioned|stated|given|specified|known)\b"
     r"|\b(?:do|does|did)(?: not|n't) (?:say|mention|state|specify|provide|"
     r"contain|indicate|give|tell)\b|\bno (?:such )?(?:answer|information)\b"
+    r"|\b(?:is|was)n't enough (?:information|context|data)\b"
     r"|\b(?:not enough|insufficient) (?:information|context|data)\b",
     re.IGNORECASE,
 )

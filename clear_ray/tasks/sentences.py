@@ -25,7 +25,8 @@ _COPULA = re.compile(
 _ABROAD = re.compile(r"(?:\b(?:no|non|não|nicht)|\bn') ?\Z", re.IGNORECASE)
 _DENIED = re.compile(r" ?(?:not|nicht|kein\w*|pas|niet)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
-    r"[,;(]| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b", re.IGNORECASE
+    r"[,;(]| you(?:'re| are)\b| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b",
+    re.IGNORECASE,
 )
 _WHERE = re.compile(
     r" (?:in|at|into|to|\u00e0|en|em) (?:the (?:city|town|country|state|"
@@ -34,7 +35,8 @@ _WHERE = re.compile(
 _ELSEWHERE = re.compile(r"\b(?:in|at|from|near|\u00e0|en|em) (?:the )?[A-Z0-9]")
 _PARTICIPLE = re.compile(
     r"(?:\w{1,15}ly )?(?:(?:called|named|termed|considered|known as|referred to as)"
-    r"|[a-z]{1,15}(?:ed|en|wn|ght|ilt|und|old|orn|hot|ung|de|ead|et|ut|un) (?:by|in|at|on|from|to|as|after|with|near)) ",
+    r"|[a-z]{1,15}(?:ed|en|wn|ght|ilt|und|old|orn|hot|ung|de|ead|et|"
+    r"ut|un|on|ld|pt) (?:by|in|at|on|from|to|as|after|with|near)) ",
 )
 _CIRCUMSTANCE = re.compile(r" (?:in|on|at|around|during|after|before|between|from)\b")
 _SECOND = re.compile(r" and (?=\w{1,15}(?:ed|en|wn|ght) )")
@@ -42,6 +44,7 @@ _BOTH = re.compile(
     r"(?P<one>[^()]{1,60}) \((?!(?:not|or|formerly|previously|unlike|e\.g|i\.e|see|from|in|as)\b)"
     r"(?P<other>[^()]{1,60})\)\W{0,3}"
 )
+_ALIAS = re.compile(r"\A(?:(?:now|also|better|formally|officially) )?(?:called|known as|named) |\A(?:a\.?k\.?a\.?|or) ")
 _NAME = re.compile(
     r"(?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)(?: (?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)){0,4}"
 )
@@ -49,6 +52,11 @@ _PREPOSITION = re.compile(r"\A(?:on|in|at|by|from|near) ")
 _BY = re.compile(
     r"(?<!followed)(?<!preceded)(?<!accompanied)(?<!joined)(?<!succeeded) (?:by|"
     r"through|via|using) (?:means of |the process of )?(?P<place>[^,;]{1,40})\Z"
+)
+_BY_WHOM = re.compile(r", [a-z]{2,15} by \S")
+_OBJECT = re.compile(
+    r"(?:They|It|He|She|We|You) [a-z]{2,15} (?:the )?(?P<name>[A-Z][\w.'-]*(?: [A-Z][\w.'-]*){0,3})"
+    r"(?: (?:in|to|at|on|from|with|as) (?:(?! and | or )[^,;]){1,60})?\.?"
 )
 _TITLED = re.compile(
     r"(?:President|Dr|Mr|Mrs|Ms|Sir|King|Queen|Prince|Professor|Prof|Captain|General|Pope|Saint)\.? "
@@ -81,7 +89,7 @@ _PRONOUN = re.compile(
 _INSTEAD = re.compile(r",? (?:rather than|instead of|and not|not) [^,.;:]{1,60}(?=\W{0,3}\Z)", re.IGNORECASE)
 _SURELY = re.compile(
     r"(?:actually|really|indeed|in fact|simply|most likely|probably|likely|definitely|certainly|officially|currently|now|"
-    r"at|often|commonly|generally|usually) (?=\S)"
+    r"at|often|commonly|usually|[a-z]{2,15}ly) (?=\S)"
 )
 _CLASSED = re.compile(
     r"\b(?:classif\w+|label\w*|categori[sz]\w+|describe\w*|rate\w*|"
@@ -93,6 +101,11 @@ _ASIDE = re.compile(r"([A-Z][^,;()]{0,60}), ([^,;]{1,60}), [a-z]{2,20}\b")
 _HAS = re.compile(
     r"\b(?:has|have|had|bears?|carries) the (?:\w+ )?(?:name|formula|title|"
     r"symbol|code|nickname|capital) (?:of )?(?P<value>[^,;.]{1,60})\Z"
+)
+_QUOTED = re.compile(r'\b(?:is|to|as|called|named|reads|says|word|phrase|be|means):? "([^"\n]{1,100})"')
+_ELABORATED = re.compile(
+    r"(?P<first>[^.!?]{3,200}[^.!?\d])\. (?:He|She|It|They)(?:'s| is| was| has| had| were| are)? "
+    r"(?:also|later|born|known|located|famous|best known|considered|widely)\b"
 )
 _TITLE = re.compile(r'"(?P<title>[^"\n]{1,100})"(?= (?:by|is|was|\())')
 _LABEL = re.compile(r"[*_]{0,2}(?P<name>[A-Z][\w' ]{0,30})[*_]{0,2}: ?[*_]{0,2}(?P<value>\S.*)")
@@ -130,11 +143,16 @@ def asserted(line: str) -> Iterator[str]:
     line = _INSTEAD.sub("", line)
     if (classed := _CLASSED.search(tidy(line))) is not None and not is_denied(line[: classed.start("value")]):
         yield tidy(classed["value"])
+    quoted = _QUOTED.findall(line)
+    if len(quoted) == 1 and line.count('"') == 2 and not CONTRAST.search(line):
+        yield quoted[0]
+    if (elaborated := _ELABORATED.match(line)) is not None:
+        yield from asserted(elaborated["first"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
     if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
         yield tidy(both["one"])
-        yield tidy(both["other"])
+        yield tidy(_ALIAS.sub("", both["other"]))
     if (found := _TITLED.fullmatch(tidy(line))) is not None:
         yield found["name"]
     if (found := _KIND_OF.search(tidy(line))) is not None and not CONTRAST.search(line):
@@ -160,11 +178,14 @@ def asserted(line: str) -> Iterator[str]:
                 yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
                 yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
     if tidy(first_sentence(line)) == tidy(line) and not CONTRAST.search(line):
+        if (acted := _OBJECT.fullmatch(line)) is not None:
+            yield tidy(acted["name"])
         if (has := _HAS.search(tidy(line))) is not None:
             yield tidy(has["value"])
         if (aside := _ASIDE.match(line)) is not None:
             yield from (part for part in aside.groups() if _NAME.fullmatch(part))
-        if (place := _PLACE.search(tidy(line)) or _BY.search(tidy(line))) is not None:
+        by = None if _BY_WHOM.search(line) else _BY.search(tidy(line))
+        if (place := _PLACE.search(tidy(line)) or by) is not None:
             yield tidy(place["place"])
         where = _WHERE.search(tidy(line))
         if where is not None and not _ELSEWHERE.search(line[: where.start()]):

@@ -34,6 +34,10 @@ _CHECK = re.compile(
     re.IGNORECASE,
 )
 _RULE = re.compile(r"(?<=\S)\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})\Z")
+_SHORT = 200
+_EXPLAINS = re.compile(
+    r"\n[\s#*_]*(?:explanation|reasoning|justification|rationale|working|solution)[*_]*:?[*_]*\s", re.IGNORECASE
+)
 _MOST_COURTESIES = 3
 _COURTESY = re.compile(
     r"[\s*_]*(?:let me know|i hope|hope (?:this|that|it)|feel free|"
@@ -56,7 +60,22 @@ def own_answer(text: str) -> str | None:
         text: What the model wrote.
     """
     visible = without_thinking(text)
-    return None if visible is None else without_courtesy(_CHECK.sub("", before_next_turn(visible)))
+    if visible is None:
+        return None
+    return without_courtesy(before_explanation(_CHECK.sub("", before_next_turn(visible))))
+
+
+def before_explanation(visible: str) -> str:
+    """Return the short answer before a heading that explains it: of `42` and `### Explanation` the 42.
+
+    A text without one, and one that answers again under it, is returned as it is.
+
+    Args:
+        visible: The text without its thinking.
+    """
+    found = _EXPLAINS.search(visible[:_SHORT])
+    before = visible[: found.start()] if found and not _ANSWERED.search(visible, found.end()) else ""
+    return before if 0 < len(before.split()) <= _FEW_WORDS and "\n" not in before.strip() else visible
 
 
 def without_courtesy(visible: str) -> str:

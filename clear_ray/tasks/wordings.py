@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from clear_ray.tasks.clauses import is_inserted
 from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.marks import Located
 from clear_ray.tasks.sentences import apposed, asserted
@@ -43,9 +44,10 @@ _TRUE_OR_FALSE = re.compile(
 )
 _UNSURE = re.compile(r"\b(?:might|may|could|whether|if|unclear|uncertain|unknown|or)\b", re.IGNORECASE)
 _CLOSES_WITH = re.compile(
-    r"\b(?:is|are|was|be|so|hence|thus|therefore):?,? +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z",
+    r"\b(?:is|are|was|be|so|hence|thus|therefore|[a-z]{2,15}:):?,? +[*_]{0,2}(?P<word>yes|no|true|false)[*_]{0,2}[.!]?\s*\Z",
     re.IGNORECASE,
 )
+_IN_BETWEEN = re.compile(r"\b(?:so|hence|thus|therefore),? (?P<word>yes|no), ", re.IGNORECASE)
 _OF_A_STATEMENT = re.compile(
     r"\W{0,4}(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is"
     r"(?P<denied> not|n't)? (?:\w{1,12}ly )?[*_]{0,2}(?P<word>true|false)\b(?! (?:that|if|only))",
@@ -60,9 +62,9 @@ def line_answer(located: Located) -> str:
         return tidy(_head(marked.text) if marked.how == "said" else marked.text)
     line = last_line(located.rest)
     if len(line.split(maxsplit=_FEW_WORDS)) > _FEW_WORDS:
-        numbers = _NUMBER.findall(line)
+        numbers = [found[0] for found in _NUMBER.finditer(line) if not is_inserted(line, found.start())]
         if numbers:
-            return str(numbers[-1]).rstrip(",")
+            return numbers[-1].rstrip(",")
     return tidy(line)
 
 
@@ -116,7 +118,7 @@ def read_truth(located: Located) -> str | None:
         return _said(found) or _said_abroad(located.marked.text)
     line = last_line(located.rest)[:_LONGEST].rpartition("? ")[2]
     closes = None if _UNSURE.search(line) else _CLOSES_WITH.search(line)
-    found = _TRUE_OR_FALSE.match(line) or closes or _OF_A_STATEMENT.match(line)
+    found = _TRUE_OR_FALSE.match(line) or closes or _IN_BETWEEN.search(line) or _OF_A_STATEMENT.match(line)
     found = found or _TRUE_OR_FALSE.match(located.rest.lstrip()[:_LONGEST])
     return _said(found) or _said_abroad(line)
 

@@ -10,6 +10,7 @@ import pytest
 
 from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine import Engine, Generation, Grant, TransformersEngine, VllmEngine
+from clear_ray.errors import EngineError
 from tests.unit.engine.conftest import run_grants
 from tests.unit.engine.test_structured import SCHEMAS
 
@@ -23,7 +24,7 @@ ASKED = {
     "bias": Sampling(logit_bias={"28": -100, "30": 2.5}),
     "least": Sampling(min_tokens=25),
     "stop": Sampling(stop=(" of", "zebra")),
-    "special stop": Sampling(stop=("<|im_start|>",), logit_bias={"1": 14}),
+    "special stop": Sampling(stop=("<|im_start|>",), logit_bias={"1": 100}),
     "stop token": Sampling(stop_token_ids=(28,)),
     "all": Sampling(repetition_penalty=1.1, frequency_penalty=0.4, logit_bias={"30": -5}, min_tokens=4, stop=(".",)),
     "late stop": Sampling(stop=(" is", " the"), min_tokens=11),
@@ -156,3 +157,10 @@ def test_log_probabilities_are_those_of_slots(engine: VllmEngine, reference: Tra
             assert mine.logprob == pytest.approx(other.logprob, abs=2e-3)
             assert [value for _, value in mine.top] == pytest.approx([value for _, value in other.top], abs=2e-3)
         assert {len(entry.top) for entry in ours} == {5 if name == "greedy" else 0}
+
+
+def test_a_vllm_that_does_not_take_the_tokens_is_refused(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine._try_choice()
+    monkeypatch.setattr("clear_ray.engine.vllm_thread.told_of", lambda *_: None)
+    with pytest.raises(EngineError, match=r"does not take the tokens.*in place of"):
+        engine._try_choice()

@@ -141,8 +141,9 @@ class ServedEngines(EngineActors):
         """Return how many there are."""
         return self._count
 
-    def wait(self) -> None:
+    def wait(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Nothing: they have loaded their models."""
+        del is_wanted
 
     def resize(self, count: int) -> None:
         """Nothing: the server has as many as its settings say."""

@@ -213,7 +213,8 @@ def tiny_config(name: str, **changes: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = _made_small(CONFIG_MAPPING[name], name, {**_parts(CONFIG_MAPPING[name], name), **changes})
+            parts = _parts(CONFIG_MAPPING[name], name)
+            config = _made_small(CONFIG_MAPPING[name], name, {**parts, **_OWN.get(name, {}), **changes})
             if unfit_reason(config):  # told from its settings: no model of it is made
                 return config
             parameters = _parameters(config)

@@ -116,3 +116,18 @@ def test_endings_and_spans_are_read(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text(json.dumps(spans))
     take(tmp_path / "d.jsonl", tmp_path / "drop")
     assert json.loads(taken(tmp_path / "drop")[0]["gold"]) == spans["answers_spans"]
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_an_arrow_file_whose_offsets_lead_out_of_it_is_refused(tmp_path: Path, is_file: bool) -> None:
+    """Arrow believes them: to read such a text ends the process."""
+    with pa.OSFile(str(tmp_path / "q.arrow"), "wb") as sink:
+        writer = pa.ipc.new_file(sink, TABLE.schema) if is_file else pa.ipc.new_stream(sink, TABLE.schema)
+        with writer:
+            writer.write_table(TABLE)
+    content = (tmp_path / "q.arrow").read_bytes()
+    offsets = b"\0\0\0\0\2\0\0\0\4\0\0\0"
+    assert offsets in content
+    (tmp_path / "q.arrow").write_bytes(content.replace(offsets, b"\0\0\0\0\xff\xff\xff\x6f\xff\xff\xff\x7f"))
+    with pytest.raises(SchemaError, match=r"the Arrow file cannot be read.*Write the file again"):
+        take(tmp_path / "q.arrow", tmp_path / "run")

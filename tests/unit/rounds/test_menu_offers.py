@@ -249,7 +249,7 @@ def test_a_dear_model_is_tried_first_on_what_the_cheap_one_got_wrong(seed: int) 
         tried = set(clearing.index_M[clearing.option_M == 1].tolist())
         if tried:
             assert wrong
-            assert tried <= wrong or wrong <= tried
+            assert tried <= wrong
             break
         wrong |= {index for index in clearing.index_M.tolist() if not batch.is_right_JN[0, index]}
     else:
@@ -304,8 +304,10 @@ def test_of_two_models_the_one_without_a_head_is_learned() -> None:
     batch = Batch(is_verified=True, budget=int(0.75 * batch.dear_alone()), given=True)
     batch.offers = replace(batch.offers, given=(batch.offers.given[0], None), learns=True)
     found = batch.play()
-    assert batch.asked[0][1] == 1, "the pilot asks the one of which nothing is known"
-    assert found > 0.7
+    models = [model for _, model, _ in batch.asked]
+    assert 0 < models.index(1) < 45, "it is tried once the other one is worth no more, which its head knows"
+    assert len(batch.rounds_seen[0].clearing.index_M) >= 2, "a head that is there is used from the start"
+    assert found > 0.85
 
 
 def test_a_query_that_a_model_cannot_read_goes_to_the_other() -> None:

@@ -21,8 +21,10 @@ from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
+from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.attempts import read_attempts
-from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles, round_folder
+from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles, round_folder, slim_attempts
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
@@ -399,3 +401,32 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="taken"):
         open_folder(str(tmp_path)).write("taken.parquet", b"rows")
     assert [path.name for path in tmp_path.iterdir()] == ["taken.parquet"]
+
+
+def test_a_call_is_answered_where_its_prompts_were_read(recorded: ReplayConfig, tmp_path: Path) -> None:
+    queries = granted(known_ids(recorded, 6))
+
+    async def call() -> list[int]:
+        market = MarketActor(str(tmp_path / "run"), 10_000, len(queries))
+        each = [EngineWorker(recorded, PriorHead(cap_tokens=320)) for _ in range(3)]
+        workers = Workers([LocalWorker(worker) for worker in each], lambda _: False, lambda _: None, 900.0)
+        dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
+        caller = GenerateToFiles(dispatch, open_folder(str(tmp_path / "run")), rows_per_file=64)
+        for first, home in ((0, 2), (2, 0), (4, 2)):
+            await caller.attempts(queries.slice(first, 2), home=home)
+        market._journal.close()
+        return [worker.occupancy.tokens for worker in each]
+
+    first, second, third = asyncio.run(call())
+    assert first > 0 < third
+    assert second == 0
+
+
+def test_attempts_of_a_run_before_caches_were_told_are_read() -> None:
+    attempts = pa.Table.from_pylist([row(0) | {"cached_tokens": 9}, row(1)], schema=ATTEMPT_SCHEMA)
+    assert slim_attempts(attempts, "f")["cached_tokens"].to_pylist() == [9, None]
+    older = slim_attempts(attempts.drop_columns(["cached_tokens", "vote"]), "f")
+    answers = AnswerFiles(2)
+    for table in (older, slim_attempts(attempts, "f")):
+        answers.note(table)
+    assert answers.cached_tokens == 9

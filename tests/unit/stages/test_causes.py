@@ -88,7 +88,7 @@ def verdicts(queries: int, *, error_of_index: dict[int, str] | None = None, **st
 
 def test_every_end_has_its_code() -> None:
     queries = pa.Table.from_pylist([query_row(index) for index in range(4)], schema=QUERY_SCHEMA)
-    found = Abandon(
+    abandon = Abandon(
         verdicts(
             4,
             price_N=np.full(4, 0.5),
@@ -96,7 +96,9 @@ def test_every_end_has_its_code() -> None:
             spent_tokens_N=np.array([0, 0, 7, 0]),
             error_of_index={3: "q.jsonl:4, column prompt: the prompt is empty (got ''). Remove the row."},
         )
-    )(queries)
+    )
+    found = abandon(queries)
+    assert abandon(queries.select(abandon.reads)) == found
     assert found["error_code"].to_pylist() == [
         "abandoned_by_price",
         "batch_expired",
@@ -116,6 +118,7 @@ def test_an_answer_keeps_when_it_ended_and_old_attempts_have_no_such_time() -> N
     attempts = pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)
     complete = Complete(verdicts(2, last_round_N=np.ones(2, np.int64), rounds_N=np.ones(2, np.int64)), VoidAttempts())
     found = complete(attempts)
+    assert complete(attempts.select(complete.reads)) == found
     assert found["ended_at"].to_pylist() == [12.5, None]
     assert found["error_code"].to_pylist() == [None, "scorer_failed"]
     old = attempts.drop_columns(["ended_at", "prompt_form", "input_error", "sampling"])

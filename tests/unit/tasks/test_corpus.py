@@ -32,6 +32,8 @@ LATER = (
     "blind",
     "blind_again",
     "wrong_ones",
+    "at_length",
+    "tasks",
 )
 KNOWN_ERRORS = {
     "continued_again": 1,
@@ -44,6 +46,8 @@ KNOWN_ERRORS = {
     "plain_speech": 2,
     "blind": 2,
     "blind_again": 1,
+    "at_length": 1,
+    "tasks": 2,
 }
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 

@@ -70,19 +70,21 @@ UNITS = [
     "**a", "<think>", "</think>", "<answer>", "```\n", "~~~", "{", '{"a":', "[", "A) ", "\nB) x", "(A), ",
     "\\text{", "\\frac{", "1 ", "½", "is yes ", "1'000", "x = ", "or ", "_", "\\(", "\\[", "(", "e", "twenty ",
     "1 million ", "\r\n", "\u200b", "not ", "a" * 40, "def f(",
+    "A and B, ", "the product of 4 and 9 ", "January 1, ", "antwort abc def ", "(about 3) ", "as neutral ", "1,5 ",
+    "let me know. ",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_is_linear_in_the_text(unit: str) -> None:
-    # A quadratic scan of two hundred thousand characters takes minutes; a linear one some tenths of a second.
-    text = unit * (200_000 // len(unit))
+    # A quadratic scan of a hundred thousand characters takes half a minute at least; a linear one some tenths of a second.
+    text = unit * (100_000 // len(unit))
     started = time.process_time()
     for kind in KINDS:
         extract(text, kind, prompt=text)
         extract(f"Answer: {text}", kind)
     has_complete_answer(text)
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 10
 
 
 @given(texts, st.integers(-(10**12), 10**12))
