@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks of every session
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and all that tests start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")  # a busy machine says nothing of the code
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Source = tuple[Sequence[str], Callable[[pa.Table], pa.Table]]
 """Paths of files, and what makes other rows of theirs, all with one schema; if it has `reads`, of those columns alone."""
 
-_MOST_BYTES, _MOST_STORED_BYTES = 96_000_000, 16_000_000
+_MOST_BYTES, _MOST_STORED_BYTES = 32_000_000, 8_000_000
 _FILE_ROWS = 50_000
 
 

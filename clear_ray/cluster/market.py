@@ -58,7 +58,7 @@ def opened_market(
 
     def start() -> Any:
         try:
-            return remote(run_dir, budget_tokens, len(cost_N), cost_N, run_id)
+            return remote(run_dir, budget_tokens, len(cost_N), one_or_all(cost_N), run_id)
         except ActorAlreadyExistsError:
             _end_if_out_of_place(str(options["name"]))
             raise
@@ -76,6 +76,14 @@ def opened_market(
         yield market
     finally:
         ray.kill(actor)
+
+
+def one_or_all(cost_N: NDArray[np.float64]) -> float | NDArray[np.float64]:
+    """Return a cost that all queries have, or those of all.
+
+    An array of a hundred kilobytes would lie in Ray's object store, from where it may be gone when the market starts again.
+    """
+    return float(cost_N[0]) if len(cost_N) and bool((cost_N == cost_N[0]).all()) else cost_N
 
 
 def _end_if_out_of_place(name: str) -> None:

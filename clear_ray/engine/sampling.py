@@ -121,22 +121,29 @@ def keep_likely(
 def _outside_nucleus(logits_MV: torch.Tensor, top_p_M: Sequence[float]) -> torch.Tensor:
     """Return which tokens are not among the likeliest that together reach top p; the likeliest one always is.
 
-    A nucleus is small beside a vocabulary, so that the tokens of all but the widest need not be sorted.
+    A nucleus is small beside a vocabulary, so that the tokens of all but the widest need not be sorted. Where some of several
+    equally likely ones are left out, the order of the sort decides which, as in transformers.
     """
     top_p_M1 = torch.tensor(top_p_M, dtype=torch.float64, device=logits_MV.device)[:, None]
-    whole_M1 = logits_MV.logsumexp(dim=-1, keepdim=True)
-    best_MK = logits_MV.topk(min(_NUCLEUS_TOKENS, logits_MV.shape[-1]))[0]
-    reached_MK = (best_MK - whole_M1).exp().double().cumsum(dim=-1)
-    if best_MK.shape[-1] < logits_MV.shape[-1] and bool((reached_MK[:, -1:] < top_p_M1).any()):
-        best_MK = logits_MV.sort(dim=-1, descending=True)[0]
-        reached_MK = (best_MK - whole_M1).exp().double().cumsum(dim=-1)
-    kept_M1 = (reached_MK < top_p_M1).sum(dim=-1, keepdim=True).clamp(max=best_MK.shape[-1] - 1) + 1
-    least_M1 = best_MK.gather(1, kept_M1 - 1)
-    is_in_MV, is_least_MV = logits_MV > least_M1, logits_MV == least_M1
-    room_M1 = kept_M1 - is_in_MV.sum(dim=-1, keepdim=True)
-    if bool((is_least_MV.sum(dim=-1, keepdim=True) > room_M1).any()):  # of equal ones the last, as transformers has it
-        is_least_MV &= is_least_MV.flip(-1).cumsum(dim=-1).flip(-1) <= room_M1
-    return ~(is_in_MV | is_least_MV)
+    if logits_MV.shape[-1] <= _NUCLEUS_TOKENS:
+        return _outside_by_sorting(logits_MV, top_p_M1)
+    best_MK = logits_MV.topk(_NUCLEUS_TOKENS)[0]
+    reached_MK = (best_MK - logits_MV.logsumexp(dim=-1, keepdim=True)).exp().double().cumsum(dim=-1)
+    kept_M1 = (reached_MK < top_p_M1).sum(dim=-1, keepdim=True).clamp(max=_NUCLEUS_TOKENS - 1) + 1
+    is_in_MV = logits_MV >= best_MK.gather(1, kept_M1 - 1)
+    is_whole_M1 = (reached_MK[:, -1:] >= top_p_M1) & (is_in_MV.sum(dim=-1, keepdim=True) == kept_M1)
+    is_out_MV = ~is_in_MV
+    # Each row by itself: what is drawn depends on no other.
+    if len(rows := (~is_whole_M1[:, 0]).nonzero()[:, 0]):
+        is_out_MV[rows] = _outside_by_sorting(logits_MV[rows], top_p_M1[rows])
+    return is_out_MV
+
+
+def _outside_by_sorting(logits_MV: torch.Tensor, top_p_M1: torch.Tensor) -> torch.Tensor:
+    ascending_MV, order_MV = torch.sort(logits_MV, descending=False)
+    is_out_MV = ascending_MV.softmax(dim=-1).cumsum(dim=-1) <= (1 - top_p_M1).float()
+    is_out_MV[:, -1] = False
+    return is_out_MV.scatter(1, order_MV, is_out_MV)
 
 
 def _draw(logits_NV: torch.Tensor, uniform_N: Sequence[float]) -> list[int]:

@@ -1,7 +1,7 @@
 """Offers of a run with several models under one price: which model a query is asked of next, and at which ceiling.
 
-**Where nothing says whether an answer is right**, a query is answered once: the envelope over every (model, ceiling) decides
-(`menu`), a cut answer is gone on with or begun again by another model, and an answer that ended is the query's.
+**Where nothing says whether an answer is right**, a query is answered once: the best (model, ceiling) at the price of what it
+is expected to take. A cut answer is gone on with or begun again by another model, and one that ended is the query's.
 
 **Where a scorer says so**, a wrong answer may be followed by one of a dearer model, which the price counts in (`menu_plans`).
 
@@ -31,7 +31,7 @@ from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
-from clear_ray.rounds.clearing import Clearing, clear_menu, nothing_to_grant
+from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
@@ -215,15 +215,6 @@ class MenuOffers:
             curves, self.weight_N, self.max_tokens_JN[model], self.tie_break_N, calls.token_parts_N / COST_PARTS, calls
         )
 
-    def _priced(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
-        """Return what queries buy of some of the models."""
-        if self.is_verified:
-            return self._clear_plans(market, available_tokens, models)
-        options = self._options(market, models)
-        clearing = clear_menu(options, is_open_N=market.is_free_N, available_tokens=available_tokens)
-        option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
-        return replace(clearing, is_fresh_M=self._begins_M(market.states, clearing.index_M, option_M))
-
     @property
     def _pilot(self) -> Pilot:
         return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
@@ -289,7 +280,8 @@ class MenuOffers:
             options.append(Option(self._batch(curves, model), generated_N, is_offered_N))
         return options
 
-    def _clear_plans(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
+    def _priced(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
+        """Return what queries buy of some of the models; nothing follows an answer of which nobody says that it is wrong."""
         states, is_free_N = market.states, market.is_free_N
         options, queries = self._options(market, models), len(is_free_N)
         index = np.flatnonzero(is_free_N & (np.max([option.room_N for option in options], axis=0) > 0))
@@ -299,7 +291,7 @@ class MenuOffers:
         first = [table.course(model, self._rung_N(states, model)[index]) for model, table in enumerate(tables)]
         nothing_N = np.zeros(queries, np.int64)
         again = [
-            Option(self._batch(curves, model), nothing_N, np.full(queries, model in models))
+            Option(self._batch(curves, model), nothing_N, np.full(queries, self.is_verified and model in models))
             for model, curves in enumerate(market.believed.after)
         ]
         later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]

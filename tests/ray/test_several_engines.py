@@ -135,7 +135,7 @@ def test_wrong_answers_of_a_cheap_engine_are_followed_by_a_dear_one_and_the_acco
     assert sampled.sample_tokens <= 0.01 * config.budget_tokens
     if sampled.sampled_answers:
         assert sampled.high_tokens is not None
-        assert sampled.low_tokens <= report.spent_tokens <= sampled.high_tokens
+        assert sampled.low_tokens <= sampled.expected_tokens <= sampled.high_tokens
 
 
 def bare(menu: dict[str, Any], name: str) -> dict[str, Any]:

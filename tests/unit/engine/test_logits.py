@@ -94,6 +94,7 @@ def test_the_tokens_that_may_be_drawn_are_those_of_transformers(
 def test_a_nucleus_of_a_large_vocabulary_is_that_of_transformers(top_p: float) -> None:
     torch.manual_seed(2)
     logits_NV = torch.randn(4, 5_000) * torch.tensor([[0.01], [1.0], [4.0], [9.0]])  # the widest must be sorted whole
+    logits_NV[2, 100:200] = logits_NV[2].max()  # and so must equal ones, some of which are left out
     theirs_NV = TopPLogitsWarper(top_p)(torch.zeros(4, 1, dtype=torch.long), logits_NV.clone())
     for rows in ([0, 1, 2, 3], [2, 3]):
         count = len(rows)
