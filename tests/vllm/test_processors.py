@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm import SamplingParams
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.vllm_choice import TOLD, TokenChooser, told_of
-from clear_ray.engine.vllm_processors import ChoiceV2
 from tests.unit.engine.test_vllm_choice import ASKED, ENDS, MOST_TOKENS, chooser, folder, generate, model
 from tests.unit.engine.tiny import answer_for
 
@@ -30,6 +27,8 @@ class Runner:
     """The tables of vLLM's second runner, and its passes over some of the slots; draws nothing by itself."""
 
     def __init__(self, model: Any, folder: Path) -> None:
+        from clear_ray.engine.vllm_processors import ChoiceV2  # vLLM is in an environment of its own
+
         facts = {"model": str(folder), "vocabulary": model.config.vocab_size, "end_token_ids": ENDS}
         self.model = model
         self.ids = torch.zeros(SLOTS, LONGEST, dtype=torch.int32)
@@ -41,6 +40,8 @@ class Runner:
         self.length_of: dict[int, int] = {}
 
     def add(self, slot: int, prompt_tokens: int, ids: list[int], told: str | None) -> bool:
+        from vllm import SamplingParams
+
         self.prompt_tokens[slot], self.length_of[slot] = prompt_tokens, len(ids)
         self.ids[slot, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return self.processor.add_request(slot, SamplingParams(extra_args=told and {TOLD: told}))
@@ -48,6 +49,8 @@ class Runner:
     @torch.inference_mode()
     def step(self, slots: list[int], lengths: list[int]) -> None:
         """Have slots read up to some length; those that have then read all of theirs get a token more."""
+        from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
+
         read = [self.ids[slot, :length].long() for slot, length in zip(slots, lengths, strict=True)]
         logits_NV = torch.stack([self.model(ids[None]).logits[0, -1].float() for ids in read])
         places = torch.tensor(slots)
