@@ -189,7 +189,7 @@ input()
     ("held", "words"),
     [
         ({"num_gpus": 1, "num_cpus": 0}, ("2 engines of 1 GPU each", "1 of 2 GPUs free")),
-        ({"num_cpus": 2}, ("the readers of queries", "0 of 2 CPUs free")),
+        pytest.param({"num_cpus": 2}, ("the readers of queries", "0 of 2 CPUs free"), marks=pytest.mark.slow),
     ],
     ids=["GPUs", "CPUs"],
 )

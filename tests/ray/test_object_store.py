@@ -82,6 +82,7 @@ def test_a_plan_leaves_nothing_in_a_bucket(home: str, settings: dict[str, Any]) 
     assert parts_of(open_folder(home)) == {"queries.parquet"}
 
 
+@pytest.mark.slow
 def test_a_head_is_calibrated_in_a_bucket(settings: dict[str, Any], tmp_path: Path) -> None:
     config = RunConfig.parse(settings | {"budget": 400 * 199})
     assert calibrate(config, head_dir=str(tmp_path / "head"), samples=1).rollouts > 150
@@ -95,6 +96,7 @@ def test_a_head_is_calibrated_in_a_bucket(settings: dict[str, Any], tmp_path: Pa
     assert {"features", "features-3-layers"} <= parts_of(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_a_bucket_goes_on(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["engine"] |= {"tokens_per_second": 40.0, "max_batch": 8}
     settings |= {"budget": 40 * 199, "dispatch": {"rows_per_file": 1}}
