@@ -112,6 +112,7 @@ def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(
     served: Endpoint, tmp_path: Path, ray_logs: Path
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
-
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.sweep.held_whole import HeldWhole
 from clear_ray.sweep.replayed import Replayed, replay_run
@@ -51,8 +49,8 @@ def test_coordinates_that_say_nothing_leave_about_equal_ceilings() -> None:
     assert run.is_right_N.mean() > equal - 0.03
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_sample_of_all_explores_as_a_run_that_holds_its_curves(seed: int) -> None:
+def test_a_sample_of_all_explores_as_a_run_that_holds_its_curves() -> None:
+    seed = 0
     run, _, _ = play(seed=seed, sample=QUERIES)
     x_NP, answers = world(QUERIES, seed=seed)
     whole = offers(x_NP, AVERAGE, seed=seed)
