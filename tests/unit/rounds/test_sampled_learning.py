@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.sweep.held_whole import HeldWhole
 from clear_ray.sweep.replayed import Replayed, replay_run
