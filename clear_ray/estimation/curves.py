@@ -94,6 +94,13 @@ def token_grid(cap_tokens: int, *, points: int = 40) -> NDArray[np.int64]:
     return np.unique(np.rint(np.geomspace(first, cap_tokens, points)).astype(np.int64))
 
 
+def mean_spend(survival_NK: NDArray[np.float64], *, tokens_K: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the mean tokens under each ceiling of the grid, lengths between its points taken as evenly spread."""
+    before_NK = np.concatenate([np.ones((len(survival_NK), 1)), survival_NK[:, :-1]], axis=1)
+    spend_NK: NDArray[np.float64] = np.cumsum(np.diff(tokens_K, prepend=0) * (before_NK + survival_NK) / 2, axis=1)
+    return spend_NK
+
+
 def curves_from_incidence(
     success_NK: NDArray[np.floating], *, survival_NK: NDArray[np.floating], tokens_K: NDArray[np.int64]
 ) -> Curves:
@@ -119,8 +126,7 @@ def curves_from_incidence(
         raise UtilityError("a curve holds a value that is not finite")
     if (success + survival).max(initial=0.0) > 1.0 + 1e-4:
         raise UtilityError("success and survival add up to more than 1", value=f"{(success + survival).max():.4f}")
-    before = np.concatenate([np.ones((len(success), 1)), survival[:, :-1]], axis=1)
-    spend = np.cumsum(np.diff(tokens_K, prepend=0) * (before + survival) / 2, axis=1)
+    spend = mean_spend(survival, tokens_K=tokens_K)
     threshold_N, beta_N = erlang_moments(success, tokens_K=tokens_K)
     return Curves(
         tokens_K=np.asarray(tokens_K, np.int64),

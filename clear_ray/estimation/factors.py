@@ -89,6 +89,34 @@ class Factors:
         return cls(Endings.restore(arrays_of("endings", arrays)), Rightness.restore(verdicts) if verdicts else None)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """Answers on the grid.
+
+    Attributes:
+        cell_M: Cell in which each stands.
+        is_ended_M: It ended by itself, on the grid.
+        ended_MK: 1 in the cell in which it ended.
+        at_risk_MK: 1 in the cells through which it is seen.
+    """
+
+    cell_M: NDArray[np.int64]
+    is_ended_M: NDArray[np.bool_]
+    ended_MK: Array
+    at_risk_MK: Array
+
+
+def place(observed: Observed, *, tokens_K: NDArray[np.int64]) -> Placed:
+    """Put answers on the grid: an ended one is seen through its own cell, a cut one through the last that it filled."""
+    cell_M = np.searchsorted(tokens_K, observed.tokens_M)
+    is_ended_M = observed.is_ended_M & (cell_M < len(tokens_K))
+    ended_MK = np.zeros((len(observed), len(tokens_K)))
+    ended_MK[np.flatnonzero(is_ended_M), cell_M[is_ended_M]] = 1.0
+    seen_M = np.where(is_ended_M, cell_M + 1, np.searchsorted(tokens_K, observed.tokens_M, side="right"))
+    at_risk_MK = (np.arange(len(tokens_K)) < seen_M[:, None]).astype(np.float64)
+    return Placed(cell_M, is_ended_M, ended_MK, at_risk_MK)
+
+
 def fit_factors(x_NP: Array, observed: Observed, *, tokens_K: NDArray[np.int64], label: Label = "verdict") -> Factors:
     """Fit both factors; with nothing observed they are the uninformed law.
 
@@ -99,22 +127,17 @@ def fit_factors(x_NP: Array, observed: Observed, *, tokens_K: NDArray[np.int64],
         label: What says that an answer is right.
     """
     right_K, survival_K = law(tokens_K)
-    cell_M = np.searchsorted(tokens_K, observed.tokens_M)
-    is_ended_M = observed.is_ended_M & (cell_M < len(tokens_K))
-    ended_MK = np.zeros((len(observed), len(tokens_K)))
-    ended_MK[np.flatnonzero(is_ended_M), cell_M[is_ended_M]] = 1.0
-    # An ended answer is seen through its own cell; a cut one through the last cell that it filled.
-    seen_M = np.where(is_ended_M, cell_M + 1, np.searchsorted(tokens_K, observed.tokens_M, side="right"))
+    placed = place(observed, tokens_K=tokens_K)
     turn_PR, x_MP = _row_space(x_NP[observed.query_M])
     endings = fit_endings(
-        x_MP, ended_MK, (np.arange(len(tokens_K)) < seen_M[:, None]).astype(np.float64), tokens_K=tokens_K,
+        x_MP, placed.ended_MK, placed.at_risk_MK, tokens_K=tokens_K,
         law_survival_K=survival_K, ridge=ENDING_RIDGE,
     )  # fmt: skip
     if label == "ended":
         return Factors(endings.turned(turn_PR), None)
-    judged = is_ended_M & np.isfinite(observed.right_M)
+    judged = placed.is_ended_M & np.isfinite(observed.right_M)
     verdicts = fit_verdicts(
-        x_MP[judged], observed.right_M[judged], cell_M[judged], tokens_K=tokens_K,
+        x_MP[judged], observed.right_M[judged], placed.cell_M[judged], tokens_K=tokens_K,
         law_solvability=float(right_K[-1] / (1.0 - survival_K[-1])), ridge=VERDICT_RIDGE,
     )  # fmt: skip
     return Factors(endings.turned(turn_PR), verdicts.turned(turn_PR))

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.estimation.factors import Label, Observed
+from clear_ray.estimation.curves import mean_spend
+from clear_ray.estimation.factors import Label, Observed, place
 from clear_ray.estimation.hazards import Incidence
 
 Array = NDArray[np.float64]
@@ -65,7 +66,7 @@ def share_of_pooled(
 def _ceilings(pooled: Incidence, average_tokens: float, tokens_K: NDArray[np.int64]) -> tuple[int, int]:
     """Return the two ceilings whose mixture brings the most at the budget, 0 for none, else a place on the grid from 1."""
     right = np.concatenate([[0.0], pooled.right_NK[0]])
-    spend = np.concatenate([[0.0], spend_of(pooled.survival_NK, tokens_K)[0]])
+    spend = np.concatenate([[0.0], mean_spend(pooled.survival_NK, tokens_K=tokens_K)[0]])
     below, above = np.flatnonzero(spend <= average_tokens), np.flatnonzero(spend > average_tokens)
     if not len(above):
         return int(below[-1]), int(below[-1])
@@ -75,31 +76,20 @@ def _ceilings(pooled: Incidence, average_tokens: float, tokens_K: NDArray[np.int
     return int(below[low]), int(above[high])
 
 
-def spend_of(survival_NK: Array, tokens_K: NDArray[np.int64]) -> Array:
-    """Return the mean tokens under each ceiling of the grid."""
-    before_NK = np.concatenate([np.ones((len(survival_NK), 1)), survival_NK[:, :-1]], axis=1)
-    spend_NK: Array = np.cumsum(np.diff(tokens_K, prepend=0) * (before_NK + survival_NK) / 2, axis=1)
-    return spend_NK
-
-
 def _drawn(held: Observed, tokens_K: NDArray[np.int64], label: Label, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return right answers and mean tokens under each ceiling, by answers drawn with replacement, shape (B, K + 1) each."""
     many = len(held)
     weight_BM = rng.multinomial(many, np.full(many, 1.0 / many), size=_DRAWS).astype(np.float64)
-    cell_M = np.searchsorted(tokens_K, held.tokens_M)
-    is_ended_M = held.is_ended_M & (cell_M < len(tokens_K))
+    placed = place(held, tokens_K=tokens_K)
     right_M = np.ones(many) if label == "ended" else np.nan_to_num(held.right_M, nan=0.0)
-    ended_MK, right_MK = np.zeros((many, len(tokens_K))), np.zeros((many, len(tokens_K)))
-    ended_MK[np.flatnonzero(is_ended_M), cell_M[is_ended_M]] = 1.0
-    right_MK[np.flatnonzero(is_ended_M), cell_M[is_ended_M]] = right_M[is_ended_M]
-    seen_M = np.where(is_ended_M, cell_M + 1, np.searchsorted(tokens_K, held.tokens_M, side="right"))
-    at_risk_BK = np.maximum(weight_BM @ (np.arange(len(tokens_K)) < seen_M[:, None]), 1e-9)
-    ended_BK, chance_BK = weight_BM @ ended_MK / at_risk_BK, weight_BM @ right_MK / at_risk_BK
+    right_MK = placed.ended_MK * right_M[:, None]
+    at_risk_BK = np.maximum(weight_BM @ placed.at_risk_MK, 1e-9)
+    ended_BK, chance_BK = weight_BM @ placed.ended_MK / at_risk_BK, weight_BM @ right_MK / at_risk_BK
     survival_BK = np.cumprod(1.0 - np.clip(ended_BK, 0.0, 1.0), axis=1, dtype=np.float64)
     before_BK = np.concatenate([np.ones((_DRAWS, 1)), survival_BK[:, :-1]], axis=1)
     none = np.zeros((_DRAWS, 1))
     right_BK = np.concatenate([none, np.cumsum(before_BK * chance_BK, axis=1)], axis=1)
-    return right_BK, np.concatenate([none, spend_of(survival_BK, tokens_K)], axis=1)
+    return right_BK, np.concatenate([none, mean_spend(survival_BK, tokens_K=tokens_K)], axis=1)
 
 
 def _mixed(right_BK: Array, spend_BK: Array, low: int, high: int, average_tokens: float) -> Array:

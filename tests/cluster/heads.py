@@ -11,15 +11,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import yaml
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+from ray.core.generated.gcs_service_pb2 import CheckAliveReply, GetClusterIdReply
+from ray.core.generated.gcs_service_pb2_grpc import (
+    NodeInfoGcsServiceServicer,
+    add_NodeInfoGcsServiceServicer_to_server,
+)
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -194,3 +201,22 @@ def wait_for(is_so: Any, what: str, seconds: float) -> float:
         assert time.monotonic() - started < seconds, f"{what} did not come about within {seconds:.0f} s"
         time.sleep(0.2)
     return time.monotonic() - started
+
+
+@contextmanager
+def head_of_another_version() -> Iterator[str]:
+    """Yield the address of what answers as a head's control store of Ray 1.13 would."""
+
+    class Answers(NodeInfoGcsServiceServicer):  # type: ignore[misc]
+        def CheckAlive(self, request: Any, context: Any) -> Any:
+            return CheckAliveReply(ray_version="1.13.0", raylet_alive=[])
+
+        def GetClusterId(self, request: Any, context: Any) -> Any:
+            return GetClusterIdReply(cluster_id=b"0" * 28)
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(Answers(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)

@@ -11,22 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import yaml
-from ray.core.generated.gcs_service_pb2 import CheckAliveReply, GetClusterIdReply
-from ray.core.generated.gcs_service_pb2_grpc import (
-    NodeInfoGcsServiceServicer,
-    add_NodeInfoGcsServiceServicer_to_server,
-)
 
-from tests.cluster.heads import Head, clean_environment, free_ports, ray_head
+from tests.cluster.heads import Head, clean_environment, free_ports, head_of_another_version, ray_head
 
 PYTHON = [sys.executable, "-c"]
 TOKEN = "0123456789abcdef" * 2
@@ -93,25 +86,6 @@ def test_a_listener_that_says_nothing(replay_settings: dict[str, Any], tmp_path:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         end = ended(replay_settings, tmp_path, at(address))
     check_one_line(end, code=1, words=(address, "no Ray head"))
-
-
-@contextmanager
-def head_of_another_version() -> Iterator[str]:
-    """Yield the address of what answers as a head's control store of Ray 1.13 would."""
-
-    class Answers(NodeInfoGcsServiceServicer):  # type: ignore[misc]
-        def CheckAlive(self, request: Any, context: Any) -> Any:
-            return CheckAliveReply(ray_version="1.13.0", raylet_alive=[])
-
-        def GetClusterId(self, request: Any, context: Any) -> Any:
-            return GetClusterIdReply(cluster_id=b"0" * 28)
-
-    server = grpc.server(ThreadPoolExecutor(1))
-    add_NodeInfoGcsServiceServicer_to_server(Answers(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
 
 
 def test_a_head_of_another_version(replay_settings: dict[str, Any], tmp_path: Path) -> None:

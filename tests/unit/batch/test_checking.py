@@ -7,19 +7,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import yaml
-from ray.core.generated.gcs_service_pb2 import CheckAliveReply, GetClusterIdReply
-from ray.core.generated.gcs_service_pb2_grpc import (
-    NodeInfoGcsServiceServicer,
-    add_NodeInfoGcsServiceServicer_to_server,
-)
 
 from clear_ray.cli import app, guarded
 from clear_ray.config.run import RunConfig
@@ -28,6 +21,7 @@ from clear_ray.ingest import InputDigest
 from clear_ray.ledger.lock import alone_with
 from clear_ray.run_folder.manifest import MANIFEST, describe
 from clear_ray.storage import open_folder
+from tests.cluster.heads import head_of_another_version
 
 ROWS = [{"query_id": f"q{number}", "prompt": f"What is 1 + {number}?", "gold": "2", "cost": 2} for number in range(3)]
 
@@ -168,23 +162,6 @@ def told_around(folder: Path, capsys: pytest.CaptureFixture[str], **changes: Any
 
 
 @contextmanager
-def another_version() -> Iterator[str]:
-    class Answers(NodeInfoGcsServiceServicer):  # type: ignore[misc]
-        def CheckAlive(self, request: Any, context: Any) -> Any:
-            return CheckAliveReply(ray_version="1.13.0", raylet_alive=[])
-
-        def GetClusterId(self, request: Any, context: Any) -> Any:
-            return GetClusterIdReply(cluster_id=b"0" * 28)
-
-    server = grpc.server(ThreadPoolExecutor(1))
-    add_NodeInfoGcsServiceServicer_to_server(Answers(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
-
-
-@contextmanager
 def silence() -> Iterator[str]:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -198,7 +175,7 @@ def silence() -> Iterator[str]:
         (nullcontext("no.such.host.invalid:6379"), "nothing answers there"),
         (nullcontext("nonsense"), "a Ray address reads host:port"),
         (nullcontext("127.0.0.1:port"), "a Ray address reads host:port"),
-        (another_version(), "Install ray==1.13.0 here"),
+        (head_of_another_version(), "Install ray==1.13.0 here"),
         (silence(), "no Ray head, or hangs"),
     ],
     ids=["refused", "client", "no host", "no address", "no port", "version", "silence"],
