@@ -30,7 +30,7 @@ class Notices:
         self._unread: set[str] = set()
         self._lowered: dict[str, tuple[int, int]] = {}  # rows, and the most that one of them asks for
         self._are_different: set[str] = set()
-        self._crowded = self._split = self._answers = 0
+        self._crowded = self._split = self._answers = self._listed = self._prompts = 0
         self._said: set[str] = set()
 
     def ignore(self, fields: Iterable[str]) -> None:
@@ -48,9 +48,12 @@ class Notices:
         """Count one row whose prompt and ceiling are together longer than the model's context."""
         self._crowded += 1
 
-    def split(self, answers: int) -> None:
-        """Count one row that asks for several answers, each of which becomes a query."""
-        self._split, self._answers = self._split + 1, self._answers + answers
+    def split(self, n: int, *, prompts: int = 1) -> None:
+        """Count one row that asks for several answers, to one prompt or to several, each of which becomes a query."""
+        if n > 1:
+            self._split, self._answers = self._split + 1, self._answers + n * prompts
+        if prompts > 1:
+            self._listed, self._prompts = self._listed + 1, self._prompts + prompts
 
     def end(self, ending: Ending) -> None:
         """Count one row whose conversation ends with the assistant's words."""
@@ -94,6 +97,7 @@ class Notices:
         self._said |= other._said
         self._crowded += other._crowded
         self._split, self._answers = self._split + other._split, self._answers + other._answers
+        self._listed, self._prompts = self._listed + other._listed, self._prompts + other._prompts
         self._are_different |= other._are_different
         for field, (rows, most) in other._lowered.items():
             ours, highest = self._lowered.get(field, (0, most))
@@ -122,6 +126,9 @@ class Notices:
             said.append(
                 f"{_rows(self._split)} {ask} for {self._answers:,} answers (n), each of which counts as a query"
             )
+        if self._listed:
+            has = "has" if self._listed == 1 else "have"
+            said.append(f"{_rows(self._listed)} {has} {self._prompts:,} prompts, each of which counts as a query")
         said += [_ANSWERS[ending].format(rows=_rows(rows)) for ending, rows in sorted(self._endings.items())]
         if self._failed:
             commonest = ", ".join(f"{rows:,} because {reason}" for reason, rows in self._failed.most_common(3))
