@@ -105,7 +105,7 @@ def options_in(row: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, st
 
 def counts_from_one(columns: Sequence[str]) -> bool:
     """Whether options stand in columns that are numbered from 1: answers name them by these numbers, their labels."""
-    return len(columns) > 1 and columns[0].endswith("1")
+    return len(columns) > 1 and columns[0].endswith("1") and not columns[0].startswith("sol")  # of PIQA, from 0
 
 
 def _lettered(texts: list[str], column: str) -> dict[str, str]:

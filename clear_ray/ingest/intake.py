@@ -321,6 +321,7 @@ class _Intake:
             further = request.further
             place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
             self._notices.say(request.said)
+            self._notices.name_model(request.model)
             makes_ids = bool(request.said) and row["custom_id"] is None  # Vertex has none
         elif (own := lookup(row, columns.sampling_params)) is not None:
             asked = sampling_params_of(own, columns.sampling_params)

@@ -21,6 +21,24 @@ _CHAT_KEYS = {"from", "value", "weight", "loss", "train"}
 _EMPTY: tuple[Any, ...] = ("", [], {}, False)
 _READ_KEYS = {"role", "content", "name", "weight"}
 """`weight` is a mark of training."""
+_OF_RECORDS = frozenset(
+    {
+        *(
+            "id",
+            "message_id",
+            "turn_identifier",
+            "index",
+            "timestamp",
+            "created_at",
+            "model",
+            "language",
+            "country",
+            "state",
+        ),
+        *("hashed_ip", "header", "toxic", "redacted"),
+    }
+)
+"""What records of chats keep beside a message, as WildChat does: of whom and when it was, and nothing that a model reads."""
 _BEGINS_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"\s*:')
 GOES_ON = ("prefix", "partial")
 """Words of Mistral, DeepSeek and Moonshot in a last message that the answer is to go on with."""
@@ -115,7 +133,7 @@ def _message(value: Any, column: str, *, is_last: bool) -> dict[str, str]:
     if not isinstance(role, str) or role not in _ROLES:
         raise SchemaError("unknown role", f"{column}.role", shown(role), f"Use one of {', '.join(_ROLES)}.")
     for key, given in value.items():
-        if key in _READ_KEYS or given is None or any(given == empty for empty in _EMPTY):
+        if key in _READ_KEYS or key in _OF_RECORDS or given is None or any(given == empty for empty in _EMPTY):
             continue
         if not (key in GOES_ON and given is True and is_last and role == "assistant"):
             raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
@@ -131,7 +149,7 @@ def _message(value: Any, column: str, *, is_last: bool) -> dict[str, str]:
 def _turn_of_chat(value: Mapping[str, Any], column: str) -> dict[str, Any]:
     """Return a {from, value} as a message; marks of training beside them say nothing to a model."""
     for key, given in value.items():
-        if given is not None and key not in _CHAT_KEYS:
+        if given is not None and key not in _CHAT_KEYS and key not in _OF_RECORDS:
             raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
     return {"content": value.get("value")}
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 _MOST_READINGS = 5
 _MOST_COLUMNS = 12
+_MOST_MODELS = 1_000
 _ANSWERS = {
     "gold": "the last answer of {rows} is no part of the prompt, and is the reference answer",
     "left out": "the last answer of {rows} is no part of the prompt",
@@ -32,6 +33,7 @@ class Notices:
         self._are_different: set[str] = set()
         self._crowded = self._split = self._answers = self._listed = self._prompts = 0
         self._said: set[str] = set()
+        self._models: set[str] = set()
 
     def ignore(self, fields: Iterable[str]) -> None:
         """Count one row whose fields have no effect."""
@@ -68,6 +70,11 @@ class Notices:
         """Note a line that is said once; nothing if it is empty."""
         self._said |= {line} - {""}
 
+    def name_model(self, model: object) -> None:
+        """Note which model a row names."""
+        if isinstance(model, str) and len(self._models) < _MOST_MODELS:
+            self._models.add(model)
+
     def pass_over(self, columns: Iterable[str]) -> None:
         """Note columns that are not read."""
         self._unread.update(columns)
@@ -95,6 +102,7 @@ class Notices:
         self._endings.update(other._endings)
         self._unread |= other._unread
         self._said |= other._said
+        self._models |= other._models
         self._crowded += other._crowded
         self._split, self._answers = self._split + other._split, self._answers + other._answers
         self._listed, self._prompts = self._listed + other._listed, self._prompts + other._prompts
@@ -119,6 +127,12 @@ class Notices:
             more = len(names) - _MOST_COLUMNS
             said.append(f"not read: {', '.join(names[:_MOST_COLUMNS])}{f' and {more:,} more' if more > 0 else ''}")
         said += sorted(self._said)
+        if len(self._models) > 1:
+            names = [f"`{name}`" for name in sorted(self._models)]
+            more = f" and {len(names) - _MOST_READINGS:,} more" if len(names) > _MOST_READINGS else ""
+            said.append(
+                f"rows name {len(names):,} models ({', '.join(names[:_MOST_READINGS])}{more}); all are answered by the run's"
+            )
         if effects := [*self._effects(max_tokens)]:
             said.append("; ".join(effects))
         if self._split:

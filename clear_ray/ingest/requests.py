@@ -72,6 +72,7 @@ class Request:
         place_of: Function from a place in `row` to the place in the line, as errors name it.
         said: How the line was read, where it is another service's; empty otherwise.
         further: Other prompts of the same line, each with its form.
+        model: The model that the line names.
     """
 
     row: dict[str, Any]
@@ -83,6 +84,7 @@ class Request:
     place_of: Callable[[str], str]
     said: str = ""
     further: tuple[RawPrompt, ...] = ()
+    model: Any = None
 
 
 def is_request(row: Mapping[str, Any]) -> bool:
@@ -171,7 +173,8 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     except SchemaError as error:
         raise at(error, place_of(error.where)) from error
     n = answers_asked(body.get("n"), f"{place}.n")
-    return Request(values, endpoint, form, said, sampling, n, place_of, further=tuple(further))
+    more = tuple(further)
+    return Request(values, endpoint, form, said, sampling, n, place_of, further=more, model=body.get("model"))
 
 
 def at(error: SchemaError, where: str) -> SchemaError:
@@ -229,6 +232,8 @@ def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling 
         words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
         if body.get("top_logprobs") or LOGPROBS_OF_RESPONSES in (body.get("include") or ()):
             words["logprobs"] = True
+    if endpoint == "/v1/chat/completions" and body.get("reasoning_effort") is None:  # OpenRouter's word
+        words["reasoning_effort"] = _of(body, "reasoning", "effort")
     if endpoint == "/v1/chat/completions" and any(_last_message(body).get(name) is True for name in GOES_ON):
         words["continue_final_message"] = True
     return sampling_of(words, place=place)
