@@ -143,9 +143,10 @@ def _untold_sampling(config: OpenAIConfig, entry: Mapping[str, Any]) -> str:
     untold = [name for name in _FILLED_IN if name not in config.extra_body and (name != "top_p" or config.top_p == 1)]
     if entry.get("owned_by") != "vllm" or not untold:
         return ""
+    names = ", ".join(untold)
     return (
-        f"vLLM's server takes {', '.join(untold)} from the model's generation_config where a row sets none; engine.extra_body "
-        "settles them, and `--generation-config vllm` there"
+        f"vLLM's server takes {names} from the model's generation_config where a row sets none; engine.extra_body settles "
+        "them, and `--generation-config vllm` there"
     )
 
 

@@ -50,7 +50,7 @@ class SeamWatch:
             )
         if self._structured:
             said.append(
-                f"{self._structured} of {rows} rows keep to a structure, which an endpoint begins anew in each call: each gets "
-                "one grant, and is over where that cuts it"
+                f"{self._structured} of {rows} rows keep to a structure, which an endpoint begins anew in each call: each "
+                "gets one grant, and is over where that cuts it"
             )
         return tuple(said)

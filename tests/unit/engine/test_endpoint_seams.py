@@ -13,7 +13,6 @@ from clear_ray.engine.endpoint.seams import SeamWatch
 from clear_ray.ingest import NormalRow
 from tests.endpoint_server import MODEL, endpoint
 
-
 AN_OBJECT = Structure(kind="json_object")
 
 
