@@ -6,6 +6,7 @@ system prompt is a turn of its own.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,12 @@ def counts_from_one(columns: Sequence[str]) -> bool:
 def _lettered(texts: list[str], column: str) -> dict[str, str]:
     if len(texts) > len(string.ascii_uppercase):
         raise SchemaError("there are more options than letters", column, str(len(texts)), "Write them into the prompt.")
+    if len(texts) > 1 and all(
+        re.match(rf"\({label}\)|{label}[).:]", text) for label, text in zip(string.ascii_uppercase, texts, strict=False)
+    ):
+        texts = [
+            text[3:].lstrip() if text[0] == "(" else text[2:].lstrip() for text in texts
+        ]  # (A) yes, as AGIEval has it
     return dict(zip(string.ascii_uppercase, texts, strict=False))
 
 

@@ -211,6 +211,10 @@ def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[Sou
         remedy = "Make the file again, or copy it again: its end or its compression is damaged."
         yield SourceBatch.unreadable(SchemaError("the file cannot be read", path, str(error), remedy), origin=path)
         return
+    if peeked.start[257:262] == b"ustar":
+        refusal = SchemaError("the file is a tar archive", path, "", "Unpack it, and name the file or folder inside.")
+        yield SourceBatch.unreadable(refusal, origin=path)
+        return
     layout: Layout = config.format if config.format in ("jsonl", "openai") else "auto"
     start = peeked.start
     is_json = start.removeprefix(_BOM).lstrip()[:1] in (b"{", b"[")

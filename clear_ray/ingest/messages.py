@@ -6,8 +6,10 @@ name unless it asks for nothing.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +41,10 @@ _OF_RECORDS = frozenset(
     }
 )
 """What records of chats keep beside a message, as WildChat does: of whom and when it was, and nothing that a model reads."""
-_BEGINS_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"\s*:')
+_BEGINS_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+_BEGINS_PYTHON = re.compile(r"""\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:""")
+_BETWEEN_LINES = re.compile(r"\}\s*\n\s*\{")
+_LONGEST_PYTHON = 1 << 20
 GOES_ON = ("prefix", "partial")
 """Words of Mistral, DeepSeek and Moonshot in a last message that the answer is to go on with."""
 
@@ -47,7 +52,7 @@ GOES_ON = ("prefix", "partial")
 def read_messages(value: Any, column: str) -> list[dict[str, str]]:
     """Return messages as {role, content}, with a name where the speaker has one.
 
-    A text is taken for JSON of such a list, as Parquet files often hold it.
+    A text is taken for such a list, as `loaded_messages` reads it.
 
     Args:
         value: The conversation.
@@ -58,7 +63,7 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = loaded_messages(value)
         except (ValueError, RecursionError) as error:
             raise SchemaError(
                 "the conversation is not JSON", column, str(error), "Write [{role, content}, …]."
@@ -75,14 +80,34 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
 
 
 def is_text_of_messages(value: Any) -> bool:
-    """Whether a text is JSON of messages, as tables have them where a cell holds no list."""
+    """Whether a text is messages, as tables have them where a cell holds no list."""
     if not isinstance(value, str) or not _BEGINS_MESSAGES.match(value):
         return False
     try:
-        messages = json.loads(value)
+        messages = loaded_messages(value)
     except (ValueError, RecursionError):
         return False
     return has_messages(messages)
+
+
+def loaded_messages(text: str) -> Any:
+    """Return what a text of messages holds: JSON, or what Python prints, as tables have it that pandas wrote.
+
+    Raises:
+        ValueError: It is neither.
+        RecursionError: It is too deep.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        if not _BEGINS_PYTHON.match(text) or len(text) > _LONGEST_PYTHON:
+            raise
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes in it
+                return ast.literal_eval(_BETWEEN_LINES.sub("}, {", text.strip()))  # arrays have no commas there
+        except (SyntaxError, MemoryError, TypeError) as error:
+            raise ValueError(str(error)) from None
 
 
 def has_messages(value: list[Any]) -> bool:

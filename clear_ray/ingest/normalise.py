@@ -20,7 +20,7 @@ from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.composing import NOTHING, Beside, composed, options_in, with_system
-from clear_ray.ingest.messages import is_text_of_messages, read_messages, without_answer
+from clear_ray.ingest.messages import is_text_of_messages, loaded_messages, read_messages, without_answer
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.option_numbers import OptionNumbers
 from clear_ray.ingest.values import shown, text_of
@@ -186,7 +186,7 @@ def messages_in(row: Mapping[str, Any], columns: ColumnsConfig) -> list[Any]:
             (messages.lstrip()[:1] == "[" and column == columns.messages) or is_text_of_messages(messages)
         ):
             try:
-                messages = json.loads(messages)
+                messages = loaded_messages(messages)
             except (ValueError, RecursionError):  # it is refused where it is read
                 return []
         if isinstance(messages, list) and messages:

@@ -52,7 +52,7 @@ _GOLD = (
     ("reward_model.ground_truth",),
     ("answer", "answers", "answers_spans", "ground_truth", "target", "targets", "completion"),
     ("solution", "response"),
-    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey", "correct_answer"),
+    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey", "correct_answer", "final_answer"),
     ("correct_answers",),
     ("best_answer",),
 )
@@ -66,6 +66,7 @@ _GOLD_OF_OPTIONS = (
     "correct_choice",
     "correct_index",
     "correct_answer_index",
+    "correct_answer_id",
     "answer_index",
     "answer_idx",
     "gold_index",
@@ -88,6 +89,7 @@ _OPTION_COLUMNS: tuple[tuple[str, ...], ...] = (
     *(tuple(f"{name}_{letter}" for letter in "abcde") for name in ("option", "choice")),
     *(tuple(f"{name}{letter}" for letter in "abcde") for name in ("option", "choice", "answer")),
     *(tuple(f"option{sign}{k}" for k in range(1, 6)) for sign in ("", "_")),
+    *(tuple(f"{name}{k}" for k in range(5)) for name in ("answer", "ending", "option", "choice")),
 )
 _BESIDE = (*_OPTIONS, *_BEFORE, "history", *(names[0] for names in _OPTION_COLUMNS))
 """What belongs to a question and stands in a column of its own: without it the question is another one."""
@@ -255,6 +257,12 @@ def _beside(prompt: str, kinds: Kinds, where: str) -> Beside:
     after = [name for name in _AFTER.get(prompt, ()) if _has(name, kinds, {"text"})][:1]
     before = [name for name in _BEFORE if _has(name, kinds, {"text"}) and name not in after][:1]
     options = [name for name in _OPTIONS if _has(name, kinds, {"list", "object"})][:1]
+    if (
+        not options
+        and _has("answers", kinds, {"list"})
+        and any(_has(name, kinds, {"number"}) for name in _GOLD_OF_OPTIONS)
+    ):
+        options = ["answers"]  # of which a number names the right one, as in LSAT and QuAIL
     if not options:
         sets = ([name for name in names if name in kinds] for names in _OPTION_COLUMNS)
         options = next((names for names in sets if len(names) > 1 and all(_plain(name, kinds) for name in names)), [])
@@ -297,7 +305,9 @@ def _prompt(kinds: Kinds, where: str, names: list[str]) -> dict[str, str]:
     remedy = "Name the prompt's column: input.columns.prompt, or input.columns.messages for conversations."
     lists = [name for name in kinds if "." not in name and _has(name, kinds, {"list"})]
     objects = [name for name in kinds if "." not in name and _has(name, kinds, {"object"})]
-    if other := next((said for name, said in _LINES_OF.items() if name in names), ""):
+    is_article = "body" in kinds and _plain("body", kinds)
+    lines_of = (said for name, said in _LINES_OF.items() if name in names and not (name == "body" and is_article))
+    if other := next(lines_of, ""):
         remedy = f"{other}: write OpenAI's lines, {{custom_id, method, url, body}}."
     elif objects or len(names) > len(kinds):
         remedy += f" A name with dots leads into an object{f', as in {objects[0]}.NAME' if objects else ''}."
@@ -320,6 +330,7 @@ def _gold(prompt: str, kinds: Kinds, beside: Beside, where: str) -> str | None:
         levels = (*levels, *((name,) for name in _GOLD_OF_OPTIONS))
     for level in levels:
         choices = [name for name in level if _has(name, kinds, _GOLD_KINDS if name in _OF_ANY_KIND else _PLAIN_KINDS)]
+        choices = [name for name in choices if name not in beside.options]
         if len(choices) > 1:
             remedy = f"Set input.columns.gold to one of {', '.join(choices)}, or to gold to read none of them."
             raise SchemaError("more than one column could be the reference answer", where, ", ".join(choices), remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,26 @@ ROWS: dict[str, tuple[dict[str, Any], str | None, str, str | None]] = {
         '["a"]',
     ),
     "LiveCodeBench": ({"question_id": "abc", "question_content": "Given n", "platform": "x"}, "abc", "Given n", None),
+    "LSAT": (
+        {"id_string": "i", "context": "C.", "question": "q", "answers": ["a", "b", "c"], "label": 2},
+        None,
+        "C.\n\nq\n\nA. a\nB. b\nC. c",
+        "C",
+    ),
+    "accepted answers beside a text": ({"question": "q", "answers": ["a", "b"], "label": "x"}, None, "q", '["a","b"]'),
+    "Cosmos QA": (
+        {"id": "1", "context": "C.", "question": "q", "answer0": "a", "answer1": "b", "label": 0},
+        "1",
+        "C.\n\nq\n\nA. a\nB. b",
+        "A",
+    ),
+    "AGIEval": (
+        {"question": "q", "options": ["(A)x", "(B) y"], "label": "A", "answer": None},
+        None,
+        "q\n\nA. x\nB. y",
+        "A",
+    ),
+    "GAIA": ({"task_id": "t", "Question": "q", "Level": 1, "Final answer": "x"}, None, "q", "x"),
     "FRAMES": ({"Unnamed: 0": 0, "Prompt": "If", "Answer": "Jane"}, None, "If", "Jane"),
     "AIME": ({"ID": "2024-I-1", "Problem": "Find x.", "Solution": "…", "Answer": 113}, "2024-I-1", "Find x.", "113"),
 }
@@ -220,3 +241,36 @@ def test_splits_that_are_read_as_one_input_are_named(tmp_path: Path, names: list
 def test_what_has_to_be_downloaded_first_is_told_so(tmp_path: Path, location: str) -> None:
     with pytest.raises(ConfigError, match="Download it first"):
         take(location, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'role': 'user', 'content': 'It\\'s \\\\d \\n \"x\"'}, {'role': 'assistant', 'content': 'Yo'}]",
+        "[{'content': 'It\\'s \\\\d \\n \"x\"', 'role': 'user'}\n {'content': 'Yo', 'role': 'assistant'}]",
+    ],
+)
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_messages_as_python_prints_them_are_a_conversation(tmp_path: Path, column: str, cell: str) -> None:
+    pd_csv = "".join((f"id,{column}\n", '1,"', cell.replace('"', '""'), '"\n'))
+    (tmp_path / "q.csv").write_text(pd_csv)
+    take(tmp_path / "q.csv", tmp_path / "run")
+    (found,) = taken(tmp_path / "run")
+    assert found["is_conversation"]
+    assert json.loads(found["prompt"])[0] == {"role": "user", "content": 'It\'s \\d \n "x"'}
+    assert found["gold"] == "Yo"
+
+
+def test_what_only_begins_like_messages_is_a_text(tmp_path: Path) -> None:
+    for k, text in enumerate(("[{'role': 'user'}] is Python", "[{'role': 'user', 'content': 5", '[{"role": "user"} ?')):
+        (tmp_path / f"{k}.jsonl").write_text(json.dumps({"prompt": text}))
+        take(tmp_path / f"{k}.jsonl", tmp_path / f"run{k}")
+        assert [row["prompt"] for row in taken(tmp_path / f"run{k}")] == [text]
+
+
+def test_a_tar_archive_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "a"}))
+    with tarfile.open(tmp_path / "q.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "q.jsonl", "q.jsonl")
+    with pytest.raises(SchemaError, match="the file is a tar archive"):
+        take(tmp_path / "q.tar.gz", tmp_path / "run")
