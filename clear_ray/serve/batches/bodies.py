@@ -53,17 +53,19 @@ def _metadata(given: Any) -> dict[str, str] | None:
         code = "object_above_max_properties" if isinstance(given, dict) else "invalid_type"
         raise ApiError(400, f"metadata is an object of at most {MOST_PAIRS} strings.", param="metadata", code=code)
     for key, value in given.items():
-        code = None
-        if not isinstance(value, str):
-            code = "invalid_type"
-        elif not 0 < len(key) <= MOST_KEY:
-            code = "property_name_above_max_length" if key else "invalid_value"
-        elif len(value) > MOST_VALUE:
-            code = "string_above_max_length"
-        if code is not None:
+        if code := _wrong_with(key, value):
             message = f"A key of metadata has 1 to {MOST_KEY} characters, a value is a string of at most {MOST_VALUE}."
             raise ApiError(400, message, param=f"metadata.{key[:MOST_KEY]}", code=code)
     return given
+
+
+def _wrong_with(key: str, value: Any) -> str:
+    """Return the code of what is wrong with a pair of metadata; empty if nothing is."""
+    if not isinstance(value, str):
+        return "invalid_type"
+    if not 0 < len(key) <= MOST_KEY:
+        return "property_name_above_max_length" if key else "invalid_value"
+    return "string_above_max_length" if len(value) > MOST_VALUE else ""
 
 
 def new_body(asked: Mapping[str, Any]) -> dict[str, Any]:
