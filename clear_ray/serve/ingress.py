@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -22,13 +22,13 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from clear_ray.serve.answer import Reply
 from clear_ray.serve.asking import Asked, Weight
 from clear_ray.serve.batches.routes import routes as batch_routes
 from clear_ray.serve.batches.service import BatchService
-from clear_ray.serve.bodies import check_json
+from clear_ray.serve.bodies import check_json, unpacked
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.guard import Guard, tenant_of
@@ -42,7 +42,7 @@ from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
 from clear_ray.serve.several import Written, all_written, bodies_of, joined
 from clear_ray.serve.together import Together
-from clear_ray.serve.writing import events, opened, refusal_of, stopping, unavailable, whole_choices
+from clear_ray.serve.writing import EventStream, events, opened, refusal_of, stopping, unavailable, whole_choices
 
 _REFUSALS = {
     "no_surplus": "At the price in force no ceiling is worth its tokens for this query.",
@@ -78,6 +78,8 @@ async def _say_http_error(request: Request, error: HTTPException) -> Response:
     asked = f"{request.method} {request.url.path}"
     if error.status_code == 405:
         allowed = ", ".join(methods_of(request.app, request.scope))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": f"{allowed}, OPTIONS"})
         told = ApiError(405, f"{asked}: this route takes {allowed}.", headers={"Allow": allowed})
     elif error.status_code == 404:
         message = f"There is no {asked} here. There are: {'; '.join(routes_of(request.app))}."
@@ -235,9 +237,10 @@ class Ingress:
             stack.enter_context(self._meters.under_way.track_inprogress())
             reply, come = await self._buy(query, key, body)
             if reply.request.stream:
-                told = self._events(reply, come, stack.pop_all(), started)
-                headers = reply.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-                return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+                stack.callback(self._settle, reply, started)
+                return EventStream(
+                    events(self._streams, reply, come, self._settings.model_name), reply, stack.pop_all()
+                )
             try:
                 choices = await whole_choices(self._streams, reply, come)
             finally:
@@ -275,7 +278,7 @@ class Ingress:
         check_json(request)
         try:
             async with asyncio.timeout(limits.body_seconds):
-                async for chunk in request.stream():
+                async for chunk in unpacked(request):
                     body += chunk
                     if len(body) > limits.body_bytes:
                         raise ApiError(413, f"The body has more than {limits.body_bytes} bytes.", code="too_large")
@@ -361,18 +364,6 @@ class Ingress:
             message = "metadata.query_id must name a recorded query: this server replays rollouts."
             raise ApiError(400, message, param="metadata", code="missing_query_id")
         return f"{recorded}#{name}"  # the same recording may be asked for many times at once
-
-    async def _events(
-        self, answer: Reply, come: AsyncIterator[Any] | None, stack: ExitStack, started: float
-    ) -> AsyncIterator[str]:
-        """Yield the events of a stream, and settle when it ends or the client goes."""
-        try:
-            async with aclosing(events(self._streams, answer, come, self._settings.model_name)) as told:
-                async for line in told:
-                    yield line
-        finally:
-            self._settle(answer, started)
-            stack.close()
 
     def _settle(self, answer: Reply, started: float) -> None:
         """Tell the price what was spent, without making the client wait for it."""

@@ -146,6 +146,10 @@ class _Look:
     def _seen_before(self, custom_id: str) -> tuple[str, str, str | None] | None:
         if not custom_id:
             return "invalid_request", "custom_id is empty.", "custom_id"
+        try:
+            custom_id.encode()
+        except UnicodeEncodeError:
+            return "invalid_request", "custom_id holds half a surrogate pair.", "custom_id"
         key = hash(custom_id)
         if key in self._seen:
             return "duplicate_custom_id", "This custom_id was on an earlier line.", "custom_id"
