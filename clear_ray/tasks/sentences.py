@@ -158,9 +158,9 @@ def asserted(line: str) -> Iterator[str]:
         yield from asserted(elaborated["first"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
-    for found in filter(None, (_IS_ABROAD.fullmatch(line), _CYRILLIC_IS.search(line))):
-        if not _DENIED.match(found["value"]):
-            yield tidy(found["value"])
+    for abroad in filter(None, (_IS_ABROAD.fullmatch(line), _CYRILLIC_IS.search(line))):
+        if not _DENIED.match(abroad["value"]):
+            yield tidy(abroad["value"])
     if (dashed := _DASHED.match(line)) is not None and len(dashed["head"].split()) <= 3:
         yield tidy(dashed["head"])
     yield from (said for found in _EASTERN.finditer(line) if (said := found["ja"] or found["ko"] or found["zh"]))
