@@ -71,7 +71,8 @@ UNITS = [
     "\\text{", "\\frac{", "1 ", "½", "is yes ", "1'000", "x = ", "or ", "_", "\\(", "\\[", "(", "e", "twenty ",
     "1 million ", "\r\n", "\u200b", "not ", "a" * 40, "def f(",
     "A and B, ", "the product of 4 and 9 ", "January 1, ", "antwort abc def ", "(about 3) ", "as neutral ", "1,5 ",
-    "let me know. ",
+    "let me know. ", "as an ai, but the ", "x\n\n", "\nConfidence: ", "は日です", "(born 1961) ", "- a ", "1, or 5% ",
+    "\\begin{cases}a\\\\", "six of the ", "<result>", "true - so ",
 ]  # fmt: skip
 
 
