@@ -71,6 +71,7 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
     from clear_ray.engine.closing import make_closing
     from clear_ray.engine.context import context_tokens
     from clear_ray.engine.fingerprint import model_fingerprint
+    from clear_ray.engine.quantized import refuse_unreadable
     from clear_ray.engine.rendering import rendering_of
     from clear_ray.engine.shallow import first_layers
     from clear_ray.engine.smollm2 import resolve_model
@@ -81,6 +82,7 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
         architecture: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if isinstance(config, TransformersConfig):
             refuse_unfit(architecture)  # first: making some models changes what they are made from
+            refuse_unreadable(architecture, runs_here=not os.environ.get("RAY_ADDRESS"))
         bare = _without_weights(architecture) if isinstance(config, TransformersConfig) else None
     except ConfigError:
         raise
