@@ -34,6 +34,7 @@ from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.run_folder.grants import read_grants
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
@@ -175,12 +176,18 @@ def check(run: RunContext, reports: list[RoundReport]) -> int:
     assert [report.number for report in reports] == list(range(1, run.rounds.number + 1))
     assert sum(report.spent_tokens for report in reports) == written_N.sum()
     granted = [read_grants(run.folder, report.number) for report in reports]
+    rollouts = pq.read_table(f"{ROLLOUTS}/rollouts.parquet", filters=[("sample", "=", 0)])
+    recorded = dict(zip(rollouts["query_id"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True))
     answers: dict[int, list[int]] = {}
     for row in sorted(attempts.to_pylist(), key=lambda row: row["round"]):
-        before = answers.get(row["index"], [])
-        assert row["token_ids"][: len(before)] == before, "an answer with a seam"
-        assert len(row["token_ids"]) == len(before) + row["attempt_tokens"]
-        answers[row["index"]] = row["token_ids"]
+        answer = answers.get(row["index"], []) + row["token_ids"]
+        assert answer == recorded[row["query_id"]][: len(answer)], "an answer with a seam"
+        assert (len(answer), len(row["token_ids"])) == (row["answer_tokens"], row["attempt_tokens"])
+        answers[row["index"]] = answer
+    parts = AnswerParts(run.folder)
+    for index, answer in answers.items():
+        (file,), (attempt,) = run.answers.of(np.array([index]))
+        assert parts.answer(file, index, int(attempt)).token_ids.tolist() == answer
     return sum(one is not None and one.is_beside for one in granted)
 
 
