@@ -378,13 +378,20 @@ def _rounds_of(
     folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
-    if (lesson is not None and not lesson.left_out) or isinstance(offers, MenuOffers):
-        settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
+    most_alone = rounds_of(config) if lesson is not None and not lesson.left_out else None
     if isinstance(offers, MenuOffers):
+        settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
         calls = cheapest_calls(offers)
         return Rounds(offers, settings, failed=estimates.error_of_index, rule=offers.rule, calls=calls)
     rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
-    return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
+    return Rounds(
+        offers,
+        settings,
+        failed=estimates.error_of_index,
+        rule=rule,
+        calls=estimates.calls,
+        most_alone=most_alone,
+    )
 
 
 def _most_attempts(folder: Folder, config: RunConfig, queries: int) -> NDArray[np.int64]:
