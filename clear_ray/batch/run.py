@@ -10,6 +10,7 @@ depends on is on disk before the round begins, so running the same configuration
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
 from clear_ray.records import COST_PARTS
 from clear_ray.report.live import Display, QuietDisplay
+from clear_ray.report.page import import_plots
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
@@ -193,6 +195,7 @@ def _run_alone(
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
             answers = AnswerFiles(digest.rows)
             opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
+            threading.Thread(target=import_plots, name="clear_ray plots", daemon=True).start()
             report = close_run(opened, play_rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
