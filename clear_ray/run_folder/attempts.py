@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clear_ray.errors import ResumeError
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.ballots import NO_VOTE
@@ -54,6 +55,12 @@ def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
     if isinstance(table, Exception):  # the writer died, mostly; its tokens are marked as wasted by the caller
         attempts.filesystem.delete_file(path)
         return SLIM_ATTEMPT_SCHEMA.empty_table()
+    if "answer_tokens" not in table.column_names:
+        raise ResumeError(
+            "the run was begun by an older version, which wrote answers in another way",
+            path,
+            remedy="Finish it with that version, or name a new run_dir.",
+        )
     return slim_attempts(table, name_in_rounds(path))
 
 
