@@ -40,6 +40,7 @@ from clear_ray.serve.price_replica import Settlement, Wanted
 from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
+from clear_ray.serve.several import Written, all_written, bodies_of, joined
 from clear_ray.serve.together import Together
 from clear_ray.serve.writing import EventStream, events, opened, refusal_of, stopping, unavailable, whole_choices
 
@@ -227,6 +228,9 @@ class Ingress:
         if self._is_stopping:
             raise stopping()
         body = await self._read_body(request)
+        bodies = bodies_of(body) if kind is CompletionRequest else [body]
+        if len(bodies) > 1:
+            return await self._answered_together(bodies, kind, key, started)
         query = read_request(body, kind, limits=self._limits, model_name=self._settings.model_name)
         with ExitStack() as stack:
             stack.enter_context(self._guard.under_way(key))
@@ -243,6 +247,28 @@ class Ingress:
                 self._settle(reply, started)
         whole = {**reply.frame(self._settings.model_name, is_stream=False), "choices": choices}
         return JSONResponse(whole | {"usage": reply.usage}, headers=reply.headers(is_over=True))
+
+    async def _answered_together(
+        self, bodies: Sequence[bytes], kind: type[QueryRequest], key: str, started: float
+    ) -> Response:
+        """Answer the prompts of one request, each as a query of its own."""
+        name = self._settings.model_name
+        queries = [read_request(body, kind, limits=self._limits, model_name=name) for body in bodies]
+
+        async def written(query: QueryRequest, body: bytes) -> Written:
+            reply, come = await self._buy(query, key, body)
+            try:
+                return reply, await whole_choices(self._streams, reply, come)
+            finally:
+                self._settle(reply, started)
+
+        with ExitStack() as stack:
+            for _ in queries:
+                stack.enter_context(self._guard.under_way(key))
+                stack.enter_context(self._meters.under_way.track_inprogress())
+            replies = await all_written([written(*one) for one in zip(queries, bodies, strict=True)])
+        whole, headers = joined(replies, name)
+        return JSONResponse(whole, headers=headers)
 
     def _admit(self, request: Request) -> str:
         return self._guard.admit(request.headers.get("authorization"), request.client.host if request.client else None)

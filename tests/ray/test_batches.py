@@ -135,6 +135,7 @@ def test_one_good_and_one_bad_row(client: openai.OpenAI, made: dict[str, Any]) -
         client.batches.cancel(batch.id)
 
 
+@pytest.mark.slow
 def test_a_budget_may_be_money_and_a_batch_may_weigh_more(client: openai.OpenAI, made: dict[str, Any]) -> None:
     batch = ended(client, made["in money"].id)
     assert (batch.status, batch.request_counts.completed) == ("completed", 3), batch
