@@ -53,12 +53,12 @@ is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a t
 QUERY_COLUMNS_ADDED = ("prompt_form", "input_error", "sampling", "n", "choice")
 """Columns that queries and attempts of older runs lack; all of them null there."""
 
-CARRIED = ("index", "query_id", "weight", "cost", "task", "gold", "n", "choice")
+OF_QUERY = ("index", "query_id", "weight", "cost", "task", "gold", "n", "choice")
 """What a completion has of its query."""
 
 ATTEMPT_SCHEMA = pa.schema(
     [
-        *(QUERY_SCHEMA.field(name) for name in CARRIED),
+        *(QUERY_SCHEMA.field(name) for name in OF_QUERY),
         pa.field("round", pa.int32(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("sample", pa.int32()),

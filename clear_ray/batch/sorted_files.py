@@ -71,7 +71,7 @@ def _sorted_parts(sources: Sequence[Source], target: Folder, by: Sequence[str], 
                 return turned(pq.ParquetFile(source).read(columns=columns and list(columns), use_threads=False))
 
         for some in _groups(paths, target):
-            tables = [table for found in read_many(read, some) for table in found]
+            tables = [table for found in read_many(read, some, is_local=target.is_local) for table in found]
             waiting += tables
             held_bytes += sum(table.nbytes for table in tables)
             if held_bytes > _MOST_BYTES:

@@ -42,7 +42,8 @@ def read_attempt_rows(folder: Folder, number: int, queries: int, void: VoidAttem
         void: Attempts that do not count.
     """
     attempts, is_seen_N = round_folder(folder, number), np.zeros(queries, bool)
-    for tables in read_many(partial(_read_attempt_file, attempts), attempts.files(".parquet")):
+    paths, read = attempts.files(".parquet"), partial(_read_attempt_file, attempts)
+    for tables in read_many(read, paths, is_local=attempts.is_local):
         found = void.dropped_from(pa.concat_tables(tables)).combine_chunks()
         index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
         is_new = ~is_seen_N[index]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.records import CARRIED, COMPLETION_SCHEMA
+from clear_ray.records import COMPLETION_SCHEMA, OF_QUERY
 from clear_ray.report.wording import priced
 from clear_ray.stages.answer_parts import PARTS, AnswerParts
 from clear_ray.stages.causes import LOST, code_of, code_of_answer
@@ -69,7 +69,7 @@ class Complete:
     """
 
     reads = (
-        *(*CARRIED, *PARTS, "round", "attempt", "sample", "finish_reason", "error", "correct", "answer", "verdict"),
+        *(*OF_QUERY, *PARTS, "round", "attempt", "sample", "finish_reason", "error", "correct", "answer", "verdict"),
         *("ended_at", "engine"),
     )
 
@@ -130,7 +130,7 @@ class Abandon:
         reads: The columns of a query that it looks at.
     """
 
-    reads = CARRIED
+    reads = OF_QUERY
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -174,7 +174,7 @@ class Abandon:
 
 def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
     older = pa.nulls(len(batch), pa.int32())  # rows of an older run have neither `n` nor `choice`
-    carried = {name: batch[name] if name in batch.column_names else older for name in CARRIED}
+    carried = {name: batch[name] if name in batch.column_names else older for name in OF_QUERY}
     found = {**carried, **numbers, **columns}
     arrays = []
     for field in COMPLETION_SCHEMA:
