@@ -40,7 +40,8 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: lint  ## everything fast: linters, types, import directions, unit and Ray tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest tests/cluster tests/e2e tests/ray
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

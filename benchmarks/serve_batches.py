@@ -1,9 +1,11 @@
 """What does a batch over HTTP cost beside `clear-ray run` on the same file, and how much memory does it take?
 
 One machine, recorded rollouts played at once (no model, so that everything else shows). The file is uploaded with OpenAI's
-client, made a batch and waited for; then `run` answers the same file under the same settings on engines of its own. Both
-are timed from the moment in which the file is there to that in which both outputs are. Memory is the peak of what each
-process has to itself (USS), looked at four times a second. Prints one JSON line.
+client to a server that has started, made a batch and waited for; then `clear-ray run` answers the same file under the same
+settings. Both begin cold: of the batch its driver is a new process that sets Ray Data up, of the command everything is. Both
+are timed from the moment in which the file is there to that in which both outputs are; `worked` is of that what reading,
+pricing, answering and writing took, without the starts. Memory is the peak of what each process has to itself (USS) in each
+stage, looked at once a second. Prints one JSON line.
 
     python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--take-in]
 
@@ -14,6 +16,8 @@ import argparse
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -27,26 +31,28 @@ import psutil
 import pyarrow.parquet as pq
 from ray import serve
 
-from clear_ray.batch.run import run
 from clear_ray.cluster.joining import joined_cluster
 from clear_ray.config.run import RunConfig
-from clear_ray.report.summary import ProgressSnapshot
 from clear_ray.serve.app import application
 from clear_ray.serve.batches.store import Store
 from clear_ray.serve.settings import ServeConfig
 
 ROLLOUTS = Path(__file__).resolve().parents[1] / "tests/data/rollouts"
+CLIENT_SECONDS = 2.0  # between two times that a client asks how far it is
+WORK = ("read", "probe", "price", "generate", "write")
 ENDED = ("completed", "failed", "expired", "cancelled")
 WATCHED = {"ProxyActor": "proxy", ":ingress": "ingress", ":batches": "dispatcher", "BatchDriver": "driver"}
-WATCHED |= {":engine": "engine", "MarketActor": "market"}
+WATCHED |= {":engine": "engine", "MarketActor": "market", ":price": "price", "ServeController": "controller"}
+WATCHED |= {"GenerateActor": "caller", "MapWorker": "prober"}
 
 
 class Memory:
-    """The memory of each kind of process when it is first looked at and at its peak, MiB."""
+    """The memory of each kind of process at its peak in each stage, MiB."""
 
     def __init__(self) -> None:
-        self.peak: dict[str, float] = defaultdict(float)
-        self.first: dict[str, float] = {}
+        self.stage = "before"
+        self.peak: dict[str, dict[str, float]] = defaultdict(dict)
+        self._kinds: dict[psutil.Process, str] = {}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -59,15 +65,18 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(0.25):
+        while not self._is_over.wait(1.0):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
-                    title = " ".join(process.cmdline())
-                    for mark, name in WATCHED.items():
-                        if title.startswith("ray::") and mark in title:
-                            used = round(process.memory_full_info().uss / 2**20, 1)
-                            self.first.setdefault(name, used)
-                            self.peak[name] = max(self.peak[name], used)
+                    if not self._kinds.get(process):
+                        self._kinds[process] = _kind(" ".join(process.cmdline()))
+                    if kind := self._kinds[process]:
+                        used = round(process.memory_full_info().uss / 2**20, 1)
+                        self.peak[kind][self.stage] = max(self.peak[kind].get(self.stage, 0.0), used)
+
+
+def _kind(title: str) -> str:
+    return next((name for mark, name in WATCHED.items() if title.startswith("ray::") and mark in title), "")
 
 
 def write_file(path: Path, rows: int, row_bytes: int) -> int:
@@ -95,7 +104,7 @@ def settings(folder: Path, rows: int) -> ServeConfig:
 
 
 class Stages:
-    """How long each stage took, as far as it was told."""
+    """How long each stage took."""
 
     def __init__(self) -> None:
         self._stage, self._since = "start", time.perf_counter()
@@ -107,17 +116,11 @@ class Stages:
         self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._since, 2)
         self._stage, self._since = stage, now
 
-    def update(self, snapshot: ProgressSnapshot) -> None:
-        """Note the stage of a run that this is the display of."""
-        self.note(snapshot.stage)
 
-    def close(self) -> None:
-        """Note the end of the last one."""
-        self.note("end")
-
-
-def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool) -> tuple[dict[str, Any], Any]:
-    started = time.perf_counter()
+def over_http(
+    client: openai.OpenAI, store: Store, path: Path, budget: int, memory: Memory, *, takes_in: bool
+) -> tuple[dict[str, Any], Any]:
+    started, memory.stage = time.perf_counter(), "upload"
     with path.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
     there = time.perf_counter()
@@ -127,15 +130,19 @@ def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool)
         completion_window="24h",
         metadata={"budget": str(budget)},
     )
-    stages = Stages()
-    while batch.status not in ENDED:
-        time.sleep(0.2)
-        batch = client.batches.retrieve(batch.id)
-        live = (batch.model_extra or {}).get("clear_ray") or {}
-        stages.note(live.get("stage") or batch.status)
-        if takes_in and batch.status == "in_progress":
+    stages, asked_at = Stages(), there
+    while (found := store.batch(batch.id)) is not None and found.status not in ENDED:
+        memory.stage = (found.body.get("clear_ray") or {}).get("stage") or found.status
+        stages.note(memory.stage)
+        if takes_in and found.status == "in_progress":
             return {"upload": there - started, "look": time.perf_counter() - there}, client.batches.cancel(batch.id)
+        if time.perf_counter() - asked_at > CLIENT_SECONDS:
+            asked_at = time.perf_counter()
+            client.batches.retrieve(batch.id)
+        time.sleep(0.1)
     done = time.perf_counter()
+    stages.note("end")
+    batch, memory.stage = client.batches.retrieve(batch.id), "download"
     read = 0
     for name in filter(None, (batch.output_file_id, batch.error_file_id)):
         with client.files.with_streaming_response.content(name) as response:
@@ -143,6 +150,34 @@ def over_http(client: openai.OpenAI, path: Path, budget: int, *, takes_in: bool)
     assert batch.status == "completed", batch
     seconds = {"upload": there - started, "batch": done - there, "download": time.perf_counter() - done}
     return seconds | {"download_mb": read / 1e6, "stages": stages.seconds}, batch
+
+
+def by_command(config: RunConfig, file: Path) -> tuple[float, Stages, dict[str, Any]]:
+    """Run `clear-ray run` in a process and a cluster of its own; return the seconds to its outputs, and its summary."""
+    file.write_text(config.model_dump_json())  # JSON is YAML
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(file), "--json"]
+    started, stages, last = time.perf_counter(), Stages(), {}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        threading.Thread(target=_note, args=(process.stderr, stages), daemon=True).start()
+        for line in process.stdout:
+            seconds, last = time.perf_counter() - started, json.loads(line)
+            stages.note(last.get("stage", "end"))
+    assert process.returncode == 0, last
+    return seconds, stages, last
+
+
+def _note(lines: Any, stages: Stages) -> None:
+    for line in lines:
+        with suppress(ValueError, AttributeError, KeyError):
+            stages.note(json.loads(line)["stage"])
+
+
+def worked(seconds: dict[str, float]) -> float:
+    """Return what a run took without the starts."""
+    return round(sum(seconds.get(stage, 0.0) for stage in WORK), 2)
 
 
 def main() -> None:
@@ -154,45 +189,43 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as name, joined_cluster():
-        folder = Path(name)
-        file_bytes = write_file(folder / "input.jsonl", arguments.rows, arguments.row_bytes)
-        config = settings(folder / "served", arguments.rows)
+    with tempfile.TemporaryDirectory() as name:
+        result = measured(Path(name), port, arguments)
+    print(json.dumps(result))
+
+
+def measured(folder: Path, port: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    path, rows = folder / "input.jsonl", arguments.rows
+    result = {"rows": rows, "file_mb": round(write_file(path, rows, arguments.row_bytes) / 1e6, 1)}
+    with joined_cluster():
+        load = {"load_before": os.getloadavg()}
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(config), name="bench", route_prefix="/")
+        serve.run(application(settings(folder / "served", rows)), name="bench", route_prefix="/")
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
+        store = Store(folder / "served")
         with Memory() as memory:
-            time.sleep(2)  # what they have before the file comes
-            path, budget = folder / "input.jsonl", 20 * arguments.rows
-            seconds, batch = over_http(client, path, budget, takes_in=arguments.take_in)
+            time.sleep(3)  # what they have before the file comes
+            seconds, batch = over_http(client, store, path, 20 * rows, memory, takes_in=arguments.take_in)
         serve.shutdown()
-        if arguments.take_in:
-            kept = {"rows": arguments.rows, "file_mb": round(file_bytes / 1e6, 1), "seconds": seconds}
-            print(json.dumps(kept | {"first_mib": memory.first, "peak_mib": memory.peak, "load": os.getloadavg()}))
-            return
-        found = Store(folder / "served").batch(batch.id)
-        assert found is not None
-        same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
-        started, stages = time.perf_counter(), Stages()
-        report = run(None, same, display=stages).report
-        run_seconds = time.perf_counter() - started
-        outputs = [(folder / "served/runs" / batch.id / each).read_bytes() for each in ("output.jsonl", "errors.jsonl")]
-    result = {
-        "rows": arguments.rows,
-        "file_mb": round(file_bytes / 1e6, 1),
-        "seconds": {key: value if key == "stages" else round(value, 2) for key, value in seconds.items()},
-        "run_stages": stages.seconds,
-        "rows_per_second": round(arguments.rows / seconds["batch"], 1),
+    result |= {"seconds": seconds, "peak_mib": memory.peak} | load | {"load_between": os.getloadavg()}
+    if arguments.take_in:
+        return result
+    found = store.batch(batch.id)
+    assert found is not None
+    same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
+    run_seconds, stages, report = by_command(same, folder / "run.yaml")
+    outputs = [(folder / "served/runs" / batch.id / each).stat().st_size for each in ("output.jsonl", "errors.jsonl")]
+    return result | {
         "run_seconds": round(run_seconds, 2),
-        "run_rows_per_second": round(arguments.rows / run_seconds, 1),
+        "run_stages": stages.seconds,
+        "rows_per_second": round(rows / seconds["batch"], 1),
+        "run_rows_per_second": round(rows / run_seconds, 1),
         "overhead": round(seconds["batch"] / run_seconds - 1, 3),
-        "first_mib": memory.first,
-        "peak_mib": memory.peak,
-        "completed": [batch.request_counts.completed, report.completed],
-        "output_mb": [round(len(each) / 1e6, 1) for each in outputs],
+        "worked": [worked(seconds["stages"]), worked(stages.seconds)],
+        "completed": [batch.request_counts.completed, report["completed"]],
+        "output_mb": [round(each / 1e6, 1) for each in outputs],
         "load": os.getloadavg(),
     }
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -125,15 +125,8 @@ def calibrate(
         probe_layers=config.estimate.layers,
         label=label,
     )
-    save_head(head, head_dir)
-    return Calibration(
-        head=head,
-        head_dir=head_dir,
-        queries=len(set(rollouts["query_id"].to_pylist())),
-        rollouts=len(rollouts),
-        spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
-        warnings=(*_SAID_OF[label], *dict.fromkeys(warning for _, warnings in sampled for warning in warnings)),
-    )
+    said = dict.fromkeys(warning for _, warnings in sampled for warning in warnings)
+    return _saved(head, head_dir, rollouts, warnings=(*_SAID_OF[label], *said))
 
 
 def _label(config: RunConfig, samples: int) -> Label:
@@ -204,6 +197,11 @@ def fit_recorded(
         created_by=created_by,
         encoder=encoder,
     )
+    return _saved(head, head_dir, rollouts)
+
+
+def _saved(head: Head, head_dir: str, rollouts: pa.Table, *, warnings: tuple[str, ...] = ()) -> Calibration:
+    """Save a head that was fitted on these rollouts, and return what it came from."""
     save_head(head, head_dir)
     return Calibration(
         head=head,
@@ -211,6 +209,7 @@ def fit_recorded(
         queries=len(set(rollouts["query_id"].to_pylist())),
         rollouts=len(rollouts),
         spent_tokens=int(np.sum(rollouts["output_tokens"].to_numpy())),
+        warnings=warnings,
     )
 
 

@@ -47,8 +47,8 @@ of a correct answer; `cost` is what one of its tokens takes from the budget, 1 u
 is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a text that no chat template is put around, or
 `tokens` for a JSON list of token ids. `input_error` says why the row of the input is no query, where such rows fail.
 `sampling` is null, or what the row asks of its answer in place of the run's settings: JSON, as `sampling.Sampling` has it.
-`n` is how many answers a row asks for, if it says so; where each of them is a query of its own, `choice` is which one
-this is, from 0, and all of them carry the row's id."""
+`n` is how many answers a row asks for, to each of its prompts, if it says so; where each of them is a query of its own,
+`choice` is which one this is, from 0, those to the first prompt first, and all of them carry the row's id."""
 
 QUERY_COLUMNS_ADDED = ("prompt_form", "input_error", "sampling", "n", "choice")
 """Columns that queries and attempts of older runs lack; all of them null there."""
@@ -122,13 +122,16 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("sample", pa.int32()),
         pa.field("logprobs", pa.string()),
         pa.field("engine", pa.string()),
+        pa.field("n", pa.int32()),
+        pa.field("choice", pa.int32()),
     ]
 )
 """A query's answer and account, in the order of the input. `answer` is what the scorer read as the final answer, `verdict`
 why it got its score. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (at `cost` each),
 `reservation_price` the price above which nothing would have been bought for it, `error_code` one of `stages.causes`, and
 `ended_at` when its answer ended, Unix seconds. `attempts` is how many answers it was asked for, and `sample`
-which of them this is; `logprobs` is as in `ATTEMPT_SCHEMA`, and `engine` is the one of several that gave it."""
+which of them this is; `logprobs` is as in `ATTEMPT_SCHEMA`, and `engine` is the one of several that gave it. `n` and `choice`
+are those of `QUERY_SCHEMA`."""
 
 ANSWER_SCHEMA = pa.schema(
     [

@@ -38,6 +38,7 @@ class Behaviour:
         goes_on: Whether it honours `continue_final_message`; None refuses the field.
         faults: What becomes of the next calls, in order: see `Endpoint._answer`; None for an answer.
         lists: Whether it lists its models.
+        owner: Whose its model is, as the list says.
         ceiling_field: The field that it takes a ceiling in.
         refuses: Fields that it takes not.
         logprobs: Whether it tells them where they are asked for.
@@ -54,6 +55,7 @@ class Behaviour:
     retry_after_seconds: float = 1.0
     goes_on: bool | None = True
     lists: bool = True
+    owner: str = "tests"
     ceiling_field: str = "max_tokens"
     refuses: tuple[str, ...] = ()
     usage: Any = "honest"
@@ -94,7 +96,8 @@ class Endpoint:
             return web.Response(
                 status=404, text="<html><body><h1>Not Found</h1></body></html>", content_type="text/html"
             )
-        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 4096}]})
+        model = {"id": MODEL, "object": "model", "owned_by": self.behaviour.owner, "max_model_len": 4096}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="<html><h1>Welcome</h1></html>", content_type="text/html")

@@ -6,6 +6,7 @@ that transformers has, beside transformers' own `generate`. An architecture that
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -30,10 +31,12 @@ class Architecture:
     Attributes:
         way: `slots`: all running answers in one pass. `own_caches`: one after the other. `refused`, or `untried`.
         reason: Why it does not run in slots; empty if it does.
+        package: Python package without which it cannot be made; empty for none beside transformers.
     """
 
     way: Literal["slots", "own_caches", "refused", "untried"]
     reason: str = ""
+    package: str = ""
 
 
 @cache
@@ -69,9 +72,12 @@ def refuse_unfit(config: Any) -> None:
         config: As transformers reads it.
 
     Raises:
-        ConfigError: Its architecture is known not to run.
+        ConfigError: Its architecture is known not to run, or needs a package that is not installed.
     """
     known = known_architectures().get(config.model_type)
+    if known is not None and known.package and importlib.util.find_spec(known.package) is None:
+        remedy = f"pip install {known.package}, and try again: it is tried when it is loaded. Or use another model."
+        raise unfit(config, f"{known.reason}, which is not installed", remedy)
     reason = unfit_reason(config)
     # What the zoo refused by a setting is not refused where the setting is another.
     if not reason and known is not None and known.way == "refused" and known.reason not in _BY_SETTING:
@@ -80,10 +86,10 @@ def refuse_unfit(config: Any) -> None:
         raise unfit(config, reason)
 
 
-def unfit(config: Any, reason: str) -> ConfigError:
+def unfit(config: Any, reason: str, remedy: str = _REMEDY) -> ConfigError:
     """Return the refusal of a model, which names its architecture."""
     return ConfigError(
-        f"the architecture {config.model_type} cannot be run by this engine: {reason}", "engine.model", remedy=_REMEDY
+        f"the architecture {config.model_type} cannot be run by this engine: {reason}", "engine.model", remedy=remedy
     )
 
 

@@ -6,6 +6,7 @@ system prompt is a turn of its own.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,12 +106,18 @@ def options_in(row: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, st
 
 def counts_from_one(columns: Sequence[str]) -> bool:
     """Whether options stand in columns that are numbered from 1: answers name them by these numbers, their labels."""
-    return len(columns) > 1 and columns[0].endswith("1")
+    return len(columns) > 1 and columns[0].endswith("1") and not columns[0].startswith("sol")  # of PIQA, from 0
 
 
 def _lettered(texts: list[str], column: str) -> dict[str, str]:
     if len(texts) > len(string.ascii_uppercase):
         raise SchemaError("there are more options than letters", column, str(len(texts)), "Write them into the prompt.")
+    if len(texts) > 1 and all(
+        re.match(rf"\({label}\)|{label}[).:]", text) for label, text in zip(string.ascii_uppercase, texts, strict=False)
+    ):
+        texts = [
+            text[3:].lstrip() if text[0] == "(" else text[2:].lstrip() for text in texts
+        ]  # (A) yes, as AGIEval has it
     return dict(zip(string.ascii_uppercase, texts, strict=False))
 
 

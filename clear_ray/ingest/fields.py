@@ -74,6 +74,7 @@ _ACCOUNTS = dict.fromkeys(
         "usage",
         "return_token_ids",
         "return_tokens_as_token_ids",
+        "perf_metrics_in_response",
         "include_reasoning",
         "separate_reasoning",
         "stream_reasoning",
@@ -85,6 +86,8 @@ _ACCOUNTS = dict.fromkeys(
 LOGPROBS_OF_RESPONSES = "message.output_text.logprobs"
 """What a response's `include` asks for log-probabilities with."""
 
+_THOUGHTS = "reasoning.encrypted_content"  # of thoughts that are no item of their own here
+
 _ENGINES = {
     "best_of": refused(1),
     "use_beam_search": refused(False),
@@ -94,6 +97,7 @@ _ENGINES = {
     "min_tokens": HONOURED,
     "ignore_eos": refused(False),
     "skip_special_tokens": refused(True),
+    "detokenize": refused(True),
     "spaces_between_special_tokens": refused(True),
     "include_stop_str_in_output": refused(False),
     "logit_bias": HONOURED,
@@ -152,8 +156,9 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "top_logprobs": HONOURED,
         "reasoning_effort": HONOURED,
         "verbosity": refused("medium"),
-        "reasoning": refused({}, remedy="Use reasoning_effort."),
+        "reasoning": HONOURED,
         "web_search_options": refused(),
+        "citation_options": refused("enabled", "disabled"),
         "data_sources": refused([]),
         "prompt_mode": refused(),
         "chat_template": refused(remedy="Set the model's own template; its settings go into chat_template_kwargs."),
@@ -186,7 +191,7 @@ TABLES: Mapping[Endpoint, Mapping[str, Field]] = {
         "text": HONOURED,
         "reasoning": HONOURED,
         "truncation": refused("disabled"),
-        "include": refused([], [LOGPROBS_OF_RESPONSES]),
+        "include": refused([], [LOGPROBS_OF_RESPONSES], [_THOUGHTS], [LOGPROBS_OF_RESPONSES, _THOUGHTS]),
         "background": refused(False),
         "stream": refused(False, remedy="Leave it out: a batch is not streamed."),
         "top_logprobs": HONOURED,

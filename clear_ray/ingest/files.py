@@ -33,6 +33,8 @@ _TABLES = re.compile(r"\.(csv|tsv|tab)(\.\w+)?$", re.IGNORECASE)
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}
 _XZ = b"\xfd7zXZ\0"
 _UNPACK = "Unpack it; gzip, zstd, bzip2, lz4 and xz are read as they are."
+_ELSEWHERE = ("hf", "http", "https")
+_SPLIT = re.compile(r"(?:\A|/)(train|test|validation|valid|val|dev)(?=[-_./]|\Z)[^/]*(?:/[^/]*)?\Z", re.IGNORECASE)
 _OF_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
 """Files beside those with rows in a folder that the library `datasets` wrote."""
 _OTHERS = {
@@ -74,7 +76,14 @@ def read_input(config: InputConfig, *, run_folder: Folder | None = None) -> Iter
     if run_folder is not None and not paths:
         remedy = "Keep the input beside it, or name a new run_dir: a run replaces what is in its folder."
         raise ConfigError("the input lies in the run folder", "input.path", without_secrets(config.path), remedy)
-    return _read_files(filesystem, paths, config, said=_said_of(left_out))
+    said = [_said_of(left_out), _said_of_splits(paths)]
+    return _read_files(filesystem, paths, config, said="\n".join(filter(None, said)))
+
+
+def _said_of_splits(paths: list[str]) -> str:
+    """Return the line that says that splits of a data set are read as one input; empty for one split, or none."""
+    found = {match[1] for path in paths if (match := _SPLIT.search(path))}
+    return f"reading the splits {', '.join(sorted(found))} as one input" if len(found) > 1 else ""
 
 
 def _said_of(left_out: list[str]) -> str:
@@ -202,6 +211,10 @@ def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[Sou
         remedy = "Make the file again, or copy it again: its end or its compression is damaged."
         yield SourceBatch.unreadable(SchemaError("the file cannot be read", path, str(error), remedy), origin=path)
         return
+    if peeked.start[257:262] == b"ustar":
+        refusal = SchemaError("the file is a tar archive", path, "", "Unpack it, and name the file or folder inside.")
+        yield SourceBatch.unreadable(refusal, origin=path)
+        return
     layout: Layout = config.format if config.format in ("jsonl", "openai") else "auto"
     start = peeked.start
     is_json = start.removeprefix(_BOM).lstrip()[:1] in (b"{", b"[")
@@ -216,6 +229,10 @@ def _read_text(stream: Readable, path: str, config: InputConfig) -> Iterator[Sou
 
 def _find(location: str) -> tuple[pafs.FileSystem, list[str], list[str]]:
     """Return the file system of a file, folder or glob, the paths of its files, sorted, and what else a folder holds."""
+    scheme = location.partition("://")[0].lower()
+    if scheme in _ELSEWHERE and "://" in location:
+        remedy = "Download it first, and name the file or folder that it is then."
+        raise ConfigError("unknown scheme", without_secrets(location), scheme, remedy)
     base, pattern = _split_glob(location)
     filesystem, path, _ = open_location(base)
     path, place = path.rstrip("/"), without_secrets(location)

@@ -1,4 +1,4 @@
-"""Lines of Gemini's and Bedrock's batch files, read as what they would be in a file of OpenAI's or Anthropic's.
+"""Lines of Gemini's, Vertex AI's and Bedrock's batch files, read as what they would be in a file of OpenAI's or Anthropic's.
 
 They are read as far as they are text; what else they hold is refused by name. Answers are written as those of the endpoint
 that a line is read as: chat completions; completions for a bare `prompt`; Anthropic's messages where Bedrock has them.
@@ -36,6 +36,7 @@ _CONVERSE_SETTINGS = {
     "topP": "top_p",
     "topK": "top_k",
     "maxTokens": "max_tokens",
+    "maxNewTokens": "max_tokens",
     "stopSequences": "stop",
 }
 _TITAN_SETTINGS = {
@@ -110,7 +111,8 @@ class _Body:
 def is_foreign(row: Mapping[str, Any]) -> bool:
     """Whether a row looks like a line of another service's batch file."""
     request = row.get(_GEMINI)
-    return (isinstance(request, dict) and "contents" in request) or isinstance(row.get(_BEDROCK), dict)
+    is_gemini = isinstance(request, dict) and ("contents" in request or "anthropic_version" in request)
+    return is_gemini or isinstance(row.get(_BEDROCK), dict)
 
 
 def translated(row: Mapping[str, Any]) -> ForeignLine:
@@ -124,7 +126,16 @@ def translated(row: Mapping[str, Any]) -> ForeignLine:
         return _bedrock(_object(row[_BEDROCK], _BEDROCK), {"custom_id": row.get("recordId"), **rest})
     key = next((name for name in ("key", "custom_id", "id") if row.get(name) is not None), "key")
     rest = {name: value for name, value in row.items() if name not in (key, _GEMINI)}
-    return _gemini(_object(row[_GEMINI], _GEMINI), {**rest, "custom_id": row.get(key)})
+    request = _object(row[_GEMINI], _GEMINI)
+    if "anthropic_version" in request:
+        return _anthropic(request, {**rest, "custom_id": row.get(key)}, _GEMINI, "Vertex AI")
+    return _gemini(request, {**rest, "custom_id": row.get(key)})
+
+
+def _anthropic(given: Mapping[str, Any], rest: dict[str, Any], place: str, service: str) -> ForeignLine:
+    params = {name: value for name, value in given.items() if name != "anthropic_version"}
+    said = f"reading `{place}` of {service}'s lines as Anthropic's params; answers are written as theirs"
+    return ForeignLine({**rest, "params": params}, said, lambda where: re.sub(r"\Aparams\b", place, where))
 
 
 def _gemini(request: Mapping[str, Any], rest: dict[str, Any]) -> ForeignLine:
@@ -194,9 +205,7 @@ def _thinking(body: _Body, given: Mapping[str, Any], place: str) -> None:
 
 def _bedrock(given: Mapping[str, Any], rest: dict[str, Any]) -> ForeignLine:
     if "anthropic_version" in given and "messages" in given:
-        params = {name: value for name, value in given.items() if name != "anthropic_version"}
-        said = "reading `modelInput` of Bedrock's lines as Anthropic's params; answers are written as theirs"
-        return ForeignLine({**rest, "params": params}, said, lambda where: re.sub(r"\Aparams\b", _BEDROCK, where))
+        return _anthropic(given, rest, _BEDROCK, "Bedrock")
     body = _Body(_BEDROCK)
     said = "reading `modelInput` of Bedrock's lines; answers are written as {}"
     before = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,11 +29,12 @@ from clear_ray.ingest.normalise import (
     messages_in,
     normalise,
     query_id_of,
+    raw_prompt,
 )
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.option_numbers import FirstOption, OptionNumbers
 from clear_ray.ingest.query_files import QueryFiles
-from clear_ray.ingest.requests import REQUEST_COLUMNS, at, read_request, request_columns
+from clear_ray.ingest.requests import REQUEST_COLUMNS, RawPrompt, at, read_request, request_columns
 from clear_ray.ingest.sampling_fields import Asked, refuse_equal_answers, sampling_params_of
 from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, merged, recognise
 from clear_ray.ingest.source import SourceBatch
@@ -87,7 +90,8 @@ def ingest(
         continues: Whether the run goes on with the assistant's words at the end of a conversation. If not, those of a plain
             row are its reference answer.
         temperature: The run's, which several answers to one row are refused at if it is 0; None where it has no effect.
-        splits: Whether a row that asks for several answers (`n`) becomes as many queries; if not, `n` is only noted.
+        splits: Whether a row that asks for several answers (`n`, or several prompts) becomes as many queries; if not, `n`
+            is only noted, and several prompts are refused.
         first_option: The number of the first option where reference answers are numbers of options.
         options_of: Function that reads the options in a prompt (whether it is a conversation), if answers may number them.
 
@@ -177,31 +181,42 @@ class _Intake:
         reading = self._reading_of(batch)
         if reading is None:
             return
-        reads = [self._read(batch, k, reading) for k in range(len(batch.rows))]
+        found = [self._read(batch, k, reading) for k in range(len(batch.rows))]
+        row_of = [k for k, reads in enumerate(found) for _ in reads]
+        reads = [read for reads in found for read in reads]
         if self._limit is not None:
-            check_lengths(batch, reads, reading.columns, self._limit, self._notices)
-        for k, read in enumerate(reads):
-            query = read if isinstance(read, NormalRow) else self._fail(batch, k, read, reading)
-            if query is None:
-                continue
-            for watch in self._watches if query is read else ():
-                watch.see(self._files.rows, query)
-            self._longest = max(self._longest, len(query.prompt))
-            self._hashes.append(hash(query.query_id))
-            if (query.n or 1) == 1 or not self._splits:
-                self._numbers.append(batch.numbers[k])
-                self._files.add(query)
-            else:
-                self._add_choices(query, batch.numbers[k])
+            check_lengths(batch, reads, row_of, reading.columns, self._limit, self._notices)
+        for k, some in groupby(zip(row_of, reads, strict=True), key=itemgetter(0)):
+            self._add([read for _, read in some], batch, k, reading)
 
-    def _add_choices(self, query: NormalRow, number: int) -> None:
-        """Write a query for each answer that a row asks for. The row's id is hashed already, and no duplicate of itself."""
-        self._notices.split(query.n or 1)
-        for choice in range(query.n or 1):
-            if choice:
-                self._hashes.append(hash((query.query_id, choice)))
+    def _add(self, reads: list[NormalRow | SchemaError], batch: SourceBatch, k: int, reading: RowReading) -> None:
+        """Write what a row was read as: a query for each of its prompts, if nothing is wrong with any."""
+        queries, number = [read for read in reads if isinstance(read, NormalRow)], batch.numbers[k]
+        if wrong := next((read for read in reads if isinstance(read, SchemaError)), None):
+            failed = self._fail(batch, k, wrong, reading)
+            queries = [] if failed is None else [failed]
+        for query in queries:
+            self._longest = max(self._longest, len(query.prompt))
+            for watch in () if wrong else self._watches:
+                watch.see(self._files.rows, query)
+        if len(queries) == 1 and ((queries[0].n or 1) == 1 or not self._splits):
+            self._hashes.append(hash(queries[0].query_id))
             self._numbers.append(number)
-            self._files.add(query._replace(choice=choice))
+            self._files.add(queries[0])
+        elif queries:
+            self._add_choices(queries, number)
+
+    def _add_choices(self, prompts: list[NormalRow], number: int) -> None:
+        """Write a query for each answer that a row asks for, those to its first prompt first.
+
+        All bear the row's id, which is hashed once: it is no duplicate of itself.
+        """
+        query_id, n = prompts[0].query_id, prompts[0].n or 1
+        self._notices.split(n, prompts=len(prompts))
+        for choice in range(n * len(prompts)):
+            self._hashes.append(hash((query_id, choice) if choice else query_id))
+            self._numbers.append(number)
+            self._files.add(prompts[choice // n]._replace(n=n, choice=choice))
 
     def _reading_of(self, batch: SourceBatch) -> RowReading | None:
         """Return how the rows of a source are read; None if they cannot be.
@@ -278,21 +293,21 @@ class _Intake:
         self._files.publish(digest)
         return digest
 
-    def _read(self, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow | SchemaError:
-        """Return a row as a query, or what is wrong with it."""
+    def _read(self, batch: SourceBatch, k: int, reading: RowReading) -> Sequence[NormalRow | SchemaError]:
+        """Return a row as a query for each of its prompts, or what is wrong with it."""
         row = batch.rows[k]
         if isinstance(row, SchemaError):
-            return row
+            return (row,)
         try:
-            return self._query(row, batch, k, reading)
+            return self._queries(row, batch, k, reading)
         except SchemaError as error:
-            return at(error, f"{batch.place(k)}, column {error.where}")
+            return (at(error, f"{batch.place(k)}, column {error.where}"),)
 
-    def _query(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> NormalRow:
+    def _queries(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> Sequence[NormalRow]:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, asked = reading.columns, None, None, Asked()
-        makes_ids = reading.makes_ids
+        makes_ids, further = reading.makes_ids, ()
         place_of: Callable[[str], str] = str
         place = columns.sampling_params
         if batch.is_openai:
@@ -303,8 +318,10 @@ class _Intake:
                 request.endpoint,
                 Asked(request.sampling, None, request.n),
             )
+            further = request.further
             place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
             self._notices.say(request.said)
+            self._notices.name_model(request.model)
             makes_ids = bool(request.said) and row["custom_id"] is None  # Vertex has none
         elif (own := lookup(row, columns.sampling_params)) is not None:
             asked = sampling_params_of(own, columns.sampling_params)
@@ -342,8 +359,28 @@ class _Intake:
         self._tell_of(messages, row, columns, query, keeps_answer=keeps_answer, goes_on=goes_on or self._continues)
         if asked.n is not None and asked.n > 1:
             query = query._replace(n=asked.n)
-        number = len(self._hashes) + k
-        return query._replace(query_id=made_id(number, query.prompt)) if makes_ids else query
+        if makes_ids:
+            query = query._replace(query_id=made_id(len(self._hashes) + k, query.prompt))
+        return self._with_further(query, further, columns, place_of) if further else (query,)
+
+    def _with_further(
+        self, query: NormalRow, further: Sequence[RawPrompt], columns: ColumnsConfig, place_of: Callable[[str], str]
+    ) -> list[NormalRow]:
+        """Return the queries of a row with several raw prompts, of which the first is read already."""
+        if not self._splits:
+            what, remedy = "where queries are answered several times a row has one prompt", "Write a row for each."
+            raise SchemaError(what, place_of(columns.prompt), f"{len(further) + 1} prompts", remedy)
+        if query.gold is not None:
+            what, remedy = "one reference answer stands beside several prompts", "Write a row for each prompt."
+            raise SchemaError(what, columns.gold, shown(query.gold), remedy)
+        queries = [query]
+        for k, (prompt, form) in enumerate(further, 1):
+            try:
+                text = raw_prompt(prompt, form, f"{columns.prompt}[{k}]")
+            except SchemaError as error:
+                raise at(error, place_of(error.where)) from error
+            queries.append(query._replace(prompt=text, prompt_form=form))
+        return queries
 
     def _checked(
         self, sampling: Sampling, row: dict[str, Any], columns: ColumnsConfig, place: str, *, goes_on_with: bool

@@ -36,6 +36,7 @@ class PromptLimit:
 def check_lengths(
     batch: SourceBatch,
     reads: list[NormalRow | SchemaError],
+    row_of: Sequence[int],
     columns: ColumnsConfig,
     limit: PromptLimit,
     notices: Notices,
@@ -44,15 +45,17 @@ def check_lengths(
 
     Args:
         batch: The rows.
-        reads: What each was read as; changes.
+        reads: What they were read as, some of them as a query for each of several prompts; changes.
+        row_of: For each of `reads` the place of its row in the batch.
         columns: Which column holds what.
         limit: How long a prompt may be.
         notices: What is said about the input.
     """
     long_rows = [k for k, read in enumerate(reads) if isinstance(read, NormalRow) and _may_be_short(read, limit)]
     asked = [query for k in long_rows if isinstance(query := reads[k], NormalRow)]
+    crowded: set[int] = set()
     for k, query, count in zip(long_rows, asked, _counts(asked, limit), strict=True):
-        where = f"{batch.place(k)}, column {columns.messages if query.is_conversation else columns.prompt}"
+        where = f"{batch.place(row_of[k])}, column {columns.messages if query.is_conversation else columns.prompt}"
         if isinstance(count, SchemaError):
             reads[k] = SchemaError(count.what, where, count.value, count.remedy)
         elif count >= limit.context_tokens:
@@ -60,16 +63,18 @@ def check_lengths(
             remedy = "Shorten it or use a model with a longer context."
             reads[k] = SchemaError(what, where, f"{count} tokens", remedy)
         elif query.max_tokens < limit.context_tokens < count + query.max_tokens:
-            notices.crowd()
+            crowded.add(row_of[k])
     for k, read in enumerate(reads):
         if isinstance(read, NormalRow) and read.max_tokens >= limit.context_tokens:
-            notices.crowd()
+            crowded.add(row_of[k])
         if isinstance(read, NormalRow) and read.prompt_form == "tokens" and limit.vocabulary_tokens is not None:
             most, known = max(json.loads(read.prompt)), limit.vocabulary_tokens()
             if most >= known:
                 what, remedy = "a token id is none of this model's", "Give the text, or this model's ids."
-                where = f"{batch.place(k)}, column {columns.prompt}"
+                where = f"{batch.place(row_of[k])}, column {columns.prompt}"
                 reads[k] = SchemaError(what, where, f"{most} of a vocabulary of {known}", remedy)
+    for _ in crowded:
+        notices.crowd()
 
 
 def _form(query: NormalRow) -> str:

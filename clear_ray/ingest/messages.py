@@ -6,8 +6,10 @@ name unless it asks for nothing.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +23,28 @@ _CHAT_KEYS = {"from", "value", "weight", "loss", "train"}
 _EMPTY: tuple[Any, ...] = ("", [], {}, False)
 _READ_KEYS = {"role", "content", "name", "weight"}
 """`weight` is a mark of training."""
-_BEGINS_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from|value)"\s*:')
+_OF_RECORDS = frozenset(
+    {
+        *(
+            "id",
+            "message_id",
+            "turn_identifier",
+            "index",
+            "timestamp",
+            "created_at",
+            "model",
+            "language",
+            "country",
+            "state",
+        ),
+        *("hashed_ip", "header", "toxic", "redacted"),
+    }
+)
+"""What records of chats keep beside a message, as WildChat does: of whom and when it was, and nothing that a model reads."""
+_BEGINS_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+_BEGINS_PYTHON = re.compile(r"""\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:""")
+_BETWEEN_LINES = re.compile(r"\}\s*\n\s*\{")
+_LONGEST_PYTHON = 1 << 20
 GOES_ON = ("prefix", "partial")
 """Words of Mistral, DeepSeek and Moonshot in a last message that the answer is to go on with."""
 
@@ -29,7 +52,7 @@ GOES_ON = ("prefix", "partial")
 def read_messages(value: Any, column: str) -> list[dict[str, str]]:
     """Return messages as {role, content}, with a name where the speaker has one.
 
-    A text is taken for JSON of such a list, as Parquet files often hold it.
+    A text is taken for such a list, as `loaded_messages` reads it.
 
     Args:
         value: The conversation.
@@ -40,7 +63,7 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = loaded_messages(value)
         except (ValueError, RecursionError) as error:
             raise SchemaError(
                 "the conversation is not JSON", column, str(error), "Write [{role, content}, …]."
@@ -57,14 +80,34 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
 
 
 def is_text_of_messages(value: Any) -> bool:
-    """Whether a text is JSON of messages, as tables have them where a cell holds no list."""
+    """Whether a text is messages, as tables have them where a cell holds no list."""
     if not isinstance(value, str) or not _BEGINS_MESSAGES.match(value):
         return False
     try:
-        messages = json.loads(value)
+        messages = loaded_messages(value)
     except (ValueError, RecursionError):
         return False
     return has_messages(messages)
+
+
+def loaded_messages(text: str) -> Any:
+    """Return what a text of messages holds: JSON, or what Python prints, as tables have it that pandas wrote.
+
+    Raises:
+        ValueError: It is neither.
+        RecursionError: It is too deep.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        if not _BEGINS_PYTHON.match(text) or len(text) > _LONGEST_PYTHON:
+            raise
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes in it
+                return ast.literal_eval(_BETWEEN_LINES.sub("}, {", text.strip()))  # arrays have no commas there
+        except (SyntaxError, MemoryError, TypeError) as error:
+            raise ValueError(str(error)) from None
 
 
 def has_messages(value: list[Any]) -> bool:
@@ -115,7 +158,7 @@ def _message(value: Any, column: str, *, is_last: bool) -> dict[str, str]:
     if not isinstance(role, str) or role not in _ROLES:
         raise SchemaError("unknown role", f"{column}.role", shown(role), f"Use one of {', '.join(_ROLES)}.")
     for key, given in value.items():
-        if key in _READ_KEYS or given is None or any(given == empty for empty in _EMPTY):
+        if key in _READ_KEYS or key in _OF_RECORDS or given is None or any(given == empty for empty in _EMPTY):
             continue
         if not (key in GOES_ON and given is True and is_last and role == "assistant"):
             raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
@@ -131,7 +174,7 @@ def _message(value: Any, column: str, *, is_last: bool) -> dict[str, str]:
 def _turn_of_chat(value: Mapping[str, Any], column: str) -> dict[str, Any]:
     """Return a {from, value} as a message; marks of training beside them say nothing to a model."""
     for key, given in value.items():
-        if given is not None and key not in _CHAT_KEYS:
+        if given is not None and key not in _CHAT_KEYS and key not in _OF_RECORDS:
             raise SchemaError("a message holds more than text", f"{column}.{key}", shown(given), "Leave it out.")
     return {"content": value.get("value")}
 

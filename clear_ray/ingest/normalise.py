@@ -20,7 +20,7 @@ from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.composing import NOTHING, Beside, composed, options_in, with_system
-from clear_ray.ingest.messages import is_text_of_messages, read_messages, without_answer
+from clear_ray.ingest.messages import is_text_of_messages, loaded_messages, read_messages, without_answer
 from clear_ray.ingest.nested import lookup
 from clear_ray.ingest.option_numbers import OptionNumbers
 from clear_ray.ingest.values import shown, text_of
@@ -186,7 +186,7 @@ def messages_in(row: Mapping[str, Any], columns: ColumnsConfig) -> list[Any]:
             (messages.lstrip()[:1] == "[" and column == columns.messages) or is_text_of_messages(messages)
         ):
             try:
-                messages = json.loads(messages)
+                messages = loaded_messages(messages)
             except (ValueError, RecursionError):  # it is refused where it is read
                 return []
         if isinstance(messages, list) and messages:
@@ -198,15 +198,26 @@ def _asked(
     messages: Any, prompt: Any, row: Mapping[str, Any], columns: ColumnsConfig, form: Literal["raw", "tokens"] | None
 ) -> tuple[str, list[dict[str, str]] | None]:
     """Return what a row asks, or the turns of a conversation: texts and lists of messages may stand in either column."""
-    if form == "tokens":
-        return _dump(prompt), None
+    if form is not None:
+        return raw_prompt(prompt, form, columns.prompt), None
     if isinstance(messages, str) and messages.strip() and messages.lstrip()[0] not in '[{"':
         return text_of(messages, columns.messages), None
     if messages is not None:
         return "", read_messages(messages, columns.messages)
-    if isinstance(prompt, list) or (form is None and is_text_of_messages(prompt)):
+    if isinstance(prompt, list) or is_text_of_messages(prompt):
         return "", read_messages(prompt, columns.prompt)
-    return _prompt(prompt, row, columns), None
+    if prompt is None:
+        raise _missing(columns.prompt, row)
+    return _text(prompt, columns.prompt), None
+
+
+def raw_prompt(prompt: Any, form: Literal["raw", "tokens"], column: str) -> str:
+    """Return a prompt that no chat template is put around, as `records.QUERY_SCHEMA` has it.
+
+    Raises:
+        SchemaError: It is empty, or can be no text.
+    """
+    return _dump(prompt) if form == "tokens" else _text(prompt, column)
 
 
 def query_id_of(row: Mapping[str, Any], column: str) -> str:
@@ -233,10 +244,7 @@ def query_id_of(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def _prompt(value: Any, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
-    column = columns.prompt
-    if value is None:
-        raise _missing(column, row)
+def _text(value: Any, column: str) -> str:
     text = text_of(value, column)
     if not text or text.isspace():
         raise SchemaError("the prompt is empty", column, shown(text), "Remove the row or give it a prompt.")

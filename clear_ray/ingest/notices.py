@@ -9,6 +9,7 @@ from typing import Literal
 
 _MOST_READINGS = 5
 _MOST_COLUMNS = 12
+_MOST_MODELS = 1_000
 _ANSWERS = {
     "gold": "the last answer of {rows} is no part of the prompt, and is the reference answer",
     "left out": "the last answer of {rows} is no part of the prompt",
@@ -30,8 +31,9 @@ class Notices:
         self._unread: set[str] = set()
         self._lowered: dict[str, tuple[int, int]] = {}  # rows, and the most that one of them asks for
         self._are_different: set[str] = set()
-        self._crowded = self._split = self._answers = 0
+        self._crowded = self._split = self._answers = self._listed = self._prompts = 0
         self._said: set[str] = set()
+        self._models: set[str] = set()
 
     def ignore(self, fields: Iterable[str]) -> None:
         """Count one row whose fields have no effect."""
@@ -48,9 +50,12 @@ class Notices:
         """Count one row whose prompt and ceiling are together longer than the model's context."""
         self._crowded += 1
 
-    def split(self, answers: int) -> None:
-        """Count one row that asks for several answers, each of which becomes a query."""
-        self._split, self._answers = self._split + 1, self._answers + answers
+    def split(self, n: int, *, prompts: int = 1) -> None:
+        """Count one row that asks for several answers, to one prompt or to several, each of which becomes a query."""
+        if n > 1:
+            self._split, self._answers = self._split + 1, self._answers + n * prompts
+        if prompts > 1:
+            self._listed, self._prompts = self._listed + 1, self._prompts + prompts
 
     def end(self, ending: Ending) -> None:
         """Count one row whose conversation ends with the assistant's words."""
@@ -64,6 +69,11 @@ class Notices:
     def say(self, line: str) -> None:
         """Note a line that is said once; nothing if it is empty."""
         self._said |= {line} - {""}
+
+    def name_model(self, model: object) -> None:
+        """Note which model a row names."""
+        if isinstance(model, str) and len(self._models) < _MOST_MODELS:
+            self._models.add(model)
 
     def pass_over(self, columns: Iterable[str]) -> None:
         """Note columns that are not read."""
@@ -92,8 +102,10 @@ class Notices:
         self._endings.update(other._endings)
         self._unread |= other._unread
         self._said |= other._said
+        self._models |= other._models
         self._crowded += other._crowded
         self._split, self._answers = self._split + other._split, self._answers + other._answers
+        self._listed, self._prompts = self._listed + other._listed, self._prompts + other._prompts
         self._are_different |= other._are_different
         for field, (rows, most) in other._lowered.items():
             ours, highest = self._lowered.get(field, (0, most))
@@ -115,6 +127,12 @@ class Notices:
             more = len(names) - _MOST_COLUMNS
             said.append(f"not read: {', '.join(names[:_MOST_COLUMNS])}{f' and {more:,} more' if more > 0 else ''}")
         said += sorted(self._said)
+        if len(self._models) > 1:
+            names = [f"`{name}`" for name in sorted(self._models)]
+            more = f" and {len(names) - _MOST_READINGS:,} more" if len(names) > _MOST_READINGS else ""
+            said.append(
+                f"rows name {len(names):,} models ({', '.join(names[:_MOST_READINGS])}{more}); all are answered by the run's"
+            )
         if effects := [*self._effects(max_tokens)]:
             said.append("; ".join(effects))
         if self._split:
@@ -122,6 +140,9 @@ class Notices:
             said.append(
                 f"{_rows(self._split)} {ask} for {self._answers:,} answers (n), each of which counts as a query"
             )
+        if self._listed:
+            has = "has" if self._listed == 1 else "have"
+            said.append(f"{_rows(self._listed)} {has} {self._prompts:,} prompts, each of which counts as a query")
         said += [_ANSWERS[ending].format(rows=_rows(rows)) for ending, rows in sorted(self._endings.items())]
         if self._failed:
             commonest = ", ".join(f"{rows:,} because {reason}" for reason, rows in self._failed.most_common(3))

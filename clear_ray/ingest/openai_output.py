@@ -51,8 +51,9 @@ def write_openai_outputs(
     what never reached an engine (abandoned, or nothing was left for it) is an `error` of its own code. `usage` counts what
     the query was charged.
 
-    Rows of one id that follow each other are the answers to one request (`n`): one line with all of them as `choices`, which
-    is completed if one of them is. A choice that got no tokens is an empty text that was cut off (`length`).
+    Rows of one id that follow each other are the answers to one request (`n`, or several prompts): one line with all of them
+    as `choices`, which is completed if one of them is. A choice that got no tokens is an empty text that was cut off
+    (`length`). Each prompt counts once.
 
     Args:
         rows: Rows of `records.COMPLETION_SCHEMA`; read once.
@@ -80,7 +81,9 @@ def _of_all(answers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
         return first
     ended = max(int(row.get("ended_at") or 0) for row in answers)
     spent = sum(int(row["spent_tokens"]) for row in answers)
-    return {**first, "ended_at": ended, "spent_tokens": spent, "answers": answers}
+    lengths = {(row["choice"] or 0) // (row["n"] or 1): int(row["prompt_tokens"]) for row in answers}
+    told = {"ended_at": ended, "spent_tokens": spent, "prompt_tokens": sum(lengths.values())}
+    return {**first, **told, "answers": answers}
 
 
 def _name_of(row: Mapping[str, Any]) -> str:
@@ -156,8 +159,8 @@ def _choices(
         "created": _created(row),
         "model": model,
         "choices": [
-            {"index": index, **choice_of(answer), "finish_reason": _finish(row, answer)}
-            for index, answer in enumerate(row.get("answers", (row,)))
+            {"index": answer["choice"] or 0, **choice_of(answer), "finish_reason": _finish(row, answer)}
+            for answer in row.get("answers", (row,))
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }

@@ -41,6 +41,14 @@ _BY_FIELD: dict[str, Endpoint] = {
 """Which endpoint a body is for, where its line names none."""
 _OF_A_LINE = frozenset(("custom_id", "method", "url", "body", "params"))
 
+MOST_PROMPTS = 2_048
+"""Most prompts of one request, as with OpenAI."""
+
+RawPrompt = tuple[Any, Literal["raw", "tokens"]]
+"""A text or a list of token ids, and which of them it is."""
+_Asked = list[tuple[Any, Literal["raw", "tokens"] | None]]
+"""What a body asks: one conversation, or raw prompts, each with its form."""
+
 REQUEST_COLUMNS = {
     "query_id": "custom_id",
     "prompt": "body.prompt",
@@ -63,6 +71,8 @@ class Request:
         n: How many answers it asks for, if it says so.
         place_of: Function from a place in `row` to the place in the line, as errors name it.
         said: How the line was read, where it is another service's; empty otherwise.
+        further: Other prompts of the same line, each with its form.
+        model: The model that the line names.
     """
 
     row: dict[str, Any]
@@ -73,6 +83,8 @@ class Request:
     n: int | None
     place_of: Callable[[str], str]
     said: str = ""
+    further: tuple[RawPrompt, ...] = ()
+    model: Any = None
 
 
 def is_request(row: Mapping[str, Any]) -> bool:
@@ -142,7 +154,7 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     if not isinstance(body, dict):
         raise SchemaError("the body is no object", place, shown(body), "Write the request as a JSON object.")
     said = check_fields(body, endpoint, place=place)
-    prompt, form = _PROMPTS[endpoint](body)
+    (prompt, form), *further = _PROMPTS[endpoint](body)
     beside = (columns.weight, columns.cost, columns.gold, columns.task, columns.metadata)
     known = _OF_A_LINE.union(name.partition(".")[0] for name in beside)
     said += [name for name, value in row.items() if name not in known and value is not None]
@@ -160,7 +172,9 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
         sampling = _asked(body, endpoint, place)
     except SchemaError as error:
         raise at(error, place_of(error.where)) from error
-    return Request(values, endpoint, form, said, sampling, answers_asked(body.get("n"), f"{place}.n"), place_of)
+    n = answers_asked(body.get("n"), f"{place}.n")
+    more = tuple(further)
+    return Request(values, endpoint, form, said, sampling, n, place_of, further=more, model=body.get("model"))
 
 
 def at(error: SchemaError, where: str) -> SchemaError:
@@ -218,6 +232,8 @@ def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling 
         words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
         if body.get("top_logprobs") or LOGPROBS_OF_RESPONSES in (body.get("include") or ()):
             words["logprobs"] = True
+    if endpoint == "/v1/chat/completions" and body.get("reasoning_effort") is None:  # OpenRouter's word
+        words["reasoning_effort"] = _of(body, "reasoning", "effort")
     if endpoint == "/v1/chat/completions" and any(_last_message(body).get(name) is True for name in GOES_ON):
         words["continue_final_message"] = True
     return sampling_of(words, place=place)
@@ -250,24 +266,38 @@ def _needed(body: Mapping[str, Any], name: str, place: str = "body") -> Any:
     return body[name]
 
 
-def _chat(body: Mapping[str, Any]) -> tuple[Any, None]:
-    return _list_of_messages(_needed(body, "messages"), "body.messages"), None
+def _chat(body: Mapping[str, Any]) -> _Asked:
+    return [(_list_of_messages(_needed(body, "messages"), "body.messages"), None)]
 
 
-def _completion(body: Mapping[str, Any]) -> tuple[Any, Literal["raw", "tokens"]]:
-    """Return a raw prompt: one text or the token ids of one, bare or as the one element of a list."""
-    prompt = _needed(body, "prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
+def raw_prompts(prompt: Any, place: str) -> list[RawPrompt]:
+    """Return the raw prompts of a body, each with its form: a text or the token ids of one, or a list of such.
+
+    Raises:
+        SchemaError: It is none of these, or there are too many.
+    """
+    if not (isinstance(prompt, list) and prompt and all(isinstance(one, str | list) for one in prompt)):
+        return [_raw_prompt(prompt, place)]
+    if len(prompt) > MOST_PROMPTS:
+        found = f"{len(prompt):,} prompts"
+        raise SchemaError(f"a request has at most {MOST_PROMPTS:,} prompts", place, found, "Write several requests.")
+    return [_raw_prompt(one, f"{place}[{k}]" if k else place) for k, one in enumerate(prompt)]
+
+
+def _raw_prompt(prompt: Any, place: str) -> RawPrompt:
     if isinstance(prompt, str):
         return prompt, "raw"
     if isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
         return prompt, "tokens"
-    what = "the prompt is not one text, nor the token ids of one"
-    raise SchemaError(what, "body.prompt", shown(prompt), "Write one request for each prompt.")
+    remedy = "Write a text, a list of token ids, or a list of these."
+    raise SchemaError("a prompt is a text, or the token ids of one", place, shown(prompt), remedy)
 
 
-def _response(body: Mapping[str, Any]) -> tuple[list[Any], None]:
+def _completion(body: Mapping[str, Any]) -> _Asked:
+    return list(raw_prompts(_needed(body, "prompt"), "body.prompt"))
+
+
+def _response(body: Mapping[str, Any]) -> _Asked:
     """Return the input of a response as messages, with its instructions before them."""
     given, turns = _needed(body, "input"), []
     if isinstance(given, str):
@@ -277,7 +307,7 @@ def _response(body: Mapping[str, Any]) -> tuple[list[Any], None]:
         turns = [_response_item(item, f"body.input[{k}]") for k, item in enumerate(items)]
     if body.get("instructions"):
         turns.insert(0, {"role": "system", "content": body["instructions"]})
-    return turns, None
+    return [(turns, None)]
 
 
 def _response_item(item: Any, place: str) -> Any:
@@ -300,16 +330,16 @@ def _response_part(part: Any) -> Any:
     return {"type": "text", "text": part.get("text")} if is_text else part
 
 
-def _message(body: Mapping[str, Any]) -> tuple[list[Any], None]:
+def _message(body: Mapping[str, Any]) -> _Asked:
     """Return the messages of Anthropic's params, with the system prompt before them."""
     _needed(body, "max_tokens", "params")
     turns = list(_list_of_messages(_needed(body, "messages", "params"), "params.messages"))
     if body.get("system"):
         turns.insert(0, {"role": "system", "content": body["system"]})
-    return turns, None
+    return [(turns, None)]
 
 
-_PROMPTS: dict[Endpoint, Any] = {
+_PROMPTS: dict[Endpoint, Callable[[Mapping[str, Any]], _Asked]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completion,
     "/v1/responses": _response,

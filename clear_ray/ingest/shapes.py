@@ -23,22 +23,42 @@ _PLAIN_KINDS: set[Kind] = {"text", "number"}
 _GOLD_KINDS: set[Kind] = {"text", "number", "truth", "list", "object"}
 
 _CONVERSATIONS = ("conversations", "conversation")
-_PROMPTS = ("question", "problem", "instruction")
+_PROMPTS = ("question", "problem", "instruction", "question_stem")
 _LATER_PROMPTS = (
     "query",
     "input",
     "text",
     "sentence",
     "ctx",
+    "inputs",
+    "goal",
+    "question_content",
 )  # which stand for something else beside one of the others
-_IDS = ("id", "custom_id", "uid", "unique_id", "question_id", "extra_info.index")
+_IDS = (
+    "id",
+    "custom_id",
+    "uid",
+    "unique_id",
+    "question_id",
+    "record_id",
+    "instance_id",
+    "_id",
+    "qid",
+    "extra_info.index",
+)
+_IDS_OF_TESTS = ("task_id",)  # of programs, which are a task each
 _GOLD_OF = {"problem": (("answer",), ("solution",)), "instruction": (("output",), ("response", "answer"))}
 _GOLD = (
     ("reward_model.ground_truth",),
-    ("answer", "answers", "answers_spans", "ground_truth", "target", "completion"),
+    ("answer", "answers", "answers_spans", "ground_truth", "target", "targets", "completion"),
     ("solution", "response"),
-    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey", "correct_answer"),
+    ("ideal", "expected_output", "expected_answer", "reference_answer", "answerkey", "correct_answer", "final_answer"),
+    ("correct_answers",),
+    ("best_answer",),
 )
+_TESTS = ("test_list", "test", "input_output")
+"""Programs are judged by them: MBPP's list of assertions, HumanEval's `check`, the inputs and outputs of APPS."""
+_OF_PROGRAMS = ("task_id", "entry_point", "starter_code", "problem_id")
 _GOLD_OF_OPTIONS = (
     "label",
     "cop",
@@ -46,24 +66,30 @@ _GOLD_OF_OPTIONS = (
     "correct_choice",
     "correct_index",
     "correct_answer_index",
+    "correct_answer_id",
     "answer_index",
     "answer_idx",
     "gold_index",
     "correct",
 )
 """Which are a reference answer beside options alone."""
-_OF_ANY_KIND = ("reward_model.ground_truth", "answer", "answers", "answers_spans", "ground_truth", "target", "ideal")
+_OF_ANY_KIND = (
+    *("reward_model.ground_truth", "answer", "answers", "answers_spans", "ground_truth", "target", "targets", "ideal"),
+    *("correct_answers", "test_list"),
+)
 """Which hold lists of accepted answers and the like; the others are taken only where they hold texts or numbers."""
 _TASK = "data_source"  # of files that have reward_model, too
 _AFTER = {"instruction": ("input", "context")}
-_BEFORE = ("context", "passage", "article", "document", "story", "background", "paragraph")
+_BEFORE = ("context", "passage", "article", "document", "story", "background", "paragraph", "body")
 _OPTIONS = ("choices", "options", "endings")
 _OPTION_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("A", "B", "C", "D", "E"),
     ("opa", "opb", "opc", "opd"),
+    ("sol1", "sol2"),
     *(tuple(f"{name}_{letter}" for letter in "abcde") for name in ("option", "choice")),
     *(tuple(f"{name}{letter}" for letter in "abcde") for name in ("option", "choice", "answer")),
     *(tuple(f"option{sign}{k}" for k in range(1, 6)) for sign in ("", "_")),
+    *(tuple(f"{name}{k}" for k in range(5)) for name in ("answer", "ending", "option", "choice")),
 )
 _BESIDE = (*_OPTIONS, *_BEFORE, "history", *(names[0] for names in _OPTION_COLUMNS))
 """What belongs to a question and stands in a column of its own: without it the question is another one."""
@@ -75,6 +101,7 @@ _DEFAULTS = ColumnsConfig()
 _KNOWN = frozenset(
     {
         *(_CONVERSATIONS + _PROMPTS + _LATER_PROMPTS + _IDS + _BESIDE + _STRUCTS + _GOLD_OF_OPTIONS + SYSTEM),
+        *(_TESTS + _OF_PROGRAMS),
         *(name for names in _OPTION_COLUMNS for name in names),
         *(name for levels in (_GOLD, *_GOLD_OF.values()) for level in levels for name in level),
         *_DEFAULTS.model_dump().values(),
@@ -85,7 +112,11 @@ _KNOWN = frozenset(
 
 def is_known(name: str) -> bool:
     """Whether a column may be recognised by its name, in whatever letters."""
-    return name in _KNOWN or name.lower() in _KNOWN
+    return name in _KNOWN or _small(name) in _KNOWN
+
+
+def _small(name: str) -> str:
+    return name.lower().replace(" ", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +214,8 @@ def recognise(kinds: Kinds, columns: ColumnsConfig, *, where: str, left_behind: 
         found["task"] = _TASK
     makes_ids = False
     if "query_id" not in named:
-        query_id = next((name for name in _IDS if _has(name, kinds, {"text", "number"})), None)
+        ids = (*_IDS, *(_IDS_OF_TESTS if found.get("gold") in _TESTS else ()))
+        query_id = next((name for name in ids if _has(name, kinds, {"text", "number"})), None)
         makes_ids = query_id is None
         found |= {} if query_id is None else {"query_id": query_id}
     respelled = {
@@ -205,7 +237,7 @@ def _in_small_letters(kinds: Kinds) -> tuple[Kinds, dict[str, str]]:
     """Return columns under the names by which they may be known, and how those are spelled in the source."""
     spelled = {}
     for name in kinds:
-        small = name.lower()
+        small = _small(name)
         if name not in _KNOWN and small in _KNOWN and small not in kinds and small not in spelled:
             spelled[small] = name
     if not spelled:
@@ -225,6 +257,12 @@ def _beside(prompt: str, kinds: Kinds, where: str) -> Beside:
     after = [name for name in _AFTER.get(prompt, ()) if _has(name, kinds, {"text"})][:1]
     before = [name for name in _BEFORE if _has(name, kinds, {"text"}) and name not in after][:1]
     options = [name for name in _OPTIONS if _has(name, kinds, {"list", "object"})][:1]
+    if (
+        not options
+        and _has("answers", kinds, {"list"})
+        and any(_has(name, kinds, {"number"}) for name in _GOLD_OF_OPTIONS)
+    ):
+        options = ["answers"]  # of which a number names the right one, as in LSAT and QuAIL
     if not options:
         sets = ([name for name in names if name in kinds] for names in _OPTION_COLUMNS)
         options = next((names for names in sets if len(names) > 1 and all(_plain(name, kinds) for name in names)), [])
@@ -267,7 +305,9 @@ def _prompt(kinds: Kinds, where: str, names: list[str]) -> dict[str, str]:
     remedy = "Name the prompt's column: input.columns.prompt, or input.columns.messages for conversations."
     lists = [name for name in kinds if "." not in name and _has(name, kinds, {"list"})]
     objects = [name for name in kinds if "." not in name and _has(name, kinds, {"object"})]
-    if other := next((said for name, said in _LINES_OF.items() if name in names), ""):
+    is_article = "body" in kinds and _plain("body", kinds)
+    lines_of = (said for name, said in _LINES_OF.items() if name in names and not (name == "body" and is_article))
+    if other := next(lines_of, ""):
         remedy = f"{other}: write OpenAI's lines, {{custom_id, method, url, body}}."
     elif objects or len(names) > len(kinds):
         remedy += f" A name with dots leads into an object{f', as in {objects[0]}.NAME' if objects else ''}."
@@ -290,11 +330,14 @@ def _gold(prompt: str, kinds: Kinds, beside: Beside, where: str) -> str | None:
         levels = (*levels, *((name,) for name in _GOLD_OF_OPTIONS))
     for level in levels:
         choices = [name for name in level if _has(name, kinds, _GOLD_KINDS if name in _OF_ANY_KIND else _PLAIN_KINDS)]
+        choices = [name for name in choices if name not in beside.options]
         if len(choices) > 1:
             remedy = f"Set input.columns.gold to one of {', '.join(choices)}, or to gold to read none of them."
             raise SchemaError("more than one column could be the reference answer", where, ", ".join(choices), remedy)
         if choices:
             return choices[0]
+    if any(name in kinds for name in _OF_PROGRAMS):
+        return next((name for name in _TESTS if _has(name, kinds, {"text", "list"})), None)
     return None
 
 

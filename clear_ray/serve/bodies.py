@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from clear_ray.serve.errors import ApiError
@@ -34,6 +37,7 @@ _BOUNDS = {
     "greater_than": ("must be more than", "gt"),
     "less_than_equal": ("must be at most", "le"),
 }
+_PIECE_BYTES = 1 << 18
 _UNIONS = {"stop": "must be a text or a list of texts", "prompt": "must be a text or a list of token ids"}
 """Parameters that take one of several kinds, of which the check names one for each kind."""
 
@@ -49,6 +53,34 @@ def check_json(request: Request) -> None:
         raise ApiError(415, "Send the body with Content-Type: application/json.", code="unsupported_media_type")
 
 
+async def unpacked(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body of a request as it comes, without the packing that its client says it has.
+
+    Raises:
+        ApiError: 400 for one that is not packed so, or ends early; 415 for another packing.
+    """
+    packing = request.headers.get("content-encoding", "identity").strip().lower()
+    if packing in ("", "identity"):
+        async for chunk in request.stream():
+            yield chunk
+        return
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        message = "Send the body as it is, or with Content-Encoding: gzip."
+        taken = {"Accept-Encoding": "gzip, deflate"}
+        raise ApiError(415, message, code="unsupported_content_encoding", headers=taken)
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either, by its first bytes
+    try:
+        async for chunk in request.stream():
+            while chunk:
+                yield unpacking.decompress(chunk, _PIECE_BYTES)  # however much a little may hold
+                chunk = unpacking.unconsumed_tail
+        yield unpacking.flush()
+    except zlib.error:
+        raise ApiError(400, f"The body is no {packing}.", code="invalid_body") from None
+    if not unpacking.eof or unpacking.unused_data:
+        raise ApiError(400, f"The body is not one whole {packing}.", code="invalid_body")
+
+
 def json_of(body: bytes) -> Any:
     """Return what a body holds.
 
@@ -59,7 +91,7 @@ def json_of(body: bytes) -> Any:
         ApiError: 400: it is none, or a text in it is no Unicode. Such a text breaks tokenizers, and with them engines.
     """
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.removeprefix(codecs.BOM_UTF8).decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ApiError(400, "The body is not JSON in UTF-8.", code="invalid_json") from None
     # Halves of surrogate pairs come only by escapes, for the body is UTF-8.
@@ -71,18 +103,32 @@ def json_of(body: bytes) -> Any:
 
 def refusal_of(error: ValidationError) -> ApiError:
     """Return what a client is told of a value of the wrong kind, without the value."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = error.errors(include_url=False)[0]
     where, kind = first["loc"], first["type"]
     if not where:
         return ApiError(400, "The body must be a JSON object.", code="invalid_value")
     name = str(where[0])
-    if name in _UNIONS and kind not in _BOUNDS and kind != "missing":
+    if name in _UNIONS and kind not in (*_BOUNDS, "missing", "too_short"):
         what = _UNIONS[name]
     else:
         name += "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where[1:])
         words, bound = _BOUNDS.get(kind, (_WORDS.get(kind, "has a value that is not taken here"), ""))
         what = f"{words} {first['ctx'][bound]}" if bound else words
-    return ApiError(400, f"{name} {what}.", param=name, code="invalid_value")
+    return ApiError(400, f"{name} {what}.", param=name, code=_code_of(first))
+
+
+def _code_of(first: ErrorDetails) -> str:
+    """Return the word that OpenAI's API has for a kind of mistake."""
+    kind = first["type"]
+    if kind == "missing":
+        return "missing_required_parameter"
+    if kind == "too_short":
+        return "empty_string" if isinstance(first["input"], str) else "empty_array"
+    if kind in _BOUNDS:
+        _, bound = _BOUNDS[kind]
+        number = "decimal" if isinstance(first["ctx"][bound], float) else "integer"
+        return f"{number}_above_max_value" if bound == "le" else f"{number}_below_min_value"
+    return "invalid_type" if kind in _WORDS else "invalid_value"
 
 
 def _refuse_constant(name: str) -> Any:

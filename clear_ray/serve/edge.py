@@ -76,7 +76,9 @@ class Edge:
         headers, rules = Headers(scope=scope), self._rules()
         origin = headers.get("origin")
         is_shared = origin is not None and rules.is_shared_with(origin)
-        path = str(scope["path"]).removeprefix(str(scope.get("root_path", ""))) or "/"
+        root = str(scope.get("root_path", ""))
+        path = _tidied(str(scope["path"]).removeprefix(root))
+        scope = {**scope, "path": root + path}
         if origin is not None and is_shared:
             send = _shared_with(origin, send)
         try:
@@ -90,6 +92,11 @@ class Edge:
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
         await self._app(scope, receive, send)
+
+
+def _tidied(path: str) -> str:
+    """Return a path without the slashes too many that come of joining an address to one."""
+    return "/" + "/".join(filter(None, path.split("/")))
 
 
 def _preflight(headers: Headers) -> Response:

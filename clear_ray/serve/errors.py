@@ -35,8 +35,9 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's form."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property

@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -22,13 +22,13 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from clear_ray.serve.answer import Reply
 from clear_ray.serve.asking import Asked, Weight
 from clear_ray.serve.batches.routes import routes as batch_routes
 from clear_ray.serve.batches.service import BatchService
-from clear_ray.serve.bodies import check_json
+from clear_ray.serve.bodies import check_json, unpacked
 from clear_ray.serve.edge import Edge, EdgeRules
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.guard import Guard, tenant_of
@@ -40,8 +40,9 @@ from clear_ray.serve.price_replica import Settlement, Wanted
 from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
+from clear_ray.serve.several import Written, all_written, bodies_of, joined
 from clear_ray.serve.together import Together
-from clear_ray.serve.writing import events, opened, refusal_of, stopping, unavailable, whole_choices
+from clear_ray.serve.writing import EventStream, events, opened, refusal_of, stopping, unavailable, whole_choices
 
 _REFUSALS = {
     "no_surplus": "At the price in force no ceiling is worth its tokens for this query.",
@@ -77,6 +78,8 @@ async def _say_http_error(request: Request, error: HTTPException) -> Response:
     asked = f"{request.method} {request.url.path}"
     if error.status_code == 405:
         allowed = ", ".join(methods_of(request.app, request.scope))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": f"{allowed}, OPTIONS"})
         told = ApiError(405, f"{asked}: this route takes {allowed}.", headers={"Allow": allowed})
     elif error.status_code == 404:
         message = f"There is no {asked} here. There are: {'; '.join(routes_of(request.app))}."
@@ -225,21 +228,47 @@ class Ingress:
         if self._is_stopping:
             raise stopping()
         body = await self._read_body(request)
+        bodies = bodies_of(body) if kind is CompletionRequest else [body]
+        if len(bodies) > 1:
+            return await self._answered_together(bodies, kind, key, started)
         query = read_request(body, kind, limits=self._limits, model_name=self._settings.model_name)
         with ExitStack() as stack:
             stack.enter_context(self._guard.under_way(key))
             stack.enter_context(self._meters.under_way.track_inprogress())
             reply, come = await self._buy(query, key, body)
             if reply.request.stream:
-                told = self._events(reply, come, stack.pop_all(), started)
-                headers = reply.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-                return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+                stack.callback(self._settle, reply, started)
+                return EventStream(
+                    events(self._streams, reply, come, self._settings.model_name), reply, stack.pop_all()
+                )
             try:
                 choices = await whole_choices(self._streams, reply, come)
             finally:
                 self._settle(reply, started)
         whole = {**reply.frame(self._settings.model_name, is_stream=False), "choices": choices}
         return JSONResponse(whole | {"usage": reply.usage}, headers=reply.headers(is_over=True))
+
+    async def _answered_together(
+        self, bodies: Sequence[bytes], kind: type[QueryRequest], key: str, started: float
+    ) -> Response:
+        """Answer the prompts of one request, each as a query of its own."""
+        name = self._settings.model_name
+        queries = [read_request(body, kind, limits=self._limits, model_name=name) for body in bodies]
+
+        async def written(query: QueryRequest, body: bytes) -> Written:
+            reply, come = await self._buy(query, key, body)
+            try:
+                return reply, await whole_choices(self._streams, reply, come)
+            finally:
+                self._settle(reply, started)
+
+        with ExitStack() as stack:
+            for _ in queries:
+                stack.enter_context(self._guard.under_way(key))
+                stack.enter_context(self._meters.under_way.track_inprogress())
+            replies = await all_written([written(*one) for one in zip(queries, bodies, strict=True)])
+        whole, headers = joined(replies, name)
+        return JSONResponse(whole, headers=headers)
 
     def _admit(self, request: Request) -> str:
         return self._guard.admit(request.headers.get("authorization"), request.client.host if request.client else None)
@@ -249,7 +278,7 @@ class Ingress:
         check_json(request)
         try:
             async with asyncio.timeout(limits.body_seconds):
-                async for chunk in request.stream():
+                async for chunk in unpacked(request):
                     body += chunk
                     if len(body) > limits.body_bytes:
                         raise ApiError(413, f"The body has more than {limits.body_bytes} bytes.", code="too_large")
@@ -335,18 +364,6 @@ class Ingress:
             message = "metadata.query_id must name a recorded query: this server replays rollouts."
             raise ApiError(400, message, param="metadata", code="missing_query_id")
         return f"{recorded}#{name}"  # the same recording may be asked for many times at once
-
-    async def _events(
-        self, answer: Reply, come: AsyncIterator[Any] | None, stack: ExitStack, started: float
-    ) -> AsyncIterator[str]:
-        """Yield the events of a stream, and settle when it ends or the client goes."""
-        try:
-            async with aclosing(events(self._streams, answer, come, self._settings.model_name)) as told:
-                async for line in told:
-                    yield line
-        finally:
-            self._settle(answer, started)
-            stack.close()
 
     def _settle(self, answer: Reply, started: float) -> None:
         """Tell the price what was spent, without making the client wait for it."""

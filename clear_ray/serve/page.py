@@ -79,12 +79,13 @@ def routes_of(app: Any) -> list[str]:
 
 
 def methods_of(app: Any, scope: Any) -> list[str]:
-    """Return the methods that the path of a request takes."""
-    return [
+    """Return the methods that the path of a request takes; HEAD is GET without its body (`edge`)."""
+    found = [
         method
         for method in _METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
     ]
+    return ["GET", "HEAD", *found[1:]] if found[:1] == ["GET"] else found
 
 
 def _flat(routes: Any) -> Iterator[Any]:

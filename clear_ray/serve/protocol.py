@@ -221,14 +221,15 @@ def _refuse_what_is_not_done(request: QueryRequest) -> None:
 def _refuse_what_is_too_much(request: QueryRequest, limits: LimitSettings) -> None:
     prompt = request.as_prompt
     characters = len(prompt) if isinstance(prompt, TokenIds) else len(words_of(prompt))
-    found: tuple[tuple[str, int, int, str], ...] = (
-        (request.prompt_param, characters, limits.prompt_characters, "characters"),
-        ("n", request.n, limits.choices, "choices"),
-        ("stop", len(request.stops), limits.stop_strings, "strings"),
-        ("stop", max(map(len, request.stops), default=0), limits.stop_characters, "characters in one string"),
+    longest = max(map(len, request.stops), default=0)
+    found: tuple[tuple[str, int, int, str, str], ...] = (
+        (request.prompt_param, characters, limits.prompt_characters, "characters", "string_above_max_length"),
+        ("n", request.n, limits.choices, "choices", "integer_above_max_value"),
+        ("stop", len(request.stops), limits.stop_strings, "strings", "array_above_max_length"),
+        ("stop", longest, limits.stop_characters, "characters in one string", "string_above_max_length"),
     )
-    for name, value, most, unit in found:
+    for name, value, most, unit, code in found:
         if value > most:
-            raise ApiError(400, f"{name}: {value} {unit}, at most {most} are allowed.", param=name, code="too_large")
+            raise ApiError(400, f"{name}: {value} {unit}, at most {most} are allowed.", param=name, code=code)
     if "" in request.stops:
         raise ApiError(400, "stop: an empty string stops nothing.", param="stop", code="invalid_value")

@@ -8,11 +8,13 @@ most about `stream_tokens` for each choice.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from clear_ray.errors import EngineError
 from clear_ray.serve.answer import Reply, event
@@ -48,6 +50,8 @@ def refusal_of(reading: PromptReading, request: QueryRequest) -> ApiError:
         message = f"This model's maximum context length is {context} tokens; the prompt is too long"
         said = f"{message}: {reading.error}." if reading.error else f"{message}: it has {reading.prompt_tokens}."
         return ApiError(400, said, param=param, code="context_length_exceeded")
+    if reading.param:  # of what this engine cannot do
+        return ApiError(400, f"{reading.error}.", param=param, code="unsupported_parameter")
     return ApiError(400, f"The query cannot be read: {reading.error}.", param=param, code="unreadable")
 
 
@@ -101,6 +105,9 @@ async def events(
 ) -> AsyncGenerator[str, None]:
     """Yield the events of a stream, all choices as they come; arguments as for `whole_choices`."""
     frame = reply.frame(model_name, is_stream=True)
+    tells_usage = reply.request.stream_options is not None and reply.request.stream_options.include_usage
+    if tells_usage:
+        frame["usage"] = None
     for choice in range(reply.request.n if reply.is_chat else 0):
         yield event({**frame, "choices": [reply.part(choice, "", None, is_first=True)]})
     try:
@@ -114,9 +121,30 @@ async def events(
     except Exception:
         yield event(unavailable().body)
         return
-    if reply.request.stream_options and reply.request.stream_options.include_usage:
+    if tells_usage:
         yield event({**frame, "choices": [], "usage": reply.usage})
     yield "data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """The events of an answer as a response; what is to be done at its end is done also if its client goes before it begins.
+
+    Args:
+        told: The events.
+        reply: What they are of.
+        stack: Closed at the end.
+    """
+
+    def __init__(self, told: AsyncGenerator[str, None], reply: Reply, stack: ExitStack) -> None:
+        headers = reply.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(told, media_type="text/event-stream", headers=headers)
+        self._told, self._stack = told, stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._stack:
+            async with aclosing(self._told):
+                await super().__call__(scope, receive, send)
 
 
 async def _pieces(

@@ -56,6 +56,7 @@ class Verdicts:
 
 
 _CARRIED = ("index", "query_id", "weight", "cost", "task", "gold")
+_CHOICE = ("n", "choice")  # which rows of an older run lack
 
 
 class Complete:
@@ -67,7 +68,7 @@ class Complete:
 
     reads = (
         *(*_CARRIED, "round", "attempt", "sample", "finish_reason", "text", "error", "correct", "answer", "verdict"),
-        *("ended_at", "logprobs", "engine"),
+        *("ended_at", "logprobs", "engine", *_CHOICE),
     )
 
     def __init__(self, verdicts: Verdicts, void: VoidAttempts) -> None:
@@ -126,7 +127,7 @@ class Abandon:
         reads: The columns of a query that it looks at.
     """
 
-    reads = _CARRIED
+    reads = (*_CARRIED, *_CHOICE)
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -170,6 +171,9 @@ class Abandon:
 
 def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
     carried = {name: batch[name] for name in _CARRIED}
+    carried |= {
+        name: batch[name] if name in batch.column_names else pa.nulls(len(batch), pa.int32()) for name in _CHOICE
+    }
     found = {**carried, **numbers, **columns}
     arrays = []
     for field in COMPLETION_SCHEMA:

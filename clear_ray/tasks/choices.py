@@ -43,7 +43,7 @@ _SPACED = re.compile(r"(?P<label>[A-Z]|[1-9]) +(?P<text>\S.*)")
 _NOT = re.compile(r"\W{0,4}(?:not|neither|none|never|any(?:thing)? (?:option )?but)\b", re.IGNORECASE)
 _SAID = (
     re.compile(
-        r"\b(?:choose|pick|select|(?:go|going) (?:with|for)|opt for|choosing|picking) "
+        r"\b(?:choose|pick|select|(?:go|going) (?:with|for)|opt for|choosing|picking|lean(?:ing)? (?:towards?|to)) "
         rf"(?:option |choice |answer |letter )?{_LABELLED}(?![\w'])"
     ),
     re.compile(
@@ -85,6 +85,11 @@ _NONE = re.compile(
     r"none of (?:the above|these|them|those|the (?:options|choices|others|other options))(?: (?:options|are|is)\b.*)?"
 )
 _BESIDE = re.compile(r"\b(?:while|whereas|unlike|than|rather than|instead of|compared (?:to|with))\b")
+_PLACES = ("first", "second", "third", "fourth", "fifth")
+_PLACED = re.compile(
+    rf"\b(?:is|be|choose|pick|select)\b:? the (?P<place>{'|'.join(_PLACES)}|last) (?:one|option|choice|answer)\W{{0,3}}\Z",
+    re.IGNORECASE,
+)
 Options = Mapping[str, str]
 
 
@@ -191,7 +196,7 @@ def find_choice(text: str, options: Options) -> str | None:
         and (found := _by_subject(last, options) or _by_subject(last.partition(": ")[0], options)) is not None
     ):
         return found
-    if (found := _by_truth(last, options)) is not None:
+    if (found := _by_truth(last, options) or _by_place(last, options)) is not None:
         return found
     if len(lines) > 1 and not _is_option(lines[1]) and not is_list:
         return read_choice(lines[0], options)
@@ -301,6 +306,15 @@ def _by_truth(line: str, options: Options) -> str | None:
     return None if found is None else _by_text(found[1], options)
 
 
+def _by_place(line: str, options: Options) -> str | None:
+    """Return the option that a line calls the first, second, third, fourth or last one."""
+    found = _PLACED.search(line)
+    if found is None or not options or is_denied(line[: found.start()], line[found.end() :]):
+        return None
+    place = _PLACES.index(found["place"].lower()) if found["place"].lower() in _PLACES else len(options) - 1
+    return list(options)[place] if place < len(options) else None
+
+
 def _by_undetermined(line: str, options: Options) -> str | None:
     """Return the option that nothing can be known, if a line says just that."""
     return undetermined_option(options) if is_undetermined(line) else None
@@ -313,6 +327,10 @@ def _by_text(text: str, options: Options) -> str | None:
     matching = [label for label, option in options.items() if words_of(option) == words]
     if not matching and _NONE.fullmatch(words):
         matching = [label for label, option in options.items() if _NONE.fullmatch(words_of(option))]
+    if not matching and words.isdecimal() and all(map(str.isalpha, options)):  # 100 for 100 °C
+        matching = [
+            label for label, option in options.items() if re.fullmatch(rf"{words} ?[^\d\s.,]+", words_of(option))
+        ]
     if not matching and len(words) >= _TELLING and len(words.split()) <= _FEW and not words.isdecimal():
         matching = [label for label, option in options.items() if words_of(option).endswith(f" {words}")]
     return matching[0] if len(matching) == 1 else None

@@ -43,6 +43,9 @@ _COMMANDS = {
     "√": "\\sqrt ",
     "\\neq": "\\ne",
     "\\varnothing": "\\emptyset",
+    "\\langle": "(",
+    "\\rangle": ")",
+    "\\mathbb{R}": "(-\\infty,\\infty)",
     "\u00d7": "\\times ",
     "\u00b7": "\\cdot ",
     "∅": "\\emptyset ",
@@ -89,7 +92,7 @@ def is_mathematics(text: str) -> bool:
 
 def canonical_mathematics(answer: str) -> str:
     """Return a formula in the form in which the same formula is written the same: spaces, sizes and braces levelled."""
-    text = with_powers(_CONDITION.sub("", plain(trimmed(answer))))
+    text = _with_roots(with_powers(_CONDITION.sub("", plain(trimmed(answer)))))
     text = re.sub(r"\\[dtc]frac\b|\\[dtc]frac(?=\d)", r"\\frac", text)
     for sign, command in _COMMANDS.items():
         text = text.replace(sign, command)
@@ -109,11 +112,14 @@ def canonical_mathematics(answer: str) -> str:
 def with_commands(text: str) -> str:
     """Return a formula in which functions and constants written as words or signs are LaTeX commands: `sin(x)`, `√2`."""
     if not text.isascii():
-        text = with_powers(text)
-        text = _ROOT_SIGN.sub(lambda found: f"\\sqrt{{{found[1] or found[2]}}}", text)
+        text = _with_roots(with_powers(text))
         for sign, command in _COMMANDS.items():
             text = text if sign.isascii() else text.replace(sign, command)
     return _BARE_COMMAND.sub(r"\\\1 ", _ROOT.sub(r"\\sqrt{\1}", text))
+
+
+def _with_roots(text: str) -> str:
+    return _ROOT_SIGN.sub(lambda found: f"\\sqrt{{{found[1] or found[2]}}}", text)
 
 
 def with_powers(text: str) -> str:

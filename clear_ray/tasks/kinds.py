@@ -34,6 +34,7 @@ from clear_ray.tasks.mathematics import (
     is_any_order,
     letter_of,
     read_mathematics,
+    says_none,
 )
 from clear_ray.tasks.programs import read_program
 from clear_ray.tasks.quantities import Quantity, is_quantity, read_quantity
@@ -54,7 +55,7 @@ from clear_ray.tasks.wordings import (
     read_truth,
     truth_of,
 )
-from clear_ray.tasks.writing import plain, question_of, shortened, tidy, unwrapped, words_of
+from clear_ray.tasks.writing import plain, question_of, same_name, shortened, tidy, unwrapped, words_of
 
 Kind = Literal["exact", "number", "choice", "math", "regex", "json", "code"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -245,12 +246,22 @@ def _compared_words(located: Located, wanted: str) -> tuple[str | None, bool]:
     for phrase in phrases:
         if len(listed) > 1 and [words_of(part) for part in elements_of(phrase)] == listed:
             return phrase, True
-        if phrase and (tidy(phrase) == tidy(wanted) or (words and words_of(phrase) == words)):
+        if phrase and (tidy(phrase) == tidy(wanted) or (words and same_name(phrase, wanted))):
             return phrase, True
     said = _said_last(located)
+    if _is_listed_without_commas(wanted):
+        lines = [line for line in located.rest.split("\n") if line.strip()][-len(words.split()) :]
+        for parts in (listed_answer(located), lines, elements_of(said.rpartition(": ")[2])):
+            if [words_of(part) for part in parts] == words.split():
+                return wanted, True
     if (is_undetermined(wanted) and is_undetermined(said)) or says_the_same(said, wanted):
         return tidy(said), True
     return next((phrase for phrase in phrases if phrase), None), False
+
+
+def _is_listed_without_commas(wanted: str) -> bool:
+    """Tell a reference that is words with spaces between them, as sorting words has it."""
+    return re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+){2,40}", wanted) is not None
 
 
 def _said_last(located: Located) -> str:
@@ -308,12 +319,18 @@ def _judge_math(located: Located, reference: Reference, prompt: str, prove: Prov
             answer = label or answer
         else:
             equal = bool(answer) and equal_mathematics(answer or "", gold, prove=prove, any_order=any_order)
-        if equal:
+        if equal or says_none(_said_last(located), gold) or _is_same_moment(answer, gold):
             return Verdict.of(True, answer)
         if not equal and _is_words(gold) and (found := _compared_words(located, tidy(unwrapped(gold))))[1]:
             return Verdict.of(True, found[0])
         is_late = is_late or equal is None
     return Verdict(0.0, TIMED_OUT, answer) if is_late else Verdict.of(False, answer or None)
+
+
+def _is_same_moment(answer: str | None, gold: str) -> bool:
+    """Tell a date or a time of the day that is the same, however it is written."""
+    texts = [" ".join(tidy(unwrapped(text)).split()) for text in (answer or "", gold)]
+    return all(look_of(text) == "date" for text in texts) and bool(moment_of(texts[0]) & moment_of(texts[1]))
 
 
 def _is_words(gold: str) -> bool:

@@ -41,6 +41,7 @@ _SAID = re.compile(
     rf"|\b(?:{'|'.join(_ABROAD)})\b(?: (?!(?:{_NEGATION})\b)[^\W\d]{{2,14}}){{0,3}}? {{0,3}}[*_]{{0,3}} {{0,3}}"
     r"(?::|(?:ist|lautet|est|es|è|é|er|är|on|jest|to|je|adalah|là|هي|هو|है|είναι|היא|este|is)(?!\w) ?:?|[-\u2013] )"
     r"|\bans(?:\.:?| ?[:=])"
+    rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_]{{0,3}} - (?=\S)"
     rf"|^[ #*_]{{0,10}}{_LEAD}answer[*_ ]{{0,5}}$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -52,7 +53,9 @@ _SHORT_RESULT = re.compile(
 )
 _BOX = re.compile(r"\\(?:boxed|fbox) {0,3}(?=(?P<brace>\{)|[^\s{])")
 _HTML = re.compile(r"</?(?:b|strong|i|em|u|p|span|div|h\d|li|ul)>", re.IGNORECASE)
-_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_TAG = re.compile(r"<(?P<name>(?:final[_ -]?)?(?:answer|result))>", re.IGNORECASE)
+_FIELDS = ("final_answer", "answer", "result", "choice", "label", "prediction", "output")
+"""Names under which an object may have its answer, the likeliest first; an only field may have any."""
 _ABOUT = re.compile(
     r"\W{0,6}(?:the (?:answer|result|solution|correct (?:answer|solution)) (?:to|of|for)\b"
     r"|(?:also |indeed |very |therefore |thus )?(?:correct|right|wrong|incorrect|clear|obvious|as follows|based on|found|"
@@ -136,10 +139,13 @@ def _field(text: str) -> str | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    for name, inside in value.items():
-        if name.lower().replace(" ", "_") in ("answer", "final_answer") and isinstance(inside, (str, int, float)):
-            return str(inside)
-    return None
+    held = {
+        name.lower().replace(" ", "_"): inside
+        for name, inside in value.items()
+        if isinstance(inside, str | int | float)
+    }
+    found = [held[name] for name in _FIELDS if name in held] or list(held.values() if len(value) == 1 else ())
+    return str(found[0]) if found else None
 
 
 def _marks(text: str) -> Iterator[tuple[int, int, How]]:
@@ -172,7 +178,7 @@ def _read(text: str, start: int, end: int, how: How, is_line_ended: bool) -> Mar
             inside = f"not {inside}"
         return Marked(inside.strip(), how, is_closed) if inside.strip(" ${}") else None
     if how == "tag":
-        inside, tag, _ = text[end:].partition("</answer>")
+        inside, tag, _ = text[end:].partition(f"</{text[start + 1 : end]}")
         return Marked(inside.strip(), how, bool(tag)) if inside.strip() else None
     line_end = text.find("\n", end)
     if how == "hash":

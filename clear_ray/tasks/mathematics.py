@@ -34,8 +34,14 @@ _MOST_ELEMENTS = 64
 _SPANS = re.compile(
     r"\$\$(?P<a>[^$]{1,1000})\$\$|\\\[(?P<b>[^\[\]]{1,1000}(?:\[[^\[\]]{0,200}\][^\[\]]{0,200})?)\\\]|\\\((?P<c>[^\n]{1,500}?)\\\)|\$(?P<d>[^$\n]{1,500})\$"
 )
+_NONE_THERE = (
+    re.compile(r"\b(?:dne|do(?:es)?(?: not|n't) exist|no (?:such )?limit)\b"),
+    re.compile(r"\\emptyset|\\varnothing|\bno (?:real |integer |such )?(?:solutions?|roots?)\b"),
+)
+_LONGEST_OF_NONE = 40
 _BASE = re.compile(r"\d_\w")
-_ASSIGNED = re.compile(r"(?:\\[a-z]{2,10}\{)?[A-Za-z]\w{0,2}\}?(?:\([a-z]\))?(?:=(?!=)|\\in(?![a-z]))")
+_ASSIGNED = re.compile(r"(?:\\[a-z]{2,10}\{)?[A-Za-z]\w{0,2}\}?(?:\([a-z]\))?(?:=(?!=)|\\in(?![a-z])|\\equiv(?=\d))")
+_MODULUS = re.compile(r"\\pmod ?\{?\w+\}?|\(?\\(?:bmod|mod) ?\{?\w+\}?\)?")
 _RELATION = re.compile(r"(?<![\w\\)])[A-Za-z]\w?(?: ?\([a-z]\))? ?(?:=|<|>|\u2264|\u2265|\\[lg]eq?(?![a-z]))")
 _AND = re.compile(r",? (?:or|and) |, ?")
 _STATES = re.compile(r"(?:\b(?:is|are|becomes|gives|equals|be|get|obtain|to)\b:?|(?<=[^\W\d]):) ")
@@ -127,6 +133,8 @@ def equal_mathematics(answer: str, gold: str, *, prove: Prove, any_order: bool =
     a, g = canonical_mathematics(answer), canonical_mathematics(gold)
     if a == g:
         return True
+    if _MODULUS.search(a) and not _MODULUS.search(g):  # x is 5 modulo 7
+        return equal_mathematics(_MODULUS.sub("", a), g, prove=prove)
     if is_quantity(answer) and is_quantity(gold):
         one, other = read_quantity(answer), read_quantity(gold)
         return one is not None and other is not None and one.equals(other)
@@ -150,7 +158,7 @@ def equal_mathematics(answer: str, gold: str, *, prove: Prove, any_order: bool =
     if left and right and left[0] == right[0] and a.count("=") == g.count("=") == 1:
         return equal_mathematics(a[left.end() :], g[right.end() :], prove=prove, any_order=any_order)
     if _BASE.search(a) or _BASE.search(g):  # 17 in base 9, which math-verify takes for 17
-        return False
+        return _BASE.search(a) is None and a == g.partition("_")[0]  # asked in base 9, which the answer need not say
     if is_mathematics(answer) and is_mathematics(gold):
         return prove(with_commands(answer), with_commands(gold))
     return words_of(answer) == words_of(gold)
@@ -164,6 +172,13 @@ def _alike(answer: str, gold: str) -> tuple[str, str]:
 
 def _named(unit: str) -> str:
     return unit_of(unit, is_glued=False)[0] or unit
+
+
+def says_none(line: str, gold: str) -> bool:
+    """Tell whether a gold answer says that there is no limit, or no solution, and a line says that, too."""
+    words, wanted = words_of(line), words_of(gold)
+    both = (each for each in _NONE_THERE if len(wanted) < _LONGEST_OF_NONE and each.search(wanted))
+    return any(each.search(words) for each in both) and "," not in wanted
 
 
 def letter_of(gold: str) -> str | None:

@@ -37,7 +37,7 @@ NUMBER = re.compile(
     rf"(?:(?P<whole>\d+) (?:and )?(?P<top>\d+) ?/ ?(?P<bottom>\d+)(?![\d/])"
     rf"|(?P<over>{_DIGITS.replace('group', 'group_a')}) ?/ ?(?P<under>\d+(?:\.\d+)?)(?![\d/])"
     rf"|(?P<digits>{_DIGITS.replace('group', 'group_b')})"
-    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?![\w.])"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w|\.\d)"
     r"| ?(?:[*x\u00d7\u00b7]|\\times|\\cdot) ?10 ?(?:\^|\*\*) ?[{(]?(?P<power>[-+]?\d{1,3})[)}]?(?!\d)"
     r"|(?:\^|\*\*) ?[{(]?(?P<raised>[-+]?\d{1,3})[)}]?(?!\d))?)",
     re.IGNORECASE,

@@ -74,7 +74,7 @@ _IN_WORDS = re.compile(
     r"(?:[- ](?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million)\b)*\b",
 )
 _NOTHING_LEFT = re.compile(
-    r"\bthere (?:are|is|were|was|will be) (?:no|none)\b|\bnone\b.{0,40}\b(?:left|"
+    r"\bthere (?:are|is|were|was|will be) (?:no|none)\b|\b(?:none|nothing)\b.{0,40}\b(?:left|"
     r"remain)|\b(?:has|have|had) (?:no|none)\b.{0,30}\b(?:left|remain)",
     re.IGNORECASE,
 )
@@ -86,8 +86,8 @@ _SUM = re.compile(r": ?[^:=]{0,60}\d [-+*/\u00d7] [$€£]?\d[^:=]{0,60}\Z")
 _MEASURED = re.compile(r" \([^\W\d]{0,15} ?[$£€]?\d[\d.,]* ?[^\W\d]?[^\d()=]{1,20}\)(?= [a-z])")
 _OF_ANOTHER = re.compile(
     r",? (?:who|which (?:was|were|had|cost|originally)|while|whereas|"
-    r"instead of|rather than|as opposed to|compared (?:to|with)|unlike)"
-    r"\b[^=]{1,200}\Z",
+    r"instead of|rather than|as opposed to|compared (?:to|with)|unlike|(?:\d+|[a-z]{3,6}) of (?:which|whom))"
+    r"\b(?:(?!, (?:so|thus|therefore|hence|which means)\b)[^=]){1,200}\Z",
     re.IGNORECASE,
 )
 

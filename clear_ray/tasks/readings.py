@@ -14,6 +14,8 @@ _RATE = re.compile(r" ?[$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total
 _AGAIN = re.compile(
     r", or(?= [$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b)|,? or (?:about|"
     r"approximately|approx\.|roughly|around|equivalently)\b|,? (?:i\.e\.|equivalently|that is),?(?= )"
+    r"|,? which rounds(?: up| down)? to\b"
+    r"|,? which is (?:about|approximately|roughly|around|equal to|equivalent to|the same as)\b"
     r"|\((?:or|about|approximately|approx\.|roughly|i\.e\.,?|which is|that is)(?= )|\((?=[=\u2248~])|\u2248|\\approx\b",
     re.IGNORECASE,
 )
@@ -69,7 +71,8 @@ def readings(text: str, *, is_marked: bool, around: str = "") -> Iterator[Quanti
     if first is not None and again is not None and _digits(again) == _digits(first):  # 1.250 (1250)
         yield again
     parts = _AGAIN.split(line[:LONGEST], maxsplit=1)
-    if len(parts) == 2 and (first is not None or _RATE.match(parts[1])) and not is_denied(parts[0]):
+    is_said_again = first is not None or _RATE.match(parts[-1]) or is_quantity(parts[0])
+    if len(parts) == 2 and is_said_again and not is_denied(parts[0]):
         for part in parts:
             if (found := last_quantity(cleaned(part))) is not None and any(map(str.isdigit, parts[0])):
                 yield found

@@ -38,6 +38,10 @@ _GUESSED = re.compile(
     r"|(?:my|a) (?:best |educated )?guess|probably|most likely|it(?:'s| is| was)(?! (?:not|possible))|the answer)\b",
     re.IGNORECASE,
 )
+_TOLD = re.compile(
+    r"\bas an ai\b.*\b(?:but|however),? (?:as of|according to|based on|in|from|the)\b.{1,120}? (?:is|was|are|were)\b",
+    re.IGNORECASE,
+)
 _UNDETERMINED = re.compile(
     r"\b(?:cannot|can'?t|can not|could not) be (?:\w{1,12} )?"
     r"(?:determined|told|known|answered|inferred|concluded|decided|said)\b"
@@ -65,7 +69,7 @@ def refuses(line: str) -> bool:
     if _ASKS.match(last):
         return True
     found = _REFUSED.search(last)
-    return found is not None and _GUESSED.search(last, found.end()) is None
+    return found is not None and _GUESSED.search(last, found.end()) is None and _TOLD.search(last) is None
 
 
 def is_undetermined(text: str) -> bool:

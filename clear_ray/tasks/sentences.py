@@ -58,6 +58,11 @@ _OBJECT = re.compile(
     r"(?:They|It|He|She|We|You) [a-z]{2,15} (?:the )?(?P<name>[A-Z][\w.'-]*(?: [A-Z][\w.'-]*){0,3})"
     r"(?: (?:in|to|at|on|from|with|as) (?:(?! and | or )[^,;]){1,60})?\.?"
 )
+_EASTERN = re.compile(
+    r"は,?(?P<ja>[^は,.]{1,40}?)(?:です|である|でした|だ)\.?\Z|[은는] (?P<ko>[^.,]{1,40}?)(?:입니다|이다|예요|이에요)\.?\Z"
+    r"|(?<!不)(?:是|叫做|叫)(?P<zh>[^,.是不]{1,40})\.?\Z"
+)
+_IN_BRACKETS = re.compile(r" \([^()]{1,60}\)")
 _TITLED = re.compile(
     r"(?:President|Dr|Mr|Mrs|Ms|Sir|King|Queen|Prince|Professor|Prof|Captain|General|Pope|Saint)\.? "
     r"(?P<name>[A-Z]\S+ .{1,60})"
@@ -150,6 +155,7 @@ def asserted(line: str) -> Iterator[str]:
         yield from asserted(elaborated["first"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
+    yield from (said for found in _EASTERN.finditer(line) if (said := found["ja"] or found["ko"] or found["zh"]))
     if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
         yield tidy(both["one"])
         yield tidy(_ALIAS.sub("", both["other"]))
@@ -190,7 +196,7 @@ def asserted(line: str) -> Iterator[str]:
         where = _WHERE.search(tidy(line))
         if where is not None and not _ELSEWHERE.search(line[: where.start()]):
             yield where["place"]
-        subject = _SUBJECT.match(line)
+        subject = _SUBJECT.match(_IN_BRACKETS.sub("", line))
         if subject and not _PRONOUN.match(subject["subject"]):
             yield tidy(subject["subject"])
         actor = _ACTOR.match(line)

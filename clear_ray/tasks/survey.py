@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ _KNOWN: dict[str | None, tuple[object, Survey]] = {}
 """By scorer, the last folder's files and what was found in them: a run asks at its beginning, every round and its end."""
 _EXAMPLE = 60
 _SHORT = 40
+_TESTS = re.compile(r"(?:\A|[\n\"'\[;]) ?(?:assert [^\s=]|def check\()|\A\s*\{\s*\"(?:inputs|fn_name)\"")
 _WORDING = {
     "number": "a number", "choice": "a letter or an option of its prompt", "math": "a formula or a short answer",
     "exact": "a short answer", "regex": "a regular expression", "json": "JSON", "code": "tests in Python",
@@ -64,6 +66,7 @@ class Survey:
         unfit: How many the scorer cannot read.
         first_unfit: The first of those.
         example: How the first gold answer begins.
+        tests: How many look like tests of programs, which only a scorer that is named runs.
     """
 
     scorer: str | None
@@ -73,6 +76,7 @@ class Survey:
     unfit: int
     first_unfit: Unfit | None
     example: str
+    tests: int = 0
 
     @property
     def chosen(self) -> str | None:
@@ -93,10 +97,16 @@ class Survey:
         if not self.golds:
             return ("no row has a gold answer: nothing will be scored",) if self.needs_gold else ()
         if self.scorer is None:
+            fitting, alike = ("code", self.tests) if self.tests else (self.fitting, self.alike)
             return (
                 f"{self.golds:,} rows have a gold answer and no scorer is named: nothing will be scored "
-                f"(scoring.scorer: {self.fitting} fits {self.alike:,} of them)",
+                f"(scoring.scorer: {fitting} fits {alike:,} of them)",
             )
+        if self.scorer == AUTO and self.tests:
+            what = (
+                f"gold of {self.tests:,} of {self.golds:,} rows looks like tests of programs, which auto does not run"
+            )
+            return (f"{what}: scoring.scorer: code does",)
         lacks = sandbox_warning() if self.scorer == "code" else ""
         if self.first_unfit is None:
             return (lacks,) if lacks else ()
@@ -194,7 +204,7 @@ class Surveyor:
         self._scorer = scorer
         self._kind = None if scorer is None else _kind_of(scorer)
         self._looks: Counter[str] = Counter()
-        self._golds = self._unfit = 0
+        self._golds = self._unfit = self._tests = 0
         self._first: Unfit | None = None
         self._example = ""
 
@@ -206,6 +216,7 @@ class Surveyor:
         self._golds += 1
         self._example = self._example or shortened(gold, _EXAMPLE)
         self._looks[_look(gold)] += 1
+        self._tests += _TESTS.search(gold) is not None
         if self._kind is not None and not _fits(self._kind, gold, row):
             self._unfit += 1
             self._first = self._first or Unfit(row["index"] + 1, row["query_id"], shortened(gold, _EXAMPLE))
@@ -213,7 +224,7 @@ class Surveyor:
     def survey(self) -> Survey:
         """Return what was found."""
         fitting, alike = _fitting(self._looks, self._golds)
-        return Survey(self._scorer, self._golds, fitting, alike, self._unfit, self._first, self._example)
+        return Survey(self._scorer, self._golds, fitting, alike, self._unfit, self._first, self._example, self._tests)
 
 
 def _rows(queries: Folder, scorer: str | None) -> Iterator[Mapping[str, Any]]:

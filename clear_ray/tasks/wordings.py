@@ -35,6 +35,12 @@ _SURELY = {
     ),
 }
 _ABROAD = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
+_QUOTED_LINE = re.compile(r"\A(?:> ?)+(?=\S)")
+_HEDGED = re.compile(
+    r"(?:most likely|(?:very )?likely|probably|perhaps|maybe|possibly|i (?:think|believe|guess|would say)|i'd say)"
+    r"(?: (?:it's|it is|it was|that))?,? (?=\S)",
+    re.IGNORECASE,
+)
 _BULLET = re.compile(r"\s*(?:[-*\u2022\u2013+] |\d{1,2}[.)] )")
 _TRUE_OR_FALSE = re.compile(
     r"\W{0,4}(?:(?:it|that|this)(?:'s| is) )?(?P<word>yes|no|true|"
@@ -73,7 +79,7 @@ def last_line(text: str) -> str:
     text = text.rstrip()
     while text.endswith("\n```"):
         text = text[:-4].rstrip()
-    return text.rpartition("\n")[2].strip()
+    return _QUOTED_LINE.sub("", text.rpartition("\n")[2].strip())
 
 
 def phrase_answers(located: Located) -> Iterator[str]:
@@ -98,6 +104,8 @@ def phrase_answers(located: Located) -> Iterator[str]:
     yield line
     if line != tidy(whole):
         yield tidy(whole)
+    if hedged := _HEDGED.match(whole):
+        yield tidy(whole[hedged.end() :])
     said = [whole[found.end() :] for found in _COPULA.finditer(whole) if not is_denied(whole[: found.start()])]
     if said and len(said[-1].split()) <= _TAIL_WORDS:
         yield tidy(said[-1])

@@ -114,6 +114,18 @@ def words_of(text: str) -> str:
     return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
 
 
+def same_name(one: str, other: str) -> bool:
+    """Tell whether two phrases have the same words, or are one name, in one of them without its accents."""
+    left, right = words_of(one), words_of(other)
+    if left == right or left.isascii() == right.isascii():
+        return left == right
+    accented, bare = (one, right) if right.isascii() else (other, left)
+    is_name = all(word[:1].isupper() for word in tidy(accented).split() if not word.isascii())
+    apart = unicodedata.normalize("NFD", words_of(accented))
+    tells_apart = " " not in left and any(sign in apart for sign in "\u0308\u030a")  # Mutter and Mütter are two words
+    return is_name and not tells_apart and "".join(each for each in apart if not unicodedata.combining(each)) == bare
+
+
 def asked_last(prompt: str, *, is_conversation: bool) -> str:
     """Return the question itself: of a conversation, the text of its last message.
 

@@ -135,6 +135,7 @@ def test_one_good_and_one_bad_row(client: openai.OpenAI, made: dict[str, Any]) -
         client.batches.cancel(batch.id)
 
 
+@pytest.mark.slow
 def test_a_budget_may_be_money_and_a_batch_may_weigh_more(client: openai.OpenAI, made: dict[str, Any]) -> None:
     batch = ended(client, made["in money"].id)
     assert (batch.status, batch.request_counts.completed) == ("completed", 3), batch
@@ -389,19 +390,39 @@ def test_a_budget_is_raised_and_cut_on_the_way(slow: openai.OpenAI) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["driver", "batches", "engine"])
+@pytest.mark.parametrize("victim", ["driver", "batches", "engine", "price", "ingress"])
 def test_what_dies_while_a_batch_is_answered_loses_no_row(slow: openai.OpenAI, tmp_path: Path, victim: str) -> None:
     ids = recorded_ids()[:60]
     made = create(slow, upload(slow, [request(name) for name in ids]).id)
     answering(slow, made.id)
-    title = f"clear_ray batch {made.id}" if victim == "driver" else f"slow#{victim}#"
-    (actor,) = [actor for actor in list_named_actors(all_namespaces=True) if title in actor["name"]]
-    ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]), no_restart=victim == "driver")
+    kill(f"clear_ray batch {made.id}" if victim == "driver" else f"slow#{victim}#", is_for_good=victim == "driver")
     batch = ended(slow, made.id)
     assert batch.status == "completed", batch
     done, errors = rows_of(slow, batch, ids)
     assert len(done) == len(ids), errors
     assert_charged_once(tmp_path / "runs" / made.id, batch.usage.output_tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["budget", "cancel"])
+def test_an_order_outlives_the_driver_that_was_to_heed_it(slow: openai.OpenAI, tmp_path: Path, order: str) -> None:
+    ids = recorded_ids()
+    made = create(slow, upload(slow, [request(name) for name in ids]).id, metadata={"budget": "2k"})
+    answering(slow, made.id)
+    slow.post(f"/batches/{made.id}/{order}", body={"budget": "+1k"}, cast_to=dict[str, Any])
+    kill(f"clear_ray batch {made.id}", is_for_good=True)
+    batch = ended(slow, made.id)
+    assert batch.status == ("completed" if order == "budget" else "cancelled"), batch
+    done, errors = rows_of(slow, batch, ids)
+    assert done
+    assert errors
+    assert (batch.model_extra or {})["clear_ray"]["budget_tokens"] == (3_000 if order == "budget" else 2_000)
+    assert_charged_once(tmp_path / "runs" / made.id, batch.usage.output_tokens)
+
+
+def kill(title: str, *, is_for_good: bool) -> None:
+    (actor,) = [actor for actor in list_named_actors(all_namespaces=True) if title in actor["name"]]
+    ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]), no_restart=is_for_good)
 
 
 def assert_charged_once(run_dir: Path, output_tokens: int) -> None:

@@ -106,6 +106,7 @@ def test_a_run_that_knows_nothing_learns_and_a_resumed_one_goes_on_with_the_same
     assert np.array_equal(read_coordinates(open_folder(str(copy)), QUERIES), x_NP)
 
 
+@pytest.mark.slow
 def test_without_gold_a_run_learns_which_answers_end(replay_settings: dict[str, Any], tmp_path: Path) -> None:
     queries = pq.read_table(replay_settings["input"]["path"])
     queries = queries.take(pa.array(range(0, QUERIES, 4)))

@@ -178,6 +178,7 @@ def test_metrics_count_queries_and_tokens(client: openai.OpenAI, recorded: dict[
     assert recorded["question"] not in text
 
 
+@pytest.mark.slow
 def test_without_surplus_by_configuration(port: int, recorded: dict[str, Any]) -> None:
     """Sixty queries at once want far more than ten tokens a second pay for."""
     scarce = PRICE | {"budget_tokens_per_second": 10, "carry_over_tokens": 60, "deadline_seconds": 1.0}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ from clear_ray.errors import ConfigError, EngineError
 
 _LOOK_SECONDS = 10.0
 _SHOWN_MODELS = 5
+_FILLED_IN = ("top_p", "top_k", "min_p", "repetition_penalty")
+"""What vLLM's server takes from the model's generation_config unless a request names it, and a run does not name."""
 _HERE = frozenset(("localhost", "127.0.0.1", "::1"))
 _TRIAL_TURNS = ({"role": "user", "content": "Count to five."}, {"role": "assistant", "content": "One, two, three,"})
 
@@ -29,7 +32,7 @@ class Found:
 
     Attributes:
         context_tokens: Prompt and answer together; None if it does not say.
-        note: What could not be found out; empty if nothing.
+        note: What could not be found out, or is not as elsewhere; empty if nothing.
     """
 
     context_tokens: int | None
@@ -132,7 +135,19 @@ def _found(config: OpenAIConfig, listed: Any) -> Found:
     sizes = [size for size in stated if isinstance(size, int) and size > 0]
     if config.max_context_tokens is not None:
         sizes.append(config.max_context_tokens)
-    return Found(min(sizes, default=None))
+    return Found(min(sizes, default=None), _untold_sampling(config, models[config.model]))
+
+
+def _untold_sampling(config: OpenAIConfig, entry: Mapping[str, Any]) -> str:
+    """Return what is to be said of a server that fills in what a request leaves out; empty of any other."""
+    untold = [name for name in _FILLED_IN if name not in config.extra_body and (name != "top_p" or config.top_p == 1)]
+    if entry.get("owned_by") != "vllm" or not untold:
+        return ""
+    names = ", ".join(untold)
+    return (
+        f"vLLM's server takes {names} from the model's generation_config where a row sets none; engine.extra_body settles "
+        "them, and `--generation-config vllm` there"
+    )
 
 
 def goes_on(config: OpenAIConfig, key: SecretStr | None) -> bool:

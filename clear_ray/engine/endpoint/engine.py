@@ -31,6 +31,7 @@ from clear_ray.engine.endpoint.limit import jittered
 from clear_ray.engine.endpoint.requests import CHAT, Request, request_of
 from clear_ray.engine.streaming import Partial
 from clear_ray.errors import EngineError, SchemaError
+from clear_ray.ingest.sampling_fields import STRUCTURE_FIELDS
 
 REFUSED_BY_ENDPOINT = "the endpoint refused it: "  # as `stages.causes` has it
 LOST_BY_ENDPOINT = "the endpoint lost it: "
@@ -166,7 +167,8 @@ class OpenAIEngine:
         return generation_of(grant, reply, sent_text=request.sent_text, can_continue=can_continue)
 
     def _can_continue(self, grant: Grant, request: Request) -> bool:
-        if grant.sampling is not None and grant.sampling.structure is not None:
+        is_structured = grant.sampling is not None and grant.sampling.structure is not None
+        if is_structured or any(self._config.extra_body.get(name) for name in STRUCTURE_FIELDS):
             return False  # a call begins its structure anew
         return self._goes_on if request.path == CHAT else not isinstance(grant.prompt, TokenIds)
 

@@ -25,8 +25,10 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
         ApiError: 400; it names the parameter.
     """
     for name in ("input_file_id", "endpoint", "completion_window"):
-        if not isinstance(given.get(name), str):
-            raise ApiError(400, f"{name} is missing, or no string.", param=name, code="missing_required_parameter")
+        if given.get(name) is None:
+            raise ApiError(400, f"{name} is missing.", param=name, code="missing_required_parameter")
+        if not isinstance(given[name], str):
+            raise ApiError(400, f"{name} is a string.", param=name, code="invalid_type")
     if given["endpoint"] not in ENDPOINTS:
         message = f"A batch may have the endpoint {', '.join(ENDPOINTS)}."
         raise ApiError(400, message, param="endpoint", code="invalid_endpoint")
@@ -48,12 +50,22 @@ def _metadata(given: Any) -> dict[str, str] | None:
     if given is None:
         return None
     if not isinstance(given, dict) or len(given) > MOST_PAIRS:
-        raise ApiError(400, f"metadata is an object of at most {MOST_PAIRS} strings.", param="metadata")
+        code = "object_above_max_properties" if isinstance(given, dict) else "invalid_type"
+        raise ApiError(400, f"metadata is an object of at most {MOST_PAIRS} strings.", param="metadata", code=code)
     for key, value in given.items():
-        if not isinstance(value, str) or not 0 < len(key) <= MOST_KEY or len(value) > MOST_VALUE:
+        if code := _wrong_with(key, value):
             message = f"A key of metadata has 1 to {MOST_KEY} characters, a value is a string of at most {MOST_VALUE}."
-            raise ApiError(400, message, param=f"metadata.{key[:MOST_KEY]}")
+            raise ApiError(400, message, param=f"metadata.{key[:MOST_KEY]}", code=code)
     return given
+
+
+def _wrong_with(key: str, value: Any) -> str:
+    """Return the code of what is wrong with a pair of metadata; empty if nothing is."""
+    if not isinstance(value, str):
+        return "invalid_type"
+    if not 0 < len(key) <= MOST_KEY:
+        return "property_name_above_max_length" if key else "invalid_value"
+    return "string_above_max_length" if len(value) > MOST_VALUE else ""
 
 
 def new_body(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ any moment; what it started goes on meanwhile (`driver`).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
 _LEAST_CALL_ROWS, _MOST_CALL_ROWS = 4, 16
-_LOOK_SECONDS, _SWEEP_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 60.0, 300.0
+_LOOK_SECONDS, _ALIVE_SECONDS, _SWEEP_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 5.0, 60.0, 300.0
 
 
 class BatchReplica:
@@ -89,23 +90,29 @@ class Dispatcher:
         self._config, self._settings, self._drivers = config, settings, drivers
         self._places = Places(settings)
         self._store = Store(self._places.folder)
-        self._swept_at = 0.0
+        self._swept_at = self._alive_at = -math.inf
 
     def step(self) -> None:
         """Look at every batch that has not ended, once."""
-        self._store.note_alive()
+        self._note_alive()
         for batch in self._store.batches_in(["validating"]):
             try:
                 self._validate(batch)
             except (ClearRayError, ApiError, OSError) as refused:  # of settings that were changed, of a disk
                 self._store.change(batch.id, within=("validating",), **defect(str(refused)))
-            self._store.note_alive()
+            self._note_alive()
         self._move_running()
         if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             for file in self._store.expired_files():
                 delete_content(file.path)
                 self._store.drop_file(file.id)
+
+    def _note_alive(self) -> None:
+        """Say that this lives, for drivers; each time costs a write that is waited for."""
+        if time.monotonic() - self._alive_at > _ALIVE_SECONDS:
+            self._alive_at = time.monotonic()
+            self._store.note_alive()
 
     def tell(self) -> None:
         """Tell the webhook, if there is one, of the batches that have ended."""

@@ -1,6 +1,7 @@
 """The routes of files and batches: who asks is admitted, and `service` does the rest."""
 
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from ray import serve
@@ -8,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from clear_ray.serve.batches.service import BatchService
-from clear_ray.serve.bodies import check_json, json_of
+from clear_ray.serve.bodies import check_json, json_of, unpacked
 from clear_ray.serve.errors import ApiError
 
 # Functions, not methods of the deployment: Serve gives routes of functions no replica, so they ask for it.
@@ -21,7 +22,7 @@ async def upload_file(request: Request) -> Response:
     """Take a file in."""
     owner, service = _admitted(request)
     content_type = request.headers.get("content-type", "")
-    return JSONResponse(await service.upload(owner, request.stream(), content_type))
+    return JSONResponse(await service.upload(owner, unpacked(request), content_type))
 
 
 @routes.get("/v1/files")
@@ -43,7 +44,7 @@ async def file_content(request: Request, file_id: str) -> Response:
     """Return a file."""
     owner, service = _admitted(request)
     file = await service.file(owner, file_id)
-    headers = {"Content-Length": str(file.bytes), "Content-Disposition": f'attachment; filename="{file.id}.jsonl"'}
+    headers = {"Content-Length": str(file.bytes), "Content-Disposition": _attached(file.filename)}
     return StreamingResponse(await service.content(file), media_type="application/octet-stream", headers=headers)
 
 
@@ -94,7 +95,8 @@ async def change_budget(request: Request, batch_id: str) -> Response:
 async def retry_batch(request: Request, batch_id: str) -> Response:
     """Make a batch of what another one left."""
     owner, service = _admitted(request)
-    return JSONResponse(await service.retry(owner, batch_id, await _json(request)))
+    given = await _json(request) if request.headers.get("content-length") != "0" else {}
+    return JSONResponse(await service.retry(owner, batch_id, given))
 
 
 @routes.get("/v1/batches/{batch_id}/export")
@@ -119,10 +121,17 @@ def _admitted(request: Request) -> tuple[str, BatchService]:
     return owner, ingress.batches
 
 
+def _attached(filename: str) -> str:
+    """Return a header by which a download is stored under its own name, in no other folder."""
+    name = filename.replace("\\", "/").rpartition("/")[2] or "file"
+    quoted = quote(name, safe="")
+    return f'attachment; filename="{name}"' if quoted == name else f"attachment; filename*=utf-8''{quoted}"
+
+
 async def _json(request: Request) -> Any:
     check_json(request)  # which a page of another origin cannot send without asking first
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in unpacked(request):
         body += chunk
         if len(body) > _MOST_BODY_BYTES:
             raise ApiError(413, f"The body has more than {_MOST_BODY_BYTES} bytes.", code="too_large")

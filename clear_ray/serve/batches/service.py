@@ -68,7 +68,7 @@ class BatchService:
         """Return a page of files."""
         limit, order = _whole(query, "limit", _MOST_FILES, _MOST_FILES), query.get("order", "desc")
         if order not in ("asc", "desc"):
-            raise ApiError(400, "The order is asc or desc.", param="order")
+            raise ApiError(400, "The order is asc or desc.", param="order", code="invalid_value")
         after = await self._after("files", query, owner)
         purpose = query.get("purpose") or None
         found = await asyncio.to_thread(
@@ -119,7 +119,8 @@ class BatchService:
         weight_of(asked["metadata"] or {})
         keys = [key for key in (idempotency_key, given.get("idempotency_key")) if key is not None]
         if not all(isinstance(key, str) and 0 < len(key) <= _KEY_CHARACTERS for key in keys):
-            raise ApiError(400, "An idempotency key is a string of at most 255 characters.", param="idempotency_key")
+            message = "An idempotency key is a string of 1 to 255 characters."
+            raise ApiError(400, message, param="idempotency_key", code="invalid_value")
         key = next(iter(keys), None)
         made = await asyncio.to_thread(self._store.add_batch, owner, asked, new_body(asked), idempotency_key=key)
         if made.asked != asked:
@@ -210,7 +211,7 @@ class BatchService:
         """
         batch, kind = await self.batch(owner, batch_id), query.get("format", "jsonl")
         if kind not in ("jsonl", "csv", "parquet"):
-            raise ApiError(400, "The format is jsonl, csv or parquet.", param="format")
+            raise ApiError(400, "The format is jsonl, csv or parquet.", param="format", code="invalid_value")
         target = self._places.input(batch_id).with_name(f"export-{uuid4().hex}.{kind}")
         try:
             await asyncio.to_thread(export, open_folder(self._places.run_dir(batch_id)), target)
@@ -240,9 +241,11 @@ def _whole(query: Mapping[str, str], name: str, most: int, default: int) -> int:
     text = query.get(name)
     if text is None:
         return default
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0
+    number = int(text[:12]) if text.isascii() and text.isdigit() else 0
     if not 1 <= number <= most:
-        raise ApiError(400, f"{name} lies between 1 and {most}.", param=name)
+        is_number = text.removeprefix("-").isdigit()
+        code = ("integer_above_max_value" if number else "integer_below_min_value") if is_number else "invalid_type"
+        raise ApiError(400, f"{name} lies between 1 and {most}.", param=name, code=code)
     return number
 
 

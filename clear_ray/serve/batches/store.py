@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS files (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, filename TEXT NOT NULL,
     bytes INTEGER NOT NULL, purpose TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER, path TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS dropped (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, dropped_at REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS batches (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, status TEXT NOT NULL,
     idempotency_key TEXT, asked TEXT NOT NULL, body TEXT NOT NULL, work TEXT NOT NULL DEFAULT '{}',
@@ -34,7 +37,7 @@ CREATE TABLE IF NOT EXISTS notices (
 );
 CREATE TABLE IF NOT EXISTS server (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS, _PLACE_SECONDS = 30.0, 86_400.0
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 """States in which nothing more happens to a batch."""
 Table = Literal["files", "batches"]
@@ -169,8 +172,12 @@ class Store:
         return found if found is not None and owner in (None, found.owner) else None
 
     def drop_file(self, file_id: str) -> None:
-        """Forget a file."""
+        """Forget a file; its place is known for a day, for a client that deletes what it lists and goes on after it."""
+        now = time.time()
         with self._writing() as database:
+            database.execute("DELETE FROM dropped WHERE dropped_at < ?", (now - _PLACE_SECONDS,))
+            question = "INSERT OR IGNORE INTO dropped SELECT number, id, owner, ? FROM files WHERE id = ?"
+            database.execute(question, (now, file_id))
             database.execute("DELETE FROM files WHERE id = ?", (file_id,))
 
     def expired_files(self) -> list[StoredFile]:
@@ -191,8 +198,11 @@ class Store:
         return [_file(row) for row in rows]
 
     def number(self, table: Table, name: str, owner: str) -> int | None:
-        """Return the place of a file or batch in the order in which they came; None if this owner has none of that name."""
-        rows = self._rows(f"SELECT number FROM {table} WHERE id = ? AND owner = ?", name, owner)  # noqa: S608
+        """Return the place of a file or batch in the order in which they came; None if this owner had none of that name."""
+        question = f"SELECT number FROM {table} WHERE id = ? AND owner = ?"  # noqa: S608
+        rows = self._rows(question, name, owner)
+        if not rows and table == "files":
+            rows = self._rows("SELECT number FROM dropped WHERE id = ? AND owner = ?", name, owner)
         return int(rows[0]["number"]) if rows else None
 
     def add_batch(

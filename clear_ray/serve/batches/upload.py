@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -60,12 +62,15 @@ class _Form:
         self._header = self._value = b""
 
     def _open(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
         if self._name == "file":
             if self.filename is not None:
                 raise ApiError(400, "The form has two files.", param="file")
-            self.filename = options.get(b"filename", b"").decode(errors="replace") or "file"
+            # Browsers write %22 for the quotes in a name, requests a whole name in the way of headers.
+            name = options.get(b"filename", b"").decode(errors="replace").replace("%22", '"')
+            self.filename = name or _extended(disposition) or "file"
 
     def _take(self, data: bytes, start: int, end: int) -> None:
         if self._name == "file":
@@ -131,6 +136,12 @@ async def receive(
     return form.fields, form.filename, form.bytes
 
 
+def _extended(disposition: bytes) -> str:
+    """Return the name in `filename*=utf-8''...`; empty if there is none."""
+    found = re.search(rb"filename\*=utf-8'[^';]*'([^;\s]+)", disposition, re.IGNORECASE)
+    return unquote(found[1].decode("ascii", "replace")) if found else ""
+
+
 def _sync(sink: BinaryIO) -> None:
     sink.flush()
     os.fsync(sink.fileno())
@@ -165,12 +176,13 @@ def expiry_of(
     asked = asked | {part: fields[f"{name}[{part}]"] for part in ("anchor", "seconds") if f"{name}[{part}]" in fields}
     if not asked:
         if given is not None:
-            raise ApiError(400, f"{name} is an object of anchor and seconds.", param=name)
+            raise ApiError(400, f"{name} is an object of anchor and seconds.", param=name, code="invalid_type")
         return None if default_seconds is None else created_at + default_seconds
     if asked.get("anchor") != "created_at":
-        raise ApiError(400, f"{name}.anchor is `created_at`.", param=f"{name}.anchor")
+        raise ApiError(400, f"{name}.anchor is `created_at`.", param=f"{name}.anchor", code="invalid_value")
     told = asked.get("seconds")
     seconds = str(int(told) if isinstance(told, float) and told.is_integer() else told)
     if not seconds.isascii() or not seconds.isdigit() or not 3_600 <= int(seconds[:12]) <= 2_592_000:
-        raise ApiError(400, f"{name}.seconds lies between 3600 and 2592000.", param=f"{name}.seconds")
+        message = f"{name}.seconds lies between 3600 and 2592000."
+        raise ApiError(400, message, param=f"{name}.seconds", code="invalid_value")
     return created_at + int(seconds)

@@ -39,15 +39,16 @@ def usage_of(folder: Folder) -> dict[str, Any]:
 
 
 def _of_completions(folder: Folder) -> tuple[int, int]:
-    """Return prompt tokens, once for each line, and all tokens that were charged."""
-    prompts, generated, before = 0, 0, ""
+    """Return prompt tokens, once for each prompt of a line, and all tokens that were charged."""
+    prompts, generated, before = 0, 0, ("", 0)
     for path in folder.child("completions").files(".parquet"):
-        names = ["query_id", "prompt_tokens", "spent_tokens", "rounds"]
+        names = ["query_id", "prompt_tokens", "spent_tokens", "rounds", "n", "choice"]
         table = pq.read_table(path, filesystem=folder.filesystem, columns=names)
-        rows = zip(*(table[name].to_pylist() for name in ("query_id", "prompt_tokens", "rounds")), strict=True)
-        for query_id, tokens, rounds in rows:  # the answers that a line asks for follow each other
-            if rounds and query_id != before:
-                prompts, before = prompts + tokens, query_id
+        columns = (table[name].to_pylist() for name in ("query_id", "prompt_tokens", "rounds", "n", "choice"))
+        for query_id, tokens, rounds, n, choice in zip(*columns, strict=True):
+            one = query_id, (choice or 0) // (n or 1)  # the answers that a prompt asks for follow each other
+            if rounds and one != before:
+                prompts, before = prompts + tokens, one
         generated += int(table["spent_tokens"].to_numpy().sum())
     return prompts, generated
 

@@ -139,12 +139,17 @@ class _Look:
     def _ceiling(self, body: dict[str, Any]) -> int:
         given = next((body[name] for name in _CEILINGS if body.get(name) is not None), None)
         ceiling = min(given, self._max_tokens) if type(given) is int and given > 0 else self._max_tokens
-        n = body.get("n")
-        return ceiling * (n if type(n) is int and 1 < n <= MOST_ANSWERS else 1)
+        n, prompt = body.get("n"), body.get("prompt")
+        several = isinstance(prompt, list) and prompt and all(isinstance(one, str | list) for one in prompt)
+        return ceiling * (n if type(n) is int and 1 < n <= MOST_ANSWERS else 1) * (len(prompt) if several else 1)
 
     def _seen_before(self, custom_id: str) -> tuple[str, str, str | None] | None:
         if not custom_id:
             return "invalid_request", "custom_id is empty.", "custom_id"
+        try:
+            custom_id.encode()
+        except UnicodeEncodeError:
+            return "invalid_request", "custom_id holds half a surrogate pair.", "custom_id"
         key = hash(custom_id)
         if key in self._seen:
             return "duplicate_custom_id", "This custom_id was on an earlier line.", "custom_id"

@@ -6,6 +6,7 @@ from typing import Any
 
 from clear_ray.config.sampling import MOST_LOGPROBS
 from clear_ray.ingest.fields import TABLES, Endpoint
+from clear_ray.ingest.requests import MOST_PROMPTS
 from clear_ray.serve.batches.bodies import MOST_KEY, MOST_PAIRS, MOST_VALUE
 from clear_ray.serve.batches.runs import asked_settings
 from clear_ray.serve.batches.service import PURPOSES
@@ -99,8 +100,8 @@ def query(settings: ServeConfig, endpoint: Endpoint) -> Schema:
         is_replay = settings.engine.kind == "replay"
         properties["logprobs"] = {"enum": [None, False]} if is_replay else or_null(whole(0, MOST_LOGPROBS))
         kinds: list[Schema] = [{"type": "string", "minLength": 1}, ids]
-        lists = [{"type": "array", "minItems": 1, "maxItems": 1, "items": kind} for kind in kinds]
-        properties["prompt"] = {"anyOf": [*kinds, *lists], "description": "One prompt, in a list of its own or not."}
+        lists: Schema = {"type": "array", "minItems": 1, "maxItems": MOST_PROMPTS, "items": {"anyOf": kinds}}
+        properties["prompt"] = {"anyOf": [*kinds, lists], "description": "A prompt or several; of several no stream."}
     needed = ("model", prompt, *(("metadata",) if settings.engine.kind == "replay" else ()))
     return record(properties, required=needed, others=NULL)
 

@@ -127,7 +127,7 @@ def _files() -> Schema:
                 "upload_file",
                 "Take a file in",
                 _json(_ref("File")),
-                errors=(*_ALWAYS, 400, 408, 413),
+                errors=(*_ALWAYS, 400, 408, 413, 415),
                 body={"multipart/form-data": {"schema": bodies.upload()}},
             ),
         },
@@ -153,8 +153,10 @@ def _batches() -> Schema:
     one, changed = (*_ALWAYS, 404), (*_ALWAYS, 400, 404, 409, 413, 415)
     batch = _json(_ref("Batch"))
 
-    def change(name: str, words: str, body: Schema, answer: Schema) -> Schema:
-        return _operation(name, words, answer, errors=changed, given=(batch_id,), body=_json(body))
+    def change(name: str, words: str, body: Schema, answer: Schema, *, is_needed: bool = True) -> Schema:
+        operation = _operation(name, words, answer, errors=changed, given=(batch_id,), body=_json(body))
+        operation["requestBody"]["required"] = is_needed
+        return operation
 
     return {
         "/v1/batches": {
@@ -186,7 +188,7 @@ def _batches() -> Schema:
             )
         },
         "/v1/batches/{batch_id}/retry": {
-            "post": change("retry_batch", "Make a batch of what this one left", bodies.retry(), batch)
+            "post": change("retry_batch", "Make a batch of what this one left", bodies.retry(), batch, is_needed=False)
         },
         "/v1/batches/{batch_id}/export": {
             "get": _operation(

@@ -149,7 +149,9 @@ def test_a_cut_answer_with_a_structure_is_at_its_end_as_each_call_begins_one(api
         engine = engine_of(served, api=api, continuation="final_message")
         structured = ask(engine, "write 9", 4, sampling=Sampling(structure=Structure(kind="json_object")))
         plain = ask(engine, "write 9", 4)
-    assert (structured.finish_reason, structured.is_at_end) == ("length", True)
+        everywhere = {"response_format": {"type": "json_object"}}
+        also = ask(engine_of(served, api=api, continuation="final_message", extra_body=everywhere), "write 9", 4)
+    assert (structured.finish_reason, structured.is_at_end) == (also.finish_reason, also.is_at_end) == ("length", True)
     assert (plain.finish_reason, plain.is_at_end) == ("length", False)
 
 

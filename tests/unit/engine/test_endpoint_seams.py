@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from clear_ray.config.engine import OpenAIConfig
-from clear_ray.config.sampling import Sampling
+from clear_ray.config.sampling import Sampling, Structure
+from clear_ray.engine.endpoint.check import endpoint_notes
 from clear_ray.engine.endpoint.seams import SeamWatch
 from clear_ray.ingest import NormalRow
+from tests.endpoint_server import MODEL, endpoint
+
+AN_OBJECT = Structure(kind="json_object")
 
 
 def row(form: str | None = None, **sampling: Any) -> NormalRow:
@@ -28,6 +32,9 @@ def row(form: str | None = None, **sampling: Any) -> NormalRow:
         ),
         ({}, [row(min_tokens=5), row(frequency_penalty=0.0)], "1 of 2 rows set min_tokens, "),
         ({"extra_body": {"stop": ["x"]}}, [row(), row()], "2 of 2 rows set stop, "),
+        ({}, [row(structure=AN_OBJECT, stop=("x",)), row()], "1 of 2 rows keep to a structure, "),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, [row()], "1 of 1 rows keep to a structure, "),
+        ({"continuation": "none"}, [row(structure=AN_OBJECT)], ""),
         ({"continuation": "none"}, [row(stop=("x",))], ""),
         ({"continuation": "none"}, [row("raw", stop=("x",)), row(stop=("x",))], "1 of 2 rows set stop, "),
         ({"continuation": "none", "api": "completions"}, [row(stop=("x",))], "1 of 1 rows set stop, "),
@@ -40,3 +47,20 @@ def test_what_is_counted_anew_is_said(settings: dict[str, Any], rows: list[Norma
     lines = watch.close(len(rows))
     assert len(lines) == bool(said)
     assert "".join(lines).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("owner", "settings", "said"),
+    [
+        ("vllm", {}, "vLLM's server takes top_p, top_k, min_p, repetition_penalty from the model's generation_config"),
+        ("vllm", {"top_p": 0.9, "extra_body": {"top_k": -1}}, "vLLM's server takes min_p, repetition_penalty from"),
+        ("vllm", {"extra_body": {"top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1}}, ""),
+        ("someone", {}, ""),
+    ],
+)
+def test_what_vllms_server_fills_in_is_said(owner: str, settings: dict[str, Any], said: str) -> None:
+    with endpoint(owner=owner) as served:
+        config = OpenAIConfig(kind="openai", base_url=served.base_url, model=MODEL, **settings)
+        notes = endpoint_notes(config)
+    assert len(notes) == bool(said)
+    assert "".join(notes).startswith(said)

@@ -7,11 +7,14 @@ fresh, continued, in slots that others have left, in mixed batches. The fast hal
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import transformers
+from transformers import CONFIG_MAPPING
 
-from clear_ray.engine.architectures import TABLE, known_architectures
+from clear_ray.engine.architectures import TABLE, known_architectures, refuse_unfit
+from clear_ray.errors import ConfigError
 from tests.unit.engine.zoo import VARIANTS, causal_architectures, tiny_config, tiny_model
 from tests.unit.engine.zoo_table import DOCUMENT, document, tried
 from tests.unit.engine.zoo_trial import assert_same_tokens, generated, prompts
@@ -57,6 +60,15 @@ def test_a_window_that_is_not_kept_is_found_out() -> None:
     model.config.sliding_window = None
     with pytest.raises(AssertionError, match="tokens read"):
         assert_same_tokens(model, "slots", asked, expected)
+
+
+def test_a_model_for_want_of_a_package_is_refused_from_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    needing = {name: row.package for name, row in known_architectures().items() if row.package}
+    assert needing == {"gemma3n": "timm"}
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="needs the package timm, which is not installed") as caught:
+        refuse_unfit(CONFIG_MAPPING["gemma3n"]())
+    assert "pip install timm" in caught.value.remedy
 
 
 def test_the_document_is_what_the_zoo_found() -> None:

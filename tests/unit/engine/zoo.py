@@ -219,8 +219,9 @@ def tiny_config(name: str, **changes: Any) -> Any:
                 return config
             parameters = _parameters(config)
     except ImportError as error:
-        package = re.search(r"requires the (\w+) library", str(error))
-        raise NotTriedError(f"a part of it needs the package {package[1] if package else error.name}") from error
+        named = re.search(r"requires the (\w+) library", str(error))
+        package = named[1] if named else error.name or ""
+        raise NotTriedError(f"a part of it needs the package {package}", package) from error
     except Exception as error:
         raise NotTriedError(f"no tiny model of it could be made ({type(error).__name__})") from error
     if parameters > _MOST_PARAMETERS:
@@ -229,7 +230,11 @@ def tiny_config(name: str, **changes: Any) -> Any:
 
 
 class NotTriedError(Exception):
-    """There is no tiny model to be tried."""
+    """There is no tiny model to be tried, be it for want of a package."""
+
+    def __init__(self, reason: str, package: str = "") -> None:
+        super().__init__(reason)
+        self.package = package
 
 
 def tiny_model(config: Any) -> Any:

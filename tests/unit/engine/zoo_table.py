@@ -36,7 +36,7 @@ def tried(name: str, **changes: Any) -> Architecture:
     try:
         config = tiny_config(name, **changes)
     except NotTriedError as error:
-        return Architecture("untried", str(error))
+        return Architecture("untried", str(error), error.package)
     if reason := unfit_reason(config):
         return Architecture("refused", reason)
     model = tiny_model(config)

@@ -351,9 +351,19 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "text max_tokens": (request(max_tokens="5"), "body.max_tokens"),
     "two ceilings": (request(max_completion_tokens=6), "differ"),
     "other endpoint": (request() | {"url": "/v1/completions", "body": {"prompt": "a"}}, "mixes formats"),
-    "prompt list": (request() | {"url": "/v1/completions", "body": {"prompt": ["a", "b"]}}, "not one text"),
-    "prompts of tokens": (request() | {"url": "/v1/completions", "body": {"prompt": [[1], [2]]}}, "not one text"),
-    "a token that is none": (request() | {"url": "/v1/completions", "body": {"prompt": [1, -2]}}, "not one text"),
+    "no token ids": (
+        request() | {"url": "/v1/completions", "body": {"prompt": [[1], []]}},
+        "body.prompt[1]: a prompt is a text, or the token ids of one",
+    ),
+    "no prompts": (request() | {"url": "/v1/completions", "body": {"prompt": []}}, "body.prompt: a prompt is a text"),
+    "very many prompts": (
+        request() | {"url": "/v1/completions", "body": {"prompt": ["a"] * 2_049}},
+        "body.prompt: a request has at most 2,048 prompts",
+    ),
+    "a token that is none": (
+        request() | {"url": "/v1/completions", "body": {"prompt": [1, -2]}},
+        "body.prompt: a prompt is a text, or the token ids of one",
+    ),
     "messages are text": (request(messages="hello"), "body.messages: a conversation is a list"),
     "a tool of Gemini's": (
         {"key": "b", "request": {"contents": [{"parts": [{"text": "a"}]}], "tools": [{"googleSearch": {}}]}},

@@ -101,6 +101,21 @@ SEEDS = {
         ]
     ).encode(),
     "openai": b"\n".join(json.dumps(request() | {"custom_id": f"c{k}"}).encode() for k in range(8)),
+    "several prompts": b"\n".join(
+        json.dumps({"custom_id": k, "url": "/v1/completions", "body": {"prompt": ["a", [k], "b"], "n": 2}}).encode()
+        for k in range(8)
+    ),
+    "messages of python": b"id,prompt\n"
+    + b"".join(b"%d,\"[{'role': 'user', 'content': 'a%d'}]\"\n" % (k, k) for k in range(9)),
+    "claude on vertex": b"\n".join(
+        json.dumps(
+            {"request": {"anthropic_version": "v", "max_tokens": 5, "messages": request()["body"]["messages"]}}
+        ).encode()
+        for _ in range(8)
+    ),
+    "programs": b"\n".join(
+        json.dumps({"task_id": k, "text": "w", "test_list": [f"assert f() == {k}"]}).encode() for k in range(9)
+    ),
     "parquet plain": _parquet(compression="none", use_dictionary=False),
     "parquet zstd": _parquet(compression="zstd"),
     "parquet snappy pages": _parquet(compression="snappy", data_page_version="2.0"),

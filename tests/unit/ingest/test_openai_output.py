@@ -178,14 +178,21 @@ def test_log_probabilities_are_those_of_the_client(tmp_path: Path) -> None:
 
 
 def test_answers_to_one_request_are_its_choices(tmp_path: Path) -> None:
+    given_up = {
+        "status": "abandoned",
+        "error_code": "abandoned_by_price",
+        "reason": "worth less",
+        "price": 0.5,
+        **NEVER,
+    }
     rows = [
-        completion("x", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
-        completion("x", text="two", ended_at=1_764_400_009.5),
-        completion("x", text="three", finish_reason="length", spent_tokens=11),
-        completion("y", status="failed", error_code="engine_failed", error="its engine died", spent_tokens=2),
-        completion("y", text="other"),
-        completion("z", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
-        completion("z", status="abandoned", error_code="abandoned_by_price", reason="worth less", price=0.5, **NEVER),
+        completion("x", **given_up, n=3, choice=0),
+        completion("x", text="two", ended_at=1_764_400_009.5, n=3, choice=1),
+        completion("x", text="three", finish_reason="length", spent_tokens=11, n=3, choice=2),
+        completion("y", status="failed", error_code="engine_failed", error="its engine died", spent_tokens=2, choice=0),
+        completion("y", text="other", n=2, choice=1),
+        completion("z", **given_up, n=2, choice=0),
+        completion("z", **given_up, n=2, choice=1),
         completion("alone"),
     ]
     folder = open_folder(str(tmp_path / "run"))
@@ -203,3 +210,15 @@ def test_answers_to_one_request_are_its_choices(tmp_path: Path) -> None:
     assert body["created"] == 1_764_400_009
     assert [each["finish_reason"] for each in done[1]["response"]["body"]["choices"]] == ["length", "stop"]
     assert done[1]["response"]["body"]["usage"]["completion_tokens"] == 5, "what was paid for a lost one is told"
+
+
+def test_answers_to_several_prompts_are_numbered_on_and_each_prompt_counts_once(tmp_path: Path) -> None:
+    lengths = (5, 5, 40, 40)
+    rows = [completion("x", text=f"{k}", prompt_tokens=length, n=2, choice=k) for k, length in enumerate(lengths)]
+    rows += [completion("again", text="of choice 3", n=2, choice=3)]  # what is asked again keeps its place
+    folder = open_folder(str(tmp_path / "run"))
+    write_openai_outputs(iter(rows), folder, model="m", url="/v1/completions")
+    several, again = (line["response"]["body"] for line in read_lines(folder, "output.jsonl"))
+    assert [(each["index"], each["text"]) for each in several["choices"]] == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+    assert several["usage"] == {"prompt_tokens": 45, "completion_tokens": 12, "total_tokens": 57}
+    assert [each["index"] for each in again["choices"]] == [3]

@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "echo": (line("/v1/completions", {"prompt": "a", "echo": True}), "body.echo"),
     "a suffix": (line("/v1/completions", {"prompt": "a", "suffix": "b"}), "body.suffix"),
     "no prompt": (line("/v1/completions", {"max_tokens": 5}), "body.prompt: the field is missing"),
-    "an empty prompt of tokens": (line("/v1/completions", {"prompt": []}), "not one text, nor the token ids"),
+    "an empty prompt of tokens": (line("/v1/completions", {"prompt": []}), "a text, or the token ids of one"),
     "stop sequences that are none": (params(stop_sequences=[3]), "params.stop_sequences: it is a text"),
     "thinking": (params(thinking={"type": "enabled", "budget_tokens": 1024}), "params.thinking"),
     "tools of Anthropic": (params(tools=[{"name": "f"}]), "params.tools"),

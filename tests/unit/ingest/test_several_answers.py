@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clear_ray.errors import SchemaError
+from clear_ray.ingest import PromptLimit
 from tests.unit.ingest.taking import take, taken
 
 ASK = [{"role": "user", "content": "Name a river."}]
@@ -41,6 +42,72 @@ def test_a_request_for_several_answers_is_as_many_queries_of_one_id(tmp_path: Pa
     same = [{name: row[name] for name in row if name not in ("index", "choice")} for row in found[1:4]]
     assert same[0] == same[1] == same[2]
     assert digest.notices == ("1 row asks for 3 answers (n), each of which counts as a query",)
+
+
+def test_a_list_of_prompts_is_a_query_for_each(tmp_path: Path) -> None:
+    rows = [
+        request("a", "/v1/completions", prompt=["A river is", [5, 6], "x"], n=2, max_tokens=7, user="u"),
+        request("b", "/v1/completions", prompt=[[7], [8, 9]]),
+        request("c", "/v1/completions", prompt=["alone"]),
+    ]
+    digest = take(file_of(tmp_path / "q.jsonl", *rows), tmp_path / "run")
+    found = taken(tmp_path / "run")
+    assert digest.rows == len(found) == 9
+    asked = [(row["query_id"], row["prompt"], row["prompt_form"], row["n"], row["choice"]) for row in found]
+    assert asked == [
+        ("a", "A river is", "raw", 2, 0),
+        ("a", "A river is", "raw", 2, 1),
+        ("a", "[5,6]", "tokens", 2, 2),
+        ("a", "[5,6]", "tokens", 2, 3),
+        ("a", "x", "raw", 2, 4),
+        ("a", "x", "raw", 2, 5),
+        ("b", "[7]", "tokens", 1, 0),
+        ("b", "[8,9]", "tokens", 1, 1),
+        ("c", "alone", "raw", None, None),
+    ]
+    assert {row["max_tokens"] for row in found[:6]} == {7}
+    assert digest.notices == (
+        "1 row asks for 6 answers (n), each of which counts as a query",
+        "2 rows have 5 prompts, each of which counts as a query",
+    )
+
+
+@pytest.mark.parametrize("on_error", ["refuse", "fail_row"])
+def test_one_prompt_that_is_too_long_is_its_rows_error(tmp_path: Path, on_error: str) -> None:
+    limit = PromptLimit(4, lambda prompts, _: [len(prompt.split()) for prompt in prompts])
+    rows = [request("a", "/v1/completions", prompt=["a b", "a b c d e", "a"]), request("b", "/v1/completions")]
+    path = file_of(tmp_path / "q.jsonl", *rows)
+    if on_error == "refuse":
+        with pytest.raises(SchemaError, match=r"q\.jsonl:1, column body\.prompt.*5 tokens"):
+            take(path, tmp_path / "run", limit=limit)
+        return
+    take(path, tmp_path / "run", limit=limit, on_error=on_error)
+    found = taken(tmp_path / "run")
+    assert [(row["query_id"], bool(row["input_error"]), row["choice"]) for row in found] == [
+        ("a", True, None),
+        ("b", False, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (request("a", "/v1/completions", prompt=["a", " "]), r"column body\.prompt\[1\]: the prompt is empty"),
+        (
+            request("a", "/v1/completions", prompt=["a", "b"]) | {"gold": "c"},
+            "gold: one reference answer stands beside",
+        ),
+    ],
+)
+def test_what_several_prompts_cannot_be(tmp_path: Path, line: dict[str, Any], words: str) -> None:
+    with pytest.raises(SchemaError, match=words):
+        take(file_of(tmp_path / "q.jsonl", line), tmp_path / "run")
+
+
+def test_several_prompts_are_refused_where_queries_are_answered_several_times(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "q.jsonl", request("a", "/v1/completions", prompt=["a", "b"]))
+    with pytest.raises(SchemaError, match=r"body\.prompt.*a row has one prompt.*2 prompts"):
+        take(path, tmp_path / "run", splits=False)
 
 
 def test_plain_rows_ask_in_their_sampling_params(tmp_path: Path) -> None:

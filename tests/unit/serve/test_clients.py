@@ -338,7 +338,7 @@ async def test_metrics_are_named_and_typed_by_convention(row: dict[str, Any]) ->
     assert {name for name, kind in kinds.items() if kind == "counter"} == {n for n in kinds if n.endswith("_total")}
     found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(found["clear_ray_price_spent_tokens_total"]) == 3
-    assert float(found['clear_ray_refusals_total{reason="invalid_value"}']) == 1
+    assert float(found['clear_ray_refusals_total{reason="invalid_type"}']) == 1
     assert float(found["clear_ray_first_token_seconds_count"]) == 1
     assert float(found["clear_ray_queries_under_way"]) == 0
     assert 'clear_ray_query_seconds_bucket{le="300.0"}' in found

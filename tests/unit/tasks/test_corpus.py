@@ -34,6 +34,8 @@ LATER = (
     "wrong_ones",
     "at_length",
     "tasks",
+    "strangers",
+    "strangers_again",
 )
 KNOWN_ERRORS = {
     "continued_again": 1,
@@ -48,6 +50,7 @@ KNOWN_ERRORS = {
     "blind_again": 1,
     "at_length": 1,
     "tasks": 2,
+    "strangers_again": 4,
 }
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 

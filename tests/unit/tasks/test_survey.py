@@ -55,6 +55,26 @@ def test_auto_chooses_by_the_look_of_all_golds(golds: list[str | None], kind: st
 
 
 @pytest.mark.parametrize(
+    "gold",
+    [
+        "assert f(1) == 2",
+        '["assert f(1) == 2"]',
+        "def check(candidate):\n    assert candidate(1)",
+        '{"inputs": [""], "outputs": ["1"]}',
+    ],
+)
+def test_tests_of_programs_are_told_of_where_nothing_runs_them(gold: str) -> None:
+    (said,) = survey_of([gold, None], "auto").warnings()
+    assert (
+        said == "gold of 1 of 1 rows looks like tests of programs, which auto does not run: scoring.scorer: code does"
+    )
+    (said,) = survey_of([gold], None).warnings()
+    assert "scoring.scorer: code fits 1 of them" in said
+    assert survey_of([gold], "code", prompt="def f(n):", is_conversation=False).warnings() == LACKS
+    assert survey_of(["I assert that Paris is it"], "auto").warnings() == ()
+
+
+@pytest.mark.parametrize(
     ("scorer", "good", "bad"),
     [
         ("number", "12", "Paris"),

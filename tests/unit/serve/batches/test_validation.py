@@ -56,6 +56,7 @@ def test_what_answers_may_come_to_heeds_each_lines_own_ceiling() -> None:
 
 def test_each_line_is_told_by_the_first_thing_wrong_with_it() -> None:
     bad = [b"\xff\n", b"[" * 100_000 + b"\n", b"nan\n", b'"text"\n', line("", stream=True), line(""), line(model="n")]
+    bad.append(line("\ud83d"))
     assert found(line("ok") + b"".join(bad)) == [
         ("invalid_json_line", 2),
         ("invalid_json_line", 3),
@@ -64,6 +65,7 @@ def test_each_line_is_told_by_the_first_thing_wrong_with_it() -> None:
         ("streaming_unsupported", 6),
         ("invalid_request", 7),
         ("model_not_found", 8),
+        ("invalid_request", 9),
     ]
 
 
