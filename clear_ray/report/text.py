@@ -57,7 +57,8 @@ def summary_text(report: RunReport) -> str:
         lines += [_labelled("store", printable(note, most=400)) for note in report.learning.store_notes]
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    written = f"{'attempts/, ' if report.attempts or report.engines else ''}completions/, summary.json, report.html"
+    several = report.attempts is not None or (report.engines and report.policy == "clear_ray")
+    written = f"{'attempts/, ' if several else ''}completions/, summary.json, report.html"
     lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
 
