@@ -9,7 +9,8 @@ stage, looked at once a second. Prints one JSON line.
 
     python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--alone | --take-in]
 
-With `--alone` nothing is compared: what the batch takes is all there is to see. With `--take-in` the batch is cancelled once every line was looked at: what uploading and reading alone cost.
+With `--alone` nothing is compared: what the batch takes is all there is to see. With `--take-in` the batch is cancelled once
+every line was looked at: what uploading and reading alone cost.
 """
 
 import argparse
