@@ -21,6 +21,7 @@ from clear_ray.batch.report import make_report
 from clear_ray.batch.scale import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
+from clear_ray.batch.worth import worth_of_sets
 from clear_ray.estimation.factors import Observed
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ingest.logprobs import NOT_GIVEN
@@ -36,6 +37,7 @@ from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.run_folder.completions import completion_rows, completion_views
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
@@ -110,8 +112,25 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
     batch, learning = learned(offers, states, run.lesson, estimates.batch)
-    kept = _kept(run, run.lesson, learning, [observe(run.states)] if run.lesson.stores else [])
+    worth = worth_of_sets(
+        run.folder,
+        run.config,
+        run.lesson,
+        observe(run.states, label=offers.label),
+        estimates.prompt_tokens_N,
+        tokens_K=offers.tokens_K,
+    )
+    learning = learning.model_copy(update={"nats_of_sets": worth})
+    kept = _kept(run, run.lesson, learning, [_to_keep(run)] if run.lesson.stores else [])
     return replace(run, estimates=replace(estimates, batch=batch)), kept
+
+
+def _to_keep(run: RunContext) -> Observed:
+    """Return the answers of a run as a later one may use them; of agreement it learns anew, and a verdict it is not."""
+    observed = observe(run.states)
+    if run.lesson is None or run.lesson.agreement is None:
+        return observed
+    return replace(observed, right_M=np.full(len(observed), np.nan))
 
 
 def _kept(run: RunContext, lesson: Lesson, learning: LearningReport, observed: Sequence[Observed]) -> LearningReport:
@@ -144,7 +163,7 @@ def _kept(run: RunContext, lesson: Lesson, learning: LearningReport, observed: S
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
     sources: list[tuple[list[str], Any]] = [
         (folder.child("queries").files(".parquet"), Abandon(verdicts)),
-        (folder.child("rounds").files(".parquet"), Complete(verdicts, void)),
+        (folder.child("rounds").files(".parquet"), Complete(verdicts, void, AnswerParts(folder))),
     ]
     with folder.replacing("completions") as target:
         is_few = len(verdicts.states.last_round_N) <= SORTED_BY_RAY_ABOVE_ROWS
@@ -158,7 +177,13 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     if not paths:
         return
     price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
-    keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
+    keep = KeepAnswers(
+        LastGrants.of(states),
+        first_sample=run.config.sample,
+        price_R=price_R,
+        void=run.void_attempts(),
+        parts=AnswerParts(folder),
+    )
     with folder.replacing("attempts") as target:
         is_few = int(states.attempt_N.sum()) <= SORTED_BY_RAY_ABOVE_ROWS
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)

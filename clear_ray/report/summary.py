@@ -51,6 +51,12 @@ class RoundReport(Part):
     is_service: bool = False
     """Whether this was the minimum service: direct answers to queries that no clearing had funded."""
 
+    @property
+    def grants_all(self) -> bool:
+        """Whether the certificate is of what was granted, and not of more that was priced with it."""
+        missing = self.dual_bound - self.expected_utility - self.later_utility - self.gap
+        return missing <= 1e-6 * (1.0 + abs(self.dual_bound))
+
 
 class TaskReport(Part):
     """One kind of query."""
@@ -106,6 +112,8 @@ class LearningReport(Part):
     """Answers that taught, cut ones too; at most 10,000 of them are fitted."""
     evidence_nats: float | None = None
     """How much better answers are predicted with the prompts than without, each by a fit that left it out; nats, in all."""
+    nats_of_sets: dict[str, float] = {}
+    """The same by each of several feature sets alone, nats an answer, of 400 answers at most; about 0 where it tells none."""
     learned_share: float = 0.0
     """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
     pooled_share: float = 0.0
@@ -122,7 +130,7 @@ class AttemptsReport(Part):
     """What came of asking queries again."""
 
     objective: str
-    """What the answers were for: `solved`, `best_of_n` or `vote`."""
+    """What the answers were for: `solved`, `best_of_n` or `vote`; `correct` where some were compared to learn from."""
     most: int
     """Most attempts of one query."""
     attempts: int
@@ -133,7 +141,7 @@ class AttemptsReport(Part):
     """Tokens of all answers for each solved query; None if none was solved."""
     one_more_solves: float
     """Queries that one further attempt at each unsolved one would be expected to solve, weighted; where votes are counted,
-    what one further answer to each query would be expected to make right."""
+    what one further answer to each query would be expected to make right. 0 where answers were compared to learn from."""
     one_more_tokens: float
     """What it would be expected to spend: tokens of cost 1, or the unit of the budget."""
     agreed: int | None = None
@@ -282,10 +290,15 @@ class RunReport(Part):
 
 
 def main_round(rounds: Sequence[RoundReport], *, has_learned: bool) -> RoundReport | None:
-    """Return the round that says what the budget was worth: the first; where a run learned, the one that granted most."""
+    """Return the round that says what the budget was worth: the first; where a run learned, the one that granted most.
+
+    Its stages grant a part of what they price, with the certificate of all of that: one that granted all says more.
+    """
     if not has_learned:
         return rounds[0] if rounds else None
-    return max((row for row in rounds if not row.is_service), key=lambda row: row.granted_tokens, default=None)
+    priced = [row for row in rounds if not row.is_service]
+    whole = [row for row in priced if row.number > 1 and row.grants_all]
+    return max(whole or priced, key=lambda row: row.granted_tokens, default=None)
 
 
 class ProgressSnapshot(Part):

@@ -63,7 +63,17 @@ def menu(replay_settings: dict[str, Any], best_of_eight: str) -> dict[str, Any]:
 
 def attempts_of(run_dir: str) -> list[dict[str, Any]]:
     """Return the attempts of a run, in the order of its rounds."""
-    columns = ["index", "attempt", "sample", "round", "engine", "attempt_tokens", "token_ids", "taken_parts", "cost"]
+    columns = [
+        "index",
+        "attempt",
+        "sample",
+        "round",
+        "engine",
+        "attempt_tokens",
+        "answer_tokens",
+        "taken_parts",
+        "cost",
+    ]
     tables = [pq.read_table(path, columns=columns) for path in sorted((Path(run_dir) / "rounds").rglob("*.parquet"))]
     return sorted(pa.concat_tables(tables).to_pylist(), key=lambda row: (row["round"], row["index"]))
 
@@ -76,7 +86,7 @@ def check_bill(run_dir: str, report: RunReport, *, wasted_parts: int = 0) -> lis
         table = pq.read_table(Path(run_dir) / folder, columns=["index", "prompt_tokens"])
         prompts[name] = dict(zip(table["index"].to_pylist(), table["prompt_tokens"].to_pylist(), strict=True))
     for row in rows:
-        name, before = row["engine"], len(row["token_ids"]) - row["attempt_tokens"]
+        name, before = row["engine"], row["answer_tokens"] - row["attempt_tokens"]
         read = prompts[name][row["index"]] + before
         assert row["taken_parts"] == READ_PARTS[name] * read + OUTPUT_PARTS[name] * row["attempt_tokens"]
     dearest = OUTPUT_PARTS["large"] / 1_000
@@ -111,7 +121,7 @@ def test_wrong_answers_of_a_cheap_engine_are_followed_by_a_dear_one_and_the_acco
     rows = check_bill(result.run_dir, report)
     asked: dict[int, list[str]] = {}
     for row in rows:
-        if row["attempt_tokens"] == len(row["token_ids"]):
+        if row["attempt_tokens"] == row["answer_tokens"]:
             asked.setdefault(row["index"], []).append(row["engine"])
     ways = Counter(map(tuple, asked.values()))
     assert set(ways) <= {("small",), ("large",), ("small", "large")}
@@ -212,3 +222,30 @@ def test_the_embedded_model_and_a_recorded_one_are_killed_and_go_on(tmp_path: Pa
     assert len(written.keys() & settled.keys()) >= report.completed
     assert report.correct is not None
     assert report.correct >= 44, "what the embedded model alone is right of, and more"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("allocation", [{"policy": "uniform"}, {"objective": "best_of_n"}])
+def test_equal_shares_and_the_best_of_several_keep_the_same_exact_account(
+    allocation: dict[str, Any], menu: dict[str, Any]
+) -> None:
+    config = RunConfig.parse(menu | {"allocation": {"max_tokens": 400} | allocation})
+    planned = plan(None, config)
+    result = run(None, config)
+    report = result.report
+    rows = check_bill(config.run_dir, report)
+    assert sum(planned.engines.values()) > 0
+    assert report.correct is not None
+    asked: dict[int, list[str]] = {}
+    for row in rows:
+        if row["token_ids"] and len(row["token_ids"]) == row["attempt_tokens"]:
+            asked.setdefault(row["index"], []).append(row["engine"])
+    if "policy" in allocation:
+        assert report.learning is None
+        assert all(len(engines) == 1 for engines in asked.values())
+        counted = Counter(engines[0] for engines in asked.values())
+        assert abs(counted["small"] - counted["large"]) <= 1
+        assert "attempts/" not in summary_text(report)
+    else:
+        assert any(engines == ["small", "large"] for engines in asked.values())
+        assert (Path(config.run_dir) / "attempts").exists()

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tests.unit.simulation import BATCHES, FAULTS, Simulation, simulate, world_of_attempts
+from clear_ray.rounds.rounds import Rounds
+from tests.unit.simulation import (
+    BATCHES,
+    FAULTS,
+    Simulation,
+    attempts_of_rows,
+    simulate,
+    world_of_agreement,
+    world_of_attempts,
+    world_of_learning,
+)
 
 SCHEDULES = 1_000
 _PER_TEST = 100
@@ -29,6 +40,27 @@ def test_whatever_dies_an_attempt_is_made_once_and_paid_for_once(first: int) -> 
             assert samples == set(range(attempts))
 
 
+def test_whatever_dies_a_run_that_compares_answers_grants_what_follows_from_what_is_on_disk() -> None:
+    played = [simulate(seed, given=world_of_agreement(seed)) for seed in (3, 4)]
+    again = dict.fromkeys(FAULTS, 0)
+    for simulation in played:
+        given, told = simulation.world, "\n".join(simulation.told)
+        rounds = Rounds(given.offers, given.allocation, rule=given.rule)
+        for number in sorted(simulation.grants):
+            kept = simulation.grants[number]
+            anew = rounds.next(kept.available_tokens)
+            assert anew is not None
+            for name in ("index_M", "tokens_M", "is_fresh_M"):
+                np.testing.assert_array_equal(getattr(anew.clearing, name), getattr(kept.clearing, name))
+            rounds.take(number, [attempts_of_rows(simulation.rows[number])])
+        np.testing.assert_array_equal(rounds.states.chosen_round_N, simulation.rounds.states.chosen_round_N)
+        asked_again = int((rounds.states.attempt_N > 1).sum())
+        assert 0 < asked_again < 20, "a small part of the batch"
+        for kind in FAULTS:
+            again[kind] += asked_again * (f"{kind} dies" in told)
+    assert all(again.values()), again
+
+
 @pytest.mark.parametrize("kind", FAULTS)
 def test_whatever_dies_between_clearings_that_overlap_is_made_good(kind: str) -> None:
     """It dies as soon as such a clearing is on disk, before anything acts on it, or while it and the one before run."""
@@ -38,6 +70,18 @@ def test_whatever_dies_between_clearings_that_overlap_is_made_good(kind: str) ->
             drivers = sum(one == "driver" for _, one in played.faults)
             assert played.faults, "no clearing was made beside running grants"
             assert len([line for line in played.told if line.endswith("run again")]) <= drivers
+
+
+def test_whatever_dies_in_a_run_that_learns_its_stages_are_made_good() -> None:
+    """Its batches are played as they are drawn, and struck between clearings that overlap."""
+    played = [simulate(seed, given=world_of_learning(seed % 4)) for seed in range(8)]
+    struck = [
+        simulate(seed, given=world_of_learning(seed % 4), is_faultless=True, beside=((1, seed % 3, kind),))
+        for seed, kind in enumerate(FAULTS)
+    ]
+    for simulation in [*played, *struck]:
+        assert any(granted.is_beside for granted in simulation.grants.values()), simulation.seed
+    assert any(simulation.wasted_tokens for simulation in played)
 
 
 def test_a_schedule_is_the_same_every_time() -> None:
