@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -86,7 +87,7 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
         return loaded.to(device).eval()
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise EngineError(
             "the model cannot be loaded",
             f"model {model}",

@@ -66,3 +66,67 @@ def test_a_model_of_which_weights_are_missing_is_refused_as_they_would_be_drawn_
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(EngineError, match=f"its files lack 1 of its weights, the first of them {name}"):
         build_engine(TransformersConfig(model=str(tmp_path), threads=1))
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
+def sharded(folder: Path, *, is_whole: bool = False) -> None:
+    weights = load_file(folder / "model.safetensors")
+    files = {name: f"model-{1 + k % 2}.safetensors" for k, name in enumerate(sorted(weights))}
+    for file in set(files.values()):
+        if is_whole or file != "model-2.safetensors":
+            some = {name: weights[name] for name in weights if files[name] == file}
+            save_file(some, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (folder / "model.safetensors").unlink()
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (pointer, "the file is a pointer of Git LFS"),
+        (cut, "the file of weights is cut off"),
+        (adapter, "these are the weights of an adapter"),
+        (sharded, r"1 of 2 files of weights are missing \(got model-2\.safetensors\)"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "the file is not safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),
+            "neither model.safetensors nor",
+        ),
+        (lambda folder: configured(folder, vocab_size=50), r"has another shape than config.json says, \(50, 32\)"),
+        (
+            lambda folder: configured(folder, num_hidden_layers=5),
+            "its files lack 9 of the weights that config.json asks for",
+        ),
+    ],
+)
+def test_damaged_weights_are_told_before_they_are_loaded(tmp_path: Path, damage: Any, said: str) -> None:
+    damage(save_model(tmp_path))
+    with pytest.raises(EngineError, match=said):
+        checked(tmp_path)
+    with pytest.raises(EngineError):
+        build_engine(TransformersConfig(model=str(tmp_path), threads=1))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral", "opt", "falcon"])
+def test_whole_weights_are_not_refused(tmp_path: Path, name: str) -> None:
+    checked(save_model(tmp_path, name))
+    sharded(tmp_path, is_whole=True)
+    checked(tmp_path)
