@@ -71,14 +71,14 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         refuse_own_code(model_folder(model))
-        loaded: Any
-        loaded, found = transformers.AutoModelForCausalLM.from_pretrained(
+        read: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        loaded, found = read
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random, and goes on
             raise ValueError(f"its files lack {len(missing):,} of its weights, the first of them {missing[0]}")
         refuse_unreadable(loaded.config, runs_here=False)

@@ -20,16 +20,17 @@ def refuse_unreadable(saved: Any, *, runs_here: bool = True) -> None:
     given = getattr(saved, "quantization_config", None) or getattr(saved.get_text_config(), "quantization_config", None)
     if given is None:
         return
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers import auto
 
+    quantizers: Any = auto.AutoHfQuantizer
     settings = given if isinstance(given, dict) else given.to_dict()
     method = str(settings.get("quant_method", "an unnamed method"))
     remedy = "Install what it names, use a model that is not quantized, or set engine.kind to vllm."
     try:
-        if AutoHfQuantizer.supports_quant_method(settings):
+        if quantizers.supports_quant_method(settings):
             if runs_here:
-                merged = AutoHfQuantizer.merge_quantization_configs(settings, None)
-                AutoHfQuantizer.from_config(merged, pre_quantized=True).validate_environment(
+                merged = quantizers.merge_quantization_configs(settings, None)
+                quantizers.from_config(merged, pre_quantized=True).validate_environment(
                     device_map=None, weights_only=True
                 )
             return
