@@ -75,7 +75,7 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
     from clear_ray.engine.rendering import rendering_of
     from clear_ray.engine.shallow import first_layers
     from clear_ray.engine.smollm2 import resolve_model
-    from clear_ray.engine.weights import refuse_broken_weights, shapes_of
+    from clear_ray.engine.weights import has_usual_files, refuse_broken_weights, shapes_of
 
     make_closing(rendering_of(config), config)
     source = resolve_model(config.model)
@@ -97,9 +97,9 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
         _check_device(config.device)
     if isinstance(source, Path) and not any(source.glob("*.safetensors")):
         model_fingerprint(source)  # says that there are none
-    if isinstance(source, Path) and bare is not None:
+    if isinstance(source, Path) and (bare is not None or has_usual_files(source)):  # vLLM reads others, too
         is_quantized = getattr(architecture, "quantization_config", None) is not None
-        refuse_broken_weights(source, shapes=None if is_quantized else shapes_of(bare))
+        refuse_broken_weights(source, shapes=None if bare is None or is_quantized else shapes_of(bare))
 
 
 def engine_notes(config: EngineConfig) -> tuple[str, ...]:

@@ -43,6 +43,11 @@ def refuse_broken_weights(folder: Path, *, shapes: Mapping[str, tuple[int, ...]]
         raise EngineError(what, str(folder), missing[0], _FROM_ONE_MODEL)
 
 
+def has_usual_files(folder: Path) -> bool:
+    """Whether weights are saved under the names that transformers gives them."""
+    return (folder / _WHOLE).is_file() or (folder / _INDEX).is_file()
+
+
 def shapes_of(bare: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model's weights, by their names; without those that its files may lack."""
     may_lack = [re.compile(pattern) for pattern in getattr(bare, "_keys_to_ignore_on_load_missing", None) or ()]

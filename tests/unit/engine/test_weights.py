@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from clear_ray.config.engine import TransformersConfig
+from clear_ray.config.engine import TransformersConfig, VllmConfig
 from clear_ray.engine.build import build_engine
 from clear_ray.engine.checking import check_engine
 from clear_ray.errors import ConfigError, EngineError
@@ -130,3 +131,18 @@ def test_whole_weights_are_not_refused(tmp_path: Path, name: str) -> None:
     checked(save_model(tmp_path, name))
     sharded(tmp_path, is_whole=True)
     checked(tmp_path)
+
+
+def test_weights_for_vllm_are_looked_at_where_they_have_the_usual_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where vLLM is installed
+    config = VllmConfig(kind="vllm", model=str(tmp_path))
+    check = partial(check_engine, config, probe_layers=None, check_model=lambda _: None, is_for_any_model=True)
+    save_model(tmp_path)
+    check()
+    pointer(tmp_path)
+    with pytest.raises(EngineError, match="pointer of Git LFS"):
+        check()
+    (tmp_path / "model.safetensors").rename(tmp_path / "consolidated.safetensors")
+    check()
