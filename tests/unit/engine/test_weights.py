@@ -133,6 +133,15 @@ def test_whole_weights_are_not_refused(tmp_path: Path, name: str) -> None:
     checked(tmp_path)
 
 
+def test_a_chat_template_that_is_none_is_told(tmp_path: Path) -> None:
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    checked(save_model(tmp_path / "whole", template=template))
+    broken = save_model(tmp_path / "broken", template=template)
+    (broken / "chat_template.jinja").write_text("{% for message in %}")
+    with pytest.raises(EngineError, match="its chat template cannot be read"):
+        checked(broken)
+
+
 def test_weights_for_vllm_are_looked_at_where_they_have_the_usual_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
