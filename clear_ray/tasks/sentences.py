@@ -25,7 +25,8 @@ _COPULA = re.compile(
 _ABROAD = re.compile(r"(?:\b(?:no|non|não|nicht)|\bn') ?\Z", re.IGNORECASE)
 _DENIED = re.compile(r" ?(?:not|nicht|kein\w*|pas|niet)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
-    r"[,;(]| you(?:'re| are)\b| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b",
+    r",(?!\d)|[;(]| you(?:'re| are)\b"
+    r"| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b",
     re.IGNORECASE,
 )
 _WHERE = re.compile(

@@ -59,6 +59,7 @@ def test_no_text_and_no_gold_makes_a_scorer_raise_for_long(text: str, gold: str,
 
 @settings(max_examples=200, deadline=None)
 @given(texts, texts, st.sampled_from(["number", "exact", "math", "json", "choice"]))
+@example("B", "**B", "math")
 def test_sameness_is_symmetric(one: str, other: str, kind: Kind) -> None:
     a, b = extract(one, kind), extract(other, kind)
     if a is not None and b is not None:
@@ -97,6 +98,8 @@ def test_the_last_marked_number_is_read_after_any_text(before: str, number: int)
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
+@example(1_000_000_000, 1)
+@example(12_345, 12)
 def test_two_whole_numbers_are_the_same_only_if_they_are(one: int, other: int) -> None:
     for text in (
         f"Answer: {one}",
