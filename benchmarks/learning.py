@@ -38,7 +38,9 @@ from clear_ray.estimation.encoder import encoded_features
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed, fit_factors
 from clear_ray.estimation.learning import by_fold
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
@@ -46,7 +48,8 @@ from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.held_whole import HeldWhole
 from clear_ray.sweep.policies import equal_ceilings
 from clear_ray.sweep.recording import Recording, read_recording, read_table
-from clear_ray.sweep.replayed import Answers, Replayed, replay_run
+from clear_ray.sweep.replayed import Replayed, SampledAnswers, replay_run
+from clear_ray.sweep.votes import read_votes
 
 Array = NDArray[np.float64]
 FOLDS = 5
@@ -66,6 +69,7 @@ class Drawn:
         fold_N: Fold of each query.
         has_copies: Whether a query is in it more than once.
         seed: Of the draw.
+        answers: What the model would generate, by attempt.
     """
 
     recording: Recording
@@ -74,19 +78,22 @@ class Drawn:
     fold_N: NDArray[np.int64]
     has_copies: bool
     seed: int
+    answers: SampledAnswers
 
-    @property
-    def answers(self) -> Answers:
-        """What the model would generate."""
-        r = self.recording
-        return Answers(r.length_NS[:, 0], r.is_stopped_NS[:, 0], r.is_right_NS[:, 0])
-
-    def run(self, offers: Offers, budget_tokens: int) -> Replayed:
+    def run(self, offers: Offers, budget_tokens: int, rule: AttemptRule | None = None) -> Replayed:
         """Run the batch."""
         rounds = AllocationConfig(max_rounds=LEARNING_ROUNDS)
-        return replay_run(offers, self.answers, budget_tokens=budget_tokens, allocation=rounds)
+        return replay_run(offers, self.answers, budget_tokens=budget_tokens, allocation=rounds, rule=rule)
 
-    def learning(self, average: float, *, label: Label, stages: Stages, sample: int | None = None) -> Replayed:
+    def learning(
+        self,
+        average: float,
+        *,
+        label: Label,
+        stages: Stages,
+        sample: int | None = None,
+        agreement: Agreement | None = None,
+    ) -> Replayed:
         """Run the batch as one that teaches itself; on a sample of its queries alone, if so many are given."""
         one_N, r = np.ones(len(self.recording)), self.recording
         offers = LearningOffers(
@@ -101,9 +108,11 @@ class Drawn:
             stages=stages,
             fold_N=self.fold_N if self.has_copies else None,
             seed=self.seed,
+            agreement=agreement,
         )
         if sample is None:
-            return self.run(offers, offers.budget_tokens)
+            rule = None if agreement is None else agreement.rule(np.ones(len(r), bool))
+            return self.run(offers, offers.budget_tokens, rule)
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(r))[:sample])
         some = {name: getattr(offers, name)[chosen] for name in _OF_QUERIES}
         part = replace(offers, **some, budget_tokens=int(average * len(chosen)))
@@ -117,12 +126,30 @@ class Drawn:
         return self.run(BatchOffers(Batch(curves, one_N, cap_N, tie_break_N, one_N)), int(average * len(r)))
 
 
-def draw(recording: Recording, x_NP: Array, *, copies: int, queries: int | None, shuffled: bool, seed: int) -> Drawn:
-    """Draw one batch: some queries, some samples of each, and the folds."""
+def draw(
+    recording: Recording,
+    x_NP: Array,
+    *,
+    copies: int,
+    queries: int | None,
+    shuffled: bool,
+    seed: int,
+    vote_NS: NDArray[np.int64] | None = None,
+) -> Drawn:
+    """Draw one batch: some queries, some samples of each, and the folds; further attempts draw samples of no copy."""
     rng = np.random.default_rng([seed, copies])
     chosen = np.sort(rng.permutation(len(recording))[: queries or len(recording)])
-    sample_NC = np.argsort(rng.random((len(chosen), recording.samples)), axis=1)[:, :copies]
-    row_N, sample_N = np.repeat(chosen, copies), sample_NC.ravel()
+    sample_NS = np.argsort(rng.random((len(chosen), recording.samples)), axis=1)
+    row_N, sample_N = np.repeat(chosen, copies), sample_NS[:, :copies].ravel()
+    further_NS = np.stack(
+        [sample_NS[:, copies + copy :: copies][:, : recording.samples // copies - 1] for copy in range(copies)], 1
+    )
+    attempt_NS = np.column_stack([sample_N, further_NS.reshape(len(sample_N), -1)])
+    names = ("length_NS", "is_stopped_NS", "is_right_NS")
+    answers = SampledAnswers(
+        *(getattr(recording, name)[row_N[:, None], attempt_NS] for name in names),
+        vote_NS=None if vote_NS is None else vote_NS[row_N[:, None], attempt_NS],
+    )
     fold_of = rng.permutation(np.arange(len(chosen)) % FOLDS)
     known_N = rng.permutation(chosen)[np.searchsorted(chosen, row_N)] if shuffled else row_N
     some = replace(
@@ -132,7 +159,7 @@ def draw(recording: Recording, x_NP: Array, *, copies: int, queries: int | None,
         is_right_NS=recording.is_right_NS[row_N, sample_N][:, None],
         task_N=recording.task_N[row_N],
     )
-    return Drawn(some, row_N, x_NP[known_N], np.repeat(fold_of, copies), copies > 1, seed)
+    return Drawn(some, row_N, x_NP[known_N], np.repeat(fold_of, copies), copies > 1, seed, answers)
 
 
 def cross_fitted(recording: Recording, x_NP: Array, *, samples: Sequence[int], seed: int) -> Curves:
@@ -156,14 +183,28 @@ def competing_risks(recording: Recording, folder: Path) -> Curves:
 
 
 def compare(
-    recording: Recording, x_NP: Array, budgets: Sequence[float], arguments: argparse.Namespace, head: Curves | None
+    recording: Recording,
+    x_NP: Array,
+    budgets: Sequence[float],
+    arguments: argparse.Namespace,
+    head: Curves | None,
+    vote_NS: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row a budget: means over draws with their standard errors."""
     rows = []
     stages = replace(Stages(), **json.loads(arguments.stages))
+    agreement = None
+    if arguments.label == "agreement":
+        agreement = replace(Agreement(), **json.loads(arguments.agreement))
     batches = [
         draw(
-            recording, x_NP, copies=arguments.copies, queries=arguments.queries, shuffled=arguments.shuffled, seed=seed
+            recording,
+            x_NP,
+            copies=arguments.copies,
+            queries=arguments.queries,
+            shuffled=arguments.shuffled,
+            seed=seed,
+            vote_NS=vote_NS,
         )
         for seed in range(arguments.first, arguments.first + arguments.draws)
     ]
@@ -171,7 +212,9 @@ def compare(
         found = []
         for drawn in batches:
             even = float(equal_ceilings(drawn.recording, average).right_N.mean())
-            played = drawn.learning(average, label=arguments.label, stages=stages, sample=arguments.sample)
+            played = drawn.learning(
+                average, label=arguments.label, stages=stages, sample=arguments.sample, agreement=agreement
+            )
             informed = np.nan
             if head is not None:
                 informed = float(drawn.informed(head.take(drawn.row_N), average).is_right_N.mean())
@@ -247,7 +290,9 @@ def main() -> None:
         "--sample", type=int, help="learn on so many queries, as batches do that are priced from sketches"
     )
     parser.add_argument("--budgets", default="")
-    parser.add_argument("--label", choices=("verdict", "ended"), default="verdict")
+    parser.add_argument("--label", choices=("verdict", "agreement", "ended"), default="verdict")
+    parser.add_argument("--by", default="exact", help="how answers are read that are compared, as scoring.agreement")
+    parser.add_argument("--agreement", default="{}", help="JSON of fields of Agreement that are to be otherwise")
     parser.add_argument("--stages", default="{}", help="JSON of fields of Stages that are to be otherwise")
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--head", choices=("factorised", "competing_risks", "none"), default="factorised")
@@ -275,7 +320,10 @@ def main() -> None:
         head = cross_fitted(recording, x_NP, samples=range(recording.samples), seed=0)
     elif arguments.head == "competing_risks":
         head = competing_risks(recording, folder)
-    rows = compare(recording, x_NP, budgets, arguments, head)
+    vote_NS = None
+    if arguments.label == "agreement":
+        vote_NS = read_votes(str(folder / "rollouts.parquet"), recording, arguments.by)
+    rows = compare(recording, x_NP, budgets, arguments, head, vote_NS)
     names = ",".join(Path(path).name for path in arguments.path.split(","))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("path", "budgets")}
     found = {

@@ -243,7 +243,7 @@ def run_menu(recorded: Recorded, copies: int, *, budget: int, mode: str, draw: i
         tie_break_N=rng.permutation(count).astype(np.uint64),
         calls=calls,
         budget_tokens=budget,
-        is_verified=mode == "solved",
+        objective="solved" if mode == "solved" else "correct",
         stages=Stages(),
         fold_N=rng.permutation(np.arange(queries) % 4)[row_N],
         seed=draw,

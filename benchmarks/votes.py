@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from attempts import Drawn, ceilings_of, curves_from_head, curves_from_labels, draw
 from numpy.typing import NDArray
 from scipy.special import betainc
@@ -43,24 +42,12 @@ from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Replayed, SampledAnswers, replay_run
-from clear_ray.tasks import KINDS, Kind, canonical, extract
+from clear_ray.sweep.votes import read_votes
+from clear_ray.tasks import KINDS
 
 Array = NDArray[np.float64]
 CERTAIN = 0.95
 RESAMPLES = 2_000
-
-
-def read_votes(path: str, recording: Recording, kind: Kind) -> NDArray[np.int64]:
-    """Return a number for each answer's result, the same for equal results; 0 where it gives none, shape (N, S)."""
-    rows = pq.read_table(path, columns=["query_id", "sample", "text", "prompt"]).to_pylist()
-    rows.sort(key=lambda row: (row["query_id"], row["sample"]))
-    numbers: dict[str, int] = {}
-    found = []
-    for row in rows:
-        result = extract(row["text"] or "", kind, prompt=row["prompt"] or "")
-        key = None if result is None else canonical(result, kind)
-        found.append(0 if key is None else numbers.setdefault(key, len(numbers) + 1))
-    return np.array(found, np.int64).reshape(recording.length_NS.shape)
 
 
 def kept_of(vote_S: NDArray[np.int64], is_in_S: NDArray[np.bool_]) -> int:

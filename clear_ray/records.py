@@ -166,6 +166,10 @@ ANSWER_SCHEMA = pa.schema(
 granted some, its score, and the `engine`, if there are several. `is_chosen` marks the one that its completion holds."""
 
 
+STATES = pa.field("states", pa.list_(pa.float32()))
+"""What is kept of a query's hidden states, beside `estimate_schema` in a run that learns on them; null if it was not read."""
+
+
 def estimate_schema(grid_points: int) -> pa.Schema:
     """Return the schema of `estimates/` for curves on a grid of `grid_points` token counts (docs/method.md, section 2).
 

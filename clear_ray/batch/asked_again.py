@@ -14,17 +14,19 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.rounds.vote_menu import habits_of, vote_menu
 
 
-def attempts_report(batch: Batch, states: QueryStates) -> AttemptsReport | None:
+def attempts_report(batch: Batch, states: QueryStates, *, objective: str | None = None) -> AttemptsReport | None:
     """Return the report of the attempts of a run; None if it asked every query once.
 
     Args:
         batch: The whole batch, by what is believed of it in the end.
         states: Where every query stands after the last round.
+        objective: What the answers of the run were for, if not what its rule says: one whose label is agreement wants one
+            answer to each query, and compares some.
     """
     if states.rule.is_single:
         return None
     if states.rule.objective == "vote":
-        return _votes_report(batch, states)
+        return _votes_report(batch, states, objective or "vote")
     is_solved_N = states.chosen_score_N >= SOLVED_SCORE
     solved, most = int(is_solved_N.sum()), int(states.rule.most_of(np.arange(len(is_solved_N))).max())
     one_more = _one_more(batch, states, is_unsolved_N=~is_solved_N & ~states.has_failed_N)
@@ -49,17 +51,17 @@ def solved_by_attempt(states: QueryStates) -> tuple[int, ...]:
     return tuple(int(queries) for queries in by_number)
 
 
-def _votes_report(batch: Batch, states: QueryStates) -> AttemptsReport:
+def _votes_report(batch: Batch, states: QueryStates, objective: str) -> AttemptsReport:
     index = np.flatnonzero(~states.has_failed_N & (batch.max_tokens_N > 0))
     votes_M = states.ballots.votes_of(index)
     one_more = (0.0, 0.0)
-    if len(index):
+    if len(index) and objective == "vote":
         standing, habits = standing_of(batch, states, index).only_one_more(), habits_of(batch.take(index), votes_M)
         most_tokens_M = batch.max_tokens_N[index]
         menu = vote_menu(batch.take(index), standing, votes_M, most_tokens_N=most_tokens_M, habits=habits)
         one_more = _best_of(menu)
     return AttemptsReport(
-        objective="vote",
+        objective=objective,
         most=int(states.rule.most_of(np.arange(len(states.attempt_N))).max()),
         attempts=int(states.attempt_N.sum()),
         solved_by_attempt=(),

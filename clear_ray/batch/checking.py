@@ -39,7 +39,8 @@ _OF_LABELS = {
 }
 """What is said of a head by what it has learned."""
 _AGREEMENT = (
-    "scoring.agreement is read by `clear-ray calibrate`; a run compares answers where allocation.objective is vote"
+    "scoring.agreement is not used: answers are compared by a run with one engine that learns, at a temperature above 0, and "
+    "where allocation.objective is vote"
 )
 
 
@@ -137,7 +138,7 @@ def refuse_closed(folder: Folder) -> None:
 def notes_of(config: RunConfig, heads: tuple[Head, ...]) -> tuple[str, ...]:
     """Return what is to be said of a run's engines and heads before it begins, a line each; errors as of `engine_notes`."""
     said = tuple(note for label, note in _OF_LABELS.items() if any(head.card.label == label for head in heads))
-    if config.scoring.agreement is not None and config.scoring.scorer is None and config.allocation.objective != "vote":
+    if config.scoring.agreement is not None and config.scoring.scorer is None and config.votes_by is None:
         said = (*said, _AGREEMENT)
     if config.engines is None:
         return (*engine_notes(config.engine), *said)

@@ -21,6 +21,7 @@ from clear_ray.batch.report import make_report
 from clear_ray.batch.scale import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.sorted_files import write_sorted
+from clear_ray.batch.worth import worth_of_sets
 from clear_ray.estimation.factors import Observed
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ingest.logprobs import NOT_GIVEN
@@ -111,8 +112,25 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
     if not isinstance(offers, LearningOffers):
         return run, run.lesson.report()
     batch, learning = learned(offers, states, run.lesson, estimates.batch)
-    kept = _kept(run, run.lesson, learning, [observe(run.states)] if run.lesson.stores else [])
+    worth = worth_of_sets(
+        run.folder,
+        run.config,
+        run.lesson,
+        observe(run.states, label=offers.label),
+        estimates.prompt_tokens_N,
+        tokens_K=offers.tokens_K,
+    )
+    learning = learning.model_copy(update={"nats_of_sets": worth})
+    kept = _kept(run, run.lesson, learning, [_to_keep(run)] if run.lesson.stores else [])
     return replace(run, estimates=replace(estimates, batch=batch)), kept
+
+
+def _to_keep(run: RunContext) -> Observed:
+    """Return the answers of a run as a later one may use them; of agreement it learns anew, and a verdict it is not."""
+    observed = observe(run.states)
+    if run.lesson is None or run.lesson.agreement is None:
+        return observed
+    return replace(observed, right_M=np.full(len(observed), np.nan))
 
 
 def _kept(run: RunContext, lesson: Lesson, learning: LearningReport, observed: Sequence[Observed]) -> LearningReport:

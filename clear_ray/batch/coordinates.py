@@ -30,6 +30,8 @@ from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.encoder import encoded_features, encoder_folder
 from clear_ray.estimation.factorised import Coordinates, fit_coordinates
+from clear_ray.estimation.states import features_of
+from clear_ray.run_folder.estimates import read_states
 from clear_ray.stages.probe import prompts_of
 from clear_ray.storage import Folder
 
@@ -56,7 +58,7 @@ def coordinates_of(
     Args:
         folder: The run folder, with its queries.
         prompt_tokens_N: Length of every prompt, tokens.
-        features: Names out of `estimation.feature_sets.FEATURE_SETS`; of hidden states nothing is kept.
+        features: Names out of `estimation.feature_sets.FEATURE_SETS`; hidden states are read of the estimates in the folder.
         seed: Which prompts the map is fitted on, where there are many.
         encoder: Encoder whose states are read as well; None for none.
         sample: Which queries to return, rising; all if not given.
@@ -122,19 +124,27 @@ class AddCoordinates:
         fitted: Reference to the map.
         prompt_tokens: Reference to the length of every prompt, shape (N,).
         encoder: Encoder whose states it reads.
+        states: Run folder whose estimates hold the hidden states that it reads; None if it reads none.
     """
 
     fitted: Any
     prompt_tokens: Any
     encoder: str | None
+    states: Folder | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return index and coordinates of each row."""
-        return _mapped(batch, ray.get(self.fitted), ray.get(self.prompt_tokens), self.encoder)
+        return _mapped(batch, ray.get(self.fitted), ray.get(self.prompt_tokens), self.encoder, self.states)
 
 
-def _mapped(batch: pa.Table, fitted: Coordinates, prompt_tokens_N: NDArray[np.int64], encoder: str | None) -> pa.Table:
-    x_BP = np.ascontiguousarray(fitted(*read_block(batch, prompt_tokens_N, encoder)), np.float32)
+def _mapped(
+    batch: pa.Table,
+    fitted: Coordinates,
+    prompt_tokens_N: NDArray[np.int64],
+    encoder: str | None,
+    states: Folder | None,
+) -> pa.Table:
+    x_BP = np.ascontiguousarray(fitted(*read_block(batch, prompt_tokens_N, encoder, states)), np.float32)
     column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
     return pa.table({"index": batch["index"].combine_chunks(), "x": column})
 
@@ -145,15 +155,16 @@ def _write(
     if encoder is not None:
         encoder_folder(encoder)  # refused here, not in a task
         features = (*features, "hidden")  # an encoder's states stand in their place
+    states = folder if encoder is None and "hidden" in features else None
     queries = folder.child("queries")
     paths = queries.files(".parquet")
     if not is_spread(len(prompt_tokens_N)) and encoder is None:
         with folder.replacing(COORDINATES) as target:
-            _write_here(folder, paths, prompt_tokens_N, features, seed, target)
+            _write_here(folder, paths, prompt_tokens_N, features, seed, target, states)
         return
     fit: Any = ray.remote(_fit)
     prompt_tokens = ray.put(prompt_tokens_N)
-    fitted = fit.remote(folder, paths, prompt_tokens, features, seed, encoder)
+    fitted = fit.remote(folder, paths, prompt_tokens, features, seed, encoder, states)
     try:
         from ray.data import read_parquet
 
@@ -163,7 +174,9 @@ def _write(
                 read_parquet(paths, filesystem=folder.filesystem)
                 .select_columns(READ_COLUMNS)
                 .map_batches(
-                    AddCoordinates(fitted, prompt_tokens, encoder), batch_size=_BATCH_ROWS, batch_format="pyarrow"
+                    AddCoordinates(fitted, prompt_tokens, encoder, states),
+                    batch_size=_BATCH_ROWS,
+                    batch_format="pyarrow",
                 )
                 .write_parquet(target.path, filesystem=folder.filesystem)
             )
@@ -179,13 +192,14 @@ def _write_here(
     features: Sequence[str],
     seed: int,
     target: Folder,
+    states: Folder | None,
 ) -> None:
     """Write the coordinates of a small batch without a task: starting one takes longer than they do."""
-    fitted = _fit(folder, paths, prompt_tokens_N, features, seed, None)
+    fitted = _fit(folder, paths, prompt_tokens_N, features, seed, None, states)
     for path in paths:
         table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS).combine_chunks()
         sink = BytesIO()
-        pq.write_table(_mapped(table, fitted, prompt_tokens_N, None), sink)
+        pq.write_table(_mapped(table, fitted, prompt_tokens_N, None, states), sink)
         target.write(path.rpartition("/")[2], sink.getvalue())
 
 
@@ -196,6 +210,7 @@ def _fit(
     features: Sequence[str],
     seed: int,
     encoder: str | None,
+    states: Folder | None,
 ) -> Coordinates:
     """Return the map, fitted on the prompts of a sample; runs in a task."""
     queries = len(prompt_tokens_N)
@@ -206,17 +221,26 @@ def _fit(
         table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
         drawn.append(table.filter(pa.array(is_drawn_N[table["index"].to_numpy()])))
     sample = pa.concat_tables(drawn).sort_by("index")
-    known, prompts, tasks = read_block(sample, prompt_tokens_N, encoder)
+    known, prompts, tasks = read_block(sample, prompt_tokens_N, encoder, states)
     return fit_coordinates(known, prompts, sets=features, tasks=tasks, seed=seed)
 
 
 def read_block(
-    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None = None
+    batch: pa.Table, prompt_tokens_N: NDArray[np.int64], encoder: str | None = None, states: Folder | None = None
 ) -> tuple[Features, list[str], list[str]]:
-    """Return what a map may read of rows: numbers of the probe or an encoder, texts as heads are shown them, and labels."""
-    rows = len(batch)
-    none = np.zeros((rows, 0), np.float32)
-    known = Features(prompt_tokens_N[batch["index"].to_numpy()], np.full(rows, np.nan, np.float32), none, none)
+    """Return what a map may read of rows: numbers of the probe or an encoder, texts as heads are shown them, and labels.
+
+    Args:
+        batch: Rows with `READ_COLUMNS`.
+        prompt_tokens_N: Length of every prompt of the batch.
+        encoder: Encoder whose states are read; None for none.
+        states: Run folder whose estimates hold the hidden states that are read; None for none.
+    """
+    rows, index = len(batch), batch["index"].to_numpy()
+    entropy_B, states_BS = np.full(rows, np.nan, np.float32), np.zeros((rows, 0), np.float32)
+    if states is not None:
+        entropy_B, states_BS = read_states(states, index)
+    known = features_of(prompt_tokens_N[index], entropy_B, states_BS)
     is_query = pc.is_null(batch["input_error"])
     words = iter(words_of(prompt) for prompt in prompts_of(batch.filter(is_query)))
     texts = [next(words) if is_one else "" for is_one in is_query.to_pylist()]

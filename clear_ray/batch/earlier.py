@@ -26,10 +26,11 @@ import ray
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import READ_COLUMNS, read_block
+from clear_ray.batch.given import GivenRows
 from clear_ray.batch.scale import is_spread
 from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import BudgetError, ConfigError, own_error
+from clear_ray.errors import ConfigError, own_error
 from clear_ray.estimation.factorised import FactorisedHead
 from clear_ray.estimation.factors import Label, Observed
 from clear_ray.estimation.feature_sets import read_for
@@ -49,16 +50,18 @@ class Earlier:
     """What a run begins with.
 
     Attributes:
-        given: Beliefs of all queries by the lessons of earlier runs; None if there are none.
+        given: Beliefs by the lessons of earlier runs, of all queries or of a sample; None if there are none.
         answers: Answers that they rest on.
         some: Some of those, drawn at random; what they took, tokens.
         passed_over: Files of the store that were not read, and why.
+        rows: Where the beliefs of all queries lie; None if there are none.
     """
 
     given: Incidence | None = None
     answers: int = 0
     some: tuple[SampledAnswer, ...] = ()
     passed_over: tuple[str, ...] = ()
+    rows: GivenRows | None = None
 
     def beside(self, other: Earlier) -> Earlier:
         """Return what is told of two engines; nothing of what is believed."""
@@ -112,6 +115,7 @@ def earlier_of(
     label: Label,
     seed: int,
     engine: int = 0,
+    sample: NDArray[np.int64] | None = None,
 ) -> Earlier:
     """Return what earlier runs say of the queries; made and written if the run folder does not hold it yet.
 
@@ -123,6 +127,7 @@ def earlier_of(
         label: What says that an answer is right.
         seed: Seed of what is drawn.
         engine: Which of several engines it is of, by its place.
+        sample: Of which queries to return the beliefs, rising; of all if not given.
     """
     name = earlier_name(engine)
     whole = f"{name}.json"
@@ -138,9 +143,10 @@ def earlier_of(
         }
         folder.write(whole, json.dumps(facts).encode())
     facts = json.loads(folder.read(whole))
-    given = _read(folder, name, len(prompt_tokens_N)) if facts["answers"] else None
+    rows = GivenRows(folder, name) if facts["answers"] else None
+    given = None if rows is None else rows.of(np.arange(len(prompt_tokens_N)) if sample is None else sample)
     some = tuple(SampledAnswer(**answer) for answer in facts["some"])
-    return Earlier(given, facts["answers"], some, tuple(facts["passed_over"]))
+    return Earlier(given, facts["answers"], some, tuple(facts["passed_over"]), rows)
 
 
 def _some(found: StoredLessons, seed: int) -> list[SampledAnswer]:
@@ -189,7 +195,7 @@ def keep_lesson(
     some = observed.take(np.sort(drawn))
     about = (run_id, evidence_nats, time.time())
     try:
-        _called(_keep, folder, store, some, prompt_tokens_N, *about, is_few=not is_spread(len(prompt_tokens_N)))
+        called(_keep, folder, store, some, prompt_tokens_N, *about, is_few=not is_spread(len(prompt_tokens_N)))
     except Exception as error:
         if (cause := _disk_error(error)) is None:
             raise
@@ -266,16 +272,15 @@ def _write(
 ) -> None:
     paths, is_few = folder.child("queries").files(".parquet"), not is_spread(len(prompt_tokens_N))
     head, prompt_tokens = (
-        held if is_few else ray.put(held)
-        for held in (_called(_fit, found, store, *how, is_few=is_few), prompt_tokens_N)
+        held if is_few else ray.put(held) for held in (called(_fit, found, store, *how, is_few=is_few), prompt_tokens_N)
     )
     with folder.replacing(name) as target:
         write_sorted([(paths, AddEarlier(head, prompt_tokens, store.sets))], target, by=["index"], is_few=is_few)
     folder.child(name).sync()
 
 
-def _called(function: Callable[..., Any], *arguments: Any, is_few: bool) -> Any:
-    """Return what a function returns, called here or, of a large batch, in a task."""
+def called(function: Callable[..., Any], *arguments: Any, is_few: bool) -> Any:
+    """Return what a function returns, called here or, of a large batch, in a task; its own errors as themselves."""
     if is_few:
         return function(*arguments)
     task: Any = ray.remote(function)
@@ -283,21 +288,3 @@ def _called(function: Callable[..., Any], *arguments: Any, is_few: bool) -> Any:
         return ray.get(task.remote(*arguments))
     except Exception as error:
         raise own_error(error) or error from error
-
-
-def _read(folder: Folder, name: str, queries: int) -> Incidence:
-    right_NK: NDArray[np.float64] | None = None
-    survival_NK, seen_N = np.zeros((0, 0)), np.zeros(queries, np.int64)
-    for path in folder.child(name).files(".parquet"):
-        table = pq.read_table(path, filesystem=folder.filesystem).combine_chunks()
-        index = table["index"].to_numpy()
-        believed = np.asarray(table["believed"].combine_chunks().flatten(), np.float64).reshape(len(table), -1)
-        half = believed.shape[1] // 2
-        if right_NK is None:
-            right_NK, survival_NK = np.zeros((queries, half)), np.zeros((queries, half))
-        right_NK[index], survival_NK[index] = believed[:, :half], believed[:, half:]
-        seen_N += np.bincount(index, minlength=queries)
-    if right_NK is None or (seen_N != 1).any():
-        remedy = f"Delete {name} and {name}.json in the run folder, and run again."
-        raise BudgetError("not every query has what earlier runs say of it", folder.path, remedy=remedy)
-    return Incidence(right_NK, (1.0 - right_NK - survival_NK).clip(0.0), survival_NK)

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import coordinates_of
 from clear_ray.batch.earlier import Earlier, earlier_of, open_store
-from clear_ray.batch.scale import is_sketched_run
+from clear_ray.batch.given import GivenRows
 from clear_ray.config.engine import EngineConfig, OpenAIConfig
 from clear_ray.config.run import RunConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import ModelCard
+from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.head_store import HeadStore
 from clear_ray.report.summary import LearningReport
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
@@ -37,7 +44,6 @@ FEWEST_ROUNDS = 3
 DEFAULT_FEATURES: tuple[str, ...] = ("text", "ngrams")
 ENCODER = "encoder"
 """What a report calls the states of an encoder."""
-_NO_STORE = "not read and not written: the batch is priced where its estimates are"
 _READ_METADATA = ("reasoning_gym", "code")
 """Scorers that can do without gold answers; so can functions of a user."""
 
@@ -51,42 +57,40 @@ class Lesson:
         features: What is read of the prompts.
         left_out: Why it learns nothing after all; empty if it does learn.
         stores: Where lessons of earlier runs lie and its own will, of each engine; None for one of which none are kept.
-        notes: Why it is nowhere, although a store is named.
+        agreement: How far answers to the same query are compared; None where queries are not asked again for that.
     """
 
     label: Label
     features: tuple[str, ...]
     left_out: str = ""
     stores: tuple[HeadStore | None, ...] = ()
-    notes: tuple[str, ...] = ()
+    agreement: Agreement | None = None
 
     def report(self) -> LearningReport:
         """Return what can be said before the first answer."""
-        return LearningReport(label=self.label, features=self.features, left_out=self.left_out, store_notes=self.notes)
+        return LearningReport(label=self.label, features=self.features, left_out=self.left_out)
 
 
-def lesson_of(folder: Folder, config: RunConfig, queries: int, *models: ModelCard) -> Lesson | None:
+def lesson_of(folder: Folder, config: RunConfig, *models: ModelCard) -> Lesson | None:
     """Return what a run is to learn from, or None if that is not asked of it.
 
     Args:
         folder: The run folder, with its queries.
         config: As for `run`.
-        queries: N.
         models: The models that answer, one for each engine, where lessons of them may be kept.
     """
     learns = config.estimate.learns if config.engines is None else any(named.learns for named in config.named_engines)
     if not learns or config.allocation.policy == "uniform":
         return None
-    left_out = _hindrance(config, queries)
+    left_out = _hindrance(config)
     has = set() if left_out else _judged_by(folder)
     scorer = config.scoring.scorer
     judges = {"gold", "metadata"} if scorer in _READ_METADATA or ":" in (scorer or "") else {"gold"}
     is_judged = scorer is not None and bool(has & judges)
     features = config.estimate.features or DEFAULT_FEATURES
-    stores, notes = tuple[HeadStore | None, ...](), tuple[str, ...]()
-    if (location := config.estimate.store) is not None and is_sketched_run(config, queries):
-        notes = (_NO_STORE,)
-    elif location is not None and models and not left_out:
+    _check_states(config, models)
+    stores = tuple[HeadStore | None, ...]()
+    if (location := config.estimate.store) is not None and models and not left_out:
         stores = tuple(
             open_store(location, _as_asked(model, named.config), features)
             if named.learns or config.engines is None
@@ -96,7 +100,20 @@ def lesson_of(folder: Folder, config: RunConfig, queries: int, *models: ModelCar
     features = features if config.estimate.encoder is None else (*features, ENCODER)
     if config.allocation.objective == "vote":
         return Lesson("agreement", features, left_out)  # agreement says little of the verdicts of a later run
-    return Lesson("verdict" if is_judged else "ended", features, left_out, stores, notes)
+    if not is_judged and config.compares_answers:
+        return Lesson("agreement", features, left_out, stores, Agreement())
+    return Lesson("verdict" if is_judged else "ended", features, left_out, stores)
+
+
+def _check_states(config: RunConfig, models: Sequence[ModelCard]) -> None:
+    """Refuse to learn on hidden states that an engine does not show.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    if config.reads_states and any(not model.hidden_width for model in models):
+        said = "the engine shows no hidden states"
+        raise ConfigError(said, "estimate.features", "hidden", "Leave it out: text and ngrams need none.")
 
 
 def _as_asked(model: ModelCard, config: EngineConfig) -> ModelCard:
@@ -113,9 +130,23 @@ def head_name(lesson: Lesson | None, kind: str) -> str:
     return "learn" if learns_alone else kind
 
 
-def _hindrance(config: RunConfig, queries: int) -> str:
-    if is_sketched_run(config, queries) and config.estimate.frozen is False:
-        return "a batch that is priced where its estimates are does not go on learning from a given head"
+def can_differ(folder: Folder, queries: int) -> NDArray[np.bool_]:
+    """Return whether another answer to each query may differ from the first: not where its row asks for greedy sampling."""
+    found = np.ones(queries, bool)
+    for path in folder.child("queries").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["index", "sampling"])
+        texts = table["sampling"].combine_chunks().dictionary_encode()
+        greedy = [_is_greedy(Sampling.load(text)) for text in texts.dictionary.to_pylist()]
+        is_greedy = np.array([*greedy, False])[texts.indices.fill_null(len(greedy)).to_numpy(zero_copy_only=False)]
+        found[table["index"].to_numpy()[is_greedy]] = False
+    return found
+
+
+def _is_greedy(sampling: Sampling | None) -> bool:
+    return sampling is not None and sampling.temperature == 0
+
+
+def _hindrance(config: RunConfig) -> str:
     rounds = config.allocation.max_rounds
     if rounds is not None and rounds < FEWEST_ROUNDS:
         return f"learning takes {FEWEST_ROUNDS} rounds at least, and allocation.max_rounds is {rounds}"
@@ -161,6 +192,7 @@ def learning_offers(
         seed=config.seed,
         asks_again=config.allocation.most_attempts > 1,
         calls=batch.calls,
+        agreement=lesson.agreement,
     )
 
 
@@ -178,6 +210,7 @@ def earlier_for(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
             label=lesson.label,
             seed=config.seed,
             engine=engine,
+            sample=estimates.sample if estimates.is_sample else None,
         )
         for engine, (one, store) in enumerate(zip(each, lesson.stores or (None,) * len(each), strict=True))
     )
@@ -197,6 +230,13 @@ def with_earlier(
             one = replace(one, batch=replace(one.batch, curves=curves))
         known.append(one)
     return replace(known[0], others=tuple(known[1:])), told_of(found)
+
+
+def given_rows(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> GivenRows | None:
+    """Return where beliefs of all queries lie that were there before the run, of a head or of earlier runs; None for none."""
+    if config.estimate.frozen is False:
+        return GivenRows(folder)
+    return earlier_for(folder, config, estimates, lesson)[0].rows
 
 
 def told_of(found: tuple[Earlier, ...]) -> Earlier:

@@ -28,6 +28,7 @@ from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.states import QueryStates
+from clear_ray.rounds.uniform_menu import UniformMenuOffers
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.storage import Folder
 
@@ -54,7 +55,8 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
             seed=config.seed,
             encoder=config.estimate.encoder,
         )
-    return MenuOffers(
+    kind = UniformMenuOffers if config.allocation.policy == "uniform" else MenuOffers
+    return kind(
         x_NP=x_NP,
         tokens_K=tokens_K,
         weight_N=batch.weight_N,
@@ -62,7 +64,7 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
         tie_break_N=batch.tie_break_N,
         calls=tuple(each.batch.costs for each in estimates.each),
         budget_tokens=config.budget_tokens,
-        is_verified=config.allocation.objective == "solved",
+        objective=config.allocation.objective,
         given=tuple(
             None if named.learns and learns else _on_grid(each.batch.curves, tokens_K)
             for named, each in zip(config.named_engines, estimates.each, strict=True)

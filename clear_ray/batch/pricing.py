@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import COORDINATES
-from clear_ray.batch.learning import Lesson, learning_offers
+from clear_ray.batch.given import GivenRows
+from clear_ray.batch.learning import Lesson, given_rows, learning_offers
 from clear_ray.batch.menu import menu_offers
 from clear_ray.batch.scale import is_sketched_run
 from clear_ray.config.engine import EngineConfig
@@ -48,14 +49,29 @@ PROBE = "probe"
 
 
 def offers_of(
-    folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None = None
+    folder: Folder,
+    config: RunConfig,
+    estimates: Estimates,
+    cost_N: NDArray[np.float64],
+    lesson: Lesson | None = None,
+    *,
+    given: GivenRows | None = None,
 ) -> BatchOffers | AttemptOffers | SketchedOffers | LearningOffers | SampledLearningOffers[SketchedWhole] | MenuOffers:
-    """Return what every query is offered: further tokens, by its estimate or by what the run learns."""
+    """Return what every query is offered: further tokens, by its estimate or by what the run learns.
+
+    Args:
+        folder: The run folder.
+        config: As for `run`.
+        estimates: What is known of the batch.
+        cost_N: What a token of each query takes.
+        lesson: What the run learns from; None for one that does not, and for a plan.
+        given: For a plan, where what earlier runs have left lies, if the driver holds it of a sample alone.
+    """
     learns = lesson is not None and not lesson.left_out
     if config.engines is not None:
         return menu_offers(folder, config, estimates, lesson)
     if is_sketched_run(config, estimates.queries):
-        sketched = _sketched_offers(folder, estimates, cost_N)
+        sketched = _sketched_offers(folder, estimates, cost_N, given)
         return _learning_on_a_sample(sketched, folder, config, estimates, lesson) if lesson and learns else sketched
     if lesson and learns:
         return learning_offers(folder, config, estimates, lesson)
@@ -64,7 +80,9 @@ def offers_of(
     return BatchOffers(estimates.batch, policy=config.allocation.policy)
 
 
-def _sketched_offers(folder: Folder, estimates: Estimates, cost_N: NDArray[np.float64]) -> SketchedOffers:
+def _sketched_offers(
+    folder: Folder, estimates: Estimates, cost_N: NDArray[np.float64], given: GivenRows | None
+) -> SketchedOffers:
     from clear_ray.batch.sketched import SketchedOffers
 
     return SketchedOffers(
@@ -74,6 +92,7 @@ def _sketched_offers(folder: Folder, estimates: Estimates, cost_N: NDArray[np.fl
         cost_N=cost_N,
         max_tokens_N=estimates.max_tokens_N,
         calls=estimates.calls,
+        given=given,
     )
 
 
@@ -83,7 +102,12 @@ def _learning_on_a_sample(
     from clear_ray.batch.sketched_learning import SketchedWhole
 
     part = learning_offers(folder, config, estimates, lesson)  # it writes the coordinates
-    whole = SketchedWhole(uninformed, partial(_coordinate_rows, folder), read_weights(folder, estimates.queries))
+    whole = SketchedWhole(
+        uninformed,
+        partial(_coordinate_rows, folder),
+        read_weights(folder, estimates.queries),
+        given_rows(folder, config, estimates, lesson),
+    )
     return SampledLearningOffers(part, estimates.sample, whole)
 
 

@@ -136,7 +136,9 @@ def _probe_what_is_due(
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
     homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
-    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes)
+    caller = partial(
+        Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes, config.reads_states
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
         found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(

@@ -28,8 +28,9 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier import make_ready
 from clear_ray.batch.gain import gain_of
 from clear_ray.batch.generate import open_callers, rows_each
+from clear_ray.batch.given import GivenRows
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson, head_name, lesson_of, rounds_of, with_earlier
+from clear_ray.batch.learning import Lesson, can_differ, head_name, lesson_of, rounds_of, with_earlier
 from clear_ray.batch.measured import Measured
 from clear_ray.batch.menu import cheapest_calls, queries_of_engines
 from clear_ray.batch.opening import opened_meanwhile
@@ -277,7 +278,7 @@ def _plan_in(
             progress.begin("price")
             # Of a run that learns nothing is known before its first answers but what earlier ones have left.
             estimates, earlier = with_earlier(folder, config, estimates, lesson)
-            rounds = _rounds_of(folder, config, estimates, cost_N, None)
+            rounds = _rounds_of(folder, config, estimates, cost_N, None, given=earlier.rows)
             probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
             first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
@@ -346,7 +347,7 @@ def _probed(
         progress.begin(_first_stage(config))
         open_run()
         gate.open()
-        return lesson_of(folder, config, rows, *(each.model for each in engines.each))
+        return lesson_of(folder, config, *(each.model for each in engines.each))
 
     with opened_meanwhile(folder, opened) as (gate, lesson):
         found = [
@@ -378,15 +379,25 @@ def _start_of(config: RunConfig) -> str:
 
 
 def _rounds_of(
-    folder: Folder, config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64], lesson: Lesson | None
+    folder: Folder,
+    config: RunConfig,
+    estimates: Estimates,
+    cost_N: NDArray[np.float64],
+    lesson: Lesson | None,
+    *,
+    given: GivenRows | None = None,
 ) -> Rounds:
-    offers, settings = offers_of(folder, config, estimates, cost_N, lesson), config.allocation
-    most_alone = rounds_of(config) if lesson is not None and not lesson.left_out else None
+    offers, settings = offers_of(folder, config, estimates, cost_N, lesson, given=given), config.allocation
+    learns = lesson is not None and not lesson.left_out
+    most_alone = rounds_of(config) if learns else None
     if isinstance(offers, MenuOffers):
         settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
         calls = cheapest_calls(offers)
         return Rounds(offers, settings, failed=estimates.error_of_index, rule=offers.rule, calls=calls)
-    rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
+    if lesson is not None and learns and lesson.agreement is not None:
+        rule = lesson.agreement.rule(can_differ(folder, estimates.queries))
+    else:
+        rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
     return Rounds(
         offers,
         settings,

@@ -20,7 +20,10 @@ from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
 from clear_ray.batch.dataset_price import BLOCK_ROWS, BlockCurves, price_rows
+from clear_ray.batch.given import GivenRows
 from clear_ray.errors import ConfigError
+from clear_ray.estimation.curves import Curves, curves_from_incidence
+from clear_ray.estimation.hazards import Incidence
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
@@ -114,6 +117,7 @@ class SketchedOffers:
         cost_N: What a token of each query takes from the budget.
         max_tokens_N: Ceiling of each query over all its grants.
         calls: What calls take in all, where prompts are paid for.
+        given: Where other beliefs lie that take the place of these curves; None if they stand.
     """
 
     rows: Callable[[], Dataset]
@@ -122,10 +126,11 @@ class SketchedOffers:
     cost_N: NDArray[np.float64]
     max_tokens_N: NDArray[np.int64]
     calls: CallCosts | None = None
+    given: GivenRows | None = None
 
     def believed(self) -> Believed:
         """Return what reads the curves."""
-        return _Stored(self.tokens_K, ray.put((self.tie_break_N, self.calls)))
+        return _Stored(self.tokens_K, ray.put((self.tie_break_N, self.calls)), self.given)
 
     def clear(
         self,
@@ -168,11 +173,19 @@ class _Stored:
 
     tokens_K: NDArray[np.int64]
     facts: Any
+    given: GivenRows | None = None
 
     def __call__(self, block: pa.Table) -> Batch:
         tie_break_N, calls = ray.get(self.facts)
         index_B = block["index"].to_numpy()
-        return with_calls(read_batch(block, self.tokens_K, tie_break_N[index_B]), calls, index_B)
+        batch = read_batch(block, self.tokens_K, tie_break_N[index_B])
+        if self.given is not None:
+            batch = replace(batch, curves=_curves(self.given.of(index_B), self.tokens_K))
+        return with_calls(batch, calls, index_B)
+
+
+def _curves(found: Incidence, tokens_K: NDArray[np.int64]) -> Curves:
+    return curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=tokens_K)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.batch.coordinates import points_of
+from clear_ray.batch.given import GivenRows
 from clear_ray.batch.sketched import Believed, SketchedOffers, clear_rows, reservation_prices_of_rows, with_calls
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.rounds.batch import Batch
@@ -34,11 +35,13 @@ class SketchedWhole:
         uninformed: All queries by the uninformed law.
         rows: Makes the coordinates of all queries, a row each, for each clearing anew.
         weight_N: Value of a correct answer.
+        given: Where beliefs that were there before lie; None if there are none.
     """
 
     uninformed: SketchedOffers
     rows: Callable[[], Dataset]
     weight_N: NDArray[np.float64]
+    given: GivenRows | None = None
 
     @property
     def cost_N(self) -> NDArray[np.float64]:
@@ -68,7 +71,7 @@ class SketchedWhole:
         if learned is None:
             return offers.rows(), offers.believed()
         facts = ray.put((self.weight_N, offers.max_tokens_N, offers.tie_break_N, offers.cost_N, offers.calls))
-        return self.rows(), _FromCoordinates(learned, offers.tokens_K, facts)
+        return self.rows(), _FromCoordinates(learned, offers.tokens_K, facts, self.given)
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,15 @@ class _FromCoordinates:
     learned: Learned
     tokens_K: NDArray[np.int64]
     facts: Any
+    given: GivenRows | None
 
     def __call__(self, block: pa.Table) -> Batch:
         weight_N, max_tokens_N, tie_break_N, cost_N, calls = ray.get(self.facts)
         index_B, belief = block["index"].to_numpy(), self.learned.belief
-        found = belief.incidence(points_of(block), tokens_K=self.tokens_K, is_guarded=self.learned.is_guarded)
+        given = None if self.given is None else self.given.of(index_B)
+        found = belief.incidence(
+            points_of(block), tokens_K=self.tokens_K, given=given, is_guarded=self.learned.is_guarded
+        )
         curves = curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
         facts_B = (each[index_B] for each in (weight_N, max_tokens_N, tie_break_N, cost_N))
         return with_calls(Batch(curves, *facts_B), calls, index_B)

@@ -110,8 +110,7 @@ def check_menu(config: RunConfig) -> None:
         )
     refused = {
         "scaling.max_workers": config.scaling.max_workers is not None,
-        "allocation.policy uniform": allocation.policy == "uniform",
-        f"allocation.objective {allocation.objective}": allocation.objective not in ("correct", "solved"),
+        "allocation.objective vote": allocation.objective == "vote",
         "allocation.sketched": bool(allocation.sketched),
         "estimate.frozen": estimate.frozen is not None,
     }

@@ -54,8 +54,11 @@ class EstimateConfig(Settings):
     """Heads of some of several engines, by the engines' names; `head` beside an engine means the same."""
     frozen: bool | None = None
     """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
-    features: tuple[Literal["text", "ngrams", "length", "task"], ...] | None = Field(default=None, min_length=1)
-    """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input."""
+    features: tuple[Literal["hidden", "text", "ngrams", "length", "task"], ...] | None = Field(
+        default=None, min_length=1
+    )
+    """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input, `hidden`
+    the model's own states, as the probe finds them after `layers`; not of an endpoint, and not of several engines."""
     encoder: str | None = Field(default=None, min_length=1)
     """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
     store: str | None = Field(default=None, min_length=1)
@@ -72,6 +75,11 @@ class EstimateConfig(Settings):
         """Whether a run is to learn from its own answers."""
         return self.head in (None, "learn") or self.frozen is False
 
+    @property
+    def reads_states(self) -> bool:
+        """Whether a run that learns reads the hidden states of its own model."""
+        return "hidden" in (self.features or ())
+
     @model_validator(mode="after")
     def _agrees(self) -> EstimateConfig:
         is_given = self.head not in (None, "learn", "prior")
@@ -86,10 +94,12 @@ class EstimateConfig(Settings):
             raise ValueError(
                 "a store is for runs that learn and begin with what earlier ones have learned: name no head"
             )
-        if self.store is not None and self.encoder is not None:
+        if self.store is not None and (self.encoder is not None or self.reads_states):
             raise ValueError(
-                "a store keeps what is read of words, and not the states of an encoder: leave one of them out"
+                "a store keeps what is read of words, and no states of an encoder or a model: leave one of them out"
             )
+        if self.encoder is not None and self.reads_states:
+            raise ValueError("the states of an encoder stand in place of the model's: leave out encoder, or hidden")
         return self
 
 
@@ -164,8 +174,8 @@ class ScoringConfig(Settings):
     """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
     `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
     agreement: VoteKind | None = None
-    """How `clear-ray calibrate` reads the final answers of several samples to compare them, where there is no scorer: those
-    count as right that most answers to a query give. Not compared if not given; a run compares them by `objective: vote`."""
+    """How final answers to the same query are read to compare them, where nothing scores them: those count as right that most
+    give. Compared by `clear-ray calibrate`, and by a run that learns, which asks some queries again; not if not given."""
     timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
     code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
@@ -324,9 +334,23 @@ class RunConfig(ConfigFile):
     def votes_by(self) -> VoteKind | None:
         """How final answers are read where votes are counted; None where they are not."""
         if self.allocation.objective != "vote":
-            return None
+            return self.scoring.agreement if self.compares_answers else None
         scorer = "math" if self.scoring.scorer == "math_verify" else self.scoring.scorer
-        return self.allocation.votes_by or next((kind for kind in get_args(VoteKind) if kind == scorer), "exact")
+        by_scorer = next((kind for kind in get_args(VoteKind) if kind == scorer), None)
+        return self.allocation.votes_by or by_scorer or self.scoring.agreement or "exact"
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the probe keeps something of the hidden states, for a run that learns on them."""
+        return self.estimate.reads_states and self.allocation.policy == "clear_ray"
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether a run that learns asks some queries again to compare their answers, if nothing else says what is right."""
+        can_differ = self.engine.kind == "replay" or self.engine.temperature > 0
+        is_single = self.engines is None and self.allocation.objective == "correct"
+        is_priced = self.allocation.policy == "clear_ray" and self.estimate.learns
+        return self.scoring.agreement is not None and is_single and is_priced and can_differ
 
     @property
     def most_workers(self) -> int:
@@ -370,6 +394,17 @@ class RunConfig(ConfigFile):
             raise ValueError(
                 "engine.temperature 0 gives the same answer at every attempt: set one above 0, such as 0.8"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_states(self) -> RunConfig:
+        if self.estimate.reads_states and (self.engines is not None or self.engine.kind == "openai"):
+            what = (
+                "an endpoint shows no hidden states"
+                if self.engines is None
+                else "several engines have no states in common"
+            )
+            raise ValueError(f"{what}: leave `hidden` out of estimate.features")
         return self
 
     @model_validator(mode="after")

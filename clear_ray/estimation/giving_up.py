@@ -81,7 +81,7 @@ def _drawn(held: Observed, tokens_K: NDArray[np.int64], label: Label, rng: np.ra
     many = len(held)
     weight_BM = rng.multinomial(many, np.full(many, 1.0 / many), size=_DRAWS).astype(np.float64)
     placed = place(held, tokens_K=tokens_K)
-    right_M = np.ones(many) if label == "ended" else np.nan_to_num(held.right_M, nan=0.0)
+    right_M = np.ones(many) if label == "ended" else np.nan_to_num(held.right_M, nan=_mean_verdict(held))
     right_MK = placed.ended_MK * right_M[:, None]
     at_risk_BK = np.maximum(weight_BM @ placed.at_risk_MK, 1e-9)
     ended_BK, chance_BK = weight_BM @ placed.ended_MK / at_risk_BK, weight_BM @ right_MK / at_risk_BK
@@ -90,6 +90,12 @@ def _drawn(held: Observed, tokens_K: NDArray[np.int64], label: Label, rng: np.ra
     none = np.zeros((_DRAWS, 1))
     right_BK = np.concatenate([none, np.cumsum(before_BK * chance_BK, axis=1)], axis=1)
     return right_BK, np.concatenate([none, mean_spend(survival_BK, tokens_K=tokens_K)], axis=1)
+
+
+def _mean_verdict(held: Observed) -> float:
+    """Return how right answers are that ended and were judged: what stands for those that were not; 0 where none was."""
+    judged_M = held.right_M[np.isfinite(held.right_M)]
+    return float(judged_M.mean()) if len(judged_M) else 0.0
 
 
 def _mixed(right_BK: Array, spend_BK: Array, low: int, high: int, average_tokens: float) -> Array:

@@ -147,7 +147,12 @@ def learn(
         whole = fit_factors(x_NP, observed, tokens_K=tokens_K, label=label)
         if len(observed) > EVIDENCE_ANSWERS:
             observed = observed.take(np.sort(rng.choice(len(observed), EVIDENCE_ANSWERS, replace=False)))
-    parts = rng.permutation(np.arange(len(observed)) % FOLDS) if fold_N is None else fold_N[observed.query_M]
+    if fold_N is None:
+        # All answers to a query are in one fold: that others to it are predicted says nothing of what tells queries apart.
+        query, place_M = np.unique(observed.query_M, return_inverse=True)
+        parts = rng.permutation(np.arange(len(query)) % FOLDS)[place_M]
+    else:
+        parts = fold_N[observed.query_M]
     fitted, gain, given_gain, level, judged = [], 0.0, 0.0, [], []
     everything = observed
     for fold in range(FOLDS if fold_N is None else int(fold_N.max()) + 1):

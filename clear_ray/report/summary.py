@@ -112,6 +112,8 @@ class LearningReport(Part):
     """Answers that taught, cut ones too; at most 10,000 of them are fitted."""
     evidence_nats: float | None = None
     """How much better answers are predicted with the prompts than without, each by a fit that left it out; nats, in all."""
+    nats_of_sets: dict[str, float] = {}
+    """The same by each of several feature sets alone, nats an answer, of 400 answers at most; about 0 where it tells none."""
     learned_share: float = 0.0
     """Share of the learned curves in what was believed in the end; what is left is the uninformed law's."""
     pooled_share: float = 0.0
@@ -128,7 +130,7 @@ class AttemptsReport(Part):
     """What came of asking queries again."""
 
     objective: str
-    """What the answers were for: `solved`, `best_of_n` or `vote`."""
+    """What the answers were for: `solved`, `best_of_n` or `vote`; `correct` where some were compared to learn from."""
     most: int
     """Most attempts of one query."""
     attempts: int
@@ -139,7 +141,7 @@ class AttemptsReport(Part):
     """Tokens of all answers for each solved query; None if none was solved."""
     one_more_solves: float
     """Queries that one further attempt at each unsolved one would be expected to solve, weighted; where votes are counted,
-    what one further answer to each query would be expected to make right."""
+    what one further answer to each query would be expected to make right. 0 where answers were compared to learn from."""
     one_more_tokens: float
     """What it would be expected to spend: tokens of cost 1, or the unit of the budget."""
     agreed: int | None = None

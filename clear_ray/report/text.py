@@ -52,10 +52,13 @@ def summary_text(report: RunReport) -> str:
         lines.append(_labelled("wasted", wasted))
     if report.learning is not None:
         lines.append(_labelled("learned", _learned(report.learning)))
+        if report.learning.nats_of_sets:
+            lines.append(_labelled("told by", f"{_worth_of_sets(report.learning)} nats an answer, each alone"))
         lines += [_labelled("store", printable(note, most=400)) for note in report.learning.store_notes]
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)
-    written = f"{'attempts/, ' if report.attempts or report.engines else ''}completions/, summary.json, report.html"
+    several = report.attempts is not None or (report.engines and report.policy == "clear_ray")
+    written = f"{'attempts/, ' if several else ''}completions/, summary.json, report.html"
     lines.append(_labelled("outputs", f"{printable(report.run_dir, most=400)}: {written}"))
     return "\n".join(lines)
 
@@ -165,6 +168,11 @@ def _learned(learning: LearningReport) -> str:
     return f"from {count(learning.answers)} answers{began}: {what}; trusted {share}{alike}"
 
 
+def _worth_of_sets(learning: LearningReport) -> str:
+    """Return how much better each feature set alone predicts answers than none, nats an answer."""
+    return ", ".join(f"{printable(name, most=40)} {nats:.2f}" for name, nats in learning.nats_of_sets.items())
+
+
 def _price(shadow_price: float, unit: str) -> str:
     return "0: nothing competes for the budget" if shadow_price == 0 else priced(shadow_price, unit)
 
@@ -223,6 +231,8 @@ def asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
     """Return label and value of what came of asking again, and of what one more answer would bring."""
     if found.agreed is not None:
         counted = f"{plural(found.attempts, 'answer')}; of {count(found.agreed)} queries several agree on what was kept"
+        if found.objective != "vote":
+            return [("compared", counted)]
         more = (
             f"for each query: {expected(found.one_more_solves)} more right, for {amount(found.one_more_tokens, unit)}"
         )

@@ -48,6 +48,10 @@ class Ballots:
         most = max(counted.values())
         return next(each for each in own if counted[each.vote] == most)
 
+    def of(self, place_N: NDArray[np.int64]) -> Ballots:
+        """Return those of some queries, with their places among these; -1 for a query that is not one of them."""
+        return Ballots({int(place_N[query]): own for query, own in self._of.items() if place_N[query] >= 0})
+
     def votes_of(self, index_M: NDArray[np.int64]) -> list[Votes]:
         """Return the votes of some queries, the most frequent result first."""
         none: list[Ballot] = []

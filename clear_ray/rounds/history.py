@@ -8,7 +8,7 @@ Shapes: N queries, P past attempts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,10 @@ class AttemptRule:
     def is_single(self) -> bool:
         """Whether no query is asked twice."""
         return self.most_N is None or not (self.most_N > 1).any()
+
+    def of(self, index: NDArray[np.int64]) -> AttemptRule:
+        """Return the rule of some queries."""
+        return replace(self, most_N=None if self.most_N is None else self.most_N[index])
 
     def most_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the most attempts of some queries."""
@@ -91,6 +95,15 @@ class PastAttempts:
         """Note some attempts that others come after."""
         if len(index):
             self._parts.append(_Left(index, tokens, has_stopped, correct, option, number, last_round, vote))
+
+    def of(self, place_N: NDArray[np.int64]) -> PastAttempts:
+        """Return those of some queries, with their places among these; -1 for a query that is not one of them."""
+        parts = []
+        for part in self._parts:
+            rows = np.flatnonzero(place_N[part.index] >= 0)
+            some = {each.name: getattr(part, each.name)[rows] for each in fields(part)}
+            parts.append(_Left(**some | {"index": place_N[part.index[rows]]}))
+        return PastAttempts(parts)
 
     def __len__(self) -> int:
         return sum(len(part.index) for part in self._parts)

@@ -10,7 +10,8 @@ grants are expected to spend make it; the rest is priced over all that is open (
 **What a stage has go on** (`learning_offers`) is waited for by the next one: it shows whether a kind of query ends that was
 always cut, and has to come to twice its length again and again before all that is left is granted.
 
-The pilot is waited for, since before it nothing is known, and so is a batch that is asked again or pays for prompts.
+The pilot is waited for, since before it nothing is known, and so is a batch that is asked again, for its answers or for
+labels by agreement, or that pays for prompts.
 
 Shapes: N queries, M running.
 
@@ -50,7 +51,8 @@ class OverlappingLearningOffers(LearningOffers):
         """See `OverlappingOffers`."""
         nothing = nothing_to_grant(len(is_free_N))
         answers = observe(states, label=self.label)
-        if not len(answers) or self.asks_again or self.calls is not None or self.basis != "ceilings":
+        is_asked_again = self.asks_again or self.agreement is not None
+        if not len(answers) or is_asked_again or self.calls is not None or self.basis != "ceilings":
             return nothing
         promised_tokens = taken_tokens(_tokens_N(running, len(is_free_N)), self.cost_N)
         unspent_tokens = available_tokens + promised_tokens

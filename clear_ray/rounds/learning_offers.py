@@ -37,6 +37,7 @@ from clear_ray.estimation.factors import Label, Observed, law
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.attempt_offers import clear_attempts
 from clear_ray.rounds.batch import Basis, Batch, cost_parts, expected_spend, first_call_parts, taken_tokens
 from clear_ray.rounds.calls import CallCosts
@@ -126,6 +127,7 @@ class LearningOffers:
         asks_again: Whether queries may be asked more than once; see `attempt_offers`. No query is then believed anything that
             its own attempts have taught: what they say of it comes in by itself.
         calls: What calls take in all, where prompts are paid for.
+        agreement: Whether, and how far, answers to the same query are compared; they are not if not given.
     """
 
     x_NP: Array
@@ -143,6 +145,7 @@ class LearningOffers:
     basis: Basis = "ceilings"
     asks_again: bool = False
     calls: CallCosts | None = None
+    agreement: Agreement | None = None
 
     def clear(
         self,
@@ -170,7 +173,7 @@ class LearningOffers:
             clearing = clear(
                 batch,
                 generated_tokens_N=states.answer_tokens_N,
-                is_open_N=is_free_N,
+                is_open_N=is_free_N & states.is_unanswered_N,
                 available_tokens=available_tokens,
                 basis=self.basis,
                 owed_tokens_N=owed_tokens_N,
@@ -183,7 +186,20 @@ class LearningOffers:
             return part
         owed_parts = int(first_call_parts(batch, np.arange(len(owed_tokens_N)), owed_tokens_N).sum())
         unowed_tokens = available_tokens - -(-owed_parts // COST_PARTS)
-        return self._with_longer(part, batch, states, is_free_N, unowed_tokens, rng)
+        part = self._with_longer(part, batch, states, is_free_N & states.is_unanswered_N, unowed_tokens, rng)
+        if self.agreement is None:
+            return part
+        stage_parts = int(part.parts_M(self.cost_N).sum())
+        index, tokens = self.agreement.further(
+            batch,
+            states,
+            is_free_N=is_free_N,
+            least_tokens=self.stages.smallest_ceiling_tokens,
+            stage_parts=stage_parts,
+            left_parts=unowed_tokens * COST_PARTS - stage_parts,
+            rng=rng,
+        )
+        return _joined(part, batch, index, tokens, np.zeros_like(tokens), is_fresh=True)
 
     def is_exploring(self, states: QueryStates, available_tokens: int) -> bool:
         """Return whether the next clearing grants a pilot or a stage, and not all that is left."""
@@ -326,7 +342,8 @@ def observe(states: QueryStates, *, label: Label = "verdict") -> Observed:
 
 def _observe_votes(states: QueryStates) -> Observed:
     """Return all answers so far, each as right as its query's votes make it, where there are several."""
-    current, past = np.flatnonzero((states.answer_tokens_N > 0) & ~states.has_failed_N), states.past
+    is_current_N = (states.answer_tokens_N > 0) & ~states.has_failed_N & ~states.is_served_N
+    current, past = np.flatnonzero(is_current_N), states.past
     query = np.concatenate([past.index_P, current])
     votes = np.concatenate([past.vote_P, states.vote_N[current]])
     every = Observed(
@@ -352,9 +369,15 @@ def _with_past(current: Observed, past: PastAttempts, *, label: Label) -> Observ
 
 
 def _joined(
-    part: Clearing, batch: Batch, index: NDArray[np.int64], tokens: NDArray[np.int64], before: NDArray[np.int64]
+    part: Clearing,
+    batch: Batch,
+    index: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    before: NDArray[np.int64],
+    *,
+    is_fresh: bool = False,
 ) -> Clearing:
-    """Return the grants of a clearing, and further ones of answers that go on, longest first."""
+    """Return the grants of a clearing and further ones, longest first: to go on, or for another answer."""
     if not len(index):
         return part
     curves = batch.curves.take(index)
@@ -365,7 +388,8 @@ def _joined(
     if batch.calls is not None:
         own_parts_M = part.parts_M(batch.cost_N)
         parts_M = np.concatenate([own_parts_M, batch.calls.taken_parts(index, tokens, before)])[order]
-    added = worth.utility(before + tokens) - worth.utility(before)
+    added = (worth.utility(before + tokens) - worth.utility(before)) * (not is_fresh)
+    is_fresh_M = np.repeat([False, is_fresh], [len(part.index_M), len(index)])[order] if is_fresh else None
     return replace(
         part,
         index_M=np.concatenate([part.index_M, index])[order],
@@ -373,6 +397,7 @@ def _joined(
         expected_tokens_M=np.concatenate([part.expected_tokens_M, expected_spend(curves, before, tokens)])[order],
         expected_utility_M=np.concatenate([part.expected_utility_M, added])[order],
         reserved_parts_M=parts_M,
+        is_fresh_M=is_fresh_M,
     )
 
 

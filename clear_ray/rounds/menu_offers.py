@@ -4,6 +4,7 @@
 is expected to take. A cut answer is gone on with or begun again by another model, and one that ended is the query's.
 
 **Where a scorer says so**, a wrong answer may be followed by one of a dearer model, which the price counts in (`menu_plans`).
+Where the best of several counts, a further answer is worth what is left to the full score.
 
 **What is believed** of a model comes from a head that was there before, from the run's own answers, or both (`menu_beliefs`).
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.config.run import Objective
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence
@@ -32,7 +34,7 @@ from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
-from clear_ray.rounds.history import AttemptRule
+from clear_ray.rounds.history import SOLVED_SCORE, AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
 from clear_ray.rounds.menu_beliefs import Believed, MenuBeliefs
@@ -55,8 +57,9 @@ class MenuRule(AttemptRule):
         """See `AttemptRule`."""
         is_last_M = attempts.is_over_M & (number_M >= self.most_of(attempts.index_M))
         is_answered_M = attempts.has_stopped_M & ~attempts.has_failed_M
-        if self.objective == "solved":
-            is_answered_M = is_answered_M & (attempts.correct_M >= 1.0)
+        if self.objective in ("solved", "best_of_n"):
+            # Where nothing says that an answer is wrong, none follows: NaN is below nothing.
+            is_answered_M = is_answered_M & ~(attempts.correct_M < SOLVED_SCORE)
         return np.asarray(is_last_M | is_answered_M, np.bool_)
 
 
@@ -72,7 +75,7 @@ class MenuOffers:
         tie_break_N: A number that belongs to the query and not to its place in the input.
         calls: What calls of each model take, the cheapest model first.
         budget_tokens: What the run may spend, in the budget's unit.
-        is_verified: Whether a scorer says at once if an answer is right.
+        objective: What the answers of a query are for; where it is not `correct`, a scorer says at once how right one is.
         given: Beliefs of each model by a head that was there before; None for one that has none.
         earlier: Beliefs of each model by what runs before have learned of it; None for none.
         times: How often each model may be asked of a query; more than once only where a scorer says what is wrong.
@@ -91,7 +94,7 @@ class MenuOffers:
     tie_break_N: NDArray[np.uint64]
     calls: tuple[CallCosts, ...]
     budget_tokens: int
-    is_verified: bool = False
+    objective: Objective = "correct"
     given: tuple[Incidence | None, ...] = ()
     earlier: tuple[Incidence | None, ...] = ()
     times: int = 1
@@ -116,7 +119,12 @@ class MenuOffers:
     def rule(self) -> MenuRule:
         """What ends a query: each model is asked so often."""
         most_N = np.full(len(self.weight_N), self.times * len(self.calls), np.int64)
-        return MenuRule("solved" if self.is_verified else "correct", most_N)
+        return MenuRule(self.objective, most_N)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether a scorer says at once how right an answer is."""
+        return self.objective != "correct"
 
     def clear(
         self,
@@ -209,11 +217,17 @@ class MenuOffers:
         goes_on_JN = np.stack([self._may_go_on_N(states, model) for model in range(len(self.calls))])
         return np.asarray(~goes_on_JN[option_M, index], np.bool_)
 
-    def _batch(self, curves: Curves, model: int) -> Batch:
-        calls = self.calls[model]
+    def _batch(self, curves: Curves, model: int, weight_N: Array | None = None) -> Batch:
+        calls, weight_N = self.calls[model], self.weight_N if weight_N is None else weight_N
         return Batch(
-            curves, self.weight_N, self.max_tokens_JN[model], self.tie_break_N, calls.token_parts_N / COST_PARTS, calls
+            curves, weight_N, self.max_tokens_JN[model], self.tie_break_N, calls.token_parts_N / COST_PARTS, calls
         )
+
+    def _worth_N(self, states: QueryStates) -> Array:
+        """Return what a right answer is worth now: where the best counts, what it may add to the best score so far."""
+        if self.objective != "best_of_n":
+            return self.weight_N
+        return np.asarray(self.weight_N * (1.0 - np.clip(np.nan_to_num(states.chosen_score_N), 0.0, 1.0)))
 
     @property
     def _pilot(self) -> Pilot:
@@ -277,7 +291,8 @@ class MenuOffers:
             curves = _either(market.believed.fresh[model], market.believed.after[model], has_failed_N)
             generated_N = np.where(goes_on_N, states.answer_tokens_N, 0)
             is_offered_N = (goes_on_N | self._offered_N(states, model)) & (model in models)
-            options.append(Option(self._batch(curves, model), generated_N, is_offered_N))
+            batch = self._batch(curves, model, self._worth_N(states))
+            options.append(Option(batch, generated_N, is_offered_N))
         return options
 
     def _priced(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
@@ -289,9 +304,11 @@ class MenuOffers:
             return nothing_to_grant(queries)
         tables = [course_tables(option, index, available_tokens) for option in options]
         first = [table.course(model, self._rung_N(states, model)[index]) for model, table in enumerate(tables)]
-        nothing_N = np.zeros(queries, np.int64)
+        nothing_N, worth_N = np.zeros(queries, np.int64), self._worth_N(states)
         again = [
-            Option(self._batch(curves, model), nothing_N, np.full(queries, self.is_verified and model in models))
+            Option(
+                self._batch(curves, model, worth_N), nothing_N, np.full(queries, self.is_verified and model in models)
+            )
             for model, curves in enumerate(market.believed.after)
         ]
         later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]

@@ -105,6 +105,7 @@ class SampledLearningOffers(Generic[WholeT]):
             if len(explored.index_M):
                 return replace(explored, index_M=self.sample[explored.index_M], surplus_N=np.zeros(0))
         learned = self.learned(states, available_tokens)
+        is_free_N = is_free_N & states.is_unanswered_N
         return self.whole.clear(learned, states, is_free_N=is_free_N, available_tokens=available_tokens)
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:

@@ -76,6 +76,12 @@ class QueryStates:
         left_N: NDArray[np.int64] = self.rule.most_of(np.arange(len(self.cost_N))) - self.attempt_N
         return np.maximum(left_N, 0)
 
+    @property
+    def is_unanswered_N(self) -> NDArray[np.bool_]:
+        """Which queries can still come to a first answer: not asked yet, or cut off and able to go on."""
+        is_cut_N = (self.attempt_N == 1) & self.may_go_on_N
+        return np.asarray((self.attempt_N == 0) | is_cut_N, np.bool_)
+
     def take(self, number: int, clearing: Clearing, place_M: NDArray[np.int64], attempts: Attempts) -> None:
         """Note what some grants of a round came to.
 
@@ -109,8 +115,11 @@ class QueryStates:
             self._count(number, attempts, attempts.vote_M)
 
     def some(self, index: NDArray[np.int64]) -> QueryStates:
-        """Return where the queries at `index` stand by now; of a run that asks every query once."""
-        part = QueryStates(self.cost_N[index], rule=self.rule)
+        """Return where the queries at `index` stand by now."""
+        place_N = np.full(len(self.cost_N), -1)
+        place_N[index] = np.arange(len(index))
+        part = QueryStates(self.cost_N[index], rule=self.rule.of(index))
+        part.past, part.ballots = self.past.of(place_N), self.ballots.of(place_N)
         for name, values in vars(self).items():
             if name.endswith("_N"):
                 setattr(part, name, values[index])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.estimation.curves import Curves
+from clear_ray.records import STATES
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.run_folder.parquet import damaged, read_columns
@@ -203,6 +204,56 @@ def read_batch(table: pa.Table, tokens_K: NDArray[np.int64], tie_break_N: NDArra
         tie_break_N=tie_break_N,
         cost_N=table["cost"].to_numpy(),
     )
+
+
+def rows_of_queries(folder: Folder, name: str, index: NDArray[np.int64], columns: list[str]) -> pa.Table:
+    """Return columns of the rows of some queries, in the order of `index`; no other rows are held.
+
+    Args:
+        folder: The run folder.
+        name: Which of its folders, with files of a row a query.
+        index: The queries, each once.
+        columns: What to read.
+
+    Raises:
+        ResumeError: A file is damaged, or a query is not there.
+    """
+    child = folder.child(name)
+    try:
+        source = ds.dataset(child.files(".parquet"), filesystem=child.filesystem, format="parquet")
+        number = ds.field("index")
+        wanted = (number >= int(index.min(initial=0))) & (number <= int(index.max(initial=0)))
+        table = source.to_table(columns=["index", *columns], filter=wanted & number.isin(pa.array(index)))
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's doing
+            raise
+        raise damaged(folder, name, error) from error
+    found, order = table["index"].to_numpy(), np.argsort(index)
+    if not np.array_equal(np.sort(found), index[order]):
+        raise damaged(folder, name, ValueError(f"{len(found):,} rows of {len(index):,} queries"))
+    place = np.empty(len(index), np.int64)
+    place[order] = np.argsort(found)
+    return table.take(pa.array(place)).combine_chunks()
+
+
+def grid_of(rows: pa.Table, name: str) -> NDArray[np.float32]:
+    """Return a column of lists of one length as a matrix, a row a query."""
+    flat: NDArray[np.float32] = pc.list_flatten(rows[name]).to_numpy()
+    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 0)
+
+
+def read_states(folder: Folder, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return entropy and kept states of the queries at `index`, shapes (B,) and (B, 2 S); zeros for one that was not read.
+
+    Raises:
+        ResumeError: A file of the estimates is damaged.
+    """
+    rows = rows_of_queries(folder, ESTIMATES, index, ["entropy", STATES.name])
+    is_known_B = pc.is_valid(rows[STATES.name]).to_numpy(zero_copy_only=False)
+    known = grid_of(rows.filter(pa.array(is_known_B)), STATES.name)
+    states_BS = np.zeros((len(index), known.shape[1]), np.float32)
+    states_BS[is_known_B] = known
+    return rows["entropy"].to_numpy(), states_BS
 
 
 def read_costs(folder: Folder, queries: int) -> NDArray[np.float64]:

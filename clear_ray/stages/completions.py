@@ -173,7 +173,8 @@ class Abandon:
 
 
 def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
-    carried = {name: batch[name] for name in OF_QUERY}
+    older = pa.nulls(len(batch), pa.int32())  # rows of an older run have neither `n` nor `choice`
+    carried = {name: batch[name] if name in batch.column_names else older for name in OF_QUERY}
     found = {**carried, **numbers, **columns}
     arrays = []
     for field in COMPLETION_SCHEMA:

@@ -19,7 +19,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Prompt, read_prompt
 from clear_ray.errors import EngineError, SchemaError
-from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, estimate_schema
+from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, STATES, estimate_schema
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.gate import Gate
@@ -40,6 +40,7 @@ class Probe:
         direct_text: What a minimum service would put after every prompt; nothing if empty.
         gate: Holds the first calls back; None if the workers may be called at once.
         homes: Where queries are at home, if there are several workers.
+        has_states: Whether what is kept of hidden states is written too.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Probe:
         direct_text: str = "",
         gate: Gate | None = None,
         homes: Homes | None = None,
+        has_states: bool = False,
     ) -> None:
-        self._homes = homes
+        self._homes, self._has_states = homes, has_states
         self._roster, self._is_death, self._gate = Roster(workers), workers.is_death, gate
         self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
@@ -93,9 +95,9 @@ class Probe:
         try:
             home = None if self._homes is None else int(self._homes.of(batch["index"][:1].to_numpy())[0])
             async with self._roster.worker(home) as worker:
-                columns: dict[str, Any] = await worker.probe.remote(
-                    batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
-                )
+                asked = batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
+                states = (True,) if self._has_states else ()
+                columns: dict[str, Any] = await worker.probe.remote(*asked, *states)
                 return columns
         except Exception as error:
             if self._is_death(error) or isinstance(error, SchemaError):
@@ -136,6 +138,7 @@ class Probe:
             "spend_K": np.asarray([self._tokens_K], float),
             "survival_K": np.ones((1, points)),
             "error": np.asarray([reason]),
+            **({"states": None} if self._has_states else {}),
         }
 
 
@@ -204,4 +207,13 @@ def estimate_table(batch: pa.Table, columns: dict[str, Any]) -> pa.Table:
             arrays.append(pa.array([""] * len(batch)))
         else:
             arrays.append(pa.array(columns[field.name]).cast(field.type))
-    return pa.table(arrays, schema=schema)
+    table = pa.table(arrays, schema=schema)
+    return table.append_column(STATES, _lists(columns["states"], len(batch))) if "states" in columns else table
+
+
+def _lists(states_NS: NDArray[np.float32] | None, rows: int) -> pa.Array:
+    """Return rows of numbers as a column; nulls where there are none."""
+    if states_NS is None:
+        return pa.nulls(rows, STATES.type)
+    ends = np.arange(rows + 1, dtype=np.int32) * states_NS.shape[1]
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(np.ascontiguousarray(states_NS, np.float32).ravel()))

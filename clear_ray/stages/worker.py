@@ -1,7 +1,7 @@
 """One engine worker: a language model and the head that reads its features. `cluster.engines` makes it a Ray actor.
 
 Both stages call the same workers, so a model is loaded once for each GPU. Hidden states never leave the worker: `probe`
-returns curve parameters only (docs/method.md, section 4.1).
+returns curve parameters only (docs/method.md, section 4.1), and where a run learns on states a few random sums of each.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from clear_ray.engine.build import build_engine
 from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
+from clear_ray.estimation.states import kept_states
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.lock import ReadWriteLock
 from clear_ray.stages.occupancy import Occupancy
@@ -69,6 +70,7 @@ class EngineWorker:
         prompts: Sequence[Prompt],
         is_alone: bool = False,
         direct_text: str = "",
+        has_states: bool = False,
     ) -> dict[str, NDArray[Any]]:
         """Return the columns of `records.estimate_schema` that the probe adds, row for row.
 
@@ -77,15 +79,20 @@ class EngineWorker:
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
+            has_states: Whether to return what is kept of hidden states, in a column `states`.
 
         Returns:
             The columns, with `room_tokens`: the most that prompt and context leave for an answer.
         """
         async with self._turn(is_alone):
             features = await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
-            room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
+            if direct_text:  # then prompts are rendered once more
+                room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
+            else:
+                room_tokens_N = self._room_tokens(prompts, features, direct_text)
         curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
-        return {
+        states = {"states": await asyncio.to_thread(kept_states, features)} if has_states else {}
+        return states | {
             "room_tokens": room_tokens_N,
             "prompt_tokens": np.asarray(features.prompt_tokens_N),
             "entropy": np.asarray(features.entropy_N),

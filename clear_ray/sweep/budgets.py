@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from clear_ray.sweep.on_ray import REAL_POLICIES, RealRuns
 from clear_ray.sweep.policies import LEARNING, NEEDED, POLICIES, UNTAUGHT, Contest, mean_outcome
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.rows import DRAWS, Judge, Row, share_of_way, table
+from clear_ray.sweep.votes import read_votes
+from clear_ray.tasks import Kind
 
 BUDGETS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320)
 SWEEP, TABLE, FIGURES = "sweep.json", "sweep.txt", ("sweep.png", "sweep.svg")
@@ -64,6 +66,7 @@ def sweep(
     seeds: int = 1,
     on_ray: str | None = None,
     model: str | None = None,
+    agreement: Kind | None = None,
 ) -> Sweep:
     """Replay recorded rollouts under every policy and budget, through the policy and ledger code of real runs.
 
@@ -79,6 +82,8 @@ def sweep(
         seeds: How many fits and orders of breaking ties to average over.
         on_ray: Folder for run folders: also run `clear_ray` and `uniform_refunds` on Ray, on as many samples as seeds.
         model: Model whose answers to read, where the file holds those of several models.
+        agreement: How final answers are read that `learning_without_gold` compares, by their text; it asks no query again
+            if not given.
 
     Raises:
         SchemaError: A file cannot be read, or training and evaluation overlap.
@@ -90,7 +95,8 @@ def sweep(
     _check(budgets, policies, seeds, train, folds_path)
     recording = read_recording(rollouts_path, probed_path, model=model)
     training = _training(recording, train, folds_path, rollouts_path, probed_path)
-    contests = [_contest(recording, training, policies, sets, seed) for seed in range(seeds)]
+    vote_NS = None if agreement is None else read_votes(rollouts_path, recording, agreement, model=model)
+    contests = [replace(_contest(recording, training, policies, sets, seed), vote_NS=vote_NS) for seed in range(seeds)]
     judge = Judge(recording)
     rows = tuple(
         judge.row(policy, budget, mean_outcome([contest.play(policy, budget) for contest in contests]))
@@ -107,6 +113,7 @@ def sweep(
         "features": list(sets),
         "queries": len(recording),
         "samples": recording.samples,
+        "agreement": agreement,
         "seeds": seeds,
         "bootstrap_draws": DRAWS,
     }

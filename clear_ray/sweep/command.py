@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from clear_ray.config.run import VoteKind
 from clear_ray.errors import ConfigError
 from clear_ray.report.printing import print_result
 
@@ -33,6 +34,13 @@ def sweep(
     model: Annotated[
         str | None, typer.Option("--model", help="Whose answers, where the file has those of several.")
     ] = None,
+    agreement: Annotated[
+        str | None,
+        typer.Option(
+            "--agreement",
+            help="How final answers are read that learning_without_gold compares: exact, number, choice, math or json.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
 ) -> None:
     """Replay recorded rollouts under every policy over a range of budgets; nothing is generated."""
@@ -48,6 +56,7 @@ def sweep(
         budgets=_numbers(budgets),
         policies=None if policies == "all" else _words(policies),
         model=model,
+        agreement=_kind(agreement),
         seeds=seeds,
         on_ray=f"{output}/runs" if on_ray else None,
     )
@@ -65,6 +74,13 @@ def sweep(
 
 def _cell(budget: str, value: float | None) -> str:
     return f"{budget:>6}: " + (f"{value:5.2f}" if value is not None else "    -")
+
+
+def _kind(text: str | None) -> VoteKind | None:
+    known = {kind: kind for kind in get_args(VoteKind)}
+    if text is not None and text not in known:
+        raise ConfigError("no such way to read answers", "--agreement", text, remedy=f"Use one of {', '.join(known)}.")
+    return None if text is None else known[text]
 
 
 def _words(text: str) -> list[str]:

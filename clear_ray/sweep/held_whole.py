@@ -42,7 +42,7 @@ class HeldWhole:
         if learned is None:
             return nothing_to_grant(len(is_free_N))
         o = self.offers
-        found = learned.belief.incidence(o.x_NP, tokens_K=o.tokens_K, is_guarded=learned.is_guarded)
+        found = learned.belief.incidence(o.x_NP, tokens_K=o.tokens_K, given=o.given, is_guarded=learned.is_guarded)
         curves = curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=o.tokens_K)
         return clear(
             Batch(curves, o.weight_N, o.max_tokens_N, o.tie_break_N, o.cost_N),

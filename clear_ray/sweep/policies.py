@@ -22,13 +22,15 @@ from clear_ray.allocation.utility import Utility
 from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import Curves, token_grid
 from clear_ray.estimation.factors import Label
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, Solve, grants_of, nothing_to_grant
+from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.states import QueryStates
 from clear_ray.sweep.recording import Recording
-from clear_ray.sweep.replayed import Answers, Dispatched, replay_run
+from clear_ray.sweep.replayed import Answers, Dispatched, SampledAnswers, replay_run
 
 RUN_POLICIES = (
     "clear_ray", "paper", "uniform_refunds", "proportional", "smallest_threshold", "task_prior", "uncertainty",
@@ -75,6 +77,7 @@ class Contest:
         dispatched: How grants travel.
         x_NP: Coordinates of the queries, for policies that teach themselves.
         fold_N: Where several rows are the same query asked again: its fold; see `learn`.
+        vote_NS: The result of each answer as a number above 0, 0 for none, where `learning_without_gold` compares them.
     """
 
     recording: Recording
@@ -83,6 +86,7 @@ class Contest:
     dispatched: Dispatched = field(default_factory=Dispatched)
     x_NP: NDArray[np.float64] | None = None
     fold_N: NDArray[np.int64] | None = None
+    vote_NS: NDArray[np.int64] | None = None
 
     def play(self, policy: str, average_tokens: float) -> Outcome:
         """Return what a policy does with a budget of `average_tokens` a query."""
@@ -108,7 +112,10 @@ class Contest:
         return self.run(rules[policy], budget_tokens)
 
     def _learning(self, label: Label, budget_tokens: int) -> Outcome:
-        """Run each sample as a batch of its own, with choices of its own."""
+        """Run each sample as a batch of its own, with choices of its own; further answers are those of the next samples."""
+        compares = label == "ended" and self.vote_NS is not None
+        agreement = Agreement() if compares else None
+        rule = None if agreement is None else agreement.rule(np.ones(len(self.recording), bool))
 
         def offers(sample: int, tie_break_N: NDArray[np.uint64]) -> LearningOffers:
             one_N = np.ones(len(self.recording))
@@ -120,15 +127,16 @@ class Contest:
                 tie_break_N=tie_break_N,
                 cost_N=one_N,
                 budget_tokens=budget_tokens,
-                label=label,
+                label="agreement" if compares else label,
                 fold_N=self.fold_N,
                 seed=self.seed * self.recording.samples + sample,
+                agreement=agreement,
             )
 
         samples = range(self.recording.samples)
         rounds = AllocationConfig(max_rounds=LEARNING_ROUNDS)
         return mean_outcome(
-            [self.run(partial(offers, sample), budget_tokens, np.array([sample]), rounds) for sample in samples]
+            [self.run(partial(offers, sample), budget_tokens, np.array([sample]), rounds, rule) for sample in samples]
         )
 
     def run(
@@ -137,6 +145,7 @@ class Contest:
         budget_tokens: int,
         samples: NDArray[np.int64] | None = None,
         allocation: AllocationConfig | None = None,
+        rule: AttemptRule | None = None,
     ) -> Outcome:
         """Return the mean over samples of whole runs.
 
@@ -145,6 +154,7 @@ class Contest:
             budget_tokens: Budget of each run.
             samples: Which samples to replay; all if not given.
             allocation: When rounds end, and whether there is a minimum service; as in a run if not given.
+            rule: What ends a query; its first answer if not given.
         """
         recording = self.recording
         tie_break_N = np.random.default_rng(self.seed).permutation(len(recording)).astype(np.uint64)
@@ -152,12 +162,11 @@ class Contest:
         played = [
             replay_run(
                 offers,
-                Answers(
-                    recording.length_NS[:, sample], recording.is_stopped_NS[:, sample], recording.is_right_NS[:, sample]
-                ),
+                self._answers(int(sample)),
                 budget_tokens=budget_tokens,
                 allocation=allocation,
                 dispatched=self.dispatched,
+                rule=rule,
             )
             for sample in (range(recording.samples) if samples is None else samples)
         ]
@@ -166,6 +175,14 @@ class Contest:
             spent_tokens_N=np.mean([run.spent_tokens_N for run in played], axis=0),
             rounds=float(np.mean([run.clearings for run in played])),
         )
+
+    def _answers(self, sample: int) -> Answers | SampledAnswers:
+        """Return the answers of a run that draws this sample first."""
+        r = self.recording
+        if self.vote_NS is None:
+            return Answers(r.length_NS[:, sample], r.is_stopped_NS[:, sample], r.is_right_NS[:, sample])
+        turn = partial(np.roll, shift=-sample, axis=1)
+        return SampledAnswers(turn(r.length_NS), turn(r.is_stopped_NS), turn(r.is_right_NS), turn(self.vote_NS))
 
     def batch(self, name: str, tie_break_N: NDArray[np.uint64]) -> Batch:
         """Return the batch that a run with these estimates would clear."""

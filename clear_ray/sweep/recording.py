@@ -110,9 +110,7 @@ def read_recording(rollouts_path: str, features_path: str | None = None, *, mode
         SchemaError: A file cannot be read, a column is missing, the model is not in it, or queries differ in their number of
             samples.
     """
-    table = _of_model(read_table(rollouts_path), rollouts_path, model)
-    order = [("query_id", "ascending")] + ([("sample", "ascending")] if "sample" in table.column_names else [])
-    table = table.sort_by(order)
+    table = rows_of(rollouts_path, model)
     if features_path is None:
         table = _even(table)
     rollouts = rollouts_from_table(table)
@@ -144,6 +142,13 @@ def read_recording(rollouts_path: str, features_path: str | None = None, *, mode
         else np.full(len(rollouts), "", np.str_),
         cap_tokens=int(max(table["max_tokens"].to_pylist()) if has("max_tokens") else rollouts.tokens_R.max()),
     )
+
+
+def rows_of(path: str, model: str | None) -> pa.Table:
+    """Return the rows of a recording, of one model, by query and sample; errors as of `read_recording`."""
+    table = _of_model(read_table(path), path, model)
+    order = [("query_id", "ascending")] + ([("sample", "ascending")] if "sample" in table.column_names else [])
+    return table.sort_by(order)
 
 
 def _of_model(table: pa.Table, path: str, model: str | None) -> pa.Table:

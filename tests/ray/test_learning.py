@@ -48,7 +48,7 @@ def offered(config: RunConfig) -> tuple[LearningOffers, Answers]:
     folder = open_folder(config.run_dir)
     grid = np.array(resolve_head(None, cap_tokens=400).card.tokens_K)
     estimates = read_estimates(folder, grid, config.seed)
-    lesson = lesson_of(folder, config, estimates.queries)
+    lesson = lesson_of(folder, config)
     assert lesson is not None
     offers = learning_offers(folder, config, estimates, lesson)
     assert isinstance(offers, LearningOffers)
@@ -138,15 +138,13 @@ def test_a_batch_whose_curves_no_driver_holds_learns_on_a_sample_and_is_priced_w
     sample = 120
     monkeypatch.setattr(probing, "SAMPLE_QUERIES", sample)
     allocation = {"max_tokens": 400, "max_rounds": ROUNDS, "sketched": True}
-    store = {"store": str(tmp_path / "store")}
-    config = learning(replay_settings, allocation=allocation, estimate=store)
+    config = learning(replay_settings, allocation=allocation)
     result = run(None, config)
     report, whole = result.report, on_ray(result)
     assert (report.head, report.queries, report.failed) == ("learn", QUERIES, 0)
     assert report.learning is not None
     assert report.learning.left_out == ""
     assert report.learning.learned_share > 0.9
-    assert "priced where its estimates are" in summary_text(report), "and its store is not heeded"
 
     folder, grid = open_folder(config.run_dir), np.array(resolve_head(None, cap_tokens=400).card.tokens_K)
     estimates = read_estimates(folder, grid, config.seed, most_curves=sample)
@@ -161,5 +159,69 @@ def test_a_batch_whose_curves_no_driver_holds_learns_on_a_sample_and_is_priced_w
     assert report.correct is not None
     assert report.correct > 1.3 * equal, f"{report.correct} with learning, {equal} without"
     cut_before(3, result.run_dir, copy := tmp_path / "cut")
-    resumed = learning(replay_settings, allocation=allocation, estimate=store, run_dir=str(copy))
+    resumed = learning(replay_settings, allocation=allocation, run_dir=str(copy))
     assert on_ray(run(None, resumed)) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", ["store", "head"])
+def test_a_batch_whose_curves_no_driver_holds_begins_with_what_was_known_before(
+    known: str, replay_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "SAMPLE_QUERIES", 120)
+    estimate: dict[str, Any] = {"head": "demo", "frozen": False}
+    if known == "store":
+        estimate = {"store": str(tmp_path / "store")}
+        first = run(None, learning(replay_settings, estimate=estimate, run_dir=str(tmp_path / "first"))).report
+        assert first.learning is not None
+    allocation = {"max_tokens": 400, "max_rounds": ROUNDS, "sketched": True}
+    config = learning(replay_settings, allocation=allocation, estimate=estimate)
+    planned = plan(None, config)
+    assert planned.learning is not None
+    result = run(None, config)
+    found, whole = result.report.learning, on_ray(result)
+    assert found is not None
+    assert (found.left_out, found.store_notes) == ("", ())
+    assert found.given_share + found.learned_share > 0.9
+    if known == "store":
+        assert found.earlier_answers == planned.learning.earlier_answers > 50
+        assert planned.shadow_price > 0
+        stored = sorted((tmp_path / "store").rglob("*.parquet"))
+        assert len(stored) == 2, "what the second has learned is kept as well"
+    cut_before(3, result.run_dir, copy := tmp_path / "cut")
+    resumed = learning(replay_settings, allocation=allocation, estimate=estimate, run_dir=str(copy))
+    assert on_ray(run(None, resumed)) == whole
+
+
+@pytest.mark.slow
+def test_answers_are_compared_in_a_run_and_a_resumed_one_compares_the_same(
+    replay_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    queries = pq.read_table(replay_settings["input"]["path"])
+    pq.write_table(queries.drop_columns(["gold", "metadata"]), tmp_path / "queries.parquet")
+    changes: dict[str, Any] = {
+        "input": {"path": str(tmp_path / "queries.parquet")},
+        "scoring": {"agreement": "number"},
+        "budget": 48 * len(queries),
+        "estimate": {"features": ["hidden", "text"]},
+    }
+    config = learning(replay_settings, **changes)
+    planned = plan(None, config)
+    assert planned.learning is not None
+    assert (planned.learning.label, planned.learning.features) == ("agreement", ("hidden", "text"))
+    assert "how often answers to one query agree" in plan_text(planned)
+    result = run(None, config)
+    report, whole = result.report, on_ray(result)
+    assert report.learning is not None
+    assert report.learning.label == "agreement"
+    assert set(report.learning.nats_of_sets) == {"hidden", "text"}
+    found = report.attempts
+    assert found is not None
+    assert (found.objective, found.agreed is None) == ("correct", False)
+    assert report.queries < found.attempts + report.abandoned < 1.3 * report.queries
+    assert "compared" in summary_text(report)
+    answers = pq.read_table(Path(config.run_dir) / "attempts").to_pylist()
+    assert len(answers) == found.attempts
+    assert len({row["query_id"] for row in answers if row["is_chosen"]}) == sum(row["is_chosen"] for row in answers)
+    cut_before(4, result.run_dir, copy := tmp_path / "cut")
+    assert on_ray(run(None, learning(replay_settings, run_dir=str(copy), **changes))) == whole

@@ -222,3 +222,30 @@ def test_the_embedded_model_and_a_recorded_one_are_killed_and_go_on(tmp_path: Pa
     assert len(written.keys() & settled.keys()) >= report.completed
     assert report.correct is not None
     assert report.correct >= 44, "what the embedded model alone is right of, and more"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("allocation", [{"policy": "uniform"}, {"objective": "best_of_n"}])
+def test_equal_shares_and_the_best_of_several_keep_the_same_exact_account(
+    allocation: dict[str, Any], menu: dict[str, Any]
+) -> None:
+    config = RunConfig.parse(menu | {"allocation": {"max_tokens": 400} | allocation})
+    planned = plan(None, config)
+    result = run(None, config)
+    report = result.report
+    rows = check_bill(config.run_dir, report)
+    assert sum(planned.engines.values()) > 0
+    assert report.correct is not None
+    asked: dict[int, list[str]] = {}
+    for row in rows:
+        if row["token_ids"] and len(row["token_ids"]) == row["attempt_tokens"]:
+            asked.setdefault(row["index"], []).append(row["engine"])
+    if "policy" in allocation:
+        assert report.learning is None
+        assert all(len(engines) == 1 for engines in asked.values())
+        counted = Counter(engines[0] for engines in asked.values())
+        assert abs(counted["small"] - counted["large"]) <= 1
+        assert "attempts/" not in summary_text(report)
+    else:
+        assert any(engines == ["small", "large"] for engines in asked.values())
+        assert (Path(config.run_dir) / "attempts").exists()

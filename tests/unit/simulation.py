@@ -34,12 +34,14 @@ from clear_ray.ledger.ledger import Ledger, entry_of
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.learning_beside import OverlappingLearningOffers
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
@@ -80,6 +82,7 @@ class World:
         allocation: When rounds end.
         rule: What ends a query; its first answer if not given.
         later_NS: Lengths of each query's further answers, and whether they are right, where it may be asked again.
+        votes_NS: The result that each answer of a query gives, where they are compared.
     """
 
     offers: Offers
@@ -89,6 +92,7 @@ class World:
     allocation: AllocationConfig = ALLOCATION
     rule: AttemptRule | None = None
     later_NS: list[list[tuple[int, bool]]] | None = None
+    votes_NS: list[list[int]] | None = None
 
     def length(self, index: int, sample: int) -> int:
         """Return the tokens of one of a query's answers."""
@@ -173,6 +177,37 @@ def world_of_learning(number: int) -> World:
     )
     length_N = np.maximum(rng.geometric(np.where(kind_N, 1 / 20, 1 / 4)), 1).tolist()
     return World(offers, length_N, budget_tokens, allocation=OVERLAPPING)
+
+
+@cache
+def world_of_agreement(number: int) -> World:
+    """Return a batch that learns which answers are right from those that agree, with up to three answers to a query."""
+    rng, queries, cap = np.random.default_rng([number, 3]), 30, 32
+    kind = rng.integers(0, 2, queries)
+    length_NS = np.minimum(np.maximum(rng.geometric(np.where(kind == 0, 0.2, 0.05), (3, queries)).T, 1), cap)
+    right_NS = rng.random((queries, 3)) < np.where(kind == 0, 0.9, 0.1)[:, None]
+    agreement = Agreement(answers=3, share=0.5)
+    offers = LearningOffers(
+        x_NP=np.eye(2)[kind],
+        tokens_K=np.array([2, 4, 8, 16, cap]),
+        weight_N=np.ones(queries),
+        max_tokens_N=np.full(queries, cap),
+        tie_break_N=rng.permutation(queries).astype(np.uint64),
+        cost_N=np.ones(queries),
+        budget_tokens=queries * 10,
+        label="agreement",
+        seed=number,
+        agreement=agreement,
+    )
+    return World(
+        offers,
+        length_NS[:, 0].tolist(),
+        offers.budget_tokens,
+        allocation=AllocationConfig(max_rounds=LEARNING_ROUNDS, smallest_grant_tokens=2),
+        rule=agreement.rule(np.ones(queries, bool)),
+        later_NS=[list(zip(row, [True] * 2, strict=True)) for row in length_NS[:, 1:].tolist()],
+        votes_NS=np.where(right_NS, 1, rng.integers(2, 50, (queries, 3))).tolist(),
+    )
 
 
 @cache
@@ -583,6 +618,8 @@ class Simulation:
                 await asyncio.sleep(0)  # the row is on its way to the disk
             if attempt["finish_reason"] == "stop":
                 attempt["correct"] = self.world.score(attempt["index"], attempt["sample"])
+                if (votes := self.world.votes_NS) is not None:
+                    attempt["vote"] = votes[attempt["index"]][attempt["sample"]]
             self.rows[number].append(attempt)
 
     def _granted_row(self, number: int, index: int, tokens: int, token_ids: list[int]) -> dict[str, Any]:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tests.unit.simulation import BATCHES, FAULTS, Simulation, simulate, world_of_attempts, world_of_learning
+from clear_ray.rounds.rounds import Rounds
+from tests.unit.simulation import (
+    BATCHES,
+    FAULTS,
+    Simulation,
+    attempts_of_rows,
+    simulate,
+    world_of_agreement,
+    world_of_attempts,
+    world_of_learning,
+)
 
 SCHEDULES = 1_000
 _PER_TEST = 100
@@ -27,6 +38,27 @@ def test_whatever_dies_an_attempt_is_made_once_and_paid_for_once(first: int) -> 
         for index, attempts in enumerate(simulation.rounds.states.attempt_N):
             samples = {row["sample"] for _, row in rows_of(simulation) if row["index"] == index}
             assert samples == set(range(attempts))
+
+
+def test_whatever_dies_a_run_that_compares_answers_grants_what_follows_from_what_is_on_disk() -> None:
+    played = [simulate(seed, given=world_of_agreement(seed)) for seed in (3, 4)]
+    again = dict.fromkeys(FAULTS, 0)
+    for simulation in played:
+        given, told = simulation.world, "\n".join(simulation.told)
+        rounds = Rounds(given.offers, given.allocation, rule=given.rule)
+        for number in sorted(simulation.grants):
+            kept = simulation.grants[number]
+            anew = rounds.next(kept.available_tokens)
+            assert anew is not None
+            for name in ("index_M", "tokens_M", "is_fresh_M"):
+                np.testing.assert_array_equal(getattr(anew.clearing, name), getattr(kept.clearing, name))
+            rounds.take(number, [attempts_of_rows(simulation.rows[number])])
+        np.testing.assert_array_equal(rounds.states.chosen_round_N, simulation.rounds.states.chosen_round_N)
+        asked_again = int((rounds.states.attempt_N > 1).sum())
+        assert 0 < asked_again < 20, "a small part of the batch"
+        for kind in FAULTS:
+            again[kind] += asked_again * (f"{kind} dies" in told)
+    assert all(again.values()), again
 
 
 @pytest.mark.parametrize("kind", FAULTS)

@@ -16,7 +16,7 @@ from clear_ray.batch.gain import gain_of
 from clear_ray.batch.learning import Lesson, lesson_of, with_earlier
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import BudgetError, ConfigError
+from clear_ray.errors import ConfigError, ResumeError
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.factors import Observed, law
 from clear_ray.estimation.gain import SampledAnswer
@@ -101,7 +101,7 @@ def test_what_a_killed_run_left_half_written_is_made_anew(tmp_path: Path) -> Non
     whole = begin(folder, store)
     path = next(iter(folder.child(EARLIER).files(".parquet")))
     pq.write_table(pq.read_table(path).slice(1), path)
-    with pytest.raises(BudgetError, match="what earlier runs say"):
+    with pytest.raises(ResumeError, match=r"earlier: the file is damaged.*Delete earlier and earlier\.json"):
         begin(folder, store)
     (tmp_path / "b" / f"{EARLIER}.json").unlink()
     again = begin(folder, store)
@@ -176,7 +176,7 @@ def test_a_plan_tells_the_gain_by_the_best_that_is_known(tmp_path: Path) -> None
     keep(tmp_path, "a", 100)
     config = config_of(tmp_path, {"store": str(tmp_path / "store")})
     folder = folder_at(tmp_path / "b", 103)
-    lesson = lesson_of(folder, config, QUERIES, MODEL)
+    lesson = lesson_of(folder, config, MODEL)
     assert lesson is not None
     estimates, earlier = with_earlier(folder, config, estimates_of(), lesson)
     assert earlier.given is not None

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, head_name, lesson_of, stages_for
+from clear_ray.batch.checking import notes_of
+from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, can_differ, head_name, lesson_of, stages_for
 from clear_ray.config.run import MOST_ROUNDS, NAMED_HEADS, AllocationConfig, RunConfig
+from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import token_grid
@@ -59,16 +61,47 @@ def folder_with(path: Path, **columns: list[Any]) -> Folder:
 def test_the_label_is_the_scorers_verdict_where_there_can_be_one(
     tmp_path: Path, scorer: str | None, columns: dict[str, list[Any]], label: str
 ) -> None:
-    lesson = lesson_of(folder_with(tmp_path, **columns), config_of(tmp_path, scoring={"scorer": scorer}), 2)
+    lesson = lesson_of(folder_with(tmp_path, **columns), config_of(tmp_path, scoring={"scorer": scorer}))
     assert lesson is not None
     assert (lesson.label, lesson.features, lesson.left_out) == (label, DEFAULT_FEATURES, "")
 
 
 def test_where_votes_are_counted_the_label_is_that_answers_agree(tmp_path: Path) -> None:
     config = config_of(tmp_path, scoring={"scorer": SCORER}, allocation={"objective": "vote"})
-    lesson = lesson_of(folder_with(tmp_path, gold=["4", "5"]), config, 2)
+    lesson = lesson_of(folder_with(tmp_path, gold=["4", "5"]), config)
     assert lesson is not None
     assert lesson.label == "agreement"
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "label"),
+    [
+        ({}, {}, "agreement"),
+        ({"scoring": {"agreement": "number", "scorer": SCORER}}, {"gold": ["4", None]}, "verdict"),
+        ({"scoring": {"agreement": "number", "scorer": SCORER}}, {}, "agreement"),
+        ({"scoring": {}}, {}, "ended"),
+        ({"engine": {"kind": "transformers", "temperature": 0.0}}, {}, "ended"),
+        ({"engine": {"kind": "transformers", "temperature": 0.7}}, {}, "agreement"),
+    ],
+)
+def test_a_verdict_is_worth_more_than_agreement_and_that_more_than_an_ending(
+    tmp_path: Path, settings: dict[str, Any], columns: dict[str, list[Any]], label: str
+) -> None:
+    config = config_of(tmp_path, **{"scoring": {"agreement": "number"}, **settings})
+    lesson = lesson_of(folder_with(tmp_path, **columns), config)
+    assert lesson is not None
+    assert lesson.label == lesson.report().label == label
+    assert (lesson.agreement is not None) is (label == "agreement")
+    assert any("scoring.agreement is not used" in note for note in notes_of(config, ())) is (
+        label == "ended" and config.scoring.agreement is not None
+    )
+
+
+def test_a_row_that_samples_greedily_is_not_asked_again_to_compare_its_answers(tmp_path: Path) -> None:
+    texts = [Sampling(temperature=0.0).dump(), Sampling(temperature=0.5).dump()]
+    folder = folder_with(tmp_path, sampling=texts)
+    assert can_differ(folder, 2).tolist() == [False, True]
+    assert can_differ(folder_with(tmp_path / "bare"), 2).all()
 
 
 @pytest.mark.parametrize(
@@ -87,24 +120,20 @@ def test_a_run_learns_if_no_head_is_given_or_a_given_one_is_not_frozen(
     tmp_path: Path, estimate: dict[str, Any], policy: str, learns: bool
 ) -> None:
     config = config_of(tmp_path, estimate=estimate, allocation={"policy": policy})
-    assert (lesson_of(folder_with(tmp_path), config, 2) is not None) is learns
+    assert (lesson_of(folder_with(tmp_path), config) is not None) is learns
 
 
 @pytest.mark.parametrize(
-    ("queries", "allocation", "said"),
+    ("allocation", "said"),
     [
-        (100_001, {}, ""),
-        (2, {"sketched": True}, ""),
-        (2, {"max_rounds": FEWEST_ROUNDS - 1}, "max_rounds is 2"),
-        (2, {"sketched": True, "max_rounds": FEWEST_ROUNDS - 1}, "max_rounds is 2"),
-        (100_001, {"sketched": False}, ""),
-        (2, {"max_rounds": FEWEST_ROUNDS}, ""),
+        ({"sketched": True}, ""),
+        ({"max_rounds": FEWEST_ROUNDS - 1}, "max_rounds is 2"),
+        ({"sketched": True, "max_rounds": FEWEST_ROUNDS - 1}, "max_rounds is 2"),
+        ({"max_rounds": FEWEST_ROUNDS}, ""),
     ],
 )
-def test_what_keeps_a_run_from_learning_is_said(
-    tmp_path: Path, queries: int, allocation: dict[str, Any], said: str
-) -> None:
-    lesson = lesson_of(folder_with(tmp_path), config_of(tmp_path, allocation=allocation), queries)
+def test_what_keeps_a_run_from_learning_is_said(tmp_path: Path, allocation: dict[str, Any], said: str) -> None:
+    lesson = lesson_of(folder_with(tmp_path), config_of(tmp_path, allocation=allocation))
     assert lesson is not None
     assert said in lesson.left_out
     assert bool(said) == bool(lesson.left_out)
@@ -113,23 +142,13 @@ def test_what_keeps_a_run_from_learning_is_said(
     assert head_name(lesson, "competing_risks") == "competing_risks"
 
 
-def test_a_given_head_does_not_go_on_learning_where_curves_stay_in_their_files(tmp_path: Path) -> None:
-    config = config_of(tmp_path, estimate={"head": "demo", "frozen": False})
-    folder = folder_with(tmp_path)
-    found = {queries: lesson_of(folder, config, queries) for queries in (100_000, 100_001)}
-    assert {queries: lesson and bool(lesson.left_out) for queries, lesson in found.items()} == {
-        100_000: False,
-        100_001: True,
-    }
-
-
 @pytest.mark.parametrize(
     "estimate",
     [
         {"frozen": True},
         {"head": "prior", "frozen": False},
         {"head": "demo", "features": ["text"]},
-        {"features": ["hidden"]},
+        {"features": ["entropy"]},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, estimate: dict[str, Any]) -> None:

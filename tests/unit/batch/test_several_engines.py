@@ -339,7 +339,7 @@ def test_efforts_of_one_model_keep_their_lessons_apart(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"index": [0], "gold": ["4"], "metadata": pa.nulls(1, pa.string())}), f"{tmp_path}/queries/a.parquet"
     )
-    lesson = lesson_of(folder, config, 1, model, model)
+    lesson = lesson_of(folder, config, model, model)
     assert lesson is not None
     entries = {store.entry.path for store in lesson.stores if store is not None}
     assert len(entries) == 2

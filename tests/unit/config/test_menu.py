@@ -62,8 +62,7 @@ def test_prices_are_those_of_the_model_where_an_engine_has_none_of_its_own() -> 
         ),
         ({"prices": "prices.yaml"}, "put them all into one of the two"),
         ({"scaling": {"max_workers": 3}}, "scaling.max_workers does not go"),
-        ({"allocation": {"policy": "uniform"}}, "policy uniform does not go"),
-        ({"allocation": {"objective": "best_of_n"}, "scoring": {"scorer": "exact"}}, "objective best_of_n does not go"),
+        ({"allocation": {"objective": "vote"}}, "objective vote does not go"),
         (
             {"allocation": {"objective": "solved", "attempts": 3}, "scoring": {"scorer": "exact"}},
             "temperature 0 gives the same answer",

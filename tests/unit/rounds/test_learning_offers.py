@@ -17,6 +17,7 @@ from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Evidence, learn
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe, random_part
 from clear_ray.rounds.rounds import Rounds
@@ -24,7 +25,7 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.sweep.estimates import untaught
 from clear_ray.sweep.policies import Contest
 from clear_ray.sweep.recording import read_recording
-from clear_ray.sweep.replayed import Answers, replay_run
+from clear_ray.sweep.replayed import Answers, SampledAnswers, replay_run
 
 CAP = 200
 DEMO = Path(__file__).resolve().parents[2] / "data" / "demo" / "rollouts.parquet"
@@ -85,6 +86,26 @@ def test_without_gold_it_finishes_more_answers() -> None:
     x_NP, answers = world(100, seed=1)
     everything = replace(answers, is_right_N=answers.is_stopped_N)
     assert accuracy(x_NP, everything, 14.0, seed=1, label="ended") > even(everything, 14.0) + 0.1
+
+
+def test_without_gold_it_learns_from_answers_that_agree_what_endings_do_not_say() -> None:
+    """Answers of both kinds end alike; those of one are right, and agree."""
+    rng, queries, right = np.random.default_rng(5), 240, []
+    kind = rng.integers(0, 2, queries)
+    length_NS = 5 + rng.gamma(3.0, 5.0, (queries, 3)).astype(np.int64)
+    is_right_NS = rng.random((queries, 3)) < np.where(kind == 0, 0.95, 0.05)[:, None]
+    votes_NS = np.where(is_right_NS, 1, rng.integers(2, 99, (queries, 3)))
+    answers = SampledAnswers(length_NS, np.ones_like(is_right_NS), is_right_NS, votes_NS)
+    for agreement in (None, Agreement()):
+        label: Label = "ended" if agreement is None else "agreement"
+        learning = replace(offers(np.eye(2)[kind], 13.0, label=label), agreement=agreement)
+        rule = None if agreement is None else agreement.rule(np.ones(queries, bool))
+        run = replay_run(learning, answers, budget_tokens=learning.budget_tokens, allocation=ROUNDS, rule=rule)
+        assert run.spent_tokens_N.sum() <= learning.budget_tokens
+        assert (run.attempts_N > 1).any() == (agreement is not None)
+        assert (run.attempts_N > 1).mean() < 0.2
+        right.append(run.is_right_N.mean())
+    assert right[1] > right[0] + 0.05
 
 
 @pytest.mark.parametrize("average", [8.0, 30.0, 80.0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
+from clear_ray.rounds.uniform_menu import UniformMenuOffers
 
 COSTS = ("token_parts_N", "read_parts_N", "prompt_tokens_N")
 QUERIES, TOKENS_K = 80, np.array([4, 8, 16, 32])
@@ -55,7 +56,7 @@ class Batch:
             tie_break_N=rng.permutation(QUERIES).astype(np.uint64),
             calls=self.calls,
             budget_tokens=self.budget,
-            is_verified=self.is_verified,
+            objective="solved" if self.is_verified else "correct",
             given=self.heads() if self.given else (),
             learns=not self.given,
             seed=self.seed,
@@ -94,7 +95,7 @@ class Batch:
                 taken = self.calls[model].taken_parts(np.array([index]), np.array([new]), np.array([before]))
                 ledger.settle(index, entry.attempt, new, int(taken[0]))
                 self.asked.append((index, model, before))
-            stopped_M = answer_M == length_M
+            stopped_M = np.asarray(answer_M == length_M)
             number_M = states.attempt_N[clearing.index_M] + states.begins_M(clearing)
             right_M = stopped_M & self.is_right_M(option_M, clearing.index_M, number_M)
             no = np.zeros(len(answer_M), bool)
@@ -109,13 +110,18 @@ class Batch:
                         stopped_M,
                         no,
                         no,
-                        right_M.astype(float),
+                        self.score_M(right_M, option_M) * stopped_M,
                     )
                 ],
             )
         ledger.check()
-        self.spent = ledger.spent_tokens
+        self.spent, self.score_N = ledger.spent_tokens, np.nan_to_num(states.chosen_score_N)
         return float((states.chosen_has_stopped_N & (states.chosen_score_N >= 1)).mean())
+
+    def score_M(self, right_M: np.ndarray, option_M: np.ndarray) -> np.ndarray:
+        """Return the score of answers."""
+        del option_M
+        return right_M.astype(float)
 
     def is_right_M(self, option_M: np.ndarray, index_M: np.ndarray, number_M: np.ndarray) -> np.ndarray:
         """Return whether an answer would be right; `number_M` says which of the query it is."""
@@ -181,6 +187,65 @@ def test_a_budget_of_a_few_answers_is_spent_on_them(is_verified: bool) -> None:
     batch.play()
     assert len({index for index, _, _ in batch.asked}) >= 2
     assert 40 <= batch.spent <= 80
+
+
+class Best(Batch):
+    """Answers of the cheap model that are not right are nearly so of one half of the queries, and worthless of the other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.offers = replace(self.offers, objective="best_of_n")
+        self.near_N = np.random.default_rng([self.seed, 6]).random(QUERIES) < 0.5
+
+    def is_right_M(self, option_M: np.ndarray, index_M: np.ndarray, number_M: np.ndarray) -> np.ndarray:
+        self.index_M = index_M
+        return super().is_right_M(option_M, index_M, number_M)
+
+    def score_M(self, right_M: np.ndarray, option_M: np.ndarray) -> np.ndarray:
+        wrong_M = np.where((option_M == 0) & self.near_N[self.index_M], 0.95, 0.0)
+        return np.where(right_M, 1.0, wrong_M)
+
+
+def test_where_the_best_of_several_counts_a_dear_answer_goes_where_it_may_add_most() -> None:
+    whole = Best(is_verified=True, budget=0).dear_alone()
+    batch = Best(is_verified=True, budget=whole // 2)
+    batch.play()
+    assert batch.spent <= batch.budget
+    asked: dict[int, list[int]] = {}
+    for index, model, before in batch.asked:
+        if before == 0:
+            asked.setdefault(index, []).append(model)
+    again = [index for index, models in asked.items() if models == [0, 1]]
+    assert len(again) > 5
+    assert np.mean(batch.near_N[again]) < 0.3, "an answer that is nearly right is worth no dear one"
+    assert batch.score_N.mean() > 0.6
+    assert ((batch.score_N > 0) & (batch.score_N < 1)).any(), "and it is kept"
+
+
+@pytest.mark.parametrize("service", [None, 2])
+def test_equal_shares_ask_each_query_of_one_model_and_as_many_of_each(service: int | None) -> None:
+    batch = Batch(is_verified=False, budget=8_000, given=True, service=service)
+    names = [f.name for f in fields(MenuOffers)]
+    most_JN = np.full((2, QUERIES), 32)
+    most_JN[1, :4] = 0  # prompts that the dear one cannot read
+    batch.offers = UniformMenuOffers(
+        **{name: getattr(batch.offers, name) for name in names} | {"max_tokens_JN": most_JN}
+    )
+    assert batch.play() > 0.3
+    asked: dict[int, set[int]] = {}
+    for index, model, _ in batch.asked:
+        asked.setdefault(index, set()).add(model)
+    assert len(asked) == QUERIES
+    assert all(len(models) == 1 for models in asked.values())
+    assert sum(models == {0} for models in asked.values()) == 4 + (QUERIES - 4) // 2
+    assert all(asked[index] == {0} for index in range(4))
+    first = batch.rounds_seen[0].clearing
+    assert first.option_M is not None
+    assert len(first.option_M) == QUERIES
+    for model, ceiling in ((0, 32), (1, 15)):  # what the cheap one leaves over goes to the others
+        (tokens,) = set(first.tokens_M[first.option_M == model].tolist())
+        assert tokens == ceiling
+    assert batch.spent > 0.4 * batch.budget
 
 
 class Efforts(Batch):

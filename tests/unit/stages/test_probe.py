@@ -16,6 +16,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import Prompt
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead
+from clear_ray.estimation.states import SUMS
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.stages.probe import Probe, call_rows
 from clear_ray.stages.roster import Workers
@@ -66,15 +67,25 @@ def batch_of(query_ids: Sequence[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=QUERY_SCHEMA)
 
 
-def probed(worker: Mortal, *calls: Sequence[str]) -> pa.Table:
+def probed(worker: Mortal, *calls: Sequence[str], has_states: bool = False) -> pa.Table:
     tokens_K = tuple(int(tokens) for tokens in PriorHead(cap_tokens=320).card.tokens_K)
 
     async def read() -> pa.Table:
         workers = Workers([LocalActor(worker)], lambda error: isinstance(error, DiedError), lambda _: None, 900.0)
-        probe = Probe(workers, tokens_K)
+        probe = Probe(workers, tokens_K, has_states=has_states)
         return pa.concat_tables([table for query_ids in calls async for table in probe(batch_of(query_ids))])
 
     return asyncio.run(read())
+
+
+def test_states_are_kept_where_a_run_learns_on_them(recorded: ReplayConfig) -> None:
+    ids = known_ids(recorded, 3)
+    found = probed(Mortal(recorded, frozenset(ids[1:2])), ids, has_states=True)
+    states = dict(zip(found["query_id"].to_pylist(), found["states"].to_pylist(), strict=True))
+    assert [states[name] is None for name in ids] == [False, True, False]
+    assert {len(states[name]) for name in (ids[0], ids[2])} == {2 * SUMS}
+    assert states[ids[0]] != states[ids[2]]
+    assert "states" not in probed(Mortal(recorded, frozenset()), ids).column_names
 
 
 def known_ids(recorded: ReplayConfig, count: int) -> list[str]:

@@ -26,6 +26,7 @@ from clear_ray.sweep.policies import POLICIES, Contest, Outcome, equal_ceilings
 from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Answers, Dispatched, Replayed, replay_run
 from clear_ray.sweep.rows import Judge, Row, share_of_way
+from clear_ray.sweep.votes import read_votes
 from tests.conftest import ROLLOUTS
 from tests.unit.estimation.conftest import drawn_tables
 
@@ -272,6 +273,22 @@ def test_policies_that_teach_themselves_need_no_training(drawn: Path, tmp_path: 
     ]
     assert all(row.tokens_per_query <= 15 * 1.02 for row in found.rows)
     assert found.facts["features"] == ["hidden", "text"]
+
+
+def test_answers_are_compared_by_their_text_where_that_is_asked(drawn: Path, tmp_path: Path) -> None:
+    recording = read_recording(*paths(drawn))
+    with pytest.raises(SchemaError, match="no column text"):
+        read_votes(paths(drawn)[0], recording, "number")
+    table = pq.read_table(drawn / "rollouts.parquet")
+    right = [f"Answer: {7 if is_right else 1_000 + n}" for n, is_right in enumerate(table["correct"].to_pylist())]
+    pq.write_table(table.append_column("text", pa.array(right)), tmp_path / "rollouts.parquet")
+    path, policy = str(tmp_path / "rollouts.parquet"), "learning_without_gold"
+    vote_NS = read_votes(path, recording, "number")
+    assert len({vote_NS[row] for row in zip(*np.nonzero(recording.is_right_NS), strict=True)}) == 1
+    assert len(np.unique(vote_NS)) == 1 + (~recording.is_right_NS).sum()
+    found = sweep(path, paths(drawn)[1], agreement="number", budgets=(15,), policies=(policy,))
+    assert found.facts["agreement"] == "number"
+    assert found.rows[0].tokens_per_query <= 15
 
 
 def test_recorded_answers_of_a_model_need_no_features_and_no_prompts(tmp_path: Path) -> None:
