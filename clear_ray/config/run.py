@@ -196,7 +196,7 @@ class DispatchConfig(Settings):
     block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
     """Queries in one block of the probe stage."""
     rows_per_file: int = Field(default=64, ge=1, le=MOST_ROWS)
-    """Most answers in one file; after a second it is written with fewer. A crash loses those not written yet."""
+    """Most answers in one file; after a second at most it is written with fewer. A crash loses those not written yet."""
 
 
 class ScalingConfig(Settings):
