@@ -5,10 +5,13 @@ of each answer that runs, and nothing else takes time.
 
     python benchmarks/makespan.py                                            log-normal lengths
     python benchmarks/makespan.py --rollouts epoch_gpqa_aime.parquet --model gpt-5-mini-2025-08-07@effort=high
+    python benchmarks/makespan.py --learns tests/data/rollouts [--draws 16]    runs that teach themselves: minutes
 
 Log-normal: each query has a median of its own, itself log-normal about 1,500 tokens, and its lengths spread about that, up to
 16,384; what is known of a query is its median, the spread and its chance of a right answer. Recorded: each answer is a query;
-what is known of it is what the other answers to the same query did, with one more that is the mean of all.
+what is known of it is what the other answers to the same query did, with one more that is the mean of all. Learning: batches
+drawn as in `benchmarks/learning.py`, one recorded answer to each query, of which nothing is known before the first answers;
+here all figures are means over the draws, with the error of the difference in right answers.
 
 What is in the line, for each case, share of the budget and number of queries a slot:
     steps, barrier_steps    wall time in steps
@@ -23,17 +26,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from learning import Drawn, draw
 from scipy.stats import norm
 
+from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
+from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.learning_beside import OverlappingLearningOffers
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.sweep.overlapped import timed_run
+from clear_ray.sweep.overlapped import Timed, timed_run
+from clear_ray.sweep.recording import Recording, read_recording
 from clear_ray.sweep.replayed import Answers
 
 QUERIES_A_SLOT = (2, 5, 25)
@@ -41,6 +52,7 @@ MEDIAN_TOKENS, CAP_TOKENS, BUDGET_TOKENS = 1_500, 16_384, 400
 SPREADS = ((0.7, 0.7), (1.2, 0.5))
 """Of the medians about the median, and of an answer about its query's: standard deviations of the logarithm."""
 SHARES = (0.2, 0.5)
+LEARNING_BUDGETS, LEARNING_QUERIES_A_SLOT = (24, 48), (2, 5)
 
 
 def log_normal(queries: int, between: float, within: float) -> tuple[Answers, Curves]:
@@ -103,14 +115,82 @@ def compared(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
     }
 
 
+def learners(recording: Recording, draws: int) -> dict[str, list[dict[str, float]]]:
+    """Return one row for each number of queries a slot, of each budget: runs that learn, with overlap and with a barrier."""
+    known, tasks = (recording.features, recording.rollouts.prompts), recording.task_N.tolist()
+    x_NP = fit_coordinates(*known, sets=["hidden", "text"], tasks=tasks)(*known, tasks)
+    batches = [draw(recording, x_NP, copies=1, queries=None, shuffled=False, seed=seed) for seed in range(draws)]
+    return {
+        f"learning, {len(recording)} recorded queries, {budget} tokens a query": [
+            learned(batches, budget, queries_a_slot) for queries_a_slot in LEARNING_QUERIES_A_SLOT
+        ]
+        for budget in LEARNING_BUDGETS
+    }
+
+
+def learned(batches: list[Drawn], average: int, queries_a_slot: int) -> dict[str, float]:
+    pairs = [
+        [timed_learning(drawn, average, queries_a_slot, overlaps=way) for way in (True, False)] for drawn in batches
+    ]
+    steps_D2 = np.array([[timed.steps for timed in pair] for pair in pairs], float)
+    right_D2 = np.array([[timed.is_right_N.sum() for timed in pair] for pair in pairs], float)
+    over_D2 = np.array([[timed.steps / timed.least_steps for timed in pair] for pair in pairs])
+    difference_D = right_D2[:, 0] - right_D2[:, 1]
+    return {
+        "queries_a_slot": queries_a_slot,
+        "draws": len(batches),
+        "steps": round(float(steps_D2[:, 0].mean())),
+        "barrier_steps": round(float(steps_D2[:, 1].mean())),
+        "ratio": round(float(steps_D2[:, 0].sum() / steps_D2[:, 1].sum()), 3),
+        "over_least": round(float(over_D2[:, 0].mean()), 2),
+        "barrier_over_least": round(float(over_D2[:, 1].mean()), 2),
+        "right": round(float(right_D2[:, 0].mean()), 2),
+        "barrier_right": round(float(right_D2[:, 1].mean()), 2),
+        "right_error": round(float(difference_D.std(ddof=1) / np.sqrt(len(batches))), 2),
+        "clearings": round(float(np.mean([pair[0].clearings for pair in pairs])), 1),
+        "barrier_clearings": round(float(np.mean([pair[1].clearings for pair in pairs])), 1),
+    }
+
+
+def timed_learning(drawn: Drawn, average: int, queries_a_slot: int, *, overlaps: bool) -> Timed:
+    queries, cap = len(drawn.recording), drawn.recording.cap_tokens
+    one_N = np.ones(queries)
+    offers = OverlappingLearningOffers(
+        x_NP=drawn.x_NP,
+        tokens_K=token_grid(cap),
+        weight_N=one_N,
+        max_tokens_N=np.full(queries, cap),
+        tie_break_N=np.random.default_rng(drawn.seed).permutation(queries).astype(np.uint64),
+        cost_N=one_N,
+        budget_tokens=average * queries,
+        seed=drawn.seed,
+    )
+    return timed_run(
+        offers,
+        drawn.answers,
+        budget_tokens=offers.budget_tokens,
+        slots=queries // queries_a_slot,
+        overlaps=overlaps,
+        allocation=AllocationConfig(max_rounds=100 if overlaps else LEARNING_ROUNDS),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", help="recorded answers: query_id, output_tokens, finish_reason, correct, model")
     parser.add_argument("--model")
     parser.add_argument("--queries", type=int, default=2_000, help="of the log-normal cases")
+    parser.add_argument(
+        "--learns", type=Path, help="folder of a recording with features, for runs that teach themselves"
+    )
+    parser.add_argument("--draws", type=int, default=16)
     chosen = parser.parse_args()
-    found = {}
-    if chosen.rollouts:
+    found: dict[str, list[dict[str, float]]] = {}
+    queries = chosen.queries
+    if chosen.learns:
+        recording = read_recording(str(chosen.learns / "rollouts.parquet"), str(chosen.learns / "features.parquet"))
+        found, queries = learners(recording, chosen.draws), len(recording)
+    elif chosen.rollouts:
         answers, curves = recorded(chosen.rollouts, chosen.model or parser.error("--rollouts needs a --model"))
         for share in SHARES:
             budget = int(share * answers.length_N.sum())
@@ -123,7 +203,9 @@ def main() -> None:
                 f"log-normal, spread {between:g} of medians and {within:g} of answers, {BUDGET_TOKENS} tokens a query"
             )
             found[name] = [compared(answers, curves, BUDGET_TOKENS * chosen.queries, each) for each in QUERIES_A_SLOT]
-    said = {"benchmark": "makespan", "date": f"{datetime.now(UTC):%Y-%m-%d}", "queries": len(curves), "cases": found}
+        queries = len(curves)
+    said = {"benchmark": "makespan", "date": f"{datetime.now(UTC):%Y-%m-%d}", "queries": queries, "cases": found}
+    said |= {"command": " ".join(sys.argv), "load": round(os.getloadavg()[0], 1)}
     print(json.dumps(said))
 
 

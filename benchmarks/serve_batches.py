@@ -7,9 +7,10 @@ are timed from the moment in which the file is there to that in which both outpu
 pricing, answering and writing took, without the starts. Memory is the peak of what each process has to itself (USS) in each
 stage, looked at once a second. Prints one JSON line.
 
-    python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--take-in]
+    python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--alone | --take-in]
 
-With `--take-in` the batch is cancelled once every line was looked at: what uploading and reading alone cost.
+With `--alone` nothing is compared: what the batch takes is all there is to see. With `--take-in` the batch is cancelled once
+every line was looked at: what uploading and reading alone cost.
 """
 
 import argparse
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--row-bytes", type=int, default=4_000, help="length of a line; 4000 is 200 MB at 50,000 rows")
     parser.add_argument("--take-in", action="store_true", help="cancel it once it was looked at")
+    parser.add_argument("--alone", action="store_true", help="leave `clear-ray run` out")
     arguments = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -210,6 +212,9 @@ def measured(folder: Path, port: int, arguments: argparse.Namespace) -> dict[str
     result |= {"seconds": seconds, "peak_mib": memory.peak} | load | {"load_between": os.getloadavg()}
     if arguments.take_in:
         return result
+    result["rows_per_second"] = round(rows / seconds["batch"], 1)
+    if arguments.alone:
+        return result
     found = store.batch(batch.id)
     assert found is not None
     same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
@@ -218,7 +223,6 @@ def measured(folder: Path, port: int, arguments: argparse.Namespace) -> dict[str
     return result | {
         "run_seconds": round(run_seconds, 2),
         "run_stages": stages.seconds,
-        "rows_per_second": round(rows / seconds["batch"], 1),
         "run_rows_per_second": round(rows / run_seconds, 1),
         "overhead": round(seconds["batch"] / run_seconds - 1, 3),
         "worked": [worked(seconds["stages"]), worked(stages.seconds)],

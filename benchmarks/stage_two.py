@@ -6,6 +6,7 @@ tokens, which is checked. Prints one JSON line.
 
     python benchmarks/stage_two.py                  some six minutes on two idle cores
     python benchmarks/stage_two.py --queries 96 --ceiling 48
+    python benchmarks/stage_two.py --engine '{"kind": "vllm", "model": "FOLDER"}'       the same with vLLM
 
 What is in the line:
     stage2_tokens_per_second    of wall time, from the opening of the round to its last row on disk
@@ -40,9 +41,10 @@ from clear_ray.storage import open_folder
 DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
 
 
-def configured(folder: str, queries: int, ceiling: int) -> RunConfig:
-    """Return the demo with so many queries, all under one ceiling, and a budget that pays for it."""
+def configured(folder: str, queries: int, ceiling: int, engine: str | None) -> RunConfig:
+    """Return the demo with so many queries under one ceiling, which its budget pays for; with its engine, or another."""
     demo = RunConfig.load(DEMO)
+    other = {} if engine is None else {"engine": json.loads(engine), "estimate": {}}
     each = -(-queries // len(demo.input.tasks))
     tasks = [{**task.model_dump(), "count": each} for task in demo.input.tasks]
     settings = demo.model_dump() | {
@@ -51,7 +53,7 @@ def configured(folder: str, queries: int, ceiling: int) -> RunConfig:
         "input": demo.input.model_dump() | {"tasks": tasks},
         "allocation": demo.allocation.model_dump() | {"policy": "uniform", "max_tokens": ceiling, "max_rounds": 1},
     }
-    return RunConfig.parse(settings)
+    return RunConfig.parse(settings | other)
 
 
 async def answered(engine: Any, grants: list[Grant]) -> int:
@@ -81,13 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=int, default=208)
     parser.add_argument("--ceiling", type=int, default=96)
+    parser.add_argument("--engine", help="settings of another engine than the demo's, as JSON")
     parser.add_argument("--direct", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.direct:
         direct(options.direct)
         return
     with tempfile.TemporaryDirectory() as folder:
-        report = run(None, configured(folder, options.queries, options.ceiling)).report
+        report = run(None, configured(folder, options.queries, options.ceiling, options.engine)).report
         command = [sys.executable, __file__, "--direct", f"{folder}/run"]
         ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     alone = json.loads(ended.stdout.splitlines()[-1])

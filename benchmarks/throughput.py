@@ -182,15 +182,18 @@ def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 9
     }
 
 
-def random_model(folder: Path) -> None:
-    """Save a model of 1.5 billion random weights, in the shape of Qwen2.5-1.5B, with the embedded model's tokenizer."""
+def random_model(folder: Path, *, is_small: bool = False) -> None:
+    """Save a model of 1.5 billion random weights, in the shape of Qwen2.5-1.5B, with the embedded model's tokenizer.
+
+    Args:
+        folder: Where to.
+        is_small: A few million weights in its place, to try a script.
+    """
     torch.manual_seed(0)
+    few = {"vocab_size": 49_152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    sizes = {"vocab_size": 151_936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
     config = Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
+        **(few | {"num_attention_heads": 4} if is_small else sizes | {"num_attention_heads": 12}),
         num_key_value_heads=2,
         max_position_embeddings=32_768,
         tie_word_embeddings=True,

@@ -293,7 +293,8 @@ def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         stream = sys.stdout if as_json else sys.stderr
         display = choose_display(stream, as_json=as_json, is_quiet=quiet)
         report = run_batch(None, config, display=display).report
-    print_result(json.dumps({"event": "summary"} | report.model_dump()) if as_json else summary_text(report))
+        # Before Ray has ended, which takes seconds and says nothing.
+        print_result(json.dumps({"event": "summary"} | report.model_dump()) if as_json else summary_text(report))
     if report.failed:
         raise SystemExit(SOME_FAILED)
     if report.stopped_early:

@@ -53,9 +53,12 @@ is this query's ceiling, at most the run's. `prompt_form` is null, `raw` for a t
 QUERY_COLUMNS_ADDED = ("prompt_form", "input_error", "sampling", "n", "choice")
 """Columns that queries and attempts of older runs lack; all of them null there."""
 
+OF_QUERY = ("index", "query_id", "weight", "cost", "task", "gold", "n", "choice")
+"""What a completion has of its query."""
+
 ATTEMPT_SCHEMA = pa.schema(
     [
-        *QUERY_SCHEMA,
+        *(QUERY_SCHEMA.field(name) for name in OF_QUERY),
         pa.field("round", pa.int32(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("sample", pa.int32()),
@@ -64,6 +67,11 @@ ATTEMPT_SCHEMA = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("answer_tokens", pa.int64(), nullable=False),
+        pa.field("before", pa.string()),
+        pa.field("before_attempt", pa.int32()),
+        pa.field("kept_characters", pa.int64()),
+        pa.field("kept_logprobs", pa.int64()),
         pa.field("correct", pa.float64()),
         pa.field("answer", pa.string()),
         pa.field("verdict", pa.string()),
@@ -83,14 +91,16 @@ ATTEMPT_SCHEMA = pa.schema(
     ]
 )
 """What came of one grant: `attempt_tokens` were generated under it, its reservation was `attempt`, and `sample` is which of
-the query's independent answers it belongs to; `token_ids` and `text` hold the answer so far. `answer`
+the query's independent answers it belongs to; `token_ids` and `text` hold what this grant added to an answer of
+`answer_tokens`. Of one that goes on, `before` is the file of `rounds/` with the part before it, the row of `before_attempt`;
+of that text `kept_characters` stay, and `kept_logprobs` characters of its `logprobs` (`stages.answer_parts`). `answer`
 is what the scorer read as the final answer in it, `correct` its score and `verdict` the reason; `ended_at` is when it ended,
 Unix seconds. Where votes are counted, `vote` is the final answer as a number. `is_at_end` says that a cut answer cannot be
 gone on with; the `usage_` columns are what an endpoint says that this grant took (`engine.base.Usage`), null of other engines
-and where it did not say. `logprobs` are those of the answer so far, as `ingest.logprobs` writes them, null where none are
+and where it did not say. `logprobs` are as `ingest.logprobs` writes them, in parts as the text is, null where none are
 asked for. `engine` names one of several, and `taken_parts` is what the call took from the budget, thousandths of its unit;
 null where tokens alone say so. `cached_tokens` is what of prompt and answer so far was not read for this grant, since a model
-of ours had read it before. Older runs lack these ten."""
+of ours had read it before."""
 
 COMPLETION_SCHEMA = pa.schema(
     [

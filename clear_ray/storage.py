@@ -29,7 +29,7 @@ _GCS_RETRY_SECONDS = 120
 _MISREAD_BY_RAY = re.compile(r"[?\x00-\x1f\x7f]")
 _MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
-_READ_AT_ONCE, _READERS = 256, 16
+_READ_AT_ONCE, _READERS, _LOCAL_READERS = 256, 16, 2
 Content = TypeVar("Content")
 
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP}
@@ -216,9 +216,17 @@ class Folder:
                     raise ConfigError("the run folder holds a link", str(path), os.readlink(path), remedy)
 
 
-def read_many(read: Callable[[str], Content], names: Sequence[str]) -> Iterator[list[Content]]:
-    """Yield what `read` returns for each name, in order, some hundreds at a time: a store far away takes long to answer."""
-    with ThreadPoolExecutor(_READERS) as readers:
+def read_many(
+    read: Callable[[str], Content], names: Sequence[str], *, is_local: bool = False
+) -> Iterator[list[Content]]:
+    """Yield what `read` returns for each name, in order, some hundreds at a time: a store far away takes long to answer.
+
+    Args:
+        read: Reads one file.
+        names: Of the files.
+        is_local: Whether they are of this machine's own disk, where more threads only wait for each other.
+    """
+    with ThreadPoolExecutor(_LOCAL_READERS if is_local else _READERS) as readers:
         for first in range(0, len(names), _READ_AT_ONCE):
             yield list(readers.map(read, names[first : first + _READ_AT_ONCE]))
 

@@ -37,6 +37,7 @@ from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.run_folder.completions import completion_rows, completion_views
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.stages.causes import reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
@@ -162,7 +163,7 @@ def _kept(run: RunContext, lesson: Lesson, learning: LearningReport, observed: S
 def _write_completions(folder: Folder, verdicts: Verdicts, void: VoidAttempts) -> None:
     sources: list[tuple[list[str], Any]] = [
         (folder.child("queries").files(".parquet"), Abandon(verdicts)),
-        (folder.child("rounds").files(".parquet"), Complete(verdicts, void)),
+        (folder.child("rounds").files(".parquet"), Complete(verdicts, void, AnswerParts(folder))),
     ]
     with folder.replacing("completions") as target:
         is_few = len(verdicts.states.last_round_N) <= SORTED_BY_RAY_ABOVE_ROWS
@@ -176,7 +177,13 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     if not paths:
         return
     price_R = np.array([0.0, *(report.shadow_price for report in rounds)])
-    keep = KeepAnswers(LastGrants.of(states), first_sample=run.config.sample, price_R=price_R, void=run.void_attempts())
+    keep = KeepAnswers(
+        LastGrants.of(states),
+        first_sample=run.config.sample,
+        price_R=price_R,
+        void=run.void_attempts(),
+        parts=AnswerParts(folder),
+    )
     with folder.replacing("attempts") as target:
         is_few = int(states.attempt_N.sum()) <= SORTED_BY_RAY_ABOVE_ROWS
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)

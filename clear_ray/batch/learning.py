@@ -33,6 +33,7 @@ from clear_ray.estimation.head_store import HeadStore
 from clear_ray.report.summary import LearningReport
 from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
 from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
@@ -160,7 +161,9 @@ def _judged_by(folder: Folder) -> set[str]:
     return {name for name in optional if len(source.head(1, columns=["index"], filter=ds.field(name).is_valid()))}
 
 
-def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson) -> LearningOffers:
+def learning_offers(
+    folder: Folder, config: RunConfig, estimates: Estimates, lesson: Lesson
+) -> OverlappingLearningOffers:
     """Return what a run that learns offers its queries; their coordinates are in its folder afterwards.
 
     Where the driver holds the curves of a sample alone, these are the offers to the sample, for its part of the budget.
@@ -168,7 +171,7 @@ def learning_offers(folder: Folder, config: RunConfig, estimates: Estimates, les
     batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson)[0].given
     if config.estimate.frozen is False:
         given = incidence_of(batch.curves)
-    return LearningOffers(
+    return OverlappingLearningOffers(
         x_NP=coordinates_of(
             folder,
             estimates.prompt_tokens_N,

@@ -180,7 +180,7 @@ class _Playing:
 
 
 class _Speed:
-    """How far running grants may have come: by the time since they were sent, and the rate of the fastest answers.
+    """How far running grants have come, as near as that is known: by the time since they were sent, at the mean rate so far.
 
     Args:
         queries: N.
@@ -188,7 +188,7 @@ class _Speed:
 
     def __init__(self, queries: int) -> None:
         self._sent_N = np.full(queries, np.inf)
-        self._tokens_per_second = 0.0
+        self._tokens, self._seconds = 0.0, 0.0
 
     def begin(self, call: GrantedCall) -> None:
         """Note that a call is sent."""
@@ -198,10 +198,11 @@ class _Speed:
         """Note what a call generated."""
         seconds = time.monotonic() - float(self._sent_N[call.index_M[0]])
         self._sent_N[call.index_M] = np.inf
-        self._tokens_per_second = max(self._tokens_per_second, float(tokens_M.max(initial=0)) / max(seconds, 1e-3))
+        self._tokens, self._seconds = self._tokens + float(tokens_M.max(initial=0)), self._seconds + seconds
 
     def progress_tokens_N(self) -> NDArray[np.int64]:
-        """Return what each running grant has generated, if it began at once and is as fast as the fastest, shape (N,)."""
+        """Return what each running grant has generated, if it is as fast as the longest answers of calls were, shape (N,)."""
         seconds_N = np.maximum(time.monotonic() - self._sent_N, 0.0)
-        found: NDArray[np.int64] = np.minimum(seconds_N * self._tokens_per_second, 1e9).astype(np.int64)
+        rate = self._tokens / max(self._seconds, 1e-3)
+        found: NDArray[np.int64] = np.minimum(seconds_N * rate, 1e9).astype(np.int64)
         return found

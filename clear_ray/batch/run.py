@@ -10,6 +10,7 @@ depends on is on disk before the round begins, so running the same configuration
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
 from clear_ray.records import COST_PARTS
 from clear_ray.report.live import Display, QuietDisplay
+from clear_ray.report.page import import_plots
 from clear_ray.report.plan import PlanReport
 from clear_ray.report.summary import RunReport
 from clear_ray.rounds.clearing import nothing_to_grant
@@ -196,6 +198,7 @@ def _run_alone(
             rounds = _rounds_of(folder, config, estimates, cost_N, lesson)
             answers = AnswerFiles(digest.rows)
             opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
+            threading.Thread(target=import_plots, name="clear_ray plots", daemon=True).start()
             report = close_run(opened, play_rounds(opened), digest)
     return RunResult(report, config.run_dir)
 
@@ -391,16 +394,24 @@ def _rounds_of(
     given: GivenRows | None = None,
 ) -> Rounds:
     offers, settings = offers_of(folder, config, estimates, cost_N, lesson, given=given), config.allocation
-    if (lesson is not None and not lesson.left_out) or isinstance(offers, MenuOffers):
-        settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
+    learns = lesson is not None and not lesson.left_out
+    most_alone = rounds_of(config) if learns else None
     if isinstance(offers, MenuOffers):
+        settings = settings.model_copy(update={"max_rounds": rounds_of(config)})
         calls = cheapest_calls(offers)
         return Rounds(offers, settings, failed=estimates.error_of_index, rule=offers.rule, calls=calls)
-    if lesson is not None and not lesson.left_out and lesson.agreement is not None:
+    if lesson is not None and learns and lesson.agreement is not None:
         rule = lesson.agreement.rule(can_differ(folder, estimates.queries))
     else:
         rule = AttemptRule(settings.objective, _most_attempts(folder, config, estimates.queries))
-    return Rounds(offers, settings, failed=estimates.error_of_index, rule=rule, calls=estimates.calls)
+    return Rounds(
+        offers,
+        settings,
+        failed=estimates.error_of_index,
+        rule=rule,
+        calls=estimates.calls,
+        most_alone=most_alone,
+    )
 
 
 def _most_attempts(folder: Folder, config: RunConfig, queries: int) -> NDArray[np.int64]:

@@ -64,16 +64,14 @@ def _sorted_parts(sources: Sequence[Source], target: Folder, by: Sequence[str], 
     for paths, turned in sources:
         if not paths:
             continue
-        schema = pa.unify_schemas([pq.read_schema(path, filesystem=target.filesystem) for path in paths])
-        if (reads := getattr(turned, "reads", None)) is not None:
-            schema = pa.schema([field for field in schema if field.name in reads])
 
-        def read(path: str, schema: pa.Schema = schema, turned: Callable[[pa.Table], pa.Table] = turned) -> pa.Table:
+        def read(path: str, turned: Callable[[pa.Table], pa.Table] = turned) -> pa.Table:
             with target.filesystem.open_input_file(path) as source:
-                return turned(_alike(pq.ParquetFile(source).read(columns=schema.names, use_threads=False), schema))
+                columns = getattr(turned, "reads", None)
+                return turned(pq.ParquetFile(source).read(columns=columns and list(columns), use_threads=False))
 
         for some in _groups(paths, target):
-            tables = [table for found in read_many(read, some) for table in found]
+            tables = [table for found in read_many(read, some, is_local=target.is_local) for table in found]
             waiting += tables
             held_bytes += sum(table.nbytes for table in tables)
             if held_bytes > _MOST_BYTES:
@@ -105,14 +103,6 @@ def _on_disk(rows: pa.Table, path: Path) -> pa.Table:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _alike(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with the columns that only other files have, as those of a run that an older version began."""
-    for field in schema:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table
 
 
 def _write_spread(sources: Sequence[Source], target: Folder, by: Sequence[str]) -> None:

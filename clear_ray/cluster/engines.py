@@ -24,6 +24,7 @@ from ray.exceptions import (
 )
 
 from clear_ray.cluster.metrics import watch_engine
+from clear_ray.cluster.pieces import pieces_of
 from clear_ray.cluster.room import wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
@@ -43,8 +44,6 @@ _LOOK_SECONDS = 0.2
 _RELOAD_SECONDS = 5.0
 
 _LAST_WORDS_SECONDS = 0.5  # in which the calls of a failed engine hear why
-
-_INLINE_BYTES = 90_000  # Ray puts an argument of over 100 KiB into its object store
 
 _DEATHS = (
     ActorDiedError,
@@ -216,9 +215,8 @@ class BatchEngineWorker(EngineWorker):
 
 
 def in_pieces(head: Head) -> list[bytes]:
-    """Return a head in pieces that Ray keeps with an actor: one that is started again needs no object of a lost node."""
-    whole = pickle.dumps(head)
-    return [whole[start : start + _INLINE_BYTES] for start in range(0, len(whole), _INLINE_BYTES)]
+    """Return a head in pieces that Ray keeps with an actor."""
+    return pieces_of(pickle.dumps(head))
 
 
 def _is_started_again() -> bool:

@@ -13,6 +13,7 @@ from ray.exceptions import ActorAlreadyExistsError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clear_ray.cluster.engines import CALLS_IN_FLIGHT, cause_of
+from clear_ray.cluster.pieces import cost_pieces, costs_in
 from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.identity import check_journal
 from clear_ray.ledger.journal import read_journal
@@ -23,6 +24,21 @@ from clear_ray.storage import open_folder
 _ANSWER_SECONDS = 5.0
 
 NAMESPACE = "clear_ray"  # of all drivers: each has its own otherwise
+
+
+class BatchMarketActor(MarketActor):
+    """A `MarketActor` whose costs come in pieces.
+
+    Args:
+        run_dir: See `MarketActor`.
+        budget_tokens: See `MarketActor`.
+        queries: See `MarketActor`.
+        run_id: See `MarketActor`.
+        pieces: What `cost_pieces` made of the costs.
+    """
+
+    def __init__(self, run_dir: str, budget_tokens: int, queries: int, run_id: str, *pieces: bytes) -> None:
+        super().__init__(run_dir, budget_tokens, queries, costs_in(pieces), run_id)
 
 
 @contextmanager
@@ -54,11 +70,11 @@ def opened_market(
         "max_concurrency": CALLS_IN_FLIGHT,
         "scheduling_strategy": here,
     }
-    remote: Any = ray.remote(MarketActor).options(**options).remote
+    remote: Any = ray.remote(BatchMarketActor).options(**options).remote
 
     def start() -> Any:
         try:
-            return remote(run_dir, budget_tokens, len(cost_N), one_or_all(cost_N), run_id)
+            return remote(run_dir, budget_tokens, len(cost_N), run_id, *cost_pieces(cost_N))
         except ActorAlreadyExistsError:
             _end_if_out_of_place(str(options["name"]))
             raise
@@ -76,14 +92,6 @@ def opened_market(
         yield market
     finally:
         ray.kill(actor)
-
-
-def one_or_all(cost_N: NDArray[np.float64]) -> float | NDArray[np.float64]:
-    """Return a cost that all queries have, or those of all.
-
-    An array of a hundred kilobytes would lie in Ray's object store, from where it may be gone when the market starts again.
-    """
-    return float(cost_N[0]) if len(cost_N) and bool((cost_N == cost_N[0]).all()) else cost_N
 
 
 def _end_if_out_of_place(name: str) -> None:

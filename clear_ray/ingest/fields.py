@@ -259,9 +259,9 @@ def settings_beside(row: Mapping[str, Any], columns: ColumnsConfig) -> list[str]
         row: The row.
         columns: Which columns are read.
     """
-    beside = row.keys() & SETTINGS
-    if not beside:  # as of most rows
+    if SETTINGS.isdisjoint(row):  # as of most rows; it looks at the row's few keys alone
         return []
+    beside = row.keys() & SETTINGS
     beside -= {getattr(columns, setting) for setting in ColumnsConfig.model_fields}
     names = (name for name in row if name in beside)
     return [

@@ -307,7 +307,8 @@ class _Intake:
         if not isinstance(row, dict):
             raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
         columns, form, endpoint, asked = reading.columns, None, None, Asked()
-        makes_ids, further = reading.makes_ids, ()
+        makes_ids = reading.makes_ids
+        further: Sequence[RawPrompt] = ()
         place_of: Callable[[str], str] = str
         place = columns.sampling_params
         if batch.is_openai:

@@ -128,11 +128,10 @@ class Notices:
             said.append(f"not read: {', '.join(names[:_MOST_COLUMNS])}{f' and {more:,} more' if more > 0 else ''}")
         said += sorted(self._said)
         if len(self._models) > 1:
-            names = [f"`{name}`" for name in sorted(self._models)]
-            more = f" and {len(names) - _MOST_READINGS:,} more" if len(names) > _MOST_READINGS else ""
-            said.append(
-                f"rows name {len(names):,} models ({', '.join(names[:_MOST_READINGS])}{more}); all are answered by the run's"
-            )
+            named = [f"`{name}`" for name in sorted(self._models)]
+            others = f" and {len(named) - _MOST_READINGS:,} more" if len(named) > _MOST_READINGS else ""
+            listed = ", ".join(named[:_MOST_READINGS])
+            said.append(f"rows name {len(named):,} models ({listed}{others}); all are answered by the run's")
         if effects := [*self._effects(max_tokens)]:
             said.append("; ".join(effects))
         if self._split:

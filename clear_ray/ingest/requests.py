@@ -154,7 +154,8 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     if not isinstance(body, dict):
         raise SchemaError("the body is no object", place, shown(body), "Write the request as a JSON object.")
     said = check_fields(body, endpoint, place=place)
-    (prompt, form), *further = _PROMPTS[endpoint](body)
+    (prompt, form), *more = _PROMPTS[endpoint](body)
+    further = tuple((other, raw) for other, raw in more if raw is not None)
     beside = (columns.weight, columns.cost, columns.gold, columns.task, columns.metadata)
     known = _OF_A_LINE.union(name.partition(".")[0] for name in beside)
     said += [name for name, value in row.items() if name not in known and value is not None]
@@ -173,8 +174,7 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     except SchemaError as error:
         raise at(error, place_of(error.where)) from error
     n = answers_asked(body.get("n"), f"{place}.n")
-    more = tuple(further)
-    return Request(values, endpoint, form, said, sampling, n, place_of, further=more, model=body.get("model"))
+    return Request(values, endpoint, form, said, sampling, n, place_of, further=further, model=body.get("model"))
 
 
 def at(error: SchemaError, where: str) -> SchemaError:

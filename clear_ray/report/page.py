@@ -55,6 +55,11 @@ def write_page(
     return f"{folder.path}/{name}"
 
 
+def import_plots() -> None:
+    """Import what the plots are drawn with, which takes a second, while something else is waited for."""
+    import clear_ray.report.plots  # noqa: F401
+
+
 def render_page(report: RunReport, gathered: Gathered) -> str:
     """Return the page as text."""
     from clear_ray.report.plots import budget_words

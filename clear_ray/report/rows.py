@@ -78,7 +78,8 @@ def gather(completions: Iterable[Mapping[str, Any]], *, most_rows: int) -> Gathe
             _keep(nearest, _reservation_price(row), -number, row)
             continue
         funded += 1
-        _sample(points, _point(row), funded, draw)
+        if (place := _place(funded, draw)) is not None:
+            points[place : place + 1] = [_point(row)]
         if row["status"] == "failed":
             failed += 1
             if len(failed_first) < _MOST_FAILED:
@@ -116,9 +117,9 @@ def _keep(
         heapq.heapreplace(nearest, (price, number, dict(row)))
 
 
-def _sample(points: list[QueryPoint], point: QueryPoint, seen: int, draw: random.Random) -> None:
-    """Keep each of the points seen so far with the same chance (reservoir sampling)."""
-    if len(points) < _MOST_POINTS:
-        points.append(point)
-    elif (place := draw.randrange(seen)) < _MOST_POINTS:
-        points[place] = point
+def _place(seen: int, draw: random.Random) -> int | None:
+    """Return where to keep the last of the points seen, if at all: each has the same chance (reservoir sampling)."""
+    if seen <= _MOST_POINTS:
+        return seen - 1
+    place = draw.randrange(seen)
+    return place if place < _MOST_POINTS else None

@@ -51,6 +51,12 @@ class RoundReport(Part):
     is_service: bool = False
     """Whether this was the minimum service: direct answers to queries that no clearing had funded."""
 
+    @property
+    def grants_all(self) -> bool:
+        """Whether the certificate is of what was granted, and not of more that was priced with it."""
+        missing = self.dual_bound - self.expected_utility - self.later_utility - self.gap
+        return missing <= 1e-6 * (1.0 + abs(self.dual_bound))
+
 
 class TaskReport(Part):
     """One kind of query."""
@@ -284,10 +290,15 @@ class RunReport(Part):
 
 
 def main_round(rounds: Sequence[RoundReport], *, has_learned: bool) -> RoundReport | None:
-    """Return the round that says what the budget was worth: the first; where a run learned, the one that granted most."""
+    """Return the round that says what the budget was worth: the first; where a run learned, the one that granted most.
+
+    Its stages grant a part of what they price, with the certificate of all of that: one that granted all says more.
+    """
     if not has_learned:
         return rounds[0] if rounds else None
-    return max((row for row in rounds if not row.is_service), key=lambda row: row.granted_tokens, default=None)
+    priced = [row for row in rounds if not row.is_service]
+    whole = [row for row in priced if row.number > 1 and row.grants_all]
+    return max(whole or priced, key=lambda row: row.granted_tokens, default=None)
 
 
 class ProgressSnapshot(Part):

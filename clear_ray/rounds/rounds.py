@@ -65,6 +65,7 @@ class Rounds:
         failed: Queries that failed before the first round.
         calls: What calls take, where prompts are paid for; of several models, those of the cheapest.
         rule: What ends a query; its first answer if not given.
+        most_alone: Most clearings beside which nothing runs, where `max_rounds` is not given; else as the settings have it.
 
     Attributes:
         states: Where every query stands.
@@ -79,7 +80,9 @@ class Rounds:
         failed: Collection[int] = (),
         calls: CallCosts | None = None,
         rule: AttemptRule | None = None,
+        most_alone: int | None = None,
     ) -> None:
+        self._most_alone = settings.most_rounds if most_alone is None else most_alone
         self.states = QueryStates(offers.cost_N, failed=failed, rule=rule)
         self.number = 0
         self._offers, self._settings, self._calls = offers, settings, calls
@@ -225,7 +228,7 @@ class Rounds:
         if self._settings.max_rounds is not None:
             is_over = self.number >= self._settings.most_rounds
         else:
-            is_over = not self._running and self._alone >= self._settings.most_rounds
+            is_over = not self._running and self._alone >= self._most_alone
         if is_over:
             return False
         if self.number == 0:

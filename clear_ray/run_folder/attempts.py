@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clear_ray.errors import ResumeError
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.ballots import NO_VOTE
@@ -41,7 +42,8 @@ def read_attempt_rows(folder: Folder, number: int, queries: int, void: VoidAttem
         void: Attempts that do not count.
     """
     attempts, is_seen_N = round_folder(folder, number), np.zeros(queries, bool)
-    for tables in read_many(partial(_read_attempt_file, attempts), attempts.files(".parquet")):
+    paths, read = attempts.files(".parquet"), partial(_read_attempt_file, attempts)
+    for tables in read_many(read, paths, is_local=attempts.is_local):
         found = void.dropped_from(pa.concat_tables(tables)).combine_chunks()
         index, first_of_index = np.unique(found["index"].to_numpy(), return_index=True)
         is_new = ~is_seen_N[index]
@@ -54,6 +56,12 @@ def _read_attempt_file(attempts: Folder, path: str) -> pa.Table:
     if isinstance(table, Exception):  # the writer died, mostly; its tokens are marked as wasted by the caller
         attempts.filesystem.delete_file(path)
         return SLIM_ATTEMPT_SCHEMA.empty_table()
+    if "answer_tokens" not in table.column_names:
+        raise ResumeError(
+            "the run was begun by an older version, which wrote answers in another way",
+            path,
+            remedy="Finish it with that version, or name a new run_dir.",
+        )
     return slim_attempts(table, name_in_rounds(path))
 
 

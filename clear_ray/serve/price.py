@@ -150,6 +150,8 @@ class OnlinePrice:
         Changes nothing, so it may be repeated for queries that wait.
         """
         found, offered = self._clearing, [0] * len(asks)
+        if len(asks) == 1 and not found.lower_classes:  # as it is for one that has just arrived
+            return [self._offer(asks[0], found)]
         for rows in _rows_by_grid(asks).values():
             utility = self._utility([asks[row] for row in rows])
             keys = np.array([asks[row].tie_break for row in rows], np.uint64)
@@ -162,6 +164,11 @@ class OnlinePrice:
             for row, tokens in zip(rows, np.maximum(np.where(is_lower_N, lower_N, upper_N), level_N), strict=True):
                 offered[row] = int(tokens)
         return offered
+
+    def _offer(self, ask: Ask, found: SketchPrice) -> int:
+        most = self._limit_tokens(ask)
+        demanded = ask.curve.demanded_tokens(found.shadow_price, weight=ask.weight, max_tokens=most)
+        return int(max(demanded, min(found.level_tokens, most, int(ask.curve.tokens_K[-1]))))
 
     def take(self, tokens: int, *, now_seconds: float, is_priced: bool = True) -> Hold | None:
         """Set tokens aside.

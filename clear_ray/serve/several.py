@@ -29,7 +29,9 @@ def bodies_of(body: bytes) -> list[bytes]:
         ApiError: 400: it wants them as a stream, or a prompt is none.
     """
     given = json_of(body) if _MAY_BE_SEVERAL.search(body) else None
-    prompts = given.get("prompt") if isinstance(given, dict) else None
+    if not isinstance(given, dict):
+        return [body]
+    prompts = given.get("prompt")
     if not isinstance(prompts, list) or len(prompts) < 2 or not isinstance(prompts[0], str | list):
         return [body]
     try:

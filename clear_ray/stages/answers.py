@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ANSWER_SCHEMA
+from clear_ray.stages.answer_parts import AnswerParts
 
 if TYPE_CHECKING:
     from clear_ray.rounds.states import QueryStates
@@ -66,26 +67,31 @@ class KeepAnswers:
         first_sample: Which independent answer the first attempt of a query was.
         price_R: Price of each round, the first at place 1.
         void: Grants that do not count.
+        parts: Puts answers together.
     """
 
     def __init__(
-        self, last: LastGrants, *, first_sample: int, price_R: NDArray[np.float64], void: VoidAttempts
+        self,
+        last: LastGrants,
+        *,
+        first_sample: int,
+        price_R: NDArray[np.float64],
+        void: VoidAttempts,
+        parts: AnswerParts,
     ) -> None:
-        self._last, self._first_sample, self._price_R, self._void = last, first_sample, price_R, void
+        self._last, self._first_sample, self._price_R = last, first_sample, price_R
+        self._void, self._parts = void, parts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return rows of `ANSWER_SCHEMA`."""
         batch = self._void.dropped_from(batch)
         number = batch["sample"].to_numpy().astype(np.int64) - self._first_sample + 1
         is_last = self._last.is_last(batch["index"].to_numpy(), number, batch["round"].to_numpy())
-        batch, number = batch.filter(pa.array(is_last)), number[is_last]
-        if "logprobs" not in batch.column_names:  # of an older run
-            batch = batch.append_column("logprobs", pa.nulls(len(batch), pa.string()))
+        batch, number = self._parts.whole(batch.filter(pa.array(is_last))), number[is_last]
         columns = {
             "is_chosen": pa.array(self._last.chosen_N[batch["index"].to_numpy()] == number),
-            "tokens": batch["token_ids"].combine_chunks().value_lengths(),
+            "tokens": batch["answer_tokens"],
             "price": pa.array(self._price_R[batch["round"].to_numpy()]),
-            "engine": batch["engine"] if "engine" in batch.column_names else pa.nulls(len(batch), pa.string()),
             "error": pc.if_else(pc.equal(batch["error"], ""), None, batch["error"]),
         }
         arrays = [columns[name] if name in columns else batch[name] for name in ANSWER_SCHEMA.names]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.stages.answer_parts import part_of
 from clear_ray.stages.generate import Dispatch, Generate, Row
 from clear_ray.stages.granted import GrantedCall, RunRows
 from clear_ray.storage import Folder, read_many
@@ -45,7 +46,7 @@ READ_OF_ATTEMPT = (
     "attempt",
     "granted_tokens",
     "attempt_tokens",
-    "token_ids",
+    "answer_tokens",
     "finish_reason",
     "correct",
     "error",
@@ -60,22 +61,14 @@ def slim_attempts(table: pa.Table, file: str) -> pa.Table:
     has_failed = pc.not_equal(table["error"], "").fill_null(False)
     is_cut = pc.equal(table["finish_reason"], "length").fill_null(False)
     is_short = pc.less(table["attempt_tokens"], table["granted_tokens"])
-    columns = {
-        "answer_tokens": table["token_ids"].combine_chunks().value_lengths(),
+    made = {
         "has_stopped": pc.and_not(pc.equal(table["finish_reason"], "stop").fill_null(False), has_failed),
         "has_failed": has_failed,
-        "is_at_end": pc.and_(is_cut, is_short),
+        "is_at_end": pc.or_(pc.and_(is_cut, is_short), table["is_at_end"].fill_null(False)),
         "file": pa.repeat(file, len(table)),
     }
-    if "is_at_end" in table.column_names:  # older runs lack it
-        columns["is_at_end"] = pc.or_(columns["is_at_end"], table["is_at_end"].fill_null(False))
-        table = table.drop_columns(["is_at_end"])
-    for name in ("vote", "cached_tokens"):
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), pa.int64()))
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table.select(SLIM_ATTEMPT_SCHEMA.names).cast(SLIM_ATTEMPT_SCHEMA)
+    columns = [made[name] if name in made else table[name] for name in SLIM_ATTEMPT_SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=SLIM_ATTEMPT_SCHEMA)
 
 
 def name_in_rounds(path: str) -> str:
@@ -265,8 +258,8 @@ class AttemptFiles:
 
     def _write_rows(self, attempts: list[Row]) -> pa.Table:
         sink, name = BytesIO(), f"{uuid4().hex}.parquet"
-        table = pa.Table.from_pylist(attempts, schema=ATTEMPT_SCHEMA)
-        pq.write_table(table, sink)
+        table = pa.Table.from_pylist([part_of(attempt) for attempt in attempts], schema=ATTEMPT_SCHEMA)
+        pq.write_table(table, sink, use_dictionary=False, write_statistics=False)  # few rows: neither pays
         self._folder.write(name, sink.getvalue())
         return slim_attempts(table, name_in_rounds(f"{self._folder.path}/{name}"))
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clear_ray.ledger.void import VoidAttempts
-from clear_ray.records import COMPLETION_SCHEMA
+from clear_ray.records import COMPLETION_SCHEMA, OF_QUERY
 from clear_ray.report.wording import priced
+from clear_ray.stages.answer_parts import PARTS, AnswerParts
 from clear_ray.stages.causes import LOST, code_of, code_of_answer
 
 if TYPE_CHECKING:
@@ -55,30 +56,32 @@ class Verdicts:
         }
 
 
-_CARRIED = ("index", "query_id", "weight", "cost", "task", "gold")
-_CHOICE = ("n", "choice")  # which rows of an older run lack
-
-
 class Complete:
     """Turn the grant that ended each query's answer into its completion; drop all others and those that are void.
 
+    Args:
+        verdicts: How the queries ended.
+        void: Grants that do not count.
+        parts: Puts answers together.
+
     Attributes:
-        reads: The columns of an attempt that it looks at; those of an older run lack some.
+        reads: The columns of an attempt that it looks at.
     """
 
     reads = (
-        *(*_CARRIED, "round", "attempt", "sample", "finish_reason", "text", "error", "correct", "answer", "verdict"),
-        *("ended_at", "logprobs", "engine", *_CHOICE),
+        *(*OF_QUERY, *PARTS, "round", "attempt", "sample", "finish_reason", "error", "correct", "answer", "verdict"),
+        *("ended_at", "engine"),
     )
 
-    def __init__(self, verdicts: Verdicts, void: VoidAttempts) -> None:
-        self._verdicts, self._void = verdicts, void
+    def __init__(self, verdicts: Verdicts, void: VoidAttempts, parts: AnswerParts) -> None:
+        self._verdicts, self._void, self._parts = verdicts, void, parts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return rows of `COMPLETION_SCHEMA`, completed or failed."""
         batch = self._void.dropped_from(batch)
         index = batch["index"].to_numpy()
         batch = batch.filter(pa.array(batch["round"].to_numpy() == self._verdicts.states.chosen_round_N[index]))
+        batch = self._parts.whole(batch)
         index = batch["index"].to_numpy()
         numbers = self._verdicts.columns(index)
         errors, unit = batch["error"].to_pylist(), self._verdicts.unit
@@ -111,12 +114,12 @@ class Complete:
             error=[error or None for error in errors],
             correct=batch["correct"],
             error_code=[code_of_answer(error) if error else None for error in errors],
-            ended_at=batch["ended_at"] if "ended_at" in batch.column_names else pa.nulls(len(batch), pa.float64()),
+            ended_at=batch["ended_at"],
             answer=batch["answer"],
             verdict=batch["verdict"],
-            sample=batch["sample"] if "sample" in batch.column_names else pa.nulls(len(batch), pa.int32()),
-            logprobs=batch["logprobs"] if "logprobs" in batch.column_names else pa.nulls(len(batch), pa.string()),
-            engine=batch["engine"] if "engine" in batch.column_names else pa.nulls(len(batch), pa.string()),
+            sample=batch["sample"],
+            logprobs=batch["logprobs"],
+            engine=batch["engine"],
         )
 
 
@@ -127,7 +130,7 @@ class Abandon:
         reads: The columns of a query that it looks at.
     """
 
-    reads = (*_CARRIED, *_CHOICE)
+    reads = OF_QUERY
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -170,10 +173,8 @@ class Abandon:
 
 
 def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
-    carried = {name: batch[name] for name in _CARRIED}
-    carried |= {
-        name: batch[name] if name in batch.column_names else pa.nulls(len(batch), pa.int32()) for name in _CHOICE
-    }
+    older = pa.nulls(len(batch), pa.int32())  # rows of an older run have neither `n` nor `choice`
+    carried = {name: batch[name] if name in batch.column_names else older for name in OF_QUERY}
     found = {**carried, **numbers, **columns}
     arrays = []
     for field in COMPLETION_SCHEMA:

@@ -31,6 +31,7 @@ from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ingest.logprobs import dump_logprobs, load_logprobs, of_answer
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
+from clear_ray.stages.answer_parts import kept
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
 from clear_ray.stages.charging import charged_parts
 from clear_ray.stages.failures import LoneFailures, engine_failure
@@ -311,11 +312,15 @@ class Generate:
         if self._dispatch.votes_by is not None and generation.finish_reason == "stop" and not error:
             result, vote = vote_of(generation.text, self._dispatch.votes_by, row)
             verdict = verdict if self._scorer else Verdict(None, "", result)
+        logprobs = _logprobs(row, generation)
         return row | {
             "attempt_tokens": len(generation.token_ids),
             "finish_reason": generation.finish_reason,
             "text": generation.text,
             "token_ids": [*row["token_ids"], *generation.token_ids],
+            "answer_tokens": len(row["token_ids"]) + len(generation.token_ids),
+            "kept_characters": kept(row.get("text"), generation.text),
+            "kept_logprobs": kept(row.get("logprobs"), logprobs),
             "correct": verdict.score,
             "answer": verdict.kept_answer(),
             "verdict": verdict.reason or None,
@@ -325,7 +330,7 @@ class Generate:
             "is_at_end": generation.is_at_end,
             "engine": self._dispatch.engine,
             "vote": vote,
-            "logprobs": _logprobs(row, generation),
+            "logprobs": logprobs,
             "cached_tokens": generation.cached_tokens,
             **_usage_columns(generation.usage),
         }

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from clear_ray.errors import ResumeError
 from clear_ray.records import QUERY_SCHEMA
+from clear_ray.stages.answer_parts import NOTHING, AnswerParts
 from clear_ray.stages.probe import with_added_columns
 from clear_ray.storage import Folder
 
 _MOST_BYTES = 64_000_000
-_ANSWERED = ["index", "attempt", "token_ids", "text", "logprobs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +69,7 @@ class RunRows:
 
     def __init__(self, folder: Folder, most_bytes: int = _MOST_BYTES) -> None:
         self._folder, self._most_bytes = folder, most_bytes
+        self._parts = AnswerParts(folder, most_bytes)
         self._at_hand: OrderedDict[str, pa.Table] = OrderedDict()
         self._held_bytes = 0
         self._files: list[str] = []
@@ -81,12 +82,15 @@ class RunRows:
             ResumeError: A file is damaged, or does not hold what it should.
         """
         rows = self.queries(call.index_M)
-        answers = [self._answer(*answer) for answer in zip(call.file_M, call.index_M, call.attempt_M, strict=True)]
+        earlier = zip(call.file_M, call.index_M.tolist(), call.attempt_M.tolist(), strict=True)
+        answers = [self._parts.answer(*row) if row[0] else NOTHING for row in earlier]
         sample_M = np.zeros(len(rows), np.int32) if call.sample_M is None else call.sample_M
         columns = {
-            "token_ids": pa.array([token_ids for token_ids, _, _ in answers], pa.list_(pa.int32())),
-            "text": pa.array([text for _, text, _ in answers], pa.string()),
-            "logprobs": pa.array([logprobs for _, _, logprobs in answers], pa.string()),
+            "token_ids": pa.array([answer.token_ids for answer in answers], pa.list_(pa.int32())),
+            "text": pa.array([answer.text for answer in answers], pa.string()),
+            "logprobs": pa.array([answer.logprobs for answer in answers], pa.string()),
+            "before": pa.array([file or None for file in call.file_M], pa.string()),
+            "before_attempt": pa.array(call.attempt_M, pa.int32()),
             "round": pa.array(np.full(len(rows), call.round, np.int32)),
             "granted_tokens": pa.array(call.tokens_M),
             "sample": pc.add(pc.fill_null(rows["choice"], 0), pa.array(sample_M, pa.int32())),
@@ -121,25 +125,12 @@ class RunRows:
             raise ResumeError("a file of queries does not hold the rows that it should", self._folder.path)
         return rows
 
-    def _answer(self, file: str, index: int, attempt: int) -> tuple[NDArray[np.int32], str, str | None]:
-        """Return the tokens and the text of an answer so far, and its log-probabilities, if they are asked for."""
-        if not file:
-            return np.zeros(0, np.int32), "", None
-        path = self._folder.child("rounds").child(file).path
-        found = self._read(path, _ANSWERED)
-        is_it = pc.and_(pc.equal(found["index"], int(index)), pc.equal(found["attempt"], int(attempt)))
-        (row,) = np.flatnonzero(is_it.combine_chunks().to_numpy(zero_copy_only=False))
-        logprobs = found["logprobs"][int(row)].as_py() if "logprobs" in found.column_names else None
-        return found["token_ids"][int(row)].values.to_numpy(), found["text"][int(row)].as_py(), logprobs
-
-    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+    def _read(self, path: str) -> pa.Table:
         if (table := self._at_hand.get(path)) is not None:
             self._at_hand.move_to_end(path)
             return table
         with self._folder.filesystem.open_input_file(path) as source:
-            table = (
-                pq.ParquetFile(source).read(columns=columns).combine_chunks()
-            )  # of a column that is not there, nothing
+            table = pq.ParquetFile(source).read().combine_chunks()
         self._at_hand[path] = table
         self._held_bytes += table.nbytes
         while self._held_bytes > self._most_bytes and len(self._at_hand) > 1:

@@ -88,7 +88,10 @@ class EngineWorker:
         """
         async with self._turn(is_alone):
             features = await asyncio.to_thread(self._engine.prefill, query_ids, prompts)
-            room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
+            if direct_text:  # then prompts are rendered once more
+                room_tokens_N = await asyncio.to_thread(self._room_tokens, prompts, features, direct_text)
+            else:
+                room_tokens_N = self._room_tokens(prompts, features, direct_text)
         curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
         states = {"states": await self._states(query_ids, prompts, features)} if has_states else {}
         return states | {

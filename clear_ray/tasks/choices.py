@@ -57,7 +57,9 @@ _SAID = (
     ),
     re.compile(
         r"\b(?:[Ii]t(?:'?s| is| must be| has to be| should be| would be)|"
-        r"[Tt]hat(?:'?s| is)|[Tt]his is|[Dd]efinitely|[Cc]learly|[Pp]robably|[Ss]urely|[Oo]bviously) "
+        r"[Tt]hat(?:'?s| is)|[Tt]his is|"
+        r"[Ii]t(?:'?s| is) (?:actually|really|definitely|clearly|probably)|"
+        r"[Dd]efinitely|[Cc]learly|[Pp]robably|[Ss]urely|[Oo]bviously) "
         rf"(?:option |letter |choice )?{_LABELLED}(?=\W{{0,2}}(?:$|\n|[.,;!]))"
     ),
     re.compile(rf"(?:\b[Cc]orrect ?:|(?<=\w),) {_LABELLED}(?=\W{{0,2}}$)", re.MULTILINE),
@@ -85,6 +87,8 @@ _NONE = re.compile(
     r"none of (?:the above|these|them|those|the (?:options|choices|others|other options))(?: (?:options|are|is)\b.*)?"
 )
 _BESIDE = re.compile(r"\b(?:while|whereas|unlike|than|rather than|instead of|compared (?:to|with))\b")
+_NUMBERED = re.compile(r"\W{0,3}(?:the )?(?:option|choice|number) ?#?([1-9])\W{0,3}", re.IGNORECASE)
+_FEW_CHARACTERS = 40
 _PLACES = ("first", "second", "third", "fourth", "fifth")
 _PLACED = re.compile(
     rf"\b(?:is|be|choose|pick|select)\b:? the (?P<place>{'|'.join(_PLACES)}|last) (?:one|option|choice|answer)\W{{0,3}}\Z",
@@ -139,6 +143,11 @@ def read_choice(answer: str, options: Options) -> str | None:
             return None
         return _joined(re.findall(r"[A-Z]", several[0].replace("and", " ")))
     line = text.partition("\n")[0]
+    if (opened := re.fullmatch(r"[(\[]([A-Za-z])\W?", line)) and opened[1].upper() in options:
+        return opened[1].upper()
+    if "A" in options and (numbered := _NUMBERED.fullmatch(plain(answer.strip()[:_FEW_CHARACTERS]))):
+        place = int(numbered[1]) - 1
+        return None if any(map(str.isdecimal, options.values())) else next(iter(list(options)[place : place + 1]), None)
     together = _TOGETHER.match(line)
     if together and list(together[0]) == sorted(set(together[0])):
         return _joined(list(together[0]))

@@ -50,6 +50,7 @@ _COMMANDS = {
     "\u00b7": "\\cdot ",
     "∅": "\\emptyset ",
 }
+_CASES = re.compile(r"\\begin\{cases\}(.{1,400}?)(?:\\\\)?\s*\\end\{cases\}", re.DOTALL)
 _LINE_BREAK = "\x1e"  # of a matrix, which is no LaTeX space
 _OR_EQUAL = re.compile(r"\\([gl])eq?(?![a-zA-Z])")
 _ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt ?\(([^()]{1,200})\)")
@@ -72,6 +73,7 @@ _TRAILING_UNIT = re.compile(
     r"(\^\{?[23]\}?)?\Z"
 )
 _RANGE = re.compile(r"(?P<low>[^<>=]{1,40}?)(?P<above><|\\leq)[a-zA-Z](?P<below><|\\leq)(?P<high>[^<>=]{1,40})")
+_AROUND = re.compile(r"\|[a-zA-Z]\|(?P<sign><|\\leq)(?P<end>\w{1,20})")
 _BOUND = re.compile(r"[a-zA-Z](?P<sign><|>|\\leq|\\geq)(?P<end>[^<>=]{1,40})")
 
 
@@ -98,6 +100,8 @@ def canonical_mathematics(answer: str) -> str:
         text = text.replace(sign, command)
     text = _OR_EQUAL.sub(r"\\\1eq", text)
     text = unwrapped(_LISTED.sub(", ", with_commands(text)))
+    if (cases := _CASES.fullmatch(text.strip())) is not None:
+        text = re.sub(r",?\s*\\\\", ", ", cases[1])
     text = text.replace("\\\\", _LINE_BREAK)
     text = _SPACES.sub("", text.replace("^\\circ", "").replace("^{\\circ}", "").replace("\\%", "%"))
     text = _ONE_BRACED.sub(r"\1\2", text).replace("+\\infty", "\\infty")
@@ -147,6 +151,9 @@ def interval_of(canonical: str) -> str | None:
     if between := _RANGE.fullmatch(canonical):
         opening, closing = "(["[between["above"] != "<"], ")]"[between["below"] != "<"]
         return f"{opening}{between['low']},{between['high']}{closing}"
+    if around := _AROUND.fullmatch(canonical):
+        opening, closing = "(["[around["sign"] != "<"], ")]"[around["sign"] != "<"]
+        return f"{opening}-{around['end']},{around['end']}{closing}"
     bound = _BOUND.fullmatch(canonical)
     if bound is None:
         return None

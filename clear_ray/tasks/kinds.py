@@ -140,7 +140,9 @@ def same_answer(one: str, other: str, kind: Kind, *, prove: Prove | None = None)
     if canonical(one, kind) == canonical(other, kind):
         return True
     if kind == "math":
-        return bool(equal_mathematics(one, other, prove=prove or (lambda a, g: False)))
+        # A reference is read more kindly than an answer; of two answers either may be the one.
+        pairs = ((one, other), (other, one))
+        return any(equal_mathematics(*pair, prove=prove or (lambda a, g: False)) for pair in pairs)
     return False
 
 

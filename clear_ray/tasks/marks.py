@@ -54,6 +54,9 @@ _SHORT_RESULT = re.compile(
 _BOX = re.compile(r"\\(?:boxed|fbox) {0,3}(?=(?P<brace>\{)|[^\s{])")
 _HTML = re.compile(r"</?(?:b|strong|i|em|u|p|span|div|h\d|li|ul)>", re.IGNORECASE)
 _TAG = re.compile(r"<(?P<name>(?:final[_ -]?)?(?:answer|result))>", re.IGNORECASE)
+_CONFIDENCE = re.compile(
+    r"(?<=\S)\s*\n\W{0,6}(?:my )?confidence(?: level| score)?\W{0,4}[:=][^\n]{0,40}\s*\Z", re.IGNORECASE
+)
 _FIELDS = ("final_answer", "answer", "result", "choice", "label", "prediction", "output")
 """Names under which an object may have its answer, the likeliest first; an only field may have any."""
 _ABOUT = re.compile(
@@ -111,6 +114,7 @@ def locate(visible: str) -> Located:
     visible = visible.replace("\\boxed{}", "")  # words about the format
     if "</" in visible:
         visible = _HTML.sub("", visible)
+    visible = _CONFIDENCE.sub("", visible)
     text = visible.rstrip()
     if (field := _field(text.lstrip())) is not None:
         return Located(Marked(field, "tag", is_complete=True), text)

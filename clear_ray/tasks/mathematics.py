@@ -39,6 +39,7 @@ _NONE_THERE = (
     re.compile(r"\\emptyset|\\varnothing|\bno (?:real |integer |such )?(?:solutions?|roots?)\b"),
 )
 _LONGEST_OF_NONE = 40
+_LETTERS = re.compile(r"[A-H](?:,[A-H]){1,7}")
 _BASE = re.compile(r"\d_\w")
 _ASSIGNED = re.compile(r"(?:\\[a-z]{2,10}\{)?[A-Za-z]\w{0,2}\}?(?:\([a-z]\))?(?:=(?!=)|\\in(?![a-z])|\\equiv(?=\d))")
 _MODULUS = re.compile(r"\\pmod ?\{?\w+\}?|\(?\\(?:bmod|mod) ?\{?\w+\}?\)?")
@@ -129,6 +130,11 @@ def equal_mathematics(answer: str, gold: str, *, prove: Prove, any_order: bool =
         return True
     if (letter := letter_of(gold)) is not None:
         return read_choice(answer, {}) == letter
+    if _LETTERS.fullmatch(g):  # several options
+        return (
+            sorted(re.findall("[A-H]", a)) == g.split(",")
+            and _LETTERS.fullmatch(",".join(a.replace(",", ""))) is not None
+        )
     answer, gold = _alike(without_option(answer), without_option(gold))
     a, g = canonical_mathematics(answer), canonical_mathematics(gold)
     if a == g:
@@ -253,6 +259,8 @@ def _equal_lists(
     if around_a != around_g and around_a and around_g:
         return False
     is_system = all(map(_ASSIGNED.match, (*parts_a, *parts_g)))
+    names = {found[0] if (found := _ASSIGNED.match(part)) else "" for part in parts_a}
+    is_system = is_system or (len(names) == 1 and names != {""})  # x = 1, x = 2: solutions of one unknown
     is_set = is_system or "{}" in (around_a, around_g) or (any_order and around_g in ("", "{}"))
     left = list(parts_a)
     is_late = False

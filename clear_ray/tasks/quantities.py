@@ -47,7 +47,8 @@ _CLAUSE = re.compile(
     r", (?:and )?(?:he|she|it|they|we|you|there|[A-Z][a-z]{1,15}|the [a-z]{2,15}) [a-z]{2,15} [^=]{0,80}\d"
 )
 _VETO = re.compile(
-    r"(?:\b(?:not|never|than|least|most|under|over|between|below|above|nor|isn't|without|up to|or|"
+    r"(?:\b(?:not|never|than|least|most|under|over|between|below|above|nor|isn't|without|"
+    r"(?<!round )(?<!rounds )(?<!rounded )(?<!rounding )up to|or|"
     r"or (?:maybe|perhaps|possibly))|[<>≤≥≠±]|\\[lg]eq?|\\pm|\+/-)"
     r"[\s*_$£€(]*\Z",
     re.IGNORECASE,
@@ -73,6 +74,7 @@ _IN_WORDS = re.compile(
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million)"
     r"(?:[- ](?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million)\b)*\b",
 )
+_SOME_OF = re.compile(r"([A-Z][a-z]{2,}(?:-[a-z]+)?) (?:out )?of (?:the|them|those|these|his|her|their)\b")
 _NOTHING_LEFT = re.compile(
     r"\bthere (?:are|is|were|was|will be) (?:no|none)\b|\b(?:none|nothing)\b.{0,40}\b(?:left|"
     r"remain)|\b(?:has|have|had) (?:no|none)\b.{0,30}\b(?:left|remain)",
@@ -186,6 +188,8 @@ def _only_in_words(line: str) -> Quantity | None:
         return alone
     if _NOTHING_LEFT.search(line) and not _IN_WORDS.search(line):
         return Quantity(Fraction(0), "", line)
+    if (first := _SOME_OF.match(line)) and (counted := number_in_words(first[1])) and not counted[1]:
+        return Quantity(counted[0], "", first[1])
     places = list(_IN_WORDS.finditer(line))
     runs = [found[0] for found in places if not is_by_the_way(line, found.start())] or [found[0] for found in places]
     if len(runs) != 1 or is_denied(line[: line.find(runs[0])]):

@@ -10,9 +10,9 @@ from clear_ray.tasks.denials import is_denied
 from clear_ray.tasks.numerals import LONGEST, cleaned
 from clear_ray.tasks.quantities import Quantity, find_quantity, is_quantity, last_quantity, read_quantity
 
-_RATE = re.compile(r" ?[$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b")
+_RATE = re.compile(r" ?[$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b| \d[\d.]* ?%\W{0,3}\Z")
 _AGAIN = re.compile(
-    r", or(?= [$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b)|,? or (?:about|"
+    r", or(?= \d[\d.]* ?%)|, or(?= [$£€]?\d[\d.,]* (?:over|per|an?|each|every|in (?:total|all))\b)|,? or (?:about|"
     r"approximately|approx\.|roughly|around|equivalently)\b|,? (?:i\.e\.|equivalently|that is),?(?= )"
     r"|,? which rounds(?: up| down)? to\b"
     r"|,? which is (?:about|approximately|roughly|around|equal to|equivalent to|the same as)\b"

@@ -25,7 +25,8 @@ _COPULA = re.compile(
 _ABROAD = re.compile(r"(?:\b(?:no|non|não|nicht)|\bn') ?\Z", re.IGNORECASE)
 _DENIED = re.compile(r" ?(?:not|nicht|kein\w*|pas|niet)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
-    r"[,;(]| you(?:'re| are)\b| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b",
+    r",(?!\d)|[;(]| you(?:'re| are)\b"
+    r"| (?:who|that|which|whose|whom|where|when|because|since|as an?|in which|at which|for which)\b",
     re.IGNORECASE,
 )
 _WHERE = re.compile(
@@ -48,7 +49,10 @@ _ALIAS = re.compile(r"\A(?:(?:now|also|better|formally|officially) )?(?:called|k
 _NAME = re.compile(
     r"(?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)(?: (?:[A-Z][\w.'-]*|of|the|de|da|van|von|la|le|al|bin)){0,4}"
 )
-_PREPOSITION = re.compile(r"\A(?:on|in|at|by|from|near) ")
+_PREPOSITION = re.compile(r"\A(?:on|in|at|by|from|near|about) ")
+_IS_ABROAD = re.compile(r"\W{0,2}(?:Es|È|É|C'est|Es ist|Das ist|Это|To) (?P<value>[^.!?]{1,60})\W{0,3}")
+_DASHED = re.compile(r"(?P<head>[^-,.:;]{1,40}) - (?=[a-z])")
+_CYRILLIC_IS = re.compile(r"[\u0400-\u04ff] - (?P<value>[^-,.;:]{1,60})\.?\Z")
 _BY = re.compile(
     r"(?<!followed)(?<!preceded)(?<!accompanied)(?<!joined)(?<!succeeded) (?:by|"
     r"through|via|using) (?:means of |the process of )?(?P<place>[^,;]{1,40})\Z"
@@ -121,7 +125,7 @@ _NO_LABEL = re.compile(
 )
 _APPOSITION = re.compile(
     r"(?P<head>[^,;()]{1,100}), "
-    r"(?:in|on|at|near|from|by|the|an?|which|whose|where|when|also|born|written|located|known|founded)\b"
+    r"(?:[A-Z]\w{1,20}'s|in|on|at|near|from|by|the|an?|which|whose|where|when|also|born|written|located|known|founded)\b"
 )
 _WORD_BREAK = re.compile(r"[^\w]+")
 _FUNCTION_WORDS = frozenset(
@@ -155,6 +159,11 @@ def asserted(line: str) -> Iterator[str]:
         yield from asserted(elaborated["first"])
     if (title := _TITLE.match(line)) is not None:
         yield title["title"]
+    for abroad in filter(None, (_IS_ABROAD.fullmatch(line), _CYRILLIC_IS.search(line))):
+        if not _DENIED.match(abroad["value"]):
+            yield tidy(abroad["value"])
+    if (dashed := _DASHED.match(line)) is not None and len(dashed["head"].split()) <= 3:
+        yield tidy(dashed["head"])
     yield from (said for found in _EASTERN.finditer(line) if (said := found["ja"] or found["ko"] or found["zh"]))
     if (both := _BOTH.fullmatch(line)) is not None and len(line.split()) <= _MOST_WORDS:
         yield tidy(both["one"])

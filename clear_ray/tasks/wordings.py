@@ -11,7 +11,7 @@ from clear_ray.tasks.marks import Located
 from clear_ray.tasks.sentences import apposed, asserted
 from clear_ray.tasks.writing import bold_spans, first_sentence, tidy, unexplained, words_of
 
-_FEW_WORDS, _TAIL_WORDS = 3, 6
+_FEW_WORDS, _TAIL_WORDS, _SHORT_WORDS = 3, 6, 8
 _LONGEST = 4_000
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _ASIDE = re.compile(r"\s*\([^()]{1,200}\)\W{0,3}\Z")
@@ -55,8 +55,9 @@ _CLOSES_WITH = re.compile(
 )
 _IN_BETWEEN = re.compile(r"\b(?:so|hence|thus|therefore),? (?P<word>yes|no), ", re.IGNORECASE)
 _OF_A_STATEMENT = re.compile(
-    r"\W{0,4}(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is"
-    r"(?P<denied> not|n't)? (?:\w{1,12}ly )?[*_]{0,2}(?P<word>true|false)\b(?! (?:that|if|only))",
+    r"\W{0,4}(?:i (?:would say|think|believe|agree)(?: that)? |i'd say (?:that )?)?"
+    r"(?:(?:this|that|the) (?:statement|claim|assertion|sentence|proposition)|this|that|it) is"
+    r"(?P<denied> not|n't)? (?:\w{1,12}ly )?[*_]{0,2}(?P<word>true|false|correct|incorrect)\b(?! (?:that|if|only))",
     re.IGNORECASE,
 )
 
@@ -104,6 +105,8 @@ def phrase_answers(located: Located) -> Iterator[str]:
     yield line
     if line != tidy(whole):
         yield tidy(whole)
+    if len(whole.split()) <= _SHORT_WORDS and _ASIDE.search(whole):
+        yield tidy(_ASIDE.sub("", whole))
     if hedged := _HEDGED.match(whole):
         yield tidy(whole[hedged.end() :])
     said = [whole[found.end() :] for found in _COPULA.finditer(whole) if not is_denied(whole[: found.start()])]

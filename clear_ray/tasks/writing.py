@@ -55,6 +55,12 @@ _SENTENCE = re.compile(r"(?<=[^\W\d_]{4})[.!?](?= +[A-Z\"'(])|(?<=\d)\.(?= +[A-Z
 
 
 _LONGEST_QUESTION = 4_000
+_ROMAN = (
+    "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x",
+    "xi", "xii", "xiii", "xiv", "xv", "xvi", "xvii", "xviii", "xix", "xx",
+)  # fmt: skip
+_NAMED = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMERALS = {name: number for names in (_ROMAN, _NAMED) for number, name in enumerate(names, 1)}
 
 
 def plain(text: str) -> str:
@@ -117,6 +123,8 @@ def words_of(text: str) -> str:
 def same_name(one: str, other: str) -> bool:
     """Tell whether two phrases have the same words, or are one name, in one of them without its accents."""
     left, right = words_of(one), words_of(other)
+    if left != right and (numbered := _of_number(left)) is not None and numbered == _of_number(right):
+        return True  # World War II, World War Two
     if left == right or left.isascii() == right.isascii():
         return left == right
     accented, bare = (one, right) if right.isascii() else (other, left)
@@ -124,6 +132,15 @@ def same_name(one: str, other: str) -> bool:
     apart = unicodedata.normalize("NFD", words_of(accented))
     tells_apart = " " not in left and any(sign in apart for sign in "\u0308\u030a")  # Mutter and Mütter are two words
     return is_name and not tells_apart and "".join(each for each in apart if not unicodedata.combining(each)) == bare
+
+
+def _of_number(words: str) -> tuple[str, int] | None:
+    """Return a name that ends on a number, and the number: in digits, Roman ones or a word."""
+    name, _, last = words.rpartition(" ")
+    if not name or not last.isascii():
+        return None
+    number = _NUMERALS.get(last, int(last) if last.isdecimal() and len(last) < 3 else None)
+    return None if number is None else (name, number)
 
 
 def asked_last(prompt: str, *, is_conversation: bool) -> str:

@@ -13,6 +13,7 @@ import yaml
 
 from clear_ray.batch.run import RunResult
 from clear_ray.report.summary import RunReport
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.storage import open_folder
 from tests.ray.test_attempts import answers_of, check_attempts
 from tests.ray.test_faults import checked, start
@@ -36,8 +37,9 @@ def written_as(path: Path, settings: dict[str, Any]) -> Path:
 
 def whole_answers(run_dir: str) -> dict[tuple[int, int], str]:
     """Return the answers of a run folder that ended by themselves, whatever is of it by now: by query and sample."""
-    folder = open_folder(run_dir).child("rounds")
-    rows = [row for path in folder.files(".parquet") for row in pq.read_table(path).to_pylist()]
+    folder = open_folder(run_dir)
+    files, parts = folder.child("rounds").files(".parquet"), AnswerParts(folder)
+    rows = [row for path in files for row in parts.whole(pq.read_table(path)).to_pylist()]
     return {(row["index"], row["sample"]): row["text"] for row in rows if row["finish_reason"] == "stop"}
 
 

@@ -40,7 +40,7 @@ def on_ray(result: RunResult) -> Played:
     last = {row["index"]: row for row in sorted(attempts, key=lambda row: row["round"])}
     rows, spent = [], []
     for row in completions_of(result):
-        answer = len(last[row["index"]]["token_ids"]) if row["rounds"] else 0
+        answer = last[row["index"]]["answer_tokens"] if row["rounds"] else 0
         rows.append((row["rounds"], row["max_tokens"], answer, row["finish_reason"] == "stop"))
         spent.append(row["spent_tokens"])
     return played(rounds, result.report.rounds, spent, rows)

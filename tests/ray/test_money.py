@@ -74,7 +74,7 @@ def bill_parts(run_dir: str) -> int:
     prompt_tokens = {row["index"]: row["prompt_tokens"] for row in prompts}
     bill = 0
     for path in sorted((folder / "rounds").rglob("*.parquet")):
-        for row in pq.read_table(path, columns=["index", "attempt_tokens", "token_ids"]).to_pylist():
-            before = len(row["token_ids"]) - row["attempt_tokens"]
+        for row in pq.read_table(path, columns=["index", "attempt_tokens", "answer_tokens"]).to_pylist():
+            before = row["answer_tokens"] - row["attempt_tokens"]
             bill += INPUT_PARTS * (prompt_tokens[row["index"]] + before) + OUTPUT_PARTS * row["attempt_tokens"]
     return bill

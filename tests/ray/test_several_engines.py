@@ -63,7 +63,17 @@ def menu(replay_settings: dict[str, Any], best_of_eight: str) -> dict[str, Any]:
 
 def attempts_of(run_dir: str) -> list[dict[str, Any]]:
     """Return the attempts of a run, in the order of its rounds."""
-    columns = ["index", "attempt", "sample", "round", "engine", "attempt_tokens", "token_ids", "taken_parts", "cost"]
+    columns = [
+        "index",
+        "attempt",
+        "sample",
+        "round",
+        "engine",
+        "attempt_tokens",
+        "answer_tokens",
+        "taken_parts",
+        "cost",
+    ]
     tables = [pq.read_table(path, columns=columns) for path in sorted((Path(run_dir) / "rounds").rglob("*.parquet"))]
     return sorted(pa.concat_tables(tables).to_pylist(), key=lambda row: (row["round"], row["index"]))
 
@@ -76,7 +86,7 @@ def check_bill(run_dir: str, report: RunReport, *, wasted_parts: int = 0) -> lis
         table = pq.read_table(Path(run_dir) / folder, columns=["index", "prompt_tokens"])
         prompts[name] = dict(zip(table["index"].to_pylist(), table["prompt_tokens"].to_pylist(), strict=True))
     for row in rows:
-        name, before = row["engine"], len(row["token_ids"]) - row["attempt_tokens"]
+        name, before = row["engine"], row["answer_tokens"] - row["attempt_tokens"]
         read = prompts[name][row["index"]] + before
         assert row["taken_parts"] == READ_PARTS[name] * read + OUTPUT_PARTS[name] * row["attempt_tokens"]
     dearest = OUTPUT_PARTS["large"] / 1_000
@@ -111,7 +121,7 @@ def test_wrong_answers_of_a_cheap_engine_are_followed_by_a_dear_one_and_the_acco
     rows = check_bill(result.run_dir, report)
     asked: dict[int, list[str]] = {}
     for row in rows:
-        if row["attempt_tokens"] == len(row["token_ids"]):
+        if row["attempt_tokens"] == row["answer_tokens"]:
             asked.setdefault(row["index"], []).append(row["engine"])
     ways = Counter(map(tuple, asked.values()))
     assert set(ways) <= {("small",), ("large",), ("small", "large")}

@@ -40,6 +40,7 @@ from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import AttemptRule
+from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
@@ -156,6 +157,26 @@ def world_of_attempts(number: int) -> World:
         rule=AttemptRule("solved", np.full(queries, 3, np.int64)),
         later_NS=later_NS,
     )
+
+
+@cache
+def world_of_learning(number: int) -> World:
+    """Return a batch of which nothing is known before its first answers; large enough for stages that overlap."""
+    rng, queries = np.random.default_rng([number, 3]), 30
+    kind_N = rng.integers(0, 2, queries)
+    budget_tokens = 12 * queries
+    offers = OverlappingLearningOffers(
+        x_NP=np.eye(2)[kind_N],
+        tokens_K=np.array([2, 4, 8, 16, 32]),
+        weight_N=np.ones(queries),
+        max_tokens_N=np.full(queries, 32),
+        tie_break_N=rng.permutation(queries).astype(np.uint64),
+        cost_N=rng.choice(COSTS, queries),
+        budget_tokens=budget_tokens,
+        label="ended",
+    )
+    length_N = np.maximum(rng.geometric(np.where(kind_N, 1 / 20, 1 / 4)), 1).tolist()
+    return World(offers, length_N, budget_tokens, allocation=OVERLAPPING)
 
 
 @cache
@@ -396,7 +417,8 @@ class Simulation:
         self.poison = self.seed % 7 if self.seed % 5 == 0 and not self.is_faultless else None
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
-        self.overlaps = self.given is None and self.seed % 3 > 0
+        learns = isinstance(self.world.offers, OverlappingLearningOffers)
+        self.overlaps = learns or (self.given is None and self.seed % 3 > 0)
         if self.overlaps:
             self.world = replace(self.world, allocation=OVERLAPPING)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))

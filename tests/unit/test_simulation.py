@@ -14,6 +14,7 @@ from tests.unit.simulation import (
     simulate,
     world_of_agreement,
     world_of_attempts,
+    world_of_learning,
 )
 
 SCHEDULES = 1_000
@@ -69,6 +70,18 @@ def test_whatever_dies_between_clearings_that_overlap_is_made_good(kind: str) ->
             drivers = sum(one == "driver" for _, one in played.faults)
             assert played.faults, "no clearing was made beside running grants"
             assert len([line for line in played.told if line.endswith("run again")]) <= drivers
+
+
+def test_whatever_dies_in_a_run_that_learns_its_stages_are_made_good() -> None:
+    """Its batches are played as they are drawn, and struck between clearings that overlap."""
+    played = [simulate(seed, given=world_of_learning(seed % 4)) for seed in range(8)]
+    struck = [
+        simulate(seed, given=world_of_learning(seed % 4), is_faultless=True, beside=((1, seed % 3, kind),))
+        for seed, kind in enumerate(FAULTS)
+    ]
+    for simulation in [*played, *struck]:
+        assert any(granted.is_beside for granted in simulation.grants.values()), simulation.seed
+    assert any(simulation.wasted_tokens for simulation in played)
 
 
 def test_a_schedule_is_the_same_every_time() -> None:

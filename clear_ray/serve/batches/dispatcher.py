@@ -34,7 +34,7 @@ from clear_ray.serve.log import log_event
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import Folder, open_folder
 
-_LEAST_CALL_ROWS, _MOST_CALL_ROWS = 4, 16
+_LEAST_CALL_ROWS, _USUAL_CALL_ROWS, _MOST_CALL_ROWS, _CALL_TOKENS, _SHORT_CALLS = 4, 16, 64, 256, 4
 _LOOK_SECONDS, _ALIVE_SECONDS, _SWEEP_SECONDS, _MOST_PAUSE_SECONDS = 0.25, 5.0, 60.0, 300.0
 
 
@@ -138,7 +138,7 @@ class Dispatcher:
             self._store.change(batch.id, within=("validating",), **failure(*looked.errors))
             return
         metadata = batch.asked["metadata"] or {}
-        self._take_in(batch, self._run_config(batch.id, metadata, looked.most_tokens), looked.requests)
+        self._take_in(batch, self._run_config(batch.id, metadata, looked), looked.requests)
 
     def _take_in(self, batch: StoredBatch, config: RunConfig, requests: int) -> None:
         if not requests:
@@ -168,21 +168,23 @@ class Dispatcher:
                 most_requests=self._settings.max_requests,
             )
 
-    def _run_config(self, batch_id: str, metadata: dict[str, str], most_tokens: int) -> RunConfig:
+    def _run_config(self, batch_id: str, metadata: dict[str, str], looked: Looked) -> RunConfig:
         """Return the settings of a batch's run; without a budget it has what its answers come to at most."""
         asked = asked_settings(self._settings, metadata, engine=self._config.engine)
         allocation = {"max_tokens": self._config.max_tokens} | asked["allocation"]
         attempts = AllocationConfig.model_validate(allocation).most_attempts
-        settings = {"budget": max(most_tokens * attempts, 1)} | asked
+        settings = {"budget": max(looked.most_tokens * attempts, 1)} | asked
         settings |= {
             "run_dir": self._places.run_dir(batch_id),
             "input": {"path": str(self._places.input(batch_id)), "format": "openai", "on_error": "fail_row"},
             "engine": absolute_engine(self._config.engine).model_dump(mode="json"),
             "estimate": absolute_estimate(self._config.estimate).model_dump(mode="json"),
             "allocation": allocation,
-            "dispatch": {"batch_rows": _call_rows(self._config.engine.max_batch)} | asked.get("dispatch", {}),
         }
-        return RunConfig.parse(settings, where=batch_id)
+        config = RunConfig.parse(settings, where=batch_id)
+        tokens_each = min(config.budget_tokens, looked.most_tokens) / max(looked.requests, 1)
+        dispatch = calls_of(self._config.engine.max_batch, tokens_each)
+        return RunConfig.parse(settings | {"dispatch": dispatch | asked.get("dispatch", {})}, where=batch_id)
 
     def _move_running(self) -> None:
         batches = self._store.batches_in(sorted(RUNNING))
@@ -223,9 +225,19 @@ def _has_granted(folder: Folder) -> bool:
     return folder.exists(MANIFEST) and bool(folder.child("grants").files(".parquet"))
 
 
-def _call_rows(max_batch: int) -> int:
-    """Return how many queries travel in one call: a call through Serve costs more than one of a run to its own engines."""
-    return max(_LEAST_CALL_ROWS, min(_MOST_CALL_ROWS, max_batch // 4))
+def calls_of(max_batch: int, tokens_each: float) -> dict[str, int]:
+    """Return how many queries travel in one call, and how many calls are open where answers are short.
+
+    A call through Serve costs more than one of a run to its own engines; and it comes back when its longest answer has
+    ended, so the more travel together the shorter they are.
+
+    Args:
+        max_batch: Queries that an engine runs at once.
+        tokens_each: What a query's answer may come to, on average.
+    """
+    rows = max(_LEAST_CALL_ROWS, min(_USUAL_CALL_ROWS, max_batch // 4))
+    many = min(_MOST_CALL_ROWS, max_batch, int((_CALL_TOKENS / max(tokens_each, 1.0)) ** 2))
+    return {"batch_rows": many, "calls_in_flight": _SHORT_CALLS} if many > 2 * rows else {"batch_rows": max(rows, many)}
 
 
 def _may_start(batch: StoredBatch) -> bool:

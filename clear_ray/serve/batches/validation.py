@@ -140,8 +140,8 @@ class _Look:
         given = next((body[name] for name in _CEILINGS if body.get(name) is not None), None)
         ceiling = min(given, self._max_tokens) if type(given) is int and given > 0 else self._max_tokens
         n, prompt = body.get("n"), body.get("prompt")
-        several = isinstance(prompt, list) and prompt and all(isinstance(one, str | list) for one in prompt)
-        return ceiling * (n if type(n) is int and 1 < n <= MOST_ANSWERS else 1) * (len(prompt) if several else 1)
+        listed = prompt if isinstance(prompt, list) and all(isinstance(one, str | list) for one in prompt) else []
+        return ceiling * (n if type(n) is int and 1 < n <= MOST_ANSWERS else 1) * max(1, len(listed))
 
     def _seen_before(self, custom_id: str) -> tuple[str, str, str | None] | None:
         if not custom_id:

@@ -209,6 +209,7 @@ def _template(settings: ServeConfig) -> Schema:
         return {
             "chat_template_kwargs": {"enum": [None, {}]},
             "reasoning_effort": NULL,
+            "reasoning": NULL,
             "add_generation_prompt": {"enum": [None, True]},
             "continue_final_message": {"enum": [None, False]},
             "enable_thinking": NULL,
@@ -219,6 +220,7 @@ def _template(settings: ServeConfig) -> Schema:
             "description": "Settings that the model's template knows.",
         },
         "reasoning_effort": {"type": ["string", "null"]},
+        "reasoning": {"type": ["object", "null"], "properties": {"effort": {"type": ["string", "null"]}}},
         "add_generation_prompt": {"type": ["boolean", "null"]},
         "continue_final_message": {"type": ["boolean", "null"]},
         "enable_thinking": {"type": ["boolean", "null"]},

@@ -17,6 +17,7 @@ from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.grants import read_grants, write_grants
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.answers import KeepAnswers, LastGrants
 from clear_ray.storage import open_folder
 from tests.unit.rounds.test_attempts import outcome, two_outcomes
@@ -55,11 +56,11 @@ def test_a_run_that_asks_once_has_no_report_of_attempts() -> None:
     assert attempts_report(two_outcomes(0.3, 0.2), rounds.states) is None
 
 
-def test_every_attempt_is_kept_as_its_last_grant_and_the_chosen_one_is_marked() -> None:
+def test_every_attempt_is_kept_as_its_last_grant_and_the_chosen_one_is_marked(tmp_path: object) -> None:
     rounds = played([0.0, 1.0])
-    row = dict.fromkeys(ATTEMPT_SCHEMA.names) | {"index": 0, "query_id": "q", "prompt": "?", "is_conversation": False}
+    row = dict.fromkeys(ATTEMPT_SCHEMA.names) | {"index": 0, "query_id": "q"}
     row |= {"weight": 1.0, "cost": 1.0, "max_tokens": 9, "granted_tokens": 4, "attempt_tokens": 2, "seconds": 0.0}
-    row |= {"finish_reason": "stop", "token_ids": [1, 2], "error": ""}
+    row |= {"finish_reason": "stop", "token_ids": [1, 2], "answer_tokens": 2, "error": ""}
     rows = [
         row | {"round": 1, "attempt": 1, "sample": 5, "text": "wrong", "correct": 0.0},
         row | {"round": 2, "attempt": 2, "sample": 6, "text": "right", "correct": 1.0},
@@ -71,6 +72,7 @@ def test_every_attempt_is_kept_as_its_last_grant_and_the_chosen_one_is_marked() 
         first_sample=5,
         price_R=np.array([0.0, 0.1, 0.2]),
         void=VoidAttempts([(0, 3)]),
+        parts=AnswerParts(open_folder(str(tmp_path))),
     )
     found = keep(pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)).to_pylist()
     assert [(row["text"], row["is_chosen"], row["price"], row["tokens"]) for row in found] == [

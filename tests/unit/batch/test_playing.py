@@ -29,11 +29,13 @@ from clear_ray.ledger.market import MarketActor
 from clear_ray.report.live import QuietDisplay
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.batch import Batch
-from clear_ray.rounds.offers import BatchOffers
+from clear_ray.rounds.learning_beside import OverlappingLearningOffers
+from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.run_folder.grants import read_grants
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
@@ -126,8 +128,8 @@ def batch_of(config: RunConfig) -> Batch:
 
 
 @contextmanager
-def started(config: RunConfig, *, calls: int = 10**9) -> Iterator[RunContext]:
-    """Start market, caller and engine for a driver that dies after so many calls."""
+def started(config: RunConfig, *, calls: int = 10**9, offers: Offers | None = None) -> Iterator[RunContext]:
+    """Start market, caller and engine for a driver that dies after so many calls; the price is that of a given head."""
     folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -143,7 +145,8 @@ def started(config: RunConfig, *, calls: int = 10**9) -> Iterator[RunContext]:
     market = MarketClient(Remote(actor, loop), Future.result)
     callers = Dying([Remote(caller, loop)], 32, some, Future.result)
     callers.left = calls
-    rounds, engines = Rounds(BatchOffers(batch_of(config)), config.allocation), cast(EngineActors, OneEngine())
+    offers = offers or BatchOffers(batch_of(config))
+    rounds, engines = Rounds(offers, config.allocation, most_alone=24), cast(EngineActors, OneEngine())
     try:
         with Progress(BUDGET, QuietDisplay()) as progress:
             scaler = EngineScaler(config, engines, market, lambda: 0.0)
@@ -175,12 +178,18 @@ def check(run: RunContext, reports: list[RoundReport]) -> int:
     assert [report.number for report in reports] == list(range(1, run.rounds.number + 1))
     assert sum(report.spent_tokens for report in reports) == written_N.sum()
     granted = [read_grants(run.folder, report.number) for report in reports]
+    rollouts = pq.read_table(f"{ROLLOUTS}/rollouts.parquet", filters=[("sample", "=", 0)])
+    recorded = dict(zip(rollouts["query_id"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True))
     answers: dict[int, list[int]] = {}
     for row in sorted(attempts.to_pylist(), key=lambda row: row["round"]):
-        before = answers.get(row["index"], [])
-        assert row["token_ids"][: len(before)] == before, "an answer with a seam"
-        assert len(row["token_ids"]) == len(before) + row["attempt_tokens"]
-        answers[row["index"]] = row["token_ids"]
+        answer = answers.get(row["index"], []) + row["token_ids"]
+        assert answer == recorded[row["query_id"]][: len(answer)], "an answer with a seam"
+        assert (len(answer), len(row["token_ids"])) == (row["answer_tokens"], row["attempt_tokens"])
+        answers[row["index"]] = answer
+    parts = AnswerParts(run.folder)
+    for index, answer in answers.items():
+        (file,), (attempt,) = run.answers.of(np.array([index]))
+        assert parts.answer(file, index, int(attempt)).token_ids.tolist() == answer
     return sum(one is not None and one.is_beside for one in granted)
 
 
@@ -210,6 +219,49 @@ def test_a_driver_may_die_between_clearings_that_overlap(config: RunConfig, call
         play_rounds(run)
     kept = {path: folder.read(f"grants/{path.rsplit('/')[-1]}") for path in folder.child("grants").files()}
     with started(config) as run:
+        check(run, play_rounds(run))
+    assert all(folder.read(f"grants/{path.rsplit('/')[-1]}") == content for path, content in kept.items())
+
+
+def learning(config: RunConfig) -> OverlappingLearningOffers:
+    """Return offers of a run that teaches itself from answers that end; what it reads says a little of them."""
+    batch = batch_of(config)
+    rng = np.random.default_rng(0)
+    return OverlappingLearningOffers(
+        x_NP=np.stack([batch.curves.success_NK[:, -1], rng.standard_normal(QUERIES)], axis=1),
+        tokens_K=batch.curves.tokens_K,
+        weight_N=batch.weight_N,
+        max_tokens_N=batch.max_tokens_N,
+        tie_break_N=batch.tie_break_N,
+        cost_N=batch.cost_N,
+        budget_tokens=BUDGET,
+        label="ended",
+    )
+
+
+def test_a_run_that_learns_overlaps_too_and_a_resume_replays_it(config: RunConfig) -> None:
+    take_in(None, config, open_folder(config.run_dir))
+    with started(config, offers=learning(config)) as run:
+        reports = play_rounds(run)
+        assert check(run, reports) >= 2
+        spent_N, wasted_N = run.market.charges()
+    assert not wasted_N.any()
+    assert spent_N.sum() > 0.9 * BUDGET
+    with started(config, offers=learning(config)) as again:
+        replayed = play_rounds(again)
+        assert [one.model_copy(update={"seconds": 0}) for one in replayed] == [
+            one.model_copy(update={"seconds": 0}) for one in reports
+        ]
+
+
+@pytest.mark.parametrize("calls", [3, 45])
+def test_a_driver_that_learns_may_die_between_stages_that_overlap(config: RunConfig, calls: int) -> None:
+    folder = open_folder(config.run_dir)
+    take_in(None, config, folder)
+    with started(config, calls=calls, offers=learning(config)) as run, pytest.raises(KilledError):
+        play_rounds(run)
+    kept = {path: folder.read(f"grants/{path.rsplit('/')[-1]}") for path in folder.child("grants").files()}
+    with started(config, offers=learning(config)) as run:
         check(run, play_rounds(run))
     assert all(folder.read(f"grants/{path.rsplit('/')[-1]}") == content for path, content in kept.items())
 

@@ -196,11 +196,11 @@ def check(run: RunContext) -> list[dict[str, Any]]:
     before: dict[tuple[int, int], list[int]] = {}
     for row in rows:
         name, key = row["engine"], (row["index"], row["sample"])
-        so_far = len(row["token_ids"]) - row["attempt_tokens"]
-        assert row["token_ids"][:so_far] == before.get(key, [])[:so_far], "an answer with a seam"
+        so_far = row["answer_tokens"] - row["attempt_tokens"]
+        assert so_far in (0, len(before.get(key, []))), "an answer with a seam"
         read = run.estimates.prompt_tokens_N[row["index"]] + so_far
         assert row["taken_parts"] == READ_PARTS[name] * read + TOKEN_PARTS[name] * row["attempt_tokens"]
-        before[key] = row["token_ids"]
+        before[key] = before.get(key, [])[:so_far] + row["token_ids"]
     if not wasted_N.any():
         assert run.market.balance().spent_tokens == -(-sum(row["taken_parts"] for row in rows) // 1_000)
     assert run.market.balance().spent_tokens <= run.config.budget_tokens
@@ -220,7 +220,7 @@ def test_wrong_answers_are_followed_by_the_dear_engine_and_a_resume_replays_that
     assert learning.answers == len({(row["index"], row["sample"]) for row in rows})
     assert not np.array_equal(known.batches[0].curves.success_NK, known.batches[1].curves.success_NK)
     assert (all_reservation_prices(known, run.rounds) > 0).all()
-    begun = [(row["index"], row["engine"]) for row in rows if row["attempt_tokens"] == len(row["token_ids"])]
+    begun = [(row["index"], row["engine"]) for row in rows if row["attempt_tokens"] == row["answer_tokens"]]
     assert len(begun) == len(set(begun)), "an engine was asked twice"
     by_engine = {name: {index for index, of in begun if of == name} for name in PRICES}
     assert len(by_engine["small"] & by_engine["large"]) >= 5
@@ -309,7 +309,7 @@ def test_an_engine_may_be_asked_several_times_before_the_next_one(config: RunCon
     with started(config) as run:
         play_rounds(run)
         rows = check(run)
-    begun = [row for row in rows if row["attempt_tokens"] == len(row["token_ids"])]
+    begun = [row for row in rows if row["attempt_tokens"] == row["answer_tokens"]]
     asked: dict[int, list[str]] = {}
     for row in begun:
         asked.setdefault(row["index"], []).append(row["engine"])

@@ -1,4 +1,4 @@
-"""Rows of few queries are written in order by the driver itself, also of files that versions with fewer columns began."""
+"""Rows of few queries are written in order by the driver itself, of each file the columns that are looked at."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from clear_ray.storage import open_folder
 
 def test_rows_of_all_sources_are_turned_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"index": [5, 1], "text": ["e", "b"]}), tmp_path / "in/new.parquet")
-    pq.write_table(pa.table({"index": [3]}), tmp_path / "in/old.parquet")
+    pq.write_table(pa.table({"index": [5, 1], "text": ["e", "b"], "long": ["x", "y"]}), tmp_path / "in/one.parquet")
+    pq.write_table(pa.table({"index": [3], "text": [None], "long": ["z"]}), tmp_path / "in/two.parquet")
     pq.write_table(pa.table({"index": [2, 4, 0]}), tmp_path / "in/other.parquet")
-    paths = [str(tmp_path / "in" / name) for name in ("new.parquet", "old.parquet")]
+    paths = [str(tmp_path / "in" / name) for name in ("one.parquet", "two.parquet")]
 
-    def marked(table: pa.Table) -> pa.Table:
-        return pa.table({"index": table["index"], "text": pc.fill_null(table["text"], "-")})
+    class Marked:
+        reads = ("index", "text")
+
+        def __call__(self, table: pa.Table) -> pa.Table:
+            assert table.column_names == ["index", "text"]
+            return pa.table({"index": table["index"], "text": pc.fill_null(table["text"].cast(pa.string()), "-")})
 
     def odd_out(table: pa.Table) -> pa.Table:
         kept = table.filter(pc.not_equal(table["index"], 4))
         return kept.append_column("text", pa.repeat("?", len(kept)))
 
     target = open_folder(str(tmp_path / "out"))
-    sources = [(paths, marked), ([str(tmp_path / "in/other.parquet")], odd_out), ([], marked)]
+    sources = [(paths, Marked()), ([str(tmp_path / "in/other.parquet")], odd_out), ([], Marked())]
     write_sorted(sources, target, by=["index"], is_few=True)
     (file,) = (tmp_path / "out").glob("*.parquet")
     rows = pq.read_table(file).to_pylist()

@@ -28,11 +28,11 @@ def learning(**changes: Any) -> LearningReport:
 
 
 def learned_report(**changes: Any) -> RunReport:
-    """Return a run whose third round was the one by what it had learned."""
+    """Return a run whose third round was the one by what it had learned; the second granted a part of what it priced."""
     rounds = (
         round_report(1, shadow_price=0.0, granted_tokens=300),
-        round_report(2, granted_tokens=400),
-        round_report(3, granted_tokens=5_000, dual_bound=31.25),
+        round_report(2, granted_tokens=6_000, dual_bound=44.0, expected_utility=9.0, gap=0.0),
+        round_report(3, granted_tokens=5_000, dual_bound=31.25, expected_utility=31.0, gap=0.25),
         round_report(4, granted_tokens=9_999, is_service=True),
     )
     return run_report(**{"head": "learn", "rounds": rounds, "learning": learning()} | changes)

@@ -374,7 +374,11 @@ def attempt(index: int, *, error: str) -> dict[str, Any]:
         "text": "x",
     }
     tokens = list(range(index))
-    return query_row(index) | ended | {"token_ids": tokens, "correct": None, "error": error, "seconds": 0.0}
+    return (
+        query_row(index)
+        | ended
+        | {"token_ids": tokens, "answer_tokens": index, "correct": None, "error": error, "seconds": 0.0}
+    )
 
 
 def a_run_of(settings: dict[str, Any]) -> tuple[Folder, dict[str, bytes]]:

@@ -60,7 +60,7 @@ async def test_the_answers_are_those_of_a_request_for_each(client: httpx.AsyncCl
         ({"prompt": ["a", "b"], "stream": True}, 400, "stream", "not with several prompts"),
         ({"prompt": ["a", 5]}, 400, "prompt", "a prompt is a text, or the token ids of one"),
         ({"prompt": ["a", []]}, 400, "prompt", "a prompt is a text, or the token ids of one"),
-        ({"prompt": ["a", ""]}, 400, "prompt", "must be a text or a list of token ids"),
+        ({"prompt": ["a", ""]}, 400, "prompt", "must not be empty"),
         ({"prompt": ["a", "b " * 5_000]}, 400, "prompt", "maximum context length"),
         ({"prompt": ["a", "b"], "echo": True}, 400, "echo", "echo"),
         ({"prompt": ["a", "b", "c", "d"]}, 429, None, "3 queries under way"),

@@ -16,9 +16,11 @@ from clear_ray.errors import SchemaError
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.rounds.states import QueryStates
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.causes import LOST, code_of, code_of_answer, reason_of
 from clear_ray.stages.completions import Abandon, Complete, Verdicts
 from clear_ray.stages.generate import SCORER
+from clear_ray.storage import open_folder
 from tests.unit.simulation import query_row
 
 
@@ -111,18 +113,17 @@ def test_every_end_has_its_code() -> None:
     assert not found["reason"][3].as_py().endswith("..")
 
 
-def test_an_answer_keeps_when_it_ended_and_old_attempts_have_no_such_time() -> None:
+def test_an_answer_keeps_when_it_ended(tmp_path: Path) -> None:
     rest: dict[str, Any] = {"round": 1, "attempt": 1, "granted_tokens": 9, "attempt_tokens": 2, "finish_reason": "stop"}
     rest |= {"text": "a", "token_ids": [1, 2], "correct": None, "seconds": 0.1}
     rows = [query_row(0) | rest | {"error": "", "ended_at": 12.5}, query_row(1) | rest | {"error": "scorer: X: y"}]
     attempts = pa.Table.from_pylist(rows, schema=ATTEMPT_SCHEMA)
-    complete = Complete(verdicts(2, last_round_N=np.ones(2, np.int64), rounds_N=np.ones(2, np.int64)), VoidAttempts())
+    of = verdicts(2, last_round_N=np.ones(2, np.int64), rounds_N=np.ones(2, np.int64))
+    complete = Complete(of, VoidAttempts(), AnswerParts(open_folder(str(tmp_path))))
     found = complete(attempts)
     assert complete(attempts.select(complete.reads)) == found
     assert found["ended_at"].to_pylist() == [12.5, None]
     assert found["error_code"].to_pylist() == [None, "scorer_failed"]
-    old = attempts.drop_columns(["ended_at", "prompt_form", "input_error", "sampling"])
-    assert complete(old)["ended_at"].to_pylist() == [None, None]
 
 
 def test_every_word_that_is_shown_is_told_apart_from_paths(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.run_folder.attempts import read_attempts, round_folder
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.granted import GrantedCall, RunRows
@@ -59,15 +60,16 @@ def run(served: Endpoint, folder: Path, batch: pa.Table, **settings: Any) -> tup
         caller = GenerateToFiles(dispatch, run_folder, rows_per_file=64)
         try:
             await asyncio.gather(*(caller.attempts(batch.slice(first, 4)) for first in range(0, len(batch), 4)))
-            return attempts_in(target), await market.balance()
+            return attempts_in(run_folder, target), await market.balance()
         finally:
             market._journal.close()
 
     return asyncio.run(call())
 
 
-def attempts_in(folder: Folder) -> list[dict[str, Any]]:
-    return [row for path in folder.files(".parquet") for row in pq.read_table(path).to_pylist()]
+def attempts_in(run_folder: Folder, folder: Folder) -> list[dict[str, Any]]:
+    parts = AnswerParts(run_folder)
+    return [row for path in folder.files(".parquet") for row in parts.whole(pq.read_table(path)).to_pylist()]
 
 
 def test_the_account_agrees_with_the_endpoint_to_the_token(tmp_path: Path) -> None:
@@ -131,4 +133,4 @@ def test_the_price_knows_whether_a_cut_answer_goes_on(tmp_path: Path, continuati
             assert rows["text"].to_pylist() == [" ".join(f"w{word + 1}" for word in range(10))]
             attempts, _ = run(served, tmp_path, rows, continuation=continuation)
             assert attempts[0]["text"] == " ".join(f"w{word + 1}" for word in range(25))
-            assert len(attempts[0]["token_ids"]) == 26
+            assert attempts[0]["answer_tokens"] == 26

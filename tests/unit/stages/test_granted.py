@@ -27,7 +27,8 @@ QUERIES = sum(FILE_ROWS)
 def answered(index: int, attempt: int, length: int) -> dict[str, object]:
     ended = {"round": 1, "attempt": attempt, "granted_tokens": 9, "attempt_tokens": length, "finish_reason": "length"}
     tokens = list(range(100 * attempt, 100 * attempt + length))
-    return query_row(index) | ended | {"text": "x", "token_ids": tokens, "error": "", "seconds": 0.0}
+    rest = {"text": "x", "token_ids": tokens, "answer_tokens": length, "error": "", "seconds": 0.0}
+    return query_row(index) | ended | rest
 
 
 @pytest.fixture(scope="module")

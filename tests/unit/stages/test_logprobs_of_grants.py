@@ -19,6 +19,7 @@ from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.run_folder.answers import AnswerFiles
+from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.granted import GrantedCall
@@ -66,14 +67,16 @@ def grant(worker: EngineWorker, folder: Folder, answers: AnswerFiles, number: in
 
     asyncio.run(call())
     paths = folder.child("rounds").child(f"r{number:02d}").files(".parquet")
-    return sorted((row for path in paths for row in pq.read_table(path).to_pylist()), key=lambda row: int(row["index"]))
+    parts = AnswerParts(folder)
+    rows = [row for path in paths for row in parts.whole(pq.read_table(path)).to_pylist()]
+    return sorted(rows, key=lambda row: int(row["index"]))
 
 
 def test_all_grants_have_their_part(worker: EngineWorker, folder: Folder) -> None:
     answers = AnswerFiles(len(ASKED))
     for number in (1, 2, 3):
         asked, *others = grant(worker, folder, answers, number)
-        assert len(asked["token_ids"]) == 6 * number
+        assert (len(asked["token_ids"]), asked["answer_tokens"]) == (6, 6 * number)
         entries = json.loads(asked["logprobs"])
         assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == asked["text"]
         assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
@@ -83,7 +86,8 @@ def test_all_grants_have_their_part(worker: EngineWorker, folder: Folder) -> Non
 def test_an_answer_whose_first_part_has_none_is_said_to_have_none(worker: EngineWorker, folder: Folder) -> None:
     answers = AnswerFiles(len(ASKED))
     grant(worker, folder, answers, 1)
-    for path in folder.child("rounds").child("r01").files(".parquet"):  # as of a run of before
-        pq.write_table(pq.read_table(path).drop_columns(["logprobs"]), path)
+    for path in folder.child("rounds").child("r01").files(".parquet"):  # as where an endpoint gave none
+        table = pq.read_table(path).drop_columns(["logprobs"])
+        pq.write_table(table.append_column("logprobs", pa.array([NOT_GIVEN, None, None])), path)
     asked, *_ = grant(worker, folder, answers, 2)
     assert asked["logprobs"] == NOT_GIVEN

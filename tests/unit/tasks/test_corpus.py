@@ -36,6 +36,7 @@ LATER = (
     "tasks",
     "strangers",
     "strangers_again",
+    "strangers_third",
 )
 KNOWN_ERRORS = {
     "continued_again": 1,
@@ -51,6 +52,7 @@ KNOWN_ERRORS = {
     "at_length": 1,
     "tasks": 2,
     "strangers_again": 4,
+    "strangers_third": 11,
 }
 """Verdicts that are still wrong, as docs/scoring.md says; all others are as a person's."""
 

@@ -16,7 +16,7 @@ from clear_ray.tasks.kinds import COMPARED_HERE, judge_here
 from clear_ray.tasks.programs import tests_of as suite_of
 from clear_ray.tasks.quantities import is_quantity, read_quantity
 from clear_ray.tasks.thinking import without_thinking
-from clear_ray.tasks.writing import words_of
+from clear_ray.tasks.writing import same_name, words_of
 
 PIECES = [
     "Answer:", "answer is", "**", "\\boxed{", "}", "####", " ", "\n", "12", "1,234", "$", "%", "B", "(B)", ")",
@@ -59,6 +59,7 @@ def test_no_text_and_no_gold_makes_a_scorer_raise_for_long(text: str, gold: str,
 
 @settings(max_examples=200, deadline=None)
 @given(texts, texts, st.sampled_from(["number", "exact", "math", "json", "choice"]))
+@example("B", "**B", "math")
 def test_sameness_is_symmetric(one: str, other: str, kind: Kind) -> None:
     a, b = extract(one, kind), extract(other, kind)
     if a is not None and b is not None:
@@ -71,7 +72,8 @@ UNITS = [
     "\\text{", "\\frac{", "1 ", "½", "is yes ", "1'000", "x = ", "or ", "_", "\\(", "\\[", "(", "e", "twenty ",
     "1 million ", "\r\n", "\u200b", "not ", "a" * 40, "def f(",
     "A and B, ", "the product of 4 and 9 ", "January 1, ", "antwort abc def ", "(about 3) ", "as neutral ", "1,5 ",
-    "let me know. ",
+    "let me know. ", "as an ai, but the ", "x\n\n", "\nConfidence: ", "は日です", "(born 1961) ", "- a ", "1, or 5% ",
+    "\\begin{cases}a\\\\", "six of the ", "<result>", "true - so ",
 ]  # fmt: skip
 
 
@@ -96,6 +98,8 @@ def test_the_last_marked_number_is_read_after_any_text(before: str, number: int)
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
+@example(1_000_000_000, 1)
+@example(12_345, 12)
 def test_two_whole_numbers_are_the_same_only_if_they_are(one: int, other: int) -> None:
     for text in (
         f"Answer: {one}",
@@ -254,3 +258,22 @@ def test_what_is_said_of_the_world_and_a_guess_are_answers() -> None:
     assert extract("Answer: unknown", "exact") == "unknown"
     assert extract("It cannot be determined.", "exact") == "It cannot be determined"
     assert extract("I'm not sure, but I think it is 12.", "number") == "12"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("World War Two", "World War II", True),
+        ("Apollo 11", "Apollo XI", True),
+        ("Henry VIII", "Henry VII", False),
+        ("Vitamin C", "Vitamin D", False),
+        ("II", "2", False),
+        ("Jose Saramago", "José Saramago", True),
+        ("Brasilia", "Brasília", True),
+        ("schon", "schön", False),
+        ("Mutter", "Mütter", False),
+        ("ano", "año", False),
+    ],
+)
+def test_a_name_is_the_same_without_its_accents_and_by_another_numeral(one: str, other: str, is_same: bool) -> None:
+    assert same_name(one, other) is same_name(other, one) is is_same

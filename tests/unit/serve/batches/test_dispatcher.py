@@ -14,7 +14,7 @@ from clear_ray.config.run import RunConfig
 from clear_ray.run_folder.manifest import MANIFEST
 from clear_ray.run_folder.orders import read_orders
 from clear_ray.serve.batches.bodies import asked_for, new_body
-from clear_ray.serve.batches.dispatcher import Dispatcher
+from clear_ray.serve.batches.dispatcher import Dispatcher, calls_of
 from clear_ray.serve.batches.driver import RUNNING, StoreDisplay, finish
 from clear_ray.serve.batches.drivers import Drivers
 from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile
@@ -253,3 +253,23 @@ def test_the_store_hears_how_a_run_gets_on(server: Server) -> None:
     display.update(snapshot(stage="write", ended=3))
     assert server.batch(name).status == "finalizing"
     display.close()
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "tokens_each", "rows"),
+    [
+        (64, 400.0, 16),
+        (64, 64.0, 16),
+        (64, 50.0, 26),
+        (64, 20.0, 64),
+        (64, 0.0, 64),
+        (8, 20.0, 8),
+        (1, 20.0, 4),
+        (512, 9, 64),
+    ],
+)
+def test_the_shorter_answers_are_the_more_travel_in_a_call(max_batch: int, tokens_each: float, rows: int) -> None:
+    found = calls_of(max_batch, tokens_each)
+    assert found["batch_rows"] == rows
+    assert found.get("calls_in_flight", 4) == 4
+    assert ("calls_in_flight" in found) == (rows > 32)

@@ -1,0 +1,96 @@
+"""A run that teaches itself, and does not wait for its longest answers: further stages begin while they are running.
+
+**What is running is seen too.** An answer that has come to so many tokens and has not ended is one that was cut there, as far
+as anybody knows. Were it left out, those that came back would be the short ones, and all would be believed to be short.
+
+**It goes on** once what is still running is few beside the answers that are there: how those end would change little. Whoever
+went on sooner would price by what the short answers have taught. A stage is as large as what was spent and what the running
+grants are expected to spend make it; the rest is priced over all that is open (`beside`).
+
+The pilot is waited for, since before it nothing is known, and so is a batch that is asked again, for its answers or for
+labels by agreement, or that pays for prompts.
+
+Shapes: N queries, M running.
+
+Source: method.md sections 8 and 11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.estimation.factors import Observed
+from clear_ray.rounds.batch import expected_spend, taken_tokens
+from clear_ray.rounds.beside import RunningGrants, clear_beside
+from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.learning_offers import LearningOffers, observe, random_part
+from clear_ray.rounds.states import QueryStates
+
+FEW_RUNNING_SHARE = 1 / 8
+"""Of the answers that are there: while more are running, no stage begins."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OverlappingLearningOffers(LearningOffers):
+    """See the module."""
+
+    def clear_beside(
+        self,
+        states: QueryStates,
+        *,
+        is_free_N: NDArray[np.bool_],
+        running: RunningGrants,
+        available_tokens: int,
+    ) -> Clearing:
+        """See `OverlappingOffers`."""
+        nothing = nothing_to_grant(len(is_free_N))
+        answers = observe(states, label=self.label)
+        is_asked_again = self.asks_again or self.agreement is not None
+        if not len(answers) or is_asked_again or self.calls is not None or self.basis != "ceilings":
+            return nothing
+        promised_tokens = taken_tokens(_tokens_N(running, len(is_free_N)), self.cost_N)
+        unspent_tokens = available_tokens + promised_tokens
+        if len(running.index_M) > FEW_RUNNING_SHARE * len(answers):
+            return nothing
+        belief = self.learned(with_running(answers, states, running))
+        batch = self._believed(belief, is_guarded=self.is_guarded(states, unspent_tokens))
+        clearing = clear_beside(
+            batch,
+            generated_tokens_N=states.answer_tokens_N,
+            is_free_N=is_free_N,
+            running=running,
+            available_tokens=available_tokens,
+        )
+        before_M = states.answer_tokens_N[running.index_M]
+        spend_M = expected_spend(batch.curves.take(running.index_M), before_M, running.tokens_M)
+        expected_tokens = float(np.maximum(spend_M, running.progress_M) @ self.cost_N[running.index_M])
+        stage_tokens = self._stage_tokens(states, unspent_tokens - int(expected_tokens))
+        if stage_tokens is None:
+            return clearing
+        rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0)), len(running.index_M)])
+        part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
+        return self._with_longer(part, batch, states, is_free_N, available_tokens, rng)
+
+
+def with_running(answers: Observed, states: QueryStates, running: RunningGrants) -> Observed:
+    """Return the answers of a run, those that are running as cut where they have come to; in the order of their queries."""
+    tokens_M = states.answer_tokens_N[running.index_M] + running.progress_M
+    some = np.flatnonzero(tokens_M > 0)
+    query = running.index_M[some]
+    others = answers.take(~np.isin(answers.query_M, query))
+    every = Observed(
+        np.concatenate([others.query_M, query]),
+        np.concatenate([others.tokens_M, tokens_M[some]]),
+        np.concatenate([others.is_ended_M, np.zeros(len(some), bool)]),
+        np.concatenate([others.right_M, np.full(len(some), np.nan)]),
+    )
+    return every.take(np.argsort(every.query_M, kind="stable"))
+
+
+def _tokens_N(running: RunningGrants, queries: int) -> NDArray[np.int64]:
+    tokens_N = np.zeros(queries, np.int64)
+    tokens_N[running.index_M] = running.tokens_M
+    return tokens_N
