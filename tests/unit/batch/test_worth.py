@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clear_ray.batch.coordinates import coordinates_of
 from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.pricing import check_first_tokens, priced, probe_parts
+from clear_ray.batch.run import _rounds_of as rounds_of_run
 from clear_ray.batch.worth import worth_of_sets
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
@@ -23,8 +24,11 @@ from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.factors import Observed, law
 from clear_ray.records import QUERY_SCHEMA, STATES
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.storage import Folder, open_folder
+from clear_ray.sweep.replayed import SampledAnswers
 
 QUERIES = 60
 KIND_N = np.arange(QUERIES) % 2
@@ -129,6 +133,53 @@ def estimates_of(prompt_tokens_N: NDArray[np.int64]) -> Estimates:
     return Estimates(
         batch, np.arange(QUERIES), ("all",), none_N, prompt_tokens_N, ceiling_N, order_N, {}, is_read_N=unread_N
     )
+
+
+def test_the_rounds_of_a_run_compare_answers_and_go_on_with_the_same_grants_after_a_restart(folder: Folder) -> None:
+    """As `run` makes them of a folder: coordinates of hidden states, the label, and what ends a query."""
+    given = config_of(folder, "hidden").model_dump(mode="json")
+    config = RunConfig.parse(given | {"budget": 40 * QUERIES, "scoring": {"agreement": "number"}})
+    assert config.votes_by == "number"
+    lesson = lesson_of(folder, config, ModelCard("m", "f", 4_096, 8))
+    assert lesson is not None
+    rng = np.random.default_rng(4)
+    length_NS = np.where(KIND_N == 0, 8, 50)[:, None] + rng.integers(0, 5, (QUERIES, 2))
+    is_right_NS = np.tile(KIND_N[:, None] == 0, 2)
+    votes_NS = np.where(is_right_NS, 7, rng.integers(100, 9_999, (QUERIES, 2)))
+    answers = SampledAnswers(length_NS, np.ones_like(is_right_NS), is_right_NS, votes_NS)
+
+    def rounds() -> Rounds:
+        return rounds_of_run(folder, config, estimates_of(np.full(QUERIES, 9)), np.ones(QUERIES), lesson)
+
+    def run(law: Rounds, granted: Round) -> int:
+        states, clearing = law.states, granted.clearing
+        begins_M, index_M = states.begins_M(clearing), clearing.index_M
+        before_M = np.where(begins_M, 0, states.answer_tokens_N[index_M])
+        number_N = states.attempt_N.copy()
+        number_N[index_M] += begins_M
+        found = answers.of_attempt(number_N).attempts(index_M, clearing.tokens_M, before_M)
+        law.take(granted.number, [found])
+        return int(found.attempt_tokens_M.sum())
+
+    straight, left, kept = rounds(), config.budget_tokens, []
+    while (granted := straight.next(left)) is not None:
+        kept.append(granted)
+        left -= run(straight, granted)
+    assert left >= 0
+    asked_again = int((straight.states.attempt_N > 1).sum())
+    assert 0 < asked_again < QUERIES // 2
+    assert straight.states.rule.objective == "vote"
+    place = next(n for n, each in enumerate(kept) if each.clearing.is_fresh_M is not None) + 1
+    resumed, left = rounds(), config.budget_tokens
+    for granted in kept[:place]:
+        left -= run(resumed, resumed.replay(granted))
+    for granted in kept[place:]:
+        anew = resumed.next(left)
+        assert anew is not None
+        np.testing.assert_array_equal(anew.clearing.index_M, granted.clearing.index_M)
+        np.testing.assert_array_equal(anew.clearing.tokens_M, granted.clearing.tokens_M)
+        left -= run(resumed, anew)
+    assert resumed.next(left) is None
 
 
 def test_states_are_asked_only_of_engines_that_show_some(folder: Folder) -> None:
