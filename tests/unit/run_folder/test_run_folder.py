@@ -194,6 +194,16 @@ def test_attempts_are_read_once_a_query_and_torn_files_are_removed(
     assert [some.index_M.tolist() for some in read_attempts(folder, 1, 4, VoidAttempts())] == [[1, 3], [2]]
 
 
+def test_answers_of_an_older_version_are_named_and_kept(tmp_path: Path) -> None:
+    target = round_folder(open_folder(str(tmp_path)), 1)
+    target.make()
+    rows = pa.Table.from_pylist([attempt(0, error="")], schema=ATTEMPT_SCHEMA)
+    pq.write_table(rows.drop_columns(["answer_tokens"]), f"{target.path}/a.parquet")
+    with pytest.raises(ResumeError, match=r"r01/a\.parquet.*older version.*Finish it with that version"):
+        list(read_attempts(open_folder(str(tmp_path)), 1, 1, VoidAttempts()))
+    assert Path(target.path, "a.parquet").exists()
+
+
 def test_estimates_of_a_killed_run_count_once_and_only_where_they_are_whole(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     assert estimated_already(folder, 3)[1] == []
