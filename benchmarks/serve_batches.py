@@ -5,7 +5,8 @@ client to a server that has started, made a batch and waited for; then `clear-ra
 settings. Both begin cold: of the batch its driver is a new process that sets Ray Data up, of the command everything is. Both
 are timed from the moment in which the file is there to that in which both outputs are; `worked` is of that what reading,
 pricing, answering and writing took, without the starts. Memory is the peak of what each process has to itself (USS) in each
-stage, looked at once a second. Prints one JSON line.
+stage, looked at once a second. How many queries travel in a call is each side's own: the server's, and the default of a run.
+Prints one JSON line.
 
     python benchmarks/serve_batches.py [--rows 50000] [--row-bytes 4000] [--alone | --take-in]
 
@@ -217,7 +218,7 @@ def measured(folder: Path, port: int, arguments: argparse.Namespace) -> dict[str
         return result
     found = store.batch(batch.id)
     assert found is not None
-    same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run")})
+    same = RunConfig.parse(found.work["config"] | {"run_dir": str(folder / "run"), "dispatch": {}})
     run_seconds, stages, report = by_command(same, folder / "run.yaml")
     outputs = [(folder / "served/runs" / batch.id / each).stat().st_size for each in ("output.jsonl", "errors.jsonl")]
     return result | {

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clear_ray.records import COMPLETION_SCHEMA
 from clear_ray.storage import Folder
 
 
@@ -63,11 +64,15 @@ def completion_views(folder: Folder, few: Sequence[str]) -> Iterator[CompletionV
 
 
 def completion_batches(folder: Folder) -> Iterator[pa.RecordBatch]:
-    """Yield completions some at a time, in the order of the input."""
+    """Yield completions some at a time, in the order of the input; a column that an older run lacks is null."""
     firsts = {path: _first_index(folder, path) for path in folder.child("completions").files(".parquet")}
     for path in sorted(firsts, key=lambda path: firsts[path]):
         with folder.filesystem.open_input_file(path) as source:
-            yield from pq.ParquetFile(source).iter_batches(batch_size=1_024)
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1_024):
+                for name in COMPLETION_SCHEMA.names:
+                    if name not in batch.schema.names:
+                        batch = batch.append_column(name, pa.nulls(len(batch), COMPLETION_SCHEMA.field(name).type))
+                yield batch.select(COMPLETION_SCHEMA.names)
 
 
 def _first_index(folder: Folder, path: str) -> int:

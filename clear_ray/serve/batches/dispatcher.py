@@ -125,15 +125,17 @@ class Dispatcher:
             config = self._places.retry_config(batch.asked, batch.id)
             self._take_in(batch, config, rows_left(config))
             return
-        file = self._store.file(batch.asked["input_file_id"], batch.owner)
-        if file is None or file.purpose != "batch":
-            message = f"There is no file {batch.asked['input_file_id']}."
-            if file is not None:
-                message = f"The purpose of the file is {file.purpose}; that of a batch's input is batch."
-            refused = error("invalid_request", message, param="input_file_id")
-            self._store.change(batch.id, within=("validating",), **failure(refused))
-            return
-        looked = self._look_at(batch, file.path)
+        if not self._places.input(batch.id).exists():
+            file = self._store.file(batch.asked["input_file_id"], batch.owner)
+            if file is None or file.purpose != "batch":
+                message = f"There is no file {batch.asked['input_file_id']}."
+                if file is not None:
+                    message = f"The purpose of the file is {file.purpose}; that of a batch's input is batch."
+                refused = error("invalid_request", message, param="input_file_id")
+                self._store.change(batch.id, within=("validating",), **failure(refused))
+                return
+            self._places.keep_input(batch.id, file.path)
+        looked = self._look_at(batch)
         if looked.errors:
             self._store.change(batch.id, within=("validating",), **failure(*looked.errors))
             return
@@ -158,8 +160,8 @@ class Dispatcher:
         tenant = self._config.tenants.get(tenant_of(batch.owner))
         return weight_of(batch.asked["metadata"] or {}) * (1.0 if tenant is None else tenant.weight)
 
-    def _look_at(self, batch: StoredBatch, path: str) -> Looked:
-        with self._places.keep_input(batch.id, path).open("rb") as source:
+    def _look_at(self, batch: StoredBatch) -> Looked:
+        with self._places.input(batch.id).open("rb") as source:
             return look_at(
                 source,
                 endpoint=batch.asked["endpoint"],

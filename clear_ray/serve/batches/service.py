@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -123,10 +124,20 @@ class BatchService:
             raise ApiError(400, message, param="idempotency_key", code="invalid_value")
         key = next(iter(keys), None)
         made = await asyncio.to_thread(self._store.add_batch, owner, asked, new_body(asked), idempotency_key=key)
+        await self._keep_input(made)
         if made.asked != asked:
             message = "This idempotency key was used with other parameters."
             raise ApiError(409, message, param="idempotency_key", code="idempotency_conflict")
         return made.body
+
+    async def _keep_input(self, made: StoredBatch) -> None:
+        """Have a new batch keep its input from now on, if it is there: the file may be deleted before it was looked at."""
+        if made.status != "validating":
+            return
+        file = await asyncio.to_thread(self._store.file, made.asked["input_file_id"], made.owner)
+        if file is not None and file.purpose == "batch":
+            with suppress(OSError):  # the dispatcher tries again, and tells
+                await asyncio.to_thread(self._places.keep_input, made.id, file.path)
 
     async def batch(self, owner: str, batch_id: str) -> StoredBatch:
         """Return a batch.

@@ -67,6 +67,19 @@ def test_every_format_holds_all_rows_in_order(tmp_path: Path, ending: str) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["run", target.name])
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_a_run_of_before_a_column_was_there_is_exported(tmp_path: Path, ending: str) -> None:
+    folder, target = done(tmp_path / "run"), tmp_path / f"out{ending}"
+    for path in (tmp_path / "run" / "completions").iterdir():
+        older = pq.read_table(path).drop_columns(["n", "engine"])
+        pq.write_table(older, path)
+    assert export(folder, target) == len(TEXTS)
+    rows = read(target)
+    assert list(rows[0]) == COMPLETION_SCHEMA.names
+    assert {row["n"] or None for row in rows} == {row["engine"] or None for row in rows} == {None}
+    assert [row["query_id"] for row in rows] == [f"q{k}" for k in range(len(TEXTS))]
+
+
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the name says no format"):
         export(done(tmp_path / "run"), tmp_path / "out.xlsx")

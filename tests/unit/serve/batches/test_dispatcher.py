@@ -17,6 +17,8 @@ from clear_ray.serve.batches.bodies import asked_for, new_body
 from clear_ray.serve.batches.dispatcher import Dispatcher, calls_of
 from clear_ray.serve.batches.driver import RUNNING, StoreDisplay, finish
 from clear_ray.serve.batches.drivers import Drivers
+from clear_ray.serve.batches.places import Places
+from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile
 from clear_ray.serve.settings import ServeConfig
 from clear_ray.storage import open_folder
@@ -111,6 +113,17 @@ def test_a_batch_runs_with_the_settings_that_it_was_taken_in_with(server: Server
     assert (config.run_dir, config.input.on_error) == (str(server.run_dir(name)), "fail_row")
     assert batch.work["weight"] == 2
     assert server.drivers.started == [name]
+
+
+def test_a_batch_that_keeps_its_input_needs_no_file(server: Server) -> None:
+    name = server.make()
+    file = server.store.file(server.batch(name).asked["input_file_id"])
+    assert file is not None
+    Places(BatchSettings(folder=str(server.folder))).keep_input(name, file.path)
+    Path(file.path).unlink()
+    server.store.drop_file(file.id)
+    server.step()
+    assert server.batch(name).status == "in_progress"
 
 
 def test_so_many_run_at_once_and_the_others_wait_in_their_order(server: Server) -> None:

@@ -116,6 +116,17 @@ async def test_a_batch_that_does_not_run_has_no_budget_to_change(service: BatchS
     assert caught.value.status == 400
 
 
+async def test_a_file_may_be_deleted_as_soon_as_a_batch_is_made_of_it(service: BatchService, tmp_path: Path) -> None:
+    body = await upload(service, b"abc")
+    first, second = [await service.create("", ASKED | {"input_file_id": body["id"]}, None) for _ in range(2)]
+    await service.delete_file("", body["id"])
+    for batch in (first, second):
+        assert (tmp_path / "batches" / batch["id"] / "input.jsonl").read_bytes() == b"abc"
+    other = await upload(service, b"abc", owner="b")  # of another key
+    batch = await service.create("", ASKED | {"input_file_id": other["id"]}, None)
+    assert not (tmp_path / "batches" / batch["id"]).exists()
+
+
 def test_an_input_outlives_the_file_it_was_made_of(tmp_path: Path) -> None:
     settings = absolute_batches(BatchSettings(folder=str(tmp_path / "served")))
     assert settings is not None
