@@ -110,11 +110,10 @@ def _refuse_broken_template(rendering: Any, model: str) -> None:
     try:
         rendering.token_ids(["a"])
     except SchemaError as error:
-        if isinstance(error.__cause__, TemplateSyntaxError):
+        cause = getattr(error.__cause__, "__cause__", None)
+        if isinstance(cause, TemplateSyntaxError):
             remedy = "Save the tokenizer with the template that the model came with."
-            raise EngineError(
-                "its chat template cannot be read", f"model {model}", str(error.__cause__), remedy
-            ) from error
+            raise EngineError("its chat template cannot be read", f"model {model}", str(cause), remedy) from error
 
 
 def engine_notes(config: EngineConfig) -> tuple[str, ...]:
