@@ -6,12 +6,14 @@ of each answer that runs, and nothing else takes time.
     python benchmarks/makespan.py                                            log-normal lengths
     python benchmarks/makespan.py --rollouts epoch_gpqa_aime.parquet --model gpt-5-mini-2025-08-07@effort=high
     python benchmarks/makespan.py --learns tests/data/rollouts [--draws 16]    runs that teach themselves: minutes
+    python benchmarks/makespan.py --learns tests/data/demo/rollouts.parquet    likewise, as the demo: 1,400 tokens, 32 slots
 
 Log-normal: each query has a median of its own, itself log-normal about 1,500 tokens, and its lengths spread about that, up to
 16,384; what is known of a query is its median, the spread and its chance of a right answer. Recorded: each answer is a query;
 what is known of it is what the other answers to the same query did, with one more that is the mean of all. Learning: batches
 drawn as in `benchmarks/learning.py`, one recorded answer to each query, of which nothing is known before the first answers;
-here all figures are means over the draws, with the error of the difference in right answers.
+here all figures are means over the draws, with the error of the difference in right answers. A recording without features is
+read by the text and the ngrams of its prompts.
 
 What is in the line, for each case, share of the budget and number of queries a slot:
     steps, barrier_steps    wall time in steps
@@ -44,7 +46,7 @@ from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.overlapped import Timed, timed_run
-from clear_ray.sweep.recording import Recording, read_recording
+from clear_ray.sweep.recording import read_recording
 from clear_ray.sweep.replayed import Answers
 
 QUERIES_A_SLOT = (2, 5, 25)
@@ -52,7 +54,8 @@ MEDIAN_TOKENS, CAP_TOKENS, BUDGET_TOKENS = 1_500, 16_384, 400
 SPREADS = ((0.7, 0.7), (1.2, 0.5))
 """Of the medians about the median, and of an answer about its query's: standard deviations of the logarithm."""
 SHARES = (0.2, 0.5)
-LEARNING_BUDGETS, LEARNING_QUERIES_A_SLOT = (24, 48), (2, 5)
+LEARNING_BUDGETS, LEARNING_QUERIES_A_SLOT = (24.0, 48.0), (2, 5)
+DEMO_BUDGETS, DEMO_QUERIES_A_SLOT = (1_400 / 104,), (104 / 32,)
 
 
 def log_normal(queries: int, between: float, within: float) -> tuple[Answers, Curves]:
@@ -115,20 +118,27 @@ def compared(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
     }
 
 
-def learners(recording: Recording, draws: int) -> dict[str, list[dict[str, float]]]:
-    """Return one row for each number of queries a slot, of each budget: runs that learn, with overlap and with a barrier."""
+def learners(path: Path, draws: int) -> tuple[int, dict[str, list[dict[str, float]]]]:
+    """Return how many queries there are, and one row for each number of them a slot, of each budget."""
+    is_demo = path.is_file()
+    files = [str(path)] if is_demo else [str(path / "rollouts.parquet"), str(path / "features.parquet")]
+    recording = read_recording(*files)
+    budgets, queries_a_slot = (
+        (DEMO_BUDGETS, DEMO_QUERIES_A_SLOT) if is_demo else (LEARNING_BUDGETS, LEARNING_QUERIES_A_SLOT)
+    )
     known, tasks = (recording.features, recording.rollouts.prompts), recording.task_N.tolist()
-    x_NP = fit_coordinates(*known, sets=["hidden", "text"], tasks=tasks)(*known, tasks)
+    sets = ["text", "ngrams"] if is_demo else ["hidden", "text"]
+    x_NP = fit_coordinates(*known, sets=sets, tasks=tasks)(*known, tasks)
     batches = [draw(recording, x_NP, copies=1, queries=None, shuffled=False, seed=seed) for seed in range(draws)]
-    return {
-        f"learning, {len(recording)} recorded queries, {budget} tokens a query": [
-            learned(batches, budget, queries_a_slot) for queries_a_slot in LEARNING_QUERIES_A_SLOT
+    return len(recording), {
+        f"learning, {len(recording)} recorded queries, {budget:.4g} tokens a query": [
+            learned(batches, budget, each) for each in queries_a_slot
         ]
-        for budget in LEARNING_BUDGETS
+        for budget in budgets
     }
 
 
-def learned(batches: list[Drawn], average: int, queries_a_slot: int) -> dict[str, float]:
+def learned(batches: list[Drawn], average: float, queries_a_slot: float) -> dict[str, float]:
     pairs = [
         [timed_learning(drawn, average, queries_a_slot, overlaps=way) for way in (True, False)] for drawn in batches
     ]
@@ -152,7 +162,7 @@ def learned(batches: list[Drawn], average: int, queries_a_slot: int) -> dict[str
     }
 
 
-def timed_learning(drawn: Drawn, average: int, queries_a_slot: int, *, overlaps: bool) -> Timed:
+def timed_learning(drawn: Drawn, average: float, queries_a_slot: float, *, overlaps: bool) -> Timed:
     queries, cap = len(drawn.recording), drawn.recording.cap_tokens
     one_N = np.ones(queries)
     offers = OverlappingLearningOffers(
@@ -162,14 +172,14 @@ def timed_learning(drawn: Drawn, average: int, queries_a_slot: int, *, overlaps:
         max_tokens_N=np.full(queries, cap),
         tie_break_N=np.random.default_rng(drawn.seed).permutation(queries).astype(np.uint64),
         cost_N=one_N,
-        budget_tokens=average * queries,
+        budget_tokens=round(average * queries),
         seed=drawn.seed,
     )
     return timed_run(
         offers,
         drawn.answers,
         budget_tokens=offers.budget_tokens,
-        slots=queries // queries_a_slot,
+        slots=int(queries / queries_a_slot),
         overlaps=overlaps,
         allocation=AllocationConfig(max_rounds=100 if overlaps else LEARNING_ROUNDS),
     )
@@ -188,8 +198,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     queries = chosen.queries
     if chosen.learns:
-        recording = read_recording(str(chosen.learns / "rollouts.parquet"), str(chosen.learns / "features.parquet"))
-        found, queries = learners(recording, chosen.draws), len(recording)
+        queries, found = learners(chosen.learns, chosen.draws)
     elif chosen.rollouts:
         answers, curves = recorded(chosen.rollouts, chosen.model or parser.error("--rollouts needs a --model"))
         for share in SHARES:

@@ -155,7 +155,7 @@ def _write(
     if encoder is not None:
         encoder_folder(encoder)  # refused here, not in a task
         features = (*features, "hidden")  # an encoder's states stand in their place
-    states = folder if encoder is None and "hidden" in features else None
+    states = folder if encoder is None and {"hidden", "logprobs"} & set(features) else None
     queries = folder.child("queries")
     paths = queries.files(".parquet")
     if not is_spread(len(prompt_tokens_N)) and encoder is None:

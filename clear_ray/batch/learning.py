@@ -111,7 +111,7 @@ def _check_states(config: RunConfig, models: Sequence[ModelCard]) -> None:
     Raises:
         ConfigError: It is so.
     """
-    if config.reads_states and any(not model.hidden_width for model in models):
+    if config.reads_states and not config.asks_first_tokens and any(not model.hidden_width for model in models):
         said = "the engine shows no hidden states"
         raise ConfigError(said, "estimate.features", "hidden", "Leave it out: text and ngrams need none.")
 

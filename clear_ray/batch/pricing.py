@@ -25,7 +25,7 @@ from clear_ray.errors import ConfigError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.wording import amount
 from clear_ray.rounds.attempt_offers import AttemptOffers
-from clear_ray.rounds.batch import taken_tokens
+from clear_ray.rounds.batch import cost_parts, taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.menu import reservation_prices
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from clear_ray.batch.sketched_learning import SketchedWhole
 
 _LETTERS_A_TOKEN = 4
+_FIRST_TOKENS_SHARE = 10
 _PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
 PROBE = "probe"
 """Name under which the market is charged for the probe."""
@@ -162,7 +163,12 @@ def _reserved_prompts(config: EngineConfig, prompt_tokens_N: NDArray[np.int64]) 
 
 def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
     """Return what the probe takes from the budget, thousandths of its unit; 0 where it is not paid for."""
-    return sum(
+    first_parts = 0
+    if config.asks_first_tokens:
+        index, calls = np.arange(estimates.queries), estimates.calls
+        first_N = cost_parts(cost_N) if calls is None else calls.taken_parts(index, np.ones_like(index), 0 * index)
+        first_parts = int(first_N.sum())
+    return first_parts + sum(
         int(each.read_tokens_N @ _scaled_parts(named.prices.probe_parts, cost_N))
         for named, each in zip(config.named_engines, estimates.each, strict=True)
         if named.prices is not None and named.prices.probe_parts
@@ -192,6 +198,41 @@ def check_one_call(config: RunConfig, cost_N: NDArray[np.float64], folder: Folde
         folder.delete("queries")
         said = f"the budget does not pay for one call: a token of the cheapest query takes {amount(least, config.unit)}"
         raise ConfigError(said, "budget", str(config.budget), "Raise it.")
+
+
+def check_first_tokens(config: RunConfig, cost_N: NDArray[np.float64], folder: Folder) -> None:
+    """Refuse to have the first token of each query generated for more than a tenth of the budget; leave nothing behind.
+
+    Args:
+        config: As for `run`.
+        cost_N: Costs of the input, shape (N,).
+        folder: The run folder, with its queries.
+
+    Raises:
+        ConfigError: It is so, by the letters of the prompts where these are paid for.
+    """
+    if not config.asks_first_tokens:
+        return
+    prices, each = config.model_prices, COST_PARTS
+    if prices is not None:
+        each = prices.token_parts + prices.read_parts * (_mean_letters(folder) // _LETTERS_A_TOKEN + 1)
+    takes = -(-int(_scaled_parts(each, cost_N).sum()) // COST_PARTS)
+    if takes * _FIRST_TOKENS_SHARE <= config.budget_tokens:
+        return
+    folder.delete("queries")
+    about, budget = amount(takes, config.unit), amount(config.budget_tokens, config.unit)
+    said = f"to ask for the first token of {len(cost_N):,} queries takes about {about}, more than a tenth of {budget}"
+    raise ConfigError(said, "estimate.features", "logprobs", "Raise the budget, or leave it out.")
+
+
+def _mean_letters(folder: Folder) -> int:
+    """Return how long prompts are on average, letters."""
+    letters, rows = 0, 0
+    for path in folder.child("queries").files(".parquet"):
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=["prompt"])
+        letters += pc.sum(pc.utf8_length(table["prompt"])).as_py() or 0
+        rows += len(table)
+    return letters // max(rows, 1)
 
 
 def least_call(config: RunConfig, folder: Folder) -> str:

@@ -38,6 +38,7 @@ def probe(
     *,
     gate: Gate,
     number: int = 0,
+    has_states: bool = False,
 ) -> Estimates:
     """Have every query's prompt read once by an engine; what runs before have read is not read again.
 
@@ -50,10 +51,11 @@ def probe(
         told: Function that hears how many prompts have been read.
         gate: Opens when they are up and may be asked.
         number: Place of the engine, where there are several.
+        has_states: Whether to keep what a run learns on of the model's own numbers.
     """
     tokens_K, name = np.asarray(head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name)
+        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -94,6 +96,7 @@ def _probe_the_rest(
     *,
     gate: Gate,
     name: str,
+    has_states: bool,
 ) -> None:
     """Write the estimates that are missing; a few times, should what calls the engines die.
 
@@ -101,7 +104,7 @@ def _probe_the_rest(
     """
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            _probe_what_is_due(folder, config, engines, head, rows, told, gate=gate, name=name)
+            _probe_what_is_due(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states)
         except Exception as error:
             is_death = is_worker_death(error) and own_error(error) is None
             if not is_death or not tries_left:
@@ -120,6 +123,7 @@ def _probe_what_is_due(
     *,
     gate: Gate,
     name: str,
+    has_states: bool,
 ) -> None:
     """Have the estimates that are missing written into a folder of this run's own, a file for some calls.
 
@@ -136,9 +140,7 @@ def _probe_what_is_due(
         due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
     into = estimates.child(uuid4().hex[:8])
     homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
-    caller = partial(
-        Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes, config.reads_states
-    )
+    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
         found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(

@@ -38,6 +38,7 @@ from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import (
     PROBE,
+    check_first_tokens,
     check_minimum_service,
     check_one_call,
     offers_of,
@@ -187,6 +188,7 @@ def _run_alone(
                 digest.rows,
                 progress,
                 open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
+                has_states=config.reads_states,
             )
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = priced(config, found, input_cost_N)
@@ -270,6 +272,7 @@ def _plan_in(
             progress.begin(_first_stage(config), queries=digest.rows, waiting_for=_start_of(config))
             begun.ray()
             engines = begun.engines()
+            # Without the model's own numbers, which nothing here reads and an endpoint is paid for.
             found, lesson = _probed(folder, config, engines, heads, digest.rows, progress)
             estimates = priced(config, found, input_cost_N)
             sampled = (Sampled(),) * len(config.named_engines)
@@ -339,6 +342,7 @@ def _probed(
     progress: Progress,
     *,
     open_run: Callable[[], object] = lambda: None,
+    has_states: bool = False,
 ) -> tuple[Estimates, Lesson | None]:
     """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
 
@@ -349,9 +353,10 @@ def _probed(
         gate.open()
         return lesson_of(folder, config, *(each.model for each in engines.each))
 
+    told = progress.note_probed
     with opened_meanwhile(folder, opened) as (gate, lesson):
         found = [
-            probe(folder, config, each, head.card, rows, progress.note_probed, gate=gate, number=number)
+            probe(folder, config, each, head.card, rows, told, gate=gate, number=number, has_states=has_states)
             for number, (each, head) in enumerate(zip(engines.each, heads, strict=True))
         ]
         return together(found), lesson()
@@ -362,6 +367,7 @@ def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[n
     check_size(config, queries, folder)
     cost_N = read_costs(folder, queries)
     check_one_call(config, cost_N, folder)
+    check_first_tokens(config, cost_N, folder)
     check_minimum_service(config, token_costs(config, cost_N, of=min), folder)
     return cost_N
 

@@ -71,7 +71,7 @@ def _worth(
         table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
         tables.append(table.filter(pa.array(np.isin(table["index"].to_numpy(), wanted))))
     rows = pa.concat_tables(tables).sort_by("index")
-    states = folder if "hidden" in features else None
+    states = folder if {"hidden", "logprobs"} & set(features) else None
     known, texts, tasks = read_block(rows, prompt_tokens_N, encoder, states)
     own = replace(observed, query_M=np.searchsorted(wanted, observed.query_M))
     found = {}

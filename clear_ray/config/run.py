@@ -54,11 +54,12 @@ class EstimateConfig(Settings):
     """Heads of some of several engines, by the engines' names; `head` beside an engine means the same."""
     frozen: bool | None = None
     """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
-    features: tuple[Literal["hidden", "text", "ngrams", "length", "task"], ...] | None = Field(
+    features: tuple[Literal["hidden", "text", "ngrams", "length", "task", "logprobs"], ...] | None = Field(
         default=None, min_length=1
     )
     """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input, `hidden`
-    the model's own states, as the probe finds them after `layers`; not of an endpoint, and not of several engines."""
+    the model's own states, as the probe finds them after `layers`; `logprobs`, of one endpoint, how sure it is of its first
+    token, which a call of one token asks of each query, and the budget pays for."""
     encoder: str | None = Field(default=None, min_length=1)
     """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
     store: str | None = Field(default=None, min_length=1)
@@ -77,8 +78,8 @@ class EstimateConfig(Settings):
 
     @property
     def reads_states(self) -> bool:
-        """Whether a run that learns reads the hidden states of its own model."""
-        return "hidden" in (self.features or ())
+        """Whether a run that learns reads more than words of its own model: hidden states, or its first tokens."""
+        return bool({"hidden", "logprobs"} & set(self.features or ()))
 
     @model_validator(mode="after")
     def _agrees(self) -> EstimateConfig:
@@ -96,10 +97,12 @@ class EstimateConfig(Settings):
             )
         if self.store is not None and (self.encoder is not None or self.reads_states):
             raise ValueError(
-                "a store keeps what is read of words, and no states of an encoder or a model: leave one of them out"
+                "a store keeps what is read of words, and no states of an encoder or a model, and no logprobs: leave one out"
             )
         if self.encoder is not None and self.reads_states:
-            raise ValueError("the states of an encoder stand in place of the model's: leave out encoder, or hidden")
+            raise ValueError(
+                "an encoder's states stand in place of the model's: leave out encoder, or hidden and logprobs"
+            )
         return self
 
 
@@ -196,7 +199,7 @@ class DispatchConfig(Settings):
     block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
     """Queries in one block of the probe stage."""
     rows_per_file: int = Field(default=64, ge=1, le=MOST_ROWS)
-    """Most answers in one file; after a second it is written with fewer. A crash loses those not written yet."""
+    """Most answers in one file; after a second at most it is written with fewer. A crash loses those not written yet."""
 
 
 class ScalingConfig(Settings):
@@ -341,8 +344,13 @@ class RunConfig(ConfigFile):
 
     @property
     def reads_states(self) -> bool:
-        """Whether the probe keeps something of the hidden states, for a run that learns on them."""
+        """Whether the probe keeps something of the model's own numbers, for a run that learns on them."""
         return self.estimate.reads_states and self.allocation.policy == "clear_ray"
+
+    @property
+    def asks_first_tokens(self) -> bool:
+        """Whether the probe has one token of each query generated."""
+        return self.reads_states and "logprobs" in (self.estimate.features or ())
 
     @property
     def compares_answers(self) -> bool:
@@ -398,13 +406,12 @@ class RunConfig(ConfigFile):
 
     @model_validator(mode="after")
     def _has_states(self) -> RunConfig:
-        if self.estimate.reads_states and (self.engines is not None or self.engine.kind == "openai"):
-            what = (
-                "an endpoint shows no hidden states"
-                if self.engines is None
-                else "several engines have no states in common"
-            )
-            raise ValueError(f"{what}: leave `hidden` out of estimate.features")
+        asked = {"hidden", "logprobs"} & set(self.estimate.features or ())
+        if asked and self.engines is not None:
+            raise ValueError(f"several engines have no states in common: leave `{min(asked)}` out of estimate.features")
+        if wrong := asked - {"logprobs" if self.engine.kind == "openai" else "hidden"}:
+            what = "an endpoint shows no hidden states" if "hidden" in wrong else "`hidden` says more than logprobs"
+            raise ValueError(f"{what}: leave `{min(wrong)}` out of estimate.features")
         return self
 
     @model_validator(mode="after")

@@ -239,8 +239,18 @@ def model_card(config: ModelConfig, folder: Path, saved: Any) -> ModelCard:
         name=config.model,
         fingerprint=model_fingerprint(folder),
         context_tokens=context_tokens(config, saved),
-        hidden_width=int(saved.get_text_config().hidden_size),
+        hidden_width=hidden_width(saved),
     )
+
+
+def hidden_width(config: Any) -> int:
+    """Return the width of a model's last hidden states: of its layers, unless it projects them (OPT 350M).
+
+    Args:
+        config: Its own configuration, as transformers reads it.
+    """
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
 def end_token_ids(config: Any, generation_config: Any, rendering: Rendering) -> frozenset[int]:

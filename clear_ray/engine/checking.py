@@ -17,7 +17,7 @@ from clear_ray.config.engine import (
 from clear_ray.engine.build import build_engine, check_pin, refuse_layers
 from clear_ray.engine.endpoint.check import endpoint_notes, fingerprint_of
 from clear_ray.engine.vllm_settings import check_installed
-from clear_ray.errors import ConfigError, EngineError
+from clear_ray.errors import ConfigError, EngineError, SchemaError
 
 
 def check_engine(
@@ -71,16 +71,20 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
     from clear_ray.engine.closing import make_closing
     from clear_ray.engine.context import context_tokens
     from clear_ray.engine.fingerprint import model_fingerprint
+    from clear_ray.engine.quantized import refuse_unreadable
     from clear_ray.engine.rendering import rendering_of
     from clear_ray.engine.shallow import first_layers
     from clear_ray.engine.smollm2 import resolve_model
+    from clear_ray.engine.weights import has_usual_files, refuse_broken_weights, shapes_of
 
     make_closing(rendering_of(config), config)
+    _refuse_broken_template(rendering_of(config), config.model)
     source = resolve_model(config.model)
     try:
         architecture: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if isinstance(config, TransformersConfig):
             refuse_unfit(architecture)  # first: making some models changes what they are made from
+            refuse_unreadable(architecture, runs_here=not os.environ.get("RAY_ADDRESS"))
         bare = _without_weights(architecture) if isinstance(config, TransformersConfig) else None
     except ConfigError:
         raise
@@ -94,6 +98,23 @@ def _check_files(config: ModelConfig, probe_layers: int | None) -> None:
         _check_device(config.device)
     if isinstance(source, Path) and not any(source.glob("*.safetensors")):
         model_fingerprint(source)  # says that there are none
+    if isinstance(source, Path) and (bare is not None or has_usual_files(source)):  # vLLM reads others, too
+        is_quantized = getattr(architecture, "quantization_config", None) is not None
+        refuse_broken_weights(source, shapes=None if bare is None or is_quantized else shapes_of(bare))
+
+
+def _refuse_broken_template(rendering: Any, model: str) -> None:
+    """Raise for a chat template that is none: it would fail every row."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        rendering.token_ids(["a"])
+    except SchemaError as error:
+        if isinstance(error.__cause__, TemplateSyntaxError):
+            remedy = "Save the tokenizer with the template that the model came with."
+            raise EngineError(
+                "its chat template cannot be read", f"model {model}", str(error.__cause__), remedy
+            ) from error
 
 
 def engine_notes(config: EngineConfig) -> tuple[str, ...]:

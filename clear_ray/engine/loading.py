@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from clear_ray.engine.quantized import refuse_unreadable
 from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
 from clear_ray.engine.trial import Way, measure_footprint
 from clear_ray.errors import ConfigError, EngineError
@@ -69,18 +71,23 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         refuse_own_code(model_folder(model))
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        read: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        loaded, found = read
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random, and goes on
+            raise ValueError(f"its files lack {len(missing):,} of its weights, the first of them {missing[0]}")
+        refuse_unreadable(loaded.config, runs_here=False)
         if loaded.config._attn_implementation not in _WITH_MASKS:
             loaded.set_attn_implementation("eager")
         return loaded.to(device).eval()
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise EngineError(
             "the model cannot be loaded",
             f"model {model}",

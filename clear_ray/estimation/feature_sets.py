@@ -6,6 +6,7 @@
 - `ngrams`: words and pairs of words of the question, digits masked, hashed into `HASHED` columns, and their leading
   components. The same hash everywhere: no vocabulary is stored.
 - `length`: tokens of the prompt alone.
+- `logprobs`: how sure an endpoint is of the first token (`stages.first_tokens`), in place of hidden states. Costs a call.
 - `task`: the label of the query, where the input has one. Labels are hashed too, so an unknown one is simply new.
 
 An encoder's states take the place of the hidden ones before (`encoder.encoded_features`). A set is fitted on all prompts of
@@ -17,7 +18,7 @@ Shapes: N queries, D columns of a set, F entries of the short vector.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from zlib import crc32
 
@@ -33,9 +34,10 @@ from clear_ray.estimation.projection import Projection, fit_projection_to
 from clear_ray.estimation.readings import HASHED, Readings, read_prompts
 
 Array = NDArray[np.float64]
-FeatureSet = Literal["hidden", "text", "ngrams", "length", "task"]
-FEATURE_SETS: tuple[FeatureSet, ...] = ("hidden", "text", "ngrams", "length", "task")
-_WEIGHT: Mapping[str, float] = {"ngrams": 1.0, "length": 0.3, "task": 1.0}
+FeatureSet = Literal["hidden", "text", "ngrams", "length", "task", "logprobs"]
+FEATURE_SETS: tuple[FeatureSet, ...] = ("hidden", "text", "ngrams", "length", "task", "logprobs")
+_WEIGHT: Mapping[str, float] = {"ngrams": 1.0, "length": 0.3, "task": 1.0, "logprobs": 1.0}
+_FURTHEST = 4.0
 _NGRAM_COMPONENTS, _FIT_QUERIES = 80, 5_000
 _LABELS = 64
 _FEW = 1e-6
@@ -51,6 +53,7 @@ class FeatureMap:
         idf_D: Weight of each hashed column; empty without `ngrams`.
         directions_DP: Directions from hashed columns to components.
         length: Mean and spread of the logarithm of the prompt's tokens, shape (2,).
+        first: Mean and spread of each number of the first token, shape (2, F); of no width without `logprobs`.
     """
 
     sets: tuple[FeatureSet, ...]
@@ -58,6 +61,7 @@ class FeatureMap:
     idf_D: Array
     directions_DP: Array
     length: Array
+    first: Array = field(default_factory=lambda: np.zeros((2, 0)))
 
     def __call__(self, features: Features, prompts: Sequence[Prompt], tasks: Sequence[str] | None = None) -> Array:
         """Return one short vector a query.
@@ -92,11 +96,15 @@ class FeatureMap:
             blocks.append(np.clip(place_N, -4.0, 4.0)[:, None] * np.sqrt(_WEIGHT["length"]))
         if "task" in self.sets:
             blocks.append(_labelled(_given(readings.tasks, len(readings))))
+        if "logprobs" in self.sets:
+            place_NF = (_first_numbers(features) - self.first[0]) / self.first[1]
+            weight = np.sqrt(_WEIGHT["logprobs"] / max(place_NF.shape[1], 1))
+            blocks.append(np.clip(np.nan_to_num(place_NF), -_FURTHEST, _FURTHEST) * weight)
         return np.concatenate(blocks, axis=1)
 
     def arrays(self) -> Arrays:
         """Return the arrays to store."""
-        own = {name: getattr(self, name).astype(np.float32) for name in ("idf_D", "directions_DP", "length")}
+        own = {name: getattr(self, name).astype(np.float32) for name in ("idf_D", "directions_DP", "length", "first")}
         projection = {} if self.projection is None else self.projection.arrays()
         return {**own, **{f"projection.{name}": array for name, array in projection.items()}}
 
@@ -104,7 +112,8 @@ class FeatureMap:
     def restore(cls, sets: Sequence[str], arrays: Arrays) -> FeatureMap:
         """Make the map again."""
         inner = {n.removeprefix("projection."): array for n, array in arrays.items() if n.startswith("projection.")}
-        own = {name: arrays[name].astype(np.float64) for name in ("idf_D", "directions_DP", "length")}
+        names = ("idf_D", "directions_DP", "length", "first")  # heads fitted before know nothing of first tokens
+        own = {name: arrays[name].astype(np.float64) for name in names if name in arrays}
         return cls(checked_sets(sets), projection=Projection.restore(inner) if inner else None, **own)
 
 
@@ -174,7 +183,12 @@ def fit_map_to(
         states = _states(features, wanted, len(readings), readings.prompt_tokens_N)
         projection = fit_projection_to(_rows_of(states, rows), some.text_NT)
     fitted = FeatureMap(
-        wanted, projection, idf_D, directions_DP, np.array([log_N.mean(), max(float(log_N.std()), _FEW)])
+        wanted,
+        projection,
+        idf_D,
+        directions_DP,
+        np.array([log_N.mean(), max(float(log_N.std()), _FEW)]),
+        _scale_of(_first_numbers(features)) if "logprobs" in wanted else np.zeros((2, 0)),
     )
     # Stored in single precision: whatever is fitted behind this map must see what a reader of the file sees.
     return FeatureMap.restore(wanted, fitted.arrays())
@@ -189,6 +203,22 @@ def _states(
     none_ND, unknown_N = np.zeros((queries, 0), np.float32), np.full(queries, np.nan, np.float32)
     tokens_N = np.zeros(queries, np.int64) if prompt_tokens_N is None else prompt_tokens_N
     return Features(tokens_N, unknown_N, none_ND, none_ND)
+
+
+def _first_numbers(features: Features | None) -> Array:
+    """Return the numbers of first tokens, which stand where hidden states would."""
+    if features is None:
+        raise ConfigError("the estimate reads first tokens, and there are none", "features", "logprobs")
+    return np.concatenate([features.hidden_last_ND, features.hidden_mean_ND], axis=1).astype(np.float64)
+
+
+def _scale_of(numbers_NF: Array) -> Array:
+    """Return mean and spread of each number, over the queries that have it; infinite where all are alike."""
+    known_NF = np.isfinite(numbers_NF)
+    count_F = np.maximum(known_NF.sum(axis=0), 1)
+    mean_F = np.where(known_NF, numbers_NF, 0.0).sum(axis=0) / count_F
+    spread_F = np.sqrt((np.where(known_NF, numbers_NF - mean_F, 0.0) ** 2).sum(axis=0) / count_F)
+    return np.stack([mean_F, np.where(spread_F < _FEW, np.inf, spread_F)])
 
 
 def _rows_of(features: Features, rows: NDArray[np.int64]) -> Features:

@@ -259,12 +259,18 @@ def _bare(number: float, unit: str) -> str:
 
 def _to_read(plan: PlanReport) -> str:
     if not plan.prefill_tokens:
+        if plan.probe_tokens:
+            return f"the first token of each answer is asked for beforehand, for {amount(plan.probe_tokens, plan.unit)}"
         return "none is read before its answer is bought"
     return f"{count(plan.prefill_tokens)} tokens to read, {_charged(plan.probe_tokens, plan.unit)}"
 
 
 def _prompts_read(report: RunReport) -> str:
     if not report.prefill_tokens:
+        if report.probe_tokens:
+            return (
+                f"read for first tokens, which took {amount(report.probe_tokens, report.unit)}, and for their answers"
+            )
         return "read for their answers alone, by no probe"
     said = f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
     if not report.spared_prompt_tokens:

@@ -7,6 +7,9 @@ as anybody knows. Were it left out, those that came back would be the short ones
 went on sooner would price by what the short answers have taught. A stage is as large as what was spent and what the running
 grants are expected to spend make it; the rest is priced over all that is open (`beside`).
 
+**What a stage has go on** (`learning_offers`) is waited for by the next one: it shows whether a kind of query ends that was
+always cut, and has to come to twice its length again and again before all that is left is granted.
+
 The pilot is waited for, since before it nothing is known, and so is a batch that is asked again, for its answers or for
 labels by agreement, or that pays for prompts.
 
@@ -53,7 +56,9 @@ class OverlappingLearningOffers(LearningOffers):
             return nothing
         promised_tokens = taken_tokens(_tokens_N(running, len(is_free_N)), self.cost_N)
         unspent_tokens = available_tokens + promised_tokens
-        if len(running.index_M) > FEW_RUNNING_SHARE * len(answers):
+        goes_on_M = states.answer_tokens_N[running.index_M] > 0
+        is_stage = self._stage_tokens(states, unspent_tokens) is not None
+        if len(running.index_M) > FEW_RUNNING_SHARE * len(answers) or (is_stage and goes_on_M.any()):
             return nothing
         belief = self.learned(with_running(answers, states, running))
         batch = self._believed(belief, is_guarded=self.is_guarded(states, unspent_tokens))

@@ -187,7 +187,7 @@ class LearningOffers:
         owed_parts = int(first_call_parts(batch, np.arange(len(owed_tokens_N)), owed_tokens_N).sum())
         unowed_tokens = available_tokens - -(-owed_parts // COST_PARTS)
         part = self._with_longer(part, batch, states, is_free_N & states.is_unanswered_N, unowed_tokens, rng)
-        if self.agreement is None:
+        if self.agreement is None or not len(part.index_M):
             return part
         stage_parts = int(part.parts_M(self.cost_N).sum())
         index, tokens = self.agreement.further(

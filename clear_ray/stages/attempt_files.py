@@ -24,6 +24,9 @@ from clear_ray.stages.generate import Dispatch, Generate, Row
 from clear_ray.stages.granted import GrantedCall, RunRows
 from clear_ray.storage import Folder, read_many
 
+_LINGER_SECONDS, _FEW_LINGER_SECONDS, _FEW_ROWS = 1.0, 0.2, 64
+"""How long an answer waits for others of its file; where few rows are under way, they would come one by one, and late."""
+
 SLIM_ATTEMPT_SCHEMA = pa.schema(
     [
         *(
@@ -118,7 +121,7 @@ class GenerateToFiles:
             return found
         files = self._rounds.setdefault(number, _RoundFiles(round_folder(self._folder, number), self._rows_per_file))
         try:
-            written = await files.write_all(stage(due, direct_text, home))
+            written = await files.write_all(stage(due, direct_text, home), len(due))
         except Exception:
             await stage.give_up(due["index"].to_pylist())
             raise
@@ -184,11 +187,12 @@ class _RoundFiles:
     def __init__(self, folder: Folder, rows_per_file: int) -> None:
         self._files = AttemptFiles(folder, rows_per_file)
         self.calls = 0
-        self._waiting = 0
+        self._waiting = self._rows = 0
 
-    async def write_all(self, attempts: AsyncIterator[Row]) -> pa.Table:
-        """Return `SLIM_ATTEMPT_SCHEMA` of attempts once they are on disk."""
+    async def write_all(self, attempts: AsyncIterator[Row], rows: int) -> pa.Table:
+        """Return `SLIM_ATTEMPT_SCHEMA` of the attempts of so many rows once they are on disk."""
         self.calls += 1
+        self._expect(rows)
         try:
             indices: list[int] = []
             writes: dict[asyncio.Future[pa.Table], None] = {}
@@ -198,6 +202,11 @@ class _RoundFiles:
             return await self._written(indices, list(writes))
         finally:
             self.calls -= 1
+            self._expect(-rows)
+
+    def _expect(self, rows: int) -> None:
+        self._rows += rows
+        self._files.linger_seconds = _FEW_LINGER_SECONDS if self._rows <= _FEW_ROWS else _LINGER_SECONDS
 
     async def _written(self, indices: list[int], writes: list[asyncio.Future[pa.Table]]) -> pa.Table:
         self._waiting += 1
@@ -221,8 +230,8 @@ class AttemptFiles:
         linger_seconds: or when its first row has waited so long.
     """
 
-    def __init__(self, folder: Folder, rows_per_file: int, linger_seconds: float = 1.0) -> None:
-        self._folder, self._rows_per_file, self._linger_seconds = folder, rows_per_file, linger_seconds
+    def __init__(self, folder: Folder, rows_per_file: int, linger_seconds: float = _LINGER_SECONDS) -> None:
+        self._folder, self._rows_per_file, self.linger_seconds = folder, rows_per_file, linger_seconds
         self._collected: list[Row] = []
         self._write: asyncio.Future[pa.Table]
         self._timer: asyncio.TimerHandle
@@ -232,7 +241,7 @@ class AttemptFiles:
         """Take a row of `records.ATTEMPT_SCHEMA`; the result is all of its file once that is on disk, or the disk's error."""
         if not self._collected:
             loop = asyncio.get_running_loop()
-            self._write, self._timer = loop.create_future(), loop.call_later(self._linger_seconds, self.flush)
+            self._write, self._timer = loop.create_future(), loop.call_later(self.linger_seconds, self.flush)
         self._collected.append(attempt)
         write = self._write
         if len(self._collected) >= self._rows_per_file:

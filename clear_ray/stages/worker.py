@@ -22,6 +22,7 @@ from clear_ray.engine.streaming import Partial, stream
 from clear_ray.errors import ClearRayError, EngineError, EngineFailedError, told
 from clear_ray.estimation.head import Head, HeadCard
 from clear_ray.estimation.states import kept_states
+from clear_ray.stages.first_tokens import first_tokens
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.lock import ReadWriteLock
 from clear_ray.stages.occupancy import Occupancy
@@ -49,7 +50,7 @@ class EngineWorker:
     def __init__(self, config: EngineConfig, head: Head) -> None:
         self._engine = build_engine(config, probe_layers=head.card.probe_layers)
         self._has_context = config.kind != "replay"  # a recording ends where it was cut, whatever was granted
-        self._head = head
+        self._head, self._config = head, config
         self._lock = ReadWriteLock()
         self._running = 0
         self.occupancy = Occupancy(config.max_batch)
@@ -79,7 +80,8 @@ class EngineWorker:
             prompts: What to read.
             is_alone: As for `generate`.
             direct_text: What may be put after a prompt later, and takes room from its answer.
-            has_states: Whether to return what is kept of hidden states, in a column `states`.
+            has_states: Whether to return what is kept of hidden states, in a column `states`; of an endpoint what it says of
+                first tokens, for which it generates one of each query.
 
         Returns:
             The columns, with `room_tokens`: the most that prompt and context leave for an answer.
@@ -91,7 +93,7 @@ class EngineWorker:
             else:
                 room_tokens_N = self._room_tokens(prompts, features, direct_text)
         curves = self._head.curves(features, [words_of(prompt) for prompt in prompts], query_ids)
-        states = {"states": await asyncio.to_thread(kept_states, features)} if has_states else {}
+        states = {"states": await self._states(query_ids, prompts, features)} if has_states else {}
         return states | {
             "room_tokens": room_tokens_N,
             "prompt_tokens": np.asarray(features.prompt_tokens_N),
@@ -103,6 +105,14 @@ class EngineWorker:
             "spend_K": curves.spend_NK,
             "survival_K": curves.survival_NK,
         }
+
+    async def _states(
+        self, query_ids: Sequence[str], prompts: Sequence[Prompt], features: Features
+    ) -> NDArray[np.float32]:
+        """Return what is kept of hidden states, or of an endpoint, which has none to show, of first tokens."""
+        if self._config.kind == "openai":
+            return await first_tokens(self._engine, self._config, query_ids, prompts)
+        return await asyncio.to_thread(kept_states, features)
 
     def _room_tokens(self, prompts: Sequence[Prompt], features: Features, direct_text: str) -> NDArray[np.int64]:
         if not self._has_context:

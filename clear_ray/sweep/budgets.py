@@ -152,7 +152,7 @@ def _coordinates(recording: Recording, sets: Sequence[str]) -> NDArray[np.float6
 def _read_sets(features: str) -> tuple[tuple[FeatureSet, ...], str | None]:
     """Return which feature sets are read, and the file of probe features, if it is one that was named."""
     words = features.replace(",", " ").split()
-    if not words or not set(words) <= set(FEATURE_SETS) - {"hidden"}:
+    if not words or not set(words) <= set(FEATURE_SETS) - {"hidden", "logprobs"}:
         return checked_sets(DEFAULT_SETS), features
     return checked_sets([*words, "ngrams"] if "text" in words else words), None
 

@@ -207,3 +207,20 @@ def test_a_head_is_calibrated_over_http_and_serves_a_run(served: Endpoint, tmp_p
     other = settings["engine"] | {"model": "another"}
     with pytest.raises(ConfigError):
         run(None, RunConfig.parse(settings | {"engine": other, "run_dir": str(tmp_path / "other")}))
+
+
+@pytest.mark.slow
+def test_first_tokens_are_asked_for_once_and_charged(served: Endpoint, tmp_path: Path) -> None:
+    estimate = {"estimate": {"features": ["text", "logprobs"]}}
+    config = RunConfig.parse(settings_of(served.base_url, tmp_path, budget=900) | estimate)
+    before = len(served.bodies)
+    assert plan(None, config).probe_tokens == QUERIES
+    assert not [body for body in served.bodies[before:] if body["max_tokens"] == 1 and body.get("logprobs")]
+    result = run(None, config)
+    asked = [body for body in served.bodies[before:] if body["max_tokens"] == 1 and body.get("logprobs")]
+    assert len(asked) == QUERIES
+    report = result.report
+    assert report.probe_tokens == QUERIES
+    assert report.spent_tokens <= report.budget_tokens
+    assert report.learning is not None
+    assert set(report.learning.nats_of_sets) == {"text", "logprobs"}

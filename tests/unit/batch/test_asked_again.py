@@ -13,6 +13,8 @@ from clear_ray.config.run import AllocationConfig, RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
+from clear_ray.report.text import asked_again
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.history import AttemptRule
 from clear_ray.rounds.rounds import Rounds
@@ -49,6 +51,25 @@ def test_a_report_says_what_one_more_attempt_would_have_bought() -> None:
     assert found.tokens_per_solved is None
     assert 0.0 < found.one_more_solves < 0.3, "less than was believed before its failure"
     assert found.one_more_tokens > 0.0
+
+
+def test_a_run_that_compares_answers_to_learn_from_them_says_how_many_agree() -> None:
+    batch = two_outcomes(0.3, 0.2)
+    rounds = Rounds(AttemptOffers(batch), AllocationConfig(max_rounds=9), rule=Agreement().rule(np.ones(1, bool)))
+    for number in (1, 2):
+        granted = rounds.next(100)
+        assert granted is not None
+        tokens = int(granted.clearing.tokens_M[0])
+        attempt = outcome(0, granted=tokens, spent=2, answer=2, stopped=True, score=np.nan)
+        rounds.take(number, [replace(attempt, vote_M=np.array([7]))])
+    found = attempts_report(batch, rounds.states, objective="correct")
+    assert found is not None
+    assert (found.objective, found.most, found.attempts, found.agreed) == ("correct", 2, 2, 1)
+    assert (found.one_more_solves, found.one_more_tokens) == (0.0, 0.0)
+    assert asked_again(found, "tokens") == [("compared", "2 answers; of 1 queries several agree on what was kept")]
+    counted = attempts_report(batch, rounds.states)
+    assert counted is not None
+    assert [label for label, _ in asked_again(counted, "tokens")] == ["votes", "one more"]
 
 
 def test_a_run_that_asks_once_has_no_report_of_attempts() -> None:

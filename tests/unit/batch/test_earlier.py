@@ -13,6 +13,7 @@ import pytest
 
 from clear_ray.batch.earlier import EARLIER, Earlier, earlier_of, keep_lesson, make_ready, open_store
 from clear_ray.batch.gain import gain_of
+from clear_ray.batch.given import GivenRows
 from clear_ray.batch.learning import Lesson, lesson_of, with_earlier
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
@@ -108,6 +109,34 @@ def test_what_a_killed_run_left_half_written_is_made_anew(tmp_path: Path) -> Non
     assert again.given is not None
     assert whole.given is not None
     assert np.allclose(again.given.right_NK, whole.given.right_NK, atol=1e-5)
+
+
+def test_what_earlier_runs_and_heads_say_is_read_of_the_queries_that_are_asked_for(tmp_path: Path) -> None:
+    keep(tmp_path, "a", 100)
+    folder, store = folder_at(tmp_path / "b", 103), store_at(tmp_path)
+    whole = begin(folder, store)
+    sample = np.array([3, 17, 40])
+    some = earlier_of(folder, store, TOKENS_N, tokens_K=GRID, label="verdict", seed=0, sample=sample)
+    assert whole.given is not None
+    assert whole.rows is not None
+    assert some.given is not None
+    shuffled = np.random.default_rng(0).permutation(QUERIES)
+    for index, found in ((sample, some.given), (shuffled, whole.rows.of(shuffled))):
+        np.testing.assert_array_equal(found.right_NK, whole.given.right_NK[index])
+        np.testing.assert_array_equal(found.survival_NK, whole.given.survival_NK[index])
+
+    head = whole.given
+    lists = {"success_K": head.right_NK, "survival_K": head.survival_NK}
+    columns = {name: pa.array(table.astype(np.float32).tolist()) for name, table in lists.items()}
+    (tmp_path / "b" / "estimates").mkdir()
+    for part in np.array_split(np.arange(QUERIES), 3):
+        rows = pa.table({"index": part} | {name: column.take(pa.array(part)) for name, column in columns.items()})
+        pq.write_table(rows, tmp_path / "b" / "estimates" / f"{part[0]}.parquet")
+    found = GivenRows(folder).of(shuffled)
+    np.testing.assert_allclose(found.right_NK, head.right_NK[shuffled], atol=1e-6)
+    np.testing.assert_allclose(found.wrong_NK, head.wrong_NK[shuffled], atol=1e-5)
+    with pytest.raises(ResumeError, match="damaged"):
+        GivenRows(folder).of(np.array([QUERIES + 5]))
 
 
 def test_an_empty_store_gives_nothing_and_is_not_made_by_looking(tmp_path: Path) -> None:

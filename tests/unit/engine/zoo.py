@@ -193,6 +193,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral, no window": ("mistral", {"sliding_window": None}),
     "opt, norm after": ("opt", {"do_layer_norm_before": False}),
+    "opt, projected": ("opt", {"word_embed_proj_dim": 16}),
+    "gpt_bigcode, keys of each head": ("gpt_bigcode", {"multi_query": False}),
+    "gpt_neox, one after the other": ("gpt_neox", {"use_parallel_residual": False}),
+    "mixtral, window": ("mixtral", {"sliding_window": 5}),
+    "mpt, no ALiBi": ("mpt", {"attn_config": {"alibi": False}}),
+    "stablelm, norms of queries and keys": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "qwen2, window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
     "qwen3, window": ("qwen3", {"use_sliding_window": True, "max_window_layers": 1}),
 }

@@ -13,7 +13,7 @@ import torch
 
 from clear_ray.config.engine import WorkersConfig
 from clear_ray.engine import Grant
-from clear_ray.engine.admission import empty_features
+from clear_ray.engine.admission import empty_features, hidden_width
 from clear_ray.engine.batch import Answer
 from clear_ray.engine.own_caches import forget_longest
 from clear_ray.engine.reading import read_prompts
@@ -95,7 +95,7 @@ def assert_is_beginning(answer: Answer, tokens: list[int]) -> None:
 
 
 def assert_same_features(model: Any, way: Way, asked: list[list[int]]) -> None:
-    features = empty_features(len(asked), int(model.config.get_text_config().hidden_size))
+    features = empty_features(len(asked), hidden_width(model.config))
     with quiet():
         runner = make_runner(model, way)
         for rows in ([0, 2, 5, 7], [1, 3, 4], [6]):

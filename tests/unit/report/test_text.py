@@ -135,3 +135,11 @@ def test_a_plan_and_a_summary_show_what_is_amiss_with_the_golds() -> None:
         (line,) = (line for line in text.split("\n") if "warning" in line)
         assert line.startswith("  warning      gold of 8 of 9 rows does not look like a number")
         assert line.isprintable()
+
+
+def test_first_tokens_that_were_asked_for_are_said_to_be_charged() -> None:
+    text = summary_text(run_report(probe_tokens=60, prefill_tokens=0))
+    assert "read for first tokens, which took 60 tokens, and for their answers" in text
+    planned = plan_text(plan_report(probe_tokens=60, prefill_tokens=0))
+    assert "the first token of each answer is asked for beforehand, for 60 tokens" in planned
+    assert "first tokens" not in summary_text(run_report(prefill_tokens=0))

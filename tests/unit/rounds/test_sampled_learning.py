@@ -10,11 +10,12 @@ import pytest
 from clear_ray.estimation.factors import law
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import take_rows
+from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.sweep.held_whole import HeldWhole
-from clear_ray.sweep.replayed import Replayed, replay_run
-from tests.unit.rounds.test_learning_offers import ROUNDS, even, offers, world
+from clear_ray.sweep.replayed import Replayed, SampledAnswers, replay_run
+from tests.unit.rounds.test_learning_offers import CAP, ROUNDS, even, offers, world
 
 QUERIES, SAMPLE, AVERAGE = 1_200, 300, 14.0
 
@@ -69,6 +70,27 @@ def test_what_a_head_says_of_a_sample_is_trusted_for_all() -> None:
     assert informed > play(seed=2)[0].is_right_N.mean() - 0.01
     misled = play(seed=2, shuffled=True, is_given=True)
     assert misled[0].is_right_N.mean() > misled[2] - 0.03
+
+
+def test_answers_are_compared_in_the_sample_alone() -> None:
+    queries, agreement = 600, Agreement()
+    x_NP, once = world(queries, seed=3)
+    length_NS = np.stack([once.length_N, once.length_N[::-1]], axis=1)
+    is_right_NS = np.stack([once.is_right_N, once.is_right_N], axis=1)
+    votes_NS = np.where(is_right_NS, 1, np.arange(2, 2 + 2 * queries).reshape(queries, 2))
+    answers = SampledAnswers(length_NS, length_NS < CAP, is_right_NS & (length_NS < CAP), votes_NS)
+    whole = replace(offers(x_NP, 30.0, seed=3, label="agreement"), agreement=agreement)
+    chosen = np.sort(np.random.default_rng(3).permutation(queries)[:200])
+    names = ("x_NP", "weight_N", "max_tokens_N", "tie_break_N", "cost_N")
+    some = {name: getattr(whole, name)[chosen] for name in names}
+    sampled = SampledLearningOffers(replace(whole, **some, budget_tokens=30 * 200), chosen, HeldWhole(whole))
+    rule = agreement.rule(np.ones(queries, bool))
+    run = replay_run(sampled, answers, budget_tokens=whole.budget_tokens, allocation=ROUNDS, rule=rule)
+    again = np.flatnonzero(run.attempts_N > 1)
+    assert 5 < len(again) < 60
+    assert set(again.tolist()) <= set(chosen.tolist())
+    assert run.attempts_N.max() == 2
+    assert run.is_right_N.mean() > even(once, 30.0)
 
 
 def test_coordinates_that_say_nothing_leave_about_equal_ceilings() -> None:

@@ -24,7 +24,7 @@ from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.attempts import read_attempts
-from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles, round_folder, slim_attempts
+from clear_ray.stages.attempt_files import AttemptFiles, GenerateToFiles, _RoundFiles, round_folder, slim_attempts
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
@@ -430,3 +430,22 @@ def test_what_was_read_before_is_counted() -> None:
     answers = AnswerFiles(2)
     answers.note(slim_attempts(attempts, "f"))
     assert answers.cached_tokens == 9
+
+
+def test_answers_wait_for_company_where_many_are_under_way(tmp_path: Path) -> None:
+    files = _RoundFiles(round_folder(open_folder(str(tmp_path)), 1), 64)
+    waits = []
+
+    async def none() -> AsyncIterator[dict[str, Any]]:
+        await asyncio.sleep(0)
+        waits.append(files._files.linger_seconds)
+        return
+        yield {}
+
+    async def calls() -> None:
+        await files.write_all(none(), 64)
+        await asyncio.gather(files.write_all(none(), 64), files.write_all(none(), 64))
+        await files.write_all(none(), 1)
+
+    asyncio.run(calls())
+    assert waits[1] > waits[0] == waits[2] == waits[3], "few, twice as many, and few again"
