@@ -192,9 +192,8 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as name:
-        result = measured(Path(name), port, arguments)
-    print(json.dumps(result))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        print(json.dumps(measured(Path(name), port, arguments)), flush=True)
 
 
 def measured(folder: Path, port: int, arguments: argparse.Namespace) -> dict[str, Any]:
