@@ -6,6 +6,7 @@ written is put together from a stretch of every part. So a row costs tens of mic
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -25,7 +26,7 @@ Source = tuple[Sequence[str], Callable[[pa.Table], pa.Table]]
 """Paths of files, and what makes other rows of theirs, all with one schema; if it has `reads`, of those columns alone."""
 
 _MOST_BYTES, _MOST_STORED_BYTES = 32_000_000, 8_000_000
-_FILE_ROWS = 50_000
+_FILE_ROWS, _FILE_BYTES = 50_000, 64_000_000
 
 
 def write_sorted(sources: Sequence[Source], target: Folder, *, by: Sequence[str], is_few: bool) -> None:
@@ -47,8 +48,9 @@ def _write_here(sources: Sequence[Source], target: Folder, by: Sequence[str]) ->
     with tempfile.TemporaryDirectory(prefix="clear_ray_sorted_") as scratch:
         parts = list(_sorted_parts(sources, target, by, Path(scratch)))
         last = max((part[by[0]][-1].as_py() for part in parts if len(part)), default=0)
-        rows = sum(map(len, parts))
-        bounds = np.linspace(0, last + 1, -(-rows // _FILE_ROWS) + 1 if rows > _FILE_ROWS else 2).astype(np.int64)
+        rows, held_bytes = sum(map(len, parts)), sum(part.nbytes for part in parts)
+        files = max(math.ceil(rows / _FILE_ROWS), math.ceil(held_bytes / _FILE_BYTES), 1)
+        bounds = np.linspace(0, last + 1, files + 1).astype(np.int64)
         firsts = [np.searchsorted(part[by[0]].to_numpy(), bounds) for part in parts]
         for number in range(len(bounds) - 1):
             stretches = [part[at[number] : at[number + 1]] for part, at in zip(parts, firsts, strict=True)]

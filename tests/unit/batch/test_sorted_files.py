@@ -68,3 +68,13 @@ def test_rows_that_do_not_fit_are_put_in_order_over_the_disk(tmp_path: Path, mon
     assert all(row["text"] == f"{row['index']}/{row['sample']}" for row in rows)
     assert len(files) == 7
     assert max(pq.read_metadata(file).num_rows for file in files) < 400
+
+
+def test_long_rows_lie_in_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_ray.batch.sorted_files._FILE_BYTES", 100_000)
+    pq.write_table(pa.table({"index": list(range(400)), "text": ["x" * 2_000] * 400}), tmp_path / "in.parquet")
+    target = open_folder(str(tmp_path / "out"))
+    write_sorted([([str(tmp_path / "in.parquet")], lambda table: table)], target, by=["index"], is_few=True)
+    files = sorted((tmp_path / "out").glob("*.parquet"))
+    assert [i for file in files for i in pq.read_table(file)["index"].to_pylist()] == list(range(400))
+    assert max(pq.read_table(file).nbytes for file in files) < 120_000
