@@ -175,7 +175,7 @@ def test_feature_sets_that_cannot_be_read_are_refused() -> None:
         fit_feature_map(bare(2), ["a", "b"], sets=())
     with pytest.raises(ConfigError, match="there are none"):
         fit_feature_map(bare(2), ["a", "b"], sets=("task",))(bare(2), ["a", "b"])
-    assert set(FEATURE_SETS) == {"hidden", "text", "ngrams", "length", "task"}
+    assert set(FEATURE_SETS) == {"hidden", "text", "ngrams", "length", "task", "logprobs"}
 
 
 def test_curves_of_factors_are_curves() -> None:

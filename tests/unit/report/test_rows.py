@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clear_ray.records import COMPLETION_SCHEMA
 from clear_ray.report.plots import OUTCOMES
 from clear_ray.report.rows import READ_OF_ALL, gather, outcome
 from clear_ray.run_folder.completions import completion_views
@@ -68,7 +69,7 @@ def test_rows_of_a_run_folder_may_be_views_of_which_few_columns_are_read(tmp_pat
     folder.child("completions").make()
     pq.write_table(table.slice(100), tmp_path / "completions/a.parquet")
     pq.write_table(table.slice(0, 100), tmp_path / "completions/b.parquet")
-    rows = table.to_pylist()
+    rows = [dict.fromkeys(COMPLETION_SCHEMA.names) | row for row in table.to_pylist()]
     assert gather(completion_views(folder, READ_OF_ALL), most_rows=20) == gather(rows, most_rows=20)
     view = next(completion_views(folder, ["status"]))
     assert (view["status"], view["query_id"], dict(view)) == (rows[0]["status"], rows[0]["query_id"], rows[0])
