@@ -16,6 +16,7 @@ from clear_ray.batch import scale
 from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
 from clear_ray.batch.learning import learning_offers, lesson_of
 from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.calibrate import fit_recorded
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.resolve import resolve_head
@@ -169,8 +170,11 @@ def test_a_batch_whose_curves_no_driver_holds_begins_with_what_was_known_before(
     known: str, replay_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probing, "SAMPLE_QUERIES", 120)
-    estimate: dict[str, Any] = {"head": "demo", "frozen": False}
-    if known == "store":
+    estimate: dict[str, Any] = {"head": str(tmp_path / "head"), "frozen": False}
+    if known == "head":
+        engine = replay_settings["engine"]
+        fit_recorded(engine["rollouts"], engine["features"], head_dir=str(tmp_path / "head"), kind="factorised")
+    else:
         estimate = {"store": str(tmp_path / "store")}
         first = run(None, learning(replay_settings, estimate=estimate, run_dir=str(tmp_path / "first"))).report
         assert first.learning is not None

@@ -238,7 +238,7 @@ def test_equal_shares_and_the_best_of_several_keep_the_same_exact_account(
     assert report.correct is not None
     asked: dict[int, list[str]] = {}
     for row in rows:
-        if row["token_ids"] and len(row["token_ids"]) == row["attempt_tokens"]:
+        if row["attempt_tokens"] and row["answer_tokens"] == row["attempt_tokens"]:
             asked.setdefault(row["index"], []).append(row["engine"])
     if "policy" in allocation:
         assert report.learning is None

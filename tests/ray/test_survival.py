@@ -28,7 +28,7 @@ from tests.ray.test_run import check_account
 
 def write_config(settings: dict[str, Any], folder: Path) -> Path:
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return path
 
 

@@ -417,7 +417,7 @@ class Simulation:
         self.poison = self.seed % 7 if self.seed % 5 == 0 and not self.is_faultless else None
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
-        learns = isinstance(self.world.offers, OverlappingLearningOffers)
+        learns = isinstance(self.world.offers, OverlappingLearningOffers) and self.world.allocation.overlaps
         self.overlaps = learns or (self.given is None and self.seed % 3 > 0)
         if self.overlaps:
             self.world = replace(self.world, allocation=OVERLAPPING)
