@@ -133,6 +133,7 @@ def test_without_gold_a_run_learns_which_answers_end(replay_settings: dict[str, 
     assert "max_rounds is 1" in summary_text(left_out.report)
 
 
+@pytest.mark.slow
 def test_a_batch_whose_curves_no_driver_holds_learns_on_a_sample_and_is_priced_whole(
     replay_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

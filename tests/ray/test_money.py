@@ -50,6 +50,7 @@ def test_a_run_pays_for_prompts_and_answers_and_its_journal_says_so(replay_setti
         run(None, RunConfig.parse(settings | {"prices": PRICES | {"output": 0.61}}))
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_and_one_that_is_priced_from_sketches_keep_a_budget_of_gpu_time(
     replay_settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -59,7 +59,7 @@ def test_prompts_stay_where_the_readme_says_and_secrets_nowhere(
 
     assert process.returncode == 4, err
     run_dir, logs = Path(settings["run_dir"]), ray_folder / "ray"
-    assert holders(PROMPT, run_dir) == {"queries", "rounds"}
+    assert holders(PROMPT, run_dir) == {"queries"}
     assert holders(GOLD, run_dir) == {"queries", "rounds", "completions"}
     for canary in (PROMPT, GOLD, SECRET):
         assert canary not in out + err
