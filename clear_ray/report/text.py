@@ -53,7 +53,8 @@ def summary_text(report: RunReport) -> str:
     if report.learning is not None:
         lines.append(_labelled("learned", _learned(report.learning)))
         if report.learning.nats_of_sets:
-            lines.append(_labelled("told by", f"{_worth_of_sets(report.learning)} nats an answer, each alone"))
+            worth = _worth_of_sets(report.learning)
+            lines.append(_labelled("features", f"worth of each alone, nats an answer (0: it tells nothing): {worth}"))
         lines += [_labelled("store", printable(note, most=400)) for note in report.learning.store_notes]
     elif report.head == "prior" and report.policy == "clear_ray":
         lines.append(_UNCALIBRATED)

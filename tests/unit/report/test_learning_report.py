@@ -61,9 +61,9 @@ def test_the_summary_says_what_taught_the_run_and_how_far_it_was_trusted(tmp_pat
     assert "no sharing of round 3 can be expected to give more than 31.2" in text
     assert len(text.splitlines()) <= 25
     assert "curve of them all" not in text
-    assert "told by" not in text
+    assert "worth of each" not in text
     told = learned_report(learning=learning(nats_of_sets={"text": 0.314, "hidden": -0.002}))
-    assert "text 0.31, hidden -0.00 nats an answer, each alone" in summary_text(told)
+    assert "nats an answer (0: it tells nothing): text 0.31, hidden -0.00" in summary_text(told)
     alike = learned_report(learning=learning(learned_share=0.1, pooled_share=0.72))
     assert "trusted 10.0 %, the curve of them all 72.0 %" in summary_text(alike)
     assert "given up at random, by 72.0 %" in page(alike, tmp_path)
