@@ -54,7 +54,8 @@ def test_a_rows_own_sampling_gives_the_tokens_of_slots(engine: VllmEngine, refer
     for name in ASKED:
         assert here[name, 0].text == there[name, 0].text, name
         assert here[name, 0].finish_reason == there[name, 0].finish_reason, name
-    assert all(here[name, 0] == there[name, 0] for name in ASKED if name not in LATE)
+    for name in ASKED.keys() - LATE:  # what was read before is each engine's own affair
+        assert replace(here[name, 0], cached_tokens=0) == replace(there[name, 0], cached_tokens=0), name
     assert all(len(here[name, 0].token_ids) - len(there[name, 0].token_ids) in (0, 1) for name in LATE)
     assert len({answer.text for answer in here.values()}) > 3
 
