@@ -94,7 +94,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
         met: dict[str, Callable[[], bool]] = {
             "mid-probe": lambda: len(list((run_dir / "estimates").rglob("*.parquet"))) >= 3,
             "after reserve": lambda: count(run_dir, b'"reserve"') >= 1,
-            "after settle before commit": lambda: count(run_dir, b'"settle"') >= 1 and not written(run_dir),
+            "after settle before commit": lambda: count(run_dir, b'"settle"') > rows_written(run_dir),
             "mid-generation": lambda: written(run_dir) >= 3,
             "amid overlapping clearings": lambda: overlapping(run_dir) >= 3,
             "while writing output": lambda: (run_dir / "completions.partial").exists(),
@@ -152,6 +152,10 @@ def count(run_dir: Path, what: bytes) -> int:
 
 def written(run_dir: Path) -> int:
     return len(list((run_dir / "rounds").rglob("*.parquet")))
+
+
+def rows_written(run_dir: Path) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in (run_dir / "rounds").rglob("*.parquet"))
 
 
 def victim_of(name: str) -> psutil.Process | None:
