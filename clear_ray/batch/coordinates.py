@@ -26,6 +26,7 @@ import ray
 from numpy.typing import NDArray
 
 from clear_ray.batch.scale import is_spread
+from clear_ray.config.run import PROBED_SETS
 from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.encoder import encoded_features, encoder_folder
@@ -155,7 +156,7 @@ def _write(
     if encoder is not None:
         encoder_folder(encoder)  # refused here, not in a task
         features = (*features, "hidden")  # an encoder's states stand in their place
-    states = folder if encoder is None and {"hidden", "logprobs"} & set(features) else None
+    states = None if encoder is not None or PROBED_SETS.isdisjoint(features) else folder
     queries = folder.child("queries")
     paths = queries.files(".parquet")
     if not is_spread(len(prompt_tokens_N)) and encoder is None:

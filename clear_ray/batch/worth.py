@@ -16,7 +16,7 @@ from clear_ray.batch.coordinates import READ_COLUMNS, read_block
 from clear_ray.batch.earlier import called
 from clear_ray.batch.learning import ENCODER, Lesson
 from clear_ray.batch.scale import is_spread
-from clear_ray.config.run import RunConfig
+from clear_ray.config.run import PROBED_SETS, RunConfig
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed
 from clear_ray.estimation.learning import learn
@@ -71,7 +71,7 @@ def _worth(
         table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
         tables.append(table.filter(pa.array(np.isin(table["index"].to_numpy(), wanted))))
     rows = pa.concat_tables(tables).sort_by("index")
-    states = folder if {"hidden", "logprobs"} & set(features) else None
+    states = None if PROBED_SETS.isdisjoint(features) else folder
     known, texts, tasks = read_block(rows, prompt_tokens_N, encoder, states)
     own = replace(observed, query_M=np.searchsorted(wanted, observed.query_M))
     found = {}

@@ -34,6 +34,9 @@ MOST_ATTEMPTS_ROUNDS = 32
 """The same of a run that may ask its queries again, if that is enough for all attempts of one."""
 DEFAULT_ATTEMPTS = 8
 
+PROBED_SETS = frozenset({"hidden", "logprobs"})
+"""Feature sets that the model itself is asked for; all others are read of the words."""
+
 Objective = Literal["correct", "solved", "best_of_n", "vote"]
 """What the answers of a query are for."""
 
@@ -79,7 +82,7 @@ class EstimateConfig(Settings):
     @property
     def reads_states(self) -> bool:
         """Whether a run that learns reads more than words of its own model: hidden states, or its first tokens."""
-        return bool({"hidden", "logprobs"} & set(self.features or ()))
+        return not PROBED_SETS.isdisjoint(self.features or ())
 
     @model_validator(mode="after")
     def _agrees(self) -> EstimateConfig:
@@ -406,7 +409,7 @@ class RunConfig(ConfigFile):
 
     @model_validator(mode="after")
     def _has_states(self) -> RunConfig:
-        asked = {"hidden", "logprobs"} & set(self.estimate.features or ())
+        asked = PROBED_SETS & set(self.estimate.features or ())
         if asked and self.engines is not None:
             raise ValueError(f"several engines have no states in common: leave `{min(asked)}` out of estimate.features")
         if wrong := asked - {"logprobs" if self.engine.kind == "openai" else "hidden"}:

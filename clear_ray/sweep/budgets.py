@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clear_ray.config.run import PROBED_SETS
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.factorised import DEFAULT_SETS, fit_coordinates
 from clear_ray.estimation.feature_sets import FEATURE_SETS, FeatureSet, checked_sets
@@ -152,7 +153,7 @@ def _coordinates(recording: Recording, sets: Sequence[str]) -> NDArray[np.float6
 def _read_sets(features: str) -> tuple[tuple[FeatureSet, ...], str | None]:
     """Return which feature sets are read, and the file of probe features, if it is one that was named."""
     words = features.replace(",", " ").split()
-    if not words or not set(words) <= set(FEATURE_SETS) - {"hidden", "logprobs"}:
+    if not words or not set(words) <= set(FEATURE_SETS) - PROBED_SETS:
         return checked_sets(DEFAULT_SETS), features
     return checked_sets([*words, "ngrams"] if "text" in words else words), None
 
