@@ -26,7 +26,7 @@ import ray
 from numpy.typing import NDArray
 
 from clear_ray.batch.scale import is_spread
-from clear_ray.config.run import PROBED_SETS
+from clear_ray.config.estimate import PROBED_SETS
 from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.encoder import encoded_features, encoder_folder

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import Objective
+from clear_ray.config.allocation import Objective
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence

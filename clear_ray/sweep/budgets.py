@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import PROBED_SETS
+from clear_ray.config.estimate import PROBED_SETS
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.factorised import DEFAULT_SETS, fit_coordinates
 from clear_ray.estimation.feature_sets import FEATURE_SETS, FeatureSet, checked_sets

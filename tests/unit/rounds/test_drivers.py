@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.offers import BatchOffers

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
