@@ -80,7 +80,7 @@ def read_coordinates(folder: Folder, queries: int, sample: NDArray[np.int64] | N
 
     Args:
         folder: The run folder.
-        queries: N.
+        queries: Number of queries, N.
         sample: Which queries, rising; all if not given.
 
     Raises:

@@ -186,7 +186,7 @@ def budget_curve(*batches: Batch, budget_tokens: int, queries: int) -> tuple[Bud
     Args:
         batches: The batch by what is believed of each engine.
         budget_tokens: This budget.
-        queries: N.
+        queries: Number of queries, N.
     """
     parts = [_sample_of(batch) for batch in batches]
     part = parts[0]

@@ -17,6 +17,7 @@ def contracts() -> list[list[str]]:
     (layers,) = (
         contract["layers"] for contract in settings["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
     )
+    assert not [layer for layer in layers if ":" in layer], "a colon lets packages of a row import each other"
     return [re.findall(r"clear_ray\.(\w+)", layer) for layer in layers]
 
 
