@@ -79,14 +79,8 @@ def make_report(
         head=head,
         policy=config.allocation.policy,
         unit=config.unit,
-        budget_tokens=balance.budget_tokens,
-        spent_tokens=balance.spent_tokens,
-        generated_tokens=int(spent_tokens_N.sum()),
-        wasted_tokens=balance.wasted_tokens,
-        prefill_tokens=estimates.prefill_tokens,
-        asked_prompt_tokens=int(estimates.prompt_tokens_N @ np.where(states.rounds_N > 0, states.attempt_N, 0)),
-        spared_prompt_tokens=run.answers.cached_tokens,
         probe_tokens=probe_tokens,
+        **_spending(run, balance, spent_tokens_N),
         **_hopes(estimates, rounds, balance.budget_tokens, has_learned=learning is not None and not learning.left_out),
         **_endings(states, spent_tokens_N),
         scored=int(has_gold_N.sum()) if is_scored else 0,
@@ -103,6 +97,19 @@ def make_report(
         notices=notices,
         failures=failures,
     )
+
+
+def _spending(run: RunContext, balance: Balance, spent_tokens_N: NDArray[np.int64]) -> dict[str, int]:
+    estimates, states = run.estimates, run.states
+    return {
+        "budget_tokens": balance.budget_tokens,
+        "spent_tokens": balance.spent_tokens,
+        "generated_tokens": int(spent_tokens_N.sum()),
+        "wasted_tokens": balance.wasted_tokens,
+        "prefill_tokens": estimates.prefill_tokens,
+        "asked_prompt_tokens": int(estimates.prompt_tokens_N @ np.where(states.rounds_N > 0, states.attempt_N, 0)),
+        "spared_prompt_tokens": run.answers.cached_tokens,
+    }
 
 
 def _hopes(
