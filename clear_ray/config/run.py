@@ -231,15 +231,16 @@ class RunConfig(ConfigFile):
         """
         settings = self.model_dump(mode="json")
         for override in overrides:
+            key, _, value = override.partition("=")
+            if key == "budget" and value.strip() != str(self.budget):
+                remedy = f"Write `clear-ray budget {self.run_dir} {value}`, then resume."
+                raise ConfigError("the budget of a run is changed by an order", "--set budget", value, remedy)
             apply_override(settings, override)
         now = RunConfig.parse(settings, where="--set")
         for override in overrides:
             key, _, value = override.partition("=")
             part = key.partition(".")[0]
             if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
-                if part == "budget":
-                    remedy = f"Write `clear-ray budget {self.run_dir} {value}`, then resume."
-                    raise ConfigError("the budget of a run is changed by an order", f"--set {key}", value, remedy)
                 raise ConfigError(
                     "this setting is fixed since the run began",
                     f"--set {key}",
