@@ -15,12 +15,10 @@ class Block:
     Attributes:
         language: What stands after its opening fence, in lower case; empty if nothing does.
         body: Its lines.
-        is_closed: Whether its closing fence is there.
     """
 
     language: str
     body: str
-    is_closed: bool
 
 
 def fenced_blocks(text: str) -> list[Block]:
@@ -32,7 +30,7 @@ def fenced_blocks(text: str) -> list[Block]:
         if fence:
             stripped = line.strip()
             if stripped.startswith(fence) and not stripped.strip(fence[0]):
-                blocks.append(Block(language, "\n".join(body) + "\n", is_closed=True))
+                blocks.append(Block(language, "\n".join(body) + "\n"))
                 fence = ""
             else:
                 body.append(line[indent:] if line[:indent].isspace() else line)
@@ -40,5 +38,5 @@ def fenced_blocks(text: str) -> list[Block]:
             fence, language, body = found["fence"], found["language"].lower(), []
             indent = len(found["indent"])
     if fence:
-        blocks.append(Block(language, "\n".join(body) + "\n", is_closed=False))
+        blocks.append(Block(language, "\n".join(body) + "\n"))
     return blocks
