@@ -95,8 +95,8 @@ def make_report(
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
         learning=learning,
         attempts=None
-        if config.engines
-        else attempts_report(estimates.batch, states, objective=config.allocation.objective),
+        if config.engines and config.allocation.objective == "correct"
+        else attempts_report(estimates.batches, states, objective=config.allocation.objective),
         engines=engines,
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,

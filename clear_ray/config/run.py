@@ -37,8 +37,11 @@ DEFAULT_ATTEMPTS = 8
 PROBED_SETS = frozenset({"hidden", "logprobs"})
 """Feature sets that the model itself is asked for; all others are read of the words."""
 
-Objective = Literal["correct", "solved", "best_of_n", "vote"]
+Objective = Literal["correct", "solved", "best_of_n", "vote", "groups"]
 """What the answers of a query are for."""
+
+JUDGED = ("solved", "best_of_n", "groups")
+"""Objectives that ask again by what a scorer says of the answers so far."""
 
 VoteKind = Literal["exact", "number", "choice", "math", "json"]
 """Kinds of scorers whose final answers can be compared with each other."""
@@ -115,7 +118,8 @@ class AllocationConfig(Settings):
     objective: Objective = "correct"
     """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer.
     `best_of_n`: the same for scores between wrong and right; the answer with the highest score counts. `vote`: without a
-    scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it."""
+    scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it.
+    `groups`: for training, until a query has a right answer and a wrong one; the answer is the right one."""
     attempts: int | None = Field(default=None, ge=1, le=1_000)
     """Most answers to one query, where the objective is not `correct`; 8 if not given. A row's own `n` above 1 lowers it, and
     stands alone where this is not given. Of several engines: most answers of each, one if not given."""
@@ -161,7 +165,7 @@ class AllocationConfig(Settings):
     @model_validator(mode="after")
     def _asks_again_for_something(self) -> AllocationConfig:
         if self.objective == "correct" and (self.attempts or 1) > 1:
-            raise ValueError("several attempts need an objective that uses them: solved, best_of_n or vote")
+            raise ValueError("several attempts need an objective that uses them: solved, best_of_n, vote or groups")
         if self.votes_by is not None and self.objective != "vote":
             raise ValueError("votes_by says how votes are counted, and the objective is not vote")
         if self.most_attempts > 1 and self.policy != "clear_ray":
@@ -396,7 +400,7 @@ class RunConfig(ConfigFile):
     @model_validator(mode="after")
     def _can_ask_again(self) -> RunConfig:
         objective = self.allocation.objective
-        if objective in ("solved", "best_of_n") and self.scoring.scorer is None:
+        if objective in JUDGED and self.scoring.scorer is None:
             raise ValueError(
                 f"allocation.objective {objective} needs scoring.scorer: it says which answer is right or best"
             )
