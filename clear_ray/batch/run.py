@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.batch.beginning import Beginning, Engines, beginning
-from clear_ray.batch.checking import check_size, heads_of, notes_of
+from clear_ray.batch.checking import heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier import make_ready
@@ -369,7 +369,6 @@ def _probed(
 
 def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:
     """Return the costs of the input, after making sure that the run can be priced and its budget pays for it."""
-    check_size(config, queries, folder)
     cost_N = read_costs(folder, queries)
     check_one_call(config, cost_N, folder)
     check_first_tokens(config, cost_N, folder)
