@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import Objective
+from clear_ray.config.allocation import Objective
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence
@@ -235,7 +235,7 @@ class MenuOffers:
         return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
 
     def _pilot_order(self, rng: np.random.Generator, market: Market, model: int, *, has_time: bool) -> Integers:
-        """Return whom a pilot asks of a model: first those that others got wrong, of the dearest other model first.
+        """Return which queries a pilot asks of a model: first those that others got wrong, of the dearest other model first.
 
         Where it is known what is wrong, and others are still to be asked, no other queries.
         """
@@ -300,7 +300,7 @@ class MenuOffers:
     def _block(self, market: Market, models: Sequence[int], rows: Integers, available_tokens: int) -> Block:
         """Return what the queries at `rows` may buy of some of the models.
 
-        Each is gone on with where it has been cut off, else from the beginning. Nothing follows an answer of which nobody
+        Each is gone on with where it has been cut off, else from the beginning. Nothing follows an answer of which nothing
         says that it is wrong.
         """
         states, here, nothing = market.states, np.arange(len(rows)), np.zeros(len(rows), np.int64)
@@ -373,7 +373,7 @@ class MenuOffers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Market:
-    """What a clearing sells: to whom, and what is believed of it.
+    """What a clearing sells, the queries that it is for, and what is believed of it.
 
     Attributes:
         states: Where every query stands.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from clear_ray.config.run import Objective
+from clear_ray.config.allocation import Objective
 from clear_ray.config.sampling import MOST_LOGPROBS
 from clear_ray.ingest.fields import TABLES, Endpoint
 from clear_ray.ingest.requests import MOST_PROMPTS

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import token_grid
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.batch import Batch
