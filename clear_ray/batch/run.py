@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.batch.beginning import Beginning, Engines, beginning
-from clear_ray.batch.checking import check_size, heads_of, notes_of
+from clear_ray.batch.checking import heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier import make_ready
@@ -41,7 +41,9 @@ from clear_ray.batch.pricing import (
     check_first_tokens,
     check_minimum_service,
     check_one_call,
+    first_token_fee,
     offers_of,
+    planned_probe_parts,
     priced,
     probe_parts,
     token_costs,
@@ -80,6 +82,7 @@ from clear_ray.run_folder.estimates import (
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
+from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
 from clear_ray.storage import Folder, open_folder, writing_errors
 from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
@@ -189,6 +192,7 @@ def _run_alone(
                 progress,
                 open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
                 has_states=config.reads_states,
+                fee=first_token_fee(config, market),
             )
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = priced(config, found, input_cost_N)
@@ -282,7 +286,7 @@ def _plan_in(
             # Of a run that learns nothing is known before its first answers but what earlier ones have left.
             estimates, earlier = with_earlier(folder, config, estimates, lesson)
             rounds = _rounds_of(folder, config, estimates, cost_N, None, given=earlier.rows)
-            probe_tokens = -(-probe_parts(config, estimates, input_cost_N) // COST_PARTS)
+            probe_tokens = -(-planned_probe_parts(config, estimates, input_cost_N) // COST_PARTS)
             first = rounds.next(max(config.budget_tokens - probe_tokens, 0))
             clearing = first.clearing if first else nothing_to_grant(digest.rows)
             money: dict[str, Any] = {"unit": config.unit, "probe_tokens": probe_tokens}
@@ -343,6 +347,7 @@ def _probed(
     *,
     open_run: Callable[[], object] = lambda: None,
     has_states: bool = False,
+    fee: FirstTokenFee | None = None,
 ) -> tuple[Estimates, Lesson | None]:
     """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
 
@@ -356,7 +361,7 @@ def _probed(
     told = progress.note_probed
     with opened_meanwhile(folder, opened) as (gate, lesson):
         found = [
-            probe(folder, config, each, head.card, rows, told, gate=gate, number=number, has_states=has_states)
+            probe(folder, config, each, head.card, rows, told, gate=gate, number=number, has_states=has_states, fee=fee)
             for number, (each, head) in enumerate(zip(engines.each, heads, strict=True))
         ]
         return together(found), lesson()
@@ -364,7 +369,6 @@ def _probed(
 
 def _checked_costs(config: RunConfig, folder: Folder, queries: int) -> NDArray[np.float64]:
     """Return the costs of the input, after making sure that the run can be priced and its budget pays for it."""
-    check_size(config, queries, folder)
     cost_N = read_costs(folder, queries)
     check_one_call(config, cost_N, folder)
     check_first_tokens(config, cost_N, folder)

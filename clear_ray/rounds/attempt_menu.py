@@ -39,6 +39,7 @@ class Standing:
         started_tokens_N: Tokens of the answer that can be gone on with; 0 where there is none.
         left_N: How many attempts each may still begin.
         wrong_N: How many answers ended and were wrong.
+        right_N: How many ended and were right.
         weight_ZN: What is believed of each one's kind.
         likeness: How alike the answers to one query are.
     """
@@ -46,6 +47,7 @@ class Standing:
     started_tokens_N: NDArray[np.int64]
     left_N: NDArray[np.int64]
     wrong_N: Array
+    right_N: Array
     weight_ZN: Array
     likeness: Likeness
 
@@ -55,6 +57,7 @@ class Standing:
             self.started_tokens_N[rows],
             self.left_N[rows],
             self.wrong_N[rows],
+            self.right_N[rows],
             self.weight_ZN[:, rows],
             self.likeness,
         )

@@ -26,6 +26,7 @@ from clear_ray.rounds.attempt_price import Bought, buy
 from clear_ray.rounds.batch import Batch, first_call_parts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.group_menu import group_menu
 from clear_ray.rounds.history import SOLVED_SCORE
 from clear_ray.rounds.offers import HeldBatch
 from clear_ray.rounds.states import QueryStates
@@ -120,6 +121,8 @@ def _menu(
 
     def of(rows: NDArray[np.int64]) -> Menu:
         some, where, most = _priced_part(batch, states, index[rows]), standing.take(rows), most_tokens_M[rows]
+        if states.rule.objective == "groups":
+            return group_menu(some, where, most_tokens_N=most)
         if states.rule.objective != "vote":
             return menu_of(some, where, most_tokens_N=most)
         return vote_menu(some, where, [votes_M[row] for row in rows], most_tokens_N=most, habits=habits)
@@ -171,6 +174,7 @@ def standing_of(
         started_tokens_N=np.where(states.may_go_on_N, states.answer_tokens_N, 0)[index],
         left_N=states.left_N[index],
         wrong_N=np.bincount(some.query_P[is_wrong_P], minlength=len(index)).astype(np.float64),
+        right_N=np.bincount(some.query_P[some.is_right_P], minlength=len(index)).astype(np.float64),
         weight_ZN=kind_weights(batch.curves.take(index), likeness.rho, likeness.kinds, some),
         likeness=likeness,
     )

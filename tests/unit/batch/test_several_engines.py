@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.checking import check_size, heads_of, menu_notes
+from clear_ray.batch.checking import heads_of, menu_notes
 from clear_ray.batch.complete import _with_what_it_learned
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import load_scorer_of, take_in
@@ -33,7 +33,6 @@ from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import ConfigError
 from clear_ray.estimation.head_store import HeadStore
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient, MarketClient
@@ -370,11 +369,7 @@ def test_a_prompt_that_an_engine_cannot_read_has_no_room_there(config: RunConfig
     assert not without_unread(too_long).max_tokens_N.any()
 
 
-def test_a_batch_too_large_for_the_driver_is_refused_and_an_odd_order_is_told(config: RunConfig) -> None:
-    folder = open_folder(config.run_dir)
-    check_size(config, 100_000, folder)
-    with pytest.raises(ConfigError, match="takes one engine"):
-        check_size(config, 100_001, folder)
+def test_an_odd_order_of_engines_is_told(config: RunConfig) -> None:
     assert menu_notes(config) == []
     assert [head.card.kind for head in heads_of(config)] == ["prior", "prior"]
     turned = config.model_copy(update={"engines": dict(reversed(list((config.engines or {}).items())))})

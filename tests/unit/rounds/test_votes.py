@@ -97,7 +97,9 @@ def test_ample_tokens_keep_the_most_frequent_result(seed: int) -> None:
 
 def standing(left: int) -> Standing:
     one = np.ones(1)
-    return Standing(np.zeros(1, np.int64), np.array([left]), 0 * one, np.ones((1, 1)), Likeness(rho=0.0, trust=np.inf))
+    return Standing(
+        np.zeros(1, np.int64), np.array([left]), 0 * one, 0 * one, np.ones((1, 1)), Likeness(rho=0.0, trust=np.inf)
+    )
 
 
 def best(votes: Votes, left: int = 6) -> float:
