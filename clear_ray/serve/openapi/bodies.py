@@ -139,7 +139,7 @@ def upload() -> Schema:
 
 def budget() -> Schema:
     """Return the schema of a change of a budget."""
-    text = {"type": "string", "pattern": _CHANGE, "examples": ["+200k", "-50k", "2M tokens"]}
+    text = {"type": ["string", "integer"], "pattern": _CHANGE, "minimum": 1, "examples": ["+200k", "-50k", "2M tokens"]}
     return record({"budget": {**text, "description": "Money too, such as `+$5`, where the run counts money."}}) | {
         "required": ["budget"]
     }
@@ -147,7 +147,7 @@ def budget() -> Schema:
 
 def retry() -> Schema:
     """Return the schema of what a retried batch is told."""
-    text = {"type": ["string", "null"], "pattern": _BUDGET}
+    text = {"type": ["string", "integer", "null"], "pattern": _BUDGET, "minimum": 1}
     return record({"budget": text, "unanswered": {"type": "boolean"}}, others=False)
 
 
