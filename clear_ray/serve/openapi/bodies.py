@@ -112,7 +112,7 @@ def batch(settings: ServeConfig) -> Schema:
         {"anchor": {"const": "created_at"}, "seconds": whole(3_600, 2_592_000)}, required=("anchor", "seconds")
     )
     properties: Schema = {
-        "input_file_id": {"type": "string", "description": "A file of the purpose `batch`."},
+        "input_file_id": {"type": "string", "minLength": 1, "description": "A file of the purpose `batch`."},
         "endpoint": {"enum": list(ENDPOINTS)},
         "completion_window": {"const": "24h"},
         "metadata": or_null(_metadata_of_batch(settings)),

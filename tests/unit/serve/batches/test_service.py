@@ -75,6 +75,7 @@ async def test_keys_do_not_meet(service: BatchService) -> None:
     [
         ({**ASKED, "endpoint": None}, "endpoint"),
         ({**ASKED, "input_file_id": 3}, "input_file_id"),
+        ({**ASKED, "input_file_id": ""}, "input_file_id"),
         ({**ASKED, "nonsense": 1}, "nonsense"),
         ({**ASKED, "metadata": []}, "metadata"),
         ({**ASKED, "metadata": {"k": 1}}, "metadata.k"),
