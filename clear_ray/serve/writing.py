@@ -91,7 +91,7 @@ async def whole_choices(engine: Any, reply: Reply, come: AsyncIterator[Any] | No
         ApiError: A choice could not be written; the others have ended too.
     """
     pieces: list[list[Piece]] = [[] for _ in reply.choices]
-    async with aclosing(_pieces(engine, reply, come)) as written:
+    async with aclosing(written_pieces(engine, reply, come)) as written:
         async for choice, piece in written:
             pieces[choice].append(piece)
     return [
@@ -115,7 +115,7 @@ async def events(
     firsts = [reply.part(choice, "", None, is_first=True) for choice in beginners]
     said = "".join(event({**frame, "choices": [first]}) for first in firsts)
     try:
-        async with aclosing(_pieces(engine, reply, come)) as written:
+        async with aclosing(written_pieces(engine, reply, come)) as written:
             async for choice, piece in written:
                 if piece.text or piece.finish_reason:
                     yield said + event({**frame, "choices": [reply.part(choice, piece.text, piece.finish_reason)]})
@@ -152,7 +152,7 @@ class EventStream(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-async def _pieces(
+async def written_pieces(
     engine: Any, reply: Reply, come: AsyncIterator[Any] | None
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """Yield the pieces of all choices; if their replica dies, from another one, after what has come."""

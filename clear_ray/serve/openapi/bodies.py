@@ -19,6 +19,7 @@ Schema = dict[str, Any]
 
 NULL: Schema = {"type": "null"}
 _TEXT: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
+_SAID: Schema = {"type": "string", "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"}
 _STRUCTURES = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _BUDGET = r"^[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
 _CHANGE = r"^[+-]?[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
@@ -104,6 +105,32 @@ def query(settings: ServeConfig, endpoint: Endpoint) -> Schema:
         properties["prompt"] = {"anyOf": [*kinds, lists], "description": "A prompt or several; of several no stream."}
     needed = ("model", prompt, *(("metadata",) if settings.engine.kind == "replay" else ()))
     return record(properties, required=needed, others=NULL)
+
+
+def response(settings: ServeConfig) -> Schema:
+    """Return the schema of a request for a response."""
+    chat, table = query(settings, "/v1/chat/completions")["properties"], TABLES["/v1/responses"]
+    part = record({"type": {"const": "input_text"}, "text": _TEXT}, required=("type", "text"))
+    turn = message() | {"description": "Text alone. The last message is not blank."}
+    turn["properties"] = turn["properties"] | {
+        "content": {"anyOf": [_TEXT, {"type": "array", "items": part}]},
+        **{"type": {"const": "message"}, "id": {}, "status": {}},
+    }
+    is_replay = settings.engine.kind == "replay"
+    form = or_null(record({"type": {"const": "text"}}, required=("type",), others=NULL)) if is_replay else {}
+    properties: Schema = {name: {"enum": [None, *field.neutral]} for name, field in table.items() if field.neutral}
+    properties |= {name: chat[name] for name in table if name in chat}
+    properties |= {
+        "input": {"anyOf": [_SAID, {"type": "array", "minItems": 1, "items": turn}]},
+        "instructions": or_null(_TEXT),
+        "max_output_tokens": or_null(whole(1)),
+        "max_tool_calls": {"description": "Without effect."},
+        "stream_options": {"description": "Without effect."},
+        "text": or_null(record({"format": form}, others=NULL)),
+    }
+    if not is_replay:
+        properties["top_logprobs"] = or_null(whole(0, MOST_LOGPROBS))
+    return record(properties, required=("model", "input", *(("metadata",) if is_replay else ())), others=NULL)
 
 
 def batch(settings: ServeConfig) -> Schema:
