@@ -133,7 +133,8 @@ class ChatRequest(QueryRequest):
     def words_of(cls, given: dict[str, Any]) -> dict[str, Any]:
         """See `QueryRequest`; messages are read as those of files are, and what is no list is refused by its type."""
         messages = given.get("messages")
-        return given | {"messages": read_messages(messages, "messages")} if isinstance(messages, list) else given
+        is_read = isinstance(messages, list) and messages
+        return given | {"messages": read_messages(messages, "messages")} if is_read else given
 
     @cached_property
     def as_prompt(self) -> Prompt:
@@ -156,8 +157,11 @@ class ResponseRequest(ChatRequest):
     @classmethod
     def words_of(cls, given: dict[str, Any]) -> dict[str, Any]:
         """See `QueryRequest`."""
-        if "input" not in given:
-            raise ApiError(400, "input is missing.", param="input", code="missing_required_parameter")
+        if not given.get("input"):
+            code = "missing_required_parameter"
+            if "input" in given:
+                code = "empty_string" if given["input"] == "" else "empty_array"
+            raise ApiError(400, "input is missing, or empty.", param="input", code=code)
         asked = {name: value for name, value in given.items() if name not in ("stream", "stream_options")}
         try:
             check_fields(asked, "/v1/responses")
