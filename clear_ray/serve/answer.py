@@ -118,13 +118,17 @@ class Reply:
         """Whether it is written as a message, not as bare text."""
         return isinstance(self.request, ChatRequest)
 
+    @property
+    def identity(self) -> str:
+        """What its id ends with."""
+        return hashlib.sha256(f"{self.asked.name}{self.sale.hold}".encode()).hexdigest()[:24]
+
     def frame(self, model_name: str, *, is_stream: bool) -> dict[str, Any]:
         """Return what every body and event of this answer begins with."""
-        identity = hashlib.sha256(f"{self.asked.name}{self.sale.hold}".encode()).hexdigest()[:24]
         if self.is_chat:
-            identity, kind = f"chatcmpl-{identity}", "chat.completion.chunk" if is_stream else "chat.completion"
+            identity, kind = f"chatcmpl-{self.identity}", "chat.completion.chunk" if is_stream else "chat.completion"
         else:
-            identity, kind = f"cmpl-{identity}", "text_completion"
+            identity, kind = f"cmpl-{self.identity}", "text_completion"
         return {"id": identity, "object": kind, "created": int(time.time()), "model": model_name}
 
     def whole(self, choice: int, text: str, finish_reason: str | None) -> dict[str, Any]:

@@ -37,7 +37,15 @@ from clear_ray.serve.meters import Meters
 from clear_ray.serve.openapi import describe, reference_page
 from clear_ray.serve.page import PAGE_HEADERS, front_page, methods_of, routes_of
 from clear_ray.serve.price_replica import Settlement, Wanted
-from clear_ray.serve.protocol import ChatRequest, CompletionRequest, QueryRequest, read_request, refuse_equal_choices
+from clear_ray.serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    QueryRequest,
+    ResponseRequest,
+    read_request,
+    refuse_equal_choices,
+)
+from clear_ray.serve.responses import response_events, whole_response
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.settings import LimitSettings, ServeConfig
 from clear_ray.serve.several import Written, all_written, bodies_of, joined
@@ -190,6 +198,11 @@ class Ingress:
         """Go on with a text under the budget."""
         return await self._answer(request, CompletionRequest)
 
+    @api.post("/v1/responses")
+    async def responses(self, request: Request) -> Response:
+        """Answer the input of a response under the budget."""
+        return await self._answer(request, ResponseRequest)
+
     @cached_property
     def _description(self) -> dict[str, Any]:
         return describe(self._settings)
@@ -231,22 +244,26 @@ class Ingress:
         bodies = bodies_of(body) if kind is CompletionRequest else [body]
         if len(bodies) > 1:
             return await self._answered_together(bodies, kind, key, started)
-        query = read_request(body, kind, limits=self._limits, model_name=self._settings.model_name)
+        name = self._settings.model_name
+        query, told = read_request(body, kind, limits=self._limits, model_name=name), events
+        if kind is ResponseRequest:
+            told = response_events
         with ExitStack() as stack:
             stack.enter_context(self._guard.under_way(key))
             stack.enter_context(self._meters.under_way.track_inprogress())
             reply, come = await self._buy(query, key, body)
             if reply.request.stream:
                 stack.callback(self._settle, reply, started)
-                return EventStream(
-                    events(self._streams, reply, come, self._settings.model_name), reply, stack.pop_all()
-                )
+                return EventStream(told(self._streams, reply, come, name), reply, stack.pop_all())
             try:
                 choices = await whole_choices(self._streams, reply, come)
             finally:
                 self._settle(reply, started)
-        whole = {**reply.frame(self._settings.model_name, is_stream=False), "choices": choices}
-        return JSONResponse(whole | {"usage": reply.usage}, headers=reply.headers(is_over=True))
+        if kind is ResponseRequest:
+            whole = whole_response(reply, choices[0], name)
+        else:
+            whole = {**reply.frame(name, is_stream=False), "choices": choices, "usage": reply.usage}
+        return JSONResponse(whole, headers=reply.headers(is_over=True))
 
     async def _answered_together(
         self, bodies: Sequence[bytes], kind: type[QueryRequest], key: str, started: float

@@ -91,7 +91,7 @@ async def whole_choices(engine: Any, reply: Reply, come: AsyncIterator[Any] | No
         ApiError: A choice could not be written; the others have ended too.
     """
     pieces: list[list[Piece]] = [[] for _ in reply.choices]
-    async with aclosing(_pieces(engine, reply, come)) as written:
+    async with aclosing(written_pieces(engine, reply, come)) as written:
         async for choice, piece in written:
             pieces[choice].append(piece)
     return [
@@ -103,27 +103,32 @@ async def whole_choices(engine: Any, reply: Reply, come: AsyncIterator[Any] | No
 async def events(
     engine: Any, reply: Reply, come: AsyncIterator[Any] | None, model_name: str
 ) -> AsyncGenerator[str, None]:
-    """Yield the events of a stream, all choices as they come; arguments as for `whole_choices`."""
+    """Yield the events of a stream, all choices as they come, those together that are there together.
+
+    Arguments are as for `whole_choices`.
+    """
     frame = reply.frame(model_name, is_stream=True)
     tells_usage = reply.request.stream_options is not None and reply.request.stream_options.include_usage
     if tells_usage:
         frame["usage"] = None
-    for choice in range(reply.request.n if reply.is_chat else 0):
-        yield event({**frame, "choices": [reply.part(choice, "", None, is_first=True)]})
+    beginners = range(reply.request.n if reply.is_chat else 0)
+    firsts = [reply.part(choice, "", None, is_first=True) for choice in beginners]
+    said = "".join(event({**frame, "choices": [first]}) for first in firsts)
     try:
-        async with aclosing(_pieces(engine, reply, come)) as written:
+        async with aclosing(written_pieces(engine, reply, come)) as written:
             async for choice, piece in written:
                 if piece.text or piece.finish_reason:
-                    yield event({**frame, "choices": [reply.part(choice, piece.text, piece.finish_reason)]})
+                    yield said + event({**frame, "choices": [reply.part(choice, piece.text, piece.finish_reason)]})
+                    said = ""
     except ApiError as error:
-        yield event(error.body)
+        yield said + event(error.body)
         return
     except Exception:
-        yield event(unavailable().body)
+        yield said + event(unavailable().body)
         return
     if tells_usage:
-        yield event({**frame, "choices": [], "usage": reply.usage})
-    yield "data: [DONE]\n\n"
+        said += event({**frame, "choices": [], "usage": reply.usage})
+    yield f"{said}data: [DONE]\n\n"
 
 
 class EventStream(StreamingResponse):
@@ -147,7 +152,7 @@ class EventStream(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-async def _pieces(
+async def written_pieces(
     engine: Any, reply: Reply, come: AsyncIterator[Any] | None
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """Yield the pieces of all choices; if their replica dies, from another one, after what has come."""
