@@ -21,7 +21,7 @@ from inflight import VARIANTS, Study
 from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, allocate
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.loops import loop_end
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import betainc, betaln
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Observed, fit_factors

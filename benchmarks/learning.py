@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.encoder import encoded_features
 from clear_ray.estimation.factorised import fit_coordinates

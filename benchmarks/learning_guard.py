@@ -27,7 +27,7 @@ import numpy as np
 from learning import Drawn, cross_fitted, draw
 from numpy.typing import NDArray
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import Curves, token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.hazards import Incidence

@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from learning import Drawn, draw
 from scipy.stats import norm
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import Curves, curves_from_incidence, token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.rounds.batch import Batch

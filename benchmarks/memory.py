@@ -37,8 +37,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.engine import ReplayConfig
-from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.market import MarketActor

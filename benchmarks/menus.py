@@ -38,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from figures import drawn
 
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.money import COST_PARTS
 from clear_ray.config.prices import Prices
-from clear_ray.config.run import AllocationConfig
 from clear_ray.engine.base import Features
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates

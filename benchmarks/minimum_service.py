@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.policies import Contest, Outcome

@@ -9,7 +9,7 @@ exactly these queries. Prints one JSON line for each budget.
     python benchmarks/serve.py [--budgets 150 300] [--seconds 45] [--head-dir HEAD]
     python benchmarks/serve.py --overhead [--streams 1 200 1000] [--times 3]
 
-The second asks what the server costs: the same events from the same engine, with a price that binds nobody, by both
+The second asks what the server costs: the same events from the same engine, with a price that binds no query, by both
 applications in turns. It prints the seconds of each and their ratios.
 
 What a batch over HTTP costs beside `clear-ray run` is another question: `python benchmarks/serve_batches.py`.

@@ -32,7 +32,7 @@ from attempts import Drawn, ceilings_of, curves_from_head, curves_from_labels, d
 from numpy.typing import NDArray
 from scipy.special import betainc
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.rounds.attempt_offers import AttemptOffers

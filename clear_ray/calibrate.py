@@ -24,7 +24,8 @@ from clear_ray.batch.run import run
 from clear_ray.cluster.engines import engine_workers
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.room import settled
-from clear_ray.config.run import RunConfig, VoteKind
+from clear_ray.config.run import RunConfig
+from clear_ray.config.scoring import VoteKind
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.factors import Label

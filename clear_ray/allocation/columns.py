@@ -31,7 +31,7 @@ def query_column(
     Args:
         values: A scalar, or an array of N.
         name: Name of the parameter, for the error.
-        queries: N.
+        queries: Number of queries, N.
         low: Smallest value.
         high: Largest value.
         is_low_allowed: Whether `low` itself is a value.

@@ -61,7 +61,7 @@ def solve_shadow_price(utility: Utility, *, budget_tokens: float) -> ShadowPrice
     check_budget(utility, budget_tokens)
     cleared = clear(utility, budget_tokens)
     price = price_at(cleared.index)
-    # Nobody is indifferent at price 0; elsewhere ties are left out by asking for demand just above.
+    # No query is indifferent at price 0; elsewhere ties are left out by asking for demand just above.
     untied = cleared.demand.totals(cleared.index + (cleared.index > 0))
     tied = cleared.demand.totals(cleared.index)
     # A tie has the same surplus with its tokens as without, so demand without ties has all the surplus there is.

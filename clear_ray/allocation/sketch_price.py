@@ -25,7 +25,7 @@ class SketchPrice:
         lower_classes: How many tie classes buy at the lower price, or are raised to the higher level.
         level_tokens: Where nothing binds, the level that the lowest caps are raised to; otherwise 0.
         lower_level_tokens: The level of the tie classes below `lower_classes`: the next one up.
-        tie_classes: H.
+        tie_classes: Number of tie classes, H.
         spend: Expected spend of all whole caps at these prices; at most the budget.
         slack_tokens: Budget less `spend`.
         utility: Expected value at these caps.

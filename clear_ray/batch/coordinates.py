@@ -26,7 +26,7 @@ import ray
 from numpy.typing import NDArray
 
 from clear_ray.batch.scale import is_spread
-from clear_ray.config.run import PROBED_SETS
+from clear_ray.config.estimate import PROBED_SETS
 from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.encoder import encoded_features, encoder_folder
@@ -80,7 +80,7 @@ def read_coordinates(folder: Folder, queries: int, sample: NDArray[np.int64] | N
 
     Args:
         folder: The run folder.
-        queries: N.
+        queries: Number of queries, N.
         sample: Which queries, rising; all if not given.
 
     Raises:

@@ -19,7 +19,17 @@ from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.endpoint.seams import SeamWatch
 from clear_ray.engine.row_sampling import reads_names, sampling_check
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
-from clear_ray.ingest import InputDigest, NormalRow, PromptLimit, SourceBatch, ingest, read_digest, read_input
+from clear_ray.ingest import (
+    InputDigest,
+    IntakeRules,
+    NormalRow,
+    PromptLimit,
+    ReadingRules,
+    SourceBatch,
+    ingest,
+    read_digest,
+    read_input,
+)
 from clear_ray.ingest.option_numbers import CountsFromOneError, FirstOption
 from clear_ray.run_folder.manifest import check_same_run, describe_input
 from clear_ray.stages.scoring import load_scorer_from
@@ -84,26 +94,28 @@ def _taken_in(
     batches = _batches_of(queries, config)
     engines = [named.config for named in config.named_engines]
     golds, into = Surveyor(config.scoring.scorer), folder.child("queries")
-    digest = ingest(
-        batches,
-        queries=into,
+    reading = ReadingRules(
         max_tokens=config.allocation.max_tokens,
-        prompt_limit=_longest_limit(engines),
-        on_error=config.input.on_error,
         continues=all(isinstance(engine, ModelConfig) and engine.continue_final_message for engine in engines),
         check_sampling=_sampling_of_each(config),
         reads_names=partial(_any_reads_names, engines),
         temperature=_least_temperature(engines),
         splits=config.allocation.objective == "correct",
-        first_option=first_option,
         options_of=_options_of if config.scoring.scorer == "choice" else None,
-        accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
+    )
+    rules = IntakeRules(
+        reading=reading,
+        prompt_limit=_longest_limit(engines),
+        on_error=config.input.on_error,
+        first_option=first_option,
         watches=(
             *map(ConversationWatch, engines),
             *(SeamWatch(engine) for engine in engines if isinstance(engine, OpenAIConfig)),
             _GoldWatch(golds, config.allocation.objective),
         ),
+        accept=None if manifest is None else lambda digest: check_same_run(manifest, describe_input(digest), folder),
     )
+    digest = ingest(batches, queries=into, rules=rules)
     keep_survey(into, golds.survey())
     return digest
 

@@ -183,7 +183,7 @@ class _Speed:
     """How far running grants have come, as near as that is known: by the time since they were sent, at the mean rate so far.
 
     Args:
-        queries: N.
+        queries: Number of queries, N.
     """
 
     def __init__(self, queries: int) -> None:

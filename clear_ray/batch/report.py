@@ -61,7 +61,7 @@ def make_report(
         run: The run, after its last round.
         rounds: What each clearing bought.
         spent_tokens_N: Tokens of each query that were charged, shape (N,).
-        has_gold_N: Whether a query can be scored, shape (N,).
+        has_gold_N: Whether it can be scored, shape (N,).
         head: Name of the estimate.
         learning: What it learned; the estimates in `run` are then what it knew in the end.
         notices: What is said about its input and its model.
@@ -70,33 +70,25 @@ def make_report(
         probe_tokens: What was charged for the probe.
     """
     config, estimates, states, scaler = run.config, run.estimates, run.states, run.scaler
-    balance = run.market.balance()
+    balance, objective = run.market.balance(), config.allocation.objective
     is_scored = config.scoring.scorer is not None and bool(has_gold_N.any())
-    correct_N = np.nan_to_num(states.chosen_score_N)
+    correct_N = np.nan_to_num(states.chosen_score_N) if is_scored else None
     return RunReport(
         run_dir=without_secrets(config.run_dir),
         model=scaler.engines.model.name,
         head=head,
         policy=config.allocation.policy,
         unit=config.unit,
-        budget_tokens=balance.budget_tokens,
-        spent_tokens=balance.spent_tokens,
-        generated_tokens=int(spent_tokens_N.sum()),
-        wasted_tokens=balance.wasted_tokens,
-        prefill_tokens=estimates.prefill_tokens,
-        asked_prompt_tokens=int(estimates.prompt_tokens_N @ np.where(states.rounds_N > 0, states.attempt_N, 0)),
-        spared_prompt_tokens=run.answers.cached_tokens,
         probe_tokens=probe_tokens,
+        **_spending(run, balance, spent_tokens_N),
         **_hopes(estimates, rounds, balance.budget_tokens, has_learned=learning is not None and not learning.left_out),
         **_endings(states, spent_tokens_N),
         scored=int(has_gold_N.sum()) if is_scored else 0,
-        correct=float(correct_N.sum()) if is_scored else None,
+        correct=None if correct_N is None else float(correct_N.sum()),
         rounds=rounds,
-        tasks=_by_task(estimates, states, spent_tokens_N, correct_N if is_scored else None),
+        tasks=_by_task(estimates, states, spent_tokens_N, correct_N),
         learning=learning,
-        attempts=None
-        if config.engines
-        else attempts_report(estimates.batch, states, objective=config.allocation.objective),
+        attempts=None if config.engines else attempts_report(estimates.batch, states, objective=objective),
         engines=engines,
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,
@@ -105,6 +97,19 @@ def make_report(
         notices=notices,
         failures=failures,
     )
+
+
+def _spending(run: RunContext, balance: Balance, spent_tokens_N: NDArray[np.int64]) -> dict[str, int]:
+    estimates, states = run.estimates, run.states
+    return {
+        "budget_tokens": balance.budget_tokens,
+        "spent_tokens": balance.spent_tokens,
+        "generated_tokens": int(spent_tokens_N.sum()),
+        "wasted_tokens": balance.wasted_tokens,
+        "prefill_tokens": estimates.prefill_tokens,
+        "asked_prompt_tokens": int(estimates.prompt_tokens_N @ np.where(states.rounds_N > 0, states.attempt_N, 0)),
+        "spared_prompt_tokens": run.answers.cached_tokens,
+    }
 
 
 def _hopes(
@@ -188,7 +193,7 @@ def budget_curve(*batches: Batch, budget_tokens: int, queries: int) -> tuple[Bud
     Args:
         batches: The batch by what is believed of each engine.
         budget_tokens: This budget.
-        queries: N.
+        queries: Number of queries, N.
     """
     parts = [_sample_of(batch) for batch in batches]
     part = parts[0]

@@ -60,7 +60,7 @@ def read_scores(folder: Folder, queries: int) -> Scores:
 
     Args:
         folder: Folder of the run.
-        queries: N.
+        queries: Number of queries, N.
 
     Raises:
         BudgetError: It is not so; a defect of clear_ray.

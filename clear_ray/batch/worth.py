@@ -16,7 +16,8 @@ from clear_ray.batch.coordinates import READ_COLUMNS, read_block
 from clear_ray.batch.earlier import called
 from clear_ray.batch.learning import ENCODER, Lesson
 from clear_ray.batch.scale import is_spread
-from clear_ray.config.run import PROBED_SETS, RunConfig
+from clear_ray.config.estimate import PROBED_SETS
+from clear_ray.config.run import RunConfig
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed
 from clear_ray.estimation.learning import learn

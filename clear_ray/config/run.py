@@ -5,228 +5,25 @@ The string under a field is its documentation. `None` means "derive it". Unknown
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from clear_ray.config.base import ConfigFile, Settings, apply_override
-from clear_ray.config.bounds import MOST_ROWS, MOST_TOKENS
-from clear_ray.config.durations import seconds_of
+from clear_ray.config.allocation import AllocationConfig
+from clear_ray.config.base import ConfigFile, apply_override
+from clear_ray.config.bounds import MOST_ROWS
 from clear_ray.config.engine import EngineConfig
+from clear_ray.config.estimate import PROBED_SETS, EstimateConfig
 from clear_ray.config.input import InputConfig
 from clear_ray.config.menu import Engines, NamedEngine, check_menu, first_engine, gathered
 from clear_ray.config.prices import NANO, PriceLists, Prices, prices_of
+from clear_ray.config.scoring import ScoringConfig, VoteKind
 from clear_ray.config.units import budget_in_tokens, budget_in_units, check_budget_text, unit_of_budget
+from clear_ray.config.workers import DispatchConfig, ScalingConfig
 from clear_ray.errors import ConfigError
-
-MOST_ROUNDS = 8
-"""Clearings of the price after which a run ends that does not teach itself."""
 
 CHANGEABLE = "scaling"
 """The part that may differ when a run is gone on with: how many engines there are decides when it is done, and no more."""
-
-MOST_ATTEMPTS_ROUNDS = 32
-"""The same of a run that may ask its queries again, if that is enough for all attempts of one."""
-DEFAULT_ATTEMPTS = 8
-
-PROBED_SETS = frozenset({"hidden", "logprobs"})
-"""Feature sets that the model itself is asked for; all others are read of the words."""
-
-Objective = Literal["correct", "solved", "best_of_n", "vote"]
-"""What the answers of a query are for."""
-
-VoteKind = Literal["exact", "number", "choice", "math", "json"]
-"""Kinds of scorers whose final answers can be compared with each other."""
-
-NAMED_HEADS = ("learn", "prior", "demo")
-"""Names of `estimate.head` that are no folders."""
-
-
-class EstimateConfig(Settings):
-    """How probe features become curves."""
-
-    head: str | None = None
-    """`learn` from this run's own answers, which it does if not given; a folder of a fitted head, `demo` for the one shipped
-    for the embedded model, or `prior`, the uninformed law."""
-    heads: dict[str, str] = Field(default_factory=dict)
-    """Heads of some of several engines, by the engines' names; `head` beside an engine means the same."""
-    frozen: bool | None = None
-    """Whether a given head is kept as it is; if not given, it is. Otherwise it is the start of what this run learns."""
-    features: tuple[Literal["hidden", "text", "ngrams", "length", "task", "logprobs"], ...] | None = Field(
-        default=None, min_length=1
-    )
-    """What a run that learns reads of its prompts; text and ngrams if not given. `task` is the label in the input, `hidden`
-    the model's own states, as the probe finds them after `layers`; `logprobs`, of one endpoint, how sure it is of its first
-    token, which a call of one token asks of each query, and the budget pays for."""
-    encoder: str | None = Field(default=None, min_length=1)
-    """Folder of an encoder, or installed package with one, whose states a run that learns reads beside its features."""
-    store: str | None = Field(default=None, min_length=1)
-    """Folder or URI where runs keep what they have learned of a model, and begin with what earlier ones have; one for all
-    models. Of prompts it holds hashed words and numbers, never the text."""
-    layers: int | None = Field(default=None, ge=1, le=100_000)
-    """Layers of the model that the probe runs, of a transformers engine, when a head is fitted or there is none; all if
-    not given. A fitted head keeps its own number."""
-    batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
-    """Queries in one probe call; up to 128 if not given, fewer where an engine would have none to read."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether a run is to learn from its own answers."""
-        return self.head in (None, "learn") or self.frozen is False
-
-    @property
-    def reads_states(self) -> bool:
-        """Whether a run that learns reads more than words of its own model: hidden states, or its first tokens."""
-        return not PROBED_SETS.isdisjoint(self.features or ())
-
-    @model_validator(mode="after")
-    def _agrees(self) -> EstimateConfig:
-        is_given = self.head not in (None, "learn", "prior")
-        if self.frozen is not None and not is_given:
-            raise ValueError(
-                "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
-            )
-        if not self.learns and (self.features is not None or self.encoder is not None):
-            name = "features are" if self.features is not None else "an encoder is"
-            raise ValueError(f"{name} read by a run that learns, and this one keeps its head as it is")
-        if self.store is not None and (is_given or not self.learns):
-            raise ValueError(
-                "a store is for runs that learn and begin with what earlier ones have learned: name no head"
-            )
-        if self.store is not None and (self.encoder is not None or self.reads_states):
-            raise ValueError(
-                "a store keeps what is read of words, and no states of an encoder or a model, and no logprobs: leave one out"
-            )
-        if self.encoder is not None and self.reads_states:
-            raise ValueError(
-                "an encoder's states stand in place of the model's: leave out encoder, or hidden and logprobs"
-            )
-        return self
-
-
-class AllocationConfig(Settings):
-    """How the budget is shared."""
-
-    objective: Objective = "correct"
-    """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer.
-    `best_of_n`: the same for scores between wrong and right; the answer with the highest score counts. `vote`: without a
-    scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it."""
-    attempts: int | None = Field(default=None, ge=1, le=1_000)
-    """Most answers to one query, where the objective is not `correct`; 8 if not given. A row's own `n` above 1 lowers it, and
-    stands alone where this is not given. Of several engines: most answers of each, one if not given."""
-    votes_by: VoteKind | None = None
-    """How the final answer of a text is read, and which are the same, where votes are counted (objective `vote`):
-    a kind of scorer. If not given, that of the scorer, or else `exact`."""
-    max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
-    """Ceiling of one answer over all its grants; less where the model's context leaves less beside its prompt."""
-    smallest_grant_tokens: int = Field(default=4, ge=1, le=MOST_TOKENS)
-    """Rounds end when less than this is left beside what is owed as minimum service; the first is always cleared."""
-    max_rounds: int | None = Field(default=None, ge=1, le=100)
-    """Most clearings of the price; if not given, 24 of a run that learns, which takes 3 at least, and 8 of others; with
-    several attempts 32, or 4 for each attempt. Those made beside running grants count only if this is given."""
-    overlap: bool | None = None
-    """Whether the price is cleared again while grants run, as soon as engines have free slots and tokens have come back; if
-    not given, unless `max_rounds` is. Such a run is sooner done, and its grants depend on which answers come first."""
-    policy: Literal["clear_ray", "uniform"] = "clear_ray"
-    """`uniform` gives every query the same ceiling; for comparison."""
-    sketched: bool | None = None
-    """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
-    minimum_service_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
-    """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
-    minimum_service_text: str | None = Field(default=None, min_length=1)
-    """What asks for the direct answer, put after the prompt; words to that effect in English if not given."""
-
-    @property
-    def most_attempts(self) -> int:
-        """Most answers to one query."""
-        return 1 if self.objective == "correct" else self.attempts or DEFAULT_ATTEMPTS
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether the price is cleared while grants run."""
-        return self.max_rounds is None if self.overlap is None else self.overlap
-
-    @property
-    def most_rounds(self) -> int:
-        """Most clearings of a run that does not teach itself."""
-        if self.max_rounds is not None:
-            return self.max_rounds
-        return MOST_ROUNDS if self.most_attempts == 1 else max(MOST_ATTEMPTS_ROUNDS, 4 * self.most_attempts)
-
-    @model_validator(mode="after")
-    def _asks_again_for_something(self) -> AllocationConfig:
-        if self.objective == "correct" and (self.attempts or 1) > 1:
-            raise ValueError("several attempts need an objective that uses them: solved, best_of_n or vote")
-        if self.votes_by is not None and self.objective != "vote":
-            raise ValueError("votes_by says how votes are counted, and the objective is not vote")
-        if self.most_attempts > 1 and self.policy != "clear_ray":
-            raise ValueError("uniform asks every query once: leave out policy, objective or attempts")
-        if self.most_attempts > 1 and self.sketched:
-            raise ValueError(
-                "a batch that is priced from sketches asks every query once: leave out sketched or attempts"
-            )
-        return self
-
-
-class ScoringConfig(Settings):
-    """Whether and how answers are compared with the gold column."""
-
-    scorer: str | None = None
-    """`exact`, `number`, `choice`, `math`, `regex`, `json`, `code`, `auto` (what fits the gold answers), `reasoning_gym`, or
-    `package.module:function`; not scored if not given. docs/scoring.md has the rules."""
-    agreement: VoteKind | None = None
-    """How final answers to the same query are read to compare them, where nothing scores them: those count as right that most
-    give. Compared by `clear-ray calibrate`, and by a run that learns, which asks some queries again; not if not given."""
-    timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
-    """How long one call of a `package.module:function` may take; then its process is ended and the row says so."""
-    code_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
-    """Processor time that one program of `code` may use with all its tests; of wall time three times as much."""
-    code_memory_mib: int = Field(default=1_024, ge=64, le=1_000_000)
-    """Memory that it may use, MiB."""
-
-
-class DispatchConfig(Settings):
-    """How rows travel; the defaults suit most clusters."""
-
-    callers: int = Field(default=1, ge=1, le=100_000)
-    """Thin actors that keep the engines fed."""
-    batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
-    """Queries in one call to an engine; if not given, as many as are expected to take 256 tokens together, 64 at most."""
-    calls_in_flight: int | None = Field(default=None, ge=1, le=MOST_ROWS)
-    """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
-    block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
-    """Queries in one block of the probe stage."""
-    rows_per_file: int = Field(default=64, ge=1, le=MOST_ROWS)
-    """Most answers in one file; after a second at most it is written with fewer. A crash loses those not written yet."""
-
-
-class ScalingConfig(Settings):
-    """Whether the number of engines follows the work; by default it is `engine.workers` throughout."""
-
-    max_workers: int | None = Field(default=None, ge=1, le=100_000)
-    """Most engines: a run begins with `engine.workers` and adds those its work calls for; no more are added if not given."""
-    deadline: str | None = None
-    """How long after its start a run should be done, such as `90m` or `2h`; a goal. Without one engines need only pay off."""
-    tokens_per_second: float | None = Field(default=None, gt=0)
-    """What one busy engine generates, from an earlier run's summary; measured in the first round if not given."""
-
-    @property
-    def deadline_seconds(self) -> float | None:
-        """The deadline in seconds."""
-        return None if self.deadline is None else seconds_of(self.deadline)
-
-    @model_validator(mode="after")
-    def _can_be_kept(self) -> ScalingConfig:
-        if self.deadline is not None:
-            seconds_of(self.deadline)
-        if self.max_workers is None and (self.deadline is not None or self.tokens_per_second is not None):
-            raise ValueError("deadline and tokens_per_second need max_workers: without it no engine is added")
-        return self
 
 
 class RunConfig(ConfigFile):
@@ -434,15 +231,16 @@ class RunConfig(ConfigFile):
         """
         settings = self.model_dump(mode="json")
         for override in overrides:
+            key, _, value = override.partition("=")
+            if key == "budget" and value.strip() != str(self.budget):
+                remedy = f"Write `clear-ray budget {self.run_dir} {value}`, then resume."
+                raise ConfigError("the budget of a run is changed by an order", "--set budget", value, remedy)
             apply_override(settings, override)
         now = RunConfig.parse(settings, where="--set")
         for override in overrides:
             key, _, value = override.partition("=")
             part = key.partition(".")[0]
             if getattr(now, part) != getattr(self, part) and part != CHANGEABLE:
-                if part == "budget":
-                    remedy = f"Write `clear-ray budget {self.run_dir} {value}`, then resume."
-                    raise ConfigError("the budget of a run is changed by an order", f"--set {key}", value, remedy)
                 raise ConfigError(
                     "this setting is fixed since the run began",
                     f"--set {key}",

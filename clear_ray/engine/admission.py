@@ -183,7 +183,7 @@ class Admission:
                 waiting.discard(answer_or_failure)
                 yield self.generation(answer_or_failure)
         finally:
-            # Nobody asks for what a caller that went away would have got.
+            # What a caller that went away would have got is asked for no more.
             runner.abandon(waiting)
 
     async def stream(self, grant: Grant, every_tokens: int, runner: Runner) -> AsyncIterator[Partial | Generation]:
@@ -274,8 +274,8 @@ def empty_features(queries: int, width: int) -> Features:
     """Return features to be filled in.
 
     Args:
-        queries: N.
-        width: D.
+        queries: Number of queries, N.
+        width: Size of a hidden state, D.
     """
     return Features(
         prompt_tokens_N=np.zeros(queries, dtype=np.int64),

@@ -43,7 +43,7 @@ class LayerMasks:
 
         Args:
             position_NL: Positions of the tokens that are read.
-            visible: T.
+            visible: How many positions a token may look at, T.
         """
         position_T = torch.arange(visible, device=position_NL.device)
         masks = {

@@ -63,7 +63,7 @@ class SlotBatch:
         closing: How answers are forced at the end of their grants, if they are.
         graphs: Whether passes of one shape share a CUDA graph; see `GraphRunner`.
         refill_rows: Free slots worth a pass that reads new prompts, while answers run. 1 wastes no slot; where such a pass
-            costs several steps of decoding, more of them at a time are cheaper. Nobody waits longer than 16 steps for that.
+            costs several steps of decoding, more of them at a time are cheaper. No prompt waits more than 16 steps.
         way: How the model is run, as `find_way` found it.
         kept: Prompts that were read before; they give way where the cache needs their room.
         prefixes: What ended answers have read, likewise.

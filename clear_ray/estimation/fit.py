@@ -75,22 +75,18 @@ def fit_head(
         SchemaError: A column or a query's features are missing.
         ConfigError: Unknown kind, or too few queries.
     """
-    if kind not in FITS:
-        raise ConfigError("no such kind of head can be fitted", "kind", kind, f"Use one of {', '.join(sorted(FITS))}.")
     observed = rollouts_from_table(rollouts)
-    if len(observed) < _MIN_QUERIES:
-        raise ConfigError(
-            f"a head needs at least {_MIN_QUERIES} queries", "rollouts", str(len(observed)), "Sample a few hundred."
-        )
+    _check(kind, observed)
     if not isinstance(features, Features):
         features = features_from_table(features, query_ids=observed.query_ids, rollouts=rollouts)
+    longest = _longest(rollouts, observed) if cap_tokens is None else cap_tokens
     card = HeadCard(
         kind=kind,
         model_name=model_name,
         model_fingerprint=model_fingerprint,
         data_digest=data_digest(observed, features),
         seeds=(seed,),
-        tokens_K=tuple(token_grid(_longest(rollouts, observed) if cap_tokens is None else cap_tokens).tolist()),
+        tokens_K=tuple(token_grid(longest).tolist()),
         created_by=created_by,
         probe_layers=probe_layers,
         label=label,
@@ -99,6 +95,14 @@ def fit_head(
         features = encoded_features(features, observed.prompts, encoder=encoder)
     head = _fit_and_diagnose(card, observed, features, folds=folds, seed=seed, diagnostic_folds=diagnostic_folds)
     return head if encoder is None else with_encoder(head, encoder=encoder)
+
+
+def _check(kind: str, observed: Rollouts) -> None:
+    if kind not in FITS:
+        raise ConfigError("no such kind of head can be fitted", "kind", kind, f"Use one of {', '.join(sorted(FITS))}.")
+    if len(observed) < _MIN_QUERIES:
+        what = f"a head needs at least {_MIN_QUERIES} queries"
+        raise ConfigError(what, "rollouts", str(len(observed)), "Sample a few hundred.")
 
 
 def _longest(rollouts: pa.Table, observed: Rollouts) -> int:

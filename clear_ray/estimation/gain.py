@@ -91,7 +91,7 @@ def gain_by_sample(
 
     Args:
         sampled: Answers to random queries.
-        queries: N.
+        queries: Number of queries, N.
         average: The budget, for each query, in the unit of what answers take.
         cap: What an answer takes that runs into its ceiling.
         is_judged: Whether there is a scorer; without one each answer that ends counts as right.
@@ -121,7 +121,7 @@ def gain_by_curves(
         by_price: Right answers that the curves expect of the whole budget at one price.
         by_ceilings: The same of equal ceilings.
         earlier: Some answers of earlier runs.
-        queries: N.
+        queries: Number of queries, N.
         average: As for `gain_by_sample`; so are the others.
         cap: Likewise.
         is_judged: Likewise.

@@ -21,6 +21,7 @@ Source: method.md section 8.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,47 +141,93 @@ def learn(
         average_tokens: Budget of a query; the law alone stands beside what was learned if not given.
     """
     rng = np.random.default_rng(seed)
-    if len(observed) > MOST_ANSWERS:
-        observed = observed.take(np.sort(rng.choice(len(observed), MOST_ANSWERS, replace=False)))
-    whole = None
+    observed = _some(observed, MOST_ANSWERS, rng)
+    whole, weighed = None, observed
     if fold_N is None:
         whole = fit_factors(x_NP, observed, tokens_K=tokens_K, label=label)
-        if len(observed) > EVIDENCE_ANSWERS:
-            observed = observed.take(np.sort(rng.choice(len(observed), EVIDENCE_ANSWERS, replace=False)))
-    if fold_N is None:
-        # All answers to a query are in one fold: that others to it are predicted says nothing of what tells queries apart.
-        query, place_M = np.unique(observed.query_M, return_inverse=True)
-        parts = rng.permutation(np.arange(len(query)) % FOLDS)[place_M]
-    else:
-        parts = fold_N[observed.query_M]
-    fitted, gain, given_gain, level, judged = [], 0.0, 0.0, [], []
-    everything = observed
-    for fold in range(FOLDS if fold_N is None else int(fold_N.max()) + 1):
-        seen, held = observed.take(parts != fold), observed.take(parts == fold)
-        informed = fit_factors(x_NP, seen, tokens_K=tokens_K, label=label)
-        pooled = fit_factors(x_NP[:, :0], seen, tokens_K=tokens_K, label=label)
-        fitted.append(informed)
-        judged.append(Judged(pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K), held))
-        level.append(pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K).right_NK[0, -1])
-        if not len(held):
-            continue
-        x_MP = x_NP[held.query_M]
-        pooled_M = log_likelihood_M(pooled.incidence(x_MP[:, :0], tokens_K=tokens_K), held, tokens_K=tokens_K)
-        gain += float(
-            (log_likelihood_M(informed.incidence(x_MP, tokens_K=tokens_K), held, tokens_K=tokens_K) - pooled_M).sum()
-        )
-        if given is not None:
-            given_gain += float(
-                (log_likelihood_M(take_rows(given, held.query_M), held, tokens_K=tokens_K) - pooled_M).sum()
-            )
-    evidence = Evidence(len(observed), gain, None if given is None else given_gain)
-    solvability = max(float(np.mean(level)), _LEAST_SOLVABILITY)
-    factors = tuple(fitted) if whole is None else (whole,)
+        weighed = _some(observed, EVIDENCE_ANSWERS, rng)
+    folds = [
+        _predict(x_NP, weighed, is_held_M, tokens_K=tokens_K, label=label, given=given)
+        for is_held_M in _folds(weighed, fold_N, rng)
+    ]
+    evidence = Evidence(
+        len(weighed),
+        sum(fold.learned_nats for fold in folds),
+        None if given is None else sum(fold.given_nats for fold in folds),
+    )
+    solvability = max(float(np.mean([fold.judged.pooled.right_NK[0, -1] for fold in folds])), _LEAST_SOLVABILITY)
+    factors = tuple(fold.learned for fold in folds) if whole is None else (whole,)
     if average_tokens is None:
         return Belief(factors, evidence, solvability)
+    judged = [fold.judged for fold in folds]
     share = share_of_pooled(judged, average_tokens=average_tokens, tokens_K=tokens_K, label=label, seed=seed)
-    pooled = fit_factors(x_NP[:, :0], everything, tokens_K=tokens_K, label=label)
+    pooled = fit_factors(x_NP[:, :0], weighed, tokens_K=tokens_K, label=label)
     return Belief(factors, evidence, solvability, pooled, share)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """What the answers outside a fold say of those in it.
+
+    Attributes:
+        learned: Factors that were fitted outside.
+        judged: The pooled curve that was fitted outside, and the answers inside.
+        learned_nats: Log-likelihood of the answers inside by the factors, less that by the pooled curve.
+        given_nats: The same of the given beliefs; 0 if nothing was given.
+    """
+
+    learned: Factors
+    judged: Judged
+    learned_nats: float = 0.0
+    given_nats: float = 0.0
+
+
+def _predict(
+    x_NP: Array,
+    observed: Observed,
+    is_held_M: NDArray[np.bool_],
+    *,
+    tokens_K: NDArray[np.int64],
+    label: Label,
+    given: Incidence | None,
+) -> _Fold:
+    """Fit the answers that are not held out, and predict those that are."""
+    seen, held = observed.take(~is_held_M), observed.take(is_held_M)
+    learned = fit_factors(x_NP, seen, tokens_K=tokens_K, label=label)
+    pooled = fit_factors(x_NP[:, :0], seen, tokens_K=tokens_K, label=label)
+    judged = Judged(pooled.incidence(x_NP[:1, :0], tokens_K=tokens_K), held)
+    if not len(held):
+        return _Fold(learned, judged)
+    x_MP = x_NP[held.query_M]
+    pooled_M = log_likelihood_M(pooled.incidence(x_MP[:, :0], tokens_K=tokens_K), held, tokens_K=tokens_K)
+
+    def nats(incidence: Incidence) -> float:
+        return float((log_likelihood_M(incidence, held, tokens_K=tokens_K) - pooled_M).sum())
+
+    given_nats = 0.0 if given is None else nats(take_rows(given, held.query_M))
+    return _Fold(learned, judged, nats(learned.incidence(x_MP, tokens_K=tokens_K)), given_nats)
+
+
+def _folds(
+    observed: Observed, fold_N: NDArray[np.int64] | None, rng: np.random.Generator
+) -> Iterator[NDArray[np.bool_]]:
+    """Return for each fold which answers it holds; all answers to a query are in one.
+
+    That other answers to the same query are predicted says nothing of what tells queries apart.
+    """
+    if fold_N is not None:
+        count, fold_M = int(fold_N.max()) + 1, fold_N[observed.query_M]
+    else:
+        query, place_M = np.unique(observed.query_M, return_inverse=True)
+        count, fold_M = FOLDS, rng.permutation(np.arange(len(query)) % FOLDS)[place_M]
+    return (fold_M == fold for fold in range(count))
+
+
+def _some(observed: Observed, most: int, rng: np.random.Generator) -> Observed:
+    """Return at most so many of the answers, at random and in their order."""
+    if len(observed) <= most:
+        return observed
+    return observed.take(np.sort(rng.choice(len(observed), most, replace=False)))
 
 
 def by_fold(

@@ -9,16 +9,19 @@ same checks. Everything streams: besides one batch of rows, 16 bytes a query are
 
 from clear_ray.ingest.digest import InputDigest, read_digest
 from clear_ray.ingest.files import read_input
-from clear_ray.ingest.intake import Watch, ingest
+from clear_ray.ingest.intake import IntakeRules, Watch, ingest
 from clear_ray.ingest.lengths import PromptLimit
 from clear_ray.ingest.normalise import NormalRow
 from clear_ray.ingest.openai_output import write_openai_outputs
+from clear_ray.ingest.row_reader import ReadingRules
 from clear_ray.ingest.source import SourceBatch
 
 __all__ = [
     "InputDigest",
+    "IntakeRules",
     "NormalRow",
     "PromptLimit",
+    "ReadingRules",
     "SourceBatch",
     "Watch",
     "ingest",

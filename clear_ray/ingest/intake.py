@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from clear_ray.config.input import ColumnsConfig
-from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.digest import InputDigest
 from clear_ray.ingest.duplicates import find_duplicates
-from clear_ray.ingest.fields import SETTINGS, settings_beside
+from clear_ray.ingest.fields import SETTINGS
 from clear_ray.ingest.lengths import PromptLimit, check_lengths
-from clear_ray.ingest.messages import ends_with_answer, has_names, is_record
-from clear_ray.ingest.nested import lookup, outermost
-from clear_ray.ingest.normalise import (
-    NormalRow,
-    asked_tokens,
-    failed_row,
-    is_nan,
-    made_id,
-    messages_in,
-    normalise,
-    query_id_of,
-    raw_prompt,
-)
+from clear_ray.ingest.nested import outermost
+from clear_ray.ingest.normalise import NormalRow, failed_row, made_id, query_id_of
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.option_numbers import FirstOption, OptionNumbers
 from clear_ray.ingest.query_files import QueryFiles
-from clear_ray.ingest.requests import REQUEST_COLUMNS, RawPrompt, at, read_request, request_columns
-from clear_ray.ingest.sampling_fields import Asked, refuse_equal_answers, sampling_params_of
+from clear_ray.ingest.requests import REQUEST_COLUMNS, request_columns
+from clear_ray.ingest.row_reader import ReadingRules, RowReader
 from clear_ray.ingest.shapes import Kinds, RowReading, kinds_of, merged, recognise
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.values import shown
@@ -54,46 +42,37 @@ class Watch(Protocol):
         """Return what is to be said of an input of so many rows, a line each; raise SchemaError to refuse it."""
 
 
-def ingest(
-    batches: Iterable[SourceBatch],
-    *,
-    queries: Folder,
-    max_tokens: int,
-    prompt_limit: PromptLimit | None = None,
-    most_errors: int = 20,
-    on_error: Literal["refuse", "fail_row"] = "refuse",
-    check_sampling: Callable[[Sampling], Sequence[str]] | None = None,
-    reads_names: Callable[[], bool] = lambda: False,
-    accept: Callable[[InputDigest], None] | None = None,
-    watches: Sequence[Watch] = (),
-    continues: bool = False,
-    temperature: float | None = None,
-    splits: bool = True,
-    first_option: FirstOption = "auto",
-    options_of: Callable[[str, bool], Mapping[str, str]] | None = None,
-) -> InputDigest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeRules:
+    """What an input is held to.
+
+    Attributes:
+        reading: How its rows are read.
+        prompt_limit: How long a prompt may be; not checked if not given.
+        most_errors: Problems to collect before giving up; the error lists them, a line each.
+        on_error: `fail_row` writes a row that is no query, or whose prompt is too long, as one that fails; an id given twice,
+            a source that cannot be read to its end and an input without any query are refused all the same.
+        first_option: The number of the first option where reference answers are numbers of options.
+        watches: What else is told of every query, and adds to the notices.
+        accept: Function that is asked before the queries take their place; what it raises refuses the input.
+    """
+
+    reading: ReadingRules
+    prompt_limit: PromptLimit | None = None
+    most_errors: int = 20
+    on_error: Literal["refuse", "fail_row"] = "refuse"
+    first_option: FirstOption = "auto"
+    watches: Sequence[Watch] = ()
+    accept: Callable[[InputDigest], None] | None = None
+
+
+def ingest(batches: Iterable[SourceBatch], *, queries: Folder, rules: IntakeRules) -> InputDigest:
     """Check every row and write the queries, numbered from 0 in input order; all of them or nothing.
 
     Args:
         batches: The rows, from `read_input` or made by the caller.
         queries: Folder to write; an older one is replaced (on a local disk: only once the input is accepted).
-        max_tokens: The run's ceiling of one query; a row's own can only lower it.
-        prompt_limit: How long a prompt may be; not checked if not given.
-        most_errors: Problems to collect before giving up; the error lists them, a line each.
-        on_error: `fail_row` writes a row that is no query, or whose prompt is too long, as one that fails; an id given twice,
-            a source that cannot be read to its end and an input without any query are refused all the same.
-        check_sampling: Function that is asked of every row's own sampling: it returns what of it has no effect here, and
-            raises for what cannot be done.
-        reads_names: Function that is asked at the first speaker with a name: whether the model is told it.
-        accept: Function that is asked before the queries take their place; what it raises refuses the input.
-        watches: What else is told of every query, and adds to the notices.
-        continues: Whether the run goes on with the assistant's words at the end of a conversation. If not, those of a plain
-            row are its reference answer.
-        temperature: The run's, which several answers to one row are refused at if it is 0; None where it has no effect.
-        splits: Whether a row that asks for several answers (`n`, or several prompts) becomes as many queries; if not, `n`
-            is only noted, and several prompts are refused.
-        first_option: The number of the first option where reference answers are numbers of options.
-        options_of: Function that reads the options in a prompt (whether it is a conversation), if answers may number them.
+        rules: What they are held to.
 
     Returns:
         What was taken in.
@@ -105,25 +84,11 @@ def ingest(
         CountsFromOneError: With `first_option` `auto`, the input turned out to count options from 1: take it in again so.
     """
     files = QueryFiles(queries)
-    intake = _Intake(
-        files,
-        max_tokens,
-        prompt_limit,
-        most_errors,
-        fails_rows=on_error == "fail_row",
-        check_sampling=check_sampling,
-        reads_names=reads_names,
-        watches=watches,
-        continues=continues,
-        temperature=temperature,
-        splits=splits,
-        numbers=OptionNumbers(first_option),
-        options_of=options_of,
-    )
+    intake = _Intake(files, rules)
     try:
         for batch in batches:
             intake.take(batch)
-        return intake.finish(accept)
+        return intake.finish()
     except BaseException:
         files.discard()
         raise
@@ -132,34 +97,12 @@ def ingest(
 class _Intake:
     """The state of one `ingest`: problems so far, and what finding duplicates needs."""
 
-    def __init__(
-        self,
-        files: QueryFiles,
-        max_tokens: int,
-        limit: PromptLimit | None,
-        most_errors: int,
-        *,
-        fails_rows: bool,
-        check_sampling: Callable[[Sampling], Sequence[str]] | None,
-        reads_names: Callable[[], bool],
-        watches: Sequence[Watch],
-        continues: bool,
-        temperature: float | None,
-        splits: bool,
-        numbers: OptionNumbers,
-        options_of: Callable[[str, bool], Mapping[str, str]] | None,
-    ) -> None:
-        self._numbers_of, self._options_of = numbers, options_of
-        self._watches, self._continues = watches, continues
-        self._temperature, self._splits = temperature, splits
-        self._check_sampling = check_sampling or (lambda _: ())
-        self._reads_names = cache(reads_names)
-        self._files = files
-        self._max_tokens = max_tokens
-        self._limit = limit
-        self._most_errors = most_errors
-        self._fails_rows = fails_rows
+    def __init__(self, files: QueryFiles, rules: IntakeRules) -> None:
+        self._files, self._rules = files, rules
+        self._max_tokens = rules.reading.max_tokens
         self._notices = Notices()
+        self._options = OptionNumbers(rules.first_option)
+        self._reader = RowReader(rules.reading, self._options, self._notices)
         self._problems: list[SchemaError] = []
         self._failures: list[SchemaError] = []  # the first of those that only fail their row
         self._hashes = array("q")
@@ -168,7 +111,6 @@ class _Intake:
         self._origins: set[str] = set()
         self._watched: ColumnsConfig | None = None
         self._unseen: dict[str, str] = {}  # columns that the user named and no row has shown yet, with the setting
-        self._format: tuple[str | None, str] | None = None  # endpoint, if any, and the place that fixed it
         self._longest = 0
         self._reading: tuple[str, RowReading | None] = ("", None)  # of the source that is read; None if it is refused
         self._kinds: Kinds = {}  # of its columns so far
@@ -181,11 +123,12 @@ class _Intake:
         reading = self._reading_of(batch)
         if reading is None:
             return
-        found = [self._read(batch, k, reading) for k in range(len(batch.rows))]
+        first = len(self._hashes)
+        found = [self._reader.read(batch, k, reading, number=first + k) for k in range(len(batch.rows))]
         row_of = [k for k, reads in enumerate(found) for _ in reads]
         reads = [read for reads in found for read in reads]
-        if self._limit is not None:
-            check_lengths(batch, reads, row_of, reading.columns, self._limit, self._notices)
+        if self._rules.prompt_limit is not None:
+            check_lengths(batch, reads, row_of, reading.columns, self._rules.prompt_limit, self._notices)
         for k, some in groupby(zip(row_of, reads, strict=True), key=itemgetter(0)):
             self._add([read for _, read in some], batch, k, reading)
 
@@ -197,9 +140,9 @@ class _Intake:
             queries = [] if failed is None else [failed]
         for query in queries:
             self._longest = max(self._longest, len(query.prompt))
-            for watch in () if wrong else self._watches:
+            for watch in () if wrong else self._rules.watches:
                 watch.see(self._files.rows, query)
-        if len(queries) == 1 and ((queries[0].n or 1) == 1 or not self._splits):
+        if len(queries) == 1 and ((queries[0].n or 1) == 1 or not self._rules.reading.splits):
             self._hashes.append(hash(queries[0].query_id))
             self._numbers.append(number)
             self._files.add(queries[0])
@@ -265,7 +208,7 @@ class _Intake:
         dotted = [name for name in self._kinds if "." in name and name.partition(".")[0] not in self._kinds]
         return [name for name in reading.unread([*held, *dotted, *batch.left_behind]) if name not in SETTINGS]
 
-    def finish(self, accept: Callable[[InputDigest], None] | None) -> InputDigest:
+    def finish(self) -> InputDigest:
         """Run the checks that need all rows, and publish."""
         self._files.flush()
         if not self._files.rows and not self._problems:
@@ -283,162 +226,24 @@ class _Intake:
             self._problems += self._failures
         if self._problems:
             raise self._refusal()
-        url = self._format[0] if self._format else None
-        counted = list(self._numbers_of.lines())
-        said = [line for watch in self._watches for line in watch.close(self._files.rows)]
+        counted = list(self._options.lines())
+        said = [line for watch in self._rules.watches for line in watch.close(self._files.rows)]
         notices = (*self._notices.lines(self._max_tokens), *counted, *said)
-        digest = InputDigest(self._files.rows, self._files.sha256, len(self._origins), url, self._longest, notices)
-        if accept is not None:
-            accept(digest)
+        digest = InputDigest(
+            self._files.rows, self._files.sha256, len(self._origins), self._reader.endpoint, self._longest, notices
+        )
+        if self._rules.accept is not None:
+            self._rules.accept(digest)
         self._files.publish(digest)
         return digest
 
-    def _read(self, batch: SourceBatch, k: int, reading: RowReading) -> Sequence[NormalRow | SchemaError]:
-        """Return a row as a query for each of its prompts, or what is wrong with it."""
-        row = batch.rows[k]
-        if isinstance(row, SchemaError):
-            return (row,)
-        try:
-            return self._queries(row, batch, k, reading)
-        except SchemaError as error:
-            return (at(error, f"{batch.place(k)}, column {error.where}"),)
-
-    def _queries(self, row: object, batch: SourceBatch, k: int, reading: RowReading) -> Sequence[NormalRow]:
-        if not isinstance(row, dict):
-            raise SchemaError("a row is a dict of its columns", "all", shown(row), "Make it one.")
-        columns, form, endpoint, asked = reading.columns, None, None, Asked()
-        makes_ids = reading.makes_ids
-        further: Sequence[RawPrompt] = ()
-        place_of: Callable[[str], str] = str
-        place = columns.sampling_params
-        if batch.is_openai:
-            request = read_request(row, columns=batch.columns)
-            row, form, endpoint, asked = (
-                request.row,
-                request.form,
-                request.endpoint,
-                Asked(request.sampling, None, request.n),
-            )
-            further = request.further
-            place_of, place = request.place_of, "params" if endpoint == "/v1/messages" else "body"
-            self._notices.say(request.said)
-            self._notices.name_model(request.model)
-            makes_ids = bool(request.said) and row["custom_id"] is None  # Vertex has none
-        elif (own := lookup(row, columns.sampling_params)) is not None:
-            asked = sampling_params_of(own, columns.sampling_params)
-            if asked.max_tokens is not None and lookup(row, columns.max_tokens) is None:
-                row = {**row, columns.max_tokens: asked.max_tokens}
-        sampling = asked.sampling
-        refuse_equal_answers(asked.n, sampling, self._temperature, place)
-        goes_on = sampling is not None and bool(sampling.continue_final_message)
-        messages = [] if form is not None else messages_in(row, columns)
-        keeps_answer = batch.is_openai or goes_on or (self._continues and not is_record(messages))
-        try:
-            query = normalise(
-                row,
-                columns=columns,
-                max_tokens=self._max_tokens,
-                form=form,
-                beside=reading.beside,
-                query_id="" if makes_ids else None,
-                is_nested=reading.is_nested,
-                keeps_answer=keeps_answer,
-                numbers=self._numbers_of,
-                options_of=self._options_of,
-            )
-        except SchemaError as error:
-            raise at(error, place_of(error.where)) from error
-        self._expect_one_format(endpoint, batch, k)
-        if sampling is not None:
-            try:
-                ignored = self._checked(sampling, row, columns, place, goes_on_with=ends_with_answer(messages))
-            except SchemaError as error:
-                raise at(error, place_of(error.where)) from error
-            query = query._replace(sampling=sampling.dump())
-            self._notices.ignore(place_of(name) for name in ignored)
-        self._notices.ignore(request.ignored if batch.is_openai else settings_beside(row, columns))
-        self._tell_of(messages, row, columns, query, keeps_answer=keeps_answer, goes_on=goes_on or self._continues)
-        if asked.n is not None and asked.n > 1:
-            query = query._replace(n=asked.n)
-        if makes_ids:
-            query = query._replace(query_id=made_id(len(self._hashes) + k, query.prompt))
-        return self._with_further(query, further, columns, place_of) if further else (query,)
-
-    def _with_further(
-        self, query: NormalRow, further: Sequence[RawPrompt], columns: ColumnsConfig, place_of: Callable[[str], str]
-    ) -> list[NormalRow]:
-        """Return the queries of a row with several raw prompts, of which the first is read already."""
-        if not self._splits:
-            what, remedy = "where queries are answered several times a row has one prompt", "Write a row for each."
-            raise SchemaError(what, place_of(columns.prompt), f"{len(further) + 1} prompts", remedy)
-        if query.gold is not None:
-            what, remedy = "one reference answer stands beside several prompts", "Write a row for each prompt."
-            raise SchemaError(what, columns.gold, shown(query.gold), remedy)
-        queries = [query]
-        for k, (prompt, form) in enumerate(further, 1):
-            try:
-                text = raw_prompt(prompt, form, f"{columns.prompt}[{k}]")
-            except SchemaError as error:
-                raise at(error, place_of(error.where)) from error
-            queries.append(query._replace(prompt=text, prompt_form=form))
-        return queries
-
-    def _checked(
-        self, sampling: Sampling, row: dict[str, Any], columns: ColumnsConfig, place: str, *, goes_on_with: bool
-    ) -> Sequence[str]:
-        """Return what of a row's sampling has no effect, and refuse what cannot be done; `place` is what holds it."""
-        if sampling.continue_final_message and not goes_on_with:
-            what, remedy = "only what the assistant has begun is gone on with", "End with a message of the assistant."
-            raise SchemaError(what, f"{place}.continue_final_message", "true", remedy)
-        own = asked_tokens(row, columns)
-        if own is not None and sampling.min_tokens > own:
-            what, value = "the least number of tokens is above the row's ceiling", f"{sampling.min_tokens} above {own}"
-            raise SchemaError(what, f"{place}.min_tokens", value, "Lower it, or raise max_tokens.")
-        try:
-            ignored = self._check_sampling(sampling)
-        except SchemaError as error:
-            raise at(error, f"{place}.{error.where}") from error
-        if sampling.min_tokens > self._max_tokens:
-            self._notices.lower("min_tokens", sampling.min_tokens)
-        return ignored
-
-    def _tell_of(
-        self,
-        messages: list[Any],
-        row: dict[str, Any],
-        columns: ColumnsConfig,
-        query: NormalRow,
-        *,
-        keeps_answer: bool,
-        goes_on: bool,
-    ) -> None:
-        """Count what a row says that is lowered, or becomes something else than it seems to ask."""
-        if is_nan(lookup(row, columns.gold)):
-            self._notices.ignore((f"{columns.gold} (NaN)",))
-        if has_names(messages) and not self._reads_names():
-            self._notices.ignore(("messages.name",))
-        if ends_with_answer(messages) and not (keeps_answer and goes_on):
-            is_gold = query.gold is not None and lookup(row, columns.gold) is None
-            self._notices.end("kept" if keeps_answer else "gold" if is_gold else "left out")
-        asked = asked_tokens(row, columns)
-        if asked is not None and asked > self._max_tokens:
-            self._notices.lower("max_tokens", asked)
-
-    def _expect_one_format(self, endpoint: str | None, batch: SourceBatch, k: int) -> None:
-        """Refuse what could not be answered in one format: plain rows among requests, or two endpoints."""
-        if self._format is None:
-            self._format = (endpoint, batch.place(k))
-        elif self._format[0] != endpoint:
-            what = f"the input mixes formats or endpoints: {self._format[1]} has another"
-            raise SchemaError(what, "url", endpoint or "a plain row", "Run them as separate batches.")
-
     def _fail(self, batch: SourceBatch, k: int, error: SchemaError, reading: RowReading) -> NormalRow | None:
         """Return the row that takes the place of one that is no query, or note the problem where such rows are refused."""
-        if not self._fails_rows or not batch.is_whole:
+        if self._rules.on_error == "refuse" or not batch.is_whole:
             self._note(error)
             return None
         self._notices.fail(error.what, error.where.partition(", column ")[2])
-        if len(self._failures) < self._most_errors:
+        if len(self._failures) < self._rules.most_errors:
             self._failures.append(error)
         number = len(self._hashes)
         own = None if reading.makes_ids else _own_id(batch.rows[k], reading.columns)
@@ -459,13 +264,13 @@ class _Intake:
 
     def _note(self, problem: SchemaError) -> None:
         self._problems.append(problem)
-        if len(self._problems) >= self._most_errors:
+        if len(self._problems) >= self._rules.most_errors:
             raise self._refusal()
 
     def _refusal(self) -> SchemaError:
         if len(self._problems) == 1:
             return self._problems[0]
-        stopped = "at least " if len(self._problems) >= self._most_errors else ""
+        stopped = "at least " if len(self._problems) >= self._rules.most_errors else ""
         listed = "\n  ".join(str(problem) for problem in self._problems)
         return SchemaError(f"the input has {stopped}{len(self._problems)} problems:\n  {listed.removesuffix('.')}")
 

@@ -103,11 +103,7 @@ def normalise(
     weight = get(columns.weight)
     cost = get(columns.cost)
     ceiling = get(columns.max_tokens)
-    gold = get(columns.gold)
-    if is_nan(gold):
-        gold = None
-    if gold is None and answer is not None and "gold" not in columns.model_fields_set:
-        gold = answer
+    gold = _reference(get(columns.gold), answer, columns)
     if gold is not None and (options or options_of is not None):
         if not options and options_of is not None and _may_be_number(gold):
             options = options_of(prompt, turns is not None)
@@ -126,6 +122,13 @@ def normalise(
         None if metadata is None else _metadata(metadata, columns.metadata),
         form,
     )
+
+
+def _reference(gold: Any, answer: str | None, columns: ColumnsConfig) -> Any:
+    """Return a row's reference answer; a conversation's last words if there is no column for one."""
+    if gold is not None and not is_nan(gold):
+        return gold
+    return None if "gold" in columns.model_fields_set else answer
 
 
 def _may_be_number(gold: Any) -> bool:

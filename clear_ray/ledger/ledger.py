@@ -135,7 +135,7 @@ class Ledger:
 
     Args:
         budget_tokens: What the run may generate in all, in tokens of cost 1.
-        queries: N.
+        queries: Number of queries, N.
         cost_N: What a token of each query takes from the budget, shape (N,), in whole thousandths; 1 if not given.
 
     Attributes:

@@ -31,7 +31,7 @@ from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger,
 from clear_ray.storage import open_folder
 
 _RECENT = 8
-_NOBODY = Call()
+_UNNAMED = Call()
 _NOT_SETTLED = -1
 
 
@@ -41,7 +41,7 @@ class MarketActor:
     Args:
         run_dir: The run folder; an existing journal is replayed first.
         budget_tokens: What the run may generate, or spend in the unit of its budget.
-        queries: N.
+        queries: Number of queries, N.
         cost_N: What a token of each query takes from the budget, shape (N,); 1 if not given.
         run_id: Identity of the run, whose journal must be there; empty for one that began before runs had identities.
 
@@ -89,7 +89,7 @@ class MarketActor:
         self,
         round_number: int,
         requests: list[tuple[int, int]],
-        call: Call = _NOBODY,
+        call: Call = _UNNAMED,
         parts: list[int] | None = None,
     ) -> list[int]:
         """Set tokens aside for (query index, tokens) in order, as many as fit now.

@@ -24,7 +24,7 @@ def menu_in_blocks(queries: int, menu_of_rows: Callable[[NDArray[np.int64]], Men
     """Return the menu of N queries with the plans alone that some price would buy.
 
     Args:
-        queries: N.
+        queries: Number of queries, N.
         menu_of_rows: Returns the menu of some of them, with all their plans.
     """
     blocks = [

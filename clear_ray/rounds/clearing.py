@@ -236,7 +236,7 @@ def grants_of(
     Args:
         allocation: Over the open queries.
         index: Which queries those are.
-        queries: N.
+        queries: Number of queries, N.
         available_tokens: What may be reserved.
         expected_tokens: What each grant is expected to spend; by the allocation if not given.
         parts_M: What each grant may take of it, thousandths; its tokens if not given.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import Objective
+from clear_ray.config.allocation import Objective
 from clear_ray.rounds.attempts import Attempts
 
 SOLVED_SCORE = 1.0

@@ -93,7 +93,7 @@ class Stages:
         """Return what the next stage may spend.
 
         Args:
-            queries: N.
+            queries: Number of queries, N.
             budget_tokens: Of the run.
             spent_tokens: What was spent so far.
             round_number: Rounds so far; the first is the pilot.

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import Objective
+from clear_ray.config.allocation import Objective
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.factors import Label
 from clear_ray.estimation.hazards import Incidence
@@ -234,7 +234,7 @@ class MenuOffers:
         return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
 
     def _pilot_order(self, rng: np.random.Generator, market: _Market, model: int, *, has_time: bool) -> Integers:
-        """Return whom a pilot asks of a model: first those that others got wrong, of the dearest other model first.
+        """Return which queries a pilot asks of a model: first those that others got wrong, of the dearest other model first.
 
         Where it is known what is wrong, and others are still to be asked, no other queries.
         """
@@ -296,7 +296,7 @@ class MenuOffers:
         return options
 
     def _priced(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
-        """Return what queries buy of some of the models; nothing follows an answer of which nobody says that it is wrong."""
+        """Return what queries buy of some of the models; nothing follows an answer of which nothing says that it is wrong."""
         states, is_free_N = market.states, market.is_free_N
         options, queries = self._options(market, models), len(is_free_N)
         index = np.flatnonzero(is_free_N & (np.max([option.room_N for option in options], axis=0) > 0))
@@ -366,7 +366,7 @@ class MenuOffers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Market:
-    """What a clearing sells: to whom, and what is believed of it."""
+    """What a clearing sells, the queries that it is for, and what is believed of it."""
 
     states: QueryStates
     is_free_N: NDArray[np.bool_]

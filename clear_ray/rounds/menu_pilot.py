@@ -7,8 +7,8 @@ order of what they cost. Were it always right, a query would gain `w - p C` by i
 of its most: nothing where the whole budget is spent better on what is known, all of it where that leaves money over. A pilot
 that would see fewer than three answers is put off until nothing else is worth its price.
 
-**Whom.** Queries that another model has answered wrong: they would be asked next anyhow, and nothing is lost. Others only
-where nothing says what is wrong, or nothing known is worth its price any more.
+**Which queries.** Those that another model has answered wrong: they would be asked next anyhow, and nothing is lost.
+Others only where nothing says what is wrong, or nothing known is worth its price any more.
 
 Shapes: N queries, J models.
 
@@ -75,7 +75,7 @@ class Pilot:
 
     @property
     def queries(self) -> int:
-        """N."""
+        """How many queries there are, N."""
         return int(self.max_tokens_JN.shape[1])
 
     @property

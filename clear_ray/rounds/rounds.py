@@ -40,7 +40,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.records import COST_PARTS
 from clear_ray.report.summary import RoundReport

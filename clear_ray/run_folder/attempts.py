@@ -38,7 +38,7 @@ def read_attempt_rows(folder: Folder, number: int, queries: int, void: VoidAttem
     Args:
         folder: The run folder.
         number: The round.
-        queries: N.
+        queries: Number of queries, N.
         void: Attempts that do not count.
     """
     attempts, is_seen_N = round_folder(folder, number), np.zeros(queries, bool)

@@ -76,7 +76,7 @@ class Estimates:
 
     @property
     def queries(self) -> int:
-        """N."""
+        """How many queries there are, N."""
         return len(self.task_N)
 
     @property
@@ -113,7 +113,7 @@ def estimated_already(folder: Folder, queries: int, name: str = ESTIMATES) -> tu
 
     Args:
         folder: The run folder.
-        queries: N.
+        queries: Number of queries, N.
         name: See `estimates_name`.
     """
     is_estimated_N, kept = np.zeros(queries, bool), []

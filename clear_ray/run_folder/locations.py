@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clear_ray.config.engine import ModelConfig, WorkersConfig
-from clear_ray.config.run import NAMED_HEADS, EstimateConfig, RunConfig
+from clear_ray.config.estimate import NAMED_HEADS, EstimateConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.storage import is_plain_path
 
 _EMBEDDED_MODEL = "smollm2-135m-instruct"

@@ -17,7 +17,7 @@ import ray
 
 from clear_ray.cluster.metrics import watch_engine
 from clear_ray.config.engine import EngineConfig
-from clear_ray.config.run import EstimateConfig
+from clear_ray.config.estimate import EstimateConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Generation, Grant, ModelCard, Prompt
 from clear_ray.engine.row_sampling import sampling_check

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from clear_ray.config.base import ConfigFile, Settings
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.engine import EngineConfig, TransformersConfig
-from clear_ray.config.run import EstimateConfig
+from clear_ray.config.estimate import EstimateConfig
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.law import PriceLaw
 

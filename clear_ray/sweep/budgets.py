@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import PROBED_SETS
+from clear_ray.config.estimate import PROBED_SETS
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.factorised import DEFAULT_SETS, fit_coordinates
 from clear_ray.estimation.feature_sets import FEATURE_SETS, FeatureSet, checked_sets
@@ -106,19 +106,18 @@ def sweep(
     )
     if on_ray is not None and training is not None:
         rows += _real_rows(recording, training, judge, rollouts_path, features_path, budgets, policies, seeds, on_ray)
-    facts = {
-        "rollouts": rollouts_path,
-        "train": train,
-        "folds": folds_path,
+    named = {"rollouts": rollouts_path, "train": train, "folds": folds_path, "agreement": agreement, "seeds": seeds}
+    return Sweep(rows, _summary(rows, judge, recording), {**named, **_facts(recording, training, sets)})
+
+
+def _facts(recording: Recording, training: Training | None, sets: Sequence[str]) -> dict[str, Any]:
+    return {
         "queries_adjusted": 0 if training is None else training.adjusted,
         "features": list(sets),
         "queries": len(recording),
         "samples": recording.samples,
-        "agreement": agreement,
-        "seeds": seeds,
         "bootstrap_draws": DRAWS,
     }
-    return Sweep(rows, _summary(rows, judge, recording), facts)
 
 
 def _training(

@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from clear_ray.config.run import VoteKind
+from clear_ray.config.scoring import VoteKind
 from clear_ray.errors import ConfigError
 from clear_ray.report.printing import print_result
 

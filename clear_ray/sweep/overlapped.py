@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.rounds.offers import Offers
 from clear_ray.rounds.pace import Pace
 from clear_ray.rounds.rounds import Rounds

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, ShiftedSurge, Tabulated, allocate, proportional, smallest_threshold
 from clear_ray.allocation.utility import Utility
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import Curves, token_grid
 from clear_ray.estimation.factors import Label
 from clear_ray.rounds.agreement import Agreement

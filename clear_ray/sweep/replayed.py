@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.ledger.ledger import WAIT, Entry, Ledger
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts

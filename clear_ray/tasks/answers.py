@@ -1,4 +1,4 @@
-r"""The final answer inside a generated text, for whoever has no kind in mind: `reasoning_gym`, demonstrations, callers.
+r"""The final answer inside a generated text, where no kind is in mind: `reasoning_gym`, demonstrations, callers.
 
 One rule, in this order, on the text after its thinking (`thinking`):
 

@@ -150,6 +150,14 @@ def asserted(line: str) -> Iterator[str]:
         yield tidy(_without_aside(label["value"]))
         yield from apposed(label["value"])
     line = _INSTEAD.sub("", line)
+    yield from _named(line)
+    yield from _complement(line)
+    if tidy(first_sentence(line)) == tidy(line) and not CONTRAST.search(line):
+        yield from _of_whole_sentence(line)
+
+
+def _named(line: str) -> Iterator[str]:
+    """Yield what a line names: in quotes, by its kind or title, before an explanation, in another language."""
     if (classed := _CLASSED.search(tidy(line))) is not None and not is_denied(line[: classed.start("value")]):
         yield tidy(classed["value"])
     quoted = _QUOTED.findall(line)
@@ -173,6 +181,10 @@ def asserted(line: str) -> Iterator[str]:
     if (found := _KIND_OF.search(tidy(line))) is not None and not CONTRAST.search(line):
         yield found["value"]
     yield from (head for head in apposed(line) if _NAME.fullmatch(head))
+
+
+def _complement(line: str) -> Iterator[str]:
+    """Yield what stands after the last `is` of a line that is not denied."""
     places = [
         found
         for found in _COPULA.finditer(line)
@@ -182,35 +194,40 @@ def asserted(line: str) -> Iterator[str]:
             or _DENIED.match(line, found.end())
         )
     ]
-    if places:
-        said = _RELATIVE.split(line[places[-1].end() :], maxsplit=1)[0]
-        if len(said.split()) <= _MOST_WORDS:
-            yield tidy(said)
-            yield tidy(_SURELY.sub("", said, count=1))
-            yield tidy(_PREPOSITION.sub("", said))
-            if participle := _PARTICIPLE.match(said):
-                yield tidy(said[participle.end() :])
-                yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
-                yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
-    if tidy(first_sentence(line)) == tidy(line) and not CONTRAST.search(line):
-        if (acted := _OBJECT.fullmatch(line)) is not None:
-            yield tidy(acted["name"])
-        if (has := _HAS.search(tidy(line))) is not None:
-            yield tidy(has["value"])
-        if (aside := _ASIDE.match(line)) is not None:
-            yield from (part for part in aside.groups() if _NAME.fullmatch(part))
-        by = None if _BY_WHOM.search(line) else _BY.search(tidy(line))
-        if (place := _PLACE.search(tidy(line)) or by) is not None:
-            yield tidy(place["place"])
-        where = _WHERE.search(tidy(line))
-        if where is not None and not _ELSEWHERE.search(line[: where.start()]):
-            yield where["place"]
-        subject = _SUBJECT.match(_IN_BRACKETS.sub("", line))
-        if subject and not _PRONOUN.match(subject["subject"]):
-            yield tidy(subject["subject"])
-        actor = _ACTOR.match(line)
-        if actor and not _PRONOUN.match(actor["name"]):
-            yield tidy(actor["name"])
+    if not places:
+        return
+    said = _RELATIVE.split(line[places[-1].end() :], maxsplit=1)[0]
+    if len(said.split()) > _MOST_WORDS:
+        return
+    yield tidy(said)
+    yield tidy(_SURELY.sub("", said, count=1))
+    yield tidy(_PREPOSITION.sub("", said))
+    if participle := _PARTICIPLE.match(said):
+        yield tidy(said[participle.end() :])
+        yield tidy(_SECOND.split(said[participle.end() :], maxsplit=1)[0])
+        yield tidy(_CIRCUMSTANCE.split(said[participle.end() :], maxsplit=1)[0])
+
+
+def _of_whole_sentence(line: str) -> Iterator[str]:
+    """Yield what one sentence acts on, has, stands at or speaks of."""
+    if (acted := _OBJECT.fullmatch(line)) is not None:
+        yield tidy(acted["name"])
+    if (has := _HAS.search(tidy(line))) is not None:
+        yield tidy(has["value"])
+    if (aside := _ASIDE.match(line)) is not None:
+        yield from (part for part in aside.groups() if _NAME.fullmatch(part))
+    by = None if _BY_WHOM.search(line) else _BY.search(tidy(line))
+    if (place := _PLACE.search(tidy(line)) or by) is not None:
+        yield tidy(place["place"])
+    where = _WHERE.search(tidy(line))
+    if where is not None and not _ELSEWHERE.search(line[: where.start()]):
+        yield where["place"]
+    subject = _SUBJECT.match(_IN_BRACKETS.sub("", line))
+    if subject and not _PRONOUN.match(subject["subject"]):
+        yield tidy(subject["subject"])
+    actor = _ACTOR.match(line)
+    if actor and not _PRONOUN.match(actor["name"]):
+        yield tidy(actor["name"])
 
 
 def apposed(line: str) -> Iterator[str]:

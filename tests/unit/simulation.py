@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.engine.base import FinishReason, Generation, Grant
 from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence

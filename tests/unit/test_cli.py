@@ -70,7 +70,7 @@ def test_ctrl_c_again_and_again_changes_nothing() -> None:
     ("out", "code", "said"),
     [("/dev/full", 1, "Failed: standard output: the result cannot be written (got No space left"), ("gone", 0, "")],
 )
-def test_a_result_that_nobody_takes_is_no_traceback(
+def test_a_result_that_is_not_taken_is_no_traceback(
     replay_settings: dict[str, Any], tmp_path: Path, out: str, code: int, said: str, as_json: bool
 ) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(replay_settings))
@@ -88,7 +88,7 @@ def test_a_result_that_nobody_takes_is_no_traceback(
     assert ended.stderr.count("\n") == bool(said)
 
 
-def test_an_error_that_nobody_takes_keeps_its_code() -> None:
+def test_an_error_that_is_not_taken_keeps_its_code() -> None:
     code = "from clear_ray.cli import main; main(['status', '/'])"
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", code], stderr=full, check=False).returncode == 2

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.money import COST_PARTS
 from clear_ray.config.prices import Prices, scaled_parts
-from clear_ray.config.run import AllocationConfig
 from clear_ray.engine.base import Usage
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.ledger.ledger import REFUSED, Entry, Ledger

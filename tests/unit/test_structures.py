@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -17,6 +18,7 @@ def contracts() -> list[list[str]]:
     (layers,) = (
         contract["layers"] for contract in settings["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
     )
+    assert not [layer for layer in layers if ":" in layer], "a colon lets packages of a row import each other"
     return [re.findall(r"clear_ray\.(\w+)", layer) for layer in layers]
 
 
@@ -38,6 +40,16 @@ def test_every_member_has_a_layer_and_a_sentence() -> None:
     assert {
         name.removesuffix(".py") for name in re.findall(r"^\| `([\w.]+)` \| [A-Z]", PAGE, re.MULTILINE)
     } == members()
+
+
+def test_a_function_has_sixty_lines_at_most() -> None:
+    long = {
+        f"{path.relative_to(PACKAGE)}:{node.name}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60  # type: ignore[operator]
+    }
+    assert not long
 
 
 def test_every_place_it_names_exists() -> None:

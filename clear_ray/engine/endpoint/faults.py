@@ -1,4 +1,4 @@
-"""What an endpoint's errors mean: who is to blame, whether tokens may have been generated, and when to come again."""
+"""What an endpoint's errors mean: whether the call is to blame, whether tokens may have been spent, when to come again."""
 
 from __future__ import annotations
 

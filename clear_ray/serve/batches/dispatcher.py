@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 from clear_ray.batch.retrying import rows_left
-from clear_ray.config.run import AllocationConfig, RunConfig
+from clear_ray.config.allocation import AllocationConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, EngineError
 from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
 from clear_ray.run_folder.manifest import MANIFEST

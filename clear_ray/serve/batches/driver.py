@@ -1,6 +1,6 @@
 """The driver of one batch: `batch.run` on the server's engines, in an actor of its own; its end is in the store.
 
-The actor belongs to nobody, so it outlives the replica that started it: a batch goes on while its server's parts are
+The actor has no owner, so it outlives the replica that started it: a batch goes on while its server's parts are
 replaced. What it needs is in the store and in the run folder, and one that is started anew goes on where the last one was
 killed. A driver whose server is gone for good ends itself.
 """

@@ -1,4 +1,4 @@
-"""Who may run in an engine's batch: interactive queries at once, batches in the places that these leave, each its share.
+"""What may run in an engine's batch: interactive queries at once, batches in the places that these leave, each its share.
 
     places of batches = max(1, places - interactive queries under way - places kept free for the next ones)
 

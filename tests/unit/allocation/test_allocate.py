@@ -118,7 +118,7 @@ def test_budget_below_every_entry_is_not_wasted() -> None:
     assert allocate(ShiftedSurge(np.array([200.0, 210.0])), budget_tokens=220).tokens_N.tolist() == [220, 0]
 
 
-def test_unspent_budget_abandons_nobody() -> None:
+def test_unspent_budget_abandons_no_query() -> None:
     utility = ShiftedErlang(np.array([10.0, 10.0, 0.0]), [0.9, 0.0, 0.0], 0.5, max_tokens_N=[1000, 1000, 30])
     met = allocate(utility, budget_tokens=400, spread_unspent=False)
     assert met.shadow_price == 0.0

@@ -118,7 +118,7 @@ def test_budget_that_does_not_bind_has_price_zero() -> None:
     assert second.price(budget_tokens=5000.0).spend == 700.0
 
 
-def test_unspent_budget_abandons_nobody() -> None:
+def test_unspent_budget_abandons_no_query() -> None:
     """A third of the queries are said to be hopeless; with tokens to spare they get some, too."""
     count = 3000
     utility = ShiftedErlang(np.full(count, 10.0), np.arange(count) % 3 / 2.0, 0.5, max_tokens_N=400)

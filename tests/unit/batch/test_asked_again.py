@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from clear_ray.batch.asked_again import attempts_report
-from clear_ray.config.run import AllocationConfig, RunConfig
+from clear_ray.config.allocation import AllocationConfig
+from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA

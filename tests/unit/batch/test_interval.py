@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.samples import ask_within, read_again
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.money import COST_PARTS
 from clear_ray.config.prices import Prices
-from clear_ray.config.run import AllocationConfig
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.factors import law
 from clear_ray.ledger.ledger import Entry, Ledger

@@ -12,7 +12,9 @@ import pytest
 
 from clear_ray.batch.checking import notes_of
 from clear_ray.batch.learning import DEFAULT_FEATURES, FEWEST_ROUNDS, can_differ, head_name, lesson_of, stages_for
-from clear_ray.config.run import MOST_ROUNDS, NAMED_HEADS, AllocationConfig, RunConfig
+from clear_ray.config.allocation import MOST_ROUNDS, AllocationConfig
+from clear_ray.config.estimate import NAMED_HEADS
+from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError

@@ -14,7 +14,7 @@ from clear_ray.batch.retrying import check_something_left, retry_config, take_in
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, SchemaError
-from clear_ray.ingest import ingest, read_digest, read_input
+from clear_ray.ingest import IntakeRules, ReadingRules, ingest, read_digest, read_input
 from clear_ray.records import COMPLETION_SCHEMA, QUERY_SCHEMA
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY
 from clear_ray.storage import Folder, open_folder
@@ -44,7 +44,7 @@ def done(path: Path, *, budget: int = 100, spent: int = 40) -> Folder:
     rows = [{"custom_id": f"q{k}", "method": "POST", "url": "/v1/chat/completions", "body": body(k)} for k in range(8)]
     (path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     given = InputConfig(path=str(path / "in.jsonl"))
-    ingest(read_input(given), queries=folder.child("queries"), max_tokens=100)
+    ingest(read_input(given), queries=folder.child("queries"), rules=IntakeRules(reading=ReadingRules(max_tokens=100)))
     completions = []
     for index, (status, code) in enumerate(ENDINGS):
         row: dict[str, Any] = {field.name: None if field.nullable else 0 for field in COMPLETION_SCHEMA}

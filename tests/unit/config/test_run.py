@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 from clear_ray.config import engine as engine_settings
 from clear_ray.config import input as input_settings
 from clear_ray.config import run as run_settings
+from clear_ray.config.base import Settings
 from clear_ray.config.engine import OpenAIConfig, ReplayConfig, TransformersConfig, VllmConfig, WorkersConfig
-from clear_ray.config.run import RunConfig, Settings
+from clear_ray.config.run import RunConfig
 from clear_ray.config.units import MOST_BUDGET_TOKENS, budget_in_tokens
 from clear_ray.errors import ConfigError
 

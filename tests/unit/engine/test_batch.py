@@ -18,7 +18,7 @@ from clear_ray.errors import EngineError
 from tests.unit.engine.tiny import slot_batch, tiny_model
 
 
-def test_whoever_asks_again_comes_after_who_waits() -> None:
+def test_a_caller_that_asks_again_comes_after_those_that_wait() -> None:
     turns, order = FairLock(), []
 
     def take(name: str) -> None:

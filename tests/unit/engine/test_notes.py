@@ -14,7 +14,7 @@ from clear_ray.engine.checking import engine_notes
 from clear_ray.engine.conversations import ConversationWatch
 from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError, SchemaError
-from clear_ray.ingest import SourceBatch, ingest
+from clear_ray.ingest import IntakeRules, ReadingRules, SourceBatch, ingest
 from clear_ray.storage import open_folder
 from tests.unit.engine.model_folders import ALTERNATING, save_model
 from tests.unit.engine.zoo import tiny_config
@@ -106,7 +106,8 @@ def taken_in(tmp_path: Path, config: TransformersConfig, conversations: list[lis
     ]
     queries = open_folder(str(tmp_path / "run")).child("queries")
     batch = SourceBatch(rows, "here", range(1, len(rows) + 1))
-    return ingest([batch], queries=queries, max_tokens=8, watches=(ConversationWatch(config),)).notices
+    rules = IntakeRules(reading=ReadingRules(max_tokens=8), watches=(ConversationWatch(config),))
+    return ingest([batch], queries=queries, rules=rules).notices
 
 
 def test_conversations_that_will_fail_are_counted_by_the_templates_reason(folder: Path, tmp_path: Path) -> None:

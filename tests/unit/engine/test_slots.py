@@ -373,7 +373,7 @@ def test_a_rounded_pass_that_finds_no_memory_is_tried_once_more(model: Any, monk
     assert [tuple(answer.generated) for answer in answers] == expected
 
 
-def test_nobody_waits_long_for_others_to_be_read_with(model: Any) -> None:
+def test_no_prompt_waits_long_for_others_to_be_read_with(model: Any) -> None:
     batch = slot_batch(model, max_batch=4, end_token_ids=frozenset(), refill_rows=3)
     running = [answer_for(Grant(f"long{i}", "", 60), [5, 6]) for i in range(2)]
     waiting = [answer_for(Grant(f"new{i}", "", 5), [5, 7 + i]) for i in range(3)]

@@ -6,8 +6,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clear_ray.config.input import InputConfig
-from clear_ray.ingest import InputDigest, PromptLimit, ingest, read_input
+from clear_ray.ingest import InputDigest, IntakeRules, PromptLimit, ReadingRules, ingest, read_input
 from clear_ray.storage import open_folder
+
+
+def rules(**settings: Any) -> ReadingRules:
+    return ReadingRules(max_tokens=100, **settings)
 
 
 def take(
@@ -16,26 +20,18 @@ def take(
     *,
     most_errors: int = 20,
     limit: PromptLimit | None = None,
-    check_sampling: Any = None,
-    continues: bool = False,
-    temperature: float | None = None,
-    splits: bool = True,
+    reading: ReadingRules | None = None,
     **settings: Any,
 ) -> InputDigest:
     config = InputConfig.model_validate({"path": str(path), **settings})
     queries = open_folder(str(run / "queries"))
-    return ingest(
-        read_input(config),
-        queries=queries,
-        max_tokens=100,
+    intake_rules = IntakeRules(
+        reading=reading or rules(),
         prompt_limit=limit,
         most_errors=most_errors,
         on_error=config.on_error,
-        check_sampling=check_sampling,
-        continues=continues,
-        temperature=temperature,
-        splits=splits,
     )
+    return ingest(read_input(config), queries=queries, rules=intake_rules)
 
 
 def taken(run: Path) -> list[dict[str, Any]]:

@@ -11,11 +11,13 @@ import pytest
 
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
-from clear_ray.ingest import InputDigest, PromptLimit, SourceBatch, ingest, read_digest
+from clear_ray.ingest import InputDigest, IntakeRules, PromptLimit, SourceBatch, ingest, read_digest
 from clear_ray.records import QUERY_SCHEMA
 from clear_ray.storage import open_folder
 from tests.unit.ingest.corpus import GOOD, ODD_FILES, request
-from tests.unit.ingest.taking import take, taken
+from tests.unit.ingest.taking import rules, take, taken
+
+RULES = IntakeRules(reading=rules())
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -182,10 +184,10 @@ def test_fsspec_uri(tmp_path: Path) -> None:
         digest = take("memory://ingest_test/in/*.jsonl", tmp_path / "run")
         queries = open_folder("memory://ingest_test/queries")
         batch = SourceBatch([dict(GOOD)], "here", [1])
-        assert ingest([batch], queries=queries, max_tokens=100) == digest
+        assert ingest([batch], queries=queries, rules=RULES) == digest
         assert read_digest(queries) == digest
         with pytest.raises(SchemaError):
-            ingest([batch, batch], queries=queries, max_tokens=100)
+            ingest([batch, batch], queries=queries, rules=RULES)
         assert read_digest(queries) is None
         assert not queries.files()
     finally:
@@ -230,13 +232,17 @@ def test_rows_from_memory(tmp_path: Path) -> None:
         SourceBatch.from_arrow(table, origin="dataset", columns=ColumnsConfig(query_id="id")),
     ]
     queries = open_folder(str(tmp_path / "queries"))
-    digest = ingest(batches, queries=queries, max_tokens=10)
+    digest = ingest(batches, queries=queries, rules=RULES)
     assert (digest.rows, digest.files, digest.is_openai) == (3, 2, False)
     assert [row["index"] for row in taken(tmp_path)] == [0, 1, 2]
     with pytest.raises(SchemaError, match=r"^generated sums row 2, column prompt"):
-        ingest([SourceBatch([GOOD, {"query_id": "x"}], "generated sums", range(1, 3))], queries=queries, max_tokens=10)
+        ingest(
+            [SourceBatch([GOOD, {"query_id": "x"}], "generated sums", range(1, 3))],
+            queries=queries,
+            rules=RULES,
+        )
     with pytest.raises(SchemaError, match="a row is a dict"):
-        ingest([SourceBatch([["no", "dict"]], "here", [1])], queries=queries, max_tokens=10)  # type: ignore[list-item]
+        ingest([SourceBatch([["no", "dict"]], "here", [1])], queries=queries, rules=RULES)  # type: ignore[list-item]
     assert read_digest(queries) == digest, "a refusal touched the queries of before"
 
 

@@ -25,7 +25,7 @@ from clear_ray.ingest.sampling_fields import sampling_of
 from clear_ray.stages.generate import asked_directly
 from clear_ray.stages.probe import prompts_of
 from tests.unit.ingest.corpus import request
-from tests.unit.ingest.taking import take, taken
+from tests.unit.ingest.taking import rules, take, taken
 
 BODIES = Path(__file__).parents[2] / "data/requests/bodies.jsonl"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -166,7 +166,7 @@ def test_going_on_needs_something_to_go_on_with_in_plain_rows_too(tmp_path: Path
     assert take(path, tmp_path / "run").notices == ()
     assert json.loads(taken(tmp_path / "run")[0]["prompt"]) == turns
     path.write_text(json.dumps({"query_id": "a", "messages": turns}))
-    assert take(path, tmp_path / "run", continues=True).notices == ()
+    assert take(path, tmp_path / "run", reading=rules(continues=True)).notices == ()
     assert json.loads(taken(tmp_path / "run")[0]["prompt"]) == turns
 
 
@@ -175,10 +175,10 @@ def test_what_an_engine_refuses_of_a_row_is_named_where_it_stands(tmp_path: Path
     path.write_text(json.dumps(request(logit_bias={"9999999": 1})))
     check = sampling_check(TransformersConfig())
     with pytest.raises(SchemaError, match=r"column body.logit_bias: a token id is none of this model's"):
-        take(path, tmp_path / "run", check_sampling=check)
+        take(path, tmp_path / "run", reading=rules(check_sampling=check))
     path.write_text(json.dumps({"query_id": "a", "prompt": "p", "sampling_params": {"stop_token_ids": [9999999]}}))
     with pytest.raises(SchemaError, match=r"column sampling_params.stop_token_ids: a token id is none"):
-        take(path, tmp_path / "run", check_sampling=check)
+        take(path, tmp_path / "run", reading=rules(check_sampling=check))
 
 
 def test_token_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
@@ -246,7 +246,9 @@ def test_a_row_that_samples_greedily_is_not_asked_again(tmp_path: Path) -> None:
     engine = TransformersConfig(temperature=0.8)
     (tmp_path / "batch.jsonl").write_text(json.dumps(request(temperature=0)))
     with pytest.raises(SchemaError, match=r"batch\.jsonl:1.*temperature.*the same answer at every attempt"):
-        take(tmp_path / "batch.jsonl", tmp_path / "run", check_sampling=sampling_check(engine, attempts=3))
+        take(
+            tmp_path / "batch.jsonl", tmp_path / "run", reading=rules(check_sampling=sampling_check(engine, attempts=3))
+        )
     assert sampling_check(engine)(Sampling(temperature=0)) == ()
     assert sampling_check(engine, attempts=3)(Sampling(temperature=0.1)) == ()
     played = sampling_check(ReplayConfig(rollouts="x"), attempts=3)
@@ -285,11 +287,17 @@ def test_no_field_of_a_public_style_request_is_silently_different(line: dict[str
     (tmp_path / "batch.jsonl").write_text(json.dumps(line))
     if "refused" in expected:
         with pytest.raises(SchemaError) as caught:
-            take(tmp_path / "batch.jsonl", tmp_path / "run", check_sampling=sampling_check(TransformersConfig()))
+            take(
+                tmp_path / "batch.jsonl",
+                tmp_path / "run",
+                reading=rules(check_sampling=sampling_check(TransformersConfig())),
+            )
         assert expected["refused"] in str(caught.value)
         assert "batch.jsonl:1" in str(caught.value)
         return
-    digest = take(tmp_path / "batch.jsonl", tmp_path / "run", check_sampling=sampling_check(TransformersConfig()))
+    digest = take(
+        tmp_path / "batch.jsonl", tmp_path / "run", reading=rules(check_sampling=sampling_check(TransformersConfig()))
+    )
     rows = taken(tmp_path / "run")
     assert len(rows) == (line.get("body") or {}).get("n", 1)
     for row in rows:

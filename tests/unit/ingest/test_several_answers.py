@@ -10,7 +10,7 @@ import pytest
 
 from clear_ray.errors import SchemaError
 from clear_ray.ingest import PromptLimit
-from tests.unit.ingest.taking import take, taken
+from tests.unit.ingest.taking import rules, take, taken
 
 ASK = [{"role": "user", "content": "Name a river."}]
 
@@ -107,7 +107,7 @@ def test_what_several_prompts_cannot_be(tmp_path: Path, line: dict[str, Any], wo
 def test_several_prompts_are_refused_where_queries_are_answered_several_times(tmp_path: Path) -> None:
     path = file_of(tmp_path / "q.jsonl", request("a", "/v1/completions", prompt=["a", "b"]))
     with pytest.raises(SchemaError, match=r"body\.prompt.*a row has one prompt.*2 prompts"):
-        take(path, tmp_path / "run", splits=False)
+        take(path, tmp_path / "run", reading=rules(splits=False))
 
 
 def test_plain_rows_ask_in_their_sampling_params(tmp_path: Path) -> None:
@@ -123,7 +123,9 @@ def test_made_ids_stay_unique(tmp_path: Path) -> None:
 
 
 def test_where_queries_are_asked_again_n_is_noted_alone(tmp_path: Path) -> None:
-    digest = take(file_of(tmp_path / "q.jsonl", request("a"), request("b", n=3)), tmp_path / "run", splits=False)
+    digest = take(
+        file_of(tmp_path / "q.jsonl", request("a"), request("b", n=3)), tmp_path / "run", reading=rules(splits=False)
+    )
     assert digest.notices == ()
     assert [(row["n"], row["choice"]) for row in taken(tmp_path / "run")] == [(None, None), (3, None)]
 
@@ -147,14 +149,14 @@ def test_an_id_given_twice_is_still_found(tmp_path: Path) -> None:
 def test_equal_answers_are_refused(tmp_path: Path, asked: dict[str, Any], temperature: float) -> None:
     path = file_of(tmp_path / "q.jsonl", request("a"), request("b", **asked))
     with pytest.raises(SchemaError, match=r"q\.jsonl:2, column body\.n: greedy|same answer every time.*body\.n"):
-        take(path, tmp_path / "run", temperature=temperature)
-    assert take(path, tmp_path / "run", temperature=None).rows == 3
+        take(path, tmp_path / "run", reading=rules(temperature=temperature))
+    assert take(path, tmp_path / "run", reading=rules(temperature=None)).rows == 3
 
 
 @pytest.mark.parametrize(("asked", "temperature"), [({"n": 2}, 0.7), ({"n": 2, "temperature": 0.5}, 0.0)])
 def test_answers_that_are_drawn_are_not(tmp_path: Path, asked: dict[str, Any], temperature: float) -> None:
     path = file_of(tmp_path / "q.jsonl", request("b", **asked))
-    assert take(path, tmp_path / "run", temperature=temperature).rows == 2
+    assert take(path, tmp_path / "run", reading=rules(temperature=temperature)).rows == 2
 
 
 @pytest.mark.parametrize("line", [request("a", "/v1/responses", n=2), {"custom_id": "a", "params": {"n": 2}}])

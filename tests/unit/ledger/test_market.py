@@ -270,7 +270,7 @@ async def test_the_head_of_the_line_goes_on_when_the_tokens_it_waits_for_are_for
     assert account(await market.balance()) == (100, 90, 0, 90)
 
 
-async def test_asking_for_nothing_holds_nobody_up(tmp_path: Path) -> None:
+async def test_asking_for_nothing_holds_no_caller_up(tmp_path: Path) -> None:
     market = MarketActor(str(tmp_path), 10, 1)
     assert await soon(market.reserve(1, [])) == []
     assert await soon(market.reserve(1, [(0, 10)])) == [1]

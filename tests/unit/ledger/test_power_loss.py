@@ -17,7 +17,14 @@ import pytest
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.head import load_head, save_head
 from clear_ray.estimation.prior import PriorHead
-from clear_ray.ingest import SourceBatch, ingest, read_digest, write_openai_outputs
+from clear_ray.ingest import (
+    IntakeRules,
+    ReadingRules,
+    SourceBatch,
+    ingest,
+    read_digest,
+    write_openai_outputs,
+)
 from clear_ray.ledger import journal as journal_module
 from clear_ray.ledger.journal import Journal, Record, read_journal
 from clear_ray.ledger.ledger import Call
@@ -195,7 +202,9 @@ def queries_taken_in(disk: Disk) -> None:
 
     disk.whenever_it_is_cut(expected)
     batch = SourceBatch([{"query_id": "a", "prompt": "1 + 1?"}], "row", range(1, 2))
-    digest = ingest([batch], queries=run_folder(disk).child("queries"), max_tokens=9)
+    digest = ingest(
+        [batch], queries=run_folder(disk).child("queries"), rules=IntakeRules(reading=ReadingRules(max_tokens=9))
+    )
     disk.cut()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.offers import Offers
 from clear_ray.rounds.running import Round

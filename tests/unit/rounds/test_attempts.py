@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig, Objective
+from clear_ray.config.allocation import AllocationConfig, Objective
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.likeness import Likeness

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.recording import read_recording
 from tests.conftest import ROLLOUTS
@@ -61,3 +62,23 @@ def test_replay_and_simulation_end_the_same_at_every_budget(
         assert here.grants or (service and budget < 100), f"nothing was granted of {budget}"
         rounds.append(len(here.grants))
     assert max(rounds) > (1 if max_tokens == 60 else 3), "nothing was priced again"
+
+
+def test_a_run_that_learns_ends_the_same_in_replay_and_simulation(batch: Batch, query_ids: list[str]) -> None:
+    answers = recorded_answers(query_ids)
+    allocation = AllocationConfig(max_rounds=LEARNING_ROUNDS)
+    rng = np.random.default_rng(2)
+    for budget in BUDGETS[::3]:
+        offers = LearningOffers(
+            x_NP=rng.normal(size=(QUERIES, 3)),
+            tokens_K=batch.curves.tokens_K,
+            weight_N=batch.weight_N,
+            max_tokens_N=batch.max_tokens_N,
+            tie_break_N=batch.tie_break_N,
+            cost_N=batch.cost_N,
+            budget_tokens=budget,
+            label="ended",  # the simulation scores nothing
+        )
+        here, there = replayed(offers, answers, budget, allocation), simulated(offers, answers, budget, allocation)
+        assert here == there, f"at a budget of {budget}"
+        assert here.grants, f"nothing was granted of {budget}"

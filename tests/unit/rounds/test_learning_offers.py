@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Label, Observed

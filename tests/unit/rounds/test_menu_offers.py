@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import pytest
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.ledger.ledger import Entry, Ledger
 from clear_ray.records import COST_PARTS

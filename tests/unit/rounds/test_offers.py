@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clear_ray.batch.sketched import SketchedOffers
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.errors import ConfigError
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing

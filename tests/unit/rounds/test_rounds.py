@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import MOST_ROUNDS, AllocationConfig
+from clear_ray.config.allocation import MOST_ROUNDS, AllocationConfig
 from clear_ray.errors import BudgetError
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.factors import Observed
 from clear_ray.estimation.likeness import Likeness
 from clear_ray.estimation.votes import Habits, Votes

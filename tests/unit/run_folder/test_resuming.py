@@ -40,10 +40,14 @@ def test_the_value_that_it_has_already_is_no_change(begun: RunConfig) -> None:
     assert begun.resumed((f"budget={begun.budget}", "seed=0")) == begun
 
 
-def test_a_new_budget_is_told_its_command(begun: RunConfig) -> None:
+@pytest.mark.parametrize("budget", ["5k", "5", "$5"], ids=["tokens", "a number", "money"])
+@pytest.mark.parametrize("began", ["2M tokens", "$7"], ids=["in tokens", "in money"])
+def test_a_new_budget_is_told_its_command(begun: RunConfig, began: str, budget: str) -> None:
+    prices = {"prices": {"input": 1, "output": 1}} if began.startswith("$") else {}
+    run = RunConfig.parse(begun.model_dump(mode="json") | {"budget": began} | prices)
     with pytest.raises(ConfigError) as caught:
-        begun.resumed(("budget=5k",))
-    assert caught.value.remedy == f"Write `clear-ray budget {begun.run_dir} 5k`, then resume."
+        run.resumed((f"budget={budget}",))
+    assert caught.value.remedy == f"Write `clear-ray budget {run.run_dir} {budget}`, then resume."
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,7 @@ async def test_a_server_that_stops_ends_what_it_has_taken(row: dict[str, Any]) -
     assert (account.reserved_tokens, waiting) == (0, 0)
 
 
-async def test_a_slow_sender_is_sent_away_and_holds_nobody_up(row: dict[str, Any]) -> None:
+async def test_a_slow_sender_is_sent_away_and_holds_no_other_up(row: dict[str, Any]) -> None:
     limits = {"body_seconds": 0.2, "concurrent_per_key": 1}
     server = LocalServer(limits=limits)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from clear_ray.config.engine import ReplayConfig
-from clear_ray.config.run import EstimateConfig
+from clear_ray.config.estimate import EstimateConfig
 from clear_ray.errors import EngineError
 from clear_ray.serve.deployments import EngineReplica, Health
 

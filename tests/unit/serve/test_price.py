@@ -147,7 +147,7 @@ def test_equal_queries_are_told_apart_by_their_ties() -> None:
     assert funded / asked == pytest.approx(40 / mean_tokens, rel=0.15)
 
 
-def test_without_scarcity_nobody_is_abandoned() -> None:
+def test_without_scarcity_no_query_is_abandoned() -> None:
     law, hopeless = PriceLaw(10_000, 50_000), certain(400, 0.0)
     price = OnlinePrice(law, now_seconds=0.0)
     price.advance(5.0)
@@ -185,7 +185,7 @@ def test_direct_answers_leave_less_to_sell() -> None:
     assert price_with(40) > price_with(0)
 
 
-def test_a_hold_that_nobody_settles_is_charged_when_its_lease_ends() -> None:
+def test_a_hold_that_is_never_settled_is_charged_when_its_lease_ends() -> None:
     price = OnlinePrice(PriceLaw(10, 100, lease_seconds=30.0), now_seconds=0.0)
     hold = price.take(40, now_seconds=4.0)
     assert hold is not None
@@ -212,7 +212,7 @@ def test_a_settlement_told_twice_changes_nothing_even_if_its_slot_has_a_new_hold
 
 
 @pytest.mark.parametrize("spent_tokens", [20, 300])
-def test_a_hold_of_a_price_that_is_gone_settles_nobody_elses(spent_tokens: int) -> None:
+def test_a_hold_of_a_price_that_is_gone_settles_no_other(spent_tokens: int) -> None:
     before = OnlinePrice(PriceLaw(100, 2_000), now_seconds=0.0)
     lost = before.take(500, now_seconds=20.0)
     after = OnlinePrice(PriceLaw(100, 2_000), now_seconds=25.0)
@@ -243,7 +243,7 @@ def test_a_start_sells_while_its_stock_is_still_small() -> None:
     assert trace.sold_per_second(2, 6) > 0
 
 
-def test_those_who_wait_are_promised_no_more_than_a_clearing_sells() -> None:
+def test_waiting_queries_are_promised_no_more_than_a_clearing_sells() -> None:
     price = OnlinePrice(LAW, now_seconds=0.0)
     queue = [Ask(certain(100, 0.5), 400, number) for number in range(100)]
     price.waiting.update(dict.fromkeys(queue))

@@ -50,7 +50,7 @@ async def started(*coroutines: asyncio.Task[Sale]) -> None:
         await asyncio.sleep(0)
 
 
-async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
+async def test_waiting_queries_are_served_in_the_order_they_came() -> None:
     clock = Clock()
     queue = queue_of(clock)
     first = asyncio.create_task(queue.buy(Ask(SURE, 40)))  # price 0: it wants its whole ceiling
@@ -97,7 +97,7 @@ async def test_the_queue_has_as_many_places_as_it_says() -> None:
         buyer.cancel()
 
 
-async def test_who_can_pay_the_price_hardly_waits_for_tokens() -> None:
+async def test_a_query_that_can_pay_the_price_hardly_waits_for_tokens() -> None:
     """Eight queries a second want three times the budget and never give up: most wait for a price, few for tokens."""
     budget, carry_over = 400, 8_000
     clock, rng = Clock(), np.random.default_rng(0)
@@ -121,7 +121,7 @@ async def test_who_can_pay_the_price_hardly_waits_for_tokens() -> None:
     assert sum(sale.tokens for sale in sales) > 0.8 * budget * 100
 
 
-async def test_who_leaves_the_queue_is_sold_nothing() -> None:
+async def test_a_query_that_leaves_the_queue_is_sold_nothing() -> None:
     clock = Clock()
     queue = queue_of(clock)
     waiting = asyncio.create_task(queue.buy(Ask(SURE, 40)))
@@ -165,7 +165,7 @@ async def test_a_query_without_surplus_gets_what_is_configured() -> None:
     assert sale.price == 0.0
 
 
-async def test_new_settings_serve_those_who_wait() -> None:
+async def test_new_settings_serve_waiting_queries() -> None:
     clock = Clock()
     queue = queue_of(clock, budget_tokens_per_second=1)
     waiting = asyncio.create_task(queue.buy(Ask(SURE, 40)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.offers import BatchOffers

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clear_ray.config.run import AllocationConfig
+from clear_ray.config.allocation import AllocationConfig
 from clear_ray.engine.base import Features
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
@@ -101,7 +101,7 @@ def replayed(
 @pytest.mark.parametrize("basis", BASES)
 @given(drawn=batches(), budget=st.integers(1, 400), slots=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_a_run_keeps_its_budget_and_leaves_nobody_waiting_while_tokens_are_left(
+def test_a_run_keeps_its_budget_and_leaves_no_query_waiting_while_tokens_are_left(
     basis: str, drawn: tuple[Batch, np.ndarray, np.ndarray], budget: int, slots: int
 ) -> None:
     batch, length_N, is_stopped_N = drawn
@@ -115,7 +115,7 @@ def test_a_run_keeps_its_budget_and_leaves_nobody_waiting_while_tokens_are_left(
 
 @given(drawn=batches(), budget=st.integers(1, 400))
 @settings(max_examples=40, deadline=None)
-def test_priced_by_ceilings_no_outcome_depends_on_who_ends_first(
+def test_priced_by_ceilings_no_outcome_depends_on_which_ends_first(
     drawn: tuple[Batch, np.ndarray, np.ndarray], budget: int
 ) -> None:
     one, many = (replayed(*drawn, budget, max_batch=slots, rows_in_flight=slots) for slots in (1, 64))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from clear_ray.config.run import ScoringConfig
+from clear_ray.config.scoring import ScoringConfig
 from clear_ray.errors import ClearRayError
 from clear_ray.tasks import Scorer, load_scorer, scorer_process
 from clear_ray.tasks.child import Child

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clear_ray.config.run import ScoringConfig
+from clear_ray.config.scoring import ScoringConfig
 from clear_ray.tasks import verdict
 from clear_ray.tasks.scorers import SCORERS, NamedScorer, load_scorer
 from tests.unit.tasks.test_corpus import CORPUS, KNOWN_ERRORS, LATER, triples
