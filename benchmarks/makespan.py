@@ -177,7 +177,7 @@ def timed_learning(drawn: Drawn, average: float, queries_a_slot: float, *, overl
     )
     return timed_run(
         offers,
-        drawn.answers,
+        drawn.answers.of_attempt(np.ones(queries, np.int64)),
         budget_tokens=offers.budget_tokens,
         slots=int(queries / queries_a_slot),
         overlaps=overlaps,

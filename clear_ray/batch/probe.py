@@ -10,6 +10,7 @@ from functools import partial
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of, homes_of
@@ -22,7 +23,7 @@ from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
-from clear_ray.stages.probe import Probe, SelectDue
+from clear_ray.stages.probe import Probe
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 
@@ -141,19 +142,19 @@ def _probe_what_is_due(
     is_estimated_N, kept = estimated_already(folder, rows, name)
     if is_estimated_N.all():
         return
-    queries, estimates = folder.child("queries"), folder.child(name)
-    due = ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
-    if kept:
-        due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
+    due, estimates = np.flatnonzero(~is_estimated_N), folder.child(name)
+    # Numbers alone pass through Ray Data; the caller looks their prompts up. It starts no process to read them, and one less.
+    blocks = np.split(due, range(config.dispatch.block_rows, len(due), config.dispatch.block_rows))
+    numbers = ray.data.from_blocks([pa.table({"index": block}) for block in blocks])
     into = estimates.child(uuid4().hex[:8])
     homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
     told_once = (tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states, fee)
     caller = partial(Probe, engines.workers, *told_once)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
-        found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(
+        found = numbers.map_batches(
             ProbeToFiles,
-            fn_constructor_args=(caller, into),
+            fn_constructor_args=(caller, folder, into),
             fn_constructor_kwargs={"homes": homes, "calls": calls},
             batch_size=CALLS_A_FILE * homes.stretch,
             batch_format="pyarrow",

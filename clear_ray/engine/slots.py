@@ -23,6 +23,7 @@ from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, common_prefix_tokens, reading_groups
 from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.logits import LogitsShaper, choice_in, next_tokens, read_logprobs
+from clear_ray.engine.prefix_cache import Known, PrefixCache, in_passes
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import Way, make_cache, make_runner
 
@@ -65,6 +66,7 @@ class SlotBatch:
             costs several steps of decoding, more of them at a time are cheaper. No prompt waits more than 16 steps.
         way: How the model is run, as `find_way` found it.
         kept: Prompts that were read before; they give way where the cache needs their room.
+        prefixes: What ended answers have read, likewise.
     """
 
     def __init__(
@@ -80,8 +82,11 @@ class SlotBatch:
         refill_rows: int = 1,
         way: Way = "slots",
         kept: KeptPrompts | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        self._way, self._kept = way, kept or KeptPrompts(0)
+        self._way, self._kept, self._prefixes = way, kept or KeptPrompts(0), prefixes or PrefixCache(0, 0)
+        # Where a pass over a whole prompt takes as long as one over a token, it is not worth the copies.
+        self._keeps_cut = model.device.type == "cpu"
         self._runner: Any = make_runner(model, way, graphs=graphs)
         self._cache: Any = make_cache(way)
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
@@ -126,6 +131,7 @@ class SlotBatch:
         self._reading = None
         self._cache = make_cache(self._way)
         self._kept.leave(0)
+        self._prefixes.leave(0)
         self._runner.forget()
 
     def _end_cancelled(self) -> list[Answer]:
@@ -184,7 +190,7 @@ class SlotBatch:
             return False
         head = answer.input_ids[:-1]
         known = max((common_prefix_tokens(head, one.input_ids) for one in self._running), default=0)
-        return len(head) - known > self._prefill_tokens
+        return len(head) - max(known, self._prefixes.longest(head)[1]) > self._prefill_tokens
 
     def _next_to_start(self, others: int) -> Answer | None:
         """Return the next waiting answer for which there is a place beside others; long prompts wait for their turn."""
@@ -220,7 +226,9 @@ class SlotBatch:
             starting.append(answer)
         if starting:
             self._make_room(len(self._running) + len(starting), positions)
-            starting = self._start_read(starting)
+            starting, known = self._with_prefixes(self._start_read(starting))
+            for part in in_passes(known, self._prefill_tokens):
+                ended += self._read_rests(part)
             heads = [answer.input_ids[:-1] for answer in starting]
             for group in reading_groups(heads, pass_tokens=self._prefill_tokens, pass_cost=self._pass_cost):
                 ended += self._prefill([starting[row] for row in group])
@@ -234,7 +242,9 @@ class SlotBatch:
             positions = rounded
         slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
         self._runner.forget()
-        self._kept.leave(max(0, self._cache_tokens - slots * positions))
+        left = max(0, self._cache_tokens - slots * positions)
+        self._kept.leave(left)
+        self._prefixes.leave(left - self._kept.tokens)
         self._cache.reserve(slots, positions, kept_rows=len(self._running))
 
     def _start_read(self, starting: list[Answer]) -> list[Answer]:
@@ -247,6 +257,34 @@ class SlotBatch:
             else:
                 left.append(answer)
         return left
+
+    def _with_prefixes(self, starting: list[Answer]) -> tuple[list[Answer], list[Known]]:
+        """Return those of which little was read before, and the others."""
+        others, known = [], []
+        for answer in starting:
+            prefix, tokens = self._prefixes.longest(answer.input_ids[:-1])
+            if prefix is not None and 2 * tokens >= len(answer.input_ids) - 1:
+                known.append(Known(answer, prefix, tokens))
+            else:
+                others.append(answer)
+        return others, known
+
+    def _read_rests(self, part: list[Known]) -> list[Answer]:
+        """Read what follows the known beginnings of some inputs into the next slots; return those that failed."""
+        first, heads = len(self._running), [one.answer.input_ids[:-1] for one in part]
+        try:
+            for slot, one in enumerate(part, start=first):
+                self._cache.adopt(slot, one.prefix.cache, one.tokens)
+            chunk = max(1, self._prefill_tokens // len(part))
+            self._runner.read_rests(self._cache, first, heads, [one.tokens for one in part], chunk)
+        except (RuntimeError, IndexError) as error:
+            if len(part) == 1:
+                return [part[0].answer.end("cancelled", f"the prompt could not be read: {error}")]
+            return [failed for one in part for failed in self._read_rests([one])]
+        for one in part:
+            one.answer.cached_tokens = one.tokens
+            self._running.append(one.answer)
+        return []
 
     def _prefill(self, group: list[Answer]) -> list[Answer]:
         """Read the group's inputs into the next slots; return those that failed."""
@@ -281,12 +319,19 @@ class SlotBatch:
         for row in reversed(range(len(self._running))):
             answer = self._running[row]
             if self._has_ended(answer):
+                self._keep(row, answer.input_ids[:-1])
                 ended.append(self._remove(row).end("stop"))
             elif answer.matcher is not None and answer.matcher.error:
                 ended.append(self._remove(row).end("cancelled", f"its structure: {answer.matcher.error}"))
             elif len(answer.generated) >= answer.grant.max_tokens:
+                self._keep(row, [*answer.input_ids, *answer.generated][:-1], may_go_on=self._keeps_cut)
                 ended.append(self._remove(row).end("length"))
         return ended
+
+    def _keep(self, row: int, ids: list[int], *, may_go_on: bool = False) -> None:
+        """Keep what a slot holds: of an answer that may go on all of it, else what no earlier one has read."""
+        if may_go_on or 2 * self._prefixes.longest(ids)[1] < len(ids):
+            self._prefixes.keep(ids, self._cache, row)
 
     def _is_end(self, answer: Answer, token_id: int) -> bool:
         return token_id in self._end_token_ids or token_id in choice_in(answer).stop_token_ids

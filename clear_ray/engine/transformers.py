@@ -21,6 +21,7 @@ from clear_ray.engine.closing import make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
 from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
+from clear_ray.engine.prefix_cache import PrefixCache
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.shallow import first_layers
@@ -34,6 +35,7 @@ from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 _TRIAL_ROWS = 32
 _DEEP = 8
 _KEPT_SHARE = 0.5  # of the cache, for prompts that were read and not asked yet
+_PREFIX_SHARE = 0.25  # likewise, for what ended answers have read
 
 
 class TransformersEngine:
@@ -63,6 +65,8 @@ class TransformersEngine:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(device), "Give cpu or cuda.")
+        if device.type == "cpu":  # others start beside it: threads that wait for each other would wait for those
+            torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // 2, 1))
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
         self._prefill_tokens = PREFILL_TOKENS[device.type]
         self._card = model_card(config, model_folder(config.model), self._model.config)
@@ -95,6 +99,9 @@ class TransformersEngine:
             refill_rows=refill_rows(config.max_batch, device),
             way=self._way,
             kept=self._kept,
+            prefixes=PrefixCache(int(cache_tokens * _PREFIX_SHARE), 2 * config.max_batch)
+            if self._way == "slots"
+            else None,
         )
         self._model_turns = FairLock()
         self._runner.pause = (

@@ -151,21 +151,6 @@ def _one_by_one(batch: pa.Table) -> Iterator[pa.Table]:
     return (batch.slice(row, 1) for row in range(len(batch)))
 
 
-class SelectDue:
-    """Keep the queries whose prompts have to be read.
-
-    Args:
-        is_due_N: Which those are, shape (N,).
-    """
-
-    def __init__(self, is_due_N: NDArray[np.bool_]) -> None:
-        self._is_due_N = is_due_N
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return their rows."""
-        return batch.filter(pa.array(self._is_due_N[batch["index"].to_numpy()]))
-
-
 def call_rows(config: RunConfig, queries: int, *, workers: int) -> int:
     """Return how many queries one call reads.
 
