@@ -18,7 +18,8 @@ import pytest
 import yaml
 from ray import serve
 
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.cli import main
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError

@@ -15,7 +15,8 @@ from clear_ray.batch import probe as probing
 from clear_ray.batch import scale
 from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
 from clear_ray.batch.learning import learning_offers, lesson_of
-from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import RunResult, run
 from clear_ray.calibrate import fit_recorded
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError

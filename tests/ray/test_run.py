@@ -16,7 +16,8 @@ import pytest
 import ray
 
 from clear_ray.batch import scale
-from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import RunResult, run
 from clear_ray.cluster.engines import worker_name
 from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig

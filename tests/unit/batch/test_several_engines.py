@@ -21,6 +21,7 @@ import pytest
 from clear_ray.batch.checking import heads_of, menu_notes
 from clear_ray.batch.complete import _with_what_it_learned
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.first_stage import opened_rounds
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.menu import learned_menu
@@ -28,7 +29,6 @@ from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import all_reservation_prices, priced
 from clear_ray.batch.probe import without_unread
 from clear_ray.batch.progress import Progress
-from clear_ray.batch.run import _rounds_of
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
@@ -170,7 +170,7 @@ def started(config: RunConfig, *, calls: int = 10**9, lesson: Lesson | None = LE
     callers = Dying([Remote(caller, loop) for caller in stages], [32, 32], some, Future.result, engine_of=[0, 1])
     callers.left = calls
     estimates, engines = estimates_of(config), cast(EngineActors, TwoEngines())
-    rounds = _rounds_of(folder, config, estimates, np.ones(QUERIES), lesson)
+    rounds = opened_rounds(folder, config, estimates, np.ones(QUERIES), lesson)
     try:
         with Progress(config.budget_tokens, QuietDisplay(), unit=config.unit) as progress:
             scaler = EngineScaler(config, engines, market, lambda: 0.0)

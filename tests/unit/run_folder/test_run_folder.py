@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.intake import take_in
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.calibrate import _refuse_other_features, calibrate
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
