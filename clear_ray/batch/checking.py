@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 
-from clear_ray.batch.earlier import store_errors
+from clear_ray.batch.earlier_runs import store_errors
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.pricing import check_minimum_service, check_one_call, least_call, token_costs
 from clear_ray.cluster.connection import reach

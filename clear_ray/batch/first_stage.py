@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.batch.beginning import Beginning, Engines, beginning
 from clear_ray.batch.generate import rows_each
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.batch.learning import Lesson, can_differ, lesson_of, rounds_of
 from clear_ray.batch.menu import cheapest_calls
-from clear_ray.batch.opening import opened_meanwhile
 from clear_ray.batch.pricing import (
     check_first_tokens,
     check_minimum_service,
@@ -25,7 +23,9 @@ from clear_ray.batch.pricing import (
     token_costs,
 )
 from clear_ray.batch.probe import probe, together
+from clear_ray.batch.probe_start import opened_meanwhile
 from clear_ray.batch.progress import Progress
+from clear_ray.batch.startup import Beginning, Engines, beginning
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig

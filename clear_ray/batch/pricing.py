@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import COORDINATES
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.batch.learning import Lesson, given_rows, learning_offers
 from clear_ray.batch.menu import menu_offers
-from clear_ray.batch.scale import is_sketched_run
+from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.config.menu import NamedEngine
 from clear_ray.config.prices import scaled_parts
 from clear_ray.config.run import RunConfig

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of, homes_of
 from clear_ray.batch.report import SAMPLE_QUERIES
-from clear_ray.batch.scale import is_sketched_run
+from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors, is_worker_death
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError, own_error

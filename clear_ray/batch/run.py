@@ -16,17 +16,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clear_ray.batch.beginning import Engines
 from clear_ray.batch.checking import heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
-from clear_ray.batch.earlier import make_ready
+from clear_ray.batch.earlier_runs import make_ready
 from clear_ray.batch.first_stage import begun_run, checked_costs, first_stage, opened_rounds, probed, start_of
 from clear_ray.batch.generate import open_callers
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.measured import Measured
+from clear_ray.batch.metered_display import Measured
 from clear_ray.batch.orders import heeding_orders
-from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import (
     PROBE,
     first_token_fee,
@@ -34,6 +32,8 @@ from clear_ray.batch.pricing import (
     probe_parts,
     token_costs,
 )
+from clear_ray.batch.round_loop import play_rounds
+from clear_ray.batch.startup import Engines
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.joining import joined_cluster, quiet_data

@@ -20,7 +20,7 @@ from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
 from clear_ray.batch.dataset_price import BLOCK_ROWS, BlockCurves, price_rows
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.hazards import Incidence

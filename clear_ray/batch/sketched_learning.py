@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.batch.coordinates import points_of
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.batch.sketched import Believed, SketchedOffers, clear_rows, reservation_prices_of_rows, with_calls
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.rounds.batch import Batch

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.earlier import EARLIER
+from clear_ray.batch.earlier_runs import EARLIER
 from clear_ray.batch.plan import plan
 from clear_ray.batch.run import RunResult, run
 from clear_ray.config.run import RunConfig

@@ -25,10 +25,10 @@ from clear_ray.batch.first_stage import opened_rounds
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.menu import learned_menu
-from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import all_reservation_prices, priced
 from clear_ray.batch.probe import without_unread
 from clear_ray.batch.progress import Progress
+from clear_ray.batch.round_loop import play_rounds
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
@@ -52,7 +52,7 @@ from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
 from clear_ray.sweep.recording import read_recording
 from tests.conftest import ROLLOUTS
-from tests.unit.batch.test_playing import Dying, KilledError, OneEngine, Remote, killed, some
+from tests.unit.batch.test_round_loop import Dying, KilledError, OneEngine, Remote, killed, some
 from tests.unit.local_actors import LocalActor, LocalWorker
 
 QUERIES = 60

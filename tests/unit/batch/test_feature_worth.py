@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import coordinates_of
+from clear_ray.batch.feature_worth import worth_of_sets
 from clear_ray.batch.first_stage import opened_rounds as rounds_of_run
 from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.pricing import check_first_tokens, planned_probe_parts, priced
-from clear_ray.batch.worth import worth_of_sets
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError
