@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clear_ray.report.summary import AttemptsReport
 from clear_ray.rounds.attempt_menu import Menu, menu_of
-from clear_ray.rounds.attempt_offers import standing_of
+from clear_ray.rounds.attempt_offers import attempt_states
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.group_menu import group_menu
 from clear_ray.rounds.history import SOLVED_SCORE
@@ -65,7 +65,10 @@ def _votes_report(batches: Sequence[Batch], states: QueryStates, objective: str)
     if len(index) and objective == "vote":
 
         def of(batch: Batch) -> Menu:
-            standing, habits = standing_of(batch, states, index).only_one_more(), habits_of(batch.take(index), votes_M)
+            standing, habits = (
+                attempt_states(batch, states, index).only_one_more(),
+                habits_of(batch.take(index), votes_M),
+            )
             most_tokens_M = batch.max_tokens_N[index]
             return vote_menu(batch.take(index), standing, votes_M, most_tokens_N=most_tokens_M, habits=habits)
 
@@ -92,7 +95,7 @@ def _one_more(batches: Sequence[Batch], states: QueryStates, *, is_open_N: NDArr
         [
             plans_of(
                 batch.take(index),
-                standing_of(batch, states, index).only_one_more(),
+                attempt_states(batch, states, index).only_one_more(),
                 most_tokens_N=batch.max_tokens_N[index],
             )
             for batch in batches

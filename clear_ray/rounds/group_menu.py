@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.estimation.likeness import curves_of_kinds
-from clear_ray.rounds.attempt_menu import Answer, Menu, Plans, Standing, nothing, stacked
+from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, nothing, stacked
 from clear_ray.rounds.batch import Batch
 
 Array = NDArray[np.float64]
 _TINY = 1e-12
 
 
-def group_menu(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64]) -> Menu:
+def group_menu(batch: Batch, standing: AttemptStates, *, most_tokens_N: NDArray[np.int64]) -> Menu:
     """Return the plans of some queries; success is the chance that a plan mixes a query's group, weighted.
 
     Args:
@@ -39,14 +39,14 @@ def group_menu(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.in
     """
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
-    fresh = Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
+    fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
     plans = [nothing(fresh), *_plans(fresh, None, standing)]
     if (started > 0).any():
-        plans += _plans(fresh, Answer.of(curves, batch, started, most_tokens_N), standing)
+        plans += _plans(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing)
     return stacked(batch, plans, left_N=standing.left_N)
 
 
-def _plans(fresh: Answer, ongoing: Answer | None, standing: Standing) -> list[Plans]:
+def _plans(fresh: AnswerOdds, ongoing: AnswerOdds | None, standing: AttemptStates) -> list[Plans]:
     """Return the plans that go on with an answer, or with none: one table of ceilings for each number of answers."""
     goes_on, weight_ZN = ongoing is not None, standing.weight_ZN
     first = fresh if ongoing is None else ongoing
@@ -78,7 +78,7 @@ def _plans(fresh: Answer, ongoing: Answer | None, standing: Standing) -> list[Pl
     return plans
 
 
-def _mixed(fresh: Answer, first: Answer, standing: Standing, count: int) -> Iterator[Array]:
+def _mixed(fresh: AnswerOdds, first: AnswerOdds, standing: AttemptStates, count: int) -> Iterator[Array]:
     """Yield the chance that a group is mixed after one further answer, after two, and so on, each of shape (K, Z, N)."""
     trust, right_N, wrong_N = standing.likeness.trust, standing.right_N, standing.wrong_N
     none_right, none_wrong, none_ended = (np.ones_like(fresh.success_KZN) for _ in range(3))

@@ -37,7 +37,7 @@ from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import SOLVED_SCORE, AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
-from clear_ray.rounds.menu_beliefs import Believed, MenuBeliefs
+from clear_ray.rounds.menu_beliefs import MenuBeliefs, ModelCurves
 from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
 from clear_ray.rounds.menu_pilot import Pilot, stretch_J, supposed_parts
 from clear_ray.rounds.menu_pricing import Block, best_that_fit, buy_plans
@@ -283,7 +283,7 @@ class MenuOffers:
                 return granted
         return nothing_to_grant(len(market.is_free_N))
 
-    def _market(self, states: QueryStates, is_free_N: NDArray[np.bool_], believed: Believed) -> Market:
+    def _market(self, states: QueryStates, is_free_N: NDArray[np.bool_], believed: ModelCurves) -> Market:
         models, asked_N = range(len(self.calls)), self._asked_N(states)
         goes_on_JN = np.stack([self._may_go_on_N(states, model) for model in models])
         return Market(
@@ -357,7 +357,7 @@ class MenuOffers:
         believed = self._believed(seen_answers(states))
         return [self._batch(curves, model) for model, curves in enumerate(believed.fresh)], believed.evidence
 
-    def _believed(self, seen: Seen | None) -> Believed:
+    def _believed(self, seen: Seen | None) -> ModelCurves:
         beliefs = MenuBeliefs(
             x_NP=self.x_NP,
             tokens_K=self.tokens_K,
@@ -388,7 +388,7 @@ class Market:
 
     states: QueryStates
     is_free_N: NDArray[np.bool_]
-    believed: Believed
+    believed: ModelCurves
     worth_N: Array
     asked_N: Integers
     goes_on_JN: NDArray[np.bool_]

@@ -26,7 +26,7 @@ from clear_ray.estimation.likeness import Tried, kind_weights, learn_likeness
 from clear_ray.estimation.votes import Habits, Votes, learn_habits
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_hull import menu_in_blocks
-from clear_ray.rounds.attempt_menu import Menu, Standing
+from clear_ray.rounds.attempt_menu import AttemptStates, Menu
 from clear_ray.rounds.attempt_price import Bought, buy
 from clear_ray.rounds.ballots import NO_VOTE
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
@@ -88,7 +88,7 @@ class VotingMenuOffers(MenuOffers):
 
         return menu_in_blocks(len(index), of)
 
-    def _standing(self, market: Market, model: int, curves: Curves, index: Integers) -> Standing:
+    def _standing(self, market: Market, model: int, curves: Curves, index: Integers) -> AttemptStates:
         """Return where the queries at `index` stand with a model; how alike its answers are is learned from them."""
         states = market.states
         tried = _tried_with(states, model)
@@ -99,7 +99,7 @@ class VotingMenuOffers(MenuOffers):
         some = replace(some, query_P=place_N[some.query_P])
         is_same_N = (states.attempt_N > 0) & (states.option_N == model)
         left_N = np.where(market.offered_JN[model], self.times - np.where(is_same_N, market.asked_N, 0), 0)
-        return Standing(
+        return AttemptStates(
             started_tokens_N=np.where(market.goes_on_JN[model], states.answer_tokens_N, 0)[index],
             left_N=left_N[index],
             wrong_N=np.zeros(len(index)),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clear_ray.estimation.likeness import curves_of_kinds
 from clear_ray.estimation.votes import Habits, Votes, VoteWorth, learn_habits, vote_worth, votes_ahead
-from clear_ray.rounds.attempt_menu import Answer, Menu, Plans, Standing, nothing, stacked
+from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, nothing, stacked
 from clear_ray.rounds.batch import Batch
 
 Array = NDArray[np.float64]
@@ -27,7 +27,7 @@ _TINY = 1e-9
 
 def vote_menu(
     batch: Batch,
-    standing: Standing,
+    standing: AttemptStates,
     votes_N: list[Votes],
     *,
     most_tokens_N: NDArray[np.int64],
@@ -47,12 +47,12 @@ def vote_menu(
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
     worth = vote_worth(habits or Habits())
-    fresh = Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
+    fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
     count_N = np.zeros(len(votes_N)) if cast_N is None else np.array([float(sum(votes)) for votes in votes_N])
     cast = count_N, count_N if cast_N is None else count_N * cast_N
     plans = [nothing(fresh), *_plans(fresh, None, standing, votes_N, worth, cast)]
     if (started > 0).any():
-        plans += _plans(fresh, Answer.of(curves, batch, started, most_tokens_N), standing, votes_N, worth, cast)
+        plans += _plans(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing, votes_N, worth, cast)
     return stacked(batch, plans, left_N=standing.left_N)
 
 
@@ -63,9 +63,9 @@ def habits_of(batch: Batch, votes_N: list[Votes]) -> Habits:
 
 
 def _plans(
-    fresh: Answer,
-    ongoing: Answer | None,
-    standing: Standing,
+    fresh: AnswerOdds,
+    ongoing: AnswerOdds | None,
+    standing: AttemptStates,
     votes_N: list[Votes],
     worth: VoteWorth,
     cast: tuple[Array, Array],
