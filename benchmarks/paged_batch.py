@@ -1,7 +1,7 @@
 """Continuous batching by transformers' own paged cache: what `throughput.py` compares our batch with.
 
 Prefixes that queries share are read once. Against it: on CPU it takes about three times the processor time of ours
-(docs/performance.md); every draw of a sampled batch comes from one stream, so a seed does not fix a text; and a
+(benchmarks/results/notebook.md); every draw of a sampled batch comes from one stream, so a seed does not fix a text; and a
 cancelled answer holds the tokens handed out so far, while the one in flight is lost.
 """
 
