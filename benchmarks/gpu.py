@@ -47,7 +47,7 @@ from throughput import measure, random_model, slot_batch
 
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant, TransformersEngine
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 
 STEPS = 64
@@ -152,7 +152,7 @@ def full_batch(model: Any, rows: int) -> Any:
     batch = slot_batch(model, rows=rows, positions=PROMPT_TOKENS + 8 * STEPS)
     for row in range(rows):
         ids = [1 + (row + place) % 200 for place in range(PROMPT_TOKENS)]
-        batch.add(Answer(Grant(str(row), "", 4 * STEPS), ids, on_end=lambda _: None))
+        batch.add(RunningGrant(Grant(str(row), "", 4 * STEPS), ids, on_end=lambda _: None))
     batch.step()
     return batch
 

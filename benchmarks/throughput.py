@@ -51,7 +51,7 @@ from clear_ray.config.engine import TransformersConfig, WorkersConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
-from clear_ray.engine.batch import Answer, AnswerBatch
+from clear_ray.engine.batch import AnswerBatch, RunningGrant
 from clear_ray.engine.grouping import PREFILL_TOKENS
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotRunner
@@ -129,7 +129,7 @@ def most_positions(inputs: Sequence[list[int]]) -> int:
 def run_through(batch: AnswerBatch, inputs: Sequence[list[int]], grants: Sequence[int]) -> tuple[int, int]:
     """Run the grants through a batch and close it; return the tokens generated and the steps taken."""
     for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
-        batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
+        batch.add(RunningGrant(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
     generated = steps = 0
     while not batch.is_idle:
         ended = batch.step()
@@ -175,7 +175,7 @@ def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 9
         batch = slot_batch(model, rows=rows, positions=prompt_tokens + 4 * steps, eager=eager)
         for i in range(rows):
             ids = [int(token) for token in rng.integers(0, vocabulary, prompt_tokens)]
-            batch.add(Answer(Grant(str(i), "", 2 * steps), ids, on_end=lambda _: None))
+            batch.add(RunningGrant(Grant(str(i), "", 2 * steps), ids, on_end=lambda _: None))
         seconds = [timed(model, batch.step)[1].wall for _ in range(steps)]
         batch.close()
         medians[name] = float(np.median(seconds[steps // 2 :]))

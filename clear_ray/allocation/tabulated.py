@@ -247,6 +247,8 @@ class Tabulated:
             UtilityError: a start is negative or not finite.
         """
         start = query_column(start_tokens_N, name="start_tokens_N", queries=len(self))
+        if not start.any():  # at the first clearing of a batch, when there is most to hold
+            return self
         cells = cells_of(self.tokens_NK, start)
         survival = self._survival(start)
         is_running = (start < self.tokens_NK[:, -1]) & (survival > 0.0)

@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of, homes_of
 from clear_ray.batch.report import SAMPLE_QUERIES
-from clear_ray.batch.scale import is_sketched_run
+from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors, is_worker_death
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
+from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe import Probe
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
@@ -40,6 +41,7 @@ def probe(
     gate: Gate,
     number: int = 0,
     has_states: bool = False,
+    fee: FirstTokenFee | None = None,
 ) -> Estimates:
     """Have every query's prompt read once by an engine; what runs before have read is not read again.
 
@@ -53,10 +55,11 @@ def probe(
         gate: Opens when they are up and may be asked.
         number: Place of the engine, where there are several.
         has_states: Whether to keep what a run learns on of the model's own numbers.
+        fee: What calls for first tokens are charged, where that is what is kept.
     """
     tokens_K, name = np.asarray(head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states)
+        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -98,6 +101,7 @@ def _probe_the_rest(
     gate: Gate,
     name: str,
     has_states: bool,
+    fee: FirstTokenFee | None,
 ) -> None:
     """Write the estimates that are missing; a few times, should what calls the engines die.
 
@@ -105,7 +109,9 @@ def _probe_the_rest(
     """
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            _probe_what_is_due(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states)
+            _probe_what_is_due(
+                folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee
+            )
         except Exception as error:
             is_death = is_worker_death(error) and own_error(error) is None
             if not is_death or not tries_left:
@@ -125,6 +131,7 @@ def _probe_what_is_due(
     gate: Gate,
     name: str,
     has_states: bool,
+    fee: FirstTokenFee | None,
 ) -> None:
     """Have the estimates that are missing written into a folder of this run's own, a file for some calls.
 
@@ -141,7 +148,8 @@ def _probe_what_is_due(
     numbers = ray.data.from_blocks([pa.table({"index": block}) for block in blocks])
     into = estimates.child(uuid4().hex[:8])
     homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
-    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states)
+    told_once = (tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states, fee)
+    caller = partial(Probe, engines.workers, *told_once)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
         found = numbers.map_batches(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Source = tuple[Sequence[str], Callable[[pa.Table], pa.Table]]
 """Paths of files, and what makes other rows of theirs, all with one schema; if it has `reads`, of those columns alone."""
 
-_MOST_BYTES, _MOST_STORED_BYTES = 32_000_000, 8_000_000
-_FILE_ROWS, _FILE_BYTES = 50_000, 64_000_000
+_MOST_BYTES, _MOST_STORED_BYTES = 8_000_000, 2_000_000
+_FILE_ROWS, _FILE_BYTES = 10_000, 64_000_000
 
 
 def write_sorted(sources: Sequence[Source], target: Folder, *, by: Sequence[str], is_few: bool) -> None:

@@ -18,16 +18,18 @@ CURRENCIES = frozenset(
     )
 )
 """Codes that a budget or a price list may be in."""
-SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "million": 10**6, "B": 10**9, "G": 10**9, "billion": 10**9}
+SCALE = {"": 1, "k": 10**3, "m": 10**6, "million": 10**6, "b": 10**9, "g": 10**9, "billion": 10**9}
+"""What a suffix stands for, by its small letters."""
 SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 NUMBER = r"(\d+(?:\.\d+)?)"
-SUFFIX = "(million|billion|[kKMBG]?)"
+SUFFIX = "((?i:million|billion|[kmbg]?))"
 
 _WORDS = {"dollar": "USD", "dollars": "USD", "euro": "EUR", "euros": "EUR", "pound": "GBP", "pounds": "GBP"}
 _CENTS = {"cent", "cents", "¢", "ct", "cts"}
 _MARK = r"(?:[A-Za-z]{0,3}[$€£¥₹¢]|[A-Za-z]{1,7})"
 _BEFORE = re.compile(rf"\s*({_MARK})\s*([\d.,_ ]*\d)\s*{SUFFIX}\s*")
 _AFTER = re.compile(rf"\s*([\d.,_ ]*\d)\s*{SUFFIX}\s*({_MARK})\s*")
+_CODE_AFTER = re.compile(r"\s*([\d.,_ ]*\d)\s*()([A-Za-z]{3})\s*")  # whose first letter may look like a suffix: 5 GBP
 _PLAIN = re.compile(NUMBER, re.ASCII)
 _GPU_TIME = re.compile(rf"\s*{NUMBER}\s*gpu[- ](second|minute|hour)s?\s*", re.ASCII | re.IGNORECASE)
 
@@ -42,14 +44,19 @@ def amount_of(text: str) -> tuple[Fraction, str] | None:
         return Fraction(matched[1]) * SECONDS[matched[2].lower()], GPU_SECONDS
     if matched := _BEFORE.fullmatch(text):
         mark, number, suffix = matched.groups()
-    elif matched := _AFTER.fullmatch(text):
+    elif matched := _after(text):
         number, suffix, mark = matched.groups()
     else:
         return None
     code = _currency_of(mark)
     if code is None:
         return None
-    return _number_of(number, text) * SCALE[suffix], code
+    return _number_of(number, text) * SCALE[suffix.lower()], code
+
+
+def _after(text: str) -> re.Match[str] | None:
+    matched = _CODE_AFTER.fullmatch(text)
+    return matched if matched and matched[3].upper() in CURRENCIES else _AFTER.fullmatch(text)
 
 
 def _currency_of(mark: str) -> str | None:

@@ -22,10 +22,11 @@ MOST_BUDGET_TOKENS = 10**15
 
 _TIME = r"gpu[- ](second|minute|hour)"
 _PER = r"(?:\s+per\s+|\s*/\s*)"
-_TOKENS = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII)
-_MONEY_RATE = re.compile(rf"(.+?){_PER}(?:{NUMBER}\s*)?{SUFFIX}\s*tokens?\s*", re.ASCII)
-_GPU_RATE = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*tokens?{_PER}{_TIME}\s*", re.ASCII)
-_IN_GROUPS = re.compile(rf"\s*\d+(?:[,_ ]\d+)+(?:\.\d+)?\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII)
+_TOKENS = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
+_IN_THOUSANDS = re.compile(r"\s*(\d{1,3}([,._ ])\d{3}(?:\2\d{3})+)\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
+_MONEY_RATE = re.compile(rf"(.+?){_PER}(?:{NUMBER}\s*)?{SUFFIX}\s*tokens?\s*", re.ASCII | re.IGNORECASE)
+_GPU_RATE = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*tokens?{_PER}{_TIME}\s*", re.ASCII | re.IGNORECASE)
+_IN_GROUPS = re.compile(rf"\s*\d+(?:[,_ ]\d+)+(?:\.\d+)?\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
 _SIGN_OF = {code: sign for sign, code in SIGNS.items()}
 
 _WHOLE_TOKENS = "a budget is a positive whole number of tokens"
@@ -128,6 +129,8 @@ def _amount_of(budget: int | str) -> _Amount:
         if "." in matched[1] and not matched[2]:
             raise ValueError(f"{_WHOLE_TOKENS}, {_WITHOUT_MARKS}")
         return _Amount(_scaled(matched[1], matched[2]), "tokens")
+    if matched := _IN_THOUSANDS.fullmatch(budget):  # several groups of three, so no mark is a decimal point
+        return _Amount(Fraction(matched[1].replace(matched[2], "")), "tokens")
     if (amount := amount_of(budget)) is not None:
         return _Amount(*amount)
     is_grouped = _IN_GROUPS.fullmatch(budget)
@@ -139,7 +142,7 @@ def _tokens_per_unit(unit: str, rate: str | None) -> Fraction:
     if unit == GPU_SECONDS:
         if rate is None or not (matched := _GPU_RATE.fullmatch(rate)):
             raise ValueError("a budget in GPU time needs a rate such as '4M tokens per gpu-hour'")
-        return _scaled(matched[1], matched[2]) / SECONDS[matched[3]]
+        return _scaled(matched[1], matched[2]) / SECONDS[matched[3].lower()]
     sign = _SIGN_OF.get(unit, f"{unit} ")
     matched = None if rate is None else _MONEY_RATE.fullmatch(rate)
     cost = None if matched is None else amount_of(matched[1])
@@ -152,4 +155,4 @@ def _tokens_per_unit(unit: str, rate: str | None) -> Fraction:
 
 
 def _scaled(number: str, suffix: str) -> Fraction:
-    return Fraction(number) * SCALE[suffix]
+    return Fraction(number) * SCALE[suffix.lower()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.grouping import common_prefix_tokens
 from clear_ray.engine.slot_cache import SlotCache
 
@@ -77,7 +77,7 @@ class PrefixCache:
 class Known:
     """A waiting answer of whose prompt an earlier one has read so many tokens."""
 
-    answer: Answer
+    answer: RunningGrant
     prefix: Prefix
     tokens: int
 

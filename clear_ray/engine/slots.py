@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from clear_ray.config.engine import WorkersConfig
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
@@ -41,7 +41,7 @@ class _Reading:
         tokens: How much that is.
     """
 
-    answer: Answer
+    answer: RunningGrant
     cache: Any
     tokens: int = 0
 
@@ -95,8 +95,8 @@ class SlotBatch:
         self._cache_tokens, self._prefill_tokens, self._end_token_ids = cache_tokens, prefill_tokens, end_token_ids
         self._closing = closing
         self._held_back = 0
-        self._waiting: deque[Answer] = deque()
-        self._running: list[Answer] = []
+        self._waiting: deque[RunningGrant] = deque()
+        self._running: list[RunningGrant] = []
         self._reader = SlotRunner(model) if way == "slots" else None
         self._reading: _Reading | None = None
 
@@ -111,13 +111,13 @@ class SlotBatch:
         passes: int = self._runner.passes
         return passes + (self._reader.passes if self._reader is not None else 0)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: RunningGrant) -> None:
         """Queue an answer; it starts in the order of adding."""
         answer.choice = choice_of(self._config, answer.grant.sampling)
         self._waiting.append(answer)
 
     @torch.inference_mode()
-    def step(self) -> list[Answer]:
+    def step(self) -> list[RunningGrant]:
         """Start what fits, generate one token for every running answer, and return the answers that ended."""
         ended = self._end_cancelled()
         ended += self._read_on()
@@ -134,7 +134,7 @@ class SlotBatch:
         self._prefixes.leave(0)
         self._runner.forget()
 
-    def _end_cancelled(self) -> list[Answer]:
+    def _end_cancelled(self) -> list[RunningGrant]:
         ended = [answer.end("cancelled") for answer in self._waiting if answer.is_cancelled]
         if ended:
             self._waiting = deque(answer for answer in self._waiting if not answer.is_cancelled)
@@ -145,7 +145,7 @@ class SlotBatch:
         # Backwards: taking a row out moves the last row into its place.
         return ended + [self._remove(row).end("cancelled") for row in reversed(rows)]
 
-    def _read_on(self) -> list[Answer]:
+    def _read_on(self) -> list[RunningGrant]:
         """Read the next chunk of a long prompt, or start its answer once it is read; return it if it failed."""
         self._take_long()
         reading = self._reading
@@ -182,7 +182,7 @@ class SlotBatch:
                 self._reading = _Reading(answer, cache)
                 return
 
-    def _is_long(self, answer: Answer) -> bool:
+    def _is_long(self, answer: RunningGrant) -> bool:
         """Whether what nothing has read already takes more than one pass, and memory has room to read it apart."""
         if self._kept.has(answer.input_ids):
             return False
@@ -192,7 +192,7 @@ class SlotBatch:
         known = max((common_prefix_tokens(head, one.input_ids) for one in self._running), default=0)
         return len(head) - max(known, self._prefixes.longest(head)[1]) > self._prefill_tokens
 
-    def _next_to_start(self, others: int) -> Answer | None:
+    def _next_to_start(self, others: int) -> RunningGrant | None:
         """Return the next waiting answer for which there is a place beside others; long prompts wait for their turn."""
         reading = self._reading
         if others >= self._max_batch - (reading is not None) or (reading is not None and reading.is_read):
@@ -200,10 +200,10 @@ class SlotBatch:
         waiting = itertools.islice(self._waiting, _MOST_LOOKED_AT)
         return next((answer for answer in waiting if self._reader is None or not self._is_long(answer)), None)
 
-    def _start_waiting(self) -> list[Answer]:
+    def _start_waiting(self) -> list[RunningGrant]:
         """Give slots to waiting answers and read their prompts; return those that failed."""
-        starting: list[Answer] = []
-        ended: list[Answer] = []
+        starting: list[RunningGrant] = []
+        ended: list[RunningGrant] = []
         if self._running and self._max_batch - len(self._running) < min(self._refill_rows, len(self._waiting)):
             self._held_back += 1
             if self._held_back < _MOST_HELD_BACK:
@@ -247,7 +247,7 @@ class SlotBatch:
         self._prefixes.leave(left - self._kept.tokens)
         self._cache.reserve(slots, positions, kept_rows=len(self._running))
 
-    def _start_read(self, starting: list[Answer]) -> list[Answer]:
+    def _start_read(self, starting: list[RunningGrant]) -> list[RunningGrant]:
         """Start those whose prompts were read before; return the others."""
         left = []
         for answer in starting:
@@ -258,7 +258,7 @@ class SlotBatch:
                 left.append(answer)
         return left
 
-    def _with_prefixes(self, starting: list[Answer]) -> tuple[list[Answer], list[Known]]:
+    def _with_prefixes(self, starting: list[RunningGrant]) -> tuple[list[RunningGrant], list[Known]]:
         """Return those of which little was read before, and the others."""
         others, known = [], []
         for answer in starting:
@@ -269,7 +269,7 @@ class SlotBatch:
                 others.append(answer)
         return others, known
 
-    def _read_rests(self, part: list[Known]) -> list[Answer]:
+    def _read_rests(self, part: list[Known]) -> list[RunningGrant]:
         """Read what follows the known beginnings of some inputs into the next slots; return those that failed."""
         first, heads = len(self._running), [one.answer.input_ids[:-1] for one in part]
         try:
@@ -286,7 +286,7 @@ class SlotBatch:
             self._running.append(one.answer)
         return []
 
-    def _prefill(self, group: list[Answer]) -> list[Answer]:
+    def _prefill(self, group: list[RunningGrant]) -> list[RunningGrant]:
         """Read the group's inputs into the next slots; return those that failed."""
         ids_per_row = [answer.input_ids[:-1] for answer in group]
         try:
@@ -303,7 +303,7 @@ class SlotBatch:
         self._running += group
         return []
 
-    def _decode(self) -> list[Answer]:
+    def _decode(self) -> list[RunningGrant]:
         """Generate one token for each running answer; return those that ended."""
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
@@ -315,7 +315,7 @@ class SlotBatch:
                 token_id = self._closing.next_token(answer, token_id, is_end=self._is_end(answer, token_id))
             answer.generated.append(token_id)
         read_logprobs(logits_NV, self._running)
-        ended: list[Answer] = []
+        ended: list[RunningGrant] = []
         for row in reversed(range(len(self._running))):
             answer = self._running[row]
             if self._has_ended(answer):
@@ -333,10 +333,10 @@ class SlotBatch:
         if may_go_on or 2 * self._prefixes.longest(ids)[1] < len(ids):
             self._prefixes.keep(ids, self._cache, row)
 
-    def _is_end(self, answer: Answer, token_id: int) -> bool:
+    def _is_end(self, answer: RunningGrant, token_id: int) -> bool:
         return token_id in self._end_token_ids or token_id in choice_in(answer).stop_token_ids
 
-    def _has_ended(self, answer: Answer) -> bool:
+    def _has_ended(self, answer: RunningGrant) -> bool:
         """Return whether the newest token ends the answer; told once for each token."""
         token_id = answer.generated[-1]
         if self._is_end(answer, token_id):
@@ -345,7 +345,7 @@ class SlotBatch:
             return True
         return answer.stops is not None and answer.stops.has_come(answer.token_ids)
 
-    def _remove(self, row: int) -> Answer:
+    def _remove(self, row: int) -> RunningGrant:
         """Take an answer out of its slot and move the last one into it."""
         removed, last = self._running[row], self._running.pop()
         if last is not removed:
@@ -363,10 +363,10 @@ def refill_rows(max_batch: int, device: torch.device) -> int:
     return max(1, max_batch // 16) if device.type == "cuda" else 1
 
 
-def _length(answer: Answer) -> int:
+def _length(answer: RunningGrant) -> int:
     return len(answer.input_ids) + len(answer.generated)
 
 
-def _needed_positions(answer: Answer) -> int:
+def _needed_positions(answer: RunningGrant) -> int:
     """Return the positions that an answer may come to fill: its last token is never read."""
     return len(answer.input_ids) + answer.grant.max_tokens - 1

@@ -172,21 +172,52 @@ def _finish(row: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
 
 
 def _response(row: Mapping[str, Any], model: str, name: str) -> dict[str, Any]:
-    prompt, completion = int(row["prompt_tokens"]), int(row["spent_tokens"])
-    is_cut = row["finish_reason"] != "stop"
+    return response_body(
+        name,
+        model=model,
+        created=_created(row),
+        text=row.get("text") or "",
+        finish_reason=row["finish_reason"],
+        tokens=(int(row["prompt_tokens"]), int(row["spent_tokens"])),
+        logprobs=chat_logprobs(load_logprobs(row.get("logprobs"))),
+    )
+
+
+def response_body(
+    name: str,
+    *,
+    model: str,
+    created: int,
+    text: str,
+    finish_reason: str | None,
+    tokens: tuple[int, int],
+    logprobs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return a response of OpenAI's, of one message.
+
+    Args:
+        name: What its ids end with.
+        model: Name that it carries.
+        created: Unix seconds.
+        text: What was answered.
+        finish_reason: `stop`, or the answer is cut off.
+        tokens: Of the prompt, and of the answer.
+        logprobs: As a chat completion has them, if they are asked for.
+    """
+    (prompt, completion), is_cut = tokens, finish_reason != "stop"
     status = "incomplete" if is_cut else "completed"
-    text: dict[str, Any] = {"type": "output_text", "text": row.get("text") or "", "annotations": []}
-    if (logprobs := chat_logprobs(load_logprobs(row.get("logprobs")))) is not None:
-        text["logprobs"] = logprobs["content"]
+    said: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
+    if logprobs is not None:
+        said["logprobs"] = logprobs["content"]
     return {
         "id": f"resp_{name}",
         "object": "response",
-        "created_at": _created(row),
+        "created_at": created,
         "status": status,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
         "model": model,
-        "output": [{"type": "message", "id": f"msg_{name}", "status": status, "role": "assistant", "content": [text]}],
+        "output": [{"type": "message", "id": f"msg_{name}", "status": status, "role": "assistant", "content": [said]}],
         "usage": {
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": 0},

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.errors import SchemaError
-from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, Endpoint, check_fields
+from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, TABLES, Endpoint, check_fields
 from clear_ray.ingest.foreign import is_foreign, translated
 from clear_ray.ingest.messages import GOES_ON
 from clear_ray.ingest.nested import lookup
@@ -59,7 +59,7 @@ REQUEST_COLUMNS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RequestLine:
     """One line, read.
 
     Attributes:
@@ -116,7 +116,7 @@ def request_columns(columns: ColumnsConfig) -> ColumnsConfig:
     return columns.model_copy(update=REQUEST_COLUMNS)
 
 
-def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
+def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> RequestLine:
     """Return a line as a row with the columns that `request_columns` names.
 
     `weight`, `cost`, `gold`, `task` and `metadata` may stand beside `body`, under their configured names.
@@ -131,7 +131,7 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
     return _read_foreign(row, columns) if is_foreign(row) else _read(row, columns)
 
 
-def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
+def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> RequestLine:
     line = translated(row)
     try:
         request = _read({"custom_id": None, **line.row}, columns)
@@ -141,7 +141,7 @@ def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     return replace(request, place_of=lambda where: line.place_of(inner(where)), said=line.said)
 
 
-def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
+def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> RequestLine:
     is_anthropic = "params" in row and "body" not in row
     place = "params" if is_anthropic else "body"
     for name in ("custom_id", place):
@@ -174,7 +174,7 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     except SchemaError as error:
         raise at(error, place_of(error.where)) from error
     n = answers_asked(body.get("n"), f"{place}.n")
-    return Request(values, endpoint, form, said, sampling, n, place_of, further=further, model=body.get("model"))
+    return RequestLine(values, endpoint, form, said, sampling, n, place_of, further=further, model=body.get("model"))
 
 
 def at(error: SchemaError, where: str) -> SchemaError:
@@ -229,14 +229,38 @@ def _asked(body: Mapping[str, Any], endpoint: Endpoint, place: str) -> Sampling 
         if _last_message(body).get("role") == "assistant":
             words["continue_final_message"] = True  # an answer that was begun is gone on with
     if endpoint == "/v1/responses":
-        words |= {"response_format": _of(body, "text", "format"), "reasoning_effort": _of(body, "reasoning", "effort")}
-        if body.get("top_logprobs") or LOGPROBS_OF_RESPONSES in (body.get("include") or ()):
-            words["logprobs"] = True
+        words = _words_of_response(body)
     if endpoint == "/v1/chat/completions" and body.get("reasoning_effort") is None:  # OpenRouter's word
         words["reasoning_effort"] = _of(body, "reasoning", "effort")
     if endpoint == "/v1/chat/completions" and any(_last_message(body).get(name) is True for name in GOES_ON):
         words["continue_final_message"] = True
     return sampling_of(words, place=place)
+
+
+def response_as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a chat completion that asks what the body of a response does, but for its ceiling.
+
+    Raises:
+        SchemaError: Its input is no conversation of texts; `where` names the place.
+    """
+    ((turns, _),) = _response(body)
+    words = {name: value for name, value in _words_of_response(body).items() if name in TABLES["/v1/chat/completions"]}
+    words.pop("reasoning", None)  # its effort is there by another name
+    return words | {"messages": turns}
+
+
+def place_in_response(body: Mapping[str, Any], where: str) -> str:
+    """Return where a value stands in the body of a response, from where it stands in what `response_as_chat` makes of it."""
+    return _place_in("/v1/responses", _turns_before(body, "/v1/responses"), "max_output_tokens", where)
+
+
+def _words_of_response(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a response's body with what is elsewhere in it where a chat completion has it."""
+    form, effort = _of(body, "text", "format"), _of(body, "reasoning", "effort")
+    words = {**body, "response_format": form, "reasoning_effort": effort}
+    if body.get("top_logprobs") or LOGPROBS_OF_RESPONSES in (body.get("include") or ()):
+        words["logprobs"] = True
+    return words
 
 
 def _of(body: Mapping[str, Any], name: str, part: str) -> Any:

@@ -33,7 +33,7 @@ _FOLDS, _INDICATOR = 4, 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Believed:
+class ModelCurves:
     """Curves of all queries by each model.
 
     Attributes:
@@ -86,7 +86,7 @@ class MenuBeliefs:
     seed: int = 0
     label: Label = "verdict"
 
-    def after(self, seen: Seen | None) -> Believed:
+    def after(self, seen: Seen | None) -> ModelCurves:
         """Return what is believed after some answers; None, or none of them, teach nothing."""
         taught = seen if seen is not None and len(seen.answers) else None
         fitted = None if taught is None else self._fit(taught)
@@ -105,7 +105,7 @@ class MenuBeliefs:
                 curves.append(
                     curves_from_incidence(found.right_NK, survival_NK=found.survival_NK, tokens_K=self.tokens_K)
                 )
-        return Believed(fresh, after, None if fitted is None else fitted.evidence)
+        return ModelCurves(fresh, after, None if fitted is None else fitted.evidence)
 
     def _weighed(self, own: Incidence, earlier: Incidence, seen: Seen, model: int) -> Incidence:
         """Return what this run and those before say of a model, mixed as each predicts the model's first answers here."""

@@ -59,7 +59,7 @@ def order_budget(folder: Folder, budget: str) -> int:
         tokens = budget_in(sign[2] if sign else budget, rate=settings.get("budget_rate"), prices=prices)
     except ValueError as error:
         remedy = "Write an amount such as 2M tokens, +200k or -50k."
-        raise ConfigError("the budget cannot be read", "budget", budget, f"{remedy} {error}") from None
+        raise ConfigError(f"the budget cannot be read: {error}", "budget", budget, remedy) from None
     _write(folder, {"add": tokens if sign[1] == "+" else -tokens} if sign else {"set": tokens})
     return read_orders(folder, int(manifest["budget_tokens"])).budget_tokens
 

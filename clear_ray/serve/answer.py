@@ -10,7 +10,7 @@ from typing import Any
 
 from clear_ray.engine.base import Grant
 from clear_ray.ingest.logprobs import TokenLogprob, chat_logprobs, legacy_logprobs, of_answer
-from clear_ray.serve.asking import Asked, Piece, PromptReading
+from clear_ray.serve.asking import Piece, PromptReading, ServedQuery
 from clear_ray.serve.protocol import ChatRequest, QueryRequest
 from clear_ray.serve.sale_queue import Sale
 
@@ -42,7 +42,7 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Reply:
+class ServedReply:
     """One query under way.
 
     Attributes:
@@ -56,7 +56,7 @@ class Reply:
     """
 
     request: QueryRequest
-    asked: Asked
+    asked: ServedQuery
     reading: PromptReading
     sale: Sale
     first_at: float | None = None
@@ -118,13 +118,17 @@ class Reply:
         """Whether it is written as a message, not as bare text."""
         return isinstance(self.request, ChatRequest)
 
+    @property
+    def identity(self) -> str:
+        """What its id ends with."""
+        return hashlib.sha256(f"{self.asked.name}{self.sale.hold}".encode()).hexdigest()[:24]
+
     def frame(self, model_name: str, *, is_stream: bool) -> dict[str, Any]:
         """Return what every body and event of this answer begins with."""
-        identity = hashlib.sha256(f"{self.asked.name}{self.sale.hold}".encode()).hexdigest()[:24]
         if self.is_chat:
-            identity, kind = f"chatcmpl-{identity}", "chat.completion.chunk" if is_stream else "chat.completion"
+            identity, kind = f"chatcmpl-{self.identity}", "chat.completion.chunk" if is_stream else "chat.completion"
         else:
-            identity, kind = f"cmpl-{identity}", "text_completion"
+            identity, kind = f"cmpl-{self.identity}", "text_completion"
         return {"id": identity, "object": kind, "created": int(time.time()), "model": model_name}
 
     def whole(self, choice: int, text: str, finish_reason: str | None) -> dict[str, Any]:

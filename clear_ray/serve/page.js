@@ -1,6 +1,7 @@
 "use strict";
 // Live batches: asks the server's own API every two seconds, with the key that was typed in, if there is one.
-const base = document.body.dataset.base, list = document.getElementById("batches"), state = document.getElementById("state");
+// Behind a proxy its address is another one than the server knows: where this page is, the routes are beside it.
+const base = location.pathname.replace(/\/+$/, ""), list = document.getElementById("batches"), state = document.getElementById("state");
 const keyForm = document.getElementById("key"), cards = new Map(), RUNNING = ["validating", "in_progress"];
 const ENDED = ["completed", "failed", "expired", "cancelled"];
 const PAUSE = 2000, MOST = 50;
@@ -107,6 +108,10 @@ async function refresh() {
   if (wanted.some((root, k) => list.children[k] !== root)) list.replaceChildren(...wanted);
 }
 
+document.getElementById("docs").href = `${base}/docs`;
+for (const example of document.querySelectorAll("pre")) {
+  example.textContent = example.textContent.replaceAll(document.body.dataset.told, location.origin + base);
+}
 if (keyForm) {
   keyForm.addEventListener("submit", (event) => {
     event.preventDefault();

@@ -55,7 +55,7 @@ def front_page(base_url: str, model_name: str, *, has_keys: bool, has_batches: b
         'messages = [{"role": "user", "content": "What is 3 + 4?"}]\n'
         f'print(client.chat.completions.create(model="{model_name}", messages=messages).choices[0].message.content)'
     )
-    path = html.escape(urlsplit(base_url).path, quote=True)
+    told, path = html.escape(base_url, quote=True), html.escape(urlsplit(base_url).path, quote=True)
     live = (
         (_KEY if has_keys else "") + _BATCHES
         if has_batches
@@ -65,8 +65,9 @@ def front_page(base_url: str, model_name: str, *, has_keys: bool, has_batches: b
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f'<title>clear_ray: {name}</title><style>{_STYLE}</style><body data-base="{path}"><h1>clear_ray</h1>'
-        f'<p>The model <code>{name}</code>, under a budget of tokens a second. <a href="{path}/docs">All routes</a></p>'
+        f'<title>clear_ray: {name}</title><style>{_STYLE}</style><body data-told="{told}"><h1>clear_ray</h1>'
+        f"<p>The model <code>{name}</code>, under a budget of tokens a second. "
+        f'<a id="docs" href="{path}/docs">All routes</a></p>'
         f"{live}<h2>Ask</h2><pre>{html.escape(curl)}</pre><pre>{html.escape(python)}</pre>"
         f"<script>{_SCRIPT}</script></html>\n"
     )

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as far as they are spoken here: what comes in, and errors in OpenAI's form.
+"""OpenAI's completions and responses as far as they are spoken here: what comes in, and errors in OpenAI's form.
 
 What becomes of a parameter stands in the table of batch files (`ingest.fields`), and messages are read as theirs are: one
 that would change the answer and cannot be honoured is refused by name, never ignored. Messages of errors hold no prompt text.
@@ -16,12 +16,21 @@ from clear_ray.engine.base import Prompt, RawText, TokenIds, conversation_of, wo
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import Endpoint, check_fields
 from clear_ray.ingest.messages import read_messages
+from clear_ray.ingest.requests import at, place_in_response, response_as_chat
 from clear_ray.ingest.sampling_fields import sampling_of
 from clear_ray.serve.bodies import json_of, refusal_of
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import LimitSettings
 
-__all__ = ["ApiError", "ChatRequest", "CompletionRequest", "QueryRequest", "read_request", "refuse_equal_choices"]
+__all__ = [
+    "ApiError",
+    "ChatRequest",
+    "CompletionRequest",
+    "QueryRequest",
+    "ResponseRequest",
+    "read_request",
+    "refuse_equal_choices",
+]
 
 
 def _whole(value: Any) -> Any:
@@ -74,6 +83,15 @@ class QueryRequest(BaseModel):
     metadata: dict[str, str] | None = None
     response_format: dict[str, Any] | None = None
 
+    @classmethod
+    def words_of(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Return a body as its fields take it, without what is null and asks for nothing.
+
+        Raises:
+            SchemaError: It holds what is not done.
+        """
+        return given
+
     @cached_property
     def as_prompt(self) -> Prompt:
         """What the model is to read."""
@@ -111,10 +129,50 @@ class ChatRequest(QueryRequest):
 
     messages: tuple[Message, ...] = Field(min_length=1)
 
+    @classmethod
+    def words_of(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """See `QueryRequest`; messages are read as those of files are, and what is no list is refused by its type."""
+        messages = given.get("messages")
+        is_read = isinstance(messages, list) and messages
+        return given | {"messages": read_messages(messages, "messages")} if is_read else given
+
     @cached_property
     def as_prompt(self) -> Prompt:
         """The conversation."""
         return conversation_of([message.model_dump(exclude_none=True) for message in self.messages], self.sampling)
+
+
+class ResponseRequest(ChatRequest):
+    """The input of a response, read as the conversation that asks the same."""
+
+    prompt_param = "input"
+
+    max_output_tokens: Whole | None = Field(default=None, ge=1)
+
+    @property
+    def upper_limit_tokens(self) -> int | None:
+        """The client's own ceiling, tokens."""
+        return self.max_output_tokens
+
+    @classmethod
+    def words_of(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """See `QueryRequest`."""
+        if not given.get("input"):
+            code = "missing_required_parameter"
+            if "input" in given:
+                code = "empty_string" if given["input"] == "" else "empty_array"
+            raise ApiError(400, "input is missing, or empty.", param="input", code=code)
+        asked = {name: value for name, value in given.items() if name not in ("stream", "stream_options")}
+        try:
+            check_fields(asked, "/v1/responses")
+        except SchemaError as error:
+            raise _refusal(error, code="unsupported_parameter") from None
+        own = {name: given.get(name) for name in ("stream", "max_output_tokens")}
+        words = response_as_chat(asked) | own
+        try:
+            return super().words_of({name: value for name, value in words.items() if value is not None})
+        except SchemaError as error:
+            raise at(error, place_in_response(given, f"body.{error.where}")) from None
 
 
 class CompletionRequest(QueryRequest):
@@ -123,6 +181,11 @@ class CompletionRequest(QueryRequest):
     endpoint, prompt_param = "/v1/completions", "prompt"
 
     prompt: str | tuple[TokenId, ...] = Field(min_length=1)
+
+    @classmethod
+    def words_of(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """See `QueryRequest`."""
+        return given | {"prompt": _one_prompt(given["prompt"])} if given.get("prompt") else given
 
     @cached_property
     def as_prompt(self) -> Prompt:
@@ -145,11 +208,7 @@ def read_request(body: bytes, kind: type[_Query], *, limits: LimitSettings, mode
     try:
         given = json_of(body)
         if isinstance(given, dict):  # null asks for nothing
-            given = {name: value for name, value in given.items() if value is not None}
-            if kind.prompt_param == "messages":
-                given |= {"messages": _messages(given["messages"])} if given.get("messages") else {}
-            else:
-                given |= {"prompt": _one_prompt(given["prompt"])} if given.get("prompt") else {}
+            given = kind.words_of({name: value for name, value in given.items() if value is not None})
         request = kind.model_validate(given)
     except ValidationError as error:
         raise refusal_of(error) from None
@@ -178,12 +237,6 @@ def refuse_equal_choices(request: QueryRequest, temperature: float) -> None:
             f"n: at temperature 0 all {request.n} answers are the same. Ask for one, or give a temperature above 0."
         )
         raise ApiError(400, message, param="n", code="invalid_value")
-
-
-def _messages(given: Any) -> Any:
-    """Return the messages of a body as they are put to the model."""
-    # What is no list is refused by its type.
-    return read_messages(given, "messages") if isinstance(given, list) else given
 
 
 def _one_prompt(given: Any) -> Any:

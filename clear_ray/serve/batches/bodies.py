@@ -29,6 +29,8 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ApiError(400, f"{name} is missing.", param=name, code="missing_required_parameter")
         if not isinstance(given[name], str):
             raise ApiError(400, f"{name} is a string.", param=name, code="invalid_type")
+        if not given[name]:
+            raise ApiError(400, f"{name} is empty.", param=name, code="empty_string")
     if given["endpoint"] not in ENDPOINTS:
         message = f"A batch may have the endpoint {', '.join(ENDPOINTS)}."
         raise ApiError(400, message, param="endpoint", code="invalid_endpoint")

@@ -95,7 +95,8 @@ async def change_budget(request: Request, batch_id: str) -> Response:
 async def retry_batch(request: Request, batch_id: str) -> Response:
     """Make a batch of what another one left."""
     owner, service = _admitted(request)
-    given = await _json(request) if request.headers.get("content-length") != "0" else {}
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    given = await _json(request) if has_body else {}
     return JSONResponse(await service.retry(owner, batch_id, given))
 
 

@@ -13,6 +13,12 @@ from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.errors import ApiError
 
 _OF_ALLOCATION = ("policy", "objective", "attempts", "votes_by")
+_NAMES = ("budget", "weight", *_OF_ALLOCATION)
+_MEANT = {
+    **{name.replace("_", ""): name for name in _NAMES},
+    **dict.fromkeys(("budgettokens", "tokenbudget"), "budget"),
+}
+"""Names as letters alone, and what they mean."""
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1_000.0
 
 
@@ -31,6 +37,18 @@ def weight_of(metadata: Mapping[str, str]) -> float:
         message = f"The weight lies between {_LEAST_WEIGHT} and {_MOST_WEIGHT:g}."
         raise ApiError(400, message, param="metadata.weight", code="invalid_metadata")
     return weight
+
+
+def check_names(metadata: Mapping[str, str]) -> None:
+    """Refuse names that are written otherwise than those that mean something: taken for notes, they would have no effect.
+
+    Raises:
+        ApiError: 400: such as `Budget` or `token_budget`.
+    """
+    for name in sorted(metadata.keys() - set(_NAMES)):
+        if (other := _MEANT.get("".join(filter(str.isalnum, name.lower())))) is not None:
+            message = f"metadata.{name} would have no effect: it is written `{other}`."
+            raise ApiError(400, message, param=f"metadata.{name}", code="invalid_metadata")
 
 
 def asked_settings(settings: BatchSettings, metadata: Mapping[str, str], *, engine: EngineConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from clear_ray.run_folder.export import export
 from clear_ray.run_folder.orders import order_budget, unit_in
 from clear_ray.serve.batches.bodies import CANCELLABLE, asked_for, new_body
 from clear_ray.serve.batches.places import Places, delete_content, read_content
-from clear_ray.serve.batches.runs import asked_settings, weight_of
+from clear_ray.serve.batches.runs import asked_settings, check_names, weight_of
 from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import ENDED, Store, StoredBatch, StoredFile, new_id
 from clear_ray.serve.batches.upload import expiry_of, receive
@@ -116,6 +116,7 @@ class BatchService:
         if not isinstance(given, dict):
             raise ApiError(400, "The body is a JSON object.")
         asked = asked_for(given)
+        check_names(asked["metadata"] or {})
         asked_settings(self._settings, asked["metadata"] or {}, engine=self._engine)
         weight_of(asked["metadata"] or {})
         keys = [key for key in (idempotency_key, given.get("idempotency_key")) if key is not None]
@@ -179,7 +180,7 @@ class BatchService:
             ApiError: 400 for a budget that cannot be read; 409 for a batch that does not run.
         """
         batch = await self.batch(owner, batch_id)
-        budget = given.get("budget") if isinstance(given, dict) else None
+        budget = _amount(given.get("budget")) if isinstance(given, dict) else None
         if not isinstance(budget, str):
             raise ApiError(400, "Give the budget as text, such as `+200k`, `-50k` or `2M tokens`.", param="budget")
         if batch.status != "in_progress":
@@ -201,7 +202,7 @@ class BatchService:
         batch = await self.batch(owner, batch_id)
         if not isinstance(given, dict) or given.keys() - {"budget", "unanswered"}:
             raise ApiError(400, "The body is an object; it may have `budget` and `unanswered`.")
-        budget, is_unanswered = given.get("budget"), given.get("unanswered", False)
+        budget, is_unanswered = _amount(given.get("budget")), given.get("unanswered", False)
         if not isinstance(is_unanswered, bool) or not isinstance(budget, str | None):
             raise ApiError(400, "The budget is a text, and unanswered true or false.")
         if batch.status not in ENDED or not batch.work:
@@ -240,6 +241,11 @@ class BatchService:
         if number is None:
             raise ApiError(404, "There is no such id to go on after.", param="after", code="invalid_after")
         return number
+
+
+def _amount(given: Any) -> Any:
+    """Return an amount as text; a whole number above 0 is one of tokens, anything else stays as it is."""
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) and given > 0 else given
 
 
 def _refusal(error: ClearRayError) -> ApiError:

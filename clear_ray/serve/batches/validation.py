@@ -106,7 +106,9 @@ class _Look:
         if len(line) > _MOST_LINE_BYTES:
             return "line_too_long", f"A line has at most {_MOST_LINE_BYTES // 2**20} MiB; the rest was not read.", None
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())  # of bytes it would guess the encoding, line by line
+        except UnicodeDecodeError:
+            return "invalid_json_line", "This line is not UTF-8, as every line of a batch file is.", None
         except (ValueError, RecursionError):
             return "invalid_json_line", "This line is not parseable as valid JSON.", None
         if not isinstance(row, dict):

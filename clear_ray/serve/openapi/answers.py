@@ -36,17 +36,30 @@ def answer(*, is_chat: bool) -> Schema:
         said = {"message": _whole_record(role={"const": "assistant"}, content=_TEXT)}
     finish = {"enum": ["stop", "length"]}
     choice = _whole_record(index=_COUNT, **said, logprobs={"type": ["object", "null"]}, finish_reason=finish)
-    account = _whole_record(
-        budget_tokens={**_COUNT, "description": "What was granted, all choices together."},
-        spent_tokens=_COUNT,
-        shadow_price={**_NUMBER, "description": "Expected correct answers a token, when it was bought."},
-        outcome={"enum": ["granted", "direct"]},
-        waited_seconds=_NUMBER,
-    )
-    usage = _whole_record(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT, clear_ray=account)
+    usage = _whole_record(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT, clear_ray=_account())
     kind = {"const": "chat.completion" if is_chat else "text_completion"}
     return _whole_record(
         id=_TEXT, object=kind, created=_COUNT, model=_TEXT, choices={"type": "array", "items": choice}, usage=usage
+    )
+
+
+def response() -> Schema:
+    """Return the schema of a response that is not streamed."""
+    said = record({"type": {"const": "output_text"}, "text": _TEXT}, required=("type", "text", "annotations"))
+    status = {"enum": ["completed", "incomplete"]}
+    content = {"type": "array", "items": said}
+    item = _whole_record(
+        type={"const": "message"}, id=_TEXT, status=status, role={"const": "assistant"}, content=content
+    )
+    return _whole_record(
+        id=_TEXT,
+        object={"const": "response"},
+        created_at=_COUNT,
+        status=status,
+        incomplete_details={"type": ["object", "null"]},
+        model=_TEXT,
+        output={"type": "array", "items": item},
+        usage=_usage(clear_ray=_account()),
     )
 
 
@@ -115,11 +128,23 @@ def _amounts() -> Schema:
     return dict.fromkeys(("budget_tokens", "spent_tokens", "reserved_tokens", "wasted_tokens"), _COUNT)
 
 
-def _usage() -> Schema:
+def _account() -> Schema:
+    """Return the schema of what an answer took of the budget."""
+    return _whole_record(
+        budget_tokens={**_COUNT, "description": "What was granted, all choices together."},
+        spent_tokens=_COUNT,
+        shadow_price={**_NUMBER, "description": "Expected correct answers a token, when it was bought."},
+        outcome={"enum": ["granted", "direct"]},
+        waited_seconds=_NUMBER,
+    )
+
+
+def _usage(**more: Schema) -> Schema:
     return _whole_record(
         input_tokens=_COUNT,
         input_tokens_details=_whole_record(cached_tokens=_COUNT),
         output_tokens=_COUNT,
         output_tokens_details=_whole_record(reasoning_tokens=_COUNT),
         total_tokens=_COUNT,
+        **more,
     )

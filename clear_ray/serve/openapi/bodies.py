@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+from clear_ray.config.allocation import Objective
 from clear_ray.config.sampling import MOST_LOGPROBS
 from clear_ray.ingest.fields import TABLES, Endpoint
 from clear_ray.ingest.requests import MOST_PROMPTS
@@ -19,6 +20,7 @@ Schema = dict[str, Any]
 
 NULL: Schema = {"type": "null"}
 _TEXT: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
+_SAID: Schema = {"type": "string", "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"}
 _STRUCTURES = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _BUDGET = r"^[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
 _CHANGE = r"^[+-]?[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
@@ -106,13 +108,39 @@ def query(settings: ServeConfig, endpoint: Endpoint) -> Schema:
     return record(properties, required=needed, others=NULL)
 
 
+def response(settings: ServeConfig) -> Schema:
+    """Return the schema of a request for a response."""
+    chat, table = query(settings, "/v1/chat/completions")["properties"], TABLES["/v1/responses"]
+    part = record({"type": {"const": "input_text"}, "text": _TEXT}, required=("type", "text"))
+    turn = message() | {"description": "Text alone. The last message is not blank."}
+    turn["properties"] = turn["properties"] | {
+        "content": {"anyOf": [_TEXT, {"type": "array", "items": part}]},
+        **{"type": {"const": "message"}, "id": {}, "status": {}},
+    }
+    is_replay = settings.engine.kind == "replay"
+    form = or_null(record({"type": {"const": "text"}}, required=("type",), others=NULL)) if is_replay else {}
+    properties: Schema = {name: {"enum": [None, *field.neutral]} for name, field in table.items() if field.neutral}
+    properties |= {name: chat[name] for name in table if name in chat}
+    properties |= {
+        "input": {"anyOf": [_SAID, {"type": "array", "minItems": 1, "items": turn}]},
+        "instructions": or_null(_TEXT),
+        "max_output_tokens": or_null(whole(1)),
+        "max_tool_calls": {"description": "Without effect."},
+        "stream_options": {"description": "Without effect."},
+        "text": or_null(record({"format": form}, others=NULL)),
+    }
+    if not is_replay:
+        properties["top_logprobs"] = or_null(whole(0, MOST_LOGPROBS))
+    return record(properties, required=("model", "input", *(("metadata",) if is_replay else ())), others=NULL)
+
+
 def batch(settings: ServeConfig) -> Schema:
     """Return the schema of a request to make a batch."""
     expiry = record(
         {"anchor": {"const": "created_at"}, "seconds": whole(3_600, 2_592_000)}, required=("anchor", "seconds")
     )
     properties: Schema = {
-        "input_file_id": {"type": "string", "description": "A file of the purpose `batch`."},
+        "input_file_id": {"type": "string", "minLength": 1, "description": "A file of the purpose `batch`."},
         "endpoint": {"enum": list(ENDPOINTS)},
         "completion_window": {"const": "24h"},
         "metadata": or_null(_metadata_of_batch(settings)),
@@ -139,7 +167,7 @@ def upload() -> Schema:
 
 def budget() -> Schema:
     """Return the schema of a change of a budget."""
-    text = {"type": "string", "pattern": _CHANGE, "examples": ["+200k", "-50k", "2M tokens"]}
+    text = {"type": ["string", "integer"], "pattern": _CHANGE, "minimum": 1, "examples": ["+200k", "-50k", "2M tokens"]}
     return record({"budget": {**text, "description": "Money too, such as `+$5`, where the run counts money."}}) | {
         "required": ["budget"]
     }
@@ -147,7 +175,7 @@ def budget() -> Schema:
 
 def retry() -> Schema:
     """Return the schema of what a retried batch is told."""
-    text = {"type": ["string", "null"], "pattern": _BUDGET}
+    text = {"type": ["string", "integer", "null"], "pattern": _BUDGET, "minimum": 1}
     return record({"budget": text, "unanswered": {"type": "boolean"}}, others=False)
 
 
@@ -239,7 +267,7 @@ def _metadata_of_query(settings: ServeConfig) -> Schema:
 def _metadata_of_batch(settings: ServeConfig) -> Schema:
     batches = settings.batches
     assert batches is not None  # noqa: S101 - only a server with batches describes them
-    objectives = [word for word in ("correct", "solved", "best_of_n") if _is_taken(batches, settings, objective=word)]
+    objectives = [word for word in get_args(Objective) if _is_taken(batches, settings, objective=word)]
     attempts = {"pattern": "^[1-9][0-9]?$"} if len(objectives) > 1 else {"const": "1"}
     known: Schema = {
         "budget": {

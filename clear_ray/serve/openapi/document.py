@@ -43,6 +43,8 @@ def describe(settings: ServeConfig) -> dict[str, Any]:
         "ChatCompletion": answers.answer(is_chat=True),
         "CompletionRequest": bodies.query(settings, "/v1/completions"),
         "Completion": answers.answer(is_chat=False),
+        "ResponseRequest": bodies.response(settings),
+        "Response": answers.response(),
     }
     paths = _pages() | _queries()
     if settings.batches is not None:
@@ -106,6 +108,15 @@ def _queries() -> Schema:
                 _json(_ref("Completion")) | _EVENTS,
                 errors=errors,
                 body=_json(_ref("CompletionRequest")),
+            )
+        },
+        "/v1/responses": {
+            "post": _operation(
+                "responses",
+                "Answer the input of a response under the budget",
+                _json(_ref("Response")) | _EVENTS,
+                errors=errors,
+                body=_json(_ref("ResponseRequest")),
             )
         },
     }

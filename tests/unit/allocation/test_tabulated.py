@@ -81,6 +81,7 @@ def test_continued_by_hand() -> None:
     assert later.max_tokens_N[0] == 20
     assert later.demand(0.0)[0] == 20
     assert utility.continued([30]).demand(0.0)[0] == 0
+    assert utility.continued(0) is utility, "a batch that begins is not held twice"
 
 
 def test_continued_uses_a_survival_column_where_there_is_one() -> None:

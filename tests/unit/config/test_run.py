@@ -220,6 +220,13 @@ def test_a_missing_setting_is_named_and_the_others_are_counted() -> None:
         ("3 B tokens", 3_000_000_000),
         ("1 token", 1),
         ("9007199254740", 9_007_199_254_740),
+        ("2m", 2_000_000),
+        ("2b TOKENS", 2_000_000_000),
+        ("2 Million Tokens", 2_000_000),
+        ("2,000,000", 2_000_000),
+        ("2 000 000 tokens", 2_000_000),
+        ("2_000_000", 2_000_000),
+        ("1.234.567", 1_234_567),
         (MOST_BUDGET_TOKENS, MOST_BUDGET_TOKENS),
     ],
 )
@@ -273,7 +280,9 @@ def test_what_is_no_positive_whole_number_of_tokens_is_refused(written: object) 
     assert "positive whole number" in error.what
 
 
-@pytest.mark.parametrize("written", ["2,000", "2.000 tokens", "1,5M", "1 000 000 tokens", "1_000"])
+@pytest.mark.parametrize(
+    "written", ["2,000", "2.000 tokens", "1,5M", "1_000", "2,000,000k", "2,000,000.5", "2,000.000", "12,34,567"]
+)
 def test_thousands_are_never_taken_for_decimals(written: str) -> None:
     assert "without marks between its digits" in refused({"budget": written}).what
 
@@ -287,6 +296,9 @@ def test_thousands_are_never_taken_for_decimals(written: str) -> None:
         ("$0.1", "$0.30 per 1M tokens", 333_333),
         ("$1k", "$10 per 1B tokens", 100_000_000_000),
         ("€ 2.50", "€2.5 per 1000 tokens", 1_000),
+        *((f"2 {code}", f"2 {code} per 1m Tokens", 1_000_000) for code in ("GBP", "KRW", "mxn", "BRL", "usd")),
+        ("2k GBP", "2 GBP per 1M tokens", 1_000_000_000),
+        ("$2m", "$2 per 1M tokens", 1_000_000_000_000),
         ("3 gpu-hours", "2500 tokens per gpu-second", 27_000_000),
         ("3 GPU-hours", "4M tokens per gpu-hour", 12_000_000),
         ("1 gpu hour", "0.5k tokens/gpu-minute", 30_000),

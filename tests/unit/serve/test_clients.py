@@ -140,7 +140,7 @@ async def test_what_would_be_lost_without_a_word_is_refused(
 async def test_models_and_routes_are_as_clients_look_for_them(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/replay")).json() == (await client.get("/v1/models")).json()["data"][0]
     assert error_of(await client.get("/v1/models/gpt-4"))["code"] == "model_not_found"
-    unknown = await client.post("/v1/responses", json={})
+    unknown = await client.post("/v1/embeddings", json={})
     assert unknown.status_code == 404
     assert "POST /v1/chat/completions" in error_of(unknown)["message"]
     wrong = await client.get(CHAT)

@@ -206,6 +206,9 @@ async def test_a_retry_needs_no_body(client: httpx.AsyncClient) -> None:
     for content, headers in ((b"", {}), (b"{}", JSON)):
         answer = await client.post(f"{BATCHES}/{batch}/retry", content=content, headers=headers)
         assert (answer.status_code, error_of(answer)["code"]) == (409, "batch_not_ended")
+    bare = client.build_request("POST", f"{BATCHES}/{batch}/retry")
+    del bare.headers["content-length"]  # as curl -X POST sends it
+    assert error_of(await client.send(bare))["code"] == "batch_not_ended"
 
 
 async def test_events_say_that_their_usage_is_still_to_come(client: httpx.AsyncClient, row: dict[str, Any]) -> None:

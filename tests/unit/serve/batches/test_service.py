@@ -75,10 +75,15 @@ async def test_keys_do_not_meet(service: BatchService) -> None:
     [
         ({**ASKED, "endpoint": None}, "endpoint"),
         ({**ASKED, "input_file_id": 3}, "input_file_id"),
+        ({**ASKED, "input_file_id": ""}, "input_file_id"),
         ({**ASKED, "nonsense": 1}, "nonsense"),
         ({**ASKED, "metadata": []}, "metadata"),
         ({**ASKED, "metadata": {"k": 1}}, "metadata.k"),
         ({**ASKED, "metadata": {"budget": "$5"}}, "metadata.budget"),
+        ({**ASKED, "metadata": {"budget": "-5"}}, "metadata.budget"),
+        ({**ASKED, "metadata": {"Budget": "2M"}}, "metadata.Budget"),
+        ({**ASKED, "metadata": {"budget": "2M", "token-budget": "2M"}}, "metadata.token-budget"),
+        ({**ASKED, "metadata": {"votesBy": "exact"}}, "metadata.votesBy"),
         ({**ASKED, "idempotency_key": 5}, "idempotency_key"),
         ([], None),
         ("text", None),
@@ -111,9 +116,10 @@ async def test_a_batch_that_does_not_run_has_no_budget_to_change(service: BatchS
     with pytest.raises(ApiError) as caught:
         await service.change_budget("", body["id"], {"budget": "+1k"})
     assert caught.value.status == 409
-    with pytest.raises(ApiError) as caught:
-        await service.change_budget("", body["id"], {"budget": 7})
-    assert caught.value.status == 400
+    for budget in (7.5, True, -7, None):
+        with pytest.raises(ApiError) as caught:
+            await service.change_budget("", body["id"], {"budget": budget})
+        assert caught.value.status == 400
 
 
 async def test_a_file_may_be_deleted_as_soon_as_a_batch_is_made_of_it(service: BatchService, tmp_path: Path) -> None:
@@ -225,7 +231,7 @@ def test_a_weight_is_a_share(text: str, is_good: bool) -> None:
         weight_of({"weight": text})
 
 
-@pytest.mark.parametrize("given", [[], {"budgets": "1"}, {"budget": 5}, {"unanswered": "yes"}])
+@pytest.mark.parametrize("given", [[], {"budgets": "1"}, {"budget": 5.5}, {"unanswered": "yes"}])
 async def test_a_batch_that_ran_alone_is_asked_again_or_exported(service: BatchService, given: Any) -> None:
     body = await service.create("", ASKED, None)
     with pytest.raises(ApiError) as caught:

@@ -69,6 +69,13 @@ def test_each_line_is_told_by_the_first_thing_wrong_with_it() -> None:
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_no_line_is_of_another_encoding(encoding: str) -> None:
+    text = line("x").decode().strip().replace('"x"', '"é"')
+    assert found(text.encode()) == []
+    assert found(text.encode(encoding)) == [("invalid_json_line", 1)]
+
+
 def test_a_file_has_an_end() -> None:
     assert found(b"".join(line(str(k)) for k in range(5)), most_requests=4) == [("too_many_requests", 5)]
     assert found(b"".join(line(str(k)) for k in range(4)), most_requests=4) == []
