@@ -15,9 +15,9 @@ from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.rounds.beside import RunningGrants
 from clear_ray.rounds.learning_beside import (
-    FEW_RUNNING_SHARE,
     LEARNING_CAME_BACK_SHARE,
     OverlappingLearningOffers,
+    few_running_share,
     with_running,
 )
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, observe
@@ -124,11 +124,16 @@ def test_it_waits_for_the_pilot_and_while_much_is_unknown() -> None:
     states = QueryStates(np.ones(60))
     assert asked(learning, states, 2, 500) == 0
     cut(states, {index: 5 + index % 24 for index in range(40)}, has_stopped=True)
-    most = int(FEW_RUNNING_SHARE * 40)
+    most = int(few_running_share(60) * 40)
     assert asked(learning, states, most, 700) > 0
     assert asked(learning, states, most + 1, 700) == 0
     cut(states, {59: 9})
     assert asked(learning, states, 1, 700) == 0, "the next stage begins once it is seen whether that goes on to an end"
+
+
+def test_of_a_larger_batch_more_answers_may_be_missing() -> None:
+    shares = [few_running_share(queries) for queries in (1, 250, 500, 1_000, 10**6)]
+    assert shares == [1 / 32, 1 / 32, 1 / 16, 1 / 8, 1 / 8]
 
 
 def test_the_rest_waits_for_a_good_part_of_it_to_come_back() -> None:
