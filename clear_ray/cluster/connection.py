@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -44,7 +44,9 @@ def join(address: str | None, **options: Any) -> None:
     where = _place(address)
     try:
         reach(address)
-        with nullcontext() if address else few_services():
+        with ExitStack() as own:
+            if address in (None, "local"):
+                own.enter_context(few_services())
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except ClusterError:
         raise

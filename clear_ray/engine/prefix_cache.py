@@ -52,7 +52,8 @@ class PrefixCache:
 
     def longest(self, ids: Sequence[int]) -> tuple[Prefix | None, int]:
         """Return what has the most tokens in common with these at their beginning, and how many."""
-        found, most = None, 0
+        found: Prefix | None = None
+        most = 0
         for held in self._held:
             if (known := common_prefix_tokens(held.ids, ids)) > most:
                 found, most = held, known
