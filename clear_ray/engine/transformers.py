@@ -88,6 +88,8 @@ class TransformersEngine:
         cache_tokens = cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch)
         is_whole = self._way == "slots" and probed is self._model
         self._kept = KeptPrompts(int(cache_tokens * _KEPT_SHARE)) if is_whole else None
+        most_tokens = int(cache_tokens * _PREFIX_SHARE) if self._way == "slots" else 0
+        self._prefixes = PrefixCache(most_tokens, 2 * config.max_batch)
         batch = SlotBatch(
             self._model,
             config,
@@ -99,14 +101,11 @@ class TransformersEngine:
             refill_rows=refill_rows(config.max_batch, device),
             way=self._way,
             kept=self._kept,
-            prefixes=PrefixCache(int(cache_tokens * _PREFIX_SHARE), 2 * config.max_batch)
-            if self._way == "slots"
-            else None,
+            prefixes=self._prefixes,
         )
         self._model_turns = FairLock()
-        self._runner.pause = (
-            self._model_turns.pause
-        )  # a long prompt that is probed lets answers go on between its chunks
+        # A long prompt that is probed lets answers go on between its chunks.
+        self._runner.pause = self._model_turns.pause
         self._thread = BatchThread(batch, model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)

@@ -20,7 +20,7 @@ from clear_ray.rounds.menu_courses import CourseTables
 from clear_ray.rounds.menu_plans import Course, Plans, filled, plans_at, price_plans
 
 Integers = NDArray[np.int64]
-PRICED_TOGETHER = 100_000
+PRICED_TOGETHER = 1 << 15
 _ROWS_AT_ONCE = 1 << 15
 _OF_EACH = ("course_M", "point_M", "surplus_M", "worth_M", "first_worth_M", "cost_M")
 _OF_CALLS = ("tokens_M", "parts_M", "spend_M")

@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx2 as httpx
@@ -220,6 +220,22 @@ async def test_events_say_that_their_usage_is_still_to_come(client: httpx.AsyncC
         assert [usage["completion_tokens"] for usage in told] == ([3] if expected else [])
 
 
+async def stream_to(send: Callable[[Any], Awaitable[None]], row: dict[str, Any], **changes: Any) -> None:
+    """Ask for a stream as a server does that speaks ASGI."""
+    body = [
+        {"type": "http.request", "body": json.dumps(chat(row, stream=True, **changes)).encode(), "more_body": False}
+    ]
+    scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1"}
+    scope |= {"method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "root_path": "", "query_string": b""}
+    scope |= {"scheme": "http", "headers": [(b"content-type", b"application/json")]}
+    scope |= {"client": ("127.0.0.1", 5_000), "server": ("127.0.0.1", 8_000)}
+
+    async def receive() -> Any:
+        return body.pop() if body else await asyncio.Event().wait()
+
+    await api(scope, receive, send)
+
+
 async def test_a_client_that_goes_before_its_stream_begins_holds_nothing(row: dict[str, Any]) -> None:
     server = LocalServer()
 
@@ -227,18 +243,23 @@ async def test_a_client_that_goes_before_its_stream_begins_holds_nothing(row: di
         raise OSError("the client is gone")
 
     async with server.client():
-        body = [{"type": "http.request", "body": json.dumps(chat(row, stream=True)).encode(), "more_body": False}]
-        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1"}
-        scope |= {"method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "root_path": "", "query_string": b""}
-        scope |= {"scheme": "http", "headers": [(b"content-type", b"application/json")]}
-        scope |= {"client": ("127.0.0.1", 5_000), "server": ("127.0.0.1", 8_000)}
-
-        async def receive() -> Any:
-            return body.pop() if body else await asyncio.Event().wait()
-
         with pytest.raises(ClientDisconnect):
-            await api(scope, receive, gone)
+            await stream_to(gone, row)
         await asyncio.sleep(0.3)
         account, _ = await server.price.account()
         assert account.reserved_tokens == 0
         assert server.ingress._meters.under_way._value.get() == 0
+
+
+async def test_the_first_events_travel_together_and_so_do_the_last(row: dict[str, Any]) -> None:
+    sent = list[bytes]()
+
+    async def keep(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    async with LocalServer(stream_tokens=4).client():
+        await stream_to(keep, row, max_tokens=8, stream_options={"include_usage": True})
+    bodies = [body.decode() for body in sent if body]
+    assert all(part in bodies[0] for part in ('"role": "assistant"', f'"content": {json.dumps(row["text"][:3])[:-1]}'))
+    assert '"completion_tokens": 8' in bodies[-1]
+    assert bodies[-1].endswith("data: [DONE]\n\n")
