@@ -329,8 +329,11 @@ def _response(body: Mapping[str, Any]) -> _Asked:
     else:
         items = _list_of_messages(given, "body.input")
         turns = [_response_item(item, f"body.input[{k}]") for k, item in enumerate(items)]
-    if body.get("instructions"):
-        turns.insert(0, {"role": "system", "content": body["instructions"]})
+    instructions = body.get("instructions")
+    if instructions is not None and not isinstance(instructions, str):
+        raise SchemaError("instructions are a text", "body.instructions", shown(instructions), "Write a text.")
+    if instructions:
+        turns.insert(0, {"role": "system", "content": instructions})
     return [(turns, None)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clear_ray.config.sampling import MOST_LOGPROBS
-from clear_ray.ingest.fields import TABLES, Endpoint
+from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, TABLES, Endpoint
 from clear_ray.ingest.requests import MOST_PROMPTS
 from clear_ray.serve.batches.bodies import MOST_KEY, MOST_PAIRS, MOST_VALUE
 from clear_ray.serve.batches.runs import asked_settings
@@ -128,7 +128,14 @@ def response(settings: ServeConfig) -> Schema:
         "stream_options": {"description": "Without effect."},
         "text": or_null(record({"format": form}, others=NULL)),
     }
-    if not is_replay:
+    told = record(
+        {"summary": {}, "generate_summary": {}, "effort": NULL if is_replay else {"type": "string"}}, others=NULL
+    )
+    properties["reasoning"] = or_null(told)
+    if is_replay:
+        parts = [part for part in properties["include"]["enum"] if LOGPROBS_OF_RESPONSES not in (part or ())]
+        properties["include"] = {"enum": parts}
+    else:
         properties["top_logprobs"] = or_null(whole(0, MOST_LOGPROBS))
     return record(properties, required=("model", "input", *(("metadata",) if is_replay else ())), others=NULL)
 
