@@ -311,8 +311,10 @@ def raw_prompts(prompt: Any, place: str) -> list[RawPrompt]:
 def _raw_prompt(prompt: Any, place: str) -> RawPrompt:
     if isinstance(prompt, str):
         return prompt, "raw"
-    if isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
-        return prompt, "tokens"
+    if isinstance(prompt, list) and prompt:
+        tokens = [int(token) if isinstance(token, float) and token.is_integer() else token for token in prompt]
+        if all(type(token) is int and token >= 0 for token in tokens):
+            return tokens, "tokens"
     remedy = "Write a text, a list of token ids, or a list of these."
     raise SchemaError("a prompt is a text, or the token ids of one", place, shown(prompt), remedy)
 
