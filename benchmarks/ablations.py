@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from inflight import BUDGETS as RUNNING_BUDGETS
 from inflight import VARIANTS, Study
+from loops import loop_end
 from numpy.typing import NDArray
 
 from clear_ray.allocation import ShiftedErlang, allocate
 from clear_ray.config.allocation import AllocationConfig
-from clear_ray.estimation.loops import loop_end
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.policies import Contest, MakeOffers, RuleOffers

@@ -1,11 +1,15 @@
 """What limits the engine on a GPU, and what could be won next? One script of a few minutes, with weights made on the spot.
 
-Prints one JSON line. Needs no network: the model has 1.5 billion random weights in the shape of Qwen2.5-1.5B.
+Prints one JSON line. Needs no network: the model has 1.5 billion random weights in the shape of Qwen2.5-1.5B. Where the
+embedded model's package is missing, a tokenizer is trained on recorded prompts; where reasoning-gym is, these are asked. What
+has to be there beside torch and transformers is pydantic, and Ray for the runs of the last part.
 
     python benchmarks/gpu.py                    on a machine with CUDA: about five minutes
+    python benchmarks/gpu.py --minutes 8 --into $OUT/gpu.json      ends by then; the file has each part as soon as it is there
+    python benchmarks/gpu.py --only ahead compiled
     python benchmarks/gpu.py --small            a tiny model on any machine: shows in a minute that all of it runs
 
-What is in the line, each part with its `seconds`; one that fails says why and ends no other:
+What is in the line, each part with its `seconds`; one that fails, or runs out of time, says why and ends no other:
     throughput  as `benchmarks/throughput.py` has it: slots with and without graphs, over padded `generate`, a decoding step
                 over what the memory of the device permits, the probe by some layers and by all of them
     shapes      passes that read prompts: the first of a shape over the second of the same, for lengths that were not met
@@ -24,11 +28,14 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -40,7 +47,7 @@ from throughput import measure, random_model, slot_batch
 
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant, TransformersEngine
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 
 STEPS = 64
@@ -123,7 +130,7 @@ def compiled(engine: TransformersEngine, *, rows: int) -> dict[str, Any]:
 
 
 def stage_two(model: str, *, kind: str, queries: int) -> dict[str, Any]:
-    """Run `benchmarks/stage_two.py` in a process of its own, and return what it says."""
+    """Run `benchmarks/stage_two.py` in a process of its own, and return what it says; it is ended when time runs out."""
     engine = {"kind": kind, "model": model, "max_batch": 128}
     command = [
         sys.executable,
@@ -145,7 +152,7 @@ def full_batch(model: Any, rows: int) -> Any:
     batch = slot_batch(model, rows=rows, positions=PROMPT_TOKENS + 8 * STEPS)
     for row in range(rows):
         ids = [1 + (row + place) % 200 for place in range(PROMPT_TOKENS)]
-        batch.add(Answer(Grant(str(row), "", 4 * STEPS), ids, on_end=lambda _: None))
+        batch.add(RunningGrant(Grant(str(row), "", 4 * STEPS), ids, on_end=lambda _: None))
     batch.step()
     return batch
 
@@ -162,40 +169,75 @@ def waited(model: Any, action: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def part(name: str, measured: Callable[[], dict[str, Any]], found: dict[str, Any]) -> None:
-    """Measure one part, and say at once what came of it: time may run out before the next one."""
-    started = time.perf_counter()
+@dataclass
+class Said:
+    """What was found so far, kept in a file part by part.
+
+    Attributes:
+        found: The line.
+        into: The file, if there is one.
+        until: When time has run out, on the monotonic clock.
+        only: The parts that are wanted; all if empty.
+    """
+
+    found: dict[str, Any]
+    into: Path | None
+    until: float
+    only: list[str] = field(default_factory=list)
+
+    def part(self, name: str, measured: Callable[[], dict[str, Any]]) -> None:
+        """Measure one part, if it is wanted, and say at once what came of it."""
+        if self.only and name.partition(" ")[0] not in self.only:
+            return
+        started = time.perf_counter()
+        try:
+            with no_longer_than(self.until - time.monotonic()):
+                said = measured()
+        except Exception as error:
+            said = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        self.note(name, said | {"seconds": round(time.perf_counter() - started, 1)})
+
+    def note(self, name: str, said: Any) -> None:
+        """Add something to the line, and write it."""
+        self.found[name] = said
+        print(json.dumps({name: said}), file=sys.stderr, flush=True)
+        if self.into is not None:
+            self.into.write_text(json.dumps(self.found) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what runs so long; a call into torch or a process is let end first, or ended itself."""
+
+    def end(*_: Any) -> None:
+        raise TimeoutError("no time was left for it")
+
+    if seconds <= 0:
+        end()
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        said = measured()
-    except Exception as error:
-        said = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-    found[name] = said | {"seconds": round(time.perf_counter() - started, 1)}
-    print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-def by_itself(folder: str, queries: int, rows: int) -> dict[str, Any]:
+def by_itself(folder: str, queries: int, rows: int, said: Said) -> None:
     """Measure the engine without a run around it."""
     engine = TransformersEngine(TransformersConfig(model=folder, threads=1, max_batch=rows))
     device = engine._model.device
-    found: dict[str, Any] = {
-        "benchmark": "gpu",
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": " ".join(sys.argv),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "dtype": str(engine._model.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "load": round(os.getloadavg()[0], 1),
-    }
+    said.note("device", torch.cuda.get_device_name() if device.type == "cuda" else platform.machine())
+    said.note("dtype", str(engine._model.dtype).removeprefix("torch."))
     layers = max(1, engine._model.config.num_hidden_layers // 4)
     options = argparse.Namespace(
         queries=queries, batch=rows, prompts=None, paged=False, padded_batches=1, probe_layers=layers
     )
-    part("throughput", partial(measure, engine, options), found)
-    part("shapes", partial(shapes, engine, rows=min(rows, 16)), found)
-    part("ahead", partial(ahead, engine, rows=rows), found)
-    part("compiled", partial(compiled, engine, rows=rows), found)
+    said.part("ahead", partial(ahead, engine, rows=rows))
+    said.part("shapes", partial(shapes, engine, rows=min(rows, 16)))
+    said.part("throughput", partial(measure, engine, options))
+    said.part("compiled", partial(compiled, engine, rows=rows))
     engine.close()
-    return found
 
 
 def main() -> None:
@@ -203,17 +245,28 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny model, few queries")
     parser.add_argument("--queries", type=int, default=1_024)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--minutes", type=float, default=15.0, help="when to stop, whatever is missing")
+    parser.add_argument("--into", type=Path, help="file that holds the line so far after each part")
+    parser.add_argument("--only", nargs="+", default=[], help="parts, such as `ahead` or `stage_two`")
     chosen = parser.parse_args()
     queries, rows = (24, 4) if chosen.small else (chosen.queries, chosen.batch)
+    line = {
+        "benchmark": "gpu",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "command": " ".join(sys.argv),
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 1),
+    }
+    said = Said(line, chosen.into, time.monotonic() + 60 * chosen.minutes, chosen.only)
     with tempfile.TemporaryDirectory() as folder:
         random_model(Path(folder), is_small=chosen.small)
-        found = by_itself(folder, queries, rows)
+        by_itself(folder, queries, rows, said)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the engines of the runs need the room
         for kind in [*(["vllm"] if importlib.util.find_spec("vllm") else []), "transformers"]:
             asked = 24 if chosen.small else 512
-            part(f"stage_two {kind}", partial(stage_two, folder, kind=kind, queries=asked), found)
-        print(json.dumps(found))
+            said.part(f"stage_two {kind}", partial(stage_two, folder, kind=kind, queries=asked))
+        print(json.dumps(said.found))
 
 
 if __name__ == "__main__":

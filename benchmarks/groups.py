@@ -8,7 +8,11 @@ group may be of any size. What each policy is told at the start:
                      that has 64 (our reading of Reinforce-Ada, arXiv 2510.04996, with 2 and with 4 a round)
     price            nothing: `RolloutGroups`, which learns from what it is told
     price_head       what a head says that was fitted on the other folds
+    price_epoch      what eight rollouts of each prompt came to in an epoch before, which are not charged
     price_known      the truth: no policy can do better
+    outcomes         how many prompts are how solvable, and the mean length of each, but not which is which: one rollout
+                     at a time of the prompt that is likeliest to become mixed by it for its tokens. What outcomes alone can
+                     teach: `price`, which is told nothing, is not to be expected above it where the budget is ample
 
     python benchmarks/groups.py [--draws 10] [--output FILE]
 """
@@ -37,7 +41,7 @@ class World:
 
     def __init__(self, recording: Recording, seed: int) -> None:
         self.p_N, self.length_NS = recording.is_right_NS.mean(axis=1), recording.length_NS
-        self.rng = np.random.default_rng(seed)
+        self.seed, self.rng = seed, np.random.default_rng(seed)
         self.right_N, self.wrong_N = np.zeros((2, len(recording)), np.int64)
         self.spent = 0
 
@@ -78,6 +82,33 @@ def rounds(world: World, budget: int, *, each: int) -> int:
     return world.mixed()
 
 
+def outcomes(world: World, budget: int) -> int:
+    """One rollout at a time, by the chance that it makes its group mixed; never over the budget."""
+    solvability_G, prompts_G = np.unique(world.p_N, return_counts=True)
+    mean_N = world.length_NS.mean(axis=1)
+    while True:
+        right_N, wrong_N = world.right_N[:, None], world.wrong_N[:, None]
+        believed_NG = prompts_G * solvability_G**right_N * (1.0 - solvability_G) ** wrong_N
+        believed_NG = believed_NG / believed_NG.sum(axis=1, keepdims=True)
+        chance_N = believed_NG @ solvability_G
+        differ_N = believed_NG @ (solvability_G * (1.0 - solvability_G))
+        lacks_N = np.where(world.right_N > 0, 1.0 - chance_N, np.where(world.wrong_N > 0, chance_N, differ_N))
+        is_open_N = ((world.right_N == 0) | (world.wrong_N == 0)) & (world.right_N + world.wrong_N < MOST)
+        worth_N = np.where(is_open_N, lacks_N / mean_N + 1e-12 * world.rng.random(len(mean_N)), -1.0)
+        prompt = int(worth_N.argmax())
+        if worth_N[prompt] < 0 or world.spent + world.length_NS[prompt].max() > budget:
+            return world.mixed()
+        world.roll(np.array([prompt]))
+
+
+def epoch_before(recording: Recording, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return what a group of eight rollouts of every prompt says of it."""
+    before = World(recording, seed + 1_000)
+    _, tokens_R = before.roll(np.repeat(np.arange(len(recording)), GROUP))
+    tokens_N = tokens_R.reshape(-1, GROUP).mean(axis=1)
+    return {"tokens_N": np.maximum(tokens_N, 1.0), "solvability_N": (before.right_N + 0.25) / (GROUP + 0.5)}
+
+
 def price(world: World, budget: int, *, ceiling: int, tokens_N: NDArray[np.float64], **belief: object) -> int:
     """By the price; never over the budget."""
     queries = len(world.p_N)
@@ -107,12 +138,15 @@ def main() -> None:
     head = {"tokens_N": np.maximum(curves.spend_NK[:, -1], 1.0), "solvability_N": curves.success_NK[:, -1]}
     mean, ceiling = recording.length_NS.mean(), recording.cap_tokens
     known = {"tokens_N": recording.length_NS.mean(axis=1), "solvability_N": recording.is_right_NS.mean(axis=1)}
+    epoch_D = [epoch_before(recording, seed) for seed in range(options.draws)]
     policies: dict[str, Callable[[World, int], int]] = {
         "uniform_8": uniform,
         "rounds_4": lambda world, budget: rounds(world, budget, each=4),
         "rounds_2": lambda world, budget: rounds(world, budget, each=2),
         "price": lambda world, budget: price(world, budget, ceiling=ceiling, tokens_N=np.full(len(recording), mean)),
         "price_head": lambda world, budget: price(world, budget, ceiling=ceiling, **head),
+        "price_epoch": lambda world, budget: price(world, budget, ceiling=ceiling, **epoch_D[world.seed]),
+        "outcomes": outcomes,
         "price_known": lambda world, budget: price(world, budget, ceiling=ceiling, strength=1e9, **known),
     }
     rows = []
@@ -133,7 +167,10 @@ def main() -> None:
         "over_rounds": {
             str(share): of["price", share] / max(of["rounds_2", share], of["rounds_4", share]) for share in SHARES
         },
-        "head_over_uniform_8": {str(share): of["price_head", share] / of["uniform_8", share] for share in SHARES},
+        **{
+            f"{name}_over_uniform_8": {str(share): of[name, share] / of["uniform_8", share] for share in SHARES}
+            for name in ("price_head", "price_epoch", "price_known", "outcomes")
+        },
         "rows": rows,
     }
     if options.output:

@@ -7,12 +7,14 @@ of each answer that runs, and nothing else takes time.
     python benchmarks/makespan.py --rollouts epoch_gpqa_aime.parquet --model gpt-5-mini-2025-08-07@effort=high
     python benchmarks/makespan.py --learns tests/data/rollouts [--draws 16]    runs that teach themselves: minutes
     python benchmarks/makespan.py --learns tests/data/demo/rollouts.parquet    likewise, as the demo: 1,400 tokens, 32 slots
+    python benchmarks/makespan.py --learns tests/data/rollouts --copies 5 --tokens 24 --a-slot 25     a batch of 995
 
 Log-normal: each query has a median of its own, itself log-normal about 1,500 tokens, and its lengths spread about that, up to
 16,384; what is known of a query is its median, the spread and its chance of a right answer. Recorded: each answer is a query;
 what is known of it is what the other answers to the same query did, with one more that is the mean of all. Learning: batches
 drawn as in `benchmarks/learning.py`, one recorded answer to each query, of which nothing is known before the first answers;
-here all figures are means over the draws, with the error of the difference in right answers. A recording without features is
+here all figures are means over the draws, with the error of the difference in right answers. With copies, so many answers of
+each query are queries of their own, and none is believed what another one of them has taught. A recording without features is
 read by the text and the ngrams of its prompts.
 
 What is in the line, for each case, share of the budget and number of queries a slot:
@@ -118,7 +120,9 @@ def compared(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
     }
 
 
-def learners(path: Path, draws: int) -> tuple[int, dict[str, list[dict[str, float]]]]:
+def learners(
+    path: Path, draws: int, *, copies: int, tokens: list[float] | None, a_slot: list[float] | None
+) -> tuple[int, dict[str, list[dict[str, float]]]]:
     """Return how many queries there are, and one row for each number of them a slot, of each budget."""
     is_demo = path.is_file()
     files = [str(path)] if is_demo else [str(path / "rollouts.parquet"), str(path / "features.parquet")]
@@ -129,12 +133,13 @@ def learners(path: Path, draws: int) -> tuple[int, dict[str, list[dict[str, floa
     known, tasks = (recording.features, recording.rollouts.prompts), recording.task_N.tolist()
     sets = ["text", "ngrams"] if is_demo else ["hidden", "text"]
     x_NP = fit_coordinates(*known, sets=sets, tasks=tasks)(*known, tasks)
-    batches = [draw(recording, x_NP, copies=1, queries=None, shuffled=False, seed=seed) for seed in range(draws)]
-    return len(recording), {
-        f"learning, {len(recording)} recorded queries, {budget:.4g} tokens a query": [
-            learned(batches, budget, each) for each in queries_a_slot
+    batches = [draw(recording, x_NP, copies=copies, queries=None, shuffled=False, seed=seed) for seed in range(draws)]
+    queries = copies * len(recording)
+    return queries, {
+        f"learning, {queries} recorded queries, {budget:.4g} tokens a query": [
+            learned(batches, budget, each) for each in a_slot or queries_a_slot
         ]
-        for budget in budgets
+        for budget in tokens or budgets
     }
 
 
@@ -174,10 +179,11 @@ def timed_learning(drawn: Drawn, average: float, queries_a_slot: float, *, overl
         cost_N=one_N,
         budget_tokens=round(average * queries),
         seed=drawn.seed,
+        fold_N=drawn.fold_N if drawn.has_copies else None,
     )
     return timed_run(
         offers,
-        drawn.answers,
+        drawn.answers.of_attempt(np.ones(queries, np.int64)),
         budget_tokens=offers.budget_tokens,
         slots=int(queries / queries_a_slot),
         overlaps=overlaps,
@@ -194,11 +200,15 @@ def main() -> None:
         "--learns", type=Path, help="folder of a recording with features, for runs that teach themselves"
     )
     parser.add_argument("--draws", type=int, default=16)
+    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--tokens", type=float, nargs="+", help="average budgets of those runs")
+    parser.add_argument("--a-slot", type=float, nargs="+", help="queries a slot")
     chosen = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
     queries = chosen.queries
     if chosen.learns:
-        queries, found = learners(chosen.learns, chosen.draws)
+        own = {name: getattr(chosen, name) for name in ("copies", "tokens", "a_slot")}
+        queries, found = learners(chosen.learns, chosen.draws, **own)
     elif chosen.rollouts:
         answers, curves = recorded(chosen.rollouts, chosen.model or parser.error("--rollouts needs a --model"))
         for share in SHARES:

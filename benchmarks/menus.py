@@ -14,6 +14,9 @@ model. `once`: what has ended is the answer, right or wrong; the scorer only tea
 Yardsticks, in hindsight on the same answers: *single*, the best (model, ceiling) for all; *mixture*, the best random mixture
 of those, "no call" included; *oracle*, each query's own best (model, ceiling) by all its recorded answers.
 
+*told*: the same law, told at the start and for nothing what all recorded answers to the other queries teach of each model, by
+what is known of a query. A run that learns the same from fewer answers, and pays for them, is not to be expected above it.
+
 Budgets are shares of what the dearest model takes without a ceiling.
 """
 
@@ -38,20 +41,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from figures import drawn
 
+from clear_ray.batch.learning import incidence_of
 from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.money import COST_PARTS
 from clear_ray.config.prices import Prices
 from clear_ray.engine.base import Features
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
+from clear_ray.estimation.factors import Observed
+from clear_ray.estimation.hazards import Incidence
 from clear_ray.ledger.ledger import Entry, Ledger
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, Stages
+from clear_ray.rounds.menu_beliefs import MenuBeliefs
+from clear_ray.rounds.menu_courses import Seen
 from clear_ray.rounds.menu_offers import MenuOffers
+from clear_ray.rounds.menu_pilot import stretch_J
 from clear_ray.rounds.rounds import Rounds
 
 Array = NDArray[np.float64]
+INCIDENCE = ("right_NK", "wrong_NK", "survival_NK")
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 PRICES = {  # dollars per million tokens, input and output
     "Qwen2.5-3B-Instruct": ("0.015", "0.045"),
@@ -218,7 +228,42 @@ def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return hull
 
 
-def run_menu(recorded: Recorded, copies: int, *, budget: int, mode: str, draw: int) -> tuple[float, float, int]:
+def grid_of(recorded: Recorded) -> NDArray[np.int64]:
+    """Return the token grid of all curves."""
+    return token_grid(int(recorded.length_JNS.max()), points=32)
+
+
+def told(recorded: Recorded) -> tuple[Incidence, ...]:
+    """Return what all recorded answers to the other queries teach of each model."""
+    shape = recorded.length_JNS.shape
+    model_M, query_M, _ = (of.ravel() for of in np.indices(shape))
+    ended_M = ~recorded.is_cut_JNS.ravel()
+    right_M = np.where(ended_M, recorded.is_right_JNS.ravel().astype(float), np.nan)
+    answers = Observed(query_M, recorded.length_JNS.ravel(), ended_M, right_M)
+    beliefs = MenuBeliefs(
+        x_NP=recorded.x_NP,
+        tokens_K=grid_of(recorded),
+        stretch_J=stretch_J(calls_of(recorded, np.arange(shape[1]))),
+    )
+    believed = beliefs.after(Seen(answers, model_M, np.zeros(len(query_M), bool)))
+    return tuple(incidence_of(curves) for curves in believed.fresh)
+
+
+def calls_of(recorded: Recorded, row_N: NDArray[np.int64]) -> tuple[CallCosts, ...]:
+    """Return what calls of each model take, of the queries at `row_N`."""
+    return tuple(
+        CallCosts(
+            np.full(len(row_N), prices.token_parts),
+            np.full(len(row_N), prices.read_parts),
+            recorded.prompt_tokens_JN[j][row_N],
+        )
+        for j, prices in enumerate(recorded.prices())
+    )
+
+
+def run_menu(
+    recorded: Recorded, copies: int, *, budget: int, mode: str, draw: int, given: Sequence[Incidence] = ()
+) -> tuple[float, float, int]:
     """Run one batch; return its share of right answers, what it spent of its budget, and its rounds."""
     rng = np.random.default_rng([draw, 17])
     models, queries, samples = recorded.length_JNS.shape
@@ -227,23 +272,18 @@ def run_menu(recorded: Recorded, copies: int, *, budget: int, mode: str, draw: i
     length_JN, right_JN, cut_JN = (
         of[:, row_N, sample_N] for of in (recorded.length_JNS, recorded.is_right_JNS, recorded.is_cut_JNS)
     )
-    lists, count = recorded.prices(), len(row_N)
-    calls = tuple(
-        CallCosts(
-            np.full(count, prices.token_parts), np.full(count, prices.read_parts), recorded.prompt_tokens_JN[j][row_N]
-        )
-        for j, prices in enumerate(lists)
-    )
+    count, calls = len(row_N), calls_of(recorded, row_N)
     longest = int(recorded.length_JNS.max())
     offers = MenuOffers(
         x_NP=recorded.x_NP[row_N],
-        tokens_K=token_grid(longest, points=32),
+        tokens_K=grid_of(recorded),
         weight_N=np.ones(count),
         max_tokens_JN=np.full((models, count), longest),
         tie_break_N=rng.permutation(count).astype(np.uint64),
         calls=calls,
         budget_tokens=budget,
         objective="solved" if mode == "solved" else "correct",
+        given=tuple(Incidence(*(getattr(of, name)[row_N] for name in INCIDENCE)) for of in given),
         stages=Stages(),
         fold_N=rng.permutation(np.arange(queries) % 4)[row_N],
         seed=draw,
@@ -296,16 +336,21 @@ def measure(folder: Path, name: str, mode: str, draws: int, shares: Sequence[flo
     recorded, copies = read(folder, name)
     ample = float(recorded.cost_parts_JNS()[-1].mean())
     marks = yardsticks(recorded, np.array(shares) * ample)
-    count = len(recorded.query_ids) * copies
-    found, used, rounds = [], [], []
+    count, known = len(recorded.query_ids) * copies, told(recorded)
+    found, used, rounds, bound = [], [], [], []
     for share in shares:
         budget = int(share * ample * count / COST_PARTS)
         runs = [run_menu(recorded, copies, budget=budget, mode=mode, draw=draw) for draw in range(draws)]
         found.append([run[0] for run in runs])
+        knowing = [
+            run_menu(recorded, copies, budget=budget, mode=mode, draw=draw, given=known)[0] for draw in range(draws)
+        ]
+        bound.append(float(np.mean(knowing)))
         used.append(float(np.mean([run[1] for run in runs])))
         rounds.append(max(run[2] for run in runs))
     menu = np.mean(found, axis=1)
-    way = (menu - marks["mixture"]) / np.maximum(np.array(marks["oracle"]) - marks["mixture"], 1e-9)
+    room = np.maximum(np.array(marks["oracle"]) - marks["mixture"], 1e-9)
+    way = (menu - marks["mixture"]) / room
     return {
         "set": name,
         "mode": mode,
@@ -317,9 +362,11 @@ def measure(folder: Path, name: str, mode: str, draws: int, shares: Sequence[flo
         "ample_dollars_a_query": ample / COST_PARTS / 1e9,
         "shares": list(shares),
         "menu": np.round(menu, 4).tolist(),
+        "told": np.round(bound, 4).tolist(),
         "worst_draw": np.round(np.min(found, axis=1), 4).tolist(),
         **{key: np.round(values, 4).tolist() for key, values in marks.items()},
         "way_to_oracle": np.round(way, 3).tolist(),
+        "way_told": np.round((np.array(bound) - marks["mixture"]) / room, 3).tolist(),
         "used": np.round(used, 3).tolist(),
         "rounds": rounds,
         "cpu_seconds": round(time.process_time() - started, 1),

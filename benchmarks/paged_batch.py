@@ -1,7 +1,7 @@
 """Continuous batching by transformers' own paged cache: what `throughput.py` compares our batch with.
 
 Prefixes that queries share are read once. Against it: on CPU it takes about three times the processor time of ours
-(docs/performance.md); every draw of a sampled batch comes from one stream, so a seed does not fix a text; and a
+(benchmarks/results/notebook.md); every draw of a sampled batch comes from one stream, so a seed does not fix a text; and a
 cancelled answer holds the tokens handed out so far, while the one in flight is lost.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from clear_ray.config.engine import WorkersConfig
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.errors import EngineError
 
 _PAGE_TOKENS = 32
@@ -57,8 +57,8 @@ class PagedBatch:
             )
         )
         self._cache_tokens = None if model.device.type == "cuda" else cache_tokens
-        self._open: dict[str, Answer] = {}
-        self._refused: list[Answer] = []
+        self._open: dict[str, RunningGrant] = {}
+        self._refused: list[RunningGrant] = []
         self._added = self.progress = 0
 
     @property
@@ -66,7 +66,7 @@ class PagedBatch:
         """Whether there is nothing to do."""
         return not self._open and not self._refused
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: RunningGrant) -> None:
         """Hand an answer to the manager, unless the cache could never hold it: that would end the whole batch."""
         needed = len(answer.input_ids) + answer.grant.max_tokens
         if self._cache_tokens is not None and needed > self._cache_tokens:
@@ -85,7 +85,7 @@ class PagedBatch:
             eos_token_id=self._end_token_ids,
         )
 
-    def step(self) -> list[Answer]:
+    def step(self) -> list[RunningGrant]:
         """Collect what the manager has brought forward; wait a moment for the first of it."""
         ended, self._refused = self._refused, []
         for name in [name for name, answer in self._open.items() if answer.is_cancelled]:
@@ -106,7 +106,7 @@ class PagedBatch:
             self._manager.cancel_request(name)
         self._scope.close()
 
-    def _take_in(self, result: Any) -> list[Answer]:
+    def _take_in(self, result: Any) -> list[RunningGrant]:
         answer = self._open.get(result.request_id)
         if answer is None:
             return []

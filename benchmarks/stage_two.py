@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import subprocess
@@ -38,7 +39,10 @@ from clear_ray.run_folder.grants import read_grants
 from clear_ray.stages.probe import prompts_of
 from clear_ray.storage import open_folder
 
-DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
+CHECKOUT = Path(__file__).resolve().parents[1]
+DEMO = CHECKOUT / "jobs" / "configs" / "demo.yaml"
+RECORDED = CHECKOUT / "tests" / "data" / "rollouts" / "queries.parquet"
+"""Asked where reasoning-gym, which makes the demo's queries, is not installed."""
 
 
 def configured(folder: str, queries: int, ceiling: int, engine: str | None) -> RunConfig:
@@ -47,10 +51,14 @@ def configured(folder: str, queries: int, ceiling: int, engine: str | None) -> R
     other = {} if engine is None else {"engine": json.loads(engine), "estimate": {}}
     each = -(-queries // len(demo.input.tasks))
     tasks = [{**task.model_dump(), "count": each} for task in demo.input.tasks]
+    asked, many = demo.input.model_dump() | {"tasks": tasks}, each * len(tasks)
+    if importlib.util.find_spec("reasoning_gym") is None:
+        asked, many = {"path": str(RECORDED)}, pq.read_metadata(RECORDED).num_rows
+        other |= {"scoring": {}}
     settings = demo.model_dump() | {
         "run_dir": f"{folder}/run",
-        "budget": ceiling * each * len(tasks),
-        "input": demo.input.model_dump() | {"tasks": tasks},
+        "budget": ceiling * many,
+        "input": asked,
         "allocation": demo.allocation.model_dump() | {"policy": "uniform", "max_tokens": ceiling, "max_rounds": 1},
     }
     return RunConfig.parse(settings | other)

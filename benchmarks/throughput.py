@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import importlib.util
 import json
 import os
 import platform
@@ -40,27 +41,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from paged_batch import PagedBatch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from clear_ray.config.engine import TransformersConfig, WorkersConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine import Grant, Prompt, TransformersEngine
 from clear_ray.engine.base import read_prompt
-from clear_ray.engine.batch import Answer, AnswerBatch
+from clear_ray.engine.batch import AnswerBatch, RunningGrant
 from clear_ray.engine.grouping import PREFILL_TOKENS
 from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.smollm2 import EMBEDDED_MODEL, resolve_model
 from clear_ray.engine.trial import measure_footprint
+from clear_ray.errors import ConfigError
 from clear_ray.tasks import generate_queries
 
 WORDS = ["river", "stone", "winter", "copper", "engine", "garden", "planet", "summer", "bridge", "candle", "forest"]
 WAYS = ("padded", "padded_sorted")
 MEAN_TOKENS, MOST_TOKENS = 96, 512
-DEMO = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "demo.yaml"
+CHECKOUT = Path(__file__).resolve().parents[1]
+DEMO, ROLLOUTS = CHECKOUT / "jobs" / "configs" / "demo.yaml", CHECKOUT / "tests" / "data" / "rollouts"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Seconds(NamedTuple):
@@ -120,7 +129,7 @@ def most_positions(inputs: Sequence[list[int]]) -> int:
 def run_through(batch: AnswerBatch, inputs: Sequence[list[int]], grants: Sequence[int]) -> tuple[int, int]:
     """Run the grants through a batch and close it; return the tokens generated and the steps taken."""
     for i, (ids, tokens) in enumerate(zip(inputs, grants, strict=True)):
-        batch.add(Answer(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
+        batch.add(RunningGrant(Grant(str(i), "", tokens), list(ids), on_end=lambda _: None))
     generated = steps = 0
     while not batch.is_idle:
         ended = batch.step()
@@ -166,7 +175,7 @@ def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 9
         batch = slot_batch(model, rows=rows, positions=prompt_tokens + 4 * steps, eager=eager)
         for i in range(rows):
             ids = [int(token) for token in rng.integers(0, vocabulary, prompt_tokens)]
-            batch.add(Answer(Grant(str(i), "", 2 * steps), ids, on_end=lambda _: None))
+            batch.add(RunningGrant(Grant(str(i), "", 2 * steps), ids, on_end=lambda _: None))
         seconds = [timed(model, batch.step)[1].wall for _ in range(steps)]
         batch.close()
         medians[name] = float(np.median(seconds[steps // 2 :]))
@@ -183,7 +192,7 @@ def decode_steps(model: Any, rows: int, prompt_tokens: int = 128, steps: int = 9
 
 
 def random_model(folder: Path, *, is_small: bool = False) -> None:
-    """Save a model of 1.5 billion random weights, in the shape of Qwen2.5-1.5B, with the embedded model's tokenizer.
+    """Save a model of 1.5 billion random weights, in the shape of Qwen2.5-1.5B, with some tokenizer.
 
     Args:
         folder: Where to.
@@ -202,9 +211,37 @@ def random_model(folder: Path, *, is_small: bool = False) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model: Any = Qwen2ForCausalLM(config)
         model.to(torch.bfloat16).save_pretrained(folder)
-    embedded = Path(resolve_model(EMBEDDED_MODEL))
+    try:
+        embedded = Path(resolve_model(EMBEDDED_MODEL))
+    except (ConfigError, ImportError):  # its package, or what reads its weights, is not installed
+        trained_tokenizer(recorded_prompts()).save_pretrained(folder)
+        return
     for file in (*embedded.glob("*token*"), *embedded.glob("*template*")):
         shutil.copy(file, folder)
+
+
+def trained_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Train a small tokenizer with a chat template on some texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=8_192,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1])
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def recorded_prompts() -> list[str]:
+    """Return what was asked of a model in the recorded rollouts, without the chat template."""
+    rows = pq.read_table(ROLLOUTS / "queries.parquet", columns=["prompt"])["prompt"].to_pylist()
+    return [row.partition("<|im_start|>user\n")[2].partition("<|im_end|>")[0] for row in rows]
 
 
 @torch.inference_mode()
@@ -234,7 +271,10 @@ def file_prompts(path: Path, queries: int) -> list[Prompt]:
 
 
 def demo_prompts(queries: int) -> list[Prompt]:
-    """Return prompts of the demo's kinds, one kind after the other in turn."""
+    """Return prompts of the demo's kinds, one kind after the other in turn; without reasoning-gym the recorded ones."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        recorded = recorded_prompts()
+        return [recorded[i % len(recorded)] for i in range(queries)]
     sources = RunConfig.load(DEMO).input.tasks
     each = -(-queries // len(sources))
     rows = list(generate_queries([source.model_copy(update={"count": each}) for source in sources]))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         allocate_rollouts,
         solve_shadow_price,
     )
-    from clear_ray.batch.run import RunResult, plan, run
+    from clear_ray.batch.plan import plan
+    from clear_ray.batch.run import RunResult, run
     from clear_ray.config.run import RunConfig
     from clear_ray.engine.base import Engine
     from clear_ray.engine.replay import ReplayEngine
@@ -58,7 +59,7 @@ _HOME = {
     "Tabulated": "clear_ray.allocation",
     "allocate": "clear_ray.allocation",
     "allocate_rollouts": "clear_ray.allocation",
-    "plan": "clear_ray.batch.run",
+    "plan": "clear_ray.batch.plan",
     "run": "clear_ray.batch.run",
     "solve_shadow_price": "clear_ray.allocation",
 }

@@ -124,7 +124,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Check every line and price the batch, without generating a token unless it may sample a few answers."""
-    from clear_ray.batch.run import plan as price_batch
+    from clear_ray.batch.plan import plan as price_batch
     from clear_ray.report.live import choose_display
     from clear_ray.report.text import plan_text
 

@@ -33,7 +33,7 @@ _TOLD = ("right", "wrong", "spent")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class AskedRollouts:
     """Rollouts to sample now.
 
     Attributes:
@@ -124,7 +124,7 @@ class RolloutGroups:
             wrong_N=self.wrong_N,
         )
 
-    def ask(self, most_rollouts: int) -> Asked:
+    def ask(self, most_rollouts: int) -> AskedRollouts:
         """Return rollouts to sample, those of the greatest worth a token first.
 
         Args:
@@ -138,7 +138,7 @@ class RolloutGroups:
         rollouts = self._first_of(prompt, allocation.rollouts_N[prompt], most_rollouts)
         prompt, rollouts = prompt[rollouts > 0], rollouts[rollouts > 0]
         self.running_N[prompt] += rollouts
-        return Asked(prompt, rollouts, allocation)
+        return AskedRollouts(prompt, rollouts, allocation)
 
     def tell(self, prompt_R: ArrayLike, is_right_R: ArrayLike, tokens_R: ArrayLike) -> None:
         """Tell what came of rollouts that were asked for, in any order and any number at a time.

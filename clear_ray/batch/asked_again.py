@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.report.summary import AttemptsReport
 from clear_ray.rounds.attempt_menu import Menu, menu_of
-from clear_ray.rounds.attempt_offers import standing_of
+from clear_ray.rounds.attempt_offers import attempt_states
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.group_menu import group_menu
 from clear_ray.rounds.history import SOLVED_SCORE
 from clear_ray.rounds.states import QueryStates
 from clear_ray.rounds.vote_menu import habits_of, vote_menu
 
 
-def attempts_report(batch: Batch, states: QueryStates, *, objective: str | None = None) -> AttemptsReport | None:
+def attempts_report(
+    batches: Sequence[Batch], states: QueryStates, *, objective: str | None = None
+) -> AttemptsReport | None:
     """Return the report of the attempts of a run; None if it asked every query once.
 
     Args:
-        batch: The whole batch, by what is believed of it in the end.
+        batches: The whole batch, by what is believed in the end of each engine.
         states: Where every query stands after the last round.
         objective: What the answers of the run were for, if not what its rule says: one whose label is agreement wants one
             answer to each query, and compares some.
@@ -26,10 +31,11 @@ def attempts_report(batch: Batch, states: QueryStates, *, objective: str | None 
     if states.rule.is_single:
         return None
     if states.rule.objective == "vote":
-        return _votes_report(batch, states, objective or "vote")
-    is_solved_N = states.chosen_score_N >= SOLVED_SCORE
+        return _votes_report(batches, states, objective or "vote")
+    is_solved_N, is_group = states.chosen_score_N >= SOLVED_SCORE, states.rule.objective == "groups"
     solved, most = int(is_solved_N.sum()), int(states.rule.most_of(np.arange(len(is_solved_N))).max())
-    one_more = _one_more(batch, states, is_unsolved_N=~is_solved_N & ~states.has_failed_N)
+    is_done_N = states.is_mixed_N if is_group else is_solved_N
+    one_more = _one_more(batches, states, is_open_N=~is_done_N & ~states.has_failed_N)
     return AttemptsReport(
         objective=states.rule.objective,
         most=most,
@@ -38,6 +44,7 @@ def attempts_report(batch: Batch, states: QueryStates, *, objective: str | None 
         tokens_per_solved=float(states.written_tokens_N.sum()) / solved if solved else None,
         one_more_solves=one_more[0],
         one_more_tokens=one_more[1],
+        mixed=int(states.is_mixed_N.sum()) if is_group else None,
     )
 
 
@@ -51,15 +58,21 @@ def solved_by_attempt(states: QueryStates) -> tuple[int, ...]:
     return tuple(int(queries) for queries in by_number)
 
 
-def _votes_report(batch: Batch, states: QueryStates, objective: str) -> AttemptsReport:
-    index = np.flatnonzero(~states.has_failed_N & (batch.max_tokens_N > 0))
+def _votes_report(batches: Sequence[Batch], states: QueryStates, objective: str) -> AttemptsReport:
+    index = np.flatnonzero(~states.has_failed_N & (_most_tokens_N(batches) > 0))
     votes_M = states.ballots.votes_of(index)
     one_more = (0.0, 0.0)
     if len(index) and objective == "vote":
-        standing, habits = standing_of(batch, states, index).only_one_more(), habits_of(batch.take(index), votes_M)
-        most_tokens_M = batch.max_tokens_N[index]
-        menu = vote_menu(batch.take(index), standing, votes_M, most_tokens_N=most_tokens_M, habits=habits)
-        one_more = _best_of(menu)
+
+        def of(batch: Batch) -> Menu:
+            standing, habits = (
+                attempt_states(batch, states, index).only_one_more(),
+                habits_of(batch.take(index), votes_M),
+            )
+            most_tokens_M = batch.max_tokens_N[index]
+            return vote_menu(batch.take(index), standing, votes_M, most_tokens_N=most_tokens_M, habits=habits)
+
+        one_more = _best_of([of(batch) for batch in batches])
     return AttemptsReport(
         objective=objective,
         most=int(states.rule.most_of(np.arange(len(states.attempt_N))).max()),
@@ -72,19 +85,32 @@ def _votes_report(batch: Batch, states: QueryStates, objective: str) -> Attempts
     )
 
 
-def _one_more(batch: Batch, states: QueryStates, *, is_unsolved_N: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return what one further attempt at every unsolved query is expected to solve and to spend, at its best ceiling."""
-    index = np.flatnonzero(is_unsolved_N & (batch.max_tokens_N > 0))
+def _one_more(batches: Sequence[Batch], states: QueryStates, *, is_open_N: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return what one further attempt at every unsolved query, or unmixed group, is expected to bring and to spend."""
+    index = np.flatnonzero(is_open_N & (_most_tokens_N(batches) > 0))
     if not len(index):
         return 0.0, 0.0
-    standing = standing_of(batch, states, index).only_one_more()
-    menu = menu_of(batch.take(index), standing, most_tokens_N=batch.max_tokens_N[index])
-    return _best_of(menu)
+    plans_of = group_menu if states.rule.objective == "groups" else menu_of
+    return _best_of(
+        [
+            plans_of(
+                batch.take(index),
+                attempt_states(batch, states, index).only_one_more(),
+                most_tokens_N=batch.max_tokens_N[index],
+            )
+            for batch in batches
+        ]
+    )
 
 
-def _best_of(menu: Menu) -> tuple[float, float]:
-    """Return what the plans that bring most for their tokens are expected to bring and to spend together."""
+def _most_tokens_N(batches: Sequence[Batch]) -> NDArray[np.int64]:
+    return np.asarray(np.max([batch.max_tokens_N for batch in batches], axis=0), np.int64)
+
+
+def _best_of(menus: Sequence[Menu]) -> tuple[float, float]:
+    """Return what the plans, of any engine, that bring most for their tokens are expected to bring and to spend together."""
+    success, spend = (np.concatenate([getattr(menu, name) for menu in menus]) for name in ("success_JN", "spend_JN"))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(menu.spend_JN > 0, menu.success_JN / menu.spend_JN, 0.0)
+        ratio = np.where(spend > 0, success / spend, 0.0)
     best, rows = ratio.argmax(axis=0), np.arange(ratio.shape[1])
-    return float(menu.success_JN[best, rows].sum()), float(menu.spend_JN[best, rows].sum())
+    return float(success[best, rows].sum()), float(spend[best, rows].sum())

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import ray
 
-from clear_ray.batch.earlier import store_errors
+from clear_ray.batch.earlier_runs import store_errors
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.pricing import check_minimum_service, check_one_call, least_call, token_costs
-from clear_ray.batch.scale import is_sketched
 from clear_ray.cluster.connection import reach
 from clear_ray.cluster.room import refuse_no_place
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.checking import check_engine, engine_notes
-from clear_ray.errors import ConfigError
 from clear_ray.estimation.encoder import encoder_folder
 from clear_ray.estimation.head import ANY_MODEL, Head
 from clear_ray.estimation.resolve import resolve_head
@@ -94,7 +92,6 @@ def check_run(config: RunConfig) -> Checked:
             check_one_call(config, cost_N, into)
             check_minimum_service(config, token_costs(config, cost_N, of=min), into)
         digest = replace(digest, notices=(*digest.notices, *notes_of(config, heads), *([hardly] if hardly else [])))
-        check_size(config, digest.rows, into)
     check_surroundings(config, folder)
     for named, head in zip(config.named_engines, heads, strict=True):
         check_engine(
@@ -156,24 +153,12 @@ def menu_notes(config: RunConfig) -> list[str]:
                 f"{after.name} is cheaper than {before.name} and stands after it: a query is asked of engines in their order"
             )
     unknown = [named.name for named in several if named.learns]
-    if unknown and config.scoring.scorer is None:
+    if unknown and config.scoring.scorer is None and config.votes_by is None:
         notes.append(
             f"no scorer says which answers are right, so nothing is learned of how much better one of {', '.join(unknown)} "
             "is than another: dear ones are asked for what cheap ones do not finish"
         )
     return notes
-
-
-def check_size(config: RunConfig, queries: int, folder: Folder) -> None:
-    """Refuse several engines for a batch of more queries than are priced on the driver; leave nothing behind.
-
-    Raises:
-        ConfigError: It is one.
-    """
-    if config.engines is not None and is_sketched(queries, None):
-        folder.delete("queries")
-        said = "so many queries are priced where their estimates are, which takes one engine"
-        raise ConfigError(said, "engines", f"{queries:,} queries", "Split the batch, or name one engine.")
 
 
 def heads_of(config: RunConfig) -> tuple[Head, ...]:

@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clear_ray.batch.context import RunContext
-from clear_ray.batch.earlier import keep_lesson
+from clear_ray.batch.earlier_runs import keep_lesson
+from clear_ray.batch.feature_worth import worth_of_sets
 from clear_ray.batch.generate import mark_lost_answers
 from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, told_of
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
-from clear_ray.batch.scale import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.scores import read_scores
+from clear_ray.batch.size_limits import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.sorted_files import write_sorted
-from clear_ray.batch.worth import worth_of_sets
 from clear_ray.estimation.factors import Observed
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ingest.logprobs import NOT_GIVEN

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from clear_ray.batch.scale import is_spread
+from clear_ray.batch.size_limits import is_spread
 from clear_ray.config.estimate import PROBED_SETS
 from clear_ray.engine.base import Features, words_of
 from clear_ray.errors import BudgetError, own_error

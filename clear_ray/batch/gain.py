@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clear_ray.batch.earlier import Earlier
+from clear_ray.batch.earlier_runs import Earlier
 from clear_ray.batch.learning import Lesson
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.gain import SampledAnswer, gain_by_curves, gain_by_sample

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from clear_ray.batch.retrying import take_in_again
+from clear_ray.config.allocation import JUDGED
 from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig
 from clear_ray.config.input import InputConfig
 from clear_ray.config.run import RunConfig
@@ -169,9 +170,9 @@ class _GoldWatch:
             SchemaError: They would.
         """
         found = self.golds.survey()
-        if self.objective in ("solved", "best_of_n") and found.needs_gold and not found.golds:
+        if self.objective in JUDGED and found.needs_gold and not found.golds:
             raise SchemaError(
-                f"no row has a gold answer, and allocation.objective {self.objective} asks again for want of a right one",
+                f"no row has a gold answer, and allocation.objective {self.objective} asks again by which answers are right",
                 "input.columns.gold",
                 remedy="Name the column of the gold answers, or leave the objective out.",
             )

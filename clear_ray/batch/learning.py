@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import coordinates_of
-from clear_ray.batch.earlier import Earlier, earlier_of, open_store
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.earlier_runs import Earlier, earlier_of, open_store
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.config.engine import EngineConfig, OpenAIConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.config.sampling import Sampling

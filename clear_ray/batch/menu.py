@@ -27,6 +27,7 @@ from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
+from clear_ray.rounds.menu_votes import VotingMenuOffers
 from clear_ray.rounds.states import QueryStates
 from clear_ray.rounds.uniform_menu import UniformMenuOffers
 from clear_ray.run_folder.estimates import Estimates
@@ -55,7 +56,8 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
             seed=config.seed,
             encoder=config.estimate.encoder,
         )
-    kind = UniformMenuOffers if config.allocation.policy == "uniform" else MenuOffers
+    kind = VotingMenuOffers if config.allocation.objective == "vote" else MenuOffers
+    kind = UniformMenuOffers if config.allocation.policy == "uniform" else kind
     return kind(
         x_NP=x_NP,
         tokens_K=tokens_K,

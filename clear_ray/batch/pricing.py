@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import COORDINATES
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.batch.learning import Lesson, given_rows, learning_offers
 from clear_ray.batch.menu import menu_offers
-from clear_ray.batch.scale import is_sketched_run
-from clear_ray.config.engine import EngineConfig
+from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.config.menu import NamedEngine
 from clear_ray.config.prices import scaled_parts
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
+from clear_ray.ledger.client import MarketClient
 from clear_ray.records import COST_PARTS
 from clear_ray.report.wording import amount
 from clear_ray.rounds.attempt_offers import AttemptOffers
-from clear_ray.rounds.batch import cost_parts, taken_tokens
+from clear_ray.rounds.batch import taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LearningOffers
 from clear_ray.rounds.menu import reservation_prices
@@ -34,6 +34,8 @@ from clear_ray.rounds.offers import BatchOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates, read_weights
+from clear_ray.stages.charging import reserved_prompts
+from clear_ray.stages.first_tokens import FirstTokenFee, first_token_parts
 from clear_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 
 _LETTERS_A_TOKEN = 4
 _FIRST_TOKENS_SHARE = 10
-_PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
 PROBE = "probe"
 """Name under which the market is charged for the probe."""
 
@@ -147,28 +148,31 @@ def _priced(named: NamedEngine, estimates: Estimates, cost_N: NDArray[np.float64
     calls = CallCosts(
         token_parts_N=_scaled_parts(prices.token_parts, cost_N),
         read_parts_N=_scaled_parts(prices.read_parts, cost_N),
-        prompt_tokens_N=_reserved_prompts(named.config, estimates.prompt_tokens_N),
+        prompt_tokens_N=reserved_prompts(named.config, estimates.prompt_tokens_N),
     )
     sample = estimates.sample
     batch = replace(estimates.batch, cost_N=calls.token_parts_N[sample] / COST_PARTS, calls=calls.take(sample))
     return replace(estimates, batch=batch, calls=calls)
 
 
-def _reserved_prompts(config: EngineConfig, prompt_tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return what is set aside for prompts: of an engine that only estimates their length, some more."""
-    if config.kind != "openai":
-        return prompt_tokens_N
-    return np.asarray(np.ceil(_PROMPT_MARGIN * prompt_tokens_N) + _TEMPLATE_TOKENS, np.int64)
+def first_token_fee(config: RunConfig, market: MarketClient) -> FirstTokenFee | None:
+    """Return what calls for first tokens are charged, each before it is made; None where none is made."""
+    if not config.asks_first_tokens:
+        return None
+    return FirstTokenFee(market.awaitable(), config.engine, config.model_prices, PROBE)
+
+
+def planned_probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
+    """Return what the probe takes from the budget, calls for first tokens included if each is made once; thousandths."""
+    parts = probe_parts(config, estimates, cost_N)
+    if not config.asks_first_tokens:
+        return parts
+    return parts + first_token_parts(config.engine, config.model_prices, estimates.prompt_tokens_N, cost_N)
 
 
 def probe_parts(config: RunConfig, estimates: Estimates, cost_N: NDArray[np.float64]) -> int:
-    """Return what the probe takes from the budget, thousandths of its unit; 0 where it is not paid for."""
-    first_parts = 0
-    if config.asks_first_tokens:
-        index, calls = np.arange(estimates.queries), estimates.calls
-        first_N = cost_parts(cost_N) if calls is None else calls.taken_parts(index, np.ones_like(index), 0 * index)
-        first_parts = int(first_N.sum())
-    return first_parts + sum(
+    """Return what reading all prompts takes from the budget, thousandths of its unit; 0 where it is not paid for."""
+    return sum(
         int(each.read_tokens_N @ _scaled_parts(named.prices.probe_parts, cost_N))
         for named, each in zip(config.named_engines, estimates.each, strict=True)
         if named.prices is not None and named.prices.probe_parts

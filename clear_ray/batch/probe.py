@@ -10,18 +10,20 @@ from functools import partial
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of, homes_of
 from clear_ray.batch.report import SAMPLE_QUERIES
-from clear_ray.batch.scale import is_sketched_run
+from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors, is_worker_death
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError, own_error
 from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
+from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
-from clear_ray.stages.probe import Probe, SelectDue
+from clear_ray.stages.probe import Probe
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 
@@ -39,6 +41,7 @@ def probe(
     gate: Gate,
     number: int = 0,
     has_states: bool = False,
+    fee: FirstTokenFee | None = None,
 ) -> Estimates:
     """Have every query's prompt read once by an engine; what runs before have read is not read again.
 
@@ -52,10 +55,11 @@ def probe(
         gate: Opens when they are up and may be asked.
         number: Place of the engine, where there are several.
         has_states: Whether to keep what a run learns on of the model's own numbers.
+        fee: What calls for first tokens are charged, where that is what is kept.
     """
     tokens_K, name = np.asarray(head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states)
+        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee)
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
@@ -97,6 +101,7 @@ def _probe_the_rest(
     gate: Gate,
     name: str,
     has_states: bool,
+    fee: FirstTokenFee | None,
 ) -> None:
     """Write the estimates that are missing; a few times, should what calls the engines die.
 
@@ -104,7 +109,9 @@ def _probe_the_rest(
     """
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            _probe_what_is_due(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states)
+            _probe_what_is_due(
+                folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee
+            )
         except Exception as error:
             is_death = is_worker_death(error) and own_error(error) is None
             if not is_death or not tries_left:
@@ -124,6 +131,7 @@ def _probe_what_is_due(
     gate: Gate,
     name: str,
     has_states: bool,
+    fee: FirstTokenFee | None,
 ) -> None:
     """Have the estimates that are missing written into a folder of this run's own, a file for some calls.
 
@@ -134,18 +142,19 @@ def _probe_what_is_due(
     is_estimated_N, kept = estimated_already(folder, rows, name)
     if is_estimated_N.all():
         return
-    queries, estimates = folder.child("queries"), folder.child(name)
-    due = ray.data.read_parquet(queries.path, filesystem=queries.filesystem, file_extensions=["parquet"])
-    if kept:
-        due = due.map_batches(SelectDue(~is_estimated_N), batch_format="pyarrow")
+    due, estimates = np.flatnonzero(~is_estimated_N), folder.child(name)
+    # Numbers alone pass through Ray Data; the caller looks their prompts up. It starts no process to read them, and one less.
+    blocks = np.split(due, range(config.dispatch.block_rows, len(due), config.dispatch.block_rows))
+    numbers = ray.data.from_blocks([pa.table({"index": block}) for block in blocks])
     into = estimates.child(uuid4().hex[:8])
     homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
-    caller = partial(Probe, engines.workers, tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states)
+    told_once = (tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states, fee)
+    caller = partial(Probe, engines.workers, *told_once)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
-        found = due.repartition(target_num_rows_per_block=config.dispatch.block_rows).map_batches(
+        found = numbers.map_batches(
             ProbeToFiles,
-            fn_constructor_args=(caller, into),
+            fn_constructor_args=(caller, folder, into),
             fn_constructor_kwargs={"homes": homes, "calls": calls},
             batch_size=CALLS_A_FILE * homes.stretch,
             batch_format="pyarrow",

@@ -88,7 +88,9 @@ def make_report(
         rounds=rounds,
         tasks=_by_task(estimates, states, spent_tokens_N, correct_N),
         learning=learning,
-        attempts=None if config.engines else attempts_report(estimates.batch, states, objective=objective),
+        attempts=None
+        if config.engines and objective == "correct"
+        else attempts_report(estimates.batches, states, objective=objective),
         engines=engines,
         workers=scaler.most_up,
         worker_tokens_per_second=scaler.tokens_per_second,

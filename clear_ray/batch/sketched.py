@@ -20,7 +20,7 @@ from ray.data import Dataset
 
 from clear_ray.allocation import SketchPrice
 from clear_ray.batch.dataset_price import BLOCK_ROWS, BlockCurves, price_rows
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.errors import ConfigError
 from clear_ray.estimation.curves import Curves, curves_from_incidence
 from clear_ray.estimation.hazards import Incidence
@@ -37,7 +37,7 @@ _GRANTS = pa.schema(
 )
 
 
-class Believed(Protocol):
+class ReadsBeliefs(Protocol):
     """Reads what is believed of the queries of a block where the block is; it travels there, and gives the same each time."""
 
     def __call__(self, block: pa.Table) -> Batch:
@@ -46,7 +46,7 @@ class Believed(Protocol):
 
 def clear_rows(
     rows: Dataset,
-    believed: Believed,
+    believed: ReadsBeliefs,
     states: QueryStates,
     *,
     is_free_N: NDArray[np.bool_],
@@ -93,7 +93,7 @@ def clear_rows(
     )
 
 
-def reservation_prices_of_rows(rows: Dataset, believed: Believed, queries: int) -> NDArray[np.float64]:
+def reservation_prices_of_rows(rows: Dataset, believed: ReadsBeliefs, queries: int) -> NDArray[np.float64]:
     """Return `rounds.batch.reservation_prices` of rows that stay in their files, shape (N,)."""
 
     def prices(block: pa.Table) -> pa.Table:
@@ -128,7 +128,7 @@ class SketchedOffers:
     calls: CallCosts | None = None
     given: GivenRows | None = None
 
-    def believed(self) -> Believed:
+    def believed(self) -> ReadsBeliefs:
         """Return what reads the curves."""
         return _Stored(self.tokens_K, ray.put((self.tie_break_N, self.calls)), self.given)
 
@@ -192,7 +192,7 @@ def _curves(found: Incidence, tokens_K: NDArray[np.int64]) -> Curves:
 class _OpenCurves:
     """Makes a block's curves of further tokens; the queries that are done are left out."""
 
-    believed: Believed
+    believed: ReadsBeliefs
     stands: Any
     available_tokens: int
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from clear_ray.batch.coordinates import points_of
-from clear_ray.batch.given import GivenRows
-from clear_ray.batch.sketched import Believed, SketchedOffers, clear_rows, reservation_prices_of_rows, with_calls
+from clear_ray.batch.given_beliefs import GivenRows
+from clear_ray.batch.sketched import ReadsBeliefs, SketchedOffers, clear_rows, reservation_prices_of_rows, with_calls
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.clearing import Clearing
@@ -65,7 +65,7 @@ class SketchedWhole:
         """Return the price above which each query is not worth a first token, shape (N,)."""
         return reservation_prices_of_rows(*self._read(learned), len(self.weight_N))
 
-    def _read(self, learned: Learned | None) -> tuple[Dataset, Believed]:
+    def _read(self, learned: Learned | None) -> tuple[Dataset, ReadsBeliefs]:
         """Return rows of all queries, and what reads from them what is believed."""
         offers = self.uninformed
         if learned is None:

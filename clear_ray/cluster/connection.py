@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.core.generated import gcs_service_pb2
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
+from clear_ray.cluster.few_services import few_services
 from clear_ray.errors import ClusterError
 
 _MESSAGES: Any = gcs_service_pb2
@@ -42,7 +44,10 @@ def join(address: str | None, **options: Any) -> None:
     where = _place(address)
     try:
         reach(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        with ExitStack() as own:
+            if address in (None, "local"):
+                own.enter_context(few_services())
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except ClusterError:
         raise
     except Exception as error:

@@ -23,7 +23,7 @@ _LABELS = ("source", "run")
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class AccountGauges:
     """An account at one moment; what is spent, refunded and wasted is counted since its start, in whole units.
 
     Attributes:
@@ -76,7 +76,7 @@ class AccountMetrics:
             )
         }
 
-    def publish(self, account: Account) -> None:
+    def publish(self, account: AccountGauges) -> None:
         """Tell what an account is now."""
         for name, value in (
             ("tokens_reserved", account.reserved_tokens),

@@ -17,8 +17,11 @@ MOST_ATTEMPTS_ROUNDS = 32
 """The same of a run that may ask its queries again, if that is enough for all attempts of one."""
 DEFAULT_ATTEMPTS = 8
 
-Objective = Literal["correct", "solved", "best_of_n", "vote"]
+Objective = Literal["correct", "solved", "best_of_n", "vote", "groups"]
 """What the answers of a query are for."""
+
+JUDGED = ("solved", "best_of_n", "groups")
+"""Objectives that ask again by what a scorer says of the answers so far."""
 
 
 class AllocationConfig(Settings):
@@ -27,7 +30,8 @@ class AllocationConfig(Settings):
     objective: Objective = "correct"
     """`correct`: one answer to each query. `solved`: a query is asked again until an answer is right, by its scorer.
     `best_of_n`: the same for scores between wrong and right; the answer with the highest score counts. `vote`: without a
-    scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it."""
+    scorer, as long as another answer may change which result is the most frequent; the answer is one that gives it.
+    `groups`: for training, until a query has a right answer and a wrong one; the answer is the right one."""
     attempts: int | None = Field(default=None, ge=1, le=1_000)
     """Most answers to one query, where the objective is not `correct`; 8 if not given. A row's own `n` above 1 lowers it, and
     stands alone where this is not given. Of several engines: most answers of each, one if not given."""
@@ -73,7 +77,7 @@ class AllocationConfig(Settings):
     @model_validator(mode="after")
     def _asks_again_for_something(self) -> AllocationConfig:
         if self.objective == "correct" and (self.attempts or 1) > 1:
-            raise ValueError("several attempts need an objective that uses them: solved, best_of_n or vote")
+            raise ValueError("several attempts need an objective that uses them: solved, best_of_n, vote or groups")
         if self.votes_by is not None and self.objective != "vote":
             raise ValueError("votes_by says how votes are counted, and the objective is not vote")
         if self.most_attempts > 1 and self.policy != "clear_ray":

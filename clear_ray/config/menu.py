@@ -109,13 +109,26 @@ def check_menu(config: RunConfig) -> None:
             "several engines are bought at one price: give each its prices, in a currency or in gpu-seconds of yours"
         )
     refused = {
-        "scaling.max_workers": config.scaling.max_workers is not None,
-        "allocation.objective vote": allocation.objective == "vote",
-        "allocation.sketched": bool(allocation.sketched),
-        "estimate.frozen": estimate.frozen is not None,
+        "scaling.max_workers": (
+            config.scaling.max_workers is not None,
+            "give each engine as many `workers` as it needs",
+        ),
+        "allocation.objective groups": (
+            allocation.objective == "groups",
+            "a group is of one model's answers: run each by itself",
+        ),
+        "allocation.sketched": (
+            bool(allocation.sketched),
+            "leave it out: they are priced in blocks, whatever the size",
+        ),
+        "estimate.frozen": (
+            estimate.frozen is not None,
+            "leave it out: an engine with a `head` is believed as it stands",
+        ),
     }
-    if wrong := [name for name, is_set in refused.items() if is_set]:
-        raise ValueError(f"{wrong[0]} does not go with several engines: leave it out, or name one engine")
+    for name, (is_set, remedy) in refused.items():
+        if is_set:
+            raise ValueError(f"{name} does not go with several engines: {remedy}, or name one engine")
     if estimate.head not in (None, "learn", "prior"):
         raise ValueError(
             f"a head is of one engine: give {estimate.head} as `head` of the engine that it was fitted for"

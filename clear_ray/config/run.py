@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from clear_ray.config.allocation import AllocationConfig
+from clear_ray.config.allocation import JUDGED, AllocationConfig
 from clear_ray.config.base import ConfigFile, apply_override
 from clear_ray.config.bounds import MOST_ROWS
 from clear_ray.config.engine import EngineConfig
@@ -193,7 +193,7 @@ class RunConfig(ConfigFile):
     @model_validator(mode="after")
     def _can_ask_again(self) -> RunConfig:
         objective = self.allocation.objective
-        if objective in ("solved", "best_of_n") and self.scoring.scorer is None:
+        if objective in JUDGED and self.scoring.scorer is None:
             raise ValueError(
                 f"allocation.objective {objective} needs scoring.scorer: it says which answer is right or best"
             )

@@ -16,7 +16,7 @@ import numpy as np
 
 from clear_ray.config.engine import ModelConfig
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, check_generation
-from clear_ray.engine.batch import Answer, ReadToken
+from clear_ray.engine.batch import ReadToken, RunningGrant
 from clear_ray.engine.choice import Stops
 from clear_ray.engine.context import context_tokens
 from clear_ray.engine.fingerprint import model_fingerprint
@@ -33,10 +33,10 @@ _Item = TypeVar("_Item")
 class Runner(Protocol):
     """Whatever keeps a batch going: `BatchThread`, or vLLM's engine in a thread."""
 
-    def submit(self, answers: Sequence[Answer]) -> None:
+    def submit(self, answers: Sequence[RunningGrant]) -> None:
         """Hand answers to the batch; each one's `on_end` will be called."""
 
-    def abandon(self, answers: Iterable[Answer]) -> None:
+    def abandon(self, answers: Iterable[RunningGrant]) -> None:
         """Let these answers end soon: nothing waits for them any more."""
 
 
@@ -80,13 +80,13 @@ class Admission:
                 )
         return ids_N
 
-    def admit(self, grant: Grant, on_end: Callable[[Answer | EngineError], None]) -> Answer:
+    def admit(self, grant: Grant, on_end: Callable[[RunningGrant | EngineError], None]) -> RunningGrant:
         """Return the grant as an answer to be generated, or as one that has already failed."""
         try:
             input_ids = self._rendering.token_ids([grant.prompt])[0]
         except SchemaError as error:
-            return Answer(grant, [], on_end).end("cancelled", str(error))
-        answer = Answer(grant, [*input_ids, *grant.prefix_token_ids], on_end)
+            return RunningGrant(grant, [], on_end).end("cancelled", str(error))
+        answer = RunningGrant(grant, [*input_ids, *grant.prefix_token_ids], on_end)
         if grant.max_tokens < 1:
             return answer.end("cancelled", f"a grant must allow at least 1 token, not {grant.max_tokens}")
         if not self._is_known(answer.input_ids):
@@ -100,7 +100,7 @@ class Admission:
             )
         return self._with_own_rules(answer)
 
-    def _with_own_rules(self, answer: Answer) -> Answer:
+    def _with_own_rules(self, answer: RunningGrant) -> RunningGrant:
         """Give an answer the stops and the structure that its query asks for, or let it fail."""
         sampling = answer.grant.sampling
         if sampling is None:
@@ -122,7 +122,7 @@ class Admission:
                 return answer.end("cancelled", str(error))
         return answer
 
-    def generation(self, answer: Answer) -> Generation:
+    def generation(self, answer: RunningGrant) -> Generation:
         """Return what came of an answer that has ended.
 
         Raises:
@@ -167,7 +167,7 @@ class Admission:
         Raises:
             EngineError: The engine failed, or a generation is longer than its grant.
         """
-        ended: asyncio.Queue[Answer | EngineError] = asyncio.Queue()
+        ended: asyncio.Queue[RunningGrant | EngineError] = asyncio.Queue()
         on_end = _deliver_to(ended, asyncio.get_running_loop())
         answers = [self.admit(grant, on_end) for grant in grants]
         waiting = {answer for answer in answers if answer.finish_reason is None}
@@ -192,7 +192,7 @@ class Admission:
         Raises:
             EngineError: The engine failed, or the generation is longer than its grant.
         """
-        news: asyncio.Queue[tuple[int, ...] | Answer | EngineError] = asyncio.Queue()
+        news: asyncio.Queue[tuple[int, ...] | RunningGrant | EngineError] = asyncio.Queue()
         tell = _deliver_to(news, asyncio.get_running_loop())
         answer = self.admit(grant, tell)
         if answer.finish_reason is not None:
@@ -207,7 +207,7 @@ class Admission:
                     item = news.get_nowait()  # the newest one says all that the others say
                 if isinstance(item, EngineError):
                     raise type(item)(*item.args)
-                if isinstance(item, Answer):
+                if isinstance(item, RunningGrant):
                     yield self.generation(item)
                     return
                 read = None if answer.top_logprobs is None else self._logprobs(answer.read[: len(item)])
@@ -215,7 +215,7 @@ class Admission:
         finally:
             runner.abandon([answer])
 
-    def _text(self, answer: Answer, token_ids: Sequence[int]) -> str:
+    def _text(self, answer: RunningGrant, token_ids: Sequence[int]) -> str:
         """Return the text of an answer's tokens, up to the first of its stops."""
         cut = None if answer.stops is None else answer.stops.cut(token_ids)
         return self._rendering.text(token_ids) if cut is None else cut
@@ -294,11 +294,11 @@ def _deliver_to(queue: asyncio.Queue[_Item], loop: asyncio.AbstractEventLoop) ->
     return deliver
 
 
-def _every(tokens: int, tell: Callable[[tuple[int, ...]], None]) -> Callable[[Answer], None]:
+def _every(tokens: int, tell: Callable[[tuple[int, ...]], None]) -> Callable[[RunningGrant], None]:
     """Return a watcher that tells what an answer holds whenever so many more tokens have come."""
     told = 0
 
-    def watch(answer: Answer) -> None:
+    def watch(answer: RunningGrant) -> None:
         nonlocal told
         if len(answer.generated) - told >= tokens:
             told = len(answer.generated)

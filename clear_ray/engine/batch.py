@@ -37,7 +37,7 @@ class ReadToken:
 
 
 @dataclass(eq=False, slots=True)
-class Answer:
+class RunningGrant:
     """One grant on its way through a batch.
 
     Attributes:
@@ -60,10 +60,10 @@ class Answer:
 
     grant: Grant
     input_ids: list[int]
-    on_end: Callable[[Answer | EngineError], None]
+    on_end: Callable[[RunningGrant | EngineError], None]
     generated: list[int] = field(default_factory=list)
     is_cancelled: bool = False
-    on_step: Callable[[Answer], None] | None = None
+    on_step: Callable[[RunningGrant], None] | None = None
     step_tokens: int = 1
     is_closing: bool = False
     finish_reason: FinishReason | None = None
@@ -89,7 +89,7 @@ class Answer:
         """Tokens of the answer, those of earlier grants among them."""
         return len(self.grant.prefix_token_ids) + len(self.generated)
 
-    def end(self, reason: FinishReason, error: str = "") -> Answer:
+    def end(self, reason: FinishReason, error: str = "") -> RunningGrant:
         """Mark the answer as ended."""
         self.finish_reason, self.error = reason, error
         return self
@@ -106,10 +106,10 @@ class AnswerBatch(Protocol):
     def progress(self) -> int:
         """A number that changes with every pass of the model, or every token; may be read from any thread."""
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: RunningGrant) -> None:
         """Queue an answer; it starts in the order of adding."""
 
-    def step(self) -> list[Answer]:
+    def step(self) -> list[RunningGrant]:
         """Bring the running answers forward; return those that ended, each exactly once."""
 
     def close(self) -> None:
@@ -149,11 +149,11 @@ class OpenAnswers:
     """The answers that are waited for: each is handed back exactly once, whichever thread does it."""
 
     def __init__(self) -> None:
-        self._open: set[Answer] = set()
+        self._open: set[RunningGrant] = set()
         self._lock = threading.Lock()
         self._failure: EngineError | None = None
 
-    def add(self, answers: Sequence[Answer], start: Callable[[Answer], object]) -> None:
+    def add(self, answers: Sequence[RunningGrant], start: Callable[[RunningGrant], object]) -> None:
         """Keep answers until they are handed back, and start each, in order, before anything can fail them.
 
         Raises:
@@ -166,7 +166,7 @@ class OpenAnswers:
             for answer in answers:
                 start(answer)
 
-    def cancel(self, query_ids: Iterable[str]) -> list[Answer]:
+    def cancel(self, query_ids: Iterable[str]) -> list[RunningGrant]:
         """Mark the open answers of these queries as cancelled, and return them."""
         cancelled = frozenset(query_ids)
         with self._lock:
@@ -175,7 +175,7 @@ class OpenAnswers:
                 answer.is_cancelled = True
         return found
 
-    def hand_back(self, answer: Answer) -> None:
+    def hand_back(self, answer: RunningGrant) -> None:
         """Give an answer that has ended to what waits for it, unless it was failed meanwhile."""
         with self._lock:
             if answer not in self._open:
@@ -205,14 +205,14 @@ class BatchThread:
 
     def __init__(self, batch: AnswerBatch, *, model_turns: FairLock) -> None:
         self._batch, self._model_turns = batch, model_turns
-        self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[RunningGrant | None] = queue.SimpleQueue()
         self._open = OpenAnswers()
-        self._watched: list[Answer] = []  # of the batch's thread alone
+        self._watched: list[RunningGrant] = []  # of the batch's thread alone
         self.progress = batch.progress
         self._thread = threading.Thread(target=self._run, name="clear_ray-batch", daemon=True)
         self._thread.start()
 
-    def submit(self, answers: Sequence[Answer]) -> None:
+    def submit(self, answers: Sequence[RunningGrant]) -> None:
         """Hand answers to the batch; each one's `on_end` will be called.
 
         Raises:
@@ -224,7 +224,7 @@ class BatchThread:
         """Let the open answers of these queries end at the next step."""
         self._open.cancel(query_ids)
 
-    def abandon(self, answers: Iterable[Answer]) -> None:
+    def abandon(self, answers: Iterable[RunningGrant]) -> None:
         """Let these answers end at the next step: nothing waits for them any more."""
         for answer in answers:
             answer.is_cancelled = True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clear_ray.config.engine import ModelConfig
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.rendering import Rendering
 from clear_ray.errors import ConfigError
 
@@ -49,17 +49,17 @@ class Closing:
                 "Keep back more tokens than the closing text has, and close with a text that is not empty.",
             )
 
-    def is_wanted(self, answer: Answer) -> bool:
+    def is_wanted(self, answer: RunningGrant) -> bool:
         """Return whether the answer so far, with what earlier grants gave, lacks the closing text."""
         return self.mark not in self.text_of([*answer.grant.prefix_token_ids, *answer.generated])
 
-    def has_begun(self, answer: Answer) -> bool:
+    def has_begun(self, answer: RunningGrant) -> bool:
         """Return whether an answer that is gone on with in the middle of its grant was being closed."""
         begin = answer.grant.max_tokens - self.reserve_tokens
         forced = answer.generated[max(0, begin) :][: len(self.token_ids)]
         return begin > 0 and bool(forced) and tuple(forced) == self.token_ids[: len(forced)]
 
-    def next_token(self, answer: Answer, token_id: int, *, is_end: bool) -> int:
+    def next_token(self, answer: RunningGrant, token_id: int, *, is_end: bool) -> int:
         """Return the token that the answer goes on with: the model's own, or the next one of the closing text.
 
         Args:

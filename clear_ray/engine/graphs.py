@@ -107,27 +107,26 @@ class GraphRunner(SlotRunner):
         self._replay(("copy", rows, positions), (torch.full_like(target_N, source), target_N), run)
 
     def _read(
-        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], begin: int, chunk: int
+        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], begin_N: Sequence[int], chunk: int
     ) -> torch.Tensor | None:
-        longest = max(map(len, ids_per_row))
-        rows, columns = _power_of_two(1, len(ids_per_row)), _power_of_two(_LEAST_COLUMNS, longest - begin)
-        if longest <= begin or rows * columns > _MOST_POSITIONS:
-            return super()._read(cache, first, ids_per_row, begin, chunk)
+        rests = [ids[begin:] for ids, begin in zip(ids_per_row, begin_N, strict=True)]
+        longest = max(map(len, rests))
+        rows, columns = _power_of_two(1, len(rests)), _power_of_two(_LEAST_COLUMNS, longest)
+        if not longest or rows * columns > _MOST_POSITIONS:
+            return super()._read(cache, first, ids_per_row, begin_N, chunk)
         # Coarser than for decoding: these passes are rarer, and each size is a graph.
-        visible = min(_power_of_two(_LEAST_VISIBLE, longest), cache.positions)
+        visible = min(_power_of_two(_LEAST_VISIBLE, max(begin_N) + longest), cache.positions)
 
         def run(row_N: torch.Tensor, ids_NL: torch.Tensor, position_NL: torch.Tensor) -> None:
             self.forward(self.decoder, cache, row_N, ids_NL, position_NL, visible)
 
-        last = len(ids_per_row) - 1
-        order = [min(row, last) for row in range(rows)]
-        ids = [ids_per_row[row][begin:] for row in order]
+        order = [min(row, len(rests) - 1) for row in range(rows)]
         # Past the end of the cache every column writes to its last position.
-        position_L = torch.arange(begin, begin + columns).clamp(max=cache.positions - 1)
+        begin_N1 = torch.tensor([begin_N[row] for row in order])[:, None]
         inputs = (
             torch.tensor([first + row for row in order]),
-            torch.tensor([own + [0] * (columns - len(own)) for own in ids]),
-            position_L.repeat(rows, 1),
+            torch.tensor([rests[row] + [0] * (columns - len(rests[row])) for row in order]),
+            (begin_N1 + torch.arange(columns)).clamp(max=cache.positions - 1),
         )
         self._replay(("read", rows, columns, visible), inputs, run)
         return None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clear_ray.engine.batch import Answer, ReadToken
+from clear_ray.engine.batch import ReadToken, RunningGrant
 from clear_ray.engine.choice import TokenChoice
 from clear_ray.engine.sampling import choose_tokens, sampling_key, uniform
 
@@ -31,12 +31,12 @@ class LogitsShaper:
 
     def __init__(self, end_token_ids: frozenset[int]) -> None:
         self._end_token_ids = end_token_ids
-        self._row_of: dict[Answer, int] = {}
-        self._told: dict[Answer, int] = {}
+        self._row_of: dict[RunningGrant, int] = {}
+        self._told: dict[RunningGrant, int] = {}
         self._is_read_RV = torch.zeros(0, 0, dtype=torch.bool)
         self._count_RV = torch.zeros(0, 0, dtype=torch.int32)
 
-    def shape(self, logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> torch.Tensor:
+    def shape(self, logits_NV: torch.Tensor, answers_N: Sequence[RunningGrant]) -> torch.Tensor:
         """Return the logits from which each answer's next token is to be chosen; those of plain answers are as they were.
 
         Args:
@@ -59,13 +59,13 @@ class LogitsShaper:
         kind = logits_NV.dtype if logits_NV.dtype == torch.float64 else torch.float32
         return logits_NV.to(kind).index_copy(0, index_M, shaped_MV.to(kind))
 
-    def _forget_all_but(self, answers: Sequence[Answer]) -> None:
+    def _forget_all_but(self, answers: Sequence[RunningGrant]) -> None:
         if self._row_of:
             running = set(answers)
             for answer in [answer for answer in self._row_of if answer not in running]:
                 del self._row_of[answer], self._told[answer]
 
-    def _penalise(self, logits_MV: torch.Tensor, answers: Sequence[Answer]) -> torch.Tensor:
+    def _penalise(self, logits_MV: torch.Tensor, answers: Sequence[RunningGrant]) -> torch.Tensor:
         rows = [row for row, answer in enumerate(answers) if choice_in(answer).is_penalising]
         if not rows:
             return logits_MV
@@ -84,7 +84,7 @@ class LogitsShaper:
         part_PV = part_PV - _column([choice.presence_penalty for choice in choices], logits_MV) * (count_PV > 0)
         return logits_MV.index_copy(0, index_P, part_PV)
 
-    def _bring_up_to_date(self, answers: Sequence[Answer], like: torch.Tensor) -> None:
+    def _bring_up_to_date(self, answers: Sequence[RunningGrant], like: torch.Tensor) -> None:
         """Count the tokens that came since the last pass."""
         new = [answer for answer in answers if answer not in self._row_of]
         self._make_room(len(self._row_of) + len(new), like)
@@ -119,7 +119,7 @@ class LogitsShaper:
             is_read_RV[:kept], count_RV[:kept] = self._is_read_RV, self._count_RV
         self._is_read_RV, self._count_RV = is_read_RV, count_RV
 
-    def _keep_going(self, logits_MV: torch.Tensor, answers: Sequence[Answer]) -> None:
+    def _keep_going(self, logits_MV: torch.Tensor, answers: Sequence[RunningGrant]) -> None:
         """Forbid the end of answers that are too short."""
         rows: list[int] = []
         ids: list[int] = []
@@ -132,7 +132,7 @@ class LogitsShaper:
         if ids:
             logits_MV[torch.tensor(rows), torch.tensor(ids)] = -torch.inf
 
-    def _keep_to_structures(self, logits_MV: torch.Tensor, answers: Sequence[Answer]) -> None:
+    def _keep_to_structures(self, logits_MV: torch.Tensor, answers: Sequence[RunningGrant]) -> None:
         """Forbid what no text of the structure goes on with; an end is allowed where the structure is complete."""
         rows = [row for row, answer in enumerate(answers) if answer.matcher is not None]
         if not rows:
@@ -149,7 +149,7 @@ class LogitsShaper:
         logits_MV[index_P] = logits_MV[index_P].masked_fill(is_out_PV, -torch.inf)
 
 
-def next_tokens(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> list[int]:
+def next_tokens(logits_NV: torch.Tensor, answers_N: Sequence[RunningGrant]) -> list[int]:
     """Choose each answer's next token as it asks; the draw depends on the answer and the token's place in it alone.
 
     Args:
@@ -170,7 +170,7 @@ def next_tokens(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> list[in
     )
 
 
-def read_logprobs(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> None:
+def read_logprobs(logits_NV: torch.Tensor, answers_N: Sequence[RunningGrant]) -> None:
     """Note what the model thought of each answer's newest token, for those that ask.
 
     Args:
@@ -190,7 +190,7 @@ def read_logprobs(logits_NV: torch.Tensor, answers_N: Sequence[Answer]) -> None:
         answer.read.append(ReadToken(answer.generated[-1], own_M[place], top[: answer.top_logprobs]))
 
 
-def choice_in(answer: Answer) -> TokenChoice:
+def choice_in(answer: RunningGrant) -> TokenChoice:
     """Return an answer's choice, which it has once it is in a batch."""
     return answer.choice or _PLAIN
 
@@ -198,11 +198,11 @@ def choice_in(answer: Answer) -> TokenChoice:
 _PLAIN = TokenChoice()
 
 
-def _asks(answer: Answer) -> bool:
+def _asks(answer: RunningGrant) -> bool:
     return answer.matcher is not None or choice_in(answer).is_shaping
 
 
-def _add_biases(logits_MV: torch.Tensor, answers: Sequence[Answer]) -> None:
+def _add_biases(logits_MV: torch.Tensor, answers: Sequence[RunningGrant]) -> None:
     rows, ids, values = [], [], []
     for row, answer in enumerate(answers):
         for token_id, bias in choice_in(answer).logit_bias:

@@ -176,7 +176,7 @@ def _read(path: str | Path, columns: Sequence[str]) -> pa.Table:
                     "columns are missing",
                     str(path),
                     ", ".join(missing),
-                    "Record rollouts with these columns; docs/estimates.md.",
+                    "Record rollouts with these columns; docs/calibrating.md.",
                 )
             return file.read(columns=list(columns))
     except (OSError, pa.ArrowInvalid) as error:

@@ -73,12 +73,13 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]
         for mine, theirs in zip((*self._keys, *self._values), (*other._keys, *other._values), strict=True):
             mine[row, :, first : first + length] = theirs[source, :, :length]
 
-    def cut(self, slots: int, begin: int, end: int) -> SlotCache:
-        """Return a cache of its own with some positions of the first slots."""
+    def cut(self, slots: int, begin: int, end: int, *, first: int = 0) -> SlotCache:
+        """Return a cache of its own with some positions of so many slots, from the slot `first` on."""
         part = SlotCache()
         part.slots, part.positions = slots, end - begin
         part._keys, part._values = [
-            [tensor[:slots, :, begin:end].clone() for tensor in tensors] for tensors in (self._keys, self._values)
+            [tensor[first : first + slots, :, begin:end].clone() for tensor in tensors]
+            for tensors in (self._keys, self._values)
         ]
         return part
 
@@ -137,9 +138,9 @@ class SlotRunner:
         shared = shared_tokens(ids_per_row) if len(ids_per_row) > 1 else 0
         shared_1D: torch.Tensor | None = None
         if shared:
-            shared_1D = self._read(cache, first, [ids_per_row[0][:shared]], 0, chunk * len(ids_per_row))
+            shared_1D = self._read(cache, first, [ids_per_row[0][:shared]], [0], chunk * len(ids_per_row))
             self.copy_prefix(cache, first, range(first + 1, first + len(ids_per_row)), shared)
-        own_ND = self._read(cache, first, ids_per_row, shared, chunk)
+        own_ND = self._read(cache, first, ids_per_row, [shared] * len(ids_per_row), chunk)
         if shared_1D is None or own_ND is None:
             return own_ND if shared_1D is None else shared_1D.expand(len(ids_per_row), -1)
         return own_ND + shared_1D
@@ -158,33 +159,43 @@ class SlotRunner:
             return
         length = max(known)
         self.copy_prefix(cache, known.index(length), range(first, first + len(ids_per_row)), length)
-        self._read(cache, first, ids_per_row, length, chunk)
+        self._read(cache, first, ids_per_row, [length] * len(ids_per_row), chunk)
+
+    def read_rests(
+        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], known_N: Sequence[int], chunk: int
+    ) -> None:
+        """Read what follows in each row after the positions that its slot holds already, `chunk` positions at a time."""
+        self._read(cache, first, ids_per_row, known_N, chunk)
 
     def _read(
-        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], begin: int, chunk: int
+        self, cache: SlotCache, first: int, ids_per_row: Sequence[list[int]], begin_N: Sequence[int], chunk: int
     ) -> torch.Tensor | None:
-        """Read rows from position `begin` on; return the sum of the hidden states of what was read, None if nothing."""
-        longest = max(map(len, ids_per_row))
-        length_N1 = torch.tensor([[len(ids)] for ids in ids_per_row], device=self._device)
+        """Read each row from its position `begin` on; return the sum of hidden states of what was read, None if nothing."""
+        rests = [ids[begin:] for ids, begin in zip(ids_per_row, begin_N, strict=True)]
+        longest = max(map(len, rests))
+        length_N1 = torch.tensor([[len(ids)] for ids in rests], device=self._device)
+        begin_N1 = torch.tensor(begin_N, device=self._device)[:, None]
         # Rows shorter than the longest are filled up on the right: those positions are written again by the tokens that
         # belong there before any token can see them.
-        padded_NL = torch.tensor([ids + [0] * (longest - len(ids)) for ids in ids_per_row], device=self._device)
+        padded_NL = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rests], device=self._device)
         total_ND: torch.Tensor | None = None
-        for start in range(begin, longest, chunk):
-            if start > begin and self.pause is not None:
+        for start in range(0, longest, chunk):
+            if start and self.pause is not None:
                 self.pause()
             end = min(start + chunk, longest)
-            position_NL = torch.arange(start, end, device=self._device).expand(len(ids_per_row), -1)
-            rows = slice(first, first + len(ids_per_row))
-            output = self.forward(self.decoder, cache, rows, padded_NL[:, start:end], position_NL, end)
-            is_own_NL1 = (position_NL < length_N1)[:, :, None]
+            place_NL = torch.arange(start, end, device=self._device).expand(len(rests), -1)
+            # Past the end of the cache all that fills a row up is written to the last position.
+            position_NL = (begin_N1 + place_NL).clamp(max=cache.positions - 1)
+            rows, visible = slice(first, first + len(rests)), min(max(begin_N) + end, cache.positions)
+            output = self.forward(self.decoder, cache, rows, padded_NL[:, start:end], position_NL, visible)
+            is_own_NL1 = (place_NL < length_N1)[:, :, None]
             sum_ND = output.last_hidden_state.float().mul(is_own_NL1).sum(dim=1)
             total_ND = sum_ND if total_ND is None else total_ND + sum_ND
         return total_ND
 
     def read_on(self, cache: SlotCache, ids: list[int], begin: int) -> None:
         """Read the first slot's tokens from position `begin` on, in one pass."""
-        self._read(cache, 0, [ids], begin, len(ids))
+        self._read(cache, 0, [ids], [begin], len(ids))
 
     def decode(self, cache: SlotCache, ids_N: list[int], positions_N: list[int]) -> Any:
         """Read one token of each of the first N rows; return the model's output, logits (N, 1, V)."""

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from clear_ray.config.engine import WorkersConfig
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.graphs import next_bucket
 from clear_ray.engine.grouping import PASS_COST, common_prefix_tokens, reading_groups
 from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.logits import LogitsShaper, choice_in, next_tokens, read_logprobs
+from clear_ray.engine.prefix_cache import Known, PrefixCache, in_passes
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import Way, make_cache, make_runner
 
@@ -40,7 +41,7 @@ class _Reading:
         tokens: How much that is.
     """
 
-    answer: Answer
+    answer: RunningGrant
     cache: Any
     tokens: int = 0
 
@@ -65,6 +66,7 @@ class SlotBatch:
             costs several steps of decoding, more of them at a time are cheaper. No prompt waits more than 16 steps.
         way: How the model is run, as `find_way` found it.
         kept: Prompts that were read before; they give way where the cache needs their room.
+        prefixes: What ended answers have read, likewise.
     """
 
     def __init__(
@@ -80,8 +82,11 @@ class SlotBatch:
         refill_rows: int = 1,
         way: Way = "slots",
         kept: KeptPrompts | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        self._way, self._kept = way, kept or KeptPrompts(0)
+        self._way, self._kept, self._prefixes = way, kept or KeptPrompts(0), prefixes or PrefixCache(0, 0)
+        # Where a pass over a whole prompt takes as long as one over a token, it is not worth the copies.
+        self._keeps_cut = model.device.type == "cpu"
         self._runner: Any = make_runner(model, way, graphs=graphs)
         self._cache: Any = make_cache(way)
         self._refill_rows, self._pass_cost = refill_rows, PASS_COST[model.device.type]
@@ -90,8 +95,8 @@ class SlotBatch:
         self._cache_tokens, self._prefill_tokens, self._end_token_ids = cache_tokens, prefill_tokens, end_token_ids
         self._closing = closing
         self._held_back = 0
-        self._waiting: deque[Answer] = deque()
-        self._running: list[Answer] = []
+        self._waiting: deque[RunningGrant] = deque()
+        self._running: list[RunningGrant] = []
         self._reader = SlotRunner(model) if way == "slots" else None
         self._reading: _Reading | None = None
 
@@ -106,13 +111,13 @@ class SlotBatch:
         passes: int = self._runner.passes
         return passes + (self._reader.passes if self._reader is not None else 0)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: RunningGrant) -> None:
         """Queue an answer; it starts in the order of adding."""
         answer.choice = choice_of(self._config, answer.grant.sampling)
         self._waiting.append(answer)
 
     @torch.inference_mode()
-    def step(self) -> list[Answer]:
+    def step(self) -> list[RunningGrant]:
         """Start what fits, generate one token for every running answer, and return the answers that ended."""
         ended = self._end_cancelled()
         ended += self._read_on()
@@ -126,9 +131,10 @@ class SlotBatch:
         self._reading = None
         self._cache = make_cache(self._way)
         self._kept.leave(0)
+        self._prefixes.leave(0)
         self._runner.forget()
 
-    def _end_cancelled(self) -> list[Answer]:
+    def _end_cancelled(self) -> list[RunningGrant]:
         ended = [answer.end("cancelled") for answer in self._waiting if answer.is_cancelled]
         if ended:
             self._waiting = deque(answer for answer in self._waiting if not answer.is_cancelled)
@@ -139,7 +145,7 @@ class SlotBatch:
         # Backwards: taking a row out moves the last row into its place.
         return ended + [self._remove(row).end("cancelled") for row in reversed(rows)]
 
-    def _read_on(self) -> list[Answer]:
+    def _read_on(self) -> list[RunningGrant]:
         """Read the next chunk of a long prompt, or start its answer once it is read; return it if it failed."""
         self._take_long()
         reading = self._reading
@@ -176,7 +182,7 @@ class SlotBatch:
                 self._reading = _Reading(answer, cache)
                 return
 
-    def _is_long(self, answer: Answer) -> bool:
+    def _is_long(self, answer: RunningGrant) -> bool:
         """Whether what nothing has read already takes more than one pass, and memory has room to read it apart."""
         if self._kept.has(answer.input_ids):
             return False
@@ -184,9 +190,9 @@ class SlotBatch:
             return False
         head = answer.input_ids[:-1]
         known = max((common_prefix_tokens(head, one.input_ids) for one in self._running), default=0)
-        return len(head) - known > self._prefill_tokens
+        return len(head) - max(known, self._prefixes.longest(head)[1]) > self._prefill_tokens
 
-    def _next_to_start(self, others: int) -> Answer | None:
+    def _next_to_start(self, others: int) -> RunningGrant | None:
         """Return the next waiting answer for which there is a place beside others; long prompts wait for their turn."""
         reading = self._reading
         if others >= self._max_batch - (reading is not None) or (reading is not None and reading.is_read):
@@ -194,10 +200,10 @@ class SlotBatch:
         waiting = itertools.islice(self._waiting, _MOST_LOOKED_AT)
         return next((answer for answer in waiting if self._reader is None or not self._is_long(answer)), None)
 
-    def _start_waiting(self) -> list[Answer]:
+    def _start_waiting(self) -> list[RunningGrant]:
         """Give slots to waiting answers and read their prompts; return those that failed."""
-        starting: list[Answer] = []
-        ended: list[Answer] = []
+        starting: list[RunningGrant] = []
+        ended: list[RunningGrant] = []
         if self._running and self._max_batch - len(self._running) < min(self._refill_rows, len(self._waiting)):
             self._held_back += 1
             if self._held_back < _MOST_HELD_BACK:
@@ -220,7 +226,9 @@ class SlotBatch:
             starting.append(answer)
         if starting:
             self._make_room(len(self._running) + len(starting), positions)
-            starting = self._start_read(starting)
+            starting, known = self._with_prefixes(self._start_read(starting))
+            for part in in_passes(known, self._prefill_tokens):
+                ended += self._read_rests(part)
             heads = [answer.input_ids[:-1] for answer in starting]
             for group in reading_groups(heads, pass_tokens=self._prefill_tokens, pass_cost=self._pass_cost):
                 ended += self._prefill([starting[row] for row in group])
@@ -234,10 +242,12 @@ class SlotBatch:
             positions = rounded
         slots = max(rows, min(self._max_batch, self._cache_tokens // positions))
         self._runner.forget()
-        self._kept.leave(max(0, self._cache_tokens - slots * positions))
+        left = max(0, self._cache_tokens - slots * positions)
+        self._kept.leave(left)
+        self._prefixes.leave(left - self._kept.tokens)
         self._cache.reserve(slots, positions, kept_rows=len(self._running))
 
-    def _start_read(self, starting: list[Answer]) -> list[Answer]:
+    def _start_read(self, starting: list[RunningGrant]) -> list[RunningGrant]:
         """Start those whose prompts were read before; return the others."""
         left = []
         for answer in starting:
@@ -248,7 +258,35 @@ class SlotBatch:
                 left.append(answer)
         return left
 
-    def _prefill(self, group: list[Answer]) -> list[Answer]:
+    def _with_prefixes(self, starting: list[RunningGrant]) -> tuple[list[RunningGrant], list[Known]]:
+        """Return those of which little was read before, and the others."""
+        others, known = [], []
+        for answer in starting:
+            prefix, tokens = self._prefixes.longest(answer.input_ids[:-1])
+            if prefix is not None and 2 * tokens >= len(answer.input_ids) - 1:
+                known.append(Known(answer, prefix, tokens))
+            else:
+                others.append(answer)
+        return others, known
+
+    def _read_rests(self, part: list[Known]) -> list[RunningGrant]:
+        """Read what follows the known beginnings of some inputs into the next slots; return those that failed."""
+        first, heads = len(self._running), [one.answer.input_ids[:-1] for one in part]
+        try:
+            for slot, one in enumerate(part, start=first):
+                self._cache.adopt(slot, one.prefix.cache, one.tokens)
+            chunk = max(1, self._prefill_tokens // len(part))
+            self._runner.read_rests(self._cache, first, heads, [one.tokens for one in part], chunk)
+        except (RuntimeError, IndexError) as error:
+            if len(part) == 1:
+                return [part[0].answer.end("cancelled", f"the prompt could not be read: {error}")]
+            return [failed for one in part for failed in self._read_rests([one])]
+        for one in part:
+            one.answer.cached_tokens = one.tokens
+            self._running.append(one.answer)
+        return []
+
+    def _prefill(self, group: list[RunningGrant]) -> list[RunningGrant]:
         """Read the group's inputs into the next slots; return those that failed."""
         ids_per_row = [answer.input_ids[:-1] for answer in group]
         try:
@@ -265,7 +303,7 @@ class SlotBatch:
         self._running += group
         return []
 
-    def _decode(self) -> list[Answer]:
+    def _decode(self) -> list[RunningGrant]:
         """Generate one token for each running answer; return those that ended."""
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
@@ -277,21 +315,28 @@ class SlotBatch:
                 token_id = self._closing.next_token(answer, token_id, is_end=self._is_end(answer, token_id))
             answer.generated.append(token_id)
         read_logprobs(logits_NV, self._running)
-        ended: list[Answer] = []
+        ended: list[RunningGrant] = []
         for row in reversed(range(len(self._running))):
             answer = self._running[row]
             if self._has_ended(answer):
+                self._keep(row, answer.input_ids[:-1])
                 ended.append(self._remove(row).end("stop"))
             elif answer.matcher is not None and answer.matcher.error:
                 ended.append(self._remove(row).end("cancelled", f"its structure: {answer.matcher.error}"))
             elif len(answer.generated) >= answer.grant.max_tokens:
+                self._keep(row, [*answer.input_ids, *answer.generated][:-1], may_go_on=self._keeps_cut)
                 ended.append(self._remove(row).end("length"))
         return ended
 
-    def _is_end(self, answer: Answer, token_id: int) -> bool:
+    def _keep(self, row: int, ids: list[int], *, may_go_on: bool = False) -> None:
+        """Keep what a slot holds: of an answer that may go on all of it, else what no earlier one has read."""
+        if may_go_on or 2 * self._prefixes.longest(ids)[1] < len(ids):
+            self._prefixes.keep(ids, self._cache, row)
+
+    def _is_end(self, answer: RunningGrant, token_id: int) -> bool:
         return token_id in self._end_token_ids or token_id in choice_in(answer).stop_token_ids
 
-    def _has_ended(self, answer: Answer) -> bool:
+    def _has_ended(self, answer: RunningGrant) -> bool:
         """Return whether the newest token ends the answer; told once for each token."""
         token_id = answer.generated[-1]
         if self._is_end(answer, token_id):
@@ -300,7 +345,7 @@ class SlotBatch:
             return True
         return answer.stops is not None and answer.stops.has_come(answer.token_ids)
 
-    def _remove(self, row: int) -> Answer:
+    def _remove(self, row: int) -> RunningGrant:
         """Take an answer out of its slot and move the last one into it."""
         removed, last = self._running[row], self._running.pop()
         if last is not removed:
@@ -318,10 +363,10 @@ def refill_rows(max_batch: int, device: torch.device) -> int:
     return max(1, max_batch // 16) if device.type == "cuda" else 1
 
 
-def _length(answer: Answer) -> int:
+def _length(answer: RunningGrant) -> int:
     return len(answer.input_ids) + len(answer.generated)
 
 
-def _needed_positions(answer: Answer) -> int:
+def _needed_positions(answer: RunningGrant) -> int:
     """Return the positions that an answer may come to fill: its last token is never read."""
     return len(answer.input_ids) + answer.grant.max_tokens - 1

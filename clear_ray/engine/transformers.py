@@ -21,6 +21,7 @@ from clear_ray.engine.closing import make_closing
 from clear_ray.engine.grouping import PASS_COST, PREFILL_TOKENS, reading_groups
 from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.loading import cache_capacity_tokens, load_model, model_folder
+from clear_ray.engine.prefix_cache import PrefixCache
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.shallow import first_layers
@@ -34,6 +35,7 @@ from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 _TRIAL_ROWS = 32
 _DEEP = 8
 _KEPT_SHARE = 0.5  # of the cache, for prompts that were read and not asked yet
+_PREFIX_SHARE = 0.25  # likewise, for what ended answers have read
 
 
 class TransformersEngine:
@@ -63,6 +65,8 @@ class TransformersEngine:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(device), "Give cpu or cuda.")
+        if device.type == "cpu":  # others start beside it: threads that wait for each other would wait for those
+            torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // 2, 1))
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
         self._prefill_tokens = PREFILL_TOKENS[device.type]
         self._card = model_card(config, model_folder(config.model), self._model.config)
@@ -84,6 +88,8 @@ class TransformersEngine:
         cache_tokens = cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch)
         is_whole = self._way == "slots" and probed is self._model
         self._kept = KeptPrompts(int(cache_tokens * _KEPT_SHARE)) if is_whole else None
+        most_tokens = int(cache_tokens * _PREFIX_SHARE) if self._way == "slots" else 0
+        self._prefixes = PrefixCache(most_tokens, 2 * config.max_batch)
         batch = SlotBatch(
             self._model,
             config,
@@ -95,11 +101,11 @@ class TransformersEngine:
             refill_rows=refill_rows(config.max_batch, device),
             way=self._way,
             kept=self._kept,
+            prefixes=self._prefixes,
         )
         self._model_turns = FairLock()
-        self._runner.pause = (
-            self._model_turns.pause
-        )  # a long prompt that is probed lets answers go on between its chunks
+        # A long prompt that is probed lets answers go on between its chunks.
+        self._runner.pause = self._model_turns.pause
         self._thread = BatchThread(batch, model_turns=self._model_turns)
         # Runs at the latest when the interpreter exits, so that the thread is never caught inside torch.
         self._close = weakref.finalize(self, self._thread.close)

@@ -23,7 +23,7 @@ from clear_ray.config.engine import VllmConfig
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.admission import Admission, empty_features, end_token_ids, model_card
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, TokenIds
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.closing import make_closing
 from clear_ray.engine.rendering import rendering_of
 from clear_ray.engine.streaming import Partial
@@ -197,7 +197,7 @@ class VllmEngine:
             temperature=0, frequency_penalty=1e3, presence_penalty=0, repetition_penalty=1, logit_bias=biases
         )
         trial = Grant("trial", TokenIds([second]), 2, prefix_token_ids=(first, first), sampling=sampling)
-        ended: Future[Answer | EngineError] = Future()
+        ended: Future[RunningGrant | EngineError] = Future()
         self._thread.submit([self._admission.admit(trial, ended.set_result)])
         answer = ended.result()
         if isinstance(answer, EngineError):

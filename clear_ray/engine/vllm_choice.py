@@ -20,7 +20,7 @@ import torch
 
 from clear_ray.config.sampling import Structure
 from clear_ray.engine.base import Grant
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.choice import TokenChoice
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.logits import LogitsShaper, choice_in, next_tokens
@@ -46,7 +46,7 @@ class ModelFacts:
     end_token_ids: tuple[int, ...]
 
 
-def told_of(answer: Answer, choice: TokenChoice, closing: Closing | None) -> str | None:
+def told_of(answer: RunningGrant, choice: TokenChoice, closing: Closing | None) -> str | None:
     """Return what a request tells the workers of its answer; None if it asks for the likeliest token and nothing else.
 
     Args:
@@ -84,7 +84,7 @@ class RequestRow:
         taken: Of its generated tokens, how many its structure has taken.
     """
 
-    answer: Answer
+    answer: RunningGrant
     closing: Closing | None = None
     taken: int = 0
 
@@ -112,7 +112,7 @@ class TokenChooser:
         prefix_tokens = asked["prefix_tokens"]
         prefix = tuple(prompt_ids[len(prompt_ids) - prefix_tokens :])
         grant = Grant(asked["drawn_as"], "", asked["max_tokens"], asked["seed"], prefix, asked["sample"])
-        answer = Answer(grant, list(prompt_ids), _ends_nowhere, generated)
+        answer = RunningGrant(grant, list(prompt_ids), _ends_nowhere, generated)
         answer.choice = _choice(asked["choice"])
         if asked["structure"] is not None:
             kind, value = asked["structure"]

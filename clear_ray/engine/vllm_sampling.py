@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from clear_ray.engine.base import FinishReason
-from clear_ray.engine.batch import Answer, ReadToken
+from clear_ray.engine.batch import ReadToken, RunningGrant
 from clear_ray.engine.choice import Stops, TokenChoice
 
 
-def stopping(answer: Answer, choice: TokenChoice, end_token_ids: tuple[int, ...], *, max_tokens: int) -> dict[str, Any]:
+def stopping(
+    answer: RunningGrant, choice: TokenChoice, end_token_ids: tuple[int, ...], *, max_tokens: int
+) -> dict[str, Any]:
     """Return arguments of `SamplingParams`, of what ends the answer.
 
     Args:
@@ -37,7 +39,7 @@ def may_span(stops: Stops, token_ids: Sequence[int]) -> bool:
     return any(text.endswith(stop[:length]) for stop in stops.texts for length in range(1, len(stop)))
 
 
-def has_stop(answer: Answer, new_tokens: int) -> bool:
+def has_stop(answer: RunningGrant, new_tokens: int) -> bool:
     """Return whether an answer, whose last tokens are new, holds a stop."""
     stops, token_ids = answer.stops, answer.token_ids
     if stops is None or not new_tokens:
@@ -46,7 +48,7 @@ def has_stop(answer: Answer, new_tokens: int) -> bool:
     return any(text in newest for text in stops.texts) and stops.cut(token_ids) is not None
 
 
-def read_tokens(answer: Answer, output: Any) -> list[ReadToken]:
+def read_tokens(answer: RunningGrant, output: Any) -> list[ReadToken]:
     """Return what the model thought of the tokens of an output, where the answer asks for it.
 
     Args:
@@ -62,7 +64,7 @@ def read_tokens(answer: Answer, output: Any) -> list[ReadToken]:
     return read
 
 
-def kept_to_structure(answer: Answer, reason: FinishReason, ends: frozenset[int]) -> Answer:
+def kept_to_structure(answer: RunningGrant, reason: FinishReason, ends: frozenset[int]) -> RunningGrant:
     """Mark an answer as ended, as its structure has it: over, though its grant is, or failed.
 
     Args:

@@ -32,7 +32,7 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 from clear_ray.config.engine import VllmConfig
 from clear_ray.engine.base import FinishReason
-from clear_ray.engine.batch import Answer, OpenAnswers
+from clear_ray.engine.batch import OpenAnswers, RunningGrant
 from clear_ray.engine.choice import choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.vllm_choice import TOLD, told_of
@@ -98,7 +98,7 @@ class VllmThread:
     def __init__(self, arguments: dict[str, Any], decoding: Decoding) -> None:
         self._decoding = decoding
         self._open = OpenAnswers()
-        self._names: dict[Answer, str] = {}
+        self._names: dict[RunningGrant, str] = {}
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self.progress = self.cached_tokens = 0
@@ -113,7 +113,7 @@ class VllmThread:
                 "vLLM cannot be started", "engine", str(error), "The log above has what its process said."
             ) from error
 
-    def submit(self, answers: Sequence[Answer]) -> None:
+    def submit(self, answers: Sequence[RunningGrant]) -> None:
         """Hand answers to vLLM in order; each one's `on_end` will be called.
 
         Raises:
@@ -125,7 +125,7 @@ class VllmThread:
         """Let the open answers of these queries end."""
         self._end(self._open.cancel(query_ids))
 
-    def abandon(self, answers: Iterable[Answer]) -> None:
+    def abandon(self, answers: Iterable[RunningGrant]) -> None:
         """Let these answers end: nothing waits for them any more."""
         given_up = list(answers)
         for answer in given_up:
@@ -199,12 +199,12 @@ class VllmThread:
         self._llm.shutdown()
         del self._llm  # it shuts down once more when it is collected, for which the interpreter's exit is too late
 
-    def _begin(self, answer: Answer) -> None:
+    def _begin(self, answer: RunningGrant) -> None:
         task = self._loop.create_task(self._run(answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _end(self, answers: list[Answer]) -> None:
+    def _end(self, answers: list[RunningGrant]) -> None:
         def abort() -> None:
             names = [self._names[answer] for answer in answers if answer in self._names]
             if names:
@@ -215,7 +215,7 @@ class VllmThread:
         if answers and self._thread.is_alive():
             self._loop.call_soon_threadsafe(abort)
 
-    async def _run(self, answer: Answer) -> None:
+    async def _run(self, answer: RunningGrant) -> None:
         """Generate one answer to its end and hand it back."""
         try:
             reason = await self._generate(answer)
@@ -234,7 +234,7 @@ class VllmThread:
                 else EngineFailedError("the language model failed", "generate", told)
             )
 
-    async def _generate(self, answer: Answer) -> FinishReason:
+    async def _generate(self, answer: RunningGrant) -> FinishReason:
         """Fill `answer.generated`; return how it ended."""
         while (left_tokens := answer.grant.max_tokens - len(answer.generated)) > 0:
             reason = await self._request(answer, left_tokens)
@@ -243,11 +243,11 @@ class VllmThread:
             # vLLM saw a stop where the answer has none: in one that is too short to end, or in its own reading of the text.
         return "length"
 
-    def _ends_of(self, answer: Answer) -> frozenset[int]:
+    def _ends_of(self, answer: RunningGrant) -> frozenset[int]:
         own = choice_of(self._decoding.config, answer.grant.sampling).stop_token_ids
         return own.union(self._decoding.end_token_ids)
 
-    async def _request(self, answer: Answer, max_tokens: int) -> FinishReason:
+    async def _request(self, answer: RunningGrant, max_tokens: int) -> FinishReason:
         """Add at most `max_tokens` to what the answer has; return how that ended."""
         if _is_given_up(answer):
             return "cancelled"
@@ -291,7 +291,7 @@ class VllmThread:
             raise ValueError(f"it ended with {reason!r}")
         return _REASONS[reason]
 
-    def _parameters(self, answer: Answer, max_tokens: int) -> SamplingParams:
+    def _parameters(self, answer: RunningGrant, max_tokens: int) -> SamplingParams:
         decoding, stops = self._decoding, answer.stops
         choice = choice_of(decoding.config, answer.grant.sampling)
         told = told_of(answer, choice, decoding.closing)
@@ -347,7 +347,7 @@ class VllmThread:
         return first
 
 
-def _is_given_up(answer: Answer) -> bool:
+def _is_given_up(answer: RunningGrant) -> bool:
     # As a function, since another thread may set it at any time, which a type checker cannot know.
     return answer.is_cancelled
 

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 _MOST_LANDMARKS = 400
 _SMALLEST = 1e-4
 # Of the reach: up to the first a query is known, from the second on it is not. Chosen so that held-out queries of tasks
-# that were trained on lose nothing (docs/estimates.md).
+# that were trained on lose nothing (docs/calibrating.md).
 _KNOWN, _UNKNOWN = 1.2, 1.6
 _REACH_PERCENT = 95.0
 

@@ -59,7 +59,7 @@ REQUEST_COLUMNS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RequestLine:
     """One line, read.
 
     Attributes:
@@ -116,7 +116,7 @@ def request_columns(columns: ColumnsConfig) -> ColumnsConfig:
     return columns.model_copy(update=REQUEST_COLUMNS)
 
 
-def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
+def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> RequestLine:
     """Return a line as a row with the columns that `request_columns` names.
 
     `weight`, `cost`, `gold`, `task` and `metadata` may stand beside `body`, under their configured names.
@@ -131,7 +131,7 @@ def read_request(row: Mapping[str, Any], *, columns: ColumnsConfig) -> Request:
     return _read_foreign(row, columns) if is_foreign(row) else _read(row, columns)
 
 
-def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
+def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> RequestLine:
     line = translated(row)
     try:
         request = _read({"custom_id": None, **line.row}, columns)
@@ -141,7 +141,7 @@ def _read_foreign(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     return replace(request, place_of=lambda where: line.place_of(inner(where)), said=line.said)
 
 
-def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
+def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> RequestLine:
     is_anthropic = "params" in row and "body" not in row
     place = "params" if is_anthropic else "body"
     for name in ("custom_id", place):
@@ -174,7 +174,7 @@ def _read(row: Mapping[str, Any], columns: ColumnsConfig) -> Request:
     except SchemaError as error:
         raise at(error, place_of(error.where)) from error
     n = answers_asked(body.get("n"), f"{place}.n")
-    return Request(values, endpoint, form, said, sampling, n, place_of, further=further, model=body.get("model"))
+    return RequestLine(values, endpoint, form, said, sampling, n, place_of, further=further, model=body.get("model"))
 
 
 def at(error: SchemaError, where: str) -> SchemaError:

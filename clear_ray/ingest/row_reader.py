@@ -17,7 +17,7 @@ from clear_ray.ingest.normalise import NormalRow, asked_tokens, is_nan, made_id,
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.option_numbers import OptionNumbers
 from clear_ray.ingest.requests import RawPrompt, at, read_request
-from clear_ray.ingest.sampling_fields import Asked, refuse_equal_answers, sampling_params_of
+from clear_ray.ingest.sampling_fields import AskedAnswer, refuse_equal_answers, sampling_params_of
 from clear_ray.ingest.shapes import RowReading
 from clear_ray.ingest.source import SourceBatch
 from clear_ray.ingest.values import shown
@@ -74,7 +74,7 @@ class _Row:
     """
 
     values: dict[str, Any]
-    asked: Asked
+    asked: AskedAnswer
     place: str
     place_of: Callable[[str], str]
     makes_id: bool
@@ -156,7 +156,7 @@ class RowReader:
         self._notices.name_model(request.model)
         return _Row(
             request.row,
-            Asked(request.sampling, None, request.n),
+            AskedAnswer(request.sampling, None, request.n),
             "params" if request.endpoint == "/v1/messages" else "body",
             request.place_of,
             makes_id=bool(request.said) and request.row["custom_id"] is None,  # Vertex has none
@@ -256,7 +256,7 @@ class RowReader:
 
 
 def _plain_row(values: dict[str, Any], reading: RowReading) -> _Row:
-    columns, asked = reading.columns, Asked()
+    columns, asked = reading.columns, AskedAnswer()
     own = lookup(values, columns.sampling_params)
     if own is not None:
         asked = sampling_params_of(own, columns.sampling_params)

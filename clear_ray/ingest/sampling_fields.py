@@ -158,7 +158,7 @@ def _refuse_others(form: Mapping[str, Any], known: Sequence[str], where: str) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedAnswer:
     """What a row asks of its answer.
 
     Attributes:
@@ -205,7 +205,7 @@ def refuse_equal_answers(n: int | None, sampling: Sampling | None, temperature: 
         raise SchemaError("greedy sampling gives the same answer every time", f"{place}.n", str(n), remedy)
 
 
-def sampling_params_of(value: Any, column: str) -> Asked:
+def sampling_params_of(value: Any, column: str) -> AskedAnswer:
     """Return what the column of a plain row asks: an object, or its JSON text, of the fields above, `max_tokens` and `n`.
 
     Raises:
@@ -227,7 +227,7 @@ def sampling_params_of(value: Any, column: str) -> Asked:
         ceiling = _number(ceiling, f"{column}.max_tokens", is_whole=True)
         if ceiling < 1:
             raise SchemaError("a token count is positive", f"{column}.max_tokens", shown(ceiling), "Leave it out.")
-    return Asked(sampling_of(value, place=column), ceiling, answers_asked(value.get("n"), f"{column}.n"))
+    return AskedAnswer(sampling_of(value, place=column), ceiling, answers_asked(value.get("n"), f"{column}.n"))
 
 
 def _checked(asked: dict[str, Any], place: str) -> Sampling | None:

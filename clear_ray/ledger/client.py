@@ -54,6 +54,7 @@ class AsyncMarketClient:
     forfeit = _awaited(MarketActor.forfeit)
     give_up = _awaited(MarketActor.give_up)
     void_attempts = _awaited(MarketActor.void_attempts)
+    charge = _awaited(MarketActor.charge)
 
 
 class MarketClient:

@@ -178,8 +178,8 @@ class MarketActor:
         await self._commit()
 
     async def charged(self, name: str) -> int:
-        """Return what was charged under a name, thousandths of the budget's unit; 0 if nothing was."""
-        return self._charges.get(name, 0)
+        """Return what was charged under a name, and under those that begin with it and a space, thousandths of the unit."""
+        return sum(parts for own, parts in self._charges.items() if own == name or own.startswith(f"{name} "))
 
     async def close_open_reservations(self) -> int:
         """Charge everything still reserved in full, as a restart of the driver must; return how many tokens that was."""

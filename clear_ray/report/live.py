@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clear_ray.redaction import printable
-from clear_ray.report.pace import Pace
+from clear_ray.report.pace import TokenPace
 from clear_ray.report.summary import ProgressSnapshot
 from clear_ray.report.wording import LABELS, UNKNOWN, amount, answers, count, duration, per_thousand, priced, solved_by
 
@@ -89,7 +89,7 @@ class JsonDisplay:
     """One JSON object for each snapshot: its fields, `event`, `tokens_per_second` and `eta_seconds`."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._writer, self._pace = _Writer(stream), Pace()
+        self._writer, self._pace = _Writer(stream), TokenPace()
 
     def update(self, snapshot: ProgressSnapshot) -> None:
         """Write the snapshot at once; a number that JSON cannot hold is null."""
@@ -106,7 +106,7 @@ class LineDisplay:
     """A plain line every few seconds and at every change of stage or round, for logs and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._writer, self._pace = _Writer(stream), Pace()
+        self._writer, self._pace = _Writer(stream), TokenPace()
         self._shown: ProgressSnapshot | None = None
         self._held: ProgressSnapshot | None = None
 
@@ -148,7 +148,7 @@ class TableDisplay:
     """
 
     def __init__(self, console: Console) -> None:
-        self._pace = Pace()
+        self._pace = TokenPace()
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._is_closed = False
 
@@ -214,14 +214,14 @@ def _attempts(snapshot: ProgressSnapshot) -> str:
     return f"{count(snapshot.begun)}, {count(snapshot.again)} of them again" + (f"; solved {solved}" if solved else "")
 
 
-def _speed(pace: Pace, unit: str) -> str:
+def _speed(pace: TokenPace, unit: str) -> str:
     rate = pace.tokens_per_second
     if rate is not None and unit != "tokens":
         return f"{amount(60 * rate, unit)} a minute"
     return UNKNOWN if rate is None else f"{rate:,.0f} tokens/s" if rate >= 10 else f"{rate:.1f} tokens/s"
 
 
-def _line(snapshot: ProgressSnapshot, pace: Pace) -> str:
+def _line(snapshot: ProgressSnapshot, pace: TokenPace) -> str:
     learning = (f"learning from {LABELS.get(snapshot.label, snapshot.label)}",) if snapshot.label else ()
     parts = (
         f"{duration(snapshot.seconds):>12}  {_stage(snapshot)}",
@@ -258,7 +258,7 @@ class _Bar:
         yield Segment(empty * (width - done - held), Style(dim=True))
 
 
-def _table(snapshot: ProgressSnapshot, pace: Pace) -> Group:
+def _table(snapshot: ProgressSnapshot, pace: TokenPace) -> Group:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(no_wrap=True)

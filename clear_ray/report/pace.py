@@ -7,7 +7,7 @@ from clear_ray.report.summary import ProgressSnapshot
 _LEAST_MEASURED_SECONDS = 1.0
 
 
-class Pace:
+class TokenPace:
     """Tokens per second of the generate stage, and what they say about the time that is left."""
 
     def __init__(self) -> None:

@@ -130,7 +130,7 @@ class AttemptsReport(Part):
     """What came of asking queries again."""
 
     objective: str
-    """What the answers were for: `solved`, `best_of_n` or `vote`; `correct` where some were compared to learn from."""
+    """What the answers were for: `solved`, `best_of_n`, `vote`, `groups`; `correct` where some were compared to learn."""
     most: int
     """Most attempts of one query."""
     attempts: int
@@ -141,11 +141,14 @@ class AttemptsReport(Part):
     """Tokens of all answers for each solved query; None if none was solved."""
     one_more_solves: float
     """Queries that one further attempt at each unsolved one would be expected to solve, weighted; where votes are counted,
-    what one further answer to each query would be expected to make right. 0 where answers were compared to learn from."""
+    what one further answer to each query would be expected to make right; of groups, how many it would mix. 0 where answers
+    were compared to learn from."""
     one_more_tokens: float
     """What it would be expected to spend: tokens of cost 1, or the unit of the budget."""
     agreed: int | None = None
     """Queries of which two or more answers give the result that was kept; None where votes are not counted."""
+    mixed: int | None = None
+    """Queries that have a right answer and a wrong one; None where that was not asked for."""
 
     @property
     def solved(self) -> int:

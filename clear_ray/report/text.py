@@ -243,8 +243,10 @@ def asked_again(found: AttemptsReport, unit: str) -> list[tuple[str, str]]:
     solved = f"{count(found.solved)} solved in {plural(found.attempts, 'attempt')}" + (
         f": {numbers}" if numbers else ""
     )
-    more = f"at each unsolved one: {expected(found.one_more_solves)} solved, for {amount(found.one_more_tokens, unit)}"
-    return [("attempts", solved + each), ("one more", more)]
+    what, done = ("unsolved one", "solved") if found.mixed is None else ("other query", "mixed")
+    more = f"at each {what}: {expected(found.one_more_solves)} {done}, for {amount(found.one_more_tokens, unit)}"
+    mixed = [] if found.mixed is None else [("groups", f"{count(found.mixed)} queries have a right and a wrong answer")]
+    return [*mixed, ("attempts", solved + each), ("one more", more)]
 
 
 def _engine(found: EngineReport, unit: str) -> str:

@@ -32,13 +32,14 @@ _LEAST = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Standing:
+class AttemptStates:
     """Where the queries that are priced stand.
 
     Attributes:
         started_tokens_N: Tokens of the answer that can be gone on with; 0 where there is none.
         left_N: How many attempts each may still begin.
         wrong_N: How many answers ended and were wrong.
+        right_N: How many ended and were right.
         weight_ZN: What is believed of each one's kind.
         likeness: How alike the answers to one query are.
     """
@@ -46,20 +47,22 @@ class Standing:
     started_tokens_N: NDArray[np.int64]
     left_N: NDArray[np.int64]
     wrong_N: Array
+    right_N: Array
     weight_ZN: Array
     likeness: Likeness
 
-    def take(self, rows: NDArray[np.int64]) -> Standing:
+    def take(self, rows: NDArray[np.int64]) -> AttemptStates:
         """Return where some of the queries stand."""
-        return Standing(
+        return AttemptStates(
             self.started_tokens_N[rows],
             self.left_N[rows],
             self.wrong_N[rows],
+            self.right_N[rows],
             self.weight_ZN[:, rows],
             self.likeness,
         )
 
-    def only_one_more(self) -> Standing:
+    def only_one_more(self) -> AttemptStates:
         """Return the same queries with nothing to go on with, and one fresh attempt each."""
         return replace(self, started_tokens_N=0 * self.started_tokens_N, left_N=np.ones_like(self.left_N))
 
@@ -88,7 +91,7 @@ class Menu:
     most_tokens_N: NDArray[np.int64]
 
 
-def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64]) -> Menu:
+def menu_of(batch: Batch, standing: AttemptStates, *, most_tokens_N: NDArray[np.int64]) -> Menu:
     """Return the plans of some queries.
 
     Args:
@@ -98,10 +101,10 @@ def menu_of(batch: Batch, standing: Standing, *, most_tokens_N: NDArray[np.int64
     """
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
-    fresh = Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
+    fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
     plans = [nothing(fresh), *_again(fresh, None, standing)]
     if (started > 0).any():
-        plans += _again(fresh, Answer.of(curves, batch, started, most_tokens_N), standing)
+        plans += _again(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing)
     return stacked(batch, plans, left_N=standing.left_N)
 
 
@@ -125,7 +128,7 @@ def stacked(batch: Batch, plans: list[Plans], *, left_N: NDArray[np.int64]) -> M
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class AnswerOdds:
     """Chance and spend of one answer of each kind under each ceiling, from where it stands.
 
     Attributes:
@@ -151,7 +154,7 @@ class Answer:
         return wrong
 
     @staticmethod
-    def of(curves: Curves, batch: Batch, started_N: NDArray[np.int64], most_tokens_N: NDArray[np.int64]) -> Answer:
+    def of(curves: Curves, batch: Batch, started_N: NDArray[np.int64], most_tokens_N: NDArray[np.int64]) -> AnswerOdds:
         """Return the answers of N queries, of whose curves there are Z * N rows, kind by kind."""
         kinds = len(curves) // len(started_N)
         started, room = (
@@ -167,7 +170,7 @@ class Answer:
         success, spend, ended = (
             limited_points(further.tokens_NK, column, floor, ceiling)[1:].reshape(shape) for column in columns
         )
-        return Answer(
+        return AnswerOdds(
             np.minimum(further.tokens_NK, ceiling[:, None]).astype(np.int64)[: len(started_N)].T,
             success,
             spend,
@@ -187,13 +190,13 @@ def _reach(curves: Curves, started_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return reach
 
 
-def nothing(fresh: Answer) -> Plans:
+def nothing(fresh: AnswerOdds) -> Plans:
     """Return the plan that buys nothing."""
     none = np.zeros((1, fresh.tokens_KN.shape[1]))
     return none, none, none.astype(np.int64), none, none, none.astype(bool)
 
 
-def _again(fresh: Answer, ongoing: Answer | None, standing: Standing) -> list[Plans]:
+def _again(fresh: AnswerOdds, ongoing: AnswerOdds | None, standing: AttemptStates) -> list[Plans]:
     """Return the plans that go on with an answer, or with none: one table of ceilings for each number of attempts."""
     trust, weight_ZN = standing.likeness.trust, standing.weight_ZN
     unsolved, spend = np.ones_like(fresh.success_KZN), np.zeros_like(fresh.success_KZN)

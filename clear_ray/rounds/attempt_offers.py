@@ -21,11 +21,12 @@ from clear_ray.estimation.likeness import Likeness, Tried, kind_weights, learn_l
 from clear_ray.estimation.votes import Habits, Votes
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_hull import menu_in_blocks
-from clear_ray.rounds.attempt_menu import Menu, Standing, menu_of
+from clear_ray.rounds.attempt_menu import AttemptStates, Menu, menu_of
 from clear_ray.rounds.attempt_price import Bought, buy
 from clear_ray.rounds.batch import Batch, first_call_parts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
+from clear_ray.rounds.group_menu import group_menu
 from clear_ray.rounds.history import SOLVED_SCORE
 from clear_ray.rounds.offers import HeldBatch
 from clear_ray.rounds.states import QueryStates
@@ -82,7 +83,7 @@ def clear_attempts(
     if not len(index) or for_sale_tokens < 1:
         return nothing_to_grant(len(is_free_N))
     part = _priced_part(batch, states, index)
-    standing = standing_of(batch, states, index, likeness=likeness)
+    standing = attempt_states(batch, states, index, likeness=likeness)
     costs = part.costs
     most_tokens = costs.affordable_tokens(
         for_sale_tokens * COST_PARTS, np.arange(len(index)), standing.started_tokens_N
@@ -109,7 +110,11 @@ def _priced_part(batch: Batch, states: QueryStates, index: NDArray[np.int64]) ->
 
 
 def _menu(
-    batch: Batch, standing: Standing, states: QueryStates, index: NDArray[np.int64], most_tokens_M: NDArray[np.int64]
+    batch: Batch,
+    standing: AttemptStates,
+    states: QueryStates,
+    index: NDArray[np.int64],
+    most_tokens_M: NDArray[np.int64],
 ) -> Menu:
     """Return the plans of the queries at `index` that some price would buy."""
     votes_M: list[Votes] = []
@@ -120,6 +125,8 @@ def _menu(
 
     def of(rows: NDArray[np.int64]) -> Menu:
         some, where, most = _priced_part(batch, states, index[rows]), standing.take(rows), most_tokens_M[rows]
+        if states.rule.objective == "groups":
+            return group_menu(some, where, most_tokens_N=most)
         if states.rule.objective != "vote":
             return menu_of(some, where, most_tokens_N=most)
         return vote_menu(some, where, [votes_M[row] for row in rows], most_tokens_N=most, habits=habits)
@@ -156,9 +163,9 @@ class _NextCalls:
         return np.asarray(np.maximum(left_M, 0) // self.costs.token_parts_N, np.int64)
 
 
-def standing_of(
+def attempt_states(
     batch: Batch, states: QueryStates, index: NDArray[np.int64], *, likeness: Likeness | None = None
-) -> Standing:
+) -> AttemptStates:
     """Return where the queries at `index` stand; how alike their answers are is learned if it is not given."""
     tried = attempts_so_far(states)
     likeness = likeness or learn_likeness(batch.curves, tried)
@@ -167,10 +174,11 @@ def standing_of(
     some = tried.of_queries(place_N >= 0)
     some = replace(some, query_P=place_N[some.query_P])
     is_wrong_P = some.is_ended_P & ~some.is_right_P
-    return Standing(
+    return AttemptStates(
         started_tokens_N=np.where(states.may_go_on_N, states.answer_tokens_N, 0)[index],
         left_N=states.left_N[index],
         wrong_N=np.bincount(some.query_P[is_wrong_P], minlength=len(index)).astype(np.float64),
+        right_N=np.bincount(some.query_P[some.is_right_P], minlength=len(index)).astype(np.float64),
         weight_ZN=kind_weights(batch.curves.take(index), likeness.rho, likeness.kinds, some),
         likeness=likeness,
     )

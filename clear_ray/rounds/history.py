@@ -57,6 +57,8 @@ class AttemptRule:
         if self.objective in ("solved", "best_of_n"):
             # No later answer can be better, or nothing says that one is: NaN is below nothing.
             closes_M = closes_M | (attempts.has_stopped_M & ~(attempts.correct_M < SOLVED_SCORE))
+        if self.objective == "groups":  # nothing would say that another answer differs
+            closes_M = closes_M | (attempts.has_stopped_M & np.isnan(attempts.correct_M))
         return closes_M
 
 

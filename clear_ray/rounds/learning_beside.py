@@ -3,9 +3,13 @@
 **What is running is seen too.** An answer that has come to so many tokens and has not ended is one that was cut there, as far
 as anybody knows. Were it left out, those that came back would be the short ones, and all would be believed to be short.
 
-**It goes on** once what is still running is few beside the answers that are there: how those end would change little. Whoever
-went on sooner would price by what the short answers have taught. A stage is as large as what was spent and what the running
-grants are expected to spend make it; the rest is priced over all that is open (`beside`).
+**The next stage** begins once what is still running is few beside the answers that are there: how those end would change
+little. A run that went on sooner would price by what the short answers have taught. In a small batch each answer counts; in a
+large one many of a stage are alike, and more of them may be missing. A stage is as large as what was spent and what the
+running grants are expected to spend make it.
+
+**The rest**, with no stage left, is priced over all that is open (`beside`) however much is running, but only once a good
+part of what is not spent has come back: a clearing cuts its dearest grant short, and many small ones cut many.
 
 **What a stage has go on** (`learning_offers`) is waited for by the next one: it shows whether a kind of query ends that was
 always cut, and has to come to twice its length again and again before all that is left is granted.
@@ -32,8 +36,11 @@ from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.learning_offers import LearningOffers, observe, random_part
 from clear_ray.rounds.states import QueryStates
 
-FEW_RUNNING_SHARE = 1 / 8
-"""Of the answers that are there: while more are running, no stage begins."""
+FEW_RUNNING_SHARES, QUERIES_OF_THE_LARGER = (1 / 32, 1 / 8), 1_000
+"""Of the answers that are there: while more are running, no stage begins. The larger share is that of batches of so many
+queries or more; of smaller ones it is as much less, down to the other."""
+LEARNING_CAME_BACK_SHARE = 1 / 4
+"""Of what is not spent: with less to grant no clearing of the rest is made beside running grants."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +64,12 @@ class OverlappingLearningOffers(LearningOffers):
         promised_tokens = taken_tokens(_tokens_N(running, len(is_free_N)), self.cost_N)
         unspent_tokens = available_tokens + promised_tokens
         goes_on_M = states.answer_tokens_N[running.index_M] > 0
-        is_stage = self._stage_tokens(states, unspent_tokens) is not None
-        if len(running.index_M) > FEW_RUNNING_SHARE * len(answers) or (is_stage and goes_on_M.any()):
+        if self._stage_tokens(states, unspent_tokens) is not None:
+            few = few_running_share(len(is_free_N)) * len(answers)
+            waits = len(running.index_M) > few or bool(goes_on_M.any())
+        else:
+            waits = available_tokens < LEARNING_CAME_BACK_SHARE * unspent_tokens
+        if waits:
             return nothing
         belief = self.learned(with_running(answers, states, running))
         batch = self._believed(belief, is_guarded=self.is_guarded(states, unspent_tokens))
@@ -78,6 +89,12 @@ class OverlappingLearningOffers(LearningOffers):
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0)), len(running.index_M)])
         part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
         return self._with_longer(part, batch, states, is_free_N, available_tokens, rng)
+
+
+def few_running_share(queries: int) -> float:
+    """Return of how many of the answers that are there the outcome may be open when a stage of a batch begins."""
+    least, most = FEW_RUNNING_SHARES
+    return min(max(most * queries / QUERIES_OF_THE_LARGER, least), most)
 
 
 def with_running(answers: Observed, states: QueryStates, running: RunningGrants) -> Observed:

@@ -75,17 +75,22 @@ class Seen:
 
 
 def seen_answers(states: QueryStates) -> Seen:
-    """Return the answers of a run so far, cut ones too; errors and the minimum service teach nothing."""
-    past = states.past
+    """Return the answers of a run so far, cut ones too; errors and the minimum service teach nothing.
+
+    Where votes are counted an answer is as right as its query's votes make it, and no answer is a failure of another.
+    """
+    past, is_vote = states.past, states.rule.objective == "vote"
     is_lesson_N = (states.attempt_N > 0) & ~states.has_failed_N & ~states.is_served_N
     now = np.flatnonzero((states.answer_tokens_N > 0) & is_lesson_N)
     query = np.concatenate([past.index_P, now])
     tokens = np.concatenate([past.tokens_P, states.answer_tokens_N[now]])
     stopped = np.concatenate([past.has_stopped_P, states.has_stopped_N[now]])
     score = np.concatenate([past.correct_P, states.correct_N[now]])
+    if is_vote:
+        score = states.ballots.is_right_P(query, np.concatenate([past.vote_P, states.vote_N[now]]))
     model = np.concatenate([past.option_P, states.option_N[now]])
     _, first = np.unique(query, return_index=True)  # past ones stand in their order, and before the current one
-    has_failed = np.ones(len(query), bool)
+    has_failed = np.full(len(query), not is_vote)
     has_failed[first] = False
     right = np.where(stopped, np.clip(score, 0.0, 1.0), np.nan)
     keep = tokens > 0

@@ -37,10 +37,10 @@ from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import SOLVED_SCORE, AttemptRule
 from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
-from clear_ray.rounds.menu_beliefs import Believed, MenuBeliefs
+from clear_ray.rounds.menu_beliefs import MenuBeliefs, ModelCurves
 from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
 from clear_ray.rounds.menu_pilot import Pilot, stretch_J, supposed_parts
-from clear_ray.rounds.menu_plans import filled, price_plans
+from clear_ray.rounds.menu_pricing import Block, best_that_fit, buy_plans
 from clear_ray.rounds.menu_service import MenuService
 from clear_ray.rounds.states import QueryStates
 
@@ -51,12 +51,15 @@ _GROWTH, _LEAST_STAGE, _GIVE = 0.8, 0.02, 0.02
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MenuRule(AttemptRule):
-    """What ends a query of a menu: an answer that ended by itself, unless it is wrong and another model may follow."""
+    """What ends a query of a menu: an answer that ended by itself, unless it is wrong and another model may follow.
+
+    Where votes are counted none does, and no error: other answers may follow either.
+    """
 
     def closes_M(self, attempts: Attempts, number_M: NDArray[np.int32]) -> NDArray[np.bool_]:
         """See `AttemptRule`."""
         is_last_M = attempts.is_over_M & (number_M >= self.most_of(attempts.index_M))
-        is_answered_M = attempts.has_stopped_M & ~attempts.has_failed_M
+        is_answered_M = attempts.has_stopped_M & ~attempts.has_failed_M & (self.objective != "vote")
         if self.objective in ("solved", "best_of_n"):
             # Where nothing says that an answer is wrong, none follows: NaN is below nothing.
             is_answered_M = is_answered_M & ~(attempts.correct_M < SOLVED_SCORE)
@@ -75,7 +78,8 @@ class MenuOffers:
         tie_break_N: A number that belongs to the query and not to its place in the input.
         calls: What calls of each model take, the cheapest model first.
         budget_tokens: What the run may spend, in the budget's unit.
-        objective: What the answers of a query are for; where it is not `correct`, a scorer says at once how right one is.
+        objective: What the answers of a query are for; where they are to be solved, or the best counts, a scorer says at
+            once how right one is.
         given: Beliefs of each model by a head that was there before; None for one that has none.
         earlier: Beliefs of each model by what runs before have learned of it; None for none.
         times: How often each model may be asked of a query; more than once only where a scorer says what is wrong.
@@ -124,7 +128,7 @@ class MenuOffers:
     @property
     def is_verified(self) -> bool:
         """Whether a scorer says at once how right an answer is."""
-        return self.objective != "correct"
+        return self.objective in ("solved", "best_of_n")
 
     def clear(
         self,
@@ -151,7 +155,7 @@ class MenuOffers:
             return nothing_to_grant(len(is_free_N))
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0))])
         seen, models = seen_answers(states), tuple(range(len(self.calls)))
-        market = _Market(states, is_free_N, self._believed(seen))
+        market = self._market(states, is_free_N, self._believed(seen))
         if not self.learns:
             return self._priced(market, available_tokens, models)
         known = [model for model in models if self._is_known(seen, model)]
@@ -195,9 +199,9 @@ class MenuOffers:
         can = not self.can_go_on or self.can_go_on[model]
         return np.asarray(states.may_go_on_N & (states.option_N == model) & can, np.bool_)
 
-    def _offered_N(self, states: QueryStates, model: int) -> NDArray[np.bool_]:
+    def _offered_N(self, states: QueryStates, model: int, asked_N: Integers) -> NDArray[np.bool_]:
         """Return which queries may be asked of a model anew: of no model after it, and of it less often than they may be."""
-        is_again_N = (states.option_N == model) & (self._asked_N(states) < self.times)
+        is_again_N = (states.option_N == model) & (asked_N < self.times)
         return np.asarray((states.attempt_N == 0) | (states.option_N < model) | is_again_N, np.bool_)
 
     def _asked_N(self, states: QueryStates) -> Integers:
@@ -206,22 +210,19 @@ class MenuOffers:
         same = past.index_P[past.option_P == states.option_N[past.index_P]]
         return np.asarray(np.bincount(same, minlength=len(self.weight_N)) + (states.attempt_N > 0), np.int64)
 
-    def _rung_N(self, states: QueryStates, model: int) -> Integers:
-        """Return the rung of the next call of each query to a model; see `menu_plans`."""
+    def _rung_N(self, states: QueryStates, model: int, ended_N: Integers) -> Integers:
+        """Return the rung of the next call of each query to a model, by how many of its calls are over; see `menu_plans`."""
         is_same_N = (states.attempt_N > 0) & (states.option_N == model)
-        before_N = np.where(is_same_N, self._asked_N(states) - self._may_go_on_N(states, model), 0)
+        before_N = np.where(is_same_N, ended_N, 0)
         return np.asarray(np.minimum(self.times * model + before_N, self.times * len(self.calls) - 1), np.int64)
 
-    def _begins_M(self, states: QueryStates, index: Integers, option_M: Integers) -> NDArray[np.bool_]:
-        """Return which grants begin an answer; the others go on with one that was cut off."""
-        goes_on_JN = np.stack([self._may_go_on_N(states, model) for model in range(len(self.calls))])
-        return np.asarray(~goes_on_JN[option_M, index], np.bool_)
-
-    def _batch(self, curves: Curves, model: int, weight_N: Array | None = None) -> Batch:
-        calls, weight_N = self.calls[model], self.weight_N if weight_N is None else weight_N
-        return Batch(
-            curves, weight_N, self.max_tokens_JN[model], self.tie_break_N, calls.token_parts_N / COST_PARTS, calls
-        )
+    def _batch(self, curves: Curves, model: int, weight_N: Array | None = None, rows: Integers | None = None) -> Batch:
+        """Return a model's curves with what belongs to their queries, which are those at `rows`, or all."""
+        weight_N = self.weight_N if weight_N is None else weight_N
+        calls, most_N, tie_break_N = self.calls[model], self.max_tokens_JN[model], self.tie_break_N
+        if rows is not None:
+            weight_N, most_N, tie_break_N, calls = weight_N[rows], most_N[rows], tie_break_N[rows], calls.take(rows)
+        return Batch(curves, weight_N, most_N, tie_break_N, calls.token_parts_N / COST_PARTS, calls)
 
     def _worth_N(self, states: QueryStates) -> Array:
         """Return what a right answer is worth now: where the best counts, what it may add to the best score so far."""
@@ -233,13 +234,13 @@ class MenuOffers:
     def _pilot(self) -> Pilot:
         return Pilot(self.calls, self.max_tokens_JN, self.stages, self.budget_tokens, float(self.weight_N.mean()))
 
-    def _pilot_order(self, rng: np.random.Generator, market: _Market, model: int, *, has_time: bool) -> Integers:
+    def _pilot_order(self, rng: np.random.Generator, market: Market, model: int, *, has_time: bool) -> Integers:
         """Return which queries a pilot asks of a model: first those that others got wrong, of the dearest other model first.
 
         Where it is known what is wrong, and others are still to be asked, no other queries.
         """
         states = market.states
-        may_N = rng.permutation(np.flatnonzero(market.is_free_N & self._offered_N(states, model)))
+        may_N = rng.permutation(np.flatnonzero(market.is_free_N & market.offered_JN[model]))
         failed = may_N[(states.attempt_N[may_N] > 0) & ~states.may_go_on_N[may_N]]
         failed = failed[np.argsort(-states.option_N[failed], kind="stable")]
         new = may_N[(states.attempt_N[may_N] == 0) & (not has_time or not self.is_verified)]
@@ -251,7 +252,7 @@ class MenuOffers:
         return is_told or int((seen.model_M == model).sum()) >= self._pilot.least_answers
 
     def _next_pilot(
-        self, rng: np.random.Generator, market: _Market, available_tokens: int, known: Sequence[int], is_worth: bool
+        self, rng: np.random.Generator, market: Market, available_tokens: int, known: Sequence[int], is_worth: bool
     ) -> Clearing:
         """Return grants of a pilot of the first unknown model that may pay; nothing to grant if none does.
 
@@ -282,67 +283,73 @@ class MenuOffers:
                 return granted
         return nothing_to_grant(len(market.is_free_N))
 
-    def _options(self, market: _Market, models: Sequence[int]) -> list[Option]:
-        """Return each model as an option, gone on with where it has been cut off, else from the beginning."""
-        states, options = market.states, []
-        for model in range(len(self.calls)):
-            goes_on_N = self._may_go_on_N(states, model)
-            has_failed_N = np.where(goes_on_N, states.attempt_N > 1, states.attempt_N > 0)
-            curves = _either(market.believed.fresh[model], market.believed.after[model], has_failed_N)
-            generated_N = np.where(goes_on_N, states.answer_tokens_N, 0)
-            is_offered_N = (goes_on_N | self._offered_N(states, model)) & (model in models)
-            batch = self._batch(curves, model, self._worth_N(states))
-            options.append(Option(batch, generated_N, is_offered_N))
-        return options
+    def _market(self, states: QueryStates, is_free_N: NDArray[np.bool_], believed: ModelCurves) -> Market:
+        models, asked_N = range(len(self.calls)), self._asked_N(states)
+        goes_on_JN = np.stack([self._may_go_on_N(states, model) for model in models])
+        return Market(
+            states,
+            is_free_N,
+            believed,
+            worth_N=self._worth_N(states),
+            asked_N=asked_N,
+            goes_on_JN=goes_on_JN,
+            offered_JN=np.stack([self._offered_N(states, model, asked_N) for model in models]),
+            rung_JN=np.stack([self._rung_N(states, model, asked_N - goes_on_JN[model]) for model in models]),
+        )
 
-    def _priced(self, market: _Market, available_tokens: int, models: Sequence[int]) -> Clearing:
-        """Return what queries buy of some of the models; nothing follows an answer of which nothing says that it is wrong."""
-        states, is_free_N = market.states, market.is_free_N
-        options, queries = self._options(market, models), len(is_free_N)
-        index = np.flatnonzero(is_free_N & (np.max([option.room_N for option in options], axis=0) > 0))
+    def _block(self, market: Market, models: Sequence[int], rows: Integers, available_tokens: int) -> Block:
+        """Return what the queries at `rows` may buy of some of the models.
+
+        Each is gone on with where it has been cut off, else from the beginning. Nothing follows an answer of which nothing
+        says that it is wrong.
+        """
+        states, here, nothing = market.states, np.arange(len(rows)), np.zeros(len(rows), np.int64)
+        attempt, answer_tokens = states.attempt_N[rows], states.answer_tokens_N[rows]
+        block = Block([], [], [])
+        for model in range(len(self.calls)):
+            fresh, after = (curves[model].take(rows) for curves in (market.believed.fresh, market.believed.after))
+            goes_on, is_sold = market.goes_on_JN[model, rows], np.full(len(rows), model in models)
+            curves = _either(fresh, after, np.where(goes_on, attempt > 1, attempt > 0))
+            batch = self._batch(curves, model, market.worth_N, rows)
+            is_offered = (goes_on | market.offered_JN[model, rows]) & is_sold
+            now = Option(batch, np.where(goes_on, answer_tokens, 0), is_offered)
+            again = Option(replace(batch, curves=after), nothing, is_sold & self.is_verified)
+            block.tables.append(course_tables(now, here, available_tokens))
+            block.first.append(block.tables[-1].course(model, market.rung_JN[model, rows]))
+            block.later.append(course_tables(again, here, available_tokens).course(model))
+        return block
+
+    def _priced(self, market: Market, available_tokens: int, models: Sequence[int]) -> Clearing:
+        """Return what queries buy of some of the models."""
+        index = market.with_room(self.max_tokens_JN, models)
         if not len(index) or available_tokens < 1:
-            return nothing_to_grant(queries)
-        tables = [course_tables(option, index, available_tokens) for option in options]
-        first = [table.course(model, self._rung_N(states, model)[index]) for model, table in enumerate(tables)]
-        nothing_N, worth_N = np.zeros(queries, np.int64), self._worth_N(states)
-        again = [
-            Option(
-                self._batch(curves, model, worth_N), nothing_N, np.full(queries, self.is_verified and model in models)
-            )
-            for model, curves in enumerate(market.believed.after)
-        ]
-        later = [course_tables(option, index, available_tokens).course(model) for model, option in enumerate(again)]
-        tie_break_M = self.tie_break_N[index]
-        plans = price_plans(first, later, available=float(available_tokens), give=_GIVE, times=self.times)
-        plans = filled(plans, available=float(available_tokens), tie_break_M=tie_break_M)
-        bought = np.flatnonzero(plans.course_M >= 0)
-        option_M, point_M = plans.course_M[bought], plans.point_M[bought]
-        tokens = np.stack([t.tokens_MK for t in tables])[option_M, bought, point_M]
-        parts = np.stack([t.parts_MK for t in tables])[option_M, bought, point_M]
-        spends = np.stack([t.spend_MK for t in tables])[option_M, bought, point_M]
-        # Best first, as far as ceilings fit: what does not is priced anew once more is known.
-        order = np.lexsort((tie_break_M[bought], -plans.surplus_M[bought] / np.maximum(plans.cost_M[bought], 1e-300)))
-        fits = np.cumsum(parts[order]) <= available_tokens * COST_PARTS
-        chosen = order[fits]
-        chosen = chosen[np.argsort(-tokens[chosen], kind="stable")]
-        surplus_N = np.zeros(queries)
+            return nothing_to_grant(len(market.is_free_N))
+        plans = buy_plans(
+            index,
+            lambda rows: self._block(market, models, rows, available_tokens),
+            available=float(available_tokens),
+            tie_break_M=self.tie_break_N[index],
+            give=_GIVE,
+            times=self.times,
+        )
+        chosen = best_that_fit(plans, available_tokens * COST_PARTS, self.tie_break_N[index])
+        surplus_N = np.zeros(len(market.is_free_N))
         surplus_N[index] = plans.surplus_M
         dual = plans.price * available_tokens + float(plans.surplus_M.sum())
-        worth = float(plans.first_worth_M[bought[chosen]].sum())
-        later_worth = float(plans.worth_M[bought[chosen]].sum()) - worth
+        worth, whole_worth = (float(of[chosen].sum()) for of in (plans.first_worth_M, plans.worth_M))
         return Clearing(
-            index_M=index[bought[chosen]],
-            tokens_M=tokens[chosen],
-            expected_tokens_M=spends[chosen],
-            expected_utility_M=plans.first_worth_M[bought[chosen]],
+            index_M=index[chosen],
+            tokens_M=plans.tokens_M[chosen],
+            expected_tokens_M=plans.spend_M[chosen],
+            expected_utility_M=plans.first_worth_M[chosen],
             surplus_N=surplus_N,
             shadow_price=plans.price,
             dual_bound=dual,
-            gap=max(dual - worth - later_worth, 0.0),
-            later_utility=later_worth,
-            option_M=option_M[chosen],
-            is_fresh_M=self._begins_M(states, index[bought[chosen]], option_M[chosen]),
-            reserved_parts_M=parts[chosen],
+            gap=max(dual - whole_worth, 0.0),
+            later_utility=whole_worth - worth,
+            option_M=plans.course_M[chosen],
+            is_fresh_M=~market.goes_on_JN[plans.course_M[chosen], index[chosen]],
+            reserved_parts_M=plans.parts_M[chosen],
         )
 
     def learned(self, states: QueryStates) -> tuple[list[Batch], Evidence | None]:
@@ -350,7 +357,7 @@ class MenuOffers:
         believed = self._believed(seen_answers(states))
         return [self._batch(curves, model) for model, curves in enumerate(believed.fresh)], believed.evidence
 
-    def _believed(self, seen: Seen | None) -> Believed:
+    def _believed(self, seen: Seen | None) -> ModelCurves:
         beliefs = MenuBeliefs(
             x_NP=self.x_NP,
             tokens_K=self.tokens_K,
@@ -365,12 +372,35 @@ class MenuOffers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Market:
-    """What a clearing sells, the queries that it is for, and what is believed of it."""
+class Market:
+    """What a clearing sells, the queries that it is for, and what is believed of it.
+
+    Attributes:
+        states: Where every query stands.
+        is_free_N: Queries that may be granted tokens.
+        believed: Curves by each model.
+        worth_N: What a right answer is worth now.
+        asked_N: How often each query has been asked of the model that it was asked of last.
+        goes_on_JN: Whether a model's answer was cut off and can be gone on with.
+        offered_JN: Whether it may be asked of a model anew.
+        rung_JN: Rung of the next call to it.
+    """
 
     states: QueryStates
     is_free_N: NDArray[np.bool_]
-    believed: Believed
+    believed: ModelCurves
+    worth_N: Array
+    asked_N: Integers
+    goes_on_JN: NDArray[np.bool_]
+    offered_JN: NDArray[np.bool_]
+    rung_JN: Integers
+
+    def with_room(self, max_tokens_JN: Integers, models: Sequence[int]) -> Integers:
+        """Return the free queries that may have more of some of the models."""
+        of = list(models)
+        room_JN = max_tokens_JN[of] - np.where(self.goes_on_JN[of], self.states.answer_tokens_N, 0)
+        room_JN[~(self.goes_on_JN[of] | self.offered_JN[of])] = 0
+        return np.flatnonzero(self.is_free_N & (room_JN.max(axis=0, initial=0) > 0))
 
 
 def _either(one: Curves, other: Curves, is_other_N: NDArray[np.bool_]) -> Curves:

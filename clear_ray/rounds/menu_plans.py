@@ -17,7 +17,7 @@ Source: docs/method.md, section 10.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,9 @@ class Plans:
         first_worth_M: What its first call is worth.
         cost_M: What all of it is expected to take.
         below: What they buy at a price just below, at which it would be too much; None where this price is 0.
+        tokens_M: Further tokens that the first call is granted; this and the next two are not known to the price.
+        parts_M: What it may take at most, thousandths.
+        spend_M: Tokens that it is expected to generate.
     """
 
     price: float
@@ -70,6 +73,9 @@ class Plans:
     first_worth_M: Array
     cost_M: Array
     below: Plans | None = None
+    tokens_M: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    parts_M: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    spend_M: Array = field(default_factory=lambda: np.zeros(0))
 
 
 def plans_at(
@@ -177,6 +183,10 @@ def filled(plans: Plans, *, available: float, tie_break_M: NDArray[np.uint64]) -
     added = np.zeros(len(tie_break_M), bool)
     added[order[before < available - plans.cost_M.sum()]] = True
 
-    names = ("course_M", "point_M", "worth_M", "first_worth_M", "cost_M")
-    mixed: dict[str, Any] = {name: np.where(added, getattr(below, name), getattr(plans, name)) for name in names}
+    names = ("course_M", "point_M", "worth_M", "first_worth_M", "cost_M", "tokens_M", "parts_M", "spend_M")
+    mixed: dict[str, Any] = {
+        name: np.where(added, getattr(below, name), getattr(plans, name))
+        for name in names
+        if len(getattr(plans, name)) == len(added)
+    }
     return replace(plans, **mixed)

@@ -16,7 +16,7 @@ CAME_BACK_SHARE = 1 / 64
 
 
 @dataclass(slots=True)
-class Pace:
+class ClearingPace:
     """When the law is asked again; it has no clock.
 
     Attributes:

@@ -14,14 +14,15 @@ from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.ballots import NO_VOTE, Ballot, Ballots
 from clear_ray.rounds.clearing import Clearing
-from clear_ray.rounds.history import AttemptRule, PastAttempts
+from clear_ray.rounds.history import SOLVED_SCORE, AttemptRule, PastAttempts
 
 
 class QueryStates:
     """Sums over the rounds so far; every attribute that ends in N has shape (N,).
 
     `answer_tokens_N`, `correct_N` and `has_stopped_N` are those of the current attempt. `chosen_round_N` is the round whose
-    answer counts as the query's by now, and `chosen_score_N` its score.
+    answer counts as the query's by now, and `chosen_score_N` its score. `right_N` and `wrong_N` count the answers that have
+    ended by themselves.
 
     Args:
         cost_N: What a token of each query takes from the budget, shape (N,).
@@ -57,6 +58,8 @@ class QueryStates:
         self.surplus_N = np.zeros(queries)
         self.correct_N = np.full(queries, np.nan)
         self.vote_N = np.full(queries, NO_VOTE)
+        self.right_N = np.zeros(queries, np.int64)
+        self.wrong_N = np.zeros(queries, np.int64)
         for index in failed:
             self.is_open_N[index], self.has_failed_N[index] = False, True
 
@@ -75,6 +78,11 @@ class QueryStates:
         """How many more attempts each query may begin."""
         left_N: NDArray[np.int64] = self.rule.most_of(np.arange(len(self.cost_N))) - self.attempt_N
         return np.maximum(left_N, 0)
+
+    @property
+    def is_mixed_N(self) -> NDArray[np.bool_]:
+        """Which queries have a right answer and a wrong one, both of which ended by themselves."""
+        return np.asarray((self.right_N > 0) & (self.wrong_N > 0), np.bool_)
 
     @property
     def is_unanswered_N(self) -> NDArray[np.bool_]:
@@ -109,7 +117,11 @@ class QueryStates:
         self.vote_N[index] = NO_VOTE if attempts.vote_M is None else attempts.vote_M
         self.has_stopped_N[index] = attempts.has_stopped_M
         self.may_go_on_N[index] = ~attempts.is_over_M
+        self.right_N[index] += attempts.has_stopped_M & (attempts.correct_M >= SOLVED_SCORE)
+        self.wrong_N[index] += attempts.has_stopped_M & (attempts.correct_M < SOLVED_SCORE)
         self.is_open_N[index] = ~self.rule.closes_M(attempts, self.attempt_N[index])
+        if self.rule.objective == "groups":
+            self.is_open_N[index] &= ~self.is_mixed_N[index]
         self._choose(number, attempts)
         if self.rule.objective == "vote" and attempts.vote_M is not None:
             self._count(number, attempts, attempts.vote_M)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clear_ray.estimation.likeness import curves_of_kinds
 from clear_ray.estimation.votes import Habits, Votes, VoteWorth, learn_habits, vote_worth, votes_ahead
-from clear_ray.rounds.attempt_menu import Answer, Menu, Plans, Standing, nothing, stacked
+from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, nothing, stacked
 from clear_ray.rounds.batch import Batch
 
 Array = NDArray[np.float64]
@@ -27,11 +27,12 @@ _TINY = 1e-9
 
 def vote_menu(
     batch: Batch,
-    standing: Standing,
+    standing: AttemptStates,
     votes_N: list[Votes],
     *,
     most_tokens_N: NDArray[np.int64],
     habits: Habits | None = None,
+    cast_N: Array | None = None,
 ) -> Menu:
     """Return the plans of some queries; success is what a plan adds to the chance that a query's answer is right, weighted.
 
@@ -41,14 +42,17 @@ def vote_menu(
         votes_N: The votes that each has.
         most_tokens_N: Most further tokens that each may be granted at once.
         habits: How answers to one query agree; see `habits_of`.
+        cast_N: Chance of a right answer by those that have given the votes so far, if others than these curves' model have.
     """
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
     worth = vote_worth(habits or Habits())
-    fresh = Answer.of(curves, batch, np.zeros_like(started), most_tokens_N)
-    plans = [nothing(fresh), *_plans(fresh, None, standing, votes_N, worth)]
+    fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
+    count_N = np.zeros(len(votes_N)) if cast_N is None else np.array([float(sum(votes)) for votes in votes_N])
+    cast = count_N, count_N if cast_N is None else count_N * cast_N
+    plans = [nothing(fresh), *_plans(fresh, None, standing, votes_N, worth, cast)]
     if (started > 0).any():
-        plans += _plans(fresh, Answer.of(curves, batch, started, most_tokens_N), standing, votes_N, worth)
+        plans += _plans(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing, votes_N, worth, cast)
     return stacked(batch, plans, left_N=standing.left_N)
 
 
@@ -59,9 +63,18 @@ def habits_of(batch: Batch, votes_N: list[Votes]) -> Habits:
 
 
 def _plans(
-    fresh: Answer, ongoing: Answer | None, standing: Standing, votes_N: list[Votes], worth: VoteWorth
+    fresh: AnswerOdds,
+    ongoing: AnswerOdds | None,
+    standing: AttemptStates,
+    votes_N: list[Votes],
+    worth: VoteWorth,
+    cast: tuple[Array, Array],
 ) -> list[Plans]:
-    """Return the plans that go on with an answer, or with none: one table of ceilings for each number of answers."""
+    """Return the plans that go on with an answer, or with none: one table of ceilings for each number of answers.
+
+    All votes of a query count as given with one chance of a right answer each: the mean of those that a plan adds, and of
+    `cast`, how many others have given, and the sum of their chances.
+    """
     goes_on, weight_ZN = ongoing is not None, standing.weight_ZN
     first = fresh if ongoing is None else ongoing
     most = max((votes_ahead(votes, int(left)) for votes, left in zip(votes_N, standing.left_N, strict=True)), default=0)
@@ -75,7 +88,7 @@ def _plans(
     plans: list[Plans] = []
     for number in range(1, most + goes_on + 1):
         again = number - 1
-        mean_KN = (first_chance_KN + again * chance_KN) / number
+        mean_KN = (first_chance_KN + again * chance_KN + cast[1]) / (number + cast[0])
         share_VKN = _how_many_end(first_ended_KZN, ended_KZN, weight_ZN, again)
         gain_KN = np.zeros_like(chance_KN)
         for votes, rows in rows_of.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from clear_ray.engine.base import Grant
 from clear_ray.ingest.logprobs import TokenLogprob, chat_logprobs, legacy_logprobs, of_answer
-from clear_ray.serve.asking import Asked, Piece, PromptReading
+from clear_ray.serve.asking import Piece, PromptReading, ServedQuery
 from clear_ray.serve.protocol import ChatRequest, QueryRequest
 from clear_ray.serve.sale_queue import Sale
 
@@ -42,7 +42,7 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Reply:
+class ServedReply:
     """One query under way.
 
     Attributes:
@@ -56,7 +56,7 @@ class Reply:
     """
 
     request: QueryRequest
-    asked: Asked
+    asked: ServedQuery
     reading: PromptReading
     sale: Sale
     first_at: float | None = None

@@ -45,7 +45,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class ServedQuery:
     """One query, as the ingress hands it to an engine.
 
     Attributes:

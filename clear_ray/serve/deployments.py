@@ -24,11 +24,11 @@ from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, SchemaError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.estimation.resolve import resolve_head
-from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, gathered, merged
+from clear_ray.serve.asking import Opening, Piece, PromptReading, ServedQuery, gathered, merged
 from clear_ray.serve.batches.shared_slots import SharedSlots
 from clear_ray.serve.cutting import cut_at_stop, showable
 from clear_ray.serve.law import Curve
-from clear_ray.serve.price_replica import Settlement, Wanted
+from clear_ray.serve.price_replica import SaleSettlement, Wanted
 from clear_ray.serve.sale_queue import Sale
 from clear_ray.serve.scaling import Outstanding
 from clear_ray.serve.together import Together
@@ -141,7 +141,7 @@ class EngineReplica:
             curve=Curve(_grid(head.tokens_K), columns["success_K"][0], columns["survival_K"][0]),
         )
 
-    async def answer(self, asked: Asked) -> AsyncIterator[list[Opening | tuple[int, Piece]]]:
+    async def answer(self, asked: ServedQuery) -> AsyncIterator[list[Opening | tuple[int, Piece]]]:
         """Read a query, buy its tokens and answer it: what was found first, then pieces with the numbers of their choices.
 
         A query that has to wait for its price ends here after the opening: it holds no place while it waits.
@@ -153,7 +153,7 @@ class EngineReplica:
             async for some in lists:
                 yield some
 
-    async def _answer(self, asked: Asked) -> AsyncIterator[Opening | tuple[int, Piece]]:
+    async def _answer(self, asked: ServedQuery) -> AsyncIterator[Opening | tuple[int, Piece]]:
         reading = await self.read(asked.query_id, asked.prompt, asked.sampling, asked.most_prompt_tokens)
         ask = asked.ask(reading)
         if ask is None:
@@ -181,10 +181,10 @@ class EngineReplica:
         if sale is None or sale.hold is None:
             return
 
-        async def settle(settlement: Settlement) -> None:
+        async def settle(settlement: SaleSettlement) -> None:
             await self._price.settle.remote([settlement])
 
-        task = asyncio.create_task(settle(Settlement(wanted.tenant, sale.hold, 0)))
+        task = asyncio.create_task(settle(SaleSettlement(wanted.tenant, sale.hold, 0)))
         self._given_back.add(task)
         task.add_done_callback(self._given_back.discard)
 

@@ -24,8 +24,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from clear_ray.serve.answer import Reply
-from clear_ray.serve.asking import Asked, Weight
+from clear_ray.serve.answer import ServedReply
+from clear_ray.serve.asking import ServedQuery, Weight
 from clear_ray.serve.batches.routes import routes as batch_routes
 from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.bodies import check_json, unpacked
@@ -36,7 +36,7 @@ from clear_ray.serve.log import log_event
 from clear_ray.serve.meters import Meters
 from clear_ray.serve.openapi import describe, reference_page
 from clear_ray.serve.page import PAGE_HEADERS, front_page, methods_of, routes_of
-from clear_ray.serve.price_replica import Settlement, Wanted
+from clear_ray.serve.price_replica import SaleSettlement, Wanted
 from clear_ray.serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -115,7 +115,7 @@ class Ingress:
         self.batches = None if batches is None else BatchService(batches, self._settings.engine)
         self._engine, self._price = engine, price
         self._streams = engine.options(stream=True)
-        self._settled: Together[Settlement, None] = Together(self._settle_all, linger_seconds=_SETTLE_SECONDS)
+        self._settled: Together[SaleSettlement, None] = Together(self._settle_all, linger_seconds=_SETTLE_SECONDS)
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()
         self._guard = Guard(
@@ -304,7 +304,7 @@ class Ingress:
             raise ApiError(408, message, code="slow_body", headers={"Connection": "close"}) from None
         return bytes(body)
 
-    async def _buy(self, request: QueryRequest, key: str, body: bytes) -> tuple[Reply, AsyncIterator[Any] | None]:
+    async def _buy(self, request: QueryRequest, key: str, body: bytes) -> tuple[ServedReply, AsyncIterator[Any] | None]:
         """Have a query read and sold its tokens; return it with what comes of its answer already, if anything does."""
         if self._settings.engine.kind != "replay":  # whose samples are recorded, whatever its temperature
             refuse_equal_choices(request, self._settings.engine.temperature)
@@ -323,13 +323,13 @@ class Ingress:
             raise refusal_of(reading, request)
         self._note(sale)
         asked.weight.change(sale.tokens * request.n)
-        return Reply(request, asked, reading, sale), come if opening.sale is not None else None
+        return ServedReply(request, asked, reading, sale), come if opening.sale is not None else None
 
-    def _asked(self, request: QueryRequest, key: str, body: bytes) -> Asked:
+    def _asked(self, request: QueryRequest, key: str, body: bytes) -> ServedQuery:
         name = uuid.uuid4().hex
         tie_break = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
         most_tokens = min(request.upper_limit_tokens or self._settings.max_tokens, self._settings.max_tokens)
-        return Asked(
+        return ServedQuery(
             name=name,
             query_id=self._query_id(request, name),
             prompt=request.as_prompt,
@@ -382,7 +382,7 @@ class Ingress:
             raise ApiError(400, message, param="metadata", code="missing_query_id")
         return f"{recorded}#{name}"  # the same recording may be asked for many times at once
 
-    def _settle(self, answer: Reply, started: float) -> None:
+    def _settle(self, answer: ServedReply, started: float) -> None:
         """Tell the price what was spent, without making the client wait for it."""
         spent, seconds = answer.spent_tokens, time.monotonic() - started
         self._meters.generated.inc(spent)
@@ -393,10 +393,10 @@ class Ingress:
 
         if answer.sale.hold is None:
             return
-        task = asyncio.create_task(self._settled(Settlement(answer.asked.tenant, answer.sale.hold, spent)))
+        task = asyncio.create_task(self._settled(SaleSettlement(answer.asked.tenant, answer.sale.hold, spent)))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _settle_all(self, settlements: Sequence[Settlement]) -> Sequence[None]:
+    async def _settle_all(self, settlements: Sequence[SaleSettlement]) -> Sequence[None]:
         await self._price.settle.remote(settlements)
         return [None] * len(settlements)

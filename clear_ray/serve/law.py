@@ -130,7 +130,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class PriceAccount:
     """What the machine holds and has done, for metrics and tests. Token counts since the start.
 
     Attributes:

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from clear_ray.serve.law import Account
+from clear_ray.serve.law import PriceAccount
 
 _COUNTED = {
     "spent_tokens": "Tokens charged.",
@@ -44,7 +44,7 @@ class Meters:
         self._price = _PriceMetrics()
         own.register(self._price)
 
-    def page(self, account: Account, waiting: int) -> Response:
+    def page(self, account: PriceAccount, waiting: int) -> Response:
         """Return all metrics in Prometheus' text form.
 
         Args:
@@ -61,7 +61,7 @@ class _PriceMetrics(Collector):
     def __init__(self) -> None:
         self._metrics: list[Metric] = []
 
-    def take(self, account: Account, waiting: int) -> None:
+    def take(self, account: PriceAccount, waiting: int) -> None:
         """Show this account from now on."""
         counted = [
             CounterMetricFamily(f"clear_ray_price_{name}", words, value=getattr(account, name))

@@ -56,7 +56,7 @@ from clear_ray.allocation.sketch import DemandSketch
 from clear_ray.allocation.sketch_price import SketchPrice, tie_classes_of
 from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.errors import ConfigError
-from clear_ray.serve.law import Account, Ask, Hold, PriceLaw
+from clear_ray.serve.law import Ask, Hold, PriceAccount, PriceLaw
 from clear_ray.serve.token_bucket import TokenBucket, to_ns, to_seconds
 
 _MOST_REFILLING = 0.5  # of the income, for a stock that is too small
@@ -101,9 +101,9 @@ class OnlinePrice:
         return self._clearings
 
     @property
-    def account(self) -> Account:
+    def account(self) -> PriceAccount:
         """What is held and has been done. Changes nothing."""
-        return Account(
+        return PriceAccount(
             price=self.price,
             cleared_price=self._cleared_price,
             available_tokens=self._bucket.available_tokens,

@@ -11,7 +11,7 @@ import ray
 
 from clear_ray.cluster import metrics
 from clear_ray.cluster.metrics import AccountMetrics, Throttle
-from clear_ray.serve.law import Account, Ask, Hold
+from clear_ray.serve.law import Ask, Hold, PriceAccount
 from clear_ray.serve.sale_queue import Sale, settings_of
 from clear_ray.serve.settings import TenantSettings
 from clear_ray.serve.tenant_queues import TenantQueues
@@ -36,7 +36,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
+class SaleSettlement:
     """What one query has spent.
 
     Attributes:
@@ -102,7 +102,7 @@ class PriceReplica:
         self._coming.pop(wanted.name, None)
         return await self._queues.wait(wanted.tenant, wanted.ask)
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
+    async def settle(self, settlements: Sequence[SaleSettlement]) -> None:
         """Charge what was generated."""
         self._publish()
         for each in settlements:
@@ -116,7 +116,7 @@ class PriceReplica:
         """Whether new queries are taken."""
         return self._queues.is_selling
 
-    async def account(self) -> tuple[Account, int]:
+    async def account(self) -> tuple[PriceAccount, int]:
         """Return the account, and how many queries wait, or are on their way to."""
         since = time.monotonic() - _COMING_SECONDS
         self._coming = {name: told_at for name, told_at in self._coming.items() if told_at > since}
@@ -130,7 +130,7 @@ class PriceReplica:
                 run = f"{self._model_name}/{tenant}" if tenant else self._model_name
                 self._metrics[tenant] = AccountMetrics("server", run)
             self._metrics[tenant].publish(
-                metrics.Account(
+                metrics.AccountGauges(
                     reserved_tokens=account.reserved_tokens,
                     spent_tokens=account.spent_tokens,
                     refunded_tokens=account.refunded_tokens,

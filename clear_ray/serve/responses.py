@@ -14,12 +14,12 @@ from itertools import count
 from typing import Any
 
 from clear_ray.ingest.openai_output import response_body
-from clear_ray.serve.answer import Reply
+from clear_ray.serve.answer import ServedReply
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.writing import unavailable, written_pieces
 
 
-def whole_response(reply: Reply, choice: Mapping[str, Any], model_name: str) -> dict[str, Any]:
+def whole_response(reply: ServedReply, choice: Mapping[str, Any], model_name: str) -> dict[str, Any]:
     """Return an answer that has ended.
 
     Args:
@@ -41,7 +41,7 @@ def whole_response(reply: Reply, choice: Mapping[str, Any], model_name: str) -> 
     return made | _echoed(reply)
 
 
-def _echoed(reply: Reply) -> dict[str, Any]:
+def _echoed(reply: ServedReply) -> dict[str, Any]:
     """Return what clients want to find in a response: what was asked, and what there is none of here."""
     asked = reply.request
     return {
@@ -59,7 +59,7 @@ def _echoed(reply: Reply) -> dict[str, Any]:
 
 
 async def response_events(
-    engine: Any, reply: Reply, come: AsyncIterator[Any] | None, model_name: str
+    engine: Any, reply: ServedReply, come: AsyncIterator[Any] | None, model_name: str
 ) -> AsyncGenerator[str, None]:
     """Yield the events of a response, those together that are there together; arguments as for `writing.events`."""
     events = _Events(reply, model_name)
@@ -83,7 +83,7 @@ async def response_events(
 class _Events:
     """The events of one response, numbered on."""
 
-    def __init__(self, reply: Reply, model_name: str) -> None:
+    def __init__(self, reply: ServedReply, model_name: str) -> None:
         self._reply, self._model_name, self._number = reply, model_name, count()
         self._place = {"item_id": f"msg_{reply.identity}", "output_index": 0, "content_index": 0}
 

@@ -13,7 +13,7 @@ from typing import Any
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from clear_ray.engine.base import Grant
-from clear_ray.serve.asking import Asked
+from clear_ray.serve.asking import ServedQuery
 
 
 class TokenCount:
@@ -88,7 +88,7 @@ class TokenCount:
 def tokens_of(args: Iterable[Any]) -> int:
     """Return the tokens that a call to the engine may generate: its grant's, or the most it may buy; none for a probe."""
     bought = sum(argument.max_tokens for argument in args if isinstance(argument, Grant))
-    return bought + sum(argument.weight.tokens for argument in args if isinstance(argument, Asked))
+    return bought + sum(argument.weight.tokens for argument in args if isinstance(argument, ServedQuery))
 
 
 class TokenRouter(FIFOMixin, RequestRouter):
@@ -121,7 +121,7 @@ class TokenRouter(FIFOMixin, RequestRouter):
             return
         name = pending.metadata.internal_request_id
 
-        weights = [argument.weight for argument in pending.args if isinstance(argument, Asked)]
+        weights = [argument.weight for argument in pending.args if isinstance(argument, ServedQuery)]
 
         def follow(future: Any) -> None:
             self._count.drop(call)

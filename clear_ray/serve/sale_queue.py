@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clear_ray.serve.law import Account, Ask, Hold
+from clear_ray.serve.law import Ask, Hold, PriceAccount
 from clear_ray.serve.price import OnlinePrice
 from clear_ray.serve.settings import PriceSettings
 from clear_ray.serve.tickets import Tickets
@@ -81,7 +81,7 @@ class SaleQueue:
         """Queries in the queue."""
         return len(self._waiting)
 
-    def account(self) -> Account:
+    def account(self) -> PriceAccount:
         """Return what is held and has been done, as of now."""
         self._price.advance(self._clock())
         return self._price.account

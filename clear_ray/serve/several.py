@@ -13,12 +13,12 @@ from typing import Any
 
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.requests import raw_prompts
-from clear_ray.serve.answer import Reply
+from clear_ray.serve.answer import ServedReply
 from clear_ray.serve.bodies import json_of
 from clear_ray.serve.errors import ApiError
 
 _MAY_BE_SEVERAL = re.compile(rb'"prompt"\s*:\s*\[\s*["\[]')
-Written = tuple[Reply, list[dict[str, Any]]]
+Written = tuple[ServedReply, list[dict[str, Any]]]
 """A query that has ended, and its choices."""
 
 

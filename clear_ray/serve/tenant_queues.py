@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 
-from clear_ray.serve.law import Account, Ask, Hold
+from clear_ray.serve.law import Ask, Hold, PriceAccount
 from clear_ray.serve.sale_queue import Sale, SaleQueue
 from clear_ray.serve.settings import PriceSettings, TenantSettings
 from clear_ray.serve.shares import shares
@@ -59,11 +59,11 @@ class TenantQueues:
         """Queries in all queues."""
         return sum(queue.waiting for queue in self._queues.values())
 
-    def accounts(self) -> dict[str, tuple[Account, int]]:
+    def accounts(self) -> dict[str, tuple[PriceAccount, int]]:
         """Return the account of each tenant, and how many of its queries wait."""
         return {name: (queue.account(), queue.waiting) for name, queue in self._queues.items()}
 
-    def account(self) -> Account:
+    def account(self) -> PriceAccount:
         """Return the accounts of all together; the price is the highest."""
         return reduce(_added, [queue.account() for queue in self._queues.values()])
 
@@ -133,7 +133,7 @@ class TenantQueues:
         return settings.model_copy(update={"budget_tokens_per_second": rate, "carry_over_tokens": max(1, carry_over)})
 
 
-def _added(one: Account, other: Account) -> Account:
+def _added(one: PriceAccount, other: PriceAccount) -> PriceAccount:
     sums = {name: getattr(one, name) + getattr(other, name) for name in _SUMS}
     return replace(
         one, price=max(one.price, other.price), cleared_price=max(one.cleared_price, other.cleared_price), **sums

@@ -17,8 +17,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from clear_ray.errors import EngineError
-from clear_ray.serve.answer import Reply, event
-from clear_ray.serve.asking import Asked, Opening, Piece, PromptReading, merged, scattered
+from clear_ray.serve.answer import ServedReply, event
+from clear_ray.serve.asking import Opening, Piece, PromptReading, ServedQuery, merged, scattered
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.protocol import QueryRequest
 
@@ -55,7 +55,7 @@ def refusal_of(reading: PromptReading, request: QueryRequest) -> ApiError:
     return ApiError(400, f"The query cannot be read: {reading.error}.", param=param, code="unreadable")
 
 
-async def opened(engine: Any, asked: Asked) -> tuple[Opening, AsyncIterator[Any]]:
+async def opened(engine: Any, asked: ServedQuery) -> tuple[Opening, AsyncIterator[Any]]:
     """Have a query read, and sold its tokens if they can be had at once; by another replica if the first one dies.
 
     Args:
@@ -79,7 +79,7 @@ async def opened(engine: Any, asked: Asked) -> tuple[Opening, AsyncIterator[Any]
     raise unavailable()
 
 
-async def whole_choices(engine: Any, reply: Reply, come: AsyncIterator[Any] | None) -> list[dict[str, Any]]:
+async def whole_choices(engine: Any, reply: ServedReply, come: AsyncIterator[Any] | None) -> list[dict[str, Any]]:
     """Return all choices of an answer in OpenAI's form.
 
     Args:
@@ -101,7 +101,7 @@ async def whole_choices(engine: Any, reply: Reply, come: AsyncIterator[Any] | No
 
 
 async def events(
-    engine: Any, reply: Reply, come: AsyncIterator[Any] | None, model_name: str
+    engine: Any, reply: ServedReply, come: AsyncIterator[Any] | None, model_name: str
 ) -> AsyncGenerator[str, None]:
     """Yield the events of a stream, all choices as they come, those together that are there together.
 
@@ -140,7 +140,7 @@ class EventStream(StreamingResponse):
         stack: Closed at the end.
     """
 
-    def __init__(self, told: AsyncGenerator[str, None], reply: Reply, stack: ExitStack) -> None:
+    def __init__(self, told: AsyncGenerator[str, None], reply: ServedReply, stack: ExitStack) -> None:
         headers = reply.headers(is_over=False) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(told, media_type="text/event-stream", headers=headers)
         self._told, self._stack = told, stack
@@ -153,7 +153,7 @@ class EventStream(StreamingResponse):
 
 
 async def written_pieces(
-    engine: Any, reply: Reply, come: AsyncIterator[Any] | None
+    engine: Any, reply: ServedReply, come: AsyncIterator[Any] | None
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """Yield the pieces of all choices; if their replica dies, from another one, after what has come."""
     tries = 1
@@ -172,19 +172,19 @@ async def written_pieces(
                 yield left[number], piece
 
 
-def _can_go_on(reply: Reply) -> bool:
+def _can_go_on(reply: ServedReply) -> bool:
     """Whether there is something left to generate of each choice that has not ended."""
     return all(choice.is_over or len(choice.token_ids) < reply.sale.tokens for choice in reply.choices)
 
 
-def _taken(reply: Reply, choice: int, piece: Piece) -> Piece:
+def _taken(reply: ServedReply, choice: int, piece: Piece) -> Piece:
     reply.take(choice, piece)
     if piece.error:
         raise ApiError(500, "The engine could not answer this query.", code="engine_error")
     return piece
 
 
-async def _written(engine: Any, reply: Reply, choice: int, tries: int) -> AsyncIterator[Piece]:
+async def _written(engine: Any, reply: ServedReply, choice: int, tries: int) -> AsyncIterator[Piece]:
     """Yield the pieces of one choice that was bought already, after what has come of it; `tries` counts from 1."""
     come = reply.choices[choice]
     for number in range(tries, _MOST_TRIES + 1):

@@ -30,7 +30,7 @@ _MOST_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class AnswerSoFar:
     """An answer so far: its tokens and text, and the log-probabilities, if they were asked for."""
 
     token_ids: NDArray[np.int32]
@@ -38,7 +38,7 @@ class Answer:
     logprobs: str | None
 
 
-NOTHING = Answer(np.zeros(0, np.int32), "", None)
+NOTHING = AnswerSoFar(np.zeros(0, np.int32), "", None)
 
 
 def kept(before: str | None, after: str | None) -> int:
@@ -84,7 +84,7 @@ class AnswerParts:
         path = self._rounds.path.rpartition("/")[0]
         return AnswerParts, (Folder(self._rounds.filesystem, path, self._rounds.is_local), self._most_bytes)
 
-    def answer(self, file: str, index: int, attempt: int) -> Answer:
+    def answer(self, file: str, index: int, attempt: int) -> AnswerSoFar:
         """Return the answer as it stood when an attempt of a query had ended.
 
         Args:
@@ -104,7 +104,7 @@ class AnswerParts:
             text = text[: part["kept_characters"] or 0] + part["text"]
             logprobs = _joined(logprobs, part)
         tokens = [part["token_ids"] for part in reversed(parts)]
-        return Answer(np.concatenate(tokens) if tokens else NOTHING.token_ids, text, logprobs)
+        return AnswerSoFar(np.concatenate(tokens) if tokens else NOTHING.token_ids, text, logprobs)
 
     def whole(self, attempts: pa.Table) -> pa.Table:
         """Return attempts with their whole texts and log-probabilities, from the columns `PARTS`."""

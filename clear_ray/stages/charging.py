@@ -1,9 +1,25 @@
-"""What a call is charged, by what its endpoint says that it took."""
+"""What a call is charged, by what its endpoint says that it took, and what is set aside for its prompt.
+
+Shapes: N queries.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.config.engine import EngineConfig
 from clear_ray.config.prices import Prices, scaled_parts
 from clear_ray.engine.base import Usage
+
+_PROMPT_MARGIN, _TEMPLATE_TOKENS = 1.25, 16
+
+
+def reserved_prompts(config: EngineConfig, prompt_tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what is set aside for prompts: of an engine that only estimates their length, some more."""
+    if config.kind != "openai":
+        return prompt_tokens_N
+    return np.asarray(np.ceil(_PROMPT_MARGIN * prompt_tokens_N) + _TEMPLATE_TOKENS, np.int64)
 
 
 def charged_parts(

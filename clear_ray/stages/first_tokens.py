@@ -2,6 +2,9 @@
 
     a call of one token for each prompt, with the likeliest tokens in its place -> four numbers a query
 
+Such a call is charged before it is made. A run that dies meanwhile has charged what it paid, and what it asks again is
+charged again.
+
 Shapes: N queries.
 """
 
@@ -9,18 +12,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config.engine import EngineConfig
+from clear_ray.config.prices import Prices, scaled_parts
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine.base import Engine, Grant, Prompt
 from clear_ray.ingest.logprobs import TokenLogprob
+from clear_ray.ledger.client import AsyncMarketClient
+from clear_ray.records import COST_PARTS
+from clear_ray.stages.charging import reserved_prompts
 
 NUMBERS = 4
 """Entropy of the likeliest tokens, log-probability of the likeliest, its lead over the next, and what the others have."""
 _CHAT_TOPS, _LEGACY_TOPS = 20, 5  # as many as OpenAI's API gives
+
+
+def first_token_parts(
+    config: EngineConfig, prices: Prices | None, prompt_tokens_N: NDArray[np.int64], cost_N: NDArray[np.float64]
+) -> int:
+    """Return what one token of each query takes at most, thousandths of the budget's unit.
+
+    Args:
+        config: The endpoint.
+        prices: What its tokens cost; None where the budget counts tokens.
+        prompt_tokens_N: Length of the prompts, as estimated.
+        cost_N: Costs of the input.
+    """
+    if prices is None:
+        return sum(scaled_parts(COST_PARTS, cost) for cost in cost_N.tolist())
+    held_N = reserved_prompts(config, prompt_tokens_N)
+    return sum(
+        scaled_parts(prices.token_parts, cost) + scaled_parts(prices.read_parts, cost) * held
+        for held, cost in zip(held_N.tolist(), cost_N.tolist(), strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokenFee:
+    """What calls for first tokens are charged; it travels with what makes them.
+
+    Attributes:
+        market: The run's market.
+        config: The endpoint.
+        prices: What its tokens cost; None where the budget counts tokens.
+        name: Under which they are charged; each call has a name of its own that begins so.
+    """
+
+    market: AsyncMarketClient
+    config: EngineConfig
+    prices: Prices | None
+    name: str
+
+    async def charge(self, prompts: Sequence[Prompt], cost_N: NDArray[np.float64]) -> None:
+        """Charge the call that is to ask for the first tokens of some queries: the journal has it before it is made.
+
+        Raises:
+            BudgetError: The budget does not pay for it.
+        """
+        from clear_ray.engine.endpoint.engine import prompt_tokens_of
+
+        prompt_tokens_N = np.array([prompt_tokens_of(prompt) for prompt in prompts], np.int64)
+        parts = first_token_parts(self.config, self.prices, prompt_tokens_N, cost_N)
+        await self.market.charge(f"{self.name} {uuid4().hex[:12]}", parts)
 
 
 async def first_tokens(

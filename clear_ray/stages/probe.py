@@ -22,6 +22,7 @@ from clear_ray.errors import EngineError, SchemaError
 from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA, STATES, estimate_schema
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, UNREADABLE
 from clear_ray.stages.failures import LoneFailures, engine_failure
+from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.homes import Homes
 from clear_ray.stages.roster import Roster, Workers
@@ -41,6 +42,7 @@ class Probe:
         gate: Holds the first calls back; None if the workers may be called at once.
         homes: Where queries are at home, if there are several workers.
         has_states: Whether what is kept of hidden states is written too.
+        fee: What each call is charged before it is made, where it asks for first tokens; nothing if not given.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Probe:
         gate: Gate | None = None,
         homes: Homes | None = None,
         has_states: bool = False,
+        fee: FirstTokenFee | None = None,
     ) -> None:
-        self._homes, self._has_states = homes, has_states
+        self._homes, self._has_states, self._fee = homes, has_states, fee
         self._roster, self._is_death, self._gate = Roster(workers), workers.is_death, gate
         self._tokens_K, self._direct_text = tokens_K, direct_text
         self._quarantined = 0
@@ -95,6 +98,8 @@ class Probe:
         try:
             home = None if self._homes is None else int(self._homes.of(batch["index"][:1].to_numpy())[0])
             async with self._roster.worker(home) as worker:
+                if self._fee is not None:
+                    await self._fee.charge(prompts_of(batch), batch["cost"].to_numpy())
                 asked = batch["query_id"].to_pylist(), prompts_of(batch), is_alone, self._direct_text
                 states = (True,) if self._has_states else ()
                 columns: dict[str, Any] = await worker.probe.remote(*asked, *states)
@@ -144,21 +149,6 @@ class Probe:
 
 def _one_by_one(batch: pa.Table) -> Iterator[pa.Table]:
     return (batch.slice(row, 1) for row in range(len(batch)))
-
-
-class SelectDue:
-    """Keep the queries whose prompts have to be read.
-
-    Args:
-        is_due_N: Which those are, shape (N,).
-    """
-
-    def __init__(self, is_due_N: NDArray[np.bool_]) -> None:
-        self._is_due_N = is_due_N
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return their rows."""
-        return batch.filter(pa.array(self._is_due_N[batch["index"].to_numpy()]))
 
 
 def call_rows(config: RunConfig, queries: int, *, workers: int) -> int:

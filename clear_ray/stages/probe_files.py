@@ -12,6 +12,7 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clear_ray.stages.granted import RunRows
 from clear_ray.stages.homes import Homes
 from clear_ray.stages.probe import Probe
 from clear_ray.storage import Folder
@@ -24,22 +25,30 @@ class ProbeToFiles:
 
     Args:
         probe: What reads them; made here, in the caller's process.
+        folder: The run folder, with the queries.
         into: Folder to write to. What Ray makes again takes the place of the first.
         homes: Where queries are at home; a stretch of them is a call.
         calls: Calls that may be open at once.
     """
 
-    def __init__(self, probe: Callable[[], Probe], into: Folder, *, homes: Homes, calls: int) -> None:
-        self._probe, self._into = probe(), into
+    def __init__(self, probe: Callable[[], Probe], folder: Folder, into: Folder, *, homes: Homes, calls: int) -> None:
+        self._probe, self._rows, self._into = probe(), RunRows(folder), into
         self._homes, self._turns = homes, asyncio.Semaphore(calls)
+        self._one_at_a_time = asyncio.Lock()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Yield how many queries of the batch have been read and written, in a column `rows`; errors as of `Probe`."""
-        parts = self._homes.parts(batch["index"].to_numpy())
-        found = await asyncio.gather(*[self._read(batch[part]) for part in parts])
-        if len(batch):
+        """Yield how many queries have been read and written, in a column `rows`; errors as of `Probe`.
+
+        Args:
+            batch: Their numbers, in a column `index`.
+        """
+        index = batch["index"].to_numpy()
+        if len(index):
+            async with self._one_at_a_time:  # some files are kept at hand
+                queries = await asyncio.to_thread(self._rows.queries, index)
+            found = await asyncio.gather(*[self._read(queries[part]) for part in self._homes.parts(index)])
             await asyncio.to_thread(self._write, pa.concat_tables([table for tables in found for table in tables]))
-        yield pa.table({"rows": pa.array([len(batch)], pa.int64())})
+        yield pa.table({"rows": pa.array([len(index)], pa.int64())})
 
     async def _read(self, queries: pa.Table) -> list[pa.Table]:
         async with self._turns:

@@ -58,7 +58,7 @@ def write_figure(rows: Sequence[Row], path: Path, *, title: str) -> None:
         axes.set(xlabel="budget, generated tokens a query", ylabel="right answers, %", title=title)
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, color="#dddddd", linewidth=0.5)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         figure.savefig(path, dpi=150)
     finally:
         pyplot.close(figure)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clear_ray.config.allocation import AllocationConfig
 from clear_ray.rounds.offers import Offers
-from clear_ray.rounds.pace import Pace
+from clear_ray.rounds.pace import ClearingPace
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.sweep.replayed import Answers
 
@@ -88,7 +88,7 @@ class _VirtualRun:
         self._left_of: dict[int, int] = {}
 
     def play(self, *, overlaps: bool) -> None:
-        pace, rounds = Pace(self._slots), self.rounds
+        pace, rounds = ClearingPace(self._slots), self.rounds
         while True:
             available = self._unspent_tokens - rounds.promised_tokens
             running = len(self._running)

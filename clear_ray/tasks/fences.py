@@ -9,30 +9,28 @@ _OPENING = re.compile(r"(?P<indent> {0,12})(?P<fence>`{3,}|~{3,})[ \t]*(?P<langu
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FencedBlock:
     """One fenced block.
 
     Attributes:
         language: What stands after its opening fence, in lower case; empty if nothing does.
         body: Its lines.
-        is_closed: Whether its closing fence is there.
     """
 
     language: str
     body: str
-    is_closed: bool
 
 
-def fenced_blocks(text: str) -> list[Block]:
+def fenced_blocks(text: str) -> list[FencedBlock]:
     """Return the fenced blocks of a text in their order; the last one may be open."""
-    blocks: list[Block] = []
+    blocks: list[FencedBlock] = []
     fence, language, indent = "", "", 0
     body: list[str] = []
     for line in text.split("\n"):
         if fence:
             stripped = line.strip()
             if stripped.startswith(fence) and not stripped.strip(fence[0]):
-                blocks.append(Block(language, "\n".join(body) + "\n", is_closed=True))
+                blocks.append(FencedBlock(language, "\n".join(body) + "\n"))
                 fence = ""
             else:
                 body.append(line[indent:] if line[:indent].isspace() else line)
@@ -40,5 +38,5 @@ def fenced_blocks(text: str) -> list[Block]:
             fence, language, body = found["fence"], found["language"].lower(), []
             indent = len(found["indent"])
     if fence:
-        blocks.append(Block(language, "\n".join(body) + "\n", is_closed=False))
+        blocks.append(FencedBlock(language, "\n".join(body) + "\n"))
     return blocks

@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 import ray
 from ray._private.state import available_resources_per_node
 
-from clear_ray.batch import complete, playing
+from clear_ray.batch import complete, first_stage, round_loop
 from clear_ray.batch import run as batch_run
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
@@ -55,7 +55,7 @@ POINTS = (
     "before the summary",
 )
 AFTER_STEPS = {"after probe": "probe", "after price": "write_grants", "before the summary": "write_page"}
-"""Points that are the end of a function of `batch.run`, `batch.playing` or `batch.complete`."""
+"""Points that are the end of a function of `batch.run`, `batch.first_stage`, `batch.round_loop` or `batch.complete`."""
 FULL_STEPS = ("take_in", "_open_run", "probe", "write_grants", "calls_of", "_write_completions", "write_page")
 """Functions there before which a disk is filled."""
 _PATIENCE_SECONDS = 240
@@ -104,7 +104,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
 
 def module_of(name: str) -> ModuleType:
     """Return where a step of the driver is called: in the run itself, in its rounds, or at its end."""
-    return next(module for module in (batch_run, playing, complete) if hasattr(module, name))
+    return next(module for module in (batch_run, first_stage, round_loop, complete) if hasattr(module, name))
 
 
 def overlapping(run_dir: Path) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from clear_ray.batch.run import RunResult, run
 from clear_ray.config.run import RunConfig
+from clear_ray.report.text import summary_text
 from clear_ray.storage import open_folder
 from clear_ray.tasks import canonical
 from tests.ray.test_run import check_account, completions_of, replayed_ledger
@@ -130,6 +131,23 @@ def test_a_row_bounds_how_often_it_is_asked_again(solved_settings: dict[str, Any
     attempts = [row["attempts"] for row in completions_of(result)]
     assert max(attempts[::3]) == 2
     assert max(attempts) == 4
+
+
+@pytest.mark.slow
+def test_a_run_asks_for_a_right_answer_and_a_wrong_one(solved_settings: dict[str, Any]) -> None:
+    allocation = solved_settings["allocation"] | {"objective": "groups"}
+    result = run(None, RunConfig.parse(solved_settings | {"allocation": allocation}))
+    check_account(result)
+    verdicts: dict[int, set[bool]] = {}
+    for row in answers_of(result):
+        if row["finish_reason"] == "stop":
+            verdicts.setdefault(row["index"], set()).add(row["correct"] == 1.0)
+    mixed = [index for index, kinds in verdicts.items() if len(kinds) == 2]
+    assert result.report.attempts is not None
+    assert result.report.attempts.mixed == len(mixed) >= 15
+    rows = {row["index"]: row for row in completions_of(result)}
+    assert all(rows[index]["correct"] == 1.0 for index in mixed), "the completion holds the right one"
+    assert "have a right and a wrong answer" in summary_text(result.report)
 
 
 @pytest.mark.slow

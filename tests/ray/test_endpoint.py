@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 import yaml
 from ray import serve
 
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.cli import main
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
@@ -207,6 +209,34 @@ def test_a_head_is_calibrated_over_http_and_serves_a_run(served: Endpoint, tmp_p
     other = settings["engine"] | {"model": "another"}
     with pytest.raises(ConfigError):
         run(None, RunConfig.parse(settings | {"engine": other, "run_dir": str(tmp_path / "other")}))
+
+
+@pytest.mark.slow
+def test_first_tokens_that_a_killed_run_asked_for_are_charged_as_often_as_they_were_asked_for(
+    served: Endpoint, tmp_path: Path
+) -> None:
+    served.behaviour.seconds, served.behaviour.most_at_once = 0.4, None
+    settings = settings_of(served.base_url, tmp_path, budget=1_200, continuation="none")
+    config = write_config(settings | {"estimate": {"features": ["text", "logprobs"], "batch_rows": 4}}, tmp_path)
+
+    def asked() -> int:
+        return sum(body["max_tokens"] == 1 and bool(body.get("logprobs")) for body in served.bodies)
+
+    process = start(config)
+    while asked() < 10:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = asked()
+    assert before < QUERIES
+    out, err = (again := start(config)).communicate(timeout=200)
+    assert again.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert QUERIES < asked() <= summary["probe_tokens"] <= QUERIES + before + 8, (
+        "calls under way may be charged and not made"
+    )
+    assert served.generated_tokens <= summary["spent_tokens"] <= 1_200
 
 
 @pytest.mark.slow

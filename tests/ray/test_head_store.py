@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.earlier import EARLIER
-from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.batch.earlier_runs import EARLIER
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import RunResult, run
 from clear_ray.config.run import RunConfig
 from clear_ray.report.text import plan_text, summary_text
 from tests.ray.test_drivers import cut_before, on_ray

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch import probe as probing
-from clear_ray.batch import scale
+from clear_ray.batch import size_limits
 from clear_ray.batch.coordinates import COORDINATES, COORDINATES_WHOLE, read_coordinates
 from clear_ray.batch.learning import learning_offers, lesson_of
-from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import RunResult, run
 from clear_ray.calibrate import fit_recorded
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
@@ -102,7 +103,7 @@ def test_a_run_that_knows_nothing_learns_and_a_resumed_one_goes_on_with_the_same
     pq.write_table(pq.read_table(torn).slice(1), torn)
     with pytest.raises(BudgetError, match="coordinates"):
         read_coordinates(open_folder(str(copy)), QUERIES)
-    monkeypatch.setattr(scale, "SPREAD_ABOVE_QUERIES", QUERIES - 1)  # Ray Data finds what the driver has found
+    monkeypatch.setattr(size_limits, "SPREAD_ABOVE_QUERIES", QUERIES - 1)  # Ray Data finds what the driver has found
     assert on_ray(run(None, learning(replay_settings, run_dir=str(copy)))) == whole
     assert np.array_equal(read_coordinates(open_folder(str(copy)), QUERIES), x_NP)
 

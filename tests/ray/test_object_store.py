@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import RunResult, run
 from clear_ray.calibrate import calibrate
 from clear_ray.cluster.market import opened_market
 from clear_ray.config.run import RunConfig

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from clear_ray.batch import scale
-from clear_ray.batch.run import RunResult, plan, run
+from clear_ray.batch import size_limits
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import RunResult, run
 from clear_ray.cluster.engines import worker_name
 from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig
@@ -115,7 +116,7 @@ def test_a_batch_can_be_handled_where_its_rows_are(
     allocation = replay_settings["allocation"] | {"max_rounds": 2}
     whole = run(None, RunConfig.parse(replay_settings | {"allocation": allocation}))
     settings = replay_settings | {"allocation": allocation | {"sketched": True}, "run_dir": str(tmp_path / "sketched")}
-    monkeypatch.setattr(scale, "SPREAD_ABOVE_QUERIES", 198)
+    monkeypatch.setattr(size_limits, "SPREAD_ABOVE_QUERIES", 198)
     result = run(None, RunConfig.parse(settings))
     check_account(result)
     first, expected = result.report.rounds[0], whole.report.rounds[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.tasks import load_scorer

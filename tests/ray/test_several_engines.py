@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
 from clear_ray.ledger.journal import read_journal, wait_until_unused
@@ -59,6 +60,25 @@ def menu(replay_settings: dict[str, Any], best_of_eight: str) -> dict[str, Any]:
         "estimate": {},
         "allocation": {"max_tokens": 400, "objective": "solved"},
     }
+
+
+def test_two_engines_vote_and_the_account_is_exact(menu: dict[str, Any]) -> None:
+    menu["allocation"] = {"max_tokens": 400, "objective": "vote", "votes_by": "exact", "attempts": 3}
+    config = RunConfig.parse(menu)
+    result = run(None, config)
+    report = result.report
+    rows = check_bill(result.run_dir, report)
+    assert {row["engine"] for row in rows} == {"small", "large"}
+    assert report.attempts is not None
+    assert (report.attempts.objective, report.attempts.most) == ("vote", 6)
+    assert report.attempts.agreed
+    attempts = pq.read_table(Path(result.run_dir) / "attempts").to_pylist()
+    begun = Counter((row["index"], row["engine"]) for row in attempts)
+    assert max(begun.values()) > 1, "one engine was asked again"
+    assert max(begun.values()) <= 3
+    chosen = {row["index"]: row for row in attempts if row["is_chosen"]}
+    assert len(chosen) == report.completed
+    assert run(None, config).report == report
 
 
 def attempts_of(run_dir: str) -> list[dict[str, Any]]:
@@ -134,6 +154,9 @@ def test_wrong_answers_of_a_cheap_engine_are_followed_by_a_dear_one_and_the_acco
     text = summary_text(report)
     assert "small: " in text
     assert "large: " in text
+    assert report.attempts is not None
+    assert report.attempts.solved == report.correct
+    assert 0 < report.attempts.one_more_solves < report.queries - report.correct
     attempts = pq.read_table(Path(result.run_dir) / "attempts").to_pylist()
     assert {(row["index"], row["sample"]): row["engine"] for row in attempts} == {
         (row["index"], row["sample"]): row["engine"] for row in rows

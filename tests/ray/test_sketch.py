@@ -11,7 +11,7 @@ from ray.data import Dataset
 
 from clear_ray.allocation import DemandSketch, Tabulated, allocate
 from clear_ray.batch.dataset_price import BlockCurves, price_rows, sketch_rows
-from clear_ray.batch.scale import SKETCH_ABOVE_QUERIES, is_sketched
+from clear_ray.batch.size_limits import SKETCH_ABOVE_QUERIES, is_sketched
 from clear_ray.errors import PriceError
 
 QUERIES, GRID = 5_000, [8, 32, 64, 128]

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import SchemaError
 from tests.ray.test_run import check_account

@@ -496,7 +496,7 @@ class Simulation:
         self.market.crash()
 
     async def _drive(self) -> None:
-        """The page of `batch.playing`, which clears beside running grants whenever something has come back."""
+        """The page of `batch.round_loop`, which clears beside running grants whenever something has come back."""
         self.rounds, self.reports = Rounds(self.world.offers, self.world.allocation, rule=self.world.rule), {}
         self.came_back = asyncio.Event()
         running: dict[int, asyncio.Task[None]] = {}

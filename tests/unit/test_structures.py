@@ -42,6 +42,15 @@ def test_every_member_has_a_layer_and_a_sentence() -> None:
     } == members()
 
 
+def test_a_name_of_a_class_means_one_thing() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
 def test_a_function_has_sixty_lines_at_most() -> None:
     long = {
         f"{path.relative_to(PACKAGE)}:{node.name}"

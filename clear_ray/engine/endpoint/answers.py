@@ -17,7 +17,7 @@ _ENDS = ("stop", "tool_calls", "function_call", "eos", "end_turn", "stop_sequenc
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class EndpointReply:
     """What a whole answer of an endpoint says.
 
     Attributes:
@@ -39,7 +39,7 @@ class UnreadableError(ValueError):
     """What came is no answer; what it took is not known."""
 
 
-def read_reply(body: Any) -> Reply:
+def read_reply(body: Any) -> EndpointReply:
     """Return what the JSON of a whole answer says, of a chat or of legacy completions.
 
     Raises:
@@ -60,10 +60,10 @@ def read_reply(body: Any) -> Reply:
     finish = choice.get("finish_reason")
     logprobs = of_answer(text, _read_logprobs(choice))
     finish = finish if isinstance(finish, str) else ""
-    return Reply(text, finish, read_usage(body, text), _has_reasoning(message), logprobs)
+    return EndpointReply(text, finish, read_usage(body, text), _has_reasoning(message), logprobs)
 
 
-def read_pieces(pieces: Iterable[Any]) -> Reply:
+def read_pieces(pieces: Iterable[Any]) -> EndpointReply:
     """Return what the pieces of a streamed answer say together; without a reason of its end if it was cut off.
 
     Raises:
@@ -85,7 +85,7 @@ def read_pieces(pieces: Iterable[Any]) -> Reply:
             finish = choice.get("finish_reason") or finish
     whole = "".join(text)
     logprobs = of_answer(whole, entries) if entries else None
-    return Reply(whole, str(finish), read_usage(last, whole), has_reasoning, logprobs)
+    return EndpointReply(whole, str(finish), read_usage(last, whole), has_reasoning, logprobs)
 
 
 def read_usage(body: Mapping[str, Any], text: str) -> Usage | None:
@@ -105,7 +105,7 @@ def read_usage(body: Mapping[str, Any], text: str) -> Usage | None:
     return Usage(prompt, min(cached, prompt), output, min(reasoning, output))
 
 
-def generation_of(grant: Grant, reply: Reply, *, sent_text: str, can_continue: bool) -> Generation:
+def generation_of(grant: Grant, reply: EndpointReply, *, sent_text: str, can_continue: bool) -> Generation:
     """Return what came of a grant.
 
     Args:

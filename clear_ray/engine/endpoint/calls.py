@@ -19,11 +19,11 @@ from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from clear_ray.config.engine import OpenAIConfig
-from clear_ray.engine.endpoint.answers import Reply, UnreadableError, read_pieces, read_reply
+from clear_ray.engine.endpoint.answers import EndpointReply, UnreadableError, read_pieces, read_reply
 from clear_ray.engine.endpoint.connection import call_options, client_arguments
 from clear_ray.engine.endpoint.faults import Fault, fault_of
-from clear_ray.engine.endpoint.limit import LONGEST_WAIT_SECONDS, Call, CallLimit, Pace, jittered
-from clear_ray.engine.endpoint.requests import Request
+from clear_ray.engine.endpoint.limit import LONGEST_WAIT_SECONDS, CallLimit, RatePerMinute, SentCall, jittered
+from clear_ray.engine.endpoint.requests import EndpointRequest
 from clear_ray.errors import EngineError
 
 _MOST_REFUSALS = 20  # before the first answer, each of another query
@@ -57,7 +57,7 @@ class _Turn:
     """A call that waits."""
 
     tokens: float
-    admitted: asyncio.Future[Call]
+    admitted: asyncio.Future[SentCall]
 
 
 class Dialect:
@@ -66,13 +66,13 @@ class Dialect:
     def __init__(self) -> None:
         self._ceiling_field, self._left_out = "max_tokens", set[str]()
 
-    def body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: EndpointRequest) -> dict[str, Any]:
         """Return the fields that are sent."""
         body = {name: value for name, value in request.body.items() if name not in self._left_out - request.own_fields}
         body[self._ceiling_field] = body.pop("max_tokens")
         return body
 
-    def learns(self, request: Request, sent: Mapping[str, Any], fault: Fault) -> bool:
+    def learns(self, request: EndpointRequest, sent: Mapping[str, Any], fault: Fault) -> bool:
         """Return whether a call that was refused would now be sent otherwise than it was."""
         if "max_completion_tokens" in fault.said and "max_tokens" in sent:
             self._ceiling_field = "max_completion_tokens"
@@ -105,14 +105,14 @@ class Calls:
         self.limit = CallLimit(first=config.first_calls, most=config.max_batch, rng=self._rng)
         self.counts: dict[str, int] = {}
         share = 1.0 / config.workers
-        self._calls_pace = Pace(config.requests_per_minute * share) if config.requests_per_minute else None
-        self._tokens_pace = Pace(config.tokens_per_minute * share) if config.tokens_per_minute else None
+        self._calls_pace = RatePerMinute(config.requests_per_minute * share) if config.requests_per_minute else None
+        self._tokens_pace = RatePerMinute(config.tokens_per_minute * share) if config.tokens_per_minute else None
         self._line: deque[_Turn] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._dialect = dialect
         self._failure: EngineError | None = None
 
-    async def send(self, request: Request, *, prompt_tokens: int) -> Reply:
+    async def send(self, request: EndpointRequest, *, prompt_tokens: int) -> EndpointReply:
         """Return the answer to a call.
 
         Args:
@@ -139,7 +139,9 @@ class Calls:
             raise FaultError(Fault("refused", error.fault.said)) from error
         raise AssertionError("a retry neither returned nor raised")
 
-    async def _once(self, request: Request, tokens: float, first_sent: list[float], *, is_again: bool) -> Reply:
+    async def _once(
+        self, request: EndpointRequest, tokens: float, first_sent: list[float], *, is_again: bool
+    ) -> EndpointReply:
         """Send a call when it is its turn; `first_sent` is given the time of that, if it has none."""
         call = await self._admitted(tokens, is_again=is_again)
         first_sent += [] if first_sent else [call.sent_at]
@@ -165,7 +167,7 @@ class Calls:
         self._settle_pace(tokens, tokens if used is None else used.prompt_tokens + used.output_tokens)
         return reply
 
-    async def _exchange(self, path: str, body: Mapping[str, Any]) -> Reply:
+    async def _exchange(self, path: str, body: Mapping[str, Any]) -> EndpointReply:
         """Have one call answered, whole or in pieces."""
         seconds = self._config.timeout_seconds
         if not self._config.stream:
@@ -191,7 +193,7 @@ class Calls:
             raise UnreadableError("the stream ended before the answer did")
         return reply
 
-    def _note_fault(self, call: Call, fault: Fault, tokens: float) -> None:
+    def _note_fault(self, call: SentCall, fault: Fault, tokens: float) -> None:
         now = self._now()
         if fault.kind == "limited":
             self.limit.limited(call, now, fault.retry_after_seconds)
@@ -239,7 +241,7 @@ class Calls:
         error = state.outcome.exception() if state.outcome else None
         return error.fault if isinstance(error, FaultError) else Fault("busy", "")
 
-    async def _admitted(self, tokens: float, *, is_again: bool) -> Call:
+    async def _admitted(self, tokens: float, *, is_again: bool) -> SentCall:
         """Wait until a call may be sent; one that was sent before goes before the others."""
         turn = _Turn(tokens, asyncio.get_running_loop().create_future())
         (self._line.appendleft if is_again else self._line.append)(turn)

@@ -75,7 +75,7 @@ def look_at(config: OpenAIConfig) -> Found:
     import openai
 
     from clear_ray.engine.endpoint.faults import fault_of
-    from clear_ray.engine.endpoint.requests import Request
+    from clear_ray.engine.endpoint.requests import EndpointRequest
 
     key = key_of(config)
     secret = "" if key is None else key.get_secret_value()
@@ -83,7 +83,7 @@ def look_at(config: OpenAIConfig) -> Found:
         try:
             listed: Any = client.get("/models", options=call_options(config, key), cast_to=object)
         except openai.APIStatusError as error:
-            fault = fault_of(error, Request("/models", {}, frozenset(), ""), key=secret)
+            fault = fault_of(error, EndpointRequest("/models", {}, frozenset(), ""), key=secret)
             if error.status_code in (401, 403):
                 raise _refused_key(config, fault.said) from error
             if error.status_code in (404, 405, 501):
@@ -95,7 +95,7 @@ def look_at(config: OpenAIConfig) -> Found:
             remedy = "Look whether it is up and base_url is right; some end in /v1."
             raise EngineError(f"the endpoint answers {fault.said}", config.base_url, remedy=remedy) from error
         except Exception as error:
-            said = fault_of(error, Request("/models", {}, frozenset(), ""), key=secret).said
+            said = fault_of(error, EndpointRequest("/models", {}, frozenset(), ""), key=secret).said
             remedy = (
                 "Look whether it is up, and base_url right: as a URL that ends where /chat/completions would begin."
             )

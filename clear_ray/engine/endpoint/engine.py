@@ -28,7 +28,7 @@ from clear_ray.engine.endpoint.calls import Calls, Dialect, FaultError
 from clear_ray.engine.endpoint.check import fingerprint_of, goes_on, look_at
 from clear_ray.engine.endpoint.connection import key_of
 from clear_ray.engine.endpoint.limit import jittered
-from clear_ray.engine.endpoint.requests import CHAT, Request, request_of
+from clear_ray.engine.endpoint.requests import CHAT, EndpointRequest, request_of
 from clear_ray.engine.streaming import Partial
 from clear_ray.errors import EngineError, SchemaError
 from clear_ray.ingest.sampling_fields import STRUCTURE_FIELDS
@@ -166,7 +166,7 @@ class OpenAIEngine:
         self._lost_of.pop(grant.query_id, None)
         return generation_of(grant, reply, sent_text=request.sent_text, can_continue=can_continue)
 
-    def _can_continue(self, grant: Grant, request: Request) -> bool:
+    def _can_continue(self, grant: Grant, request: EndpointRequest) -> bool:
         is_structured = grant.sampling is not None and grant.sampling.structure is not None
         if is_structured or any(self._config.extra_body.get(name) for name in STRUCTURE_FIELDS):
             return False  # a call begins its structure anew

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import openai
 
 from clear_ray.engine.endpoint.answers import in_a_line
-from clear_ray.engine.endpoint.requests import COMPLETIONS, Request
+from clear_ray.engine.endpoint.requests import COMPLETIONS, EndpointRequest
 
 Kind = Literal["limited", "busy", "lost", "refused", "fatal"]
 """`limited`: too many calls. `busy`: not taken, of no fault of the query. `lost`: it may have been generated. `refused`: not
@@ -42,7 +42,7 @@ class Fault:
     field: str = ""
 
 
-def fault_of(error: Exception, request: Request, *, key: str = "") -> Fault:
+def fault_of(error: Exception, request: EndpointRequest, *, key: str = "") -> Fault:
     """Return what an error of the client means.
 
     Args:
@@ -63,7 +63,7 @@ def fault_of(error: Exception, request: Request, *, key: str = "") -> Fault:
     return Fault("lost", f"what came cannot be read: {_without(key, str(error))[:_LONGEST_SAID]}")
 
 
-def _fault_of_status(error: openai.APIStatusError, request: Request, key: str) -> Fault:
+def _fault_of_status(error: openai.APIStatusError, request: EndpointRequest, key: str) -> Fault:
     status, body = error.status_code, error.body
     stated: Mapping[str, Any] = body if isinstance(body, dict) else {}
     code = str(stated.get("code") or stated.get("type") or "")
@@ -73,7 +73,7 @@ def _fault_of_status(error: openai.APIStatusError, request: Request, key: str) -
     return Fault(_kind_of(status, code, request), said, retry_after(error.response.headers), field)
 
 
-def _kind_of(status: int, code: str, request: Request) -> Kind:
+def _kind_of(status: int, code: str, request: EndpointRequest) -> Kind:
     if status == 429:
         return "fatal" if code in _OUT_OF_MONEY else "limited"
     if status in (401, 402) or (status == 404 and request.path != COMPLETIONS):

@@ -36,7 +36,7 @@ _MOST_ROUNDS, _LONGEST_STEP_SECONDS = 64, 30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class SentCall:
     """A call that was sent.
 
     Attributes:
@@ -92,7 +92,7 @@ class CallLimit:
         next_at = self._next_at if now < self._paced_until else -math.inf
         return max(0.0, self._open_at - now, next_at - now, self._apart_at - now)
 
-    def send(self, now: float) -> Call:
+    def send(self, now: float) -> SentCall:
         """Note that a call is sent."""
         self.under_way += 1
         if self.last_sign == 0.0:
@@ -104,9 +104,9 @@ class CallLimit:
         self._trials += self.is_down
         if self.under_way >= self.limit:
             self._full_at = now
-        return Call(now, self.under_way, is_trial=self.is_down)
+        return SentCall(now, self.under_way, is_trial=self.is_down)
 
-    def answered(self, call: Call, now: float, *, is_whole: bool = True) -> None:
+    def answered(self, call: SentCall, now: float, *, is_whole: bool = True) -> None:
         """Note an answer; one that only refuses a query is a sign of life and says nothing of the limit."""
         self._end(call, now)
         self._limits_in_a_row = self._faults_in_a_row = self._outage_waits = 0
@@ -117,7 +117,7 @@ class CallLimit:
         if self._full_at >= call.sent_at:
             self._grow(now)
 
-    def limited(self, call: Call, now: float, retry_after_seconds: float | None) -> None:
+    def limited(self, call: SentCall, now: float, retry_after_seconds: float | None) -> None:
         """Note an answer 429, with what it says of when to come again."""
         self._end(call, now)
         self._was_limited = True
@@ -134,7 +134,7 @@ class CallLimit:
         if retry_after_seconds is not None:
             self._hold(now, retry_after_seconds)
 
-    def failed(self, call: Call, now: float, *, retry_after_seconds: float | None = None) -> None:
+    def failed(self, call: SentCall, now: float, *, retry_after_seconds: float | None = None) -> None:
         """Note a fault: no connection, no answer in time, or one that is the endpoint's own error."""
         self.given_up(call)
         self._faults_in_a_row += 1
@@ -145,12 +145,12 @@ class CallLimit:
             self._hold(now, _backoff(self._outage_waits))
             self._outage_waits += 1
 
-    def given_up(self, call: Call) -> None:
+    def given_up(self, call: SentCall) -> None:
         """Note that a call under way is not waited for any more."""
         self.under_way -= 1
         self._trials -= call.is_trial
 
-    def _end(self, call: Call, now: float) -> None:
+    def _end(self, call: SentCall, now: float) -> None:
         self.given_up(call)
         self.last_sign = now
 
@@ -173,7 +173,7 @@ class CallLimit:
             self._paced_until = until + self._call_seconds
 
 
-class Pace:
+class RatePerMinute:
     """Amounts a minute: of calls, or of tokens. A second's worth may go at once.
 
     Args:

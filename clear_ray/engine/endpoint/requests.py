@@ -20,7 +20,7 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"  # half of a character whose other half wa
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class EndpointRequest:
     """One call.
 
     Attributes:
@@ -36,7 +36,7 @@ class Request:
     sent_text: str
 
 
-def request_of(grant: Grant, config: OpenAIConfig) -> Request:
+def request_of(grant: Grant, config: OpenAIConfig) -> EndpointRequest:
     """Return the call that has a grant generated.
 
     Raises:
@@ -66,7 +66,7 @@ def request_of(grant: Grant, config: OpenAIConfig) -> Request:
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     if body["temperature"] > 0 or "seed" in own:
         body["seed"] = _seed(grant)
-    return Request(path, body, frozenset(own), sent_text)
+    return EndpointRequest(path, body, frozenset(own), sent_text)
 
 
 def is_chat(grant: Grant, config: OpenAIConfig) -> bool:

@@ -44,7 +44,8 @@ class BatchSettings(Settings):
     def _run_is_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         own = {"run_dir", "input", "engine", "engines", "estimate", "scaling"} & value.keys()
         if own:
-            raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server")
+            remedy = ": a batch for several engines is one for `clear-ray run`" if "engines" in own else ""
+            raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server{remedy}")
         return value
 
     def check_run(self, engine: EngineConfig) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+from clear_ray.config.allocation import Objective
 from clear_ray.config.sampling import MOST_LOGPROBS
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, TABLES, Endpoint
@@ -275,7 +276,7 @@ def _metadata_of_query(settings: ServeConfig) -> Schema:
 def _metadata_of_batch(settings: ServeConfig) -> Schema:
     batches = settings.batches
     assert batches is not None  # noqa: S101 - only a server with batches describes them
-    objectives = [word for word in ("correct", "solved", "best_of_n") if _is_taken(batches, settings, objective=word)]
+    objectives = [word for word in get_args(Objective) if _is_taken(batches, settings, objective=word)]
     attempts = {"pattern": "^[1-9][0-9]?$"} if len(objectives) > 1 else {"const": "1"}
     known: Schema = {
         "budget": {

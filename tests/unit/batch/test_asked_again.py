@@ -39,7 +39,7 @@ def played(scores: list[float]) -> Rounds:
 
 
 def test_a_report_says_which_attempt_solved_and_what_a_solved_query_took() -> None:
-    found = attempts_report(two_outcomes(0.3, 0.2), played([0.0, 0.0, 1.0]).states)
+    found = attempts_report([two_outcomes(0.3, 0.2)], played([0.0, 0.0, 1.0]).states)
     assert found is not None
     assert (found.solved, found.attempts, found.solved_by_attempt) == (1, 3, (0, 0, 1, 0))
     assert found.tokens_per_solved == 6.0
@@ -47,7 +47,7 @@ def test_a_report_says_which_attempt_solved_and_what_a_solved_query_took() -> No
 
 
 def test_a_report_says_what_one_more_attempt_would_have_bought() -> None:
-    found = attempts_report(two_outcomes(0.3, 0.2), played([0.0]).states)
+    found = attempts_report([two_outcomes(0.3, 0.2)], played([0.0]).states)
     assert found is not None
     assert found.tokens_per_solved is None
     assert 0.0 < found.one_more_solves < 0.3, "less than was believed before its failure"
@@ -63,19 +63,19 @@ def test_a_run_that_compares_answers_to_learn_from_them_says_how_many_agree() ->
         tokens = int(granted.clearing.tokens_M[0])
         attempt = outcome(0, granted=tokens, spent=2, answer=2, stopped=True, score=np.nan)
         rounds.take(number, [replace(attempt, vote_M=np.array([7]))])
-    found = attempts_report(batch, rounds.states, objective="correct")
+    found = attempts_report([batch], rounds.states, objective="correct")
     assert found is not None
     assert (found.objective, found.most, found.attempts, found.agreed) == ("correct", 2, 2, 1)
     assert (found.one_more_solves, found.one_more_tokens) == (0.0, 0.0)
     assert asked_again(found, "tokens") == [("compared", "2 answers; of 1 queries several agree on what was kept")]
-    counted = attempts_report(batch, rounds.states)
+    counted = attempts_report([batch], rounds.states)
     assert counted is not None
     assert [label for label, _ in asked_again(counted, "tokens")] == ["votes", "one more"]
 
 
 def test_a_run_that_asks_once_has_no_report_of_attempts() -> None:
     rounds = Rounds(AttemptOffers(two_outcomes(0.3, 0.2)), AllocationConfig())
-    assert attempts_report(two_outcomes(0.3, 0.2), rounds.states) is None
+    assert attempts_report([two_outcomes(0.3, 0.2)], rounds.states) is None
 
 
 def test_every_attempt_is_kept_as_its_last_grant_and_the_chosen_one_is_marked(tmp_path: object) -> None:

@@ -18,22 +18,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.checking import check_size, heads_of, menu_notes
+from clear_ray.batch.checking import heads_of, menu_notes
 from clear_ray.batch.complete import _with_what_it_learned
 from clear_ray.batch.context import RunContext
+from clear_ray.batch.first_stage import opened_rounds
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.menu import learned_menu
-from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.pricing import all_reservation_prices, priced
 from clear_ray.batch.probe import without_unread
 from clear_ray.batch.progress import Progress
-from clear_ray.batch.run import _rounds_of
+from clear_ray.batch.round_loop import play_rounds
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
-from clear_ray.errors import ConfigError
 from clear_ray.estimation.head_store import HeadStore
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient, MarketClient
@@ -53,7 +52,7 @@ from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
 from clear_ray.sweep.recording import read_recording
 from tests.conftest import ROLLOUTS
-from tests.unit.batch.test_playing import Dying, KilledError, OneEngine, Remote, killed, some
+from tests.unit.batch.test_round_loop import Dying, KilledError, OneEngine, Remote, killed, some
 from tests.unit.local_actors import LocalActor, LocalWorker
 
 QUERIES = 60
@@ -171,7 +170,7 @@ def started(config: RunConfig, *, calls: int = 10**9, lesson: Lesson | None = LE
     callers = Dying([Remote(caller, loop) for caller in stages], [32, 32], some, Future.result, engine_of=[0, 1])
     callers.left = calls
     estimates, engines = estimates_of(config), cast(EngineActors, TwoEngines())
-    rounds = _rounds_of(folder, config, estimates, np.ones(QUERIES), lesson)
+    rounds = opened_rounds(folder, config, estimates, np.ones(QUERIES), lesson)
     try:
         with Progress(config.budget_tokens, QuietDisplay(), unit=config.unit) as progress:
             scaler = EngineScaler(config, engines, market, lambda: 0.0)
@@ -370,11 +369,7 @@ def test_a_prompt_that_an_engine_cannot_read_has_no_room_there(config: RunConfig
     assert not without_unread(too_long).max_tokens_N.any()
 
 
-def test_a_batch_too_large_for_the_driver_is_refused_and_an_odd_order_is_told(config: RunConfig) -> None:
-    folder = open_folder(config.run_dir)
-    check_size(config, 100_000, folder)
-    with pytest.raises(ConfigError, match="takes one engine"):
-        check_size(config, 100_001, folder)
+def test_an_odd_order_of_engines_is_told(config: RunConfig) -> None:
     assert menu_notes(config) == []
     assert [head.card.kind for head in heads_of(config)] == ["prior", "prior"]
     turned = config.model_copy(update={"engines": dict(reversed(list((config.engines or {}).items())))})

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clear_ray.engine import Grant
-from clear_ray.engine.batch import Answer, BatchThread, FairLock
+from clear_ray.engine.batch import BatchThread, FairLock, RunningGrant
 from clear_ray.engine.loading import cache_capacity_tokens, container_rooms
 from clear_ray.errors import EngineError
 from tests.unit.engine.tiny import slot_batch, tiny_model
@@ -45,9 +45,9 @@ def test_a_turn_is_given_back_when_the_model_fails() -> None:
 
 def test_a_closed_thread_fails_what_is_open_and_gives_the_model_back() -> None:
     model = tiny_model()
-    ended: list[Answer | EngineError] = []
+    ended: list[RunningGrant | EngineError] = []
     thread = BatchThread(slot_batch(model, end_token_ids=frozenset()), model_turns=FairLock())
-    thread.submit([Answer(Grant("q", "", 10**6), [5, 6], ended.append)])
+    thread.submit([RunningGrant(Grant("q", "", 10**6), [5, 6], ended.append)])
     thread.close()
     assert [type(item) for item in ended] == [EngineError]
     with pytest.raises(EngineError, match="closed"):
@@ -60,16 +60,16 @@ def test_a_closed_thread_fails_what_is_open_and_gives_the_model_back() -> None:
 
 
 def test_a_batch_that_breaks_fails_every_open_answer() -> None:
-    ended: list[Answer | EngineError] = []
+    ended: list[RunningGrant | EngineError] = []
     both = threading.Semaphore(0)
 
-    def on_end(item: Answer | EngineError) -> None:
+    def on_end(item: RunningGrant | EngineError) -> None:
         ended.append(item)
         both.release()
 
     # The last token of a prompt is read by the pass that all answers share: one unknown to the model breaks all.
     thread = BatchThread(slot_batch(tiny_model()), model_turns=FairLock())
-    thread.submit([Answer(Grant("a", "", 10**6), [5], on_end), Answer(Grant("b", "", 4), [10**6], on_end)])
+    thread.submit([RunningGrant(Grant("a", "", 10**6), [5], on_end), RunningGrant(Grant("b", "", 4), [10**6], on_end)])
     assert all(both.acquire(timeout=60) for _ in range(2))
     assert all(isinstance(item, EngineError) and "IndexError" in str(item) for item in ended)
     with pytest.raises(EngineError, match="the language model failed"):

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clear_ray.engine.endpoint.limit import LONGEST_WAIT_SECONDS, OUTAGE_FAULTS, Call, CallLimit, Pace, jittered
+from clear_ray.engine.endpoint.limit import (
+    LONGEST_WAIT_SECONDS,
+    OUTAGE_FAULTS,
+    CallLimit,
+    RatePerMinute,
+    SentCall,
+    jittered,
+)
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Simulated:
     sent_at: list[float] = field(default_factory=list)
     now: float = 0.0
     running: int = 0
-    ends: list[tuple[float, int, Call, bool]] = field(default_factory=list)
+    ends: list[tuple[float, int, SentCall, bool]] = field(default_factory=list)
 
     def run(self, limit: CallLimit, *, until: float) -> None:
         now, ends = self.now, self.ends
@@ -203,7 +210,7 @@ def test_it_does_not_grow_while_it_is_not_used() -> None:
 
 @given(st.floats(1.0, 1e6), st.lists(st.floats(0.0, 500.0), min_size=1, max_size=60))
 def test_a_pace_is_kept(per_minute: float, amounts: list[float]) -> None:
-    pace, now, gone = Pace(per_minute), 100.0, 0.0
+    pace, now, gone = RatePerMinute(per_minute), 100.0, 0.0
     for amount in amounts:
         now += pace.wait_seconds(now, amount)
         # More than a second's worth may go at once only when all before it is paid off.
@@ -213,7 +220,7 @@ def test_a_pace_is_kept(per_minute: float, amounts: list[float]) -> None:
 
 
 def test_a_pace_takes_back_what_was_not_used() -> None:
-    pace = Pace(60.0)
+    pace = RatePerMinute(60.0)
     pace.take(0.0, 1.0)
     assert pace.wait_seconds(0.0, 1.0) == pytest.approx(1.0)
     pace.take(0.0, -0.5)

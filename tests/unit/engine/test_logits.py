@@ -21,7 +21,7 @@ from transformers import (
 
 from clear_ray.config.sampling import Sampling
 from clear_ray.engine import Grant
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.choice import Stops, TokenChoice
 from clear_ray.engine.logits import LogitsShaper
 from clear_ray.engine.sampling import keep_likely
@@ -197,7 +197,7 @@ def test_an_answer_is_its_own_whatever_runs_beside_it_and_however_it_is_cut(
         alone = answer_for(Grant(f"q{i}", "", most, seed=sampling.seed or i, sampling=sampling), ids)
         whole.append(run_batch(slot_batch(exact_model), [alone])[0])
     parts: dict[int, tuple[int, ...]] = dict.fromkeys(range(len(asked)), ())
-    ended: dict[int, Answer] = {}
+    ended: dict[int, RunningGrant] = {}
     for cut in [*cuts, 1_000]:
         answers = {}
         for i, (ids, sampling, most) in enumerate(asked):

@@ -14,6 +14,7 @@ from clear_ray.engine import Grant
 from clear_ray.engine.admission import empty_features
 from clear_ray.engine.grouping import reading_groups, shared_tokens
 from clear_ray.engine.kept_prompts import KeptPrompts
+from clear_ray.engine.prefix_cache import PrefixCache
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.slot_cache import SlotRunner
 from clear_ray.engine.trial import find_way
@@ -44,6 +45,7 @@ def model() -> Any:
     sampling=temperatures,
     graphs=st.booleans(),
     refill_rows=st.integers(1, 3),
+    prefix_tokens=st.sampled_from([0, 60, 300]),
 )
 def test_any_batch_gives_each_query_what_it_gets_alone(
     model: Any,
@@ -54,6 +56,7 @@ def test_any_batch_gives_each_query_what_it_gets_alone(
     sampling: tuple[float, float],
     graphs: bool,
     refill_rows: int,
+    prefix_tokens: int,
 ) -> None:
     temperature, top_p = sampling
     grants = [Grant(f"q{i}", "", max_tokens, seed=5) for i, (_, max_tokens) in enumerate(asked)]
@@ -66,6 +69,7 @@ def test_any_batch_gives_each_query_what_it_gets_alone(
         top_p=top_p,
         graphs=graphs,
         refill_rows=refill_rows,
+        prefixes=PrefixCache(prefix_tokens, 3),
     )
     answers = [answer_for(grant, ids) for grant, (ids, _) in zip(grants, asked, strict=True)]
     ended = run_batch(batch, answers)
@@ -90,7 +94,7 @@ def test_a_continued_answer_goes_on_as_the_uninterrupted_one(
     model: Any, ids: list[int], cuts: list[int], sampling: tuple[float, float], seed: int, sample: int
 ) -> None:
     temperature, top_p = sampling
-    batch = slot_batch(model, temperature=temperature, top_p=top_p)
+    batch = slot_batch(model, temperature=temperature, top_p=top_p, prefixes=PrefixCache(200, 4))
     whole = answer_for(Grant("q", "", sum(cuts), seed=seed, sample=sample), ids)
     run_batch(batch, [whole])
     pieces: tuple[int, ...] = ()
@@ -187,6 +191,35 @@ def test_what_prompts_begin_with_is_read_once(model: Any) -> None:
     assert read == len(opening) + 4 + sum(len(answer.generated) for answer in answers)
     expected = decode(model, grants, inputs, end_token_ids=frozenset())
     assert [tuple(answer.generated) for answer in answers] == expected
+
+
+def test_an_answer_that_goes_on_reads_nothing_again(model: Any) -> None:
+    """And one that begins as an earlier one did reads its own part alone, until memory is wanted by those that run."""
+    prefixes = PrefixCache(100, 4)
+    batch = slot_batch(model, prefixes=prefixes, end_token_ids=frozenset())
+    first = answer_for(Grant("q", "", 5), OPENINGS[2] + [30, 31, 32])
+    assert tokens_read(model, lambda: run_batch(batch, [first])) == len(first.input_ids) - 1 + 5
+    on = answer_for(Grant("q", "", 3, prefix_token_ids=tuple(first.generated)), OPENINGS[2] + [30, 31, 32])
+    assert tokens_read(model, lambda: run_batch(batch, [on])) == 3
+    assert on.cached_tokens == len(on.input_ids) - 1
+    other = answer_for(Grant("r", "", 1), OPENINGS[2] + [40, 41, 42])
+    assert tokens_read(model, lambda: run_batch(batch, [other])) == 3
+    assert other.cached_tokens == len(OPENINGS[2])
+    assert prefixes.tokens == len(on.input_ids) + 2 + len(other.input_ids)
+    whole = answer_for(Grant("q", "", 8), OPENINGS[2] + [30, 31, 32])
+    run_batch(slot_batch(model, end_token_ids=frozenset()), [whole])
+    assert [*first.generated, *on.generated] == whole.generated
+    prefixes.leave(54)
+    assert prefixes.longest(on.input_ids)[1] == len(OPENINGS[2]), "what was used longest ago has gone"
+
+
+def test_prefixes_give_way_to_answers_that_run(model: Any) -> None:
+    prefixes = PrefixCache(60, 4)
+    batch = slot_batch(model, prefixes=prefixes, cache_tokens=120, max_batch=2, prefill_tokens=64)
+    run_batch(batch, [answer_for(Grant("q", "", 2), [7] * 40)])
+    assert prefixes.tokens == 40 + 1
+    run_batch(batch, [answer_for(Grant(str(i), "", 20), [8 + i] * 40) for i in range(2)])
+    assert prefixes.tokens <= 120 - 2 * 59
 
 
 def probed(model: Any, inputs: list[list[int]], *, most_tokens: int, pass_tokens: int = 64) -> KeptPrompts:

@@ -260,9 +260,10 @@ def test_the_probe_spares_the_first_answer_its_prompt(
     for row, tokens, grant in zip((0, 2, 5), features.prompt_tokens_N.tolist(), some, strict=True):
         answer = answers[grant.query_id, 0]
         assert (answer.token_ids, answer.cached_tokens) == (expected[row], tokens - 1)
-    # What an answer goes on from was read by nothing before.
+    # What an answer goes on from was read for itself: all but its last token, with which decoding begins.
+    assert run_grants(engine, [replace(some[0], max_tokens=4)])["q0", 0].finish_reason == "length"
     more = replace(some[0], prefix_token_ids=expected[0][:4], max_tokens=4)
-    assert run_grants(engine, [more])[more.query_id, 0].cached_tokens == 0
+    assert run_grants(engine, [more])["q0", 0].cached_tokens == features.prompt_tokens_N[0] + 3
 
 
 def test_what_does_not_fit_the_context_fails_alone(engine: TransformersEngine, grants: list[Grant]) -> None:

@@ -14,7 +14,7 @@ from clear_ray.config.engine import TransformersConfig
 from clear_ray.config.sampling import Sampling, Structure
 from clear_ray.engine import Grant, resolve_model
 from clear_ray.engine.base import FinishReason
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.choice import Stops, choice_of
 from clear_ray.engine.closing import Closing
 from clear_ray.engine.vllm_choice import ModelFacts, TokenChooser, told_of
@@ -60,7 +60,12 @@ def chooser(folder: Path, model: Any) -> TokenChooser:
 
 @torch.inference_mode()
 def generate(
-    model: Any, chooser: TokenChooser, answers: list[Answer], *, closing: Closing | None = None, again_at: int = -1
+    model: Any,
+    chooser: TokenChooser,
+    answers: list[RunningGrant],
+    *,
+    closing: Closing | None = None,
+    again_at: int = -1,
 ) -> list[list[int]]:
     """Generate as vLLM does, by the likeliest token after the choice; at `again_at` all requests are begun again."""
     told = [told_of(answer, choice_of(TransformersConfig(), answer.grant.sampling), closing) for answer in answers]

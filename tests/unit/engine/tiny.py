@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from clear_ray.config.engine import TransformersConfig
 from clear_ray.engine import Grant
-from clear_ray.engine.batch import Answer, AnswerBatch
+from clear_ray.engine.batch import AnswerBatch, RunningGrant
 from clear_ray.engine.slots import SlotBatch
 
 VOCABULARY = 60
@@ -47,15 +47,15 @@ def slot_batch(model: Any, **changes: Any) -> SlotBatch:
     return SlotBatch(model, TransformersConfig(**({"max_batch": 3} | settings)), **(sizes | changes))
 
 
-def answer_for(grant: Grant, prompt_ids: Sequence[int]) -> Answer:
-    return Answer(grant, [*prompt_ids, *grant.prefix_token_ids], on_end=lambda _: None)
+def answer_for(grant: Grant, prompt_ids: Sequence[int]) -> RunningGrant:
+    return RunningGrant(grant, [*prompt_ids, *grant.prefix_token_ids], on_end=lambda _: None)
 
 
-def run_batch(batch: AnswerBatch, answers: Sequence[Answer]) -> list[Answer]:
+def run_batch(batch: AnswerBatch, answers: Sequence[RunningGrant]) -> list[RunningGrant]:
     """Add the answers and step until the batch is idle; return them in the order of their ends."""
     for answer in answers:
         batch.add(answer)
-    ended: list[Answer] = []
+    ended: list[RunningGrant] = []
     while not batch.is_idle:
         ended += batch.step()
     return ended

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def table_text(architectures: dict[str, Architecture]) -> str:
         rows = {name: row for name, row in architectures.items() if row.way == way}
         lines += [f"### {heading} ({len(rows)})", ""]
         if way == "slots":
-            lines += [" ".join(f"`{name}`" for name in rows), ""]
+            names = " ".join(f"`{name}`" for name in rows)
+            lines += [*textwrap.wrap(names, 120, break_on_hyphens=False), ""]
             continue
         by_reason: dict[str, list[str]] = {}
         for name, row in rows.items():

@@ -14,7 +14,7 @@ import torch
 from clear_ray.config.engine import WorkersConfig
 from clear_ray.engine import Grant
 from clear_ray.engine.admission import empty_features, hidden_width
-from clear_ray.engine.batch import Answer
+from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.own_caches import forget_longest
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.shallow import decoder_of
@@ -88,7 +88,7 @@ def assert_same_tokens(model: Any, way: Way, asked: list[list[int]], expected: l
         assert_is_beginning(answer, goes_on)
 
 
-def assert_is_beginning(answer: Answer, tokens: list[int]) -> None:
+def assert_is_beginning(answer: RunningGrant, tokens: list[int]) -> None:
     assert answer.error == ""
     assert len(answer.generated) == answer.grant.max_tokens
     assert answer.generated == tokens[: len(answer.generated)], f"{len(answer.input_ids)} tokens read"

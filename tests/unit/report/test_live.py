@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from clear_ray.report.live import Display, JsonDisplay, LineDisplay, QuietDisplay, TableDisplay, choose_display
-from clear_ray.report.pace import Pace
+from clear_ray.report.pace import TokenPace
 from tests.unit.report.samples import HOSTILE, snapshot
 
 
@@ -168,7 +168,7 @@ def test_a_closed_stream_is_shown_nothing() -> None:
 
 
 def test_time_outside_the_generate_stage_does_not_blur_the_pace() -> None:
-    pace = Pace()
+    pace = TokenPace()
     pace.observe(snapshot(stage="probe", seconds=0.0, spent_tokens=0))
     pace.observe(snapshot(seconds=50.0, spent_tokens=500))  # resumed: these tokens are of an earlier process
     assert pace.tokens_per_second is None
@@ -180,7 +180,7 @@ def test_time_outside_the_generate_stage_does_not_blur_the_pace() -> None:
 
 
 def test_without_a_price_the_queries_that_remain_set_the_time_left() -> None:
-    pace = Pace()
+    pace = TokenPace()
     pace.observe(snapshot(seconds=0.0, spent_tokens=0, ended=0, shadow_price=0.0, budget_tokens=10**6))
     assert pace.eta_seconds is None
     pace.observe(

@@ -16,7 +16,7 @@ from clear_ray.config.allocation import AllocationConfig, Objective
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.likeness import Likeness
-from clear_ray.rounds.attempt_menu import Standing, menu_of
+from clear_ray.rounds.attempt_menu import AttemptStates, menu_of
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.attempt_price import buy
 from clear_ray.rounds.attempts import Attempts
@@ -144,11 +144,12 @@ def test_the_order_of_the_queries_decides_nothing(seed: int, queries: int, avail
     )
 
 
-def standing(queries: int, *, left: int = 3, trust: float = np.inf, started: int = 0, wrong: float = 0.0) -> Standing:
+def standing(
+    queries: int, *, left: int = 3, trust: float = np.inf, started: int = 0, wrong: float = 0.0, right: float = 0.0
+) -> AttemptStates:
     likeness = Likeness(rho=0.0, trust=trust)
-    return Standing(
-        np.full(queries, started), np.full(queries, left), np.full(queries, wrong), np.ones((1, queries)), likeness
-    )
+    counts = (np.full(queries, wrong), np.full(queries, right))
+    return AttemptStates(np.full(queries, started), np.full(queries, left), *counts, np.ones((1, queries)), likeness)
 
 
 def two_outcomes(success: float, survival: float) -> Batch:

@@ -14,7 +14,7 @@ from clear_ray.rounds.batch import Batch, cost_parts, survival_at, taken_tokens
 from clear_ray.rounds.beside import RunningGrants, clear_beside
 from clear_ray.rounds.clearing import clear
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.rounds.pace import Pace
+from clear_ray.rounds.pace import ClearingPace
 from clear_ray.rounds.rounds import Rounds
 
 GRID = np.array([10, 20, 40, 80])
@@ -123,7 +123,7 @@ def test_beside_others_no_query_is_granted_less_than_it_is_owed(seed: int, budge
 
 
 def test_a_clearing_beside_others_waits_for_slots_and_tokens() -> None:
-    pace = Pace(slots=64)
+    pace = ClearingPace(slots=64)
     many = {"available_tokens": 1_000, "promised_tokens": 1_000}
     assert pace.is_due(waiting=0, running=60, **many)
     assert not pace.is_due(waiting=1, running=60, **many), "what was granted starts first"

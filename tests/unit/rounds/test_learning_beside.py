@@ -14,7 +14,12 @@ from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.rounds.beside import RunningGrants
-from clear_ray.rounds.learning_beside import FEW_RUNNING_SHARE, OverlappingLearningOffers, with_running
+from clear_ray.rounds.learning_beside import (
+    LEARNING_CAME_BACK_SHARE,
+    OverlappingLearningOffers,
+    few_running_share,
+    with_running,
+)
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, observe
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
@@ -49,7 +54,7 @@ def played(queries: int, seed: int, *, overlaps: bool) -> Timed:
 
 
 def test_a_run_that_learns_is_sooner_done_and_as_good() -> None:
-    overlapped, waited = (played(120, 2, overlaps=overlaps) for overlaps in (True, False))
+    overlapped, waited = (played(120, 1, overlaps=overlaps) for overlaps in (True, False))
     assert max(overlapped.tokens_N.sum(), waited.tokens_N.sum()) <= 14 * 120
     assert overlapped.steps < 0.95 * waited.steps
     assert overlapped.is_right_N.sum() > 0.9 * waited.is_right_N.sum()
@@ -118,13 +123,29 @@ def test_it_waits_for_the_pilot_and_while_much_is_unknown() -> None:
     learning, _ = overlapping(60, 14.0, seed=0)
     states = QueryStates(np.ones(60))
     assert asked(learning, states, 2, 500) == 0
-    cut(states, {index: 5 + index for index in range(24)}, has_stopped=True)
-    most = int(FEW_RUNNING_SHARE * 24)
-    assert asked(learning, states, most, 500) > 0
-    assert asked(learning, states, most + 1, 500) == 0
+    cut(states, {index: 5 + index % 24 for index in range(40)}, has_stopped=True)
+    most = int(few_running_share(60) * 40)
+    assert asked(learning, states, most, 700) > 0
+    assert asked(learning, states, most + 1, 700) == 0
     cut(states, {59: 9})
-    assert asked(learning, states, 1, 500) == 0, "the next stage begins once it is seen whether that goes on to an end"
-    assert asked(learning, states, 1, 60) > 0, "and no stage is left to wait with"
+    assert asked(learning, states, 1, 700) == 0, "the next stage begins once it is seen whether that goes on to an end"
+
+
+def test_of_a_larger_batch_more_answers_may_be_missing() -> None:
+    shares = [few_running_share(queries) for queries in (1, 250, 500, 1_000, 10**6)]
+    assert shares == [1 / 32, 1 / 32, 1 / 16, 1 / 8, 1 / 8]
+
+
+def test_the_rest_waits_for_a_good_part_of_it_to_come_back() -> None:
+    """However much is running, and whether it goes on or not: no stage is left."""
+    learning, _ = overlapping(60, 14.0, seed=0)
+    states = QueryStates(np.ones(60))
+    cut(states, {index: 5 + index % 24 for index in range(40)}, has_stopped=True)
+    cut(states, {59: 9})
+    promised_tokens = 3 * 40
+    enough = int(LEARNING_CAME_BACK_SHARE / (1 - LEARNING_CAME_BACK_SHARE) * promised_tokens) + 1
+    assert asked(learning, states, 3, enough) > 0
+    assert asked(learning, states, 3, enough - 2) == 0
 
 
 def test_what_it_cannot_price_beside_others_waits() -> None:

@@ -61,6 +61,19 @@ def test_its_answers_say_otherwise_soon(ratio: float) -> None:
     assert other / cheap == pytest.approx(ratio, rel=0.35)
 
 
+def test_an_answer_that_follows_a_failure_is_worth_less_until_such_answers_say_otherwise() -> None:
+    beliefs = MenuBeliefs(np.zeros((QUERIES, 0)), TOKENS_K, np.ones(2))
+    share = []
+    for failures in (0, 20, 380):
+        seen = seen_of([0, 1] * 200, [200.0, 200.0])
+        seen = replace(seen, has_failed_M=np.arange(400) < failures)
+        found = beliefs.after(seen)
+        share.append(float((found.after[1].success_NK[:, -1] / found.fresh[1].success_NK[:, -1]).mean()))
+    assert share[0] == pytest.approx(0.7, abs=0.02)
+    assert share[0] < share[1] < share[2], "all answers here are right, those too that followed"
+    assert share[2] > 0.95
+
+
 def test_of_many_answers_some_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clearing after a hundred thousand answers takes no longer than one after ten thousand."""
     monkeypatch.setattr(menu_beliefs, "MOST_ANSWERS", 300)

@@ -14,7 +14,7 @@ from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.factors import Observed
 from clear_ray.estimation.likeness import Likeness
 from clear_ray.estimation.votes import Habits, Votes
-from clear_ray.rounds.attempt_menu import Standing
+from clear_ray.rounds.attempt_menu import AttemptStates
 from clear_ray.rounds.attempt_offers import AttemptOffers
 from clear_ray.rounds.ballots import Ballot, Ballots
 from clear_ray.rounds.history import AttemptRule
@@ -95,9 +95,11 @@ def test_ample_tokens_keep_the_most_frequent_result(seed: int) -> None:
         assert states.chosen_has_stopped_N[query]
 
 
-def standing(left: int) -> Standing:
+def standing(left: int) -> AttemptStates:
     one = np.ones(1)
-    return Standing(np.zeros(1, np.int64), np.array([left]), 0 * one, np.ones((1, 1)), Likeness(rho=0.0, trust=np.inf))
+    return AttemptStates(
+        np.zeros(1, np.int64), np.array([left]), 0 * one, 0 * one, np.ones((1, 1)), Likeness(rho=0.0, trust=np.inf)
+    )
 
 
 def best(votes: Votes, left: int = 6) -> float:

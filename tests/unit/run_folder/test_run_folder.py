@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clear_ray.batch.intake import take_in
-from clear_ray.batch.run import plan, run
+from clear_ray.batch.plan import plan
+from clear_ray.batch.run import run
 from clear_ray.calibrate import _refuse_other_features, calibrate
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError, StorageError
@@ -366,7 +367,7 @@ def test_a_disk_that_is_full_before_a_plan_is_told_in_a_line(
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clear_ray.batch.beginning.joining_cluster", full)
+    monkeypatch.setattr("clear_ray.batch.startup.joining_cluster", full)
     monkeypatch.setattr("clear_ray.calibrate.joined_cluster", full)
     config = RunConfig.parse(replay_settings)
     for use in (lambda: plan(None, config), lambda: calibrate(config, head_dir="/nowhere")):

@@ -53,7 +53,9 @@ async def test_what_was_read_is_given_up_where_room_is_needed_and_changes_no_tok
 ) -> None:
     body = ASK | {"messages": LONG}
     once, _ = await read_for(server, client.post("/v1/chat/completions", json=body))
-    server.engine._worker._engine._kept.leave(0)  # type: ignore[attr-defined]
+    engine = server.engine._worker._engine
+    engine._kept.leave(0)  # type: ignore[attr-defined]
+    engine._prefixes.leave(0)  # type: ignore[attr-defined]
     again, read = await read_for(server, client.post("/v1/chat/completions", json=body))
     usage = again.json()["usage"]
     assert read == 2 * usage["prompt_tokens"] - 1 + usage["completion_tokens"]

@@ -56,24 +56,31 @@ def queries(replay_settings: dict[str, Any]) -> pa.Table:
     return batch_of(known_ids(ReplayConfig.model_validate(replay_settings["engine"]), 9))
 
 
-def counts_of(worker: Watched, folder: Path, *batches: pa.Table, is_open: bool = True) -> list[int]:
-    """Have batches read in calls of two queries, two at a time; return what the driver hears."""
-    gate, tokens_K = Gate(open_folder(str(folder))), PriorHead(cap_tokens=320).card.tokens_K
+def counts_of(
+    worker: Watched, folder: Path, queries: pa.Table, *batches: Sequence[int], is_open: bool = True
+) -> list[int]:
+    """Have batches of a run's queries read in calls of two, two at a time; return what the driver hears."""
+    run = open_folder(str(folder))
+    gate, tokens_K = Gate(run), PriorHead(cap_tokens=320).card.tokens_K
+    run.child("queries").make()
+    for number, first in enumerate(range(0, len(queries), 4)):
+        pq.write_table(queries.slice(first, 4), folder / "queries" / f"part-{number}.parquet")
     if is_open:
         gate.open()
 
     async def read() -> list[int]:
         workers = Workers([LocalActor(worker)], lambda _: False, lambda _: None, 900.0)
         probe = partial(Probe, workers, tokens_K, "", gate)
-        caller = ProbeToFiles(probe, open_folder(str(folder / "estimates")), homes=Homes(2, 1), calls=2)
-        return [count for batch in batches async for table in caller(batch) for count in table["rows"].to_pylist()]
+        caller = ProbeToFiles(probe, run, run.child("estimates"), homes=Homes(2, 1), calls=2)
+        numbers = [pa.table({"index": pa.array(batch, pa.int64())}) for batch in batches]
+        return [count for batch in numbers async for table in caller(batch) for count in table["rows"].to_pylist()]
 
     return asyncio.run(read())
 
 
 def test_a_batch_is_read_in_calls_and_written_as_one_file(worker: Watched, queries: pa.Table, tmp_path: Path) -> None:
-    first, second = queries.slice(0, 5), queries.slice(5)
-    assert counts_of(worker, tmp_path, first, second, first, queries.slice(0, 0)) == [5, 4, 5, 0]
+    first, second = range(5), range(5, 9)
+    assert counts_of(worker, tmp_path, queries, first, second, first, ()) == [5, 4, 5, 0]
     assert (sorted(worker.calls), worker.most) == ([1, 1, 1, 1, 2, 2, 2, 2, 2], 2), "calls are stretches"
     files = sorted((tmp_path / "estimates").iterdir())
     read = [pq.read_table(path)["index"].to_pylist() for path in files]
@@ -84,5 +91,5 @@ def test_nothing_is_read_or_written_of_a_run_that_is_not_open(
     worker: Watched, queries: pa.Table, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineError, match="not to be asked"):
-        counts_of(worker, tmp_path, queries, is_open=False)
-    assert (worker.calls, list(tmp_path.iterdir())) == ([], [])
+        counts_of(worker, tmp_path, queries, range(9), is_open=False)
+    assert (worker.calls, [path.name for path in tmp_path.iterdir()]) == ([], ["queries"])

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import READ_COLUMNS, read_block
-from clear_ray.batch.earlier import called
+from clear_ray.batch.earlier_runs import called
 from clear_ray.batch.learning import ENCODER, Lesson
-from clear_ray.batch.scale import is_spread
+from clear_ray.batch.size_limits import is_spread
 from clear_ray.config.estimate import PROBED_SETS
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.factorised import fit_coordinates

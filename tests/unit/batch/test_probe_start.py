@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clear_ray.batch.opening import opened_meanwhile
+from clear_ray.batch.probe_start import opened_meanwhile
 from clear_ray.errors import EngineError, ResumeError, own_error
 from clear_ray.stages.gate import Gate
 from clear_ray.storage import open_folder

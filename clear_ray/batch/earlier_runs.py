@@ -26,8 +26,8 @@ import ray
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import READ_COLUMNS, read_block
-from clear_ray.batch.given import GivenRows
-from clear_ray.batch.scale import is_spread
+from clear_ray.batch.given_beliefs import GivenRows
+from clear_ray.batch.size_limits import is_spread
 from clear_ray.batch.sorted_files import write_sorted
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError, own_error

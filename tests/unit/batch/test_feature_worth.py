@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from clear_ray.batch.coordinates import coordinates_of
+from clear_ray.batch.feature_worth import worth_of_sets
+from clear_ray.batch.first_stage import opened_rounds as rounds_of_run
 from clear_ray.batch.learning import Lesson, lesson_of
-from clear_ray.batch.pricing import check_first_tokens, priced, probe_parts
-from clear_ray.batch.run import _rounds_of as rounds_of_run
-from clear_ray.batch.worth import worth_of_sets
+from clear_ray.batch.pricing import check_first_tokens, planned_probe_parts, priced
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.errors import ConfigError
@@ -113,10 +113,10 @@ def test_first_tokens_are_paid_for_and_take_a_tenth_of_the_budget_at_most(folder
     check_first_tokens(config(1, "text") if prices is None else config("$0.0001", "text"), one_N, folder)
     tokens_N = np.full(QUERIES, 8)
     batch = estimates_of(tokens_N)
-    found = probe_parts(config(ample, "logprobs"), priced(config(ample, "logprobs"), batch, one_N), one_N)
+    found = planned_probe_parts(config(ample, "logprobs"), priced(config(ample, "logprobs"), batch, one_N), one_N)
     reads = QUERIES * (math.ceil(1.25 * 8) + 16)
     assert found == (QUERIES * 1_000 if prices is None else reads * 1_000_000 + QUERIES * 2_000_000)
-    assert probe_parts(config(ample, "text"), priced(config(ample, "text"), batch, one_N), one_N) == 0
+    assert planned_probe_parts(config(ample, "text"), priced(config(ample, "text"), batch, one_N), one_N) == 0
     with pytest.raises(ConfigError, match="more than a tenth"):
         check_first_tokens(config(scarce, "logprobs"), one_N, folder)
     assert not folder.exists("queries")

@@ -19,7 +19,7 @@ from clear_ray.batch.asked_again import solved_by_attempt
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_of, mark_lost_answers
 from clear_ray.report.summary import RoundReport
-from clear_ray.rounds.pace import IDLE_SHARE, Pace
+from clear_ray.rounds.pace import IDLE_SHARE, ClearingPace
 from clear_ray.rounds.running import Round
 from clear_ray.run_folder.attempts import attempts_of, read_attempt_rows
 from clear_ray.run_folder.grants import read_grants, write_grants
@@ -52,7 +52,7 @@ class _Playing:
         self.reports: dict[int, RoundReport] = {}
         self.engines = ExitStack()
         self._run = run
-        self._pace = Pace(run.config.slots)
+        self._pace = ClearingPace(run.config.slots)
         self._calls_of: dict[int, int] = {}
         self._begun: dict[int, float] = {}
         self._speed = _Speed(len(run.states.cost_N))

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clear_ray.batch.earlier import EARLIER, Earlier, earlier_of, keep_lesson, make_ready, open_store
+from clear_ray.batch.earlier_runs import EARLIER, Earlier, earlier_of, keep_lesson, make_ready, open_store
 from clear_ray.batch.gain import gain_of
-from clear_ray.batch.given import GivenRows
+from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.batch.learning import Lesson, lesson_of, with_earlier
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.base import ModelCard

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 import ray
 
-from clear_ray.cluster.metrics import Account, AccountMetrics, Throttle
+from clear_ray.cluster.metrics import AccountGauges, AccountMetrics, Throttle
 from clear_ray.report.live import Display
 from clear_ray.report.summary import ProgressSnapshot
 
@@ -39,8 +39,8 @@ class Measured:
         self._display.close()
 
 
-def _account(shown: ProgressSnapshot) -> Account:
-    return Account(
+def _account(shown: ProgressSnapshot) -> AccountGauges:
+    return AccountGauges(
         reserved_tokens=shown.reserved_tokens,
         spent_tokens=shown.spent_tokens,
         refunded_tokens=shown.refunded_tokens,

@@ -17,8 +17,8 @@ import pytest
 
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
-from clear_ray.batch.playing import play_rounds
 from clear_ray.batch.progress import Progress
+from clear_ray.batch.round_loop import play_rounds
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.callers import Callers
 from clear_ray.cluster.engines import EngineActors
