@@ -2,7 +2,7 @@
 
 Prompts of a batch often begin with the same worked examples, and an answer that was cut off goes on after all that it said.
 Running answers share what they begin with (`SlotRunner`); this is for those that come when none of them runs any more. What
-was used longest ago goes first.
+was used longest ago goes first. Where prompts have nothing in common, copies are for nothing, and soon no more are made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class Prefix:
     cache: SlotCache
 
 
+_MOST_UNUSED = 32
+"""Prompts that are kept, and found of no use to any other, before no more are."""
+
+
 class PrefixCache:
     """A few beginnings, each as long as an answer came; used by one thread.
 
@@ -37,12 +41,21 @@ class PrefixCache:
     def __init__(self, most_tokens: int, most: int) -> None:
         self._most_tokens, self._most = most_tokens, most
         self._held: list[Prefix] = []  # the one used longest ago first
+        self._unused = 0
         self.tokens = 0
 
-    def keep(self, ids: list[int], cache: SlotCache, row: int) -> None:
-        """Keep what a slot of a cache holds of these tokens, its first ones; what is a part of it goes."""
-        if not 0 < len(ids) <= self._most_tokens or not self._most:
+    def keep(self, ids: list[int], cache: SlotCache, row: int, *, may_go_on: bool) -> None:
+        """Keep what a slot of a cache holds of these tokens, its first ones; what is a part of it goes.
+
+        Args:
+            ids: The tokens.
+            cache: The cache.
+            row: The slot.
+            may_go_on: Whether they are an answer that may go on, and not only a prompt that others may begin like.
+        """
+        if not 0 < len(ids) <= self._most_tokens or not self._most or (self._unused >= _MOST_UNUSED and not may_go_on):
             return
+        self._unused += not may_go_on
         for held in [held for held in self._held if ids[: len(held.ids)] == held.ids]:
             self._drop(held)
         while self._held and (self.tokens + len(ids) > self._most_tokens or len(self._held) >= self._most):
@@ -61,6 +74,10 @@ class PrefixCache:
             self._held.remove(found)
             self._held.append(found)
         return found, most
+
+    def note_use(self) -> None:
+        """Note that an answer began with something that is kept."""
+        self._unused = 0
 
     def leave(self, most_tokens: int) -> None:
         """Take no more positions than this from now on."""

@@ -284,6 +284,7 @@ class SlotBatch:
         for one in part:
             one.answer.cached_tokens = one.tokens
             self._running.append(one.answer)
+        self._prefixes.note_use()
         return []
 
     def _prefill(self, group: list[RunningGrant]) -> list[RunningGrant]:
@@ -331,7 +332,7 @@ class SlotBatch:
     def _keep(self, row: int, ids: list[int], *, may_go_on: bool = False) -> None:
         """Keep what a slot holds: of an answer that may go on all of it, else what no earlier one has read."""
         if may_go_on or 2 * self._prefixes.longest(ids)[1] < len(ids):
-            self._prefixes.keep(ids, self._cache, row)
+            self._prefixes.keep(ids, self._cache, row, may_go_on=may_go_on)
 
     def _is_end(self, answer: RunningGrant, token_id: int) -> bool:
         return token_id in self._end_token_ids or token_id in choice_in(answer).stop_token_ids

@@ -311,8 +311,10 @@ def raw_prompts(prompt: Any, place: str) -> list[RawPrompt]:
 def _raw_prompt(prompt: Any, place: str) -> RawPrompt:
     if isinstance(prompt, str):
         return prompt, "raw"
-    if isinstance(prompt, list) and prompt and all(type(token) is int and token >= 0 for token in prompt):
-        return prompt, "tokens"
+    if isinstance(prompt, list) and prompt:
+        tokens = [int(token) if isinstance(token, float) and token.is_integer() else token for token in prompt]
+        if all(type(token) is int and token >= 0 for token in tokens):
+            return tokens, "tokens"
     remedy = "Write a text, a list of token ids, or a list of these."
     raise SchemaError("a prompt is a text, or the token ids of one", place, shown(prompt), remedy)
 
@@ -329,8 +331,11 @@ def _response(body: Mapping[str, Any]) -> _Asked:
     else:
         items = _list_of_messages(given, "body.input")
         turns = [_response_item(item, f"body.input[{k}]") for k, item in enumerate(items)]
-    if body.get("instructions"):
-        turns.insert(0, {"role": "system", "content": body["instructions"]})
+    instructions = body.get("instructions")
+    if instructions is not None and not isinstance(instructions, str):
+        raise SchemaError("instructions are a text", "body.instructions", shown(instructions), "Write a text.")
+    if instructions:
+        turns.insert(0, {"role": "system", "content": instructions})
     return [(turns, None)]
 
 

@@ -245,7 +245,9 @@ class BatchService:
 
 def _amount(given: Any) -> Any:
     """Return an amount as text; a whole number above 0 is one of tokens, anything else stays as it is."""
-    return str(given) if isinstance(given, int) and not isinstance(given, bool) and given > 0 else given
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    return str(given) if type(given) is int and given > 0 else given
 
 
 def _refusal(error: ClearRayError) -> ApiError:

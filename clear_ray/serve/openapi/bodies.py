@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from clear_ray.config.allocation import Objective
 from clear_ray.config.sampling import MOST_LOGPROBS
-from clear_ray.ingest.fields import TABLES, Endpoint
+from clear_ray.config.units import MOST_BUDGET_TOKENS
+from clear_ray.ingest.fields import LOGPROBS_OF_RESPONSES, TABLES, Endpoint
 from clear_ray.ingest.requests import MOST_PROMPTS
 from clear_ray.serve.batches.bodies import MOST_KEY, MOST_PAIRS, MOST_VALUE
 from clear_ray.serve.batches.runs import asked_settings
@@ -24,6 +25,7 @@ _SAID: Schema = {"type": "string", "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u000
 _STRUCTURES = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _BUDGET = r"^[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
 _CHANGE = r"^[+-]?[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
+_AMOUNT: Schema = {"minimum": 1, "maximum": MOST_BUDGET_TOKENS}
 _OUT_OF_NOTHING = {"type": "object", "additionalProperties": {"enum": [None, False]}}
 
 
@@ -129,7 +131,14 @@ def response(settings: ServeConfig) -> Schema:
         "stream_options": {"description": "Without effect."},
         "text": or_null(record({"format": form}, others=NULL)),
     }
-    if not is_replay:
+    told = record(
+        {"summary": {}, "generate_summary": {}, "effort": NULL if is_replay else {"type": "string"}}, others=NULL
+    )
+    properties["reasoning"] = or_null(told)
+    if is_replay:
+        parts = [part for part in properties["include"]["enum"] if LOGPROBS_OF_RESPONSES not in (part or ())]
+        properties["include"] = {"enum": parts}
+    else:
         properties["top_logprobs"] = or_null(whole(0, MOST_LOGPROBS))
     return record(properties, required=("model", "input", *(("metadata",) if is_replay else ())), others=NULL)
 
@@ -167,7 +176,7 @@ def upload() -> Schema:
 
 def budget() -> Schema:
     """Return the schema of a change of a budget."""
-    text = {"type": ["string", "integer"], "pattern": _CHANGE, "minimum": 1, "examples": ["+200k", "-50k", "2M tokens"]}
+    text = _AMOUNT | {"type": ["string", "integer"], "pattern": _CHANGE, "examples": ["+200k", "-50k", "2M tokens"]}
     return record({"budget": {**text, "description": "Money too, such as `+$5`, where the run counts money."}}) | {
         "required": ["budget"]
     }
@@ -175,7 +184,7 @@ def budget() -> Schema:
 
 def retry() -> Schema:
     """Return the schema of what a retried batch is told."""
-    text = {"type": ["string", "integer", "null"], "pattern": _BUDGET, "minimum": 1}
+    text = _AMOUNT | {"type": ["string", "integer", "null"], "pattern": _BUDGET}
     return record({"budget": text, "unanswered": {"type": "boolean"}}, others=False)
 
 

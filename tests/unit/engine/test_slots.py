@@ -16,7 +16,7 @@ from clear_ray.engine.grouping import reading_groups, shared_tokens
 from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.prefix_cache import PrefixCache
 from clear_ray.engine.reading import read_prompts
-from clear_ray.engine.slot_cache import SlotRunner
+from clear_ray.engine.slot_cache import SlotCache, SlotRunner
 from clear_ray.engine.trial import find_way
 from clear_ray.errors import ConfigError
 from tests.unit.engine.decode_loop import decode
@@ -211,6 +211,21 @@ def test_an_answer_that_goes_on_reads_nothing_again(model: Any) -> None:
     assert [*first.generated, *on.generated] == whole.generated
     prefixes.leave(54)
     assert prefixes.longest(on.input_ids)[1] == len(OPENINGS[2]), "what was used longest ago has gone"
+
+
+def test_prompts_that_have_nothing_in_common_are_soon_not_kept(model: Any) -> None:
+    prefixes, cache = PrefixCache(10_000, 64), SlotCache()
+    cache.reserve(1, 10, kept_rows=0)
+    prompts = [[4 + number, 5, *[(number + 7 * place) % 50 for place in range(8)]] for number in range(40)]
+    SlotRunner(model).prefill(cache, 0, prompts[:1], 16)
+    for ids in prompts:
+        prefixes.keep(ids, cache, 0, may_go_on=False)
+    assert prefixes.tokens == 32 * 10
+    batch = slot_batch(model, prefixes=prefixes, end_token_ids=frozenset())
+    run_batch(batch, [answer_for(Grant("q", "", 1), [*prompts[0], 14])])  # one of them was of use
+    held = prefixes.tokens
+    prefixes.keep(prompts[-1], cache, 0, may_go_on=False)
+    assert prefixes.tokens == held + 10
 
 
 def test_prefixes_give_way_to_answers_that_run(model: Any) -> None:

@@ -185,7 +185,7 @@ READ: dict[str, tuple[dict[str, Any], Endpoint, str, str | None, str]] = {
     ),
     "Azure completion": (line("/completions", {"prompt": "A: "}), "/v1/completions", "A: ", "raw", ""),
     "a list of one prompt": (line("/v1/completions", {"prompt": ["A: "]}), "/v1/completions", "A: ", "raw", ""),
-    "token ids": (line("/v1/completions", {"prompt": [5, 0, 7]}), "/v1/completions", "[5,0,7]", "tokens", ""),
+    "token ids": (line("/v1/completions", {"prompt": [5, 0.0, 7]}), "/v1/completions", "[5,0,7]", "tokens", ""),
     "a list of the token ids of one": (
         line("/v1/completions", {"prompt": [[5, 0]]}),
         "/v1/completions",

@@ -36,7 +36,7 @@ import schemathesis
 @schemathesis.hook
 def before_call(context, case, kwargs):
     body = case.body if isinstance(case.body, dict) else {}
-    metadata, messages = body.get("metadata"), body.get("messages")
+    metadata, messages = body.get("metadata"), body.get("messages") or body.get("input")
     if isinstance(metadata, dict) and isinstance(metadata.get("query_id"), str):
         metadata["query_id"] = QUERY
     is_good = case.meta is not None and case.meta.generation.mode.is_positive

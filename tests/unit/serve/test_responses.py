@@ -94,6 +94,8 @@ IMAGE = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]
         ({"input": ""}, 400, "input"),
         ({"input": " "}, 400, "input[0]"),
         ({"input": 5}, 400, "input"),
+        ({"instructions": {}}, 400, "instructions"),
+        ({"instructions": ["Be short."]}, 400, "instructions"),
         ({"max_output_tokens": 0}, 400, "max_output_tokens"),
         ({"tools": [{"type": "web_search"}]}, 400, "tools"),
         ({"previous_response_id": "resp_1"}, 400, "previous_response_id"),

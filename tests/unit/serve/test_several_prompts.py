@@ -39,7 +39,7 @@ async def told(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("changes", [{}, {"n": 2, "logprobs": 1}])
 async def test_the_answers_are_those_of_a_request_for_each(client: httpx.AsyncClient, changes: dict[str, Any]) -> None:
-    prompts: list[Any] = ["Once upon", [4, 5, 6], "A river"]
+    prompts: list[Any] = ["Once upon", [4, 5.0, 6], "A river"]
     alone = [await told(client, prompt=prompt, **changes) for prompt in prompts]
     together = await told(client, prompt=prompts, **changes)
     expected = [choice for body in alone for choice in body["choices"]]
