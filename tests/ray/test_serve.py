@@ -156,7 +156,8 @@ def test_limits_hold_at_their_boundary(client: openai.OpenAI, recorded: dict[str
 
 def test_every_route_is_guarded(client: openai.OpenAI, port: int) -> None:
     routes = {tuple(route.split(" ")) for route in routes_of(api)}
-    guarded = {"/metrics", "/v1/models", "/v1/models/{name:path}", "/v1/chat/completions", "/v1/completions"}
+    answering = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    guarded = {"/metrics", "/v1/models", "/v1/models/{name:path}"} | answering
     assert {path for _, path in routes} == guarded | OPEN_PATHS | set(BATCH_PATHS)
     for method, path in routes:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/open{path}", method=method, data=None)
