@@ -30,5 +30,5 @@ def few_services() -> Iterator[None]:
             setattr(Node, name, start)
 
 
-def _start_nothing(node: Any, **_: Any) -> None:
+def _start_nothing(node: Any, *_: Any, **__: Any) -> None:
     node._webui_url = ""  # as after a dashboard without pages
