@@ -54,7 +54,12 @@ POINTS = (
     "while writing output",
     "before the summary",
 )
-AFTER_STEPS = {"after probe": "probe", "after price": "write_grants", "before the summary": "write_page"}
+AFTER_STEPS = {
+    "after probe": "probe",
+    "after price": "write_grants",
+    "while writing output": "write_sorted",  # all is in `completions.partial`, and not yet in its place
+    "before the summary": "write_page",
+}
 """Points that are the end of a function of `batch.run`, `batch.first_stage`, `batch.round_loop` or `batch.complete`."""
 FULL_STEPS = ("take_in", "_open_run", "probe", "write_grants", "calls_of", "_write_completions", "write_page")
 """Functions there before which a disk is filled."""
@@ -97,7 +102,6 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
             "after settle before commit": lambda: count(run_dir, b'"settle"') > rows_written(run_dir),
             "mid-generation": lambda: written(run_dir) >= 3,
             "amid overlapping clearings": lambda: overlapping(run_dir) >= 3,
-            "while writing output": lambda: (run_dir / "completions.partial").exists(),
         }
         threading.Thread(target=lambda: wait_until(met[point]) and end(), daemon=True).start()
 
