@@ -26,6 +26,18 @@ _ALWAYS = (401, 403)
 _LATER = (429, 503)
 _EVENTS: Schema = {"text/event-stream": {"schema": bodies.record({"data": {"type": "string"}}, required=("data",))}}
 _OPEN: list[dict[str, list[str]]] = []
+_ANSWERING = (
+    (
+        "/v1/chat/completions", "chat_completions", "Answer a conversation under the budget",
+        "ChatRequest", "ChatCompletion",
+    ),
+    ("/v1/completions", "completions", "Go on with a text under the budget", "CompletionRequest", "Completion"),
+    (
+        "/v1/responses", "responses", "Answer the input of a response under the budget",
+        "ResponseRequest", "Response",
+    ),
+)  # fmt: skip
+"""Routes that answer queries: name and summary of the operation, and the schemas of what is asked and answered."""
 
 
 def describe(settings: ServeConfig) -> dict[str, Any]:
@@ -86,38 +98,19 @@ def _queries() -> Schema:
         {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}, required=("object", "data")
     )
     errors = (*_ALWAYS, 400, 404, 408, 413, 415, 429, 500, 503)
-    name = _parameter("path", "name", {"type": "string", "minLength": 1})
+    model = _parameter("path", "name", {"type": "string", "minLength": 1})
     return {
         "/v1/models": {"get": _operation("models", "List the one model", _json(listed), errors=_ALWAYS)},
         "/v1/models/{name}": {
-            "get": _operation("model", "Return the model", _json(_ref("Model")), errors=(*_ALWAYS, 404), given=(name,))
+            "get": _operation("model", "Return the model", _json(_ref("Model")), errors=(*_ALWAYS, 404), given=(model,))
         },
-        "/v1/chat/completions": {
-            "post": _operation(
-                "chat_completions",
-                "Answer a conversation under the budget",
-                _json(_ref("ChatCompletion")) | _EVENTS,
-                errors=errors,
-                body=_json(_ref("ChatRequest")),
-            )
-        },
-        "/v1/completions": {
-            "post": _operation(
-                "completions",
-                "Go on with a text under the budget",
-                _json(_ref("Completion")) | _EVENTS,
-                errors=errors,
-                body=_json(_ref("CompletionRequest")),
-            )
-        },
-        "/v1/responses": {
-            "post": _operation(
-                "responses",
-                "Answer the input of a response under the budget",
-                _json(_ref("Response")) | _EVENTS,
-                errors=errors,
-                body=_json(_ref("ResponseRequest")),
-            )
+        **{
+            path: {
+                "post": _operation(
+                    name, summary, _json(_ref(answer)) | _EVENTS, errors=errors, body=_json(_ref(request))
+                )
+            }
+            for path, name, summary, request, answer in _ANSWERING
         },
     }
 
