@@ -65,12 +65,9 @@ def _votes_report(batches: Sequence[Batch], states: QueryStates, objective: str)
     if len(index) and objective == "vote":
 
         def of(batch: Batch) -> Menu:
-            standing, habits = (
-                attempt_states(batch, states, index).only_one_more(),
-                habits_of(batch.take(index), votes_M),
-            )
-            most_tokens_M = batch.max_tokens_N[index]
-            return vote_menu(batch.take(index), standing, votes_M, most_tokens_N=most_tokens_M, habits=habits)
+            part, standing = batch.take(index), attempt_states(batch, states, index).only_one_more()
+            most_tokens_M, habits = batch.max_tokens_N[index], habits_of(part, votes_M)
+            return vote_menu(part, standing, votes_M, most_tokens_N=most_tokens_M, habits=habits)
 
         one_more = _best_of([of(batch) for batch in batches])
     return AttemptsReport(

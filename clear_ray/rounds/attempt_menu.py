@@ -16,7 +16,9 @@ Shapes: N queries, K grid points, A attempts, Z kinds, J plans.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,20 +101,28 @@ def menu_of(batch: Batch, standing: AttemptStates, *, most_tokens_N: NDArray[np.
         standing: Where they stand.
         most_tokens_N: Most further tokens that each may be granted at once.
     """
+    return menu_by(partial(_again, standing=standing), batch, standing, most_tokens_N=most_tokens_N)
+
+
+def menu_by(plans_of: PlansOf, batch: Batch, standing: AttemptStates, *, most_tokens_N: NDArray[np.int64]) -> Menu:
+    """Return the plans of some queries; the arguments of `menu_of`, and what makes plans of the odds of further answers."""
     started, likeness = standing.started_tokens_N, standing.likeness
     curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
     fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
-    plans = [nothing(fresh), *_again(fresh, None, standing)]
+    plans = [_nothing(fresh), *plans_of(fresh, None)]
     if (started > 0).any():
-        plans += _again(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing)
-    return stacked(batch, plans, left_N=standing.left_N)
+        plans += plans_of(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N))
+    return _stacked(batch, plans, left_N=standing.left_N)
 
 
 Plans = tuple[Array, Array, NDArray[np.int64], Array, Array, NDArray[np.bool_]]
 """Some plans of N queries: the columns of a `Menu`, not weighted and in tokens."""
 
+PlansOf = Callable[["AnswerOdds", "AnswerOdds | None"], list[Plans]]
+"""Makes the plans that begin another answer, by its odds, and that go on with one, by its own, if there is one."""
 
-def stacked(batch: Batch, plans: list[Plans], *, left_N: NDArray[np.int64]) -> Menu:
+
+def _stacked(batch: Batch, plans: list[Plans], *, left_N: NDArray[np.int64]) -> Menu:
     """Return plans as one menu, in the batch's weights and costs; `left_N` is how many attempts each query may begin."""
     columns = (np.concatenate(parts) for parts in zip(*plans, strict=True))
     success, spend, tokens, first_success, first_spend, is_fresh = columns
@@ -190,7 +200,7 @@ def _reach(curves: Curves, started_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return reach
 
 
-def nothing(fresh: AnswerOdds) -> Plans:
+def _nothing(fresh: AnswerOdds) -> Plans:
     """Return the plan that buys nothing."""
     none = np.zeros((1, fresh.tokens_KN.shape[1]))
     return none, none, none.astype(np.int64), none, none, none.astype(bool)

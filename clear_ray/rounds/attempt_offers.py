@@ -22,7 +22,7 @@ from clear_ray.estimation.votes import Habits, Votes
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_hull import menu_in_blocks
 from clear_ray.rounds.attempt_menu import AttemptStates, Menu, menu_of
-from clear_ray.rounds.attempt_price import Bought, buy
+from clear_ray.rounds.attempt_price import Bought, bought_calls, buy
 from clear_ray.rounds.batch import Batch, first_call_parts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
@@ -256,25 +256,12 @@ def _clearing(
     next_calls: _NextCalls,
     queries: int,
 ) -> Clearing:
-    rows, plan_M = np.arange(len(index)), bought.plan_N
-    success_M = menu.success_JN[plan_M, rows]
     chosen = np.flatnonzero(tokens_M)
     chosen = chosen[np.argsort(-tokens_M[chosen], kind="stable")]
-    surplus_N = np.zeros(queries)
-    surplus_N[index] = success_M - bought.price * menu.spend_JN[plan_M, rows]
-    utility = menu.first_success_JN[plan_M, rows][chosen]
     kept_parts = int(next_calls.parts_M(np.where(tokens_M > 0, 0, next_calls.owed_M)).sum())
-    return Clearing(
-        index_M=index[chosen],
-        tokens_M=tokens_M[chosen],
-        expected_tokens_M=np.minimum(menu.first_spend_JN[plan_M, rows][chosen], tokens_M[chosen]),
-        expected_utility_M=utility,
-        surplus_N=surplus_N,
-        shadow_price=bought.price,
-        dual_bound=bought.dual_bound,
-        gap=max(bought.dual_bound - float(success_M.sum()), 0.0),
+    return replace(
+        bought_calls(menu, bought, index, tokens_M, chosen, queries=queries),
         kept_tokens=-(-kept_parts // COST_PARTS),
         is_fresh_M=is_fresh_M[chosen],
         reserved_parts_M=None if part.calls is None else next_calls.parts_M(tokens_M)[chosen],
-        later_utility=float(success_M.sum() - utility.sum()),
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_menu import Menu
+from clear_ray.rounds.clearing import Clearing
 
 Array = NDArray[np.float64]
 _HALVINGS = 60
@@ -100,3 +101,40 @@ def _with_ties(
             plan_N[rows[place]] = low_N[rows[place]]
             left -= int(more_parts[place])
     return plan_N
+
+
+def bought_calls(
+    menu: Menu,
+    bought: Bought,
+    index: NDArray[np.int64],
+    tokens_M: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    *,
+    queries: int,
+) -> Clearing:
+    """Return the next calls of plans that were bought, as a clearing that says nothing yet of their kind.
+
+    Args:
+        menu: The plans of the queries that were priced.
+        bought: Which of them are bought, and at what price.
+        index: Those queries, in the batch.
+        tokens_M: What the next call of each is granted.
+        chosen: Which of them are granted it, in the order of dispatch.
+        queries: Number of queries in the batch, N.
+    """
+    rows, plan_M = np.arange(len(index)), bought.plan_N
+    success_M = menu.success_JN[plan_M, rows]
+    surplus_N = np.zeros(queries)
+    surplus_N[index] = success_M - bought.price * menu.spend_JN[plan_M, rows]
+    utility = menu.first_success_JN[plan_M, rows][chosen]
+    return Clearing(
+        index_M=index[chosen],
+        tokens_M=tokens_M[chosen],
+        expected_tokens_M=np.minimum(menu.first_spend_JN[plan_M, rows][chosen], tokens_M[chosen]),
+        expected_utility_M=utility,
+        surplus_N=surplus_N,
+        shadow_price=bought.price,
+        dual_bound=bought.dual_bound,
+        gap=max(bought.dual_bound - float(success_M.sum()), 0.0),
+        later_utility=float(success_M.sum() - utility.sum()),
+    )

@@ -17,12 +17,12 @@ Shapes: N queries, K grid points, A answers, Z kinds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.estimation.likeness import curves_of_kinds
-from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, nothing, stacked
+from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, menu_by
 from clear_ray.rounds.batch import Batch
 
 Array = NDArray[np.float64]
@@ -37,13 +37,7 @@ def group_menu(batch: Batch, standing: AttemptStates, *, most_tokens_N: NDArray[
         standing: Where they stand.
         most_tokens_N: Most further tokens that each may be granted at once.
     """
-    started, likeness = standing.started_tokens_N, standing.likeness
-    curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
-    fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
-    plans = [nothing(fresh), *_plans(fresh, None, standing)]
-    if (started > 0).any():
-        plans += _plans(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing)
-    return stacked(batch, plans, left_N=standing.left_N)
+    return menu_by(partial(_plans, standing=standing), batch, standing, most_tokens_N=most_tokens_N)
 
 
 def _plans(fresh: AnswerOdds, ongoing: AnswerOdds | None, standing: AttemptStates) -> list[Plans]:

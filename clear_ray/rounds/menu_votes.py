@@ -27,12 +27,12 @@ from clear_ray.estimation.votes import Habits, Votes, learn_habits
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.attempt_hull import menu_in_blocks
 from clear_ray.rounds.attempt_menu import AttemptStates, Menu
-from clear_ray.rounds.attempt_price import Bought, buy
+from clear_ray.rounds.attempt_price import Bought, bought_calls, buy
 from clear_ray.rounds.ballots import NO_VOTE
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.menu_offers import Market, MenuOffers
 from clear_ray.rounds.states import QueryStates
-from clear_ray.rounds.vote_menu import vote_menu
+from clear_ray.rounds.vote_menu import chance_once_ended, vote_menu
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -115,7 +115,7 @@ class VotingMenuOffers(MenuOffers):
         is_vote_P = past.vote_P != NO_VOTE
         query = np.concatenate([past.index_P[is_vote_P], voted])
         model = np.concatenate([past.option_P[is_vote_P], states.option_N[voted]])
-        chance_JN = np.stack([_chance_N(curves) for curves in market.believed.fresh])
+        chance_JN = np.stack([chance_once_ended(curves) for curves in market.believed.fresh])
         sums = np.bincount(query, weights=chance_JN[model, query], minlength=len(states.attempt_N))
         count = np.bincount(query, minlength=len(states.attempt_N))
         return np.asarray(np.where(count > 0, sums / np.maximum(count, 1), chance_JN[0]))
@@ -135,29 +135,12 @@ class VotingMenuOffers(MenuOffers):
         order = buyers[np.lexsort((self.tie_break_N[index[buyers]], -worth_M))]
         chosen = order[np.cumsum(parts_M[order]) <= available_tokens * COST_PARTS]
         chosen = chosen[np.argsort(-tokens_M[chosen], kind="stable")]
-        surplus_N = np.zeros(len(market.is_free_N))
-        surplus_N[index] = success_M - bought.price * spend_M
-        utility = menu.first_success_JN[plan_M, rows][chosen]
-        return Clearing(
-            index_M=index[chosen],
-            tokens_M=tokens_M[chosen],
-            expected_tokens_M=np.minimum(menu.first_spend_JN[plan_M, rows][chosen], tokens_M[chosen]),
-            expected_utility_M=utility,
-            surplus_N=surplus_N,
-            shadow_price=bought.price,
-            dual_bound=bought.dual_bound,
-            gap=max(bought.dual_bound - float(success_M.sum()), 0.0),
-            later_utility=float(success_M.sum() - utility.sum()),
+        return replace(
+            bought_calls(menu, bought, index, tokens_M, chosen, queries=len(market.is_free_N)),
             option_M=model_M[chosen],
             is_fresh_M=is_fresh_M[chosen],
             reserved_parts_M=parts_M[chosen],
         )
-
-
-def _chance_N(curves: Curves) -> Array:
-    """Return the chance that an answer that has ended is right."""
-    ended_N = np.maximum(1.0 - curves.survival_NK[:, -1].astype(np.float64), _TINY)
-    return np.asarray(np.clip(curves.success_NK[:, -1] / ended_N, 0.0, 1.0))
 
 
 def _tried_with(states: QueryStates, model: int) -> Tried:

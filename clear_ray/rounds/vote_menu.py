@@ -11,14 +11,15 @@ Shapes: N queries, K grid points, V answers more, Z kinds, J plans.
 
 from __future__ import annotations
 
+from functools import partial
 from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.estimation.likeness import curves_of_kinds
+from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.votes import Habits, Votes, VoteWorth, learn_habits, vote_worth, votes_ahead
-from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, nothing, stacked
+from clear_ray.rounds.attempt_menu import AnswerOdds, AttemptStates, Menu, Plans, menu_by
 from clear_ray.rounds.batch import Batch
 
 Array = NDArray[np.float64]
@@ -44,22 +45,21 @@ def vote_menu(
         habits: How answers to one query agree; see `habits_of`.
         cast_N: Chance of a right answer by those that have given the votes so far, if others than these curves' model have.
     """
-    started, likeness = standing.started_tokens_N, standing.likeness
-    curves = curves_of_kinds(batch.curves, likeness.rho, len(standing.weight_ZN))
-    worth = vote_worth(habits or Habits())
-    fresh = AnswerOdds.of(curves, batch, np.zeros_like(started), most_tokens_N)
     count_N = np.zeros(len(votes_N)) if cast_N is None else np.array([float(sum(votes)) for votes in votes_N])
     cast = count_N, count_N if cast_N is None else count_N * cast_N
-    plans = [nothing(fresh), *_plans(fresh, None, standing, votes_N, worth, cast)]
-    if (started > 0).any():
-        plans += _plans(fresh, AnswerOdds.of(curves, batch, started, most_tokens_N), standing, votes_N, worth, cast)
-    return stacked(batch, plans, left_N=standing.left_N)
+    plans_of = partial(_plans, standing=standing, votes_N=votes_N, worth=vote_worth(habits or Habits()), cast=cast)
+    return menu_by(plans_of, batch, standing, most_tokens_N=most_tokens_N)
 
 
 def habits_of(batch: Batch, votes_N: list[Votes]) -> Habits:
     """Return how the answers to one query of a batch agree, by the votes of all of its queries."""
-    last_N = np.maximum(1.0 - batch.curves.survival_NK[:, -1].astype(np.float64), _TINY)
-    return learn_habits(votes_N, np.clip(batch.curves.success_NK[:, -1] / last_N, 0.0, 1.0))
+    return learn_habits(votes_N, chance_once_ended(batch.curves))
+
+
+def chance_once_ended(curves: Curves) -> Array:
+    """Return the chance that an answer that has ended is right, shape (N,)."""
+    ended_N = np.maximum(1.0 - curves.survival_NK[:, -1].astype(np.float64), _TINY)
+    return np.asarray(np.clip(curves.success_NK[:, -1] / ended_N, 0.0, 1.0))
 
 
 def _plans(
