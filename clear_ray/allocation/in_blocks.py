@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clear_ray.allocation.columns import BoolArray, FloatArray, IntArray, PerQuery
 from clear_ray.allocation.price_grid import SMALLEST_PRICE, next_price
@@ -24,7 +25,6 @@ ROWS_OF_BLOCK = 1 << 12
 """Rows whose tables are held at once; as many are no block but `Tabulated` themselves."""
 _COLUMNS_AT_ONCE = 8
 
-_Columns = TypeVar("_Columns", "_Rows", "_Vertices")
 MakesCurves = Callable[[IntArray], Tabulated]
 """Makes the curves of some queries, by their places; the same each time."""
 
@@ -107,13 +107,16 @@ class TabulatedInBlocks:
     @classmethod
     def made_by(cls, make: MakesCurves, places: IntArray) -> TabulatedInBlocks:
         """Return the curves of the queries at some places, at least one, after looking at each once."""
-        found = [_envelopes(make, places[some]) for some in _blocks(len(places))]
-        rows, vertices, is_cap = zip(*found, strict=True)
-        first, moved = 0, []
-        for part in rows:
-            moved.append(_Rows(**vars(part) | {"first_M": part.first_M + first}))
-            first += int(part.vertices_M.sum())
-        return cls(make, _joined(_Rows, moved), _joined(_Vertices, list(vertices)), is_spend_the_cap=all(is_cap))
+        rows: dict[str, list[NDArray[Any]]] = {}
+        vertices: dict[str, list[NDArray[Any]]] = {}
+        first, is_cap = 0, True
+        for some in _blocks(len(places)):
+            of_rows, of_vertices, counts_caps = _envelopes(make, places[some], first)
+            for kept, columns in ((rows, of_rows), (vertices, of_vertices)):
+                for name, column in vars(columns).items():
+                    kept.setdefault(name, []).append(column)
+            first, is_cap = first + len(of_vertices.price_V), is_cap and counts_caps
+        return cls(make, _Rows(**_joined(rows)), _Vertices(**_joined(vertices)), is_spend_the_cap=is_cap)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"TabulatedInBlocks is immutable: {name} cannot be set")
@@ -287,8 +290,8 @@ class TabulatedInBlocks:
         return found
 
 
-def _envelopes(make: MakesCurves, places: IntArray) -> tuple[_Rows, _Vertices, bool]:
-    """Return what is kept of a block's curves, its first vertex counted as 0, and whether their budget is counted as caps."""
+def _envelopes(make: MakesCurves, places: IntArray, first: int) -> tuple[_Rows, _Vertices, bool]:
+    """Return what is kept of a block's curves, the number of its first vertex given, and whether their budget counts caps."""
     curves = make(places)
     price_MK, steps = curves.steps.price_KN.T, curves.steps
     is_last_MK = np.concatenate([price_MK[:, 1:] < price_MK[:, :-1], np.ones((len(places), 1), np.bool_)], axis=1)
@@ -296,7 +299,7 @@ def _envelopes(make: MakesCurves, places: IntArray) -> tuple[_Rows, _Vertices, b
     vertices_M = is_vertex_MK.sum(axis=1)
     rows = _Rows(
         place_M=places,
-        first_M=np.cumsum(vertices_M) - vertices_M,
+        first_M=first + np.cumsum(vertices_M) - vertices_M,
         vertices_M=vertices_M.astype(np.int16),
         floor_spend_M=steps.floor_spend_N,
         floor_M=np.array(curves.min_tokens_N),
@@ -314,8 +317,9 @@ def _envelopes(make: MakesCurves, places: IntArray) -> tuple[_Rows, _Vertices, b
     return rows, vertices, curves.is_spend_the_cap
 
 
-def _joined(kind: type[_Columns], parts: list[_Columns]) -> _Columns:
-    return kind(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+def _joined(parts: dict[str, list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return columns whole; the parts of each go as soon as it is."""
+    return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 
 
 def _blocks(queries: int) -> Iterator[slice]:

@@ -16,6 +16,7 @@ from clear_ray.batch.earlier_runs import keep_lesson
 from clear_ray.batch.feature_worth import worth_of_sets
 from clear_ray.batch.generate import mark_lost_answers
 from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, told_of
+from clear_ray.batch.memory import give_back_memory
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
@@ -61,7 +62,9 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
     )
+    give_back_memory(len(spent_N))
     _write_completions(folder, verdicts, run.void_attempts())
+    give_back_memory(len(spent_N))
     if not run.states.rule.is_single:
         _write_answers(run, rounds)
     scores = read_scores(folder, len(spent_N))

@@ -53,7 +53,11 @@ class CurvesOnDisk(Curves):
             os.ftruncate(file.fileno(), queries * len(_TABLES) * len(tokens_K) * np.dtype(np.float32).itemsize)
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         tables = np.frombuffer(mapping, np.float32).reshape(queries, len(_TABLES), len(tokens_K))
-        return CurvesOnDisk(tokens_K, *(tables[:, number] for number in range(len(_TABLES))), *numbers_N, mapping)
+        success_NK, spend_NK, survival_NK = (tables[:, number] for number in range(len(_TABLES)))
+        threshold_N, solvability_N, beta_N = numbers_N
+        return CurvesOnDisk(
+            tokens_K, success_NK, spend_NK, survival_NK, threshold_N, solvability_N, beta_N, mapping=mapping
+        )
 
 
 def _write(file: int, place_B: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
@@ -62,7 +66,7 @@ def _write(file: int, place_B: NDArray[np.int64], rows: NDArray[np.float32]) -> 
     row_bytes = rows[0].nbytes if len(rows) else 0
     for some in np.split(order, np.flatnonzero(np.diff(place_B[order]) != 1) + 1):
         if len(some):
-            left = memoryview(np.ascontiguousarray(rows[some])).cast("B")
+            left = memoryview(rows[some].tobytes())
             at = int(place_B[some[0]]) * row_bytes
             while left:
                 written = os.pwrite(file, left, at)

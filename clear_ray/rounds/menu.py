@@ -57,13 +57,11 @@ class Option:
 
 
 class Axis(Protocol):
-    """What M queries may buy, in amounts; shapes (M,).
+    """What M queries may buy, in amounts; shapes (M,)."""
 
-    Attributes:
-        is_tokens: Whether an amount is so many tokens.
-    """
-
-    is_tokens: bool
+    @property
+    def is_tokens(self) -> bool:
+        """Whether an amount is so many tokens."""
 
     def floors(self, owed_tokens_M: Integers) -> Integers:
         """Return the amounts of tokens that are owed whatever the price."""
