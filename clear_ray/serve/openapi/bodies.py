@@ -81,7 +81,7 @@ def query(settings: ServeConfig, endpoint: Endpoint) -> Schema:
             properties[name] = {"enum": [None, *field.neutral]}
     properties |= _sampling(settings)
     properties |= {
-        "model": {"const": settings.model_name},
+        "model": {"enum": list(settings.each)},
         "max_tokens": or_null(whole(1)),
         "n": or_null(whole(1, settings.limits.choices)),
         "stream": {"type": ["boolean", "null"]},
@@ -296,7 +296,7 @@ def _metadata_of_batch(settings: ServeConfig) -> Schema:
 
 def _is_taken(batches: BatchSettings, settings: ServeConfig, **metadata: str) -> bool:
     try:
-        asked_settings(batches, {"budget": "1", **metadata}, engine=settings.engine)
+        asked_settings(batches, {"budget": "1", **metadata}, own=settings.run_of(settings.models[-1]))
     except ApiError:
         return False
     return True

@@ -27,8 +27,13 @@ def line(custom_id: str = "a", url: str = "/v1/chat/completions", **body: Any) -
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": asked}).encode() + b"\n"
 
 
-def look(content: bytes, endpoint: str = "/v1/chat/completions", most_requests: int = 1_000) -> Looked:
-    return look_at(io.BytesIO(content), endpoint=endpoint, model="m", max_tokens=100, most_requests=most_requests)
+def look(
+    content: bytes,
+    endpoint: str = "/v1/chat/completions",
+    most_requests: int = 1_000,
+    models: tuple[str, ...] = ("m",),
+) -> Looked:
+    return look_at(io.BytesIO(content), endpoint=endpoint, models=models, max_tokens=100, most_requests=most_requests)
 
 
 def found(content: bytes, **changes: Any) -> list[tuple[str, int | None]]:
@@ -38,7 +43,16 @@ def found(content: bytes, **changes: Any) -> list[tuple[str, int | None]]:
 @pytest.mark.parametrize("endpoint", validation.ENDPOINTS)
 def test_a_good_file_is_counted(endpoint: str) -> None:
     content = b"\xef\xbb\xbf" + line("a", endpoint) + b"\n  \r\n" + line("b", endpoint)[:-1]
-    assert look(content, endpoint) == Looked(2, 200, ())
+    assert look(content, endpoint) == Looked(2, 200, "m", ())
+
+
+def test_the_requests_of_a_batch_name_one_of_several_models() -> None:
+    models = ("small", "large", "any")
+    assert look(line("a", model="large") + line("b", model="large"), models=models).model == "large"
+    mixed = look(line("a", model="large") + line("b", model="any") + line("c", model="other"), models=models)
+    assert [(each["code"], each["line"]) for each in mixed.errors] == [("mismatched_model", 2), ("model_not_found", 3)]
+    assert "name large" in mixed.errors[0]["message"]
+    assert "the models small, large, any" in mixed.errors[1]["message"]
 
 
 def test_what_answers_may_come_to_heeds_each_lines_own_ceiling() -> None:
