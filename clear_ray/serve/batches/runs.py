@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,15 @@ _OF_ALLOCATION = ("policy", "objective", "attempts", "votes_by")
 _NAMES = ("budget", "weight", *_OF_ALLOCATION)
 _MEANT = {
     **{name.replace("_", ""): name for name in _NAMES},
-    **dict.fromkeys(("budgettokens", "tokenbudget"), "budget"),
+    **{f"{name.replace('_', '')}s": name for name in _NAMES if not name.endswith("s")},
+    "budgettokens": "budget",
+    "tokenbudget": "budget",
 }
 """Names as letters alone, and what they mean."""
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_OF_A_BUDGET = {"max", "maximum", "total", "overall", "limit", "cap", "spend", "spending", "cost", "money", "output"}
+_OF_A_BUDGET |= {"budget", "budgets", "dollar", "dollars", "usd", "eur", "token", "tokens", "generation"}
+"""Words that make no other thing of a budget."""
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1_000.0
 
 
@@ -42,10 +49,13 @@ def check_names(metadata: Mapping[str, str]) -> None:
     """Refuse names that are written otherwise than those that mean something: taken for notes, they would have no effect.
 
     Raises:
-        ApiError: 400: such as `Budget` or `token_budget`.
+        ApiError: 400: such as `Budget`, `token_budget` or `maxBudget`; the `budget_code` of a project is a note.
     """
     for name in sorted(metadata.keys() - set(_NAMES)):
-        if (other := _MEANT.get("".join(filter(str.isalnum, name.lower())))) is not None:
+        words = {word.lower() for word in _WORD.findall(name)}
+        is_budget = bool(words & {"budget", "budgets"}) and words <= _OF_A_BUDGET
+        other = "budget" if is_budget else _MEANT.get("".join(filter(str.isalnum, name.lower())))
+        if other is not None:
             message = f"metadata.{name} would have no effect: it is written `{other}`."
             raise ApiError(400, message, param=f"metadata.{name}", code="invalid_metadata")
 

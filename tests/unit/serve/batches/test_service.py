@@ -16,7 +16,7 @@ import pytest
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.places import Places, absolute_batches
-from clear_ray.serve.batches.runs import asked_settings, weight_of
+from clear_ray.serve.batches.runs import asked_settings, check_names, weight_of
 from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store
@@ -219,6 +219,29 @@ def test_metadata_goes_before_the_servers_settings(
     run: dict[str, Any], metadata: dict[str, str], expected: dict[str, Any]
 ) -> None:
     assert asked_settings(BatchSettings(folder="x", run=run), metadata, own=OWN) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(
+            (name, "budget")
+            for name in ("Budget", "token_budget", "budget_tokens", "max_budget", "maxBudget", "budget-usd")
+        ),
+        *((name, "budget") for name in ("BUDGET", "budgets", "total budget")),
+        ("Policy", "policy"),
+        ("votesBy", "votes_by"),
+        ("objectives", "objective"),
+        *((name, None) for name in ("budget", "budget_code", "team_budget_2026", "note", "attempt", "weighted")),
+    ],
+)
+def test_a_name_that_would_have_no_effect_is_refused_and_a_note_is_not(name: str, meant: str | None) -> None:
+    if meant is None:
+        check_names({name: "1"})
+        return
+    with pytest.raises(ApiError, match=f"written `{meant}`") as caught:
+        check_names({name: "1"})
+    assert caught.value.param == f"metadata.{name}"
 
 
 @pytest.mark.parametrize(
