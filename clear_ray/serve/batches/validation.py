@@ -18,6 +18,8 @@ from clear_ray.ingest.sampling_fields import MOST_ANSWERS
 _MOST_LINE_BYTES = 16 * 1024 * 1024
 _MOST_ERRORS = 100
 _BOM = b"\xef\xbb\xbf"
+_PACKED = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive or a spreadsheet", b"PAR1": "a Parquet file"}
+_PACKED |= {b"\x28\xb5\x2f\xfd": "a Zstandard archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive"}
 _FIELDS: Mapping[str, tuple[type, str]] = {
     "custom_id": (str, "string"),
     "method": (str, "string"),
@@ -64,6 +66,8 @@ def look_at(source: BinaryIO, *, endpoint: str, models: Sequence[str], max_token
     for number, line in enumerate(_lines(source), 1):
         if number == 1:
             line = line.removeprefix(_BOM)
+            if (found := _no_lines(line)) is not None:
+                return Looked(0, 0, models[0], (error("invalid_file", found, param="input_file_id"),))
         if not line or line.isspace():
             continue
         look.take(number, line)
@@ -77,6 +81,16 @@ def look_at(source: BinaryIO, *, endpoint: str, models: Sequence[str], max_token
     if not look.requests:
         look.errors.append(error("empty_file", "The file holds no request.", param="input_file_id"))
     return Looked(look.requests, look.most_tokens, look.model or models[0], tuple(look.errors))
+
+
+def _no_lines(first: bytes) -> str | None:
+    """Return why a file is not of one JSON object a line, by its first one; None if it may be."""
+    kind = next((name for magic, name in _PACKED.items() if first.startswith(magic)), None)
+    if kind is not None:
+        return f"This is {kind}. A batch file is text, with a request as JSON on each line."
+    if first.strip() in (b"{", b"["):
+        return "This is one JSON text over many lines. A batch file has each request as JSON on a line of its own."
+    return None
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:

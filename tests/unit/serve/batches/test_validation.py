@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from typing import Any
@@ -44,6 +45,22 @@ def found(content: bytes, **changes: Any) -> list[tuple[str, int | None]]:
 def test_a_good_file_is_counted(endpoint: str) -> None:
     content = b"\xef\xbb\xbf" + line("a", endpoint) + b"\n  \r\n" + line("b", endpoint)[:-1]
     assert look(content, endpoint) == Looked(2, 200, "m", ())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(line()), "a gzip archive"),
+        (b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet"),
+        (b"PAR1\x15\x04", "a Parquet file"),
+        (json.dumps(json.loads(line()), indent=2).encode(), "one JSON text over many lines"),
+        (json.dumps([json.loads(line())], indent=2).encode(), "one JSON text over many lines"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_once(content: bytes, said: str) -> None:
+    (told,) = look(content).errors
+    assert (told["code"], told["line"]) == ("invalid_file", None)
+    assert said in told["message"]
 
 
 def test_the_requests_of_a_batch_name_one_of_several_models() -> None:
@@ -93,7 +110,7 @@ def test_no_line_is_of_another_encoding(encoding: str) -> None:
 def test_a_file_has_an_end() -> None:
     assert found(b"".join(line(str(k)) for k in range(5)), most_requests=4) == [("too_many_requests", 5)]
     assert found(b"".join(line(str(k)) for k in range(4)), most_requests=4) == []
-    assert len(found(b"{\n" * 5_000)) == 100, "no client reads more"
+    assert len(found(b"{x\n" * 5_000)) == 100, "no client reads more"
     assert found(b"\n\n") == [("empty_file", None)]
 
 
