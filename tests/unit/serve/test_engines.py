@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
@@ -98,3 +101,11 @@ async def test_each_engine_answers_the_queries_that_name_it(tmp_path: Any) -> No
             told = (await ask(client, unknown)).json()["error"]
             assert (told["code"], told["message"]) == ("model_not_found", "The models that answer here are whole, few.")
         assert (await client.get("/readyz")).status_code == 200
+
+
+def test_the_settings_in_the_guide_are_settings() -> None:
+    text = Path(__file__).parents[3].joinpath("docs/serving.md").read_text()
+    (block,) = (part for part in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "engines:" in part)
+    settings = ServeConfig.parse(yaml.safe_load(block))
+    assert settings.models == ("small", "large", "any")
+    assert [one.kind for one in settings.each.values()] == ["transformers", "openai"]
