@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Source = tuple[Sequence[str], Callable[[pa.Table], pa.Table]]
 """Paths of files, and what makes other rows of theirs, all with one schema; if it has `reads`, of those columns alone."""
 
-_MOST_BYTES, _MOST_STORED_BYTES = 8_000_000, 2_000_000
-_FILE_ROWS, _FILE_BYTES = 10_000, 64_000_000
+_MOST_BYTES, _MOST_STORED_BYTES, _MOST_LOCAL_FILES = 4_000_000, 500_000, 4
+_FILE_ROWS, _FILE_BYTES = 5_000, 32_000_000
 _ROWS_AT_ONCE = 512
 
 
@@ -125,11 +125,12 @@ def _sorted_parts(sources: Sequence[Source], target: Folder, by: Sequence[str], 
 
 
 def _groups(paths: Sequence[str], target: Folder) -> Iterator[list[str]]:
-    """Yield the paths some at a time, which hold so many bytes together, or a single one."""
+    """Yield the paths some at a time, which hold so many bytes together, or a single one; of a disk at hand but a few."""
+    most = _MOST_LOCAL_FILES if target.is_local else len(paths)
     group: list[str] = []
     stored_bytes = 0
     for path, found in zip(paths, target.filesystem.get_file_info(list(paths)), strict=True):
-        if group and stored_bytes + found.size > _MOST_STORED_BYTES:
+        if group and (stored_bytes + found.size > _MOST_STORED_BYTES or len(group) >= most):
             yield group
             group, stored_bytes = [], 0
         group.append(path)
