@@ -79,7 +79,9 @@ class Axis(Protocol):
         """Return what they are expected to generate."""
 
 
-def axis_of(options: Sequence[Option], index: Integers, *, available_tokens: int, basis: Basis) -> Axis:
+def axis_of(
+    options: Sequence[Option], index: Integers, *, available_tokens: int, basis: Basis, is_one_block: bool = False
+) -> Axis:
     """Return what the queries at `index` may buy.
 
     Args:
@@ -87,8 +89,9 @@ def axis_of(options: Sequence[Option], index: Integers, *, available_tokens: int
         index: Which queries.
         available_tokens: What may be granted, in the budget's unit.
         basis: What a grant is priced at.
+        is_one_block: Whether all of them may be held at once, which pays where they are asked at hundreds of prices.
     """
-    if len(index) > ROWS_OF_BLOCK:
+    if len(index) > ROWS_OF_BLOCK and not is_one_block:
         return AxisInBlocks(tuple(options), index, available_tokens, basis)
     return _axis_of_few(options, index, available_tokens, basis)
 
