@@ -59,7 +59,7 @@ class BatchSettings(Settings):
             ConfigError: They do not.
         """
         rest = {name: setting for name, setting in self.run.items() if name != "budget_rate"}
-        asked = self.run if "budget" in self.run else {"budget": _a_budget(own.get("prices"))} | rest
+        asked = self.run if "budget" in self.run else {"budget": a_budget(own.get("prices"))} | rest
         RunConfig.parse({"run_dir": "x"} | asked | dict(own), where="batches.run")
 
 
@@ -71,7 +71,7 @@ def price_lists(prices: Any) -> dict[str, Prices]:
         return {}
 
 
-def _a_budget(prices: Any) -> int | str:
+def a_budget(prices: Any) -> int | str:
     """Return a budget in the unit of prices; tokens where there are none."""
     if prices is None:
         return 1

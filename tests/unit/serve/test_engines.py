@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
+from clear_ray.serve.openapi import describe
 from clear_ray.serve.settings import ServeConfig
 from tests.conftest import ROLLOUTS
 from tests.unit.serve.local_server import REPLAY, LocalServer
@@ -69,6 +71,26 @@ def test_a_server_without_batches_has_its_engines_alone() -> None:
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         config(**changes)
+
+
+def test_the_description_has_all_models_and_what_their_batches_may_ask_for() -> None:
+    schemas = describe(config())["components"]["schemas"]
+    assert schemas["ChatRequest"]["properties"]["model"]["enum"] == ["small", "large"]
+    metadata = next(iter(find_all(schemas["BatchRequest"], "objective")))
+    assert "correct" in metadata["enum"]
+    alone = ServeConfig.parse({"engine": REPLAY, "batches": {"folder": "x", "run": {"prices": SMALL}}})
+    (objective,) = find_all(describe(alone)["components"]["schemas"]["BatchRequest"], "objective")
+    assert "correct" in objective["enum"]
+
+
+def find_all(schema: Any, name: str) -> Iterator[Any]:
+    """Yield every value of a key, wherever it is."""
+    for key, value in schema.items() if isinstance(schema, dict) else ():
+        if key == name:
+            yield value
+        yield from find_all(value, name)
+    for value in schema if isinstance(schema, list) else ():
+        yield from find_all(value, name)
 
 
 def test_heads_of_one_engine_are_its_own() -> None:
