@@ -29,7 +29,7 @@ from clear_ray.storage import Folder
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""
 _LENGTHS_PER_DOUBLING = 4
-_CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 64, 8
+_CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 128, 4
 _ROWS_A_CALL = 4
 
 
@@ -91,14 +91,15 @@ def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tok
     """Yield stretches of the order of dispatch of at most so many queries, or so many tokens expected of them together.
 
     A call comes back, and another takes its place, when the last of its answers has ended. So a long answer has a call to
-    itself, and short ones share its cost: what is half as long counts a quarter, for it is waited for half as long, too.
+    itself, and short ones share its cost: below twice the tokens of a call what is half as long counts a quarter, for it is
+    waited for half as long, too.
     """
     first = 0
     while first < len(expected_tokens_M):
         rows = min(most_rows, _MOST_CALL_ROWS) if most_tokens is not None else most_rows
         if most_tokens is not None:
             tokens = expected_tokens_M[first : first + rows]
-            taken = np.cumsum(tokens * np.minimum(tokens / most_tokens, 1.0))
+            taken = np.cumsum(tokens * np.minimum(tokens / (2 * most_tokens), 1.0))
             rows = max(int(np.searchsorted(taken, most_tokens, side="right")), 1)
         yield slice(first, min(first + rows, len(expected_tokens_M)))
         first += rows
