@@ -330,20 +330,25 @@ class Ledger:
         i, tokens = entry.index, entry.tokens
         (held, held_parts), parts = self._held.get(i, (0, 0)), self._parts_of(entry)
         if entry.operation == "reserve":
-            self._require(entry, entry.attempt == self._attempt_N[i] + 1 and not held, "the query already holds tokens")
-            fits = tokens > 0 and 0 < parts <= self._available_parts
-            self._require(entry, fits, f"{self.available_tokens} tokens are available")
+            if entry.attempt != self._attempt_N[i] + 1 or held:
+                raise _refused(entry, "the query already holds tokens")
+            if tokens <= 0 or not 0 < parts <= self._available_parts:
+                raise _refused(entry, f"{self.available_tokens} tokens are available")
             self._count_parts(entry)
             self._attempt_N[i] = entry.attempt
             self._held[i] = tokens, parts
             self._reserved_parts += parts
             return
-        self._require(entry, entry.attempt == self._attempt_N[i], "it names another attempt")
+        if entry.attempt != self._attempt_N[i]:
+            raise _refused(entry, "it names another attempt")
         if entry.operation == "waste":
-            self._require(entry, 0 <= tokens <= self._spent_N[i] - self._wasted_N[i], "more is wasted than was spent")
+            if not 0 <= tokens <= self._spent_N[i] - self._wasted_N[i]:
+                raise _refused(entry, "more is wasted than was spent")
         else:
-            self._require(entry, bool(held) and 0 <= tokens <= held, f"{held} tokens are reserved")
-            self._require(entry, 0 <= parts <= held_parts, f"{held_parts} parts are reserved, and they take {parts}")
+            if not held or not 0 <= tokens <= held:
+                raise _refused(entry, f"{held} tokens are reserved")
+            if not 0 <= parts <= held_parts:
+                raise _refused(entry, f"{held_parts} parts are reserved, and they take {parts}")
             self._count_parts(entry)
             del self._held[i]
             self._spent_N[i] += tokens
@@ -392,14 +397,6 @@ class Ledger:
         tokens, parts = self._held.get(index, (0, 0))
         return None if parts == tokens * int(self._parts_N[index]) else parts
 
-    @staticmethod
-    def _require(entry: Entry, holds: bool, because: str) -> None:
-        if not holds:
-            raise BudgetError(
-                f"cannot {entry.operation} {entry.tokens} tokens: {because}",
-                f"query {entry.index} attempt {entry.attempt}",
-            )
-
     def check(self) -> None:
         """Compare the totals with the sums over all queries, and check the conservation law.
 
@@ -417,6 +414,11 @@ class Ledger:
                 f"budget {self.budget_tokens}; reserved, spent, wasted {totals} against {sums} thousandths",
                 "This is a defect of clear_ray: keep the run folder and report it.",
             )
+
+
+def _refused(entry: Entry, because: str) -> BudgetError:
+    what = f"cannot {entry.operation} {entry.tokens} tokens: {because}"
+    return BudgetError(what, f"query {entry.index} attempt {entry.attempt}")
 
 
 def _rounded_up(parts: int) -> int:
