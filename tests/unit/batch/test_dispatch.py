@@ -52,10 +52,10 @@ def test_the_queries_of_a_call_are_at_home_with_one_worker_and_calls_keep_their_
     index_M, tokens_M = np.arange(100), np.repeat([400, 200, 40, 10], 25)
     clearing = Clearing(index_M, tokens_M, tokens_M.astype(float), np.zeros(100), np.zeros(0), 0.0, 0.0, 0.0)
     is_due_M = index_M % 7 > 0
-    calls = list(generate._calls_by_engine(config, clearing, is_due_M, queries=100))
-    assert sorted(int(i) for _, _, places in calls for i in places) == np.flatnonzero(is_due_M).tolist()
-    for _, home, places in calls:
+    calls = generate.places_of_calls(config, config.engine, clearing, np.flatnonzero(is_due_M), queries=100)
+    assert sorted(int(i) for _, places in calls for i in places) == np.flatnonzero(is_due_M).tolist()
+    for home, places in calls:
         assert set((index_M[places] // 10 % 3).tolist()) == {home}
-    longest = [int(tokens_M[places].max()) for _, _, places in calls]
+    longest = [int(tokens_M[places].max()) for _, places in calls]
     assert longest == sorted(longest, reverse=True)
-    assert len({home for _, home, _ in calls[:9]}) == 3, "no worker waits for those before it"
+    assert len({home for home, _ in calls[:9]}) == 3, "no worker waits for those before it"
