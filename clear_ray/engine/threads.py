@@ -54,7 +54,7 @@ class PassThreads:
         self._wait = 0
         self._other = 0  # that is tried beside `threads`; 0 while none is
         self._seconds: list[float] = []
-        self._rows = 0
+        self._rows = self._set_to = 0
 
     def set(self) -> None:
         """Have the passes of this thread that are not timed made with as many."""
@@ -65,7 +65,10 @@ class PassThreads:
         """Set the threads of a pass over so many rows, and time it."""
         self._begin_trial(rows)
         is_other = self._other and len(self._seconds) % 2 == 0
-        self._set_threads(self._other if is_other else self.threads)
+        wanted = self._other if is_other else self.threads
+        if wanted != self._set_to:  # torch drops what it keeps for a number
+            self._set_to = wanted
+            self._set_threads(wanted)
         started = self._clock()
         yield
         if self._other:
