@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,7 +84,8 @@ class Call:
         return f"{self.life}.{self.number}" if self.caller else ""
 
 
-class Settlement(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Settlement:
     """What one grant came to.
 
     Attributes:
@@ -105,6 +106,11 @@ class Settlement(NamedTuple):
     correct: float | None
     label: str
     spent_parts: int | None = None
+
+    def __reduce__(self) -> tuple[type[Settlement], tuple[Any, ...]]:
+        """Return what makes it again: a dataclass pickles in Python."""
+        first = self.index, self.attempt, self.spent_tokens, self.has_ended, self.correct
+        return Settlement, (*first, self.label, self.spent_parts)
 
 
 @dataclass(frozen=True, slots=True)
