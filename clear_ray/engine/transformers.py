@@ -65,7 +65,7 @@ class TransformersEngine:
         if device.type == "cpu" and config.threads is None:
             self._threads = threads_here(torch.set_num_threads)
             self._threads.set()
-        elif device.type == "cpu":
+        elif device.type == "cpu" and config.threads is not None:
             torch.set_num_threads(config.threads)
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
         self._prefill_tokens = PREFILL_TOKENS[device.type]

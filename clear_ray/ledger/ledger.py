@@ -214,7 +214,8 @@ class Ledger:
     @property
     def spent_parts_N(self) -> NDArray[np.int64]:
         """What was charged for each query, thousandths of the budget's unit, shape (N,), wasted ones included; a copy."""
-        return self._parts_2N()[0].copy()
+        spent_parts_N: NDArray[np.int64] = self._parts_2N()[0].copy()
+        return spent_parts_N
 
     def change_budget(self, budget_tokens: int) -> int:
         """Set the budget, no lower than what is spent and reserved; return what it is now."""
@@ -393,8 +394,8 @@ class Ledger:
             return entry.parts
         parts = entry.tokens * int(self._parts_N[entry.index])
         if entry.operation == "waste" and self._closed_parts_2N is not None:
-            spent, wasted = self._closed_parts_2N[:, entry.index].tolist()
-            return min(parts, spent - wasted)  # a token may have been charged less than it can cost
+            spent, wasted = self._closed_parts_2N[:, entry.index]
+            return min(parts, int(spent - wasted))  # a token may have been charged less than it can cost
         return parts
 
     def _held_parts(self, index: int) -> int | None:
