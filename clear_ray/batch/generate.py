@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 
@@ -28,13 +28,16 @@ from clear_ray.storage import Folder
 
 DIRECT_TEXT = "Answer at once, with the result alone."
 """What asks for the direct answer of the minimum service, put after the prompt."""
+Calls = Iterator[GrantedCall]
 _LENGTHS_PER_DOUBLING = 4
-_CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 64, 8
+_CALL_TOKENS, _MOST_CALL_ROWS, _CALLS_A_CALLER = 256, 128, 4
 _ROWS_A_CALL = 4
 
 
-def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> Iterator[GrantedCall]:
-    """Yield the calls of a round's grants, in order of dispatch: few queries where long answers are expected.
+def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> Iterator[tuple[int, int, Calls]]:
+    """Yield the place of each engine that a round has grants of, how many, and their calls, each made when it is asked for.
+
+    The calls are in order of dispatch: few queries where long answers are expected.
 
     Args:
         run: The open run.
@@ -42,9 +45,26 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
         is_due_M: Which of its grants have no attempt yet.
     """
     clearing = granted.clearing
+    engine_M = np.zeros(len(clearing.index_M), np.int64) if clearing.option_M is None else clearing.option_M
     begins_M, sample_M = run.states.begins_M(clearing), _samples(run, clearing)
+    for engine, named in enumerate(run.config.named_engines):
+        due = np.flatnonzero(is_due_M & (engine_M == engine))
+        if len(due):
+            places = places_of_calls(run.config, named.config, clearing, due, queries=len(run.states.cost_N))
+            yield engine, len(due), _calls(run, granted, engine, places, begins_M, sample_M)
+
+
+def _calls(
+    run: RunContext,
+    granted: Round,
+    engine: int,
+    places: Iterable[tuple[int, NDArray[np.intp]]],
+    begins_M: NDArray[np.bool_],
+    sample_M: NDArray[np.int32],
+) -> Calls:
+    clearing = granted.clearing
     direct_text, parts_M = direct_text_of(run.config) if clearing.is_service else "", clearing.reserved_parts_M
-    for engine, home, some in _calls_by_engine(run.config, clearing, is_due_M, queries=len(run.states.cost_N)):
+    for home, some in places:
         index_M = clearing.index_M[some]
         yield GrantedCall(
             granted.number,
@@ -60,45 +80,51 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
         )
 
 
-def _calls_by_engine(
-    config: RunConfig, clearing: Clearing, is_due_M: NDArray[np.bool_], *, queries: int
-) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
-    """Yield the places of the grants of each call, with the engine that they are of and its worker where they are at home."""
-    engine_M = np.zeros(len(clearing.index_M), np.int64) if clearing.option_M is None else clearing.option_M
-    for engine, named in enumerate(config.named_engines):
-        due = np.flatnonzero(is_due_M & (engine_M == engine))
-        due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
-        at_once = rows_each(config, named.config, workers=1)
-        most_rows = config.dispatch.batch_rows or max(at_once // _CALLS_A_CALLER, 1)
-        most_tokens = None if config.dispatch.batch_rows else _CALL_TOKENS
-        home_M = homes_of(config, queries, workers=named.config.workers).of(clearing.index_M[due])
-        length = _length_of(clearing.tokens_M[due])
-        rank_M = np.cumsum(np.diff(length, prepend=length[:1]) != 0)
-        calls: list[tuple[int, int, int, NDArray[np.intp]]] = []
-        for home in np.unique(home_M).tolist():
-            own = np.flatnonzero(home_M == home)
-            expected_tokens_M = clearing.expected_tokens_M[due[own]]
-            turn_of: Counter[int] = Counter()
-            for part in in_calls(expected_tokens_M, most_rows=most_rows, most_tokens=most_tokens):
-                rank = int(rank_M[own[part][0]])
-                calls.append((rank, turn_of[rank], home, due[own[part]]))
-                turn_of[rank] += 1
-        for _, _, home, some in sorted(calls, key=itemgetter(0, 1, 2)):  # homes take turns with grants of one length
-            yield engine, home, some
+def places_of_calls(
+    config: RunConfig, engine: EngineConfig, clearing: Clearing, due: NDArray[np.intp], *, queries: int
+) -> list[tuple[int, NDArray[np.intp]]]:
+    """Return for each call of an engine the worker where its grants are at home, and their places.
+
+    Args:
+        config: Configuration of the run.
+        engine: Settings of the engine.
+        clearing: The grants.
+        due: Places of those that the engine is asked for.
+        queries: Number of queries of the batch.
+    """
+    due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
+    at_once = rows_each(config, engine, workers=1)
+    most_rows = config.dispatch.batch_rows or max(at_once // _CALLS_A_CALLER, 1)
+    most_tokens = None if config.dispatch.batch_rows else _CALL_TOKENS
+    home_M = homes_of(config, queries, workers=engine.workers).of(clearing.index_M[due])
+    length = _length_of(clearing.tokens_M[due])
+    rank_M = np.cumsum(np.diff(length, prepend=length[:1]) != 0)
+    calls: list[tuple[int, int, int, NDArray[np.intp]]] = []
+    for home in np.unique(home_M).tolist():
+        own = np.flatnonzero(home_M == home)
+        expected_tokens_M = clearing.expected_tokens_M[due[own]]
+        turn_of: Counter[int] = Counter()
+        for part in in_calls(expected_tokens_M, most_rows=most_rows, most_tokens=most_tokens):
+            rank = int(rank_M[own[part][0]])
+            calls.append((rank, turn_of[rank], home, due[own[part]]))
+            turn_of[rank] += 1
+    calls.sort(key=itemgetter(0, 1, 2))  # homes take turns with grants of one length
+    return [(home, some) for _, _, home, some in calls]
 
 
 def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tokens: float | None) -> Iterator[slice]:
     """Yield stretches of the order of dispatch of at most so many queries, or so many tokens expected of them together.
 
     A call comes back, and another takes its place, when the last of its answers has ended. So a long answer has a call to
-    itself, and short ones share its cost: what is half as long counts a quarter, for it is waited for half as long, too.
+    itself, and short ones share its cost: below twice the tokens of a call what is half as long counts a quarter, for it is
+    waited for half as long, too.
     """
     first = 0
     while first < len(expected_tokens_M):
         rows = min(most_rows, _MOST_CALL_ROWS) if most_tokens is not None else most_rows
         if most_tokens is not None:
             tokens = expected_tokens_M[first : first + rows]
-            taken = np.cumsum(tokens * np.minimum(tokens / most_tokens, 1.0))
+            taken = np.cumsum(tokens * np.minimum(tokens / (2 * most_tokens), 1.0))
             rows = max(int(np.searchsorted(taken, most_tokens, side="right")), 1)
         yield slice(first, min(first + rows, len(expected_tokens_M)))
         first += rows

@@ -54,7 +54,7 @@ class _Playing:
         self.engines = ExitStack()
         self._run = run
         self._pace = ClearingPace(run.config.slots)
-        self._calls_of: dict[int, int] = {}
+        self._rows_of: dict[int, int] = {}
         self._begun: dict[int, float] = {}
         self._speed = _Speed(len(run.states.cost_N))
 
@@ -89,8 +89,8 @@ class _Playing:
             self._speed.note(call, rows["attempt_tokens"].to_numpy())
             run.answers.note(rows)
             run.rounds.note(call.round, attempts_of(rows))
-            self._calls_of[call.round] -= 1
-            if not self._calls_of[call.round]:
+            self._rows_of[call.round] -= len(call.index_M)
+            if not self._rows_of[call.round]:
                 self._end([call.round])
         if not len(run.callers):
             self.engines.close()
@@ -125,11 +125,9 @@ class _Playing:
             return
         round_folder(run.folder, number).make()
         self._have_engines(granted, is_due_M)
-        self._calls_of[number] = 0
-        for call in calls_of(run, granted, is_due_M):
-            self._calls_of[number] += 1
-            self._speed.begin(call)
-            run.callers.send(call)
+        self._rows_of[number] = int(is_due_M.sum())
+        for engine, rows, calls in calls_of(run, granted, is_due_M):
+            run.callers.send(map(self._speed.begun, calls), rows=rows, engine=engine)
 
     def _have_engines(self, granted: Round, is_due_M: NDArray[np.bool_]) -> None:
         clearing, queries = granted.clearing, int(is_due_M.sum())
@@ -192,9 +190,10 @@ class _Speed:
         self._sent_N = np.full(queries, np.inf)
         self._tokens, self._seconds = 0.0, 0.0
 
-    def begin(self, call: GrantedCall) -> None:
-        """Note that a call is sent."""
+    def begun(self, call: GrantedCall) -> GrantedCall:
+        """Note that a call is sent, and return it."""
         self._sent_N[call.index_M] = time.monotonic()
+        return call
 
     def note(self, call: GrantedCall, tokens_M: NDArray[np.int64]) -> None:
         """Note what a call generated."""

@@ -7,7 +7,7 @@ comes back. Ray starts a caller that died again and repeats its calls, which a c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,24 +65,31 @@ class Callers:
             [number for number, of in enumerate(engine_of or [0] * len(handles)) if of == engine]
             for engine in range(len(self._rows_each))
         ]
-        self._waiting: list[deque[GrantedCall]] = [deque() for _ in self._rows_each]
+        self._waiting: list[deque[Iterator[GrantedCall]]] = [deque() for _ in self._rows_each]
+        self._next: list[GrantedCall | None] = [None] * len(self._rows_each)
         self._open_calls: dict[Any, tuple[int, GrantedCall]] = {}
         self.waiting_rows = 0
         self._open = [0] * len(handles)
 
     def __len__(self) -> int:
-        """Return how many calls have not come back."""
-        return sum(map(len, self._waiting)) + len(self._open_calls)
+        """Return how many queries have not come back."""
+        return self.waiting_rows + self.open_rows
 
     @property
     def open_rows(self) -> int:
         """Queries in calls that a caller has."""
         return sum(self._open)
 
-    def send(self, call: GrantedCall) -> None:
-        """Have a call made after those that were sent before."""
-        self._waiting[call.engine].append(call)
-        self.waiting_rows += len(call.index_M)
+    def send(self, calls: Iterable[GrantedCall], *, rows: int, engine: int = 0) -> None:
+        """Have calls made after those that were sent before, each asked for when there is room for it.
+
+        Args:
+            calls: Calls of one engine.
+            rows: How many queries they have together.
+            engine: Place of the engine.
+        """
+        self._waiting[engine].append(iter(calls))
+        self.waiting_rows += rows
         self._fill()
 
     def come_back(self, seconds: float | None = None) -> Iterator[tuple[GrantedCall, pa.Table]]:
@@ -107,15 +114,23 @@ class Callers:
             yield call, self._get(reference)
 
     def _fill(self) -> None:
-        for waiting, callers, rows_each in zip(self._waiting, self._callers_of, self._rows_each, strict=True):
-            while waiting:
-                call, number = waiting[0], min(callers, key=self._open.__getitem__)
+        for engine, (callers, rows_each) in enumerate(zip(self._callers_of, self._rows_each, strict=True)):
+            while (call := self._first(engine)) is not None:
+                number = min(callers, key=self._open.__getitem__)
                 if self._open[number] and self._open[number] + len(call.index_M) > rows_each:
                     break
                 self._open_calls[self._handles[number].generate.remote(call)] = number, call
                 self._open[number] += len(call.index_M)
                 self.waiting_rows -= len(call.index_M)
-                waiting.popleft()
+                self._next[engine] = None
+
+    def _first(self, engine: int) -> GrantedCall | None:
+        """Return the first call of an engine that waits; None if none does."""
+        while self._next[engine] is None and self._waiting[engine]:
+            self._next[engine] = next(self._waiting[engine][0], None)
+            if self._next[engine] is None:
+                self._waiting[engine].popleft()
+        return self._next[engine]
 
 
 @contextmanager

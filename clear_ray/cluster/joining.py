@@ -17,6 +17,15 @@ from clear_ray.cluster.connection import join
 from clear_ray.cluster.meanwhile import meanwhile
 
 _UNDER_WAY: list[Callable[[], object]] = []
+_OF_OUR_OWN = {
+    # Stages follow each other within seconds, and starting a worker process takes a second of a core.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # What every process counts of its calls and sends home, for pages and logs that this cluster does not have.
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_timeline": "0",
+    "RAY_event_stats": "0",
+}
+"""Settings of a Ray that a run starts for itself."""
 
 
 @contextmanager
@@ -77,8 +86,8 @@ def _start_ray() -> None:
         local: dict[str, Any] = {} if address else {"include_dashboard": False}
         if not address:
             os.environ.pop("RAY_ADDRESS", None)  # set to nothing, Ray would take it for an address
-            # Stages follow each other within seconds, and starting a worker process takes a second of a core.
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+            for name, value in _OF_OUR_OWN.items():
+                os.environ.setdefault(name, value)
         join(address, **local)
 
 

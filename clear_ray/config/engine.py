@@ -93,7 +93,7 @@ class TransformersConfig(ModelConfig):
     device: str | None = None
     """`cpu`, `cuda`, …; derived from the machine if not given."""
     threads: int | None = Field(default=None, gt=0, le=100_000)
-    """Threads of one engine on CPU, for its whole process; as many as pay, which is timed when it is loaded, if not given."""
+    """Threads of one engine on CPU, for its whole process; as many as pay, which is timed while it works, if not given."""
 
 
 class VllmConfig(ModelConfig):

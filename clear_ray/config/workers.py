@@ -20,7 +20,7 @@ class DispatchConfig(Settings):
     """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
     block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
     """Queries in one block of the probe stage."""
-    rows_per_file: int = Field(default=64, ge=1, le=MOST_ROWS)
+    rows_per_file: int = Field(default=256, ge=1, le=MOST_ROWS)
     """Most answers in one file; after a second at most it is written with fewer. A crash loses those not written yet."""
 
 

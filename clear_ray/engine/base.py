@@ -114,6 +114,11 @@ class Grant:
     prefix_text: str = ""
     drawn_as: str | None = None
 
+    def __reduce__(self) -> tuple[type[Grant], tuple[Any, ...]]:
+        """Return what makes it again: there may be millions on their way, and a dataclass pickles in Python."""
+        first = self.query_id, self.prompt, self.max_tokens, self.seed, self.prefix_token_ids
+        return Grant, (*first, self.sample, self.sampling, self.prefix_text, self.drawn_as)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -162,6 +167,11 @@ class Generation:
     is_lost: bool = False
     logprobs: tuple[TokenLogprob, ...] | None = None
     cached_tokens: int = 0
+
+    def __reduce__(self) -> tuple[type[Generation], tuple[Any, ...]]:
+        """As of `Grant`."""
+        first = self.query_id, self.token_ids, self.text, self.finish_reason, self.error, self.sample, self.usage
+        return Generation, (*first, self.is_at_end, self.is_lost, self.logprobs, self.cached_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, VllmConfig
 from clear_ray.engine.base import Engine, Prompt, read_prompt
 from clear_ray.engine.plain_files import plain_config, plain_folder
+from clear_ray.engine.threads import have_waiting_threads_sleep
 from clear_ray.errors import ConfigError, SchemaError
 from clear_ray.ingest import PromptLimit
 
@@ -44,6 +45,7 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
         from clear_ray.engine.vllm import VllmEngine
 
         return VllmEngine(config)
+    have_waiting_threads_sleep()
     from clear_ray.engine.transformers import TransformersEngine
 
     return TransformersEngine(config, probe_layers=probe_layers)

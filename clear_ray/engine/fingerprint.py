@@ -12,6 +12,8 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +30,28 @@ _HEADER_LIMIT_BYTES = 1 << 28
 def model_fingerprint(folder: Path) -> str:
     """Return the SHA-256 hex digest of the model saved in `folder`.
 
-    Digests of weight files are kept in the cache folder by path, size and time of change, as reading a large model
-    takes as long as loading it.
+    It is kept in the cache folder by path, size and time of change of the files, and so are the digests of each weight file,
+    as reading a large model takes as long as loading it.
 
     Raises:
         EngineError: A file is missing or is not what its name says.
     """
-    digest = hashlib.sha256()
-    digest.update(_canonical_json(folder / "config.json", without=_ABOUT_THE_FILE))
-    digest.update(_canonical_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else b"-")
-    weights = sorted(folder.glob("*.safetensors"))
+    config, tokenizer, weights = folder / "config.json", folder / "tokenizer.json", sorted(folder.glob("*.safetensors"))
     if not weights:
         raise EngineError("there are no safetensors weights", str(folder), remedy="Save the model as safetensors.")
-    tensors: dict[str, str] = {}
-    for file in weights:
-        tensors.update(_tensor_digests(file))
-    digest.update(json.dumps(tensors, sort_keys=True).encode())
-    return digest.hexdigest()
+
+    def digested() -> str:
+        digest = hashlib.sha256()
+        digest.update(_canonical_json(config, without=_ABOUT_THE_FILE))
+        digest.update(_canonical_json(tokenizer) if tokenizer.is_file() else b"-")
+        tensors: dict[str, str] = {}
+        for file in weights:
+            tensors.update(_kept([file], partial(_read_tensor_digests, file)))
+        digest.update(json.dumps(tensors, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    found: str = _kept([config, tokenizer, *weights], digested)
+    return found
 
 
 def _canonical_json(file: Path, *, without: frozenset[str] = frozenset()) -> bytes:
@@ -59,21 +66,31 @@ def _canonical_json(file: Path, *, without: frozenset[str] = frozenset()) -> byt
     return json.dumps(content, sort_keys=True, ensure_ascii=True).encode()
 
 
-def _tensor_digests(file: Path) -> dict[str, str]:
-    """Return tensor name -> digest of its type, shape and bytes."""
-    status = file.stat()
-    state = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+def _kept(files: Sequence[Path], found: Callable[[], Any]) -> Any:
+    """Return what is kept of files as they are, or else what is found of them, and keep that."""
+    state = "\0".join(map(_state, files))
     kept = cache_folder() / "digests" / f"{hashlib.sha256(state.encode()).hexdigest()}.json"
     try:
-        known: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+        return json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        known = _read_tensor_digests(file)
+        known = found()
         _keep(kept, json.dumps(known))
-    return known
+        return known
+
+
+def _state(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:
+        return f"{file}\0"
+    return f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _read_tensor_digests(file: Path) -> dict[str, str]:
-    """Digest each tensor of a safetensors file: 8 bytes of header length, a JSON header, then the data."""
+    """Return tensor name -> digest of its type, shape and bytes.
+
+    A safetensors file is 8 bytes of header length, a JSON header, then the data.
+    """
     digests: dict[str, str] = {}
     try:
         with file.open("rb") as data:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from clear_ray.engine.kept_prompts import KeptPrompts
 from clear_ray.engine.logits import LogitsShaper, choice_in, next_tokens, read_logprobs
 from clear_ray.engine.prefix_cache import Known, PrefixCache, in_passes
 from clear_ray.engine.slot_cache import SlotRunner
+from clear_ray.engine.threads import PassThreads
 from clear_ray.engine.trial import Way, make_cache, make_runner
 
 _MOST_HELD_BACK = 16
@@ -67,6 +69,7 @@ class SlotBatch:
         way: How the model is run, as `find_way` found it.
         kept: Prompts that were read before; they give way where the cache needs their room.
         prefixes: What ended answers have read, likewise.
+        threads: Chooses the threads of passes; None where they are set for good.
     """
 
     def __init__(
@@ -83,7 +86,9 @@ class SlotBatch:
         way: Way = "slots",
         kept: KeptPrompts | None = None,
         prefixes: PrefixCache | None = None,
+        threads: PassThreads | None = None,
     ) -> None:
+        self._threads = threads
         self._way, self._kept, self._prefixes = way, kept or KeptPrompts(0), prefixes or PrefixCache(0, 0)
         # Where a pass over a whole prompt takes as long as one over a token, it is not worth the copies.
         self._keeps_cut = model.device.type == "cpu"
@@ -308,7 +313,8 @@ class SlotBatch:
         """Generate one token for each running answer; return those that ended."""
         ids_N = [answer.generated[-1] if answer.generated else answer.input_ids[-1] for answer in self._running]
         positions_N = [_length(answer) - 1 for answer in self._running]
-        logits_NV: torch.Tensor = self._runner.next_logits(self._cache, ids_N, positions_N)
+        with nullcontext() if self._threads is None else self._threads.timed(len(ids_N)):
+            logits_NV: torch.Tensor = self._runner.next_logits(self._cache, ids_N, positions_N)
         chosen_N = next_tokens(self._shaper.shape(logits_NV, self._running), self._running)
         for answer, chosen in zip(self._running, chosen_N, strict=True):
             token_id = chosen

@@ -5,10 +5,8 @@ Shapes: N queries, D hidden width.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,12 +26,10 @@ from clear_ray.engine.shallow import first_layers
 from clear_ray.engine.slots import SlotBatch, refill_rows
 from clear_ray.engine.streaming import Partial
 from clear_ray.engine.structured import Structures
-from clear_ray.engine.threads import pass_seconds, threads_worth_having
-from clear_ray.engine.trial import OWN_CACHE_ANSWERS, TRIAL_FAILURES, Way, find_way, make_runner
+from clear_ray.engine.threads import PassThreads, threads_here
+from clear_ray.engine.trial import OWN_CACHE_ANSWERS, Way, find_way, make_runner
 from clear_ray.errors import ConfigError, EngineError, EngineFailedError, told
 
-_TRIAL_ROWS = 32
-_DEEP = 8
 _KEPT_SHARE = 0.5  # of the cache, for prompts that were read and not asked yet
 _PREFIX_SHARE = 0.25  # likewise, for what ended answers have read
 
@@ -65,8 +61,12 @@ class TransformersEngine:
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(device), "Give cpu or cuda.")
-        if device.type == "cpu":  # others start beside it: threads that wait for each other would wait for those
-            torch.set_num_threads(config.threads or max(len(os.sched_getaffinity(0)) // 2, 1))
+        self._threads: PassThreads | None = None
+        if device.type == "cpu" and config.threads is None:
+            self._threads = threads_here(torch.set_num_threads)
+            self._threads.set()
+        elif device.type == "cpu" and config.threads is not None:
+            torch.set_num_threads(config.threads)
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
         self._prefill_tokens = PREFILL_TOKENS[device.type]
         self._card = model_card(config, model_folder(config.model), self._model.config)
@@ -83,8 +83,6 @@ class TransformersEngine:
             config = config.model_copy(update={"max_batch": min(config.max_batch, OWN_CACHE_ANSWERS)})
         probed = self._model if probe_layers is None else first_layers(self._model, probe_layers)
         self._runner: Any = make_runner(probed, self._way)
-        if device.type == "cpu":
-            torch.set_num_threads(config.threads or _threads_for(self._model, config.max_batch, self._way))
         cache_tokens = cache_tokens or cache_capacity_tokens(self._model, self._way, answers=config.max_batch)
         is_whole = self._way == "slots" and probed is self._model
         self._kept = KeptPrompts(int(cache_tokens * _KEPT_SHARE)) if is_whole else None
@@ -102,6 +100,7 @@ class TransformersEngine:
             way=self._way,
             kept=self._kept,
             prefixes=self._prefixes,
+            threads=self._threads,
         )
         self._model_turns = FairLock()
         # A long prompt that is probed lets answers go on between its chunks.
@@ -143,6 +142,8 @@ class TransformersEngine:
             pass_cost = PASS_COST[self._model.device.type]
             for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens, pass_cost=pass_cost):
                 with self._model_turns:
+                    if self._threads is not None:  # which a thread has for itself
+                        self._threads.set()
                     read_prompts(
                         self._runner,
                         self._way,
@@ -192,14 +193,3 @@ class TransformersEngine:
     def _refuse_if_closed(self) -> None:
         if not self._close.alive:
             raise EngineError("the engine is closed", remedy="Make a new one.")
-
-
-def _threads_for(model: Any, max_batch: int, way: Way) -> int:
-    cores = len(os.sched_getaffinity(0))
-    rows, depth = min(max_batch, _TRIAL_ROWS), int(model.config.get_text_config().num_hidden_layers)
-    if cores == 1:
-        return 1
-    if depth >= _DEEP:  # some layers say as much of threads as all of them, sooner
-        with suppress(*TRIAL_FAILURES, ConfigError):
-            return threads_worth_having(cores, pass_seconds(first_layers(model, depth // 4), rows, way))
-    return threads_worth_having(cores, pass_seconds(model, rows, way))

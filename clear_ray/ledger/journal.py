@@ -23,6 +23,7 @@ from clear_ray.ledger.lock import in_use, lock_file
 from clear_ray.storage import Folder, deleted_meanwhile, read_many, reading_errors, sync_path
 
 Record = dict[str, Any]
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 JOURNAL = "journal.jsonl"
 
@@ -186,7 +187,7 @@ def _segment_names(segments: Folder) -> list[str]:
 
 
 def _encode(record: Record) -> bytes:
-    body = json.dumps(record, separators=(",", ":")).encode()
+    body = _ENCODER.encode(record).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 

@@ -107,6 +107,11 @@ class Settlement:
     label: str
     spent_parts: int | None = None
 
+    def __reduce__(self) -> tuple[type[Settlement], tuple[Any, ...]]:
+        """Return what makes it again: a dataclass pickles in Python."""
+        first = self.index, self.attempt, self.spent_tokens, self.has_ended, self.correct
+        return Settlement, (*first, self.label, self.spent_parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Balance:
@@ -138,9 +143,6 @@ class Ledger:
         queries: Number of queries, N.
         cost_N: What a token of each query takes from the budget, shape (N,), in whole thousandths; 1 if not given.
 
-    Attributes:
-        running: Queries that hold a reservation.
-
     Raises:
         BudgetError: The budget is negative, or a cost is not positive.
     """
@@ -157,14 +159,18 @@ class Ledger:
         self._spent_parts = 0
         self._wasted_parts = 0
         self._refunded_parts = 0
-        self.running = 0
         self._attempt_N = np.zeros(queries, np.int32)
-        self._reserved_N = np.zeros(queries, np.int64)
+        self._held: dict[int, tuple[int, int]] = {}  # tokens and parts of the open reservations, which are few
         self._spent_N = np.zeros(queries, np.int64)
         self._wasted_N = np.zeros(queries, np.int64)
-        self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N = np.zeros((3, queries), np.int64)
         self._charged_parts = 0
-        self._counts_tokens_alone = True
+        # What is spent and wasted of each query in parts, once that is not its tokens at its cost.
+        self._closed_parts_2N: NDArray[np.int64] | None = None
+
+    @property
+    def running(self) -> int:
+        """Queries that hold a reservation."""
+        return len(self._held)
 
     @property
     def reserved_tokens(self) -> int:
@@ -208,7 +214,8 @@ class Ledger:
     @property
     def spent_parts_N(self) -> NDArray[np.int64]:
         """What was charged for each query, thousandths of the budget's unit, shape (N,), wasted ones included; a copy."""
-        return self._spent_parts_N.copy()
+        spent_parts_N: NDArray[np.int64] = self._parts_2N()[0].copy()
+        return spent_parts_N
 
     def change_budget(self, budget_tokens: int) -> int:
         """Set the budget, no lower than what is spent and reserved; return what it is now."""
@@ -217,14 +224,13 @@ class Ledger:
 
     def open_attempt(self, index: int) -> int:
         """Return the number of the query's open reservation, 0 if it has none. Changes nothing."""
-        return int(self._attempt_N[index]) if self._reserved_N[index] else 0
+        return int(self._attempt_N[index]) if index in self._held else 0
 
     def open_entries(self) -> list[Entry]:
         """Return a `forfeit` for every open reservation: what a restart has to charge. Changes nothing."""
-        open_indices = np.flatnonzero(self._reserved_N)
         return [
-            Entry("forfeit", int(i), int(self._attempt_N[i]), int(self._reserved_N[i]), self._held_parts(int(i)))
-            for i in open_indices
+            Entry("forfeit", i, int(self._attempt_N[i]), self._held[i][0], self._held_parts(i))
+            for i in sorted(self._held)
         ]
 
     def admit(self, index: int, tokens: int, parts: int | None = None) -> Entry | Literal[0, -1]:
@@ -280,7 +286,7 @@ class Ledger:
         Returns:
             The entry, or None if this attempt was closed before.
         """
-        return self._close("forfeit", index, attempt, int(self._reserved_N[index]))
+        return self._close("forfeit", index, attempt, self._held.get(index, (0, 0))[0])
 
     def waste(self, index: int, tokens: int) -> Entry:
         """Mark `tokens` of a query's spending as wasted: it was settled, but its answer was lost before it was written.
@@ -289,7 +295,7 @@ class Ledger:
             BudgetError: More is wasted than was spent.
         """
         entry = Entry("waste", index, int(self._attempt_N[index]), int(tokens))
-        if not self._counts_tokens_alone:
+        if self._closed_parts_2N is not None:
             entry = replace(entry, parts=self._parts_of(entry))
         self.apply(entry)
         return entry
@@ -309,11 +315,11 @@ class Ledger:
     ) -> Entry | None:
         if not 1 <= attempt <= self._attempt_N[index]:
             raise BudgetError("no such reservation", f"query {index} attempt {attempt}")
-        if attempt < self._attempt_N[index] or not self._reserved_N[index]:
+        if attempt < self._attempt_N[index] or index not in self._held:
             return None
         held, parts = self._held_parts(index), spent_parts
         if parts is None and held is not None:  # all that was reserved beside tokens, and the tokens that were used
-            parts = held - (int(self._reserved_N[index]) - int(spent_tokens)) * int(self._parts_N[index])
+            parts = held - (self._held[index][0] - int(spent_tokens)) * int(self._parts_N[index])
         entry = Entry(operation, index, attempt, int(spent_tokens), parts)
         self.apply(entry)
         return entry
@@ -328,35 +334,52 @@ class Ledger:
             self._apply_charge(entry)
             return
         i, tokens = entry.index, entry.tokens
-        held, parts = int(self._reserved_N[i]), self._parts_of(entry)
-        self._counts_tokens_alone &= entry.parts is None
+        (held, held_parts), parts = self._held.get(i, (0, 0)), self._parts_of(entry)
         if entry.operation == "reserve":
-            self._require(entry, entry.attempt == self._attempt_N[i] + 1 and not held, "the query already holds tokens")
-            fits = tokens > 0 and 0 < parts <= self._available_parts
-            self._require(entry, fits, f"{self.available_tokens} tokens are available")
+            if entry.attempt != self._attempt_N[i] + 1 or held:
+                raise _refused(entry, "the query already holds tokens")
+            if tokens <= 0 or not 0 < parts <= self._available_parts:
+                raise _refused(entry, f"{self.available_tokens} tokens are available")
+            self._count_parts(entry)
             self._attempt_N[i] = entry.attempt
-            self._reserved_N[i], self._reserved_parts_N[i] = tokens, parts
+            self._held[i] = tokens, parts
             self._reserved_parts += parts
-            self.running += 1
             return
-        self._require(entry, entry.attempt == self._attempt_N[i], "it names another attempt")
+        if entry.attempt != self._attempt_N[i]:
+            raise _refused(entry, "it names another attempt")
         if entry.operation == "waste":
-            self._require(entry, 0 <= tokens <= self._spent_N[i] - self._wasted_N[i], "more is wasted than was spent")
+            if not 0 <= tokens <= self._spent_N[i] - self._wasted_N[i]:
+                raise _refused(entry, "more is wasted than was spent")
         else:
-            held_parts = int(self._reserved_parts_N[i])
-            self._require(entry, bool(held) and 0 <= tokens <= held, f"{held} tokens are reserved")
-            self._require(entry, 0 <= parts <= held_parts, f"{held_parts} parts are reserved, and they take {parts}")
-            self._reserved_N[i] = self._reserved_parts_N[i] = 0
+            if not held or not 0 <= tokens <= held:
+                raise _refused(entry, f"{held} tokens are reserved")
+            if not 0 <= parts <= held_parts:
+                raise _refused(entry, f"{held_parts} parts are reserved, and they take {parts}")
+            self._count_parts(entry)
+            del self._held[i]
             self._spent_N[i] += tokens
-            self._spent_parts_N[i] += parts
             self._reserved_parts -= held_parts
             self._spent_parts += parts
             self._refunded_parts += held_parts - parts
-            self.running -= 1
+            if self._closed_parts_2N is not None:
+                self._closed_parts_2N[0, i] += parts
         if entry.operation != "settle":
+            self._count_parts(entry)
             self._wasted_N[i] += tokens
-            self._wasted_parts_N[i] += parts
             self._wasted_parts += parts
+            if self._closed_parts_2N is not None:
+                self._closed_parts_2N[1, i] += parts
+
+    def _count_parts(self, entry: Entry) -> None:
+        """Count what is taken of each query by itself from the first entry on that says it."""
+        if entry.parts is not None and self._closed_parts_2N is None:
+            self._closed_parts_2N = self._parts_2N()
+
+    def _parts_2N(self) -> NDArray[np.int64]:
+        """Return what is spent and wasted of each query, in parts."""
+        if self._closed_parts_2N is not None:
+            return self._closed_parts_2N
+        return np.stack([self._spent_N, self._wasted_N]) * self._parts_N
 
     def _apply_charge(self, entry: Entry) -> None:
         parts = entry.parts or 0
@@ -370,22 +393,15 @@ class Ledger:
         if entry.parts is not None:
             return entry.parts
         parts = entry.tokens * int(self._parts_N[entry.index])
-        if entry.operation == "waste":  # a token may have been charged less than it can cost
-            return min(parts, int(self._spent_parts_N[entry.index] - self._wasted_parts_N[entry.index]))
+        if entry.operation == "waste" and self._closed_parts_2N is not None:
+            spent, wasted = self._closed_parts_2N[:, entry.index]
+            return min(parts, int(spent - wasted))  # a token may have been charged less than it can cost
         return parts
 
     def _held_parts(self, index: int) -> int | None:
         """Return what a query's open reservation holds, None where that is its tokens at the query's cost."""
-        held = int(self._reserved_parts_N[index])
-        return None if held == int(self._reserved_N[index]) * int(self._parts_N[index]) else held
-
-    @staticmethod
-    def _require(entry: Entry, holds: bool, because: str) -> None:
-        if not holds:
-            raise BudgetError(
-                f"cannot {entry.operation} {entry.tokens} tokens: {because}",
-                f"query {entry.index} attempt {entry.attempt}",
-            )
+        tokens, parts = self._held.get(index, (0, 0))
+        return None if parts == tokens * int(self._parts_N[index]) else parts
 
     def check(self) -> None:
         """Compare the totals with the sums over all queries, and check the conservation law.
@@ -394,12 +410,9 @@ class Ledger:
             BudgetError: They differ; a defect of clear_ray.
         """
         totals = (self._reserved_parts, self._spent_parts, self._wasted_parts)
-        columns = [self._reserved_parts_N, self._spent_parts_N, self._wasted_parts_N]
-        if self._counts_tokens_alone:
-            columns = [self._parts_N * of_N for of_N in (self._reserved_N, self._spent_N, self._wasted_N)]
-        sums = tuple(
-            int(parts_N.sum()) + extra for parts_N, extra in zip(columns, (0, self._charged_parts, 0), strict=True)
-        )
+        spent_N, wasted_N = self._parts_2N()
+        reserved = sum(parts for _, parts in self._held.values())
+        sums = (reserved, int(spent_N.sum()) + self._charged_parts, int(wasted_N.sum()))
         if totals != sums or min(self._available_parts, *totals) < 0 or self._wasted_parts > self._spent_parts:
             raise BudgetError(
                 "the conservation law is broken",
@@ -407,6 +420,11 @@ class Ledger:
                 f"budget {self.budget_tokens}; reserved, spent, wasted {totals} against {sums} thousandths",
                 "This is a defect of clear_ray: keep the run folder and report it.",
             )
+
+
+def _refused(entry: Entry, because: str) -> BudgetError:
+    what = f"cannot {entry.operation} {entry.tokens} tokens: {because}"
+    return BudgetError(what, f"query {entry.index} attempt {entry.attempt}")
 
 
 def _rounded_up(parts: int) -> int:

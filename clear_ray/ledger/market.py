@@ -58,8 +58,8 @@ class MarketActor:
         self._folder, self._run_id = folder, run_id
         self._ledger = Ledger(budget_tokens, queries, cost_N=cost_N)
         self._round_N = np.zeros(queries, np.int32)
-        self._settled_tokens_N = np.full(queries, _NOT_SETTLED)
-        self._asked_N = np.zeros(queries, np.int64)
+        self._settled_tokens_N = np.full(queries, _NOT_SETTLED, np.int32)
+        self._asked_N = np.zeros(queries, np.int32)
         self._round = 0
         self._life_of: dict[str, str] = {}
         self._retired: set[str] = set()
@@ -76,7 +76,7 @@ class MarketActor:
         self._unwritten: list[Record] = []
         self._write = asyncio.Lock()
         self._ended_N = np.zeros(queries, bool)
-        self._score_N = np.full(queries, np.nan)
+        self._score_N = np.full(queries, np.nan, np.float32)
         self._recent: deque[str] = deque(maxlen=_RECENT)
         self._started = time.monotonic()
 
@@ -211,7 +211,7 @@ class MarketActor:
             running=ledger.running,
             ended=int(self._ended_N.sum()),
             scored=len(scores),
-            correct=float(scores.sum()),
+            correct=float(scores.sum(dtype=np.float64)),
             recent=tuple(self._recent),
             seconds=time.monotonic() - self._started,
         )

@@ -58,17 +58,18 @@ class RunningRound:
     def note(self, attempts: Attempts, states: QueryStates) -> None:
         """Count some attempts and note them in the states."""
         place_M = self._places_of(attempts)
+        grants = self.granted.clearing.some(place_M)  # few of what may be a million
         is_scored_M = ~np.isnan(attempts.correct_M)
         self.was_run_M[place_M] = True
         is_first_M = states.rounds_N[attempts.index_M] == 0
         self.fresh += int(is_first_M.sum())
-        self.again += int((states.begins_M(self.granted.clearing)[place_M] & ~is_first_M).sum())
+        self.again += int((states.begins_M(grants) & ~is_first_M).sum())
         self.granted_tokens += int(attempts.granted_tokens_M.sum())
         self.spent_tokens += int(attempts.attempt_tokens_M.sum())
         self.finished += int(attempts.has_stopped_M.sum())
         self.scored += int(is_scored_M.sum())
         self.correct += float(attempts.correct_M[is_scored_M].sum())
-        states.take(self.granted.number, self.granted.clearing, place_M, attempts)
+        states.take(self.granted.number, grants, attempts)
 
     def _places_of(self, attempts: Attempts) -> NDArray[np.int64]:
         """Return where the grants of attempts are in the clearing.

@@ -90,20 +90,19 @@ class QueryStates:
         is_cut_N = (self.attempt_N == 1) & self.may_go_on_N
         return np.asarray((self.attempt_N == 0) | is_cut_N, np.bool_)
 
-    def take(self, number: int, clearing: Clearing, place_M: NDArray[np.int64], attempts: Attempts) -> None:
+    def take(self, number: int, clearing: Clearing, attempts: Attempts) -> None:
         """Note what some grants of a round came to.
 
         Args:
             number: The round.
-            clearing: Its clearing.
-            place_M: The place of each attempt's grant in the clearing.
+            clearing: These grants, in the order of the attempts.
             attempts: What came of them.
         """
-        index, utility = attempts.index_M, clearing.expected_utility_M[place_M]
-        taken = clearing.parts_M(self.cost_N)[place_M] / COST_PARTS
-        self._begin(index, self.begins_M(clearing)[place_M])
+        index, utility = attempts.index_M, clearing.expected_utility_M
+        taken = clearing.parts_M(self.cost_N) / COST_PARTS
+        self._begin(index, self.begins_M(clearing))
         if clearing.option_M is not None:
-            self.option_N[index] = clearing.option_M[place_M]
+            self.option_N[index] = clearing.option_M
         self.price_N[index] = clearing.shadow_price
         self.expected_utility_N[index] += utility
         self.surplus_N[index] = utility - clearing.shadow_price * taken

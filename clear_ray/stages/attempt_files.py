@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from io import BytesIO
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA
 from clear_ray.stages.answer_parts import part_of
-from clear_ray.stages.generate import Dispatch, Generate, Row
+from clear_ray.stages.generate import Dispatch, Generate, Rows
 from clear_ray.stages.granted import GrantedCall, RunRows
 from clear_ray.storage import Folder, read_many
 
@@ -189,17 +190,12 @@ class _RoundFiles:
         self.calls = 0
         self._waiting = self._rows = 0
 
-    async def write_all(self, attempts: AsyncIterator[Row], rows: int) -> pa.Table:
+    async def write_all(self, attempts: AsyncIterator[Rows], rows: int) -> pa.Table:
         """Return `SLIM_ATTEMPT_SCHEMA` of the attempts of so many rows once they are on disk."""
         self.calls += 1
         self._expect(rows)
         try:
-            indices: list[int] = []
-            writes: dict[asyncio.Future[pa.Table], None] = {}
-            async for attempt in attempts:
-                indices.append(attempt["index"])
-                writes[self._files.add(attempt)] = None
-            return await self._written(indices, list(writes))
+            return await self._written([part async for some in attempts for part in self._files.add(some)])
         finally:
             self.calls -= 1
             self._expect(-rows)
@@ -208,17 +204,31 @@ class _RoundFiles:
         self._rows += rows
         self._files.linger_seconds = _FEW_LINGER_SECONDS if self._rows <= _FEW_ROWS else _LINGER_SECONDS
 
-    async def _written(self, indices: list[int], writes: list[asyncio.Future[pa.Table]]) -> pa.Table:
+    async def _written(self, parts: list[FilePart]) -> pa.Table:
         self._waiting += 1
         try:
             if self._waiting == self.calls:  # no call is left that would fill the file
                 self._files.flush()
             # Other calls wait for the same files.
-            written = [SLIM_ATTEMPT_SCHEMA.empty_table(), *[await asyncio.shield(write) for write in writes]]
+            written = [(await asyncio.shield(part.file)).slice(part.first, part.rows) for part in parts]
         finally:
             self._waiting -= 1
-        found = pa.concat_tables(written)
-        return found.filter(pc.is_in(found["index"], pa.array(indices, pa.int64())))
+        return pa.concat_tables([SLIM_ATTEMPT_SCHEMA.empty_table(), *written])
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Rows of a file.
+
+    Attributes:
+        file: All of its rows in `SLIM_ATTEMPT_SCHEMA` once it is on disk, or the disk's error.
+        first: The first of them.
+        rows: How many.
+    """
+
+    file: asyncio.Future[pa.Table]
+    first: int
+    rows: int
 
 
 class AttemptFiles:
@@ -232,21 +242,25 @@ class AttemptFiles:
 
     def __init__(self, folder: Folder, rows_per_file: int, linger_seconds: float = _LINGER_SECONDS) -> None:
         self._folder, self._rows_per_file, self.linger_seconds = folder, rows_per_file, linger_seconds
-        self._collected: list[Row] = []
+        self._collected: Rows = []
         self._write: asyncio.Future[pa.Table]
         self._timer: asyncio.TimerHandle
         self._running: set[asyncio.Task[None]] = set()
 
-    def add(self, attempt: Row) -> asyncio.Future[pa.Table]:
-        """Take a row of `records.ATTEMPT_SCHEMA`; the result is all of its file once that is on disk, or the disk's error."""
-        if not self._collected:
-            loop = asyncio.get_running_loop()
-            self._write, self._timer = loop.create_future(), loop.call_later(self.linger_seconds, self.flush)
-        self._collected.append(attempt)
-        write = self._write
-        if len(self._collected) >= self._rows_per_file:
-            self.flush()
-        return write
+    def add(self, attempts: Rows) -> list[FilePart]:
+        """Take rows of `records.ATTEMPT_SCHEMA`; return where they will be."""
+        parts, taken = [], 0
+        while taken < len(attempts):
+            if not self._collected:
+                loop = asyncio.get_running_loop()
+                self._write, self._timer = loop.create_future(), loop.call_later(self.linger_seconds, self.flush)
+            some = attempts[taken : taken + self._rows_per_file - len(self._collected)]
+            parts.append(FilePart(self._write, len(self._collected), len(some)))
+            self._collected += some
+            taken += len(some)
+            if len(self._collected) >= self._rows_per_file:
+                self.flush()
+        return parts
 
     def flush(self) -> None:
         """Start writing what has been collected, without waiting for more."""
@@ -257,7 +271,7 @@ class AttemptFiles:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _write_file(self, attempts: list[Row], write: asyncio.Future[pa.Table]) -> None:
+    async def _write_file(self, attempts: Rows, write: asyncio.Future[pa.Table]) -> None:
         try:
             written = await asyncio.to_thread(self._write_rows, attempts)
         except Exception as error:  # raised by every call that has a row in the file
@@ -265,7 +279,7 @@ class AttemptFiles:
         else:
             write.set_result(written)
 
-    def _write_rows(self, attempts: list[Row]) -> pa.Table:
+    def _write_rows(self, attempts: Rows) -> pa.Table:
         sink, name = BytesIO(), f"{uuid4().hex}.parquet"
         table = pa.Table.from_pylist([part_of(attempt) for attempt in attempts], schema=ATTEMPT_SCHEMA)
         pq.write_table(table, sink, use_dictionary=False, write_statistics=False)  # few rows: neither pays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,21 +95,18 @@ class Complete:
         numbers = self._verdicts.columns(index)
         errors, unit = batch["error"].to_pylist(), self._verdicts.unit
         finish = batch["finish_reason"].to_pylist()
-        is_served = self._verdicts.states.is_served_N[index]
         reasons = [
             _reason_failed(error)
             if error
-            else (_reason_served if served else _reason_completed)(reason, int(spent), int(ceiling), _at(price, unit))
-            + _reason_chosen(int(chosen), int(attempts))
+            else (_reason_served if served else _reason_completed)(reason, spent, ceiling, _at(price, unit))
+            + _reason_chosen(chosen, attempts)
             for error, served, reason, spent, ceiling, price, chosen, attempts in zip(
                 errors,
-                is_served,
+                self._verdicts.states.is_served_N[index].tolist(),
                 finish,
-                numbers["spent_tokens"],
-                numbers["max_tokens"],
-                numbers["price"],
-                self._verdicts.states.chosen_attempt_N[index],
-                numbers["attempts"],
+                *(numbers[name].tolist() for name in ("spent_tokens", "max_tokens", "price")),
+                self._verdicts.states.chosen_attempt_N[index].tolist(),
+                numbers["attempts"].tolist(),
                 strict=True,
             )
         ]
@@ -149,9 +147,10 @@ class Abandon:
         batch = batch.filter(pa.array(self._verdicts.states.last_round_N[index] == 0))
         index = batch["index"].to_numpy()
         numbers, unit, stopped = self._verdicts.columns(index), self._verdicts.unit, self._verdicts.stopped
+        prices, most = numbers["price"].tolist(), numbers["reservation_price"].tolist()
         errors = [
-            self._verdicts.error_of_index.get(int(i)) or (LOST if spent else None)
-            for i, spent in zip(index, numbers["spent_tokens"], strict=True)
+            self._verdicts.error_of_index.get(i) or (LOST if spent else None)
+            for i, spent in zip(index.tolist(), numbers["spent_tokens"].tolist(), strict=True)
         ]
         # A query without gold answer has no score; one with, that was given up, has not been answered correctly.
         correct = pc.if_else(pc.is_valid(batch["gold"]), pa.scalar(0.0), pa.scalar(None, pa.float64()))
@@ -162,14 +161,14 @@ class Abandon:
             finish_reason=pa.nulls(len(batch), pa.string()),
             text=pa.nulls(len(batch), pa.string()),
             reason=[
-                _reason_failed(error) if error else _reason_abandoned(float(price), float(highest), unit, stopped)
-                for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
+                _reason_failed(error) if error else _reason_abandoned(price, highest, unit, stopped)
+                for error, price, highest in zip(errors, prices, most, strict=True)
             ],
             error=errors,
             correct=correct,
             error_code=[
                 code_of(error) if error else "abandoned_by_price" if highest <= price else "batch_expired"
-                for error, price, highest in zip(errors, numbers["price"], numbers["reservation_price"], strict=True)
+                for error, price, highest in zip(errors, prices, most, strict=True)
             ],
             ended_at=pa.nulls(len(batch), pa.float64()),
             answer=pa.nulls(len(batch), pa.string()),
@@ -193,6 +192,7 @@ def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **col
     return pa.table(arrays, schema=COMPLETION_SCHEMA)
 
 
+@lru_cache(maxsize=4_096)
 def _at(price: float, unit: str) -> str:
     if unit != "tokens":
         return priced(price, unit).replace(" expected", "")

@@ -1,13 +1,14 @@
 """Stage 2: a thin caller that reserves, has the engine generate, settles, and hands each answer on as it ends.
 
-Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; yields rows of `records.ATTEMPT_SCHEMA` as
-dicts, since `attempt_files` makes one table of many. A query that the market refuses yields no row: nothing was generated
-for it, and the next round prices it again. One query's failure is a row with its error. A dead engine's reservations are
-charged in full, since what it generated is not known, and its queries are tried again while the budget allows: first one
-by one, then, if an engine died with it once more, with no other query on the engine. A query that kills its engine even so
-is a failed row; the rest of the batch goes on. An endpoint that loses a grant, so that it is not known what it generated, has
-it charged in full as well, and the query is asked again. Nor does an answer end the run that its scorer fails on, kills its
-process or hangs: what was generated is charged once, the row says why, and other answers are generated meanwhile.
+Reads `records.QUERY_SCHEMA` with `granted_tokens`, `round` and the answer so far; yields lists of rows of
+`records.ATTEMPT_SCHEMA`, those that were settled together, as dicts, since `attempt_files` makes one table of many. A query
+that the market refuses yields no row: nothing was generated for it, and the next round prices it again. One query's failure
+is a row with its error. A dead engine's reservations are charged in full, since what it generated is not known, and its
+queries are tried again while the budget allows: first one by one, then, if an engine died with it once more, with no other
+query on the engine. A query that kills its engine even so is a failed row; the rest of the batch goes on. An endpoint that
+loses a grant, so that it is not known what it generated, has it charged in full as well, and the query is asked again. Nor
+does an answer end the run that its scorer fails on, kills its process or hangs: what was generated is charged once, the row
+says why, and other answers are generated meanwhile.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from clear_ray.stages.roster import Roster, Workers
 from clear_ray.tasks import Kind, Verdict, canonical, extract, judged_by, scores_at_once
 
 Row = dict[str, Any]
+Rows = list[Row]
+Finished = asyncio.Queue[Rows | BaseException | None]
 _NO_USAGE: Row = {f"usage_{field.name}": None for field in fields(Usage)}
 Scorer = Callable[[str, str | None, str | None], float | None]
 
@@ -92,8 +95,8 @@ class Generate:
         self._quarantined = 0
         self._lone_failures = LoneFailures()
 
-    async def __call__(self, batch: pa.Table, direct_text: str = "", home: int | None = None) -> AsyncIterator[Row]:
-        """Yield the attempts of one batch of granted queries, each as soon as it is settled.
+    async def __call__(self, batch: pa.Table, direct_text: str = "", home: int | None = None) -> AsyncIterator[Rows]:
+        """Yield the attempts of one batch of granted queries, those that ended together as soon as they are settled.
 
         Args:
             batch: The queries.
@@ -103,7 +106,7 @@ class Generate:
         rows = batch.to_pylist()
         for row, prompt in zip(rows, prompts_of(batch), strict=True):
             row["conversation"] = asked_directly(prompt, direct_text)
-        finished: asyncio.Queue[Row | BaseException | None] = asyncio.Queue()
+        finished: Finished = asyncio.Queue()
         feeder = asyncio.ensure_future(self._feed(rows, finished, home))
         try:
             while (item := await finished.get()) is not None:
@@ -113,9 +116,7 @@ class Generate:
         finally:
             feeder.cancel()
 
-    async def _feed(
-        self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], home: int | None
-    ) -> None:
+    async def _feed(self, rows: Rows, finished: Finished, home: int | None) -> None:
         """Reserve in order and start whatever was granted, until every row has been decided and has ended."""
         try:
             # A group, so that a run that fails ends the wait for the tokens that it will never give back.
@@ -154,7 +155,7 @@ class Generate:
     async def _run(
         self,
         rows: list[Row],
-        finished: asyncio.Queue[Row | BaseException | None],
+        finished: Finished,
         *,
         tries: int,
         times_lost: int = 0,
@@ -174,8 +175,8 @@ class Generate:
                     ended = [(running.pop((one.query_id, one.sample)), one) for one in generations]
                     lost += [one for one in ended if one[1].is_lost]
                     known = [one for one in ended if not one[1].is_lost]
-                    for row in await self._settle(known, time.monotonic() - started):
-                        await finished.put(row)
+                    if known:
+                        await finished.put(await self._settle(known, time.monotonic() - started))
         except Exception as error:
             if not self._dispatch.workers.is_death(error):
                 raise
@@ -188,7 +189,7 @@ class Generate:
         self,
         row: Row,
         lost: Generation,
-        finished: asyncio.Queue[Row | BaseException | None],
+        finished: Finished,
         *,
         times_lost: int,
     ) -> None:
@@ -196,15 +197,13 @@ class Generate:
         await self._dispatch.market.forfeit([(row["index"], row["attempt"])])
         if times_lost >= self._dispatch.most_lost:
             nothing = Generation(row["query_id"], (), "", "cancelled", error=lost.error)
-            await finished.put(self._attempt(row | {"attempt": 0}, nothing, 0.0))  # all its reservations were charged
+            await finished.put([self._attempt(row | {"attempt": 0}, nothing, 0.0)])  # all its reservations were charged
             return
         (answer,) = await self._reserve(row["round"], [row])
         if answer != REFUSED:
             await self._run([row | {"attempt": answer}], finished, tries=1, times_lost=times_lost)
 
-    async def _try_again(
-        self, rows: list[Row], finished: asyncio.Queue[Row | BaseException | None], error: Exception, *, tries: int
-    ) -> None:
+    async def _try_again(self, rows: Rows, finished: Finished, error: Exception, *, tries: int) -> None:
         await self._dispatch.market.forfeit([(row["index"], row["attempt"]) for row in rows])
         is_last, failure = tries >= self._dispatch.most_attempts, engine_failure(error)
         # An engine that said what it failed of does so again: the next attempt shows whether this query is the cause.
@@ -213,7 +212,7 @@ class Generate:
             row
         ) in rows:  # one by one, so that a query that kills its engine takes no other call's queries with it twice
             if is_last:
-                await finished.put(self._quarantine(row, error))
+                await finished.put([self._quarantine(row, error)])
                 continue
             (answer,) = await self._reserve(row["round"], [row])
             if answer != REFUSED:

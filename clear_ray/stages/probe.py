@@ -173,8 +173,9 @@ def prompts_of(batch: pa.Table) -> list[Prompt]:
 
 def with_added_columns(batch: pa.Table) -> pa.Table:
     """Return queries or attempts with the columns that those of older runs lack."""
+    known = set(batch.column_names)
     for name in QUERY_COLUMNS_ADDED:
-        if name not in batch.column_names:
+        if name not in known:
             batch = batch.append_column(name, pa.nulls(len(batch), QUERY_SCHEMA.field(name).type))
     return batch
 

@@ -613,14 +613,15 @@ class Simulation:
     async def _block(self, number: int, block: list[dict[str, Any]], dispatch: Dispatch) -> None:
         written = {row["index"] for row in self.rows[number]}  # by a caller that died before its block was done
         due = [row for row in block if row["index"] not in written]
-        async for attempt in Generate(dispatch)(pa.Table.from_pylist(due, schema=GRANTED_SCHEMA)):
-            for _ in range(self.rng.randrange(5)):
-                await asyncio.sleep(0)  # the row is on its way to the disk
-            if attempt["finish_reason"] == "stop":
-                attempt["correct"] = self.world.score(attempt["index"], attempt["sample"])
-                if (votes := self.world.votes_NS) is not None:
-                    attempt["vote"] = votes[attempt["index"]][attempt["sample"]]
-            self.rows[number].append(attempt)
+        async for attempts in Generate(dispatch)(pa.Table.from_pylist(due, schema=GRANTED_SCHEMA)):
+            for attempt in attempts:
+                for _ in range(self.rng.randrange(5)):
+                    await asyncio.sleep(0)  # the row is on its way to the disk
+                if attempt["finish_reason"] == "stop":
+                    attempt["correct"] = self.world.score(attempt["index"], attempt["sample"])
+                    if (votes := self.world.votes_NS) is not None:
+                        attempt["vote"] = votes[attempt["index"]][attempt["sample"]]
+                self.rows[number].append(attempt)
 
     def _granted_row(self, number: int, index: int, tokens: int, token_ids: list[int]) -> dict[str, Any]:
         return query_row(index) | {"token_ids": token_ids, "round": number, "granted_tokens": tokens}

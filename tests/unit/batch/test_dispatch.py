@@ -34,12 +34,14 @@ def test_a_larger_round_reads_its_files_a_few_times() -> None:
     assert turns < 4 * 9, "no more passes over the files than there are lengths"
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(1_000.0, 1), (256.0, 1), (128.0, 4), (64.0, 16), (32.0, 64), (1.0, 64)])
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(1_000.0, 1), (512.0, 1), (256.0, 2), (128.0, 8), (64.0, 32), (32.0, 128), (1.0, 128)]
+)
 def test_short_answers_share_a_call_and_long_ones_have_one_each(tokens: float, rows: int) -> None:
-    expected_M = np.full(200, tokens)
-    parts = list(in_calls(expected_M, most_rows=64, most_tokens=256))
+    expected_M = np.full(300, tokens)
+    parts = list(in_calls(expected_M, most_rows=200, most_tokens=256))
     assert [part.stop - part.start for part in parts][:2] == [rows, rows]
-    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(200))
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(300))
 
 
 def test_the_queries_of_a_call_are_at_home_with_one_worker_and_calls_keep_their_order(
@@ -50,10 +52,10 @@ def test_the_queries_of_a_call_are_at_home_with_one_worker_and_calls_keep_their_
     index_M, tokens_M = np.arange(100), np.repeat([400, 200, 40, 10], 25)
     clearing = Clearing(index_M, tokens_M, tokens_M.astype(float), np.zeros(100), np.zeros(0), 0.0, 0.0, 0.0)
     is_due_M = index_M % 7 > 0
-    calls = list(generate._calls_by_engine(config, clearing, is_due_M, queries=100))
-    assert sorted(int(i) for _, _, places in calls for i in places) == np.flatnonzero(is_due_M).tolist()
-    for _, home, places in calls:
+    calls = generate.places_of_calls(config, config.engine, clearing, np.flatnonzero(is_due_M), queries=100)
+    assert sorted(int(i) for _, places in calls for i in places) == np.flatnonzero(is_due_M).tolist()
+    for home, places in calls:
         assert set((index_M[places] // 10 % 3).tolist()) == {home}
-    longest = [int(tokens_M[places].max()) for _, _, places in calls]
+    longest = [int(tokens_M[places].max()) for _, places in calls]
     assert longest == sorted(longest, reverse=True)
-    assert len({home for _, home, _ in calls[:9]}) == 3, "no worker waits for those before it"
+    assert len({home for home, _ in calls[:9]}) == 3, "no worker waits for those before it"

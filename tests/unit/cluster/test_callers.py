@@ -55,7 +55,7 @@ def test_calls_go_out_in_order_as_others_come_back() -> None:
     one, two = Caller(), Caller()
     callers = callers_of([one, two], 2)
     for index in range(7):
-        callers.send(call(index))
+        callers.send([call(index)], rows=1)
     assert (one.begun, two.begun, len(callers)) == ([0, 2], [1, 3], 7)
     two.answer()
     two.answer()
@@ -65,15 +65,15 @@ def test_calls_go_out_in_order_as_others_come_back() -> None:
     assert len(list(callers.come_back())) == 1
     assert one.begun == [0, 2, 6]
     assert (len(callers), callers.open_rows, callers.waiting_rows) == (4, 4, 0)
-    callers.send(call(7))
+    callers.send([call(7)], rows=1)
     assert (callers.open_rows, callers.waiting_rows) == (4, 1)
 
 
 def test_a_call_larger_than_a_caller_may_hold_goes_out_alone() -> None:
     one = Caller()
     callers = callers_of([one], 2)
-    callers.send(GrantedCall(1, np.arange(3), np.full(3, 4), ("",) * 3, np.zeros(3, np.int32)))
-    callers.send(call(3))
+    callers.send([GrantedCall(1, np.arange(3), np.full(3, 4), ("",) * 3, np.zeros(3, np.int32))], rows=3)
+    callers.send([call(3)], rows=1)
     assert (one.begun, callers.open_rows, callers.waiting_rows) == ([0], 3, 1)
     one.answer()
     assert [int(found.index_M[0]) for found, _ in callers.come_back()] == [0]
@@ -84,7 +84,7 @@ def test_nothing_comes_back_before_a_call_does() -> None:
     one = Caller()
     callers = callers_of([one], 3)
     assert list(callers.come_back()) == []
-    callers.send(call(0))
+    callers.send([call(0)], rows=1)
     assert list(callers.come_back(0.01)) == []
     assert len(callers) == 1
 
@@ -92,7 +92,7 @@ def test_nothing_comes_back_before_a_call_does() -> None:
 def test_a_call_that_fails_is_raised() -> None:
     one = Caller()
     callers = callers_of([one], 1)
-    callers.send(call(0))
+    callers.send([call(0)], rows=1)
     one.open[0].set_exception(EngineError("engines died of each of 9 prompts in a row"))
     with pytest.raises(EngineError, match="9 prompts"):
         list(callers.come_back())
@@ -102,7 +102,7 @@ def test_calls_of_an_engine_that_is_busy_keep_none_of_another_waiting() -> None:
     small, large = Caller(), Caller()
     callers = Callers([small, large], [2, 1], some, Future.result, engine_of=[0, 1])
     for index, engine in enumerate([1, 1, 1, 0, 0, 0]):
-        callers.send(replace(call(index), engine=engine))
+        callers.send([replace(call(index), engine=engine)], rows=1, engine=engine)
     assert (large.begun, small.begun, callers.waiting_rows) == ([0], [3, 4], 3)
     small.answer()
     assert len(list(callers.come_back())) == 1
@@ -110,3 +110,20 @@ def test_calls_of_an_engine_that_is_busy_keep_none_of_another_waiting() -> None:
     large.answer()
     assert len(list(callers.come_back())) == 1
     assert (large.begun, len(callers)) == ([0, 1], 4)
+
+
+def test_calls_are_made_when_there_is_room_for_them_and_those_sent_before_go_first() -> None:
+    one, made = Caller(), list[int]()
+
+    def making(index: int) -> GrantedCall:
+        made.append(index)
+        return call(index)
+
+    callers = callers_of([one], 2)
+    callers.send(map(making, range(5)), rows=5)
+    callers.send([call(5)], rows=1)
+    assert (one.begun, made, callers.waiting_rows, len(callers)) == ([0, 1], [0, 1, 2], 4, 6)
+    while len(callers):
+        one.answer()
+        assert len(list(callers.come_back())) == 1
+    assert (one.begun, made) == (list(range(6)), list(range(5)))

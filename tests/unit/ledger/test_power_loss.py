@@ -251,7 +251,7 @@ def attempts_of_a_round(disk: Disk) -> None:
     async def write() -> None:
         files = AttemptFiles(run_folder(disk).child("rounds").child("r01"), rows_per_file=2)
         for first in (0, 2):
-            writes = {files.add(row(index)) for index in (first, first + 1)}
+            writes = {part.file for part in files.add([row(index) for index in (first, first + 1)])}
             await asyncio.gather(*writes)
             told.update((first, first + 1))
             disk.cut()

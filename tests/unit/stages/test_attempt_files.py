@@ -127,11 +127,13 @@ def test_a_file_is_written_when_it_is_full(tmp_path: Path) -> None:
 
     async def add_five() -> None:
         files = AttemptFiles(folder, rows_per_file=2, linger_seconds=1e6)
-        writes = [files.add(row(index)) for index in range(5)]
-        await asyncio.gather(*writes[:4])
-        assert not writes[4].done()
+        parts = [*files.add([row(0)]), *files.add([row(1), row(2)]), *files.add([row(3), row(4)])]
+        assert [(part.first, part.rows) for part in parts] == [(0, 1), (1, 1), (0, 1), (1, 1), (0, 1)]
+        written = [(await part.file)["index"][part.first].as_py() for part in parts[:4]]
+        assert written == [0, 1, 2, 3]
+        assert not parts[4].file.done()
         files.flush()
-        await writes[4]
+        await parts[4].file
 
     asyncio.run(add_five())
     assert sorted(rows_in(folder)) == [[0, 1], [2, 3], [4]]
@@ -141,7 +143,7 @@ def test_a_row_that_has_waited_long_is_written_without_company(tmp_path: Path) -
     folder = open_folder(str(tmp_path))
 
     async def add_one() -> None:
-        await AttemptFiles(folder, rows_per_file=64, linger_seconds=0.01).add(row(7))
+        await AttemptFiles(folder, rows_per_file=64, linger_seconds=0.01).add([row(7)])[0].file
 
     asyncio.run(asyncio.wait_for(add_one(), 60))
     assert rows_in(folder) == [[7]]
@@ -365,7 +367,7 @@ def test_a_row_whose_attempt_was_charged_as_lost_is_no_answer(recorded: ReplayCo
         (attempt,) = await market.reserve(1, [(0, 40)])
         await market.forfeit([(0, attempt)])
         late = AttemptFiles(target, rows_per_file=1)
-        await late.add(row(0) | {"attempt": attempt})
+        await late.add([row(0) | {"attempt": attempt}])[0].file
         try:
             said = await stage(market, EngineWorker(recorded, PriorHead(cap_tokens=320)), folder).said_of(batch)
             return said, VoidAttempts(await market.void_attempts()), await market.balance()
@@ -385,7 +387,7 @@ def test_a_row_whose_attempt_was_charged_as_lost_is_no_answer(recorded: ReplayCo
 
 def test_a_row_that_cannot_be_written_as_one_ends_its_call(tmp_path: Path) -> None:
     async def add_one() -> None:
-        await AttemptFiles(open_folder(str(tmp_path)), rows_per_file=1).add(row(1) | {"text": 5})
+        await AttemptFiles(open_folder(str(tmp_path)), rows_per_file=1).add([row(1) | {"text": 5}])[0].file
 
     with pytest.raises((TypeError, pa.ArrowException)):
         asyncio.run(asyncio.wait_for(add_one(), 60))

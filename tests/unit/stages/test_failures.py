@@ -90,7 +90,7 @@ async def run(engine: Engine, query_ids: Sequence[str]) -> dict[str, dict[str, A
         }
         for index, query_id in enumerate(query_ids)
     ]
-    return {row["query_id"]: row async for row in stage(pa.Table.from_pylist(rows))}
+    return {row["query_id"]: row async for some in stage(pa.Table.from_pylist(rows)) for row in some}
 
 
 def test_a_query_that_the_engine_fails_of_fails_alone_and_says_why() -> None:

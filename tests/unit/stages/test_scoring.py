@@ -76,7 +76,7 @@ async def attempts_of(
             turns += 1
 
     async def call(part: pa.Table) -> list[dict[str, Any]]:
-        return [row async for row in generate(part)]
+        return [row async for rows in generate(part) for row in rows]
 
     counting = asyncio.ensure_future(count())
     try:
