@@ -238,7 +238,8 @@ def test_settings_that_changed_fail_the_batch_and_not_the_server(tmp_path: Path)
     server = Server(tmp_path)  # started again without the rate
     server.step()
     assert server.batch(name).status == "failed"
-    assert server.batch(name).body["errors"]["data"][0]["code"] == "run_failed"
+    (told,) = server.batch(name).body["errors"]["data"]
+    assert (told["code"], told["param"]) == ("invalid_metadata", "metadata.budget")
     assert server.batch(other).status == "in_progress"
 
 
