@@ -146,7 +146,10 @@ def clear(
         stop_width: 1 for the exact answer; more for a position up to that far above it.
     """
     demand = TotalDemand(utility, limit, quantity=quantity)
-    sample = sample_of(utility, rows=SAMPLE_ROWS)
+    is_large = len(utility) >= 4 * SAMPLE_ROWS
+    sample = sample_of(utility, rows=SAMPLE_ROWS if is_large else SAMPLE_ROWS // 4)
+    if near is None and not is_large:
+        reach *= 2  # a smaller sample knows it less well
     if near is None and len(sample) < len(utility):
         share = limit * len(sample) / len(utility)
         near = clear(sample, share, quantity=quantity, stop_width=SAMPLE_REACH // 4).index

@@ -1,8 +1,8 @@
 """Tabulated curves of very many queries, made a block at a time wherever they are looked at.
 
-What is kept of a query is its envelope: the vertices that it may buy, twenty bytes each, for a few kilobytes of tables. A
-block's tables come from a function, last as long as the block is looked at, and answer what the envelope does not. Every
-number is the one that `Tabulated` of all queries at once would have.
+What is kept of a query is its envelope: the vertices that it may buy, ten to twenty bytes each, for a few kilobytes of
+tables. A block's tables come from a function, last as long as the block is looked at, and answer what the envelope does not.
+Every number is the one that `Tabulated` of all queries at once would have.
 
 Legend: N queries, K grid points, V vertices of all envelopes together, M rows.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clear_ray.allocation.columns import BoolArray, FloatArray, IntArray, PerQuery
 from clear_ray.allocation.price_grid import SMALLEST_PRICE, next_price
@@ -47,12 +46,12 @@ class _Vertices:
 
     Attributes:
         price_V: Price of the step that ends there, on the price grid, above 0, falling within a query.
-        spend_V: Expected spend from the floor up to there.
+        spend_V: Expected spend from the floor up to there; None where the budget is counted as caps, which say it.
         tokens_V: Tokens there; the floor and the ceiling of the query still apply.
     """
 
     price_V: FloatArray
-    spend_V: FloatArray
+    spend_V: FloatArray | None
     tokens_V: IntArray
 
 
@@ -107,16 +106,16 @@ class TabulatedInBlocks:
     @classmethod
     def made_by(cls, make: MakesCurves, places: IntArray) -> TabulatedInBlocks:
         """Return the curves of the queries at some places, at least one, after looking at each once."""
-        rows: dict[str, list[NDArray[Any]]] = {}
-        vertices: dict[str, list[NDArray[Any]]] = {}
-        first, is_cap = 0, True
+        rows: list[_Rows] = []
+        vertices, is_cap = _Growing.of(0, has_spend=False), False
         for some in _blocks(len(places)):
-            of_rows, of_vertices, counts_caps = _envelopes(make, places[some], first)
-            for kept, columns in ((rows, of_rows), (vertices, of_vertices)):
-                for name, column in vars(columns).items():
-                    kept.setdefault(name, []).append(column)
-            first, is_cap = first + len(of_vertices.price_V), is_cap and counts_caps
-        return cls(make, _Rows(**_joined(rows)), _Vertices(**_joined(vertices)), is_spend_the_cap=is_cap)
+            curves = make(places[some])
+            is_cap = curves.is_spend_the_cap
+            if not rows:
+                vertices = _Growing.of(len(places) * curves.success_NK.shape[1], has_spend=not is_cap)
+            rows.append(_take_envelopes(curves, places[some], vertices))
+        joined = {name: np.concatenate([getattr(part, name) for part in rows]) for name in vars(rows[0])}
+        return cls(make, _Rows(**joined), vertices.whole(), is_spend_the_cap=is_cap)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"TabulatedInBlocks is immutable: {name} cannot be set")
@@ -168,6 +167,8 @@ class TabulatedInBlocks:
 
     def demanded_spend(self, price: PerQuery) -> FloatArray:
         """See `Tabulated`."""
+        if self._vertices.spend_V is None:
+            return self.spend(self.demand(price))
         return self._rows.floor_spend_M + self._at_last_bought(self._vertices.spend_V, price)
 
     def demanded(self, price: PerQuery) -> Demanded:
@@ -290,16 +291,47 @@ class TabulatedInBlocks:
         return found
 
 
-def _envelopes(make: MakesCurves, places: IntArray, first: int) -> tuple[_Rows, _Vertices, bool]:
-    """Return what is kept of a block's curves, the number of its first vertex given, and whether their budget counts caps."""
-    curves = make(places)
+@dataclass(slots=True, eq=False)
+class _Growing:
+    """Vertices as block after block adds its own, in place: memory that was not written to yet is none."""
+
+    price_V: FloatArray
+    spend_V: FloatArray | None
+    tokens_V: IntArray
+    count: int = 0
+
+    @staticmethod
+    def of(most: int, *, has_spend: bool) -> _Growing:
+        """Return room for so many."""
+        return _Growing(np.empty(most), np.empty(most) if has_spend else None, np.empty(most, np.int16))
+
+    def add(self, price_V: FloatArray, spend_V: FloatArray, tokens_V: IntArray) -> None:
+        """Add some."""
+        here = slice(self.count, self.count + len(price_V))
+        while len(tokens_V) and tokens_V.max() > np.iinfo(self.tokens_V.dtype).max:
+            wider = np.empty(len(self.tokens_V), np.int32 if self.tokens_V.itemsize == 2 else np.int64)
+            wider[: self.count] = self.tokens_V[: self.count]
+            self.tokens_V = wider
+        self.price_V[here], self.tokens_V[here] = price_V, tokens_V
+        if self.spend_V is not None:
+            self.spend_V[here] = spend_V
+        self.count = here.stop
+
+    def whole(self) -> _Vertices:
+        """Return all of them."""
+        spend_V = None if self.spend_V is None else self.spend_V[: self.count]
+        return _Vertices(self.price_V[: self.count], spend_V, self.tokens_V[: self.count])
+
+
+def _take_envelopes(curves: Tabulated, places: IntArray, into: _Growing) -> _Rows:
+    """Add the vertices of a block's curves to those before, and return what else is kept of them."""
     price_MK, steps = curves.steps.price_KN.T, curves.steps
     is_last_MK = np.concatenate([price_MK[:, 1:] < price_MK[:, :-1], np.ones((len(places), 1), np.bool_)], axis=1)
     is_vertex_MK = (price_MK > 0.0) & is_last_MK
     vertices_M = is_vertex_MK.sum(axis=1)
     rows = _Rows(
         place_M=places,
-        first_M=first + np.cumsum(vertices_M) - vertices_M,
+        first_M=into.count + np.cumsum(vertices_M) - vertices_M,
         vertices_M=vertices_M.astype(np.int16),
         floor_spend_M=steps.floor_spend_N,
         floor_M=np.array(curves.min_tokens_N),
@@ -307,19 +339,9 @@ def _envelopes(make: MakesCurves, places: IntArray, first: int) -> tuple[_Rows, 
         end_M=curves.tokens_NK[:, -1].astype(np.float64),
         cost_M=np.array(curves.cost_per_token_N),
     )
-    tokens_V = curves.tokens_NK[is_vertex_MK]
-    is_small = not len(tokens_V) or tokens_V.max() < np.iinfo(np.int32).max
-    vertices = _Vertices(
-        price_V=price_MK[is_vertex_MK],
-        spend_V=np.cumsum(steps.spend_KN, axis=0).T[is_vertex_MK],
-        tokens_V=tokens_V.astype(np.int32) if is_small else tokens_V,
-    )
-    return rows, vertices, curves.is_spend_the_cap
-
-
-def _joined(parts: dict[str, list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Return columns whole; the parts of each go as soon as it is."""
-    return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+    spend_MK = np.cumsum(steps.spend_KN, axis=0).T
+    into.add(price_MK[is_vertex_MK], spend_MK[is_vertex_MK], curves.tokens_NK[is_vertex_MK])
+    return rows
 
 
 def _blocks(queries: int) -> Iterator[slice]:

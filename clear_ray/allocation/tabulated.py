@@ -161,6 +161,8 @@ class Tabulated:
 
     def demanded_spend(self, price: PerQuery) -> FloatArray:
         """Return `spend(demand(price))`."""
+        if self.is_spend_the_cap:
+            return self.spend(self.demand(price))
         return self.steps.spend_at(self.steps.is_bought_KN(price))
 
     def demanded(self, price: PerQuery) -> Demanded:
