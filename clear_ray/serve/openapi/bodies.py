@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any, get_args
 
 from clear_ray.config.allocation import Objective
@@ -12,7 +14,7 @@ from clear_ray.ingest.requests import MOST_PROMPTS
 from clear_ray.serve.batches.bodies import MOST_KEY, MOST_PAIRS, MOST_VALUE
 from clear_ray.serve.batches.runs import asked_settings
 from clear_ray.serve.batches.service import PURPOSES
-from clear_ray.serve.batches.settings import BatchSettings, a_budget
+from clear_ray.serve.batches.settings import a_budget
 from clear_ray.serve.batches.validation import ENDPOINTS
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
@@ -24,6 +26,7 @@ _TEXT: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
 _SAID: Schema = {"type": "string", "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"}
 _STRUCTURES = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _BUDGET = r"^[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
+_ATTEMPTS = "^[1-9][0-9]?$"
 _CHANGE = r"^[+-]?[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
 _AMOUNT: Schema = {"minimum": 1, "maximum": MOST_BUDGET_TOKENS}
 _OUT_OF_NOTHING = {"type": "object", "additionalProperties": {"enum": [None, False]}}
@@ -274,10 +277,6 @@ def _metadata_of_query(settings: ServeConfig) -> Schema:
 
 
 def _metadata_of_batch(settings: ServeConfig) -> Schema:
-    batches = settings.batches
-    assert batches is not None  # noqa: S101 - only a server with batches describes them
-    objectives = [word for word in get_args(Objective) if _is_taken(batches, settings, objective=word)]
-    attempts = {"pattern": "^[1-9][0-9]?$"} if len(objectives) > 1 else {"const": "1"}
     known: Schema = {
         "budget": {
             "pattern": _BUDGET,
@@ -285,17 +284,40 @@ def _metadata_of_batch(settings: ServeConfig) -> Schema:
         },
         "weight": {"pattern": r"^([1-9][0-9]{0,2}|0\.[0-9]{0,2}[1-9])$"},
         "policy": {"enum": ["clear_ray", "uniform"]},
-        "objective": {"enum": objectives},
-        "attempts": attempts,
+        "objective": {"enum": [word for word in get_args(Objective) if _attempts_of(settings, objective=word)]},
+        "attempts": {"pattern": _ATTEMPTS},
     }
     text = {"type": "string", "maxLength": MOST_VALUE}
     named = {name: {**text, **schema} for name, schema in known.items()}
     limits = {"maxProperties": MOST_PAIRS, "propertyNames": {"minLength": 1, "maxLength": MOST_KEY}}
-    return record(named, others=text) | limits
+    return record(named, others=text) | limits | {"anyOf": list(_together(settings))}
 
 
-def _is_taken(batches: BatchSettings, settings: ServeConfig, **metadata: str) -> bool:
-    own = settings.run_of(settings.models[-1])
+def _together(settings: ServeConfig) -> Iterator[Schema]:
+    """Yield what policy, objective and attempts go together; False stands for one that is left out."""
+    for objective, policy in product((None, *get_args(Objective)), (None, "clear_ray", "uniform")):
+        asked = {name: word for name, word in (("objective", objective), ("policy", policy)) if word is not None}
+        attempts = _attempts_of(settings, **asked)
+        if not attempts:
+            continue
+        many = {"pattern": _ATTEMPTS} if "2" in attempts else {"const": "1"} if "1" in attempts else False
+        words = {name: {"const": asked[name]} if name in asked else False for name in ("objective", "policy")}
+        yield {
+            "properties": words | {"attempts": many},
+            "required": [*asked, *(() if "" in attempts else ("attempts",))],
+        }
+
+
+def _attempts_of(settings: ServeConfig, **asked: str) -> tuple[str, ...]:
+    """Return which of no attempts, one and several may be asked for beside something else."""
+    return tuple(
+        count for count in ("", "1", "2") if _is_taken(settings, **asked, **({"attempts": count} if count else {}))
+    )
+
+
+def _is_taken(settings: ServeConfig, **metadata: str) -> bool:
+    batches, own = settings.batches, settings.run_of(settings.models[-1])
+    assert batches is not None  # noqa: S101 - only a server with batches describes them
     try:
         asked_settings(batches, {"budget": str(a_budget(own.get("prices"))), **metadata}, own=own)
     except ApiError:

@@ -12,17 +12,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pyarrow.parquet as pq
 import pytest
 import uvicorn
 
+from clear_ray.config.allocation import Objective
 from clear_ray.ingest.fields import TABLES, Endpoint
+from clear_ray.serve.batches.runs import asked_settings
+from clear_ray.serve.errors import ApiError
 from clear_ray.serve.ingress import api
-from clear_ray.serve.openapi import describe, reference_page
+from clear_ray.serve.openapi import bodies, describe, reference_page
 from clear_ray.serve.openapi.bodies import query
 from clear_ray.serve.page import routes_of
 from clear_ray.serve.settings import ServeConfig
@@ -84,6 +88,28 @@ def test_what_is_described_follows_the_settings() -> None:
             jsonschema.validate(asked | wrong, schema)
     assert described["security"] == [{"key": []}]
     assert describe(settings())["security"] == []
+
+
+@pytest.mark.parametrize("run", [{}, {"scoring": {"scorer": "number"}}, {"allocation": {"objective": "vote"}}])
+def test_what_metadata_is_described_is_what_is_taken(run: dict[str, Any]) -> None:
+    """Every combination of what goes together only in part."""
+    known = settings(engine={**REPLAY}, batches={"folder": "x", "run": run})
+    assert known.batches is not None
+    schema = jsonschema.Draft202012Validator(bodies._metadata_of_batch(known))
+    taken = 0
+    for objective, policy, attempts in product(
+        (None, *get_args(Objective)), (None, "clear_ray", "uniform"), (None, "1", "3")
+    ):
+        words = {"objective": objective, "policy": policy, "attempts": attempts}
+        metadata = {name: word for name, word in words.items() if word is not None}
+        try:
+            asked_settings(known.batches, metadata, own=known.run_of(known.model_name))
+            is_taken = True
+        except ApiError:
+            is_taken = False
+        assert schema.is_valid(metadata) == is_taken, metadata
+        taken += is_taken
+    assert taken > 5
 
 
 def test_the_reference_shows_every_route_and_loads_nothing() -> None:
