@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clear_ray.allocation.columns import BoolArray, FloatArray, IntArray, PerQuery
 from clear_ray.allocation.price_grid import SMALLEST_PRICE, next_price
@@ -309,7 +310,7 @@ class _Growing:
         """Add some."""
         here = slice(self.count, self.count + len(price_V))
         while len(tokens_V) and tokens_V.max() > np.iinfo(self.tokens_V.dtype).max:
-            wider = np.empty(len(self.tokens_V), np.int32 if self.tokens_V.itemsize == 2 else np.int64)
+            wider: NDArray[Any] = np.empty(len(self.tokens_V), np.int32 if self.tokens_V.itemsize == 2 else np.int64)
             wider[: self.count] = self.tokens_V[: self.count]
             self.tokens_V = wider
         self.price_V[here], self.tokens_V[here] = price_V, tokens_V
