@@ -4,7 +4,7 @@ The method in twenty minutes, in this order:
 
     utility                           what a family of curves can answer
     surge, erlang, threshold_curve    curves with a formula: the paper's, ours, and what both share
-    tabulated                         curves as points, from competing risks
+    tabulated, in_blocks              curves as points, from competing risks; of many queries a block at a time
     price                             the lowest price at which demand fits, and its certificate
     allocate, ties, slack, spread     whole tokens for every query: ties, slack, an unspent budget
 

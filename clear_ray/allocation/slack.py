@@ -59,7 +59,7 @@ def _demand_with_ties(utility: Utility, price: float, budget: float, tie_break_N
     if price == 0.0:
         return utility.demand(price)
     tokens = utility.demand(next_price(price))
-    rows = np.flatnonzero((utility.breakpoints.reshape(-1, len(utility)) == price).any(axis=0))
+    rows = utility.rows_indifferent_at(price)
     ties = utility.take(rows)
     more = ties.demand(price)
     step = ties.spend(more) - ties.spend(tokens[rows])

@@ -5,6 +5,7 @@ Legend: N queries, K grid points.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NoReturn, Self
 
@@ -148,17 +149,19 @@ class Tabulated:
 
     def spend(self, tokens_N: PerQuery) -> FloatArray:
         """Return the expected spend under a cap of `tokens_N`, shape (N,)."""
+        if self.is_spend_the_cap:
+            return self.cost_per_token_N * np.minimum(tokens_N, self.tokens_NK[:, -1])
         return self.cost_per_token_N * cells_of(self.tokens_NK, tokens_N).read(self.spend_NK)
 
     def demand(self, price: PerQuery) -> FloatArray:
         """Return the cap that each query buys at `price` (a scalar, or one price a query), tokens, shape (N,)."""
-        bought = self._steps.is_bought_KN(price).sum(axis=0)
+        bought = self.steps.is_bought_KN(price).sum(axis=0)
         vertex = entry_at(self.tokens_NK, bought - 1)
         return np.minimum(np.maximum(vertex, self.min_tokens_N), self.max_tokens_N)
 
     def demanded_spend(self, price: PerQuery) -> FloatArray:
         """Return `spend(demand(price))`."""
-        return self._steps.spend_at(self._steps.is_bought_KN(price))
+        return self.steps.spend_at(self.steps.is_bought_KN(price))
 
     def demanded(self, price: PerQuery) -> Demanded:
         """Return spend and utility at `demand(price)`."""
@@ -188,7 +191,7 @@ class Tabulated:
     @property
     def reservation_price(self) -> FloatArray:
         """The price above which a query buys nothing beyond its floor, on the price grid, shape (N,)."""
-        return np.asarray(self._steps.price_KN[0], dtype=np.float64)
+        return np.asarray(self.steps.price_KN[0], dtype=np.float64)
 
     @property
     def threshold_tokens_N(self) -> FloatArray:
@@ -198,13 +201,17 @@ class Tabulated:
     @property
     def breakpoints(self) -> FloatArray:
         """Every slope of every envelope, flat."""
-        return self._steps.price_KN.ravel()
+        return self.steps.price_KN.ravel()
+
+    def rows_indifferent_at(self, price: float) -> IntArray:
+        """See `Utility`."""
+        return np.flatnonzero((self.steps.price_KN == price).any(axis=0))
 
     def next_step_price(self, tokens_N: PerQuery) -> FloatArray:
         """Return the price of the step that begins at or around `tokens_N`; 0 beyond the last, shape (N,)."""
         tokens = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))
         passed = (self.tokens_NK <= tokens[:, None]).sum(axis=1)
-        price = entry_at(self._steps.price_KN.T, np.minimum(passed, self.tokens_NK.shape[1] - 1))
+        price = entry_at(self.steps.price_KN.T, np.minimum(passed, self.tokens_NK.shape[1] - 1))
         return np.where(tokens < self.max_tokens_N, price, 0.0)
 
     def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
@@ -215,12 +222,13 @@ class Tabulated:
         tokens -= (self.spend(tokens) > spend_N) & (tokens > 0.0)  # the division may have rounded up
         return tokens.astype(np.int64)
 
-    def tie_columns(self, rows: IntArray) -> list[FloatArray]:
-        """Return the parameters of some rows, tables first."""
-        tables = [self.success_NK[rows], self.spend_NK[rows], self.tokens_NK[rows]]
-        columns = [np.asarray(table[:, k], dtype=np.float64) for table in tables for k in range(table.shape[1])]
-        limits = (self.weight_N, self.max_tokens_N, self.min_tokens_N, self.cost_per_token_N)
-        return columns + [column[rows] for column in limits]
+    def tie_columns(self, rows: IntArray) -> Iterator[FloatArray]:
+        """Yield the parameters of some rows, tables first."""
+        for table in (self.success_NK, self.spend_NK, self.tokens_NK):
+            for k in range(table.shape[1]):
+                yield np.asarray(table[rows, k], dtype=np.float64)
+        for column in (self.weight_N, self.max_tokens_N, self.min_tokens_N, self.cost_per_token_N):
+            yield column[rows]
 
     def take(self, indices: IntArray | BoolArray | slice) -> Self:
         """Return the curves of some queries; a slice shares memory and what was already computed."""
@@ -228,8 +236,8 @@ class Tabulated:
         for name, value in self.__dict__.items():
             taken.__dict__[name] = value[indices] if isinstance(value, np.ndarray) else value
         taken.__dict__.pop("_points", None)
-        if "_steps" in self.__dict__:
-            taken.__dict__["_steps"] = self._steps.take(indices)
+        if "steps" in self.__dict__:
+            taken.__dict__["steps"] = self.steps.take(indices)
         return taken
 
     def continued(self, start_tokens_N: PerQuery) -> Self:
@@ -259,7 +267,7 @@ class Tabulated:
         ceiling = np.where(is_running, np.maximum(self.max_tokens_N - start, 0.0), 0.0)
         later = object.__new__(type(self))
         later.__dict__.update(
-            {name: value for name, value in self.__dict__.items() if name not in ("_steps", "_points")},
+            {name: value for name, value in self.__dict__.items() if name not in ("steps", "_points")},
             tokens_NK=tokens,
             success_NK=np.minimum(success, 1.0),
             spend_NK=tokens.astype(np.float64) if self.is_spend_the_cap else spend,
@@ -287,8 +295,8 @@ class Tabulated:
         )
 
     @cached_property
-    def _steps(self) -> Steps:
-        """The upper concave envelopes between floor and ceiling, computed once."""
+    def steps(self) -> Steps:
+        """Their upper concave envelopes between floor and ceiling, computed once."""
         return concave_steps(
             self.tokens_NK,
             self.success_NK,

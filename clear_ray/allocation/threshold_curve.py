@@ -183,6 +183,10 @@ class ThresholdCurve(ABC):
         """The reservation prices: demand leaps nowhere else."""
         return self.reservation_price
 
+    def rows_indifferent_at(self, price: float) -> IntArray:
+        """See `Utility`."""
+        return np.flatnonzero(self.reservation_price == price)
+
     def next_step_price(self, tokens_N: PerQuery) -> FloatArray:
         """Return the reservation price of queries that hold no more than their floor; 0 for the others."""
         return np.where(np.asarray(tokens_N) <= self.min_tokens_N, self.reservation_price, 0.0)

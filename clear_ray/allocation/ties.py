@@ -5,11 +5,16 @@ Legend: N queries, M rows out of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain, islice
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from clear_ray.allocation.columns import BoolArray, FloatArray, IntArray, query_column
 from clear_ray.allocation.utility import Utility
+
+_COLUMNS_AT_ONCE = 8
 
 
 def checked_tie_break(tie_break_N: ArrayLike | None, *, queries: int) -> FloatArray:
@@ -41,8 +46,31 @@ def funding_order(utility: Utility, rows: IntArray, primary_M: FloatArray, tie_b
     is_tied = is_same[1:] | is_same[:-1]
     if is_tied.any():  # the whole comparison is needed for equal keys only
         tied = order[is_tied]
-        columns = [primary_M[tied], *utility.tie_columns(rows[tied]), tie_break_N[rows[tied]], rows[tied]]
-        order[is_tied] = tied[np.lexsort(columns[::-1])]
+        last = (tie_break_N[rows[tied]], rows[tied])
+        order[is_tied] = tied[_sorted_by(chain((primary_M[tied],), utility.tie_columns(rows[tied]), last))]
+    return order
+
+
+def _sorted_by(columns: Iterable[FloatArray | IntArray]) -> IntArray:
+    """Return the order of rows by columns, the most significant first; no more of them are looked at than it takes."""
+    waiting = iter(columns)
+    order, group, tied = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    while chunk := list(islice(waiting, _COLUMNS_AT_ONCE)):
+        if not order.size:
+            order, group = np.arange(chunk[0].size), np.zeros(chunk[0].size, np.int64)
+            tied = order.copy()
+        keys = [column[order[tied]] for column in chunk if (column != column[:1]).any()]
+        if keys:
+            keys.insert(0, group[tied])
+            by_keys = np.lexsort(keys[::-1])
+            order[tied] = order[tied][by_keys]
+            is_next = np.any([key[by_keys][1:] != key[by_keys][:-1] for key in keys], axis=0)
+            group[tied] = np.cumsum(np.concatenate([[0], is_next]))
+            is_same = np.zeros(tied.size + 1, np.bool_)
+            is_same[1:-1] = ~is_next
+            tied = tied[is_same[1:] | is_same[:-1]]
+        if not tied.size:
+            break
     return order
 
 

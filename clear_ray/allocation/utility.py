@@ -9,6 +9,7 @@ A utility curve says, for each query, the chance of a correct answer by a cap of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -126,6 +127,9 @@ class Utility(Protocol):
     def breakpoints(self) -> FloatArray:
         """Every price at which some demand leaps, flat, in no order, zeros included."""
 
+    def rows_indifferent_at(self, price: float) -> IntArray:
+        """Return the queries whose demand leaps at a price above 0 on the price grid."""
+
     def next_step_price(self, tokens_N: PerQuery) -> FloatArray:
         """Return the price of the next leap of demand above `tokens_N`; 0 where none is left.
 
@@ -135,8 +139,11 @@ class Utility(Protocol):
     def affordable_tokens(self, spend_N: PerQuery) -> IntArray:
         """Return the largest whole cap within `max_tokens_N` whose expected spend is at most `spend_N`."""
 
-    def tie_columns(self, rows: IntArray) -> list[FloatArray]:
-        """Return the parameters of some rows, most significant first, so that equal curves compare equal."""
+    def tie_columns(self, rows: IntArray) -> Iterable[FloatArray]:
+        """Return the parameters of some rows, most significant first, so that equal curves compare equal.
+
+        One that is the same in all of these rows may be left out.
+        """
 
     def take(self, indices: IntArray | BoolArray | slice) -> Utility:
         """Return the curves of some queries; a slice shares memory."""

@@ -16,6 +16,7 @@ from clear_ray.batch.earlier_runs import keep_lesson
 from clear_ray.batch.feature_worth import worth_of_sets
 from clear_ray.batch.generate import mark_lost_answers
 from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, told_of
+from clear_ray.batch.memory import give_back_memory
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
 from clear_ray.batch.report import make_report
@@ -60,8 +61,11 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         prompt_tokens_N=estimates.prompt_tokens_N,
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
+        stopped=(stopped := read_orders(folder, run.config.budget_tokens).stop),
     )
+    give_back_memory(len(spent_N))
     _write_completions(folder, verdicts, run.void_attempts())
+    give_back_memory(len(spent_N))
     if not run.states.rule.is_single:
         _write_answers(run, rounds)
     scores = read_scores(folder, len(spent_N))
@@ -82,10 +86,9 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
     report = report.model_copy(update=scores.facts(folder, run.config.scoring.scorer))
     if digest.openai_url is not None:
         model = run.scaler.engines.model.name
-        stop = read_orders(folder, run.config.budget_tokens).stop or "batch_expired"
         model_of = {engine.name: engine.model for engine in report.engines}
         rows, url = completion_rows(folder), digest.openai_url
-        write_openai_outputs(rows, folder, model=model, url=url, unserved=stop, model_of=model_of)
+        write_openai_outputs(rows, folder, model=model, url=url, unserved=stopped or "batch_expired", model_of=model_of)
     write_page(report, completions=completion_views(folder, READ_OF_ALL), folder=folder)
     folder.write(SUMMARY, report.model_dump_json(indent=2).encode())
     return report

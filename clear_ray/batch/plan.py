@@ -15,7 +15,7 @@ from clear_ray.batch.menu import queries_of_engines
 from clear_ray.batch.pricing import planned_probe_parts, priced, token_costs
 from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
-from clear_ray.cluster.engines import begun_engines
+from clear_ray.cluster.several import engines_of_run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
 from clear_ray.records import COST_PARTS
@@ -79,7 +79,7 @@ def _plan_in(
     load_scorer_of(config)
     heads = heads_of(config)
     try:
-        with begun_run(begun_engines, queries, config, heads, folder, display) as (progress, begun):
+        with begun_run(engines_of_run, queries, config, heads, folder, display) as (progress, begun):
             notes = notes_of(config, heads)
             digest = take_in(queries, config, folder)
             input_cost_N = checked_costs(config, folder, digest.rows)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated, budget_for, demand_curve
+from clear_ray.allocation import Tabulated, Utility, budget_for, demand_curve
+from clear_ray.allocation.in_blocks import curves_of
 from clear_ray.batch.asked_again import attempts_report
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.estimation.head import HeadCard
@@ -242,7 +243,7 @@ def _sample_of(batch: Batch) -> Batch:
     return batch.take(np.unique(np.linspace(0, known - 1, min(known, SAMPLE_QUERIES)).astype(np.int64)))
 
 
-def _utility_of(batches: Sequence[Batch]) -> Tabulated:
+def _utility_of(batches: Sequence[Batch]) -> Utility:
     """Return the curves over what answers are expected to spend, by the best of the engines at each amount."""
     batch = batches[0]
     index = np.arange(len(batch.weight_N))
@@ -251,15 +252,20 @@ def _utility_of(batches: Sequence[Batch]) -> Tabulated:
         return axis_of(options, index, available_tokens=MOST_BUDGET_TOKENS, basis="expected_spend").utility(
             np.zeros_like(index)
         )
-    return Tabulated(
-        batch.curves.tokens_K,
-        batch.curves.success_NK,
-        batch.curves.spend_NK,
-        survival_NK=batch.curves.survival_NK,
-        weight_N=batch.weight_N,
-        max_tokens_N=batch.max_tokens_N,
-        cost_per_token_N=batch.cost_N,
-    )
+
+    def made(places: NDArray[np.int64]) -> Tabulated:
+        part = batch.take(places)
+        return Tabulated(
+            part.curves.tokens_K,
+            part.curves.success_NK,
+            part.curves.spend_NK,
+            survival_NK=part.curves.survival_NK,
+            weight_N=part.weight_N,
+            max_tokens_N=part.max_tokens_N,
+            cost_per_token_N=part.cost_N,
+        )
+
+    return curves_of(made, len(index))
 
 
 def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:

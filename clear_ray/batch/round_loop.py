@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clear_ray.batch.asked_again import solved_by_attempt
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_of, mark_lost_answers
+from clear_ray.batch.memory import give_back_memory
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.pace import IDLE_SHARE, ClearingPace
 from clear_ray.rounds.running import Round
@@ -105,6 +106,7 @@ class _Playing:
             return False
         self._begun[granted.number] = started
         write_grants(run.folder, granted)
+        give_back_memory(len(run.states.cost_N))
         self._generate(granted, np.ones(len(granted.clearing.index_M), bool))
         return True
 

@@ -23,6 +23,7 @@ from clear_ray.batch.earlier_runs import make_ready
 from clear_ray.batch.first_stage import begun_run, checked_costs, first_stage, opened_rounds, probed, start_of
 from clear_ray.batch.generate import open_callers
 from clear_ray.batch.intake import load_scorer_of, take_in
+from clear_ray.batch.memory import give_back_memory
 from clear_ray.batch.metered_display import Measured
 from clear_ray.batch.orders import heeding_orders
 from clear_ray.batch.pricing import (
@@ -35,9 +36,10 @@ from clear_ray.batch.pricing import (
 from clear_ray.batch.round_loop import play_rounds
 from clear_ray.batch.startup import Engines
 from clear_ray.cluster.autoscaling import EngineScaler
-from clear_ray.cluster.engines import EngineActors, begun_engines
+from clear_ray.cluster.engines import EngineActors
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
+from clear_ray.cluster.several import engines_of_run
 from clear_ray.config.run import RunConfig
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import begin
@@ -103,7 +105,7 @@ def run(queries: Dataset | None, config: RunConfig, *, display: Display | None =
         ClusterError: No Ray cluster can be had, or it is full.
         StorageError: The run folder's disk is full or broken, or closed to this user; what was settled is kept.
     """
-    return run_on(begun_engines, queries, config, display=display or QuietDisplay())
+    return run_on(engines_of_run, queries, config, display=display or QuietDisplay())
 
 
 def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, display: Display) -> RunResult:
@@ -132,6 +134,7 @@ def _run_alone(
     with begun_run(start_engines, queries, config, heads, folder, display) as (progress, begun):
         notes = notes_of(config, heads)
         digest = take_in(queries, config, folder, manifest)
+        give_back_memory(digest.rows)
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
@@ -161,6 +164,7 @@ def _run_alone(
                 has_states=config.reads_states,
                 fee=first_token_fee(config, market),
             )
+            give_back_memory(digest.rows)
             progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
             estimates = priced(config, found, input_cost_N)
             if parts := probe_parts(config, estimates, input_cost_N):

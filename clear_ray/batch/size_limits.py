@@ -8,7 +8,8 @@ from __future__ import annotations
 from clear_ray.config.run import RunConfig
 
 SKETCH_ABOVE_QUERIES = 100_000
-"""Larger batches are priced from sketches: all curves in one process cost five kilobytes a query, and lose no slack."""
+"""Larger batches are priced from sketches, on all machines; one process takes two seconds to clear so many, and loses no
+slack."""
 SPREAD_ABOVE_QUERIES = 2_048
 """Larger batches have what is computed of each prompt computed by Ray Data."""
 SORTED_BY_RAY_ABOVE_ROWS = 2_000_000

@@ -205,7 +205,7 @@ class _OpenCurves:
         index_B, batch = block["index"].to_numpy(), self.believed(block)
         option = Option(batch, answer_tokens_N[index_B])
         rows = np.flatnonzero(is_open_N[index_B] & (option.room_N > 0))
-        axis = axis_of((option,), rows, available_tokens=self.available_tokens, basis="ceilings")
+        axis = axis_of((option,), rows, available_tokens=self.available_tokens, basis="ceilings", is_one_block=True)
         utility = axis.utility(np.zeros_like(rows))
         return BlockCurves(index_B[rows], utility, batch.tie_break_N[rows]), axis
 

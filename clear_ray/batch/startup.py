@@ -17,12 +17,11 @@ from clear_ray.cluster.gpu_requests import GpuClaim, gpus_for
 from clear_ray.cluster.joining import joining_cluster
 from clear_ray.cluster.meanwhile import meanwhile
 from clear_ray.cluster.room import settled
-from clear_ray.cluster.several import several_engines
 from clear_ray.config.engine import EngineConfig
 from clear_ray.estimation.head import Head
 
 Engines = Callable[..., AbstractContextManager[EngineActors]]
-"""What starts the engines of a run and ends them, with the arguments of `cluster.engines.begun_engines`."""
+"""What starts the engines of a run and ends them, with the arguments of `cluster.several.engines_of_run`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def beginning(
     """Have Ray and the engines begin; end both afterwards.
 
     Args:
-        start_engines: What starts the engine, where there is one.
+        start_engines: What starts them.
         engines: Settings and estimate of each.
         run_dir: The run folder.
         rows_each: See `EngineActors`.
@@ -58,14 +57,9 @@ def beginning(
     def started() -> Iterator[EngineActors]:
         ray_is_up()
         each = [(settled(config), head) for config, head in engines]
-        if len(each) > 1:
-            with several_engines(each, run_dir=run_dir) as several:
-                yield several
-            return
-        (engine, head) = each[0]
-        gpus.num_gpus = engine.num_gpus or 0
-        with start_engines(engine, head, run_dir=run_dir, ask_for=gpus, rows_each=rows_each) as one:
-            yield one
+        gpus.num_gpus = (each[0][0].num_gpus or 0) if len(each) == 1 else 0
+        with start_engines(each, run_dir=run_dir, ask_for=gpus, rows_each=rows_each) as actors:
+            yield actors
 
     with joining_cluster() as ray_is_up, meanwhile(started()) as engines_of:
         yield Beginning(ray_is_up, engines_of, gpus)

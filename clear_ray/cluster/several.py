@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from clear_ray.cluster.engines import EngineActors
+from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.room import refuse_too_many_gpus, wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
@@ -53,6 +53,29 @@ class SeveralEngines(EngineActors):
         )
         self.head = self._each[0].head
         self.start_seconds = max(engines.start_seconds for engines in self._each)
+
+
+@contextmanager
+def engines_of_run(
+    engines: Sequence[tuple[EngineConfig, Head]],
+    *,
+    run_dir: str,
+    ask_for: Callable[[int], None] = lambda _: None,
+    rows_each: int | None = None,
+) -> Iterator[EngineActors]:
+    """Start the workers of a run's engine, or of its engines, and end them afterwards; arguments as of `EngineActors`.
+
+    Raises:
+        ConfigError: The cluster has fewer GPUs than several engines take together.
+        ClusterError: The cluster is full.
+    """
+    if len(engines) > 1:
+        with several_engines(engines, run_dir=run_dir) as several:
+            yield several
+        return
+    ((config, head),) = engines
+    with begun_engines(config, head, run_dir=run_dir, ask_for=ask_for, rows_each=rows_each) as one:
+        yield one
 
 
 @contextmanager

@@ -18,11 +18,11 @@ CURRENCIES = frozenset(
     )
 )
 """Codes that a budget or a price list may be in."""
-SCALE = {"": 1, "k": 10**3, "m": 10**6, "million": 10**6, "b": 10**9, "g": 10**9, "billion": 10**9}
+SCALE = {"": 1, "k": 10**3, "thousand": 10**3, "m": 10**6, "million": 10**6, "b": 10**9, "g": 10**9, "billion": 10**9}
 """What a suffix stands for, by its small letters."""
 SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 NUMBER = r"(\d+(?:\.\d+)?)"
-SUFFIX = "((?i:million|billion|[kmbg]?))"
+SUFFIX = "((?i:thousand|million|billion|[kmbg]?))"
 
 _WORDS = {"dollar": "USD", "dollars": "USD", "euro": "EUR", "euros": "EUR", "pound": "GBP", "pounds": "GBP"}
 _CENTS = {"cent", "cents", "¢", "ct", "cts"}

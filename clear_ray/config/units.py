@@ -24,6 +24,7 @@ _TIME = r"gpu[- ](second|minute|hour)"
 _PER = r"(?:\s+per\s+|\s*/\s*)"
 _TOKENS = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
 _IN_THOUSANDS = re.compile(r"\s*(\d{1,3}([,._ ])\d{3}(?:\2\d{3})+)\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
+_AS_FLOAT = re.compile(r"\s*(\d+\.0|\d+(?:\.\d+)?e\+?\d{1,2})\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
 _MONEY_RATE = re.compile(rf"(.+?){_PER}(?:{NUMBER}\s*)?{SUFFIX}\s*tokens?\s*", re.ASCII | re.IGNORECASE)
 _GPU_RATE = re.compile(rf"\s*{NUMBER}\s*{SUFFIX}\s*tokens?{_PER}{_TIME}\s*", re.ASCII | re.IGNORECASE)
 _IN_GROUPS = re.compile(rf"\s*\d+(?:[,_ ]\d+)+(?:\.\d+)?\s*{SUFFIX}\s*(?:tokens?)?\s*", re.ASCII | re.IGNORECASE)
@@ -125,6 +126,8 @@ def budget_in_units(budget: int | str, prices: Prices) -> int:
 def _amount_of(budget: int | str) -> _Amount:
     if not isinstance(budget, str):
         return _Amount(Fraction(budget), "tokens")
+    if matched := _AS_FLOAT.fullmatch(budget):  # as programs write a whole number: `2000000.0`, `2e6`
+        return _Amount(Fraction(matched[1]), "tokens")
     if matched := _TOKENS.fullmatch(budget):
         if "." in matched[1] and not matched[2]:
             raise ValueError(f"{_WHOLE_TOKENS}, {_WITHOUT_MARKS}")

@@ -50,7 +50,7 @@ class Curves:
     def take(self, index: ArrayLike) -> Curves:
         """Return the curves of the queries at `index` (integers or a mask), in that order."""
         rows = np.asarray(index)
-        per_query = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "tokens_K"}
+        per_query = {f.name: getattr(self, f.name)[rows] for f in fields(Curves) if f.name != "tokens_K"}
         return Curves(tokens_K=self.tokens_K, **per_query)
 
     @staticmethod

@@ -24,8 +24,8 @@ from clear_ray.ingest.normalise import NormalRow
 from clear_ray.records import QUERY_COLUMNS_ADDED, QUERY_SCHEMA
 from clear_ray.storage import DISK_ERRORS, Folder, sync_path
 
-_FILE_ROWS = 50_000
-_FILE_CHARACTERS = 16_000_000  # long prompts make shorter files, so that memory stays flat
+_FILE_ROWS = 16_384
+_FILE_CHARACTERS = 4_000_000  # long prompts make shorter files, of which a few copies are held while one is written
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 

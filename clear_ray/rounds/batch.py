@@ -5,6 +5,7 @@ Shapes: N queries of the batch, M of them chosen, K grid points.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated
+from clear_ray.allocation.in_blocks import ROWS_OF_BLOCK
 from clear_ray.estimation.curves import Curves
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.calls import CallCosts
@@ -57,6 +59,23 @@ class Batch:
             self.cost_N[index],
             None if self.calls is None else self.calls.take(index),
         )
+
+
+def by_blocks(
+    curves: Curves, index_M: NDArray[np.int64], asked: Callable[[Curves, slice], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Return a number of each of some queries' curves, a block of which is looked at at once.
+
+    Args:
+        curves: Of all queries.
+        index_M: Which queries.
+        asked: Returns the numbers of a block's curves, which are those of a stretch of `index_M`.
+    """
+    found_M = np.empty(len(index_M))
+    for first in range(0, len(index_M), ROWS_OF_BLOCK):
+        some = slice(first, min(first + ROWS_OF_BLOCK, len(index_M)))
+        found_M[some] = asked(curves.take(index_M[some]), some)
+    return found_M
 
 
 def further_utility(
@@ -141,7 +160,12 @@ def uniform_ceiling(batch: Batch, spend_tokens: float) -> tuple[int, float]:
     if batch.calls is not None:
         index = np.arange(len(batch.cost_N))
         prompts = float(batch.calls.fixed_parts(index, np.zeros_like(index)).sum()) / COST_PARTS
-    spend_K = np.concatenate([[0.0], prompts + batch.cost_N @ curves.spend_NK.astype(np.float64)])
-    utility_K = np.concatenate([[0.0], batch.weight_N @ curves.success_NK.astype(np.float64)])
+    spend_K, utility_K = np.zeros((2, len(tokens_K)))
+    for first in range(0, len(curves), ROWS_OF_BLOCK):
+        some = slice(first, min(first + ROWS_OF_BLOCK, len(curves)))
+        block = curves.take(np.arange(some.start, some.stop))
+        spend_K[1:] += batch.cost_N[some] @ block.spend_NK.astype(np.float64)
+        utility_K[1:] += batch.weight_N[some] @ block.success_NK.astype(np.float64)
+    spend_K[1:] += prompts
     ceiling = int(np.interp(spend_tokens, spend_K, tokens_K))
     return ceiling, float(np.interp(ceiling, tokens_K, utility_K))

@@ -22,9 +22,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated, allocate
+from clear_ray.allocation import Tabulated, Utility, allocate
+from clear_ray.allocation.in_blocks import curves_of
 from clear_ray.records import COST_PARTS
-from clear_ray.rounds.batch import Batch, affordable_tokens, cost_parts, expected_spend, survival_at, taken_tokens
+from clear_ray.rounds.batch import (
+    Batch,
+    affordable_tokens,
+    by_blocks,
+    cost_parts,
+    expected_spend,
+    survival_at,
+    taken_tokens,
+)
 from clear_ray.rounds.clearing import Clearing, clear, grants_of, nothing_to_grant
 
 _LEAST_CHANCE = 1 / COST_PARTS
@@ -81,7 +90,9 @@ def clear_beside(
         surplus_N=allocation.surplus_N[: len(free)],
         dual_bound=allocation.dual_bound - float(allocation.utility_N[len(free) :].sum()),
     )
-    spend_F = expected_spend(batch.curves.take(free), generated_tokens_N[free], tokens_F)
+    funded = np.flatnonzero(tokens_F)
+    spend_F = np.zeros(len(free))
+    spend_F[funded] = _expected_spend(batch, free[funded], generated_tokens_N[free[funded]], tokens_F[funded])
     granted = grants_of(
         to_free,
         free,
@@ -104,7 +115,7 @@ class _WideMarket:
     """
 
     index: NDArray[np.int64]
-    utility: Tabulated
+    utility: Utility
     budget_tokens: int
 
     @staticmethod
@@ -116,10 +127,15 @@ class _WideMarket:
         available_tokens: int,
     ) -> _WideMarket:
         index_M, at_M = running.index_M, generated_N[running.index_M] + running.progress_M
-        curves_M, end_M = batch.curves.take(index_M), generated_N[running.index_M] + running.tokens_M
-        left_M = running.tokens_M - running.progress_M
-        refund_M = np.maximum(left_M - expected_spend(curves_M, at_M, left_M), 0.0)
-        chance_M = survival_at(curves_M, end_M) / np.maximum(survival_at(curves_M, at_M), _LEAST_CHANCE)
+        end_M, left_M = generated_N[running.index_M] + running.tokens_M, running.tokens_M - running.progress_M
+        refund_M = np.maximum(left_M - _expected_spend(batch, index_M, at_M, left_M), 0.0)
+        chance_M = by_blocks(
+            batch.curves,
+            index_M,
+            lambda curves, some: (
+                survival_at(curves, end_M[some]) / np.maximum(survival_at(curves, at_M[some]), _LEAST_CHANCE)
+            ),
+        )
         may_M = (end_M < batch.max_tokens_N[index_M]) & (chance_M > _LEAST_CHANCE)
         index = np.concatenate([free, index_M[may_M]])
         chance = np.concatenate([np.ones(len(free)), np.minimum(chance_M[may_M], 1.0)])
@@ -129,14 +145,26 @@ class _WideMarket:
         room = np.minimum(batch.max_tokens_N[index] - start, affordable_tokens(budget_tokens, cost))
         # What is not there yet can be bought by none of those that are free.
         room[: len(free)] = np.minimum(room[: len(free)], affordable_tokens(available_tokens, batch.cost_N[free]))
-        curves = batch.curves.take(index)
-        utility = Tabulated(
-            curves.tokens_K,
-            curves.success_NK,
-            None,
-            survival_NK=curves.survival_NK,
-            weight_N=batch.weight_N[index] * chance,
-            max_tokens_N=start + room,
-            cost_per_token_N=cost,
-        )
-        return _WideMarket(index, utility.continued(start), budget_tokens)
+        weight, ceiling = batch.weight_N[index] * chance, start + room
+
+        def made(places: NDArray[np.int64]) -> Tabulated:
+            curves = batch.curves.take(index[places])
+            whole = Tabulated(
+                curves.tokens_K,
+                curves.success_NK,
+                None,
+                survival_NK=curves.survival_NK,
+                weight_N=weight[places],
+                max_tokens_N=ceiling[places],
+                cost_per_token_N=cost[places],
+            )
+            return whole.continued(start[places])
+
+        return _WideMarket(index, curves_of(made, len(index)), budget_tokens)
+
+
+def _expected_spend(
+    batch: Batch, index_M: NDArray[np.int64], before_M: NDArray[np.int64], tokens_M: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return what further tokens of some queries are expected to spend."""
+    return by_blocks(batch.curves, index_M, lambda curves, some: expected_spend(curves, before_M[some], tokens_M[some]))

@@ -24,10 +24,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Allocation, Tabulated, allocate, uniform
+from clear_ray.allocation import Allocation, Utility, allocate, uniform
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.batch import Basis, Batch, cost_parts, taken_tokens
-from clear_ray.rounds.menu import Option, TokenAxis, axis_of
+from clear_ray.rounds.menu import Option, axis_of
 
 Policy = Literal["clear_ray", "uniform"]
 Solve = Callable[..., Allocation]
@@ -168,7 +168,7 @@ def clear_menu(
         return nothing_to_grant(queries)
     floor = axis.floors(np.zeros_like(index) if owed_tokens_N is None else owed_tokens_N[index])
     batch, is_one = options[0].batch, len(options) == 1
-    cost_M = batch.cost_N[index] if isinstance(axis, TokenAxis) else np.ones(len(index))
+    cost_M = batch.cost_N[index] if axis.is_tokens else np.ones(len(index))
     if taken_tokens(floor, cost_M) > available_tokens:
         return nothing_to_grant(queries)
     solve = policy if callable(policy) else SOLVERS[policy]
@@ -192,12 +192,12 @@ def clear_menu(
         granted,
         kept_tokens=kept_tokens,
         option_M=None if is_one else option_M[place_M],
-        reserved_parts_M=None if isinstance(axis, TokenAxis) else parts_M[place_M],
+        reserved_parts_M=None if axis.is_tokens else parts_M[place_M],
     )
 
 
 def _without_kept(
-    allocation: Allocation, floor_M: NDArray[np.int64], unfloored: Tabulated
+    allocation: Allocation, floor_M: NDArray[np.int64], unfloored: Utility
 ) -> tuple[Allocation, NDArray[np.bool_]]:
     """Return the grants without the floors of queries that would not buy a token at the price, and which those are.
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated
 from clear_ray.allocation.envelope import limited_points
+from clear_ray.allocation.in_blocks import ROWS_OF_BLOCK, TabulatedInBlocks, blocks_of, curves_of
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.batch import Basis, Batch, cost_parts, expected_spend, further_utility
@@ -49,14 +50,23 @@ class Option:
         room_N = np.maximum(self.batch.max_tokens_N - self.generated_tokens_N, 0)
         return room_N if self.is_offered_N is None else np.where(self.is_offered_N, room_N, 0)
 
+    def take(self, index: Integers) -> Option:
+        """Return that of some queries."""
+        is_offered = None if self.is_offered_N is None else self.is_offered_N[index]
+        return Option(self.batch.take(index), self.generated_tokens_N[index], is_offered)
+
 
 class Axis(Protocol):
     """What M queries may buy, in amounts; shapes (M,)."""
 
+    @property
+    def is_tokens(self) -> bool:
+        """Whether an amount is so many tokens."""
+
     def floors(self, owed_tokens_M: Integers) -> Integers:
         """Return the amounts of tokens that are owed whatever the price."""
 
-    def utility(self, floor_M: Integers) -> Tabulated:
+    def utility(self, floor_M: Integers) -> Tabulated | TabulatedInBlocks:
         """Return the curves over amounts, with floors."""
 
     def read(self, amount_M: Integers) -> tuple[Integers, Integers]:
@@ -69,7 +79,9 @@ class Axis(Protocol):
         """Return what they are expected to generate."""
 
 
-def axis_of(options: Sequence[Option], index: Integers, *, available_tokens: int, basis: Basis) -> Axis:
+def axis_of(
+    options: Sequence[Option], index: Integers, *, available_tokens: int, basis: Basis, is_one_block: bool = False
+) -> Axis:
     """Return what the queries at `index` may buy.
 
     Args:
@@ -77,11 +89,77 @@ def axis_of(options: Sequence[Option], index: Integers, *, available_tokens: int
         index: Which queries.
         available_tokens: What may be granted, in the budget's unit.
         basis: What a grant is priced at.
+        is_one_block: Whether all of them may be held at once, which pays where they are asked at hundreds of prices.
     """
-    (first, *others) = options
-    if first.batch.calls is None and not others:
-        return TokenAxis(first, index, available_tokens, basis)
+    if len(index) > ROWS_OF_BLOCK and not is_one_block:
+        return AxisInBlocks(tuple(options), index, available_tokens, basis)
+    return _axis_of_few(options, index, available_tokens, basis)
+
+
+def _axis_of_few(
+    options: Sequence[Option], index: Integers, available_tokens: int, basis: Basis
+) -> TokenAxis | MenuAxis:
+    if _is_in_tokens(options):
+        return TokenAxis(options[0], index, available_tokens, basis)
     return MenuAxis(tuple(options), index, available_tokens, basis)
+
+
+def _is_in_tokens(options: Sequence[Option]) -> bool:
+    return len(options) == 1 and options[0].batch.calls is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AxisInBlocks:
+    """See `Axis`: of so many queries that a block of them is looked at at once."""
+
+    options: tuple[Option, ...]
+    index: Integers
+    available_tokens: int
+    basis: Basis
+
+    @property
+    def is_tokens(self) -> bool:
+        """See `Axis`."""
+        return _is_in_tokens(self.options)
+
+    def floors(self, owed_tokens_M: Integers) -> Integers:
+        """See `Axis`."""
+        if not owed_tokens_M.any():
+            return owed_tokens_M
+        floor_M = np.zeros_like(owed_tokens_M)
+        for some in blocks_of(np.arange(len(owed_tokens_M))):
+            floor_M[some] = self._of(some).floors(owed_tokens_M[some])
+        return floor_M
+
+    def utility(self, floor_M: Integers) -> Tabulated | TabulatedInBlocks:
+        """See `Axis`."""
+        return curves_of(lambda places: self._of(places).utility(floor_M[places]), len(self.index))
+
+    def read(self, amount_M: Integers) -> tuple[Integers, Integers]:
+        """See `Axis`."""
+        option_M, tokens_M = np.zeros_like(amount_M), np.zeros_like(amount_M)
+        for some in blocks_of(np.flatnonzero(amount_M)):
+            option_M[some], tokens_M[some] = self._of(some).read(amount_M[some])
+        return option_M, tokens_M
+
+    def parts(self, option_M: Integers, tokens_M: Integers) -> Integers:
+        """See `Axis`."""
+        parts_M = np.zeros_like(tokens_M)
+        for some in blocks_of(np.flatnonzero(tokens_M)):
+            parts_M[some] = self._of(some).parts(option_M[some], tokens_M[some])
+        return parts_M
+
+    def expected_tokens(self, option_M: Integers, tokens_M: Integers) -> NDArray[np.float64]:
+        """See `Axis`."""
+        expected_M = np.zeros(len(tokens_M))
+        for some in blocks_of(np.flatnonzero(tokens_M)):
+            expected_M[some] = self._of(some).expected_tokens(option_M[some], tokens_M[some])
+        return expected_M
+
+    def _of(self, places: Integers) -> TokenAxis | MenuAxis:
+        """Return the axis of a block of the queries."""
+        options = [option.take(self.index[places]) for option in self.options]
+        return _axis_of_few(options, np.arange(len(places)), self.available_tokens, self.basis)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +170,11 @@ class TokenAxis:
     index: Integers
     available_tokens: int
     basis: Basis
+
+    @property
+    def is_tokens(self) -> bool:
+        """See `Axis`."""
+        return True
 
     def floors(self, owed_tokens_M: Integers) -> Integers:
         """See `Axis`."""
@@ -132,6 +215,8 @@ class MenuAxis:
         available_tokens: What may be granted.
         basis: What a grant is priced at: its reservation, or what it is expected to take.
     """
+
+    is_tokens = False
 
     def __init__(self, options: tuple[Option, ...], index: Integers, available_tokens: int, basis: Basis) -> None:
         self._options, self._index, self._is_expected = options, index, basis == "expected_spend"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clear_ray.allocation.in_blocks import ROWS_OF_BLOCK
 from clear_ray.estimation.curves import Curves
+from clear_ray.estimation.curves_on_disk import CurvesOnDisk
 from clear_ray.records import STATES
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
@@ -168,10 +171,8 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
     if most_curves is not None and most_curves < queries:
         sample = _even_sample(queries, most_curves, seed)
         wanted = ds.field("index").isin(pa.array(sample))
-    table = source.to_table(columns=CURVE_COLUMNS, filter=wanted)
-    table = table.take(pa.array(np.argsort(table["index"].to_numpy())))
     return Estimates(
-        batch=read_batch(table, tokens_K, tie_break_N[sample]),
+        batch=_batch_in(source, wanted, tokens_K, sample, tie_break_N[sample]),
         sample=sample,
         task_names=tuple(tasks.dictionary.to_pylist()),
         task_N=tasks.indices.to_numpy(),
@@ -181,6 +182,33 @@ def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_c
         error_of_index=dict(zip(failed["index"].to_pylist(), failed["error"].to_pylist(), strict=True)),
         is_read_N=~np.isnan(slim["entropy"].to_numpy()),
     )
+
+
+def _batch_in(
+    source: ds.Dataset,
+    wanted: ds.Expression | None,
+    tokens_K: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    tie_break_S: NDArray[np.uint64],
+) -> Batch:
+    """Return what a round is cleared over; curves of very many queries stay on disk."""
+    if len(sample) <= ROWS_OF_BLOCK:
+        table = source.to_table(columns=CURVE_COLUMNS, filter=wanted)
+        return read_batch(table.take(pa.array(np.argsort(table["index"].to_numpy()))), tokens_K, tie_break_S)
+    weight_S, cost_S, max_tokens_S = np.ones(len(sample)), np.ones(len(sample)), np.zeros(len(sample), np.int64)
+
+    def blocks() -> Iterator[tuple[NDArray[np.int64], Curves]]:
+        few = {"batch_size": ROWS_OF_BLOCK, "batch_readahead": 1, "fragment_readahead": 1}
+        for read in source.to_batches(columns=CURVE_COLUMNS, filter=wanted, **few):
+            rows = pa.Table.from_batches([read])
+            place_B = np.searchsorted(sample, rows["index"].to_numpy())
+            block = read_batch(rows, tokens_K, tie_break_S[place_B])
+            weight_S[place_B], cost_S[place_B] = block.weight_N, block.cost_N
+            max_tokens_S[place_B] = block.max_tokens_N
+            yield place_B, block.curves
+
+    curves = CurvesOnDisk.of(blocks(), len(sample))
+    return Batch(curves, weight_S, max_tokens_S, tie_break_S, cost_S)
 
 
 def _even_sample(queries: int, size: int, seed: int) -> NDArray[np.int64]:

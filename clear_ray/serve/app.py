@@ -64,28 +64,15 @@ def _is_serve_run() -> bool:
 def application(settings: ServeConfig) -> serve.Application:
     """Build the application of settings that are already checked."""
     # `serve build` has no cluster to look at: what it writes reserves what the settings say.
-    engine = settled(settings.engine) if ray.is_initialized() else settings.engine
-    engine, estimate = absolute_engine(engine), absolute_estimate(settings.estimate)
     batches = absolute_batches(settings.batches)
     price = settings.price.model_dump(mode="json")
-    router: Any = TokenRouter
     shared: dict[str, Any] = {
         "logging_config": LOGGING,
         "graceful_shutdown_timeout_s": settings.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
     }
     inner = shared | {"logging_config": WITHOUT_CALLS}
-    engine_options: dict[str, Any] = {
-        # num_cpus=0: see cluster.py; the engine takes what it was configured to.
-        "ray_actor_options": _in_one_thread(_BY_GRPC) | {"num_gpus": engine.num_gpus or 0},
-        **_number_of_replicas(engine.workers, settings.scaling),
-        "request_router_config": RequestRouterConfig(request_router_class=router),
-        # Twice the batch, so that the next query is there when one ends.
-        "max_ongoing_requests": 2 * engine.max_batch + (_CALLS_OF_A_BATCH * batches.running if batches else 0),
-        "max_queued_requests": settings.max_queued,
-    }
     deployment: Any = serve.deployment
-    engine_deployment = deployment(EngineReplica).options(name="engine", **inner, **engine_options)
     price_deployment = deployment(PriceReplica).options(
         name="price",
         num_replicas=1,  # one account, one price
@@ -98,10 +85,9 @@ def application(settings: ServeConfig) -> serve.Application:
     # Without price and limits: what is in no constructor can change without a new replica.
     fixed = settings.model_copy(update={"batches": batches}).model_dump(mode="json", exclude={"price", "limits"})
     price_handle = price_deployment.bind(settings.model_name, settings.tenants)
-    kept = batches.kept_slots if batches else None
-    engines = engine_deployment.bind(
-        with_key(engine), estimate, settings.max_tokens, kept, settings.model_name, price_handle
-    )
+    engines = {
+        model: _engine(settings, model, number, price_handle, inner) for number, model in enumerate(settings.each)
+    }
     batch_options = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}, **shared}
     batch_deployment = deployment(BatchReplica).options(name="batches", **batch_options)
     ingress: Any = Ingress
@@ -119,6 +105,34 @@ def application(settings: ServeConfig) -> serve.Application:
         *([batch_deployment.bind(fixed, engines)] if batches else []),
     )
     return app
+
+
+def _engine(
+    settings: ServeConfig, model: str, number: int, price: serve.Application, options: Mapping[str, Any]
+) -> serve.Application:
+    """Return the deployment of one of the server's engines."""
+    # `serve build` has no cluster to look at: what it writes reserves what the settings say.
+    config = settled(settings.each[model]) if ray.is_initialized() else settings.each[model]
+    engine, estimate = absolute_engine(config), absolute_estimate(settings.estimate_of(model))
+    batches = settings.batches
+    router: Any = TokenRouter
+    deployment: Any = serve.deployment
+    bound: serve.Application = (
+        deployment(EngineReplica)
+        .options(
+            name=f"engine-{number}" if number else "engine",
+            # num_cpus=0: see cluster.py; the engine takes what it was configured to.
+            ray_actor_options=_in_one_thread(_BY_GRPC) | {"num_gpus": engine.num_gpus or 0},
+            **_number_of_replicas(engine.workers, settings.scaling),
+            request_router_config=RequestRouterConfig(request_router_class=router),
+            # Twice the batch, so that the next query is there when one ends.
+            max_ongoing_requests=2 * engine.max_batch + (_CALLS_OF_A_BATCH * batches.running if batches else 0),
+            max_queued_requests=settings.max_queued,
+            **options,
+        )
+        .bind(with_key(engine), estimate, settings.max_tokens, batches.kept_slots if batches else None, model, price)
+    )
+    return bound
 
 
 def _in_one_thread(more: Mapping[str, str] | None = None) -> dict[str, Any]:

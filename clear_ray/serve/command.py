@@ -38,13 +38,14 @@ def serve_until_interrupted(settings: ServeConfig) -> None:
     stop, hurry = threading.Event(), threading.Event()
     _say("Starting Ray.")
     with joined_cluster():
-        wait_for_room(settled(settings.engine))
+        for engine in settings.each.values():
+            wait_for_room(settled(engine))
         is_ours = running_serve() is None
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         refuse_taken_name(_NAME)
         try:
-            _say(f"Loading {settings.model_name}.")
+            _say(f"Loading {', '.join(settings.each)}.")
             _deploy(settings)
 
             def take(*_: Any) -> None:
@@ -76,7 +77,7 @@ def _say_where(settings: ServeConfig) -> None:
     if (host, port) != (settings.host, settings.port):
         _say(f"This cluster's Serve was started on {host}:{port}, and stays there.")
     name = f"[{host}]" if host and ":" in host else host
-    _say(f"Serving {settings.model_name} on http://{name}:{port}/v1; an example is at http://{name}:{port}/")
+    _say(f"Serving {', '.join(settings.models)} on http://{name}:{port}/v1; an example is at http://{name}:{port}/")
 
 
 def _drain(seconds: float, hurry: threading.Event) -> None:

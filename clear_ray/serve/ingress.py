@@ -109,12 +109,13 @@ api.include_router(batch_routes)
 class Ingress:
     """The FastAPI application; see the module's docstring."""
 
-    def __init__(self, settings: dict[str, Any], engine: Any, price: Any, *_: Any) -> None:
+    def __init__(self, settings: dict[str, Any], engines: dict[str, Any], price: Any, *_: Any) -> None:
         self._settings = ServeConfig.parse(settings)
         batches = self._settings.batches
-        self.batches = None if batches is None else BatchService(batches, self._settings.engine)
-        self._engine, self._price = engine, price
-        self._streams = engine.options(stream=True)
+        runs = [self._settings.run_of(model) for model in self._settings.models]
+        self.batches = None if batches is None else BatchService(batches, runs)
+        self._engines, self._price = engines, price
+        self._streams = {model: engine.options(stream=True) for model, engine in engines.items()}
         self._settled: Together[SaleSettlement, None] = Together(self._settle_all, linger_seconds=_SETTLE_SECONDS)
         self.edge_rules = EdgeRules(self._settings)
         self._limits = LimitSettings()
@@ -126,7 +127,7 @@ class Ingress:
         self._meters = Meters()
         self._background = set[asyncio.Task[None]]()
         self._started = int(time.time())
-        self._engine_seen_at = -math.inf
+        self._engine_seen_at = dict.fromkeys(engines, -math.inf)
         self._is_stopping = False
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ class Ingress:
         """Show what this is, and the batches as they run."""
         has_keys, has_batches = self._settings.has_keys, self.batches is not None
         base_url = str(request.base_url).rstrip("/")
-        page = front_page(base_url, self._settings.model_name, has_keys=has_keys, has_batches=has_batches)
+        page = front_page(base_url, tuple(self._settings.each), has_keys=has_keys, has_batches=has_batches)
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @api.get("/docs")
@@ -175,18 +176,18 @@ class Ingress:
 
     @api.get("/v1/models")
     async def models(self, request: Request) -> Response:
-        """List the one model."""
+        """List the models."""
         self._admit(request)
-        return JSONResponse({"object": "list", "data": [self._model]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._settings.models]})
 
     @api.get("/v1/models/{name:path}")
     async def model(self, request: Request, name: str) -> Response:
-        """Return the one model."""
+        """Return one model."""
         self._admit(request)
-        if name != self._settings.model_name:
-            message = f"The only model here is {self._settings.model_name}."
+        if name not in (known := self._settings.models):
+            message = f"The only model here is {known[0]}." if len(known) == 1 else f"There are {', '.join(known)}."
             raise ApiError(404, message, param="model", code="model_not_found")
-        return JSONResponse(self._model)
+        return JSONResponse(self._model(name))
 
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
@@ -207,19 +208,18 @@ class Ingress:
     def _description(self) -> dict[str, Any]:
         return describe(self._settings)
 
-    @property
-    def _model(self) -> dict[str, Any]:
-        name = self._settings.model_name
+    def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "clear_ray"}
 
     async def _is_answered(self) -> bool:
-        """Whether an engine and the price answer."""
+        """Whether an engine of each model and the price answer."""
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 is_selling: bool = await self._price.is_selling.remote()
-                if is_selling and time.monotonic() - self._engine_seen_at > _FRESH_SECONDS:
-                    await self._engine.ready.remote()
-                    self._engine_seen_at = time.monotonic()
+                for model, seen_at in self._engine_seen_at.items() if is_selling else ():
+                    if time.monotonic() - seen_at > _FRESH_SECONDS:
+                        await self._engines[model].ready.remote()
+                        self._engine_seen_at[model] = time.monotonic()
         except BackPressureError:
             return True  # loaded, and busy
         # Whatever it is, a query would fail of it too.
@@ -244,8 +244,8 @@ class Ingress:
         bodies = bodies_of(body) if kind is CompletionRequest else [body]
         if len(bodies) > 1:
             return await self._answered_together(bodies, kind, key, started)
-        name = self._settings.model_name
-        query, told = read_request(body, kind, limits=self._limits, model_name=name), events
+        query, told = read_request(body, kind, limits=self._limits, models=self._streams), events
+        name, streams = query.model, self._streams[query.model]
         if kind is ResponseRequest:
             told = response_events
         with ExitStack() as stack:
@@ -254,9 +254,9 @@ class Ingress:
             reply, come = await self._buy(query, key, body)
             if reply.request.stream:
                 stack.callback(self._settle, reply, started)
-                return EventStream(told(self._streams, reply, come, name), reply, stack.pop_all())
+                return EventStream(told(streams, reply, come, name), reply, stack.pop_all())
             try:
-                choices = await whole_choices(self._streams, reply, come)
+                choices = await whole_choices(streams, reply, come)
             finally:
                 self._settle(reply, started)
         if kind is ResponseRequest:
@@ -269,13 +269,12 @@ class Ingress:
         self, bodies: Sequence[bytes], kind: type[QueryRequest], key: str, started: float
     ) -> Response:
         """Answer the prompts of one request, each as a query of its own."""
-        name = self._settings.model_name
-        queries = [read_request(body, kind, limits=self._limits, model_name=name) for body in bodies]
+        queries = [read_request(body, kind, limits=self._limits, models=self._streams) for body in bodies]
 
         async def written(query: QueryRequest, body: bytes) -> Written:
             reply, come = await self._buy(query, key, body)
             try:
-                return reply, await whole_choices(self._streams, reply, come)
+                return reply, await whole_choices(self._streams[query.model], reply, come)
             finally:
                 self._settle(reply, started)
 
@@ -284,7 +283,7 @@ class Ingress:
                 stack.enter_context(self._guard.under_way(key))
                 stack.enter_context(self._meters.under_way.track_inprogress())
             replies = await all_written([written(*one) for one in zip(queries, bodies, strict=True)])
-        whole, headers = joined(replies, name)
+        whole, headers = joined(replies, queries[0].model)
         return JSONResponse(whole, headers=headers)
 
     def _admit(self, request: Request) -> str:
@@ -306,12 +305,13 @@ class Ingress:
 
     async def _buy(self, request: QueryRequest, key: str, body: bytes) -> tuple[ServedReply, AsyncIterator[Any] | None]:
         """Have a query read and sold its tokens; return it with what comes of its answer already, if anything does."""
-        if self._settings.engine.kind != "replay":  # whose samples are recorded, whatever its temperature
-            refuse_equal_choices(request, self._settings.engine.temperature)
+        engine = self._settings.each[request.model]
+        if engine.kind != "replay":  # whose samples are recorded, whatever its temperature
+            refuse_equal_choices(request, engine.temperature)
         self._guard.check_prompts(key, time.monotonic())
         asked = self._asked(request, key, body)
-        opening, come = await opened(self._streams, asked)
-        self._engine_seen_at = time.monotonic()
+        opening, come = await opened(self._streams[request.model], asked)
+        self._engine_seen_at[request.model] = time.monotonic()
         reading = opening.reading
         self._guard.charge_prompt(key, reading.prompt_tokens, time.monotonic())
         self._meters.prompts.inc(reading.prompt_tokens)
@@ -374,7 +374,7 @@ class Ingress:
 
     def _query_id(self, request: QueryRequest, name: str) -> str:
         """Return the name of the query for the engine: its own where rollouts are replayed, else a new one."""
-        if self._settings.engine.kind != "replay":
+        if self._settings.each[request.model].kind != "replay":
             return name
         recorded = (request.metadata or {}).get("query_id")
         if recorded is None:

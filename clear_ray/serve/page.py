@@ -6,7 +6,7 @@ import html
 import json
 import shlex
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -37,23 +37,23 @@ PAGE_HEADERS = {
 """Headers of the page."""
 
 
-def front_page(base_url: str, model_name: str, *, has_keys: bool, has_batches: bool) -> str:
+def front_page(base_url: str, models: Sequence[str], *, has_keys: bool, has_batches: bool) -> str:
     """Return the page: what this is, its batches as they run, and an example to copy.
 
     Args:
         base_url: Address of the server as its client wrote it, without a slash at its end.
-        model_name: Name of the model.
+        models: Names of the models that answer.
         has_keys: Whether a key is wanted.
         has_batches: Whether the server keeps batches.
     """
-    body = json.dumps({"model": model_name, "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
+    body = json.dumps({"model": models[0], "messages": [{"role": "user", "content": "What is 3 + 4?"}]})
     key = " -H 'Authorization: Bearer YOUR-KEY'" if has_keys else ""
     curl = f"curl {base_url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     python = (
         "from openai import OpenAI\n\n"
         f'client = OpenAI(base_url="{base_url}/v1", api_key="{"YOUR-KEY" if has_keys else "unused"}")\n'
         'messages = [{"role": "user", "content": "What is 3 + 4?"}]\n'
-        f'print(client.chat.completions.create(model="{model_name}", messages=messages).choices[0].message.content)'
+        f'print(client.chat.completions.create(model="{models[0]}", messages=messages).choices[0].message.content)'
     )
     told, path = html.escape(base_url, quote=True), html.escape(urlsplit(base_url).path, quote=True)
     live = (
@@ -61,12 +61,13 @@ def front_page(base_url: str, model_name: str, *, has_keys: bool, has_batches: b
         if has_batches
         else "<p>This server keeps no batches: see batches.folder.</p>"
     )
-    name = html.escape(model_name)
+    names = ", ".join(f"<code>{html.escape(name)}</code>" for name in models)
+    title = html.escape(", ".join(models))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f'<title>clear_ray: {name}</title><style>{_STYLE}</style><body data-told="{told}"><h1>clear_ray</h1>'
-        f"<p>The model <code>{name}</code>, under a budget of tokens a second. "
+        f'<title>clear_ray: {title}</title><style>{_STYLE}</style><body data-told="{told}"><h1>clear_ray</h1>'
+        f"<p>The model{'s' * (len(models) > 1)} {names}, under a budget of tokens a second. "
         f'<a id="docs" href="{path}/docs">All routes</a></p>'
         f"{live}<h2>Ask</h2><pre>{html.escape(curl)}</pre><pre>{html.escape(python)}</pre>"
         f"<script>{_SCRIPT}</script></html>\n"

@@ -6,6 +6,7 @@ that would change the answer and cannot be honoured is refused by name, never ig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -193,14 +194,14 @@ class CompletionRequest(QueryRequest):
         return RawText(self.prompt) if isinstance(self.prompt, str) else TokenIds(self.prompt)
 
 
-def read_request(body: bytes, kind: type[_Query], *, limits: LimitSettings, model_name: str) -> _Query:
+def read_request(body: bytes, kind: type[_Query], *, limits: LimitSettings, models: Mapping[str, object]) -> _Query:
     """Read a query and refuse what cannot be honoured.
 
     Args:
         body: JSON.
         kind: What it is to be.
         limits: What one query may ask for.
-        model_name: The model that is served.
+        models: The models that answer, by their names.
 
     Raises:
         ApiError: 400 for what cannot be read or honoured, 404 for another model.
@@ -214,8 +215,9 @@ def read_request(body: bytes, kind: type[_Query], *, limits: LimitSettings, mode
         raise refusal_of(error) from None
     except SchemaError as error:
         raise _refusal(error, code="invalid_value") from None
-    if request.model != model_name:
-        raise ApiError(404, f"The only model here is {model_name}.", param="model", code="model_not_found")
+    if request.model not in models:
+        said = "The only model here is" if len(models) == 1 else "The models that answer here are"
+        raise ApiError(404, f"{said} {', '.join(models)}.", param="model", code="model_not_found")
     _refuse_what_is_not_done(request)
     _refuse_what_is_too_much(request, limits)
     return request

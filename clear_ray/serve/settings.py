@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from clear_ray.config.base import ConfigFile, Settings
 from clear_ray.config.bounds import MOST_TOKENS
-from clear_ray.config.engine import EngineConfig, TransformersConfig
+from clear_ray.config.engine import EngineConfig
 from clear_ray.config.estimate import EstimateConfig
-from clear_ray.serve.batches.settings import BatchSettings
+from clear_ray.config.menu import Engines, first_engine, gathered
+from clear_ray.config.prices import ANY_MODEL, prices_of
+from clear_ray.serve.batches.settings import BatchSettings, price_lists
 from clear_ray.serve.law import PriceLaw
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -110,7 +112,10 @@ class ServeConfig(ConfigFile):
 
     remedy: ClassVar[str] = "See jobs/serve/demo.yaml."
 
-    engine: EngineConfig = TransformersConfig()
+    engines: Engines | None = None
+    """In place of one engine several, by the names that clients ask for; each with the settings of an engine, its `prices`
+    and, if there is one, its `head`. A batch of `model_name` is bought of all of them, at one price."""
+    engine: EngineConfig = Field(default_factory=first_engine)
     """The language model; `workers` is the number of engine replicas."""
     estimate: EstimateConfig = EstimateConfig()
     """How probe features become curves."""
@@ -123,7 +128,7 @@ class ServeConfig(ConfigFile):
     batches: BatchSettings | None = None
     """Files and batches; if not given the server keeps none."""
     model_name: str = Field(default="clear_ray", min_length=1)
-    """Name of the model in the API."""
+    """Name of the model in the API; of several engines that of all together, which batches may ask for."""
     max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
     """Ceiling of one answer, for queries that ask for more or do not say."""
     stream_tokens: int = Field(default=16, ge=1)
@@ -147,6 +152,44 @@ class ServeConfig(ConfigFile):
     """How long queries under way may go on when a replica is stopped."""
     max_queued: int = Field(default=1_024, ge=0)
     """Queries that may wait for an engine replica; further ones get status 503."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prices_and_heads_are_gathered(cls, value: Any) -> Any:
+        return _with_prices_of_runs(gathered(value))
+
+    @property
+    def each(self) -> dict[str, EngineConfig]:
+        """The engines by the names that queries ask for."""
+        return {self.model_name: self.engine} if self.engines is None else dict(self.engines)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names that may be asked for: those of the engines, and that of all together, where batches are kept."""
+        all_together = () if self.engines is None or self.batches is None else (self.model_name,)
+        return (*self.each, *all_together)
+
+    def estimate_of(self, model: str) -> EstimateConfig:
+        """Return how probe features of one engine become curves."""
+        return self.estimate.model_copy(
+            update={"head": self.estimate.heads.get(model, self.estimate.head), "heads": {}}
+        )
+
+    def run_of(self, model: str) -> dict[str, Any]:
+        """Return what a batch's run has of the server's own: its engine or engines, their estimates and prices.
+
+        Args:
+            model: One of `models`.
+        """
+        prices = {} if self.batches is None or "prices" not in self.batches.run else self.batches.run["prices"]
+        own: dict[str, Any] = {"prices": prices} if prices else {}
+        if model not in self.each:
+            return {"engines": dict(self.engines or {}), "estimate": self.estimate} | own
+        engine = self.each[model]
+        if self.engines is not None and (lists := price_lists(prices)):
+            found = lists.get(model) or prices_of(lists, str(getattr(engine, "model", engine.kind)))
+            own = {"prices": {ANY_MODEL: found.model_dump(mode="json")}}
+        return {"engine": engine, "estimate": self.estimate_of(model)} | own
 
     @property
     def has_keys(self) -> bool:
@@ -184,11 +227,48 @@ class ServeConfig(ConfigFile):
     @model_validator(mode="after")
     def _runs_fit_the_engine(self) -> ServeConfig:
         if self.batches is not None:
-            self.batches.check_run(self.engine)
+            for model in self.models:
+                self.batches.check_run(self.run_of(model))
+        return self
+
+    @model_validator(mode="after")
+    def _engines_are_told_apart(self) -> ServeConfig:
+        if self.engines is None:
+            if self.estimate.heads:
+                raise ValueError(
+                    "estimate.heads are those of several engines: name them in engines, or give estimate.head"
+                )
+            return self
+        if self.engine != next(iter(self.engines.values())):
+            raise ValueError("either engine or engines: the settings of one stand in engines, too")
+        if self.model_name in self.engines:
+            raise ValueError(
+                f"model_name is the name of all engines together, and one of them is {self.model_name}, too"
+            )
+        if strangers := sorted(set(self.estimate.heads) - set(self.engines)):
+            raise ValueError(f"estimate.heads names {strangers[0]}, which is none of {', '.join(self.engines)}")
         return self
 
     @model_validator(mode="after")
     def _scaling_goes_up(self) -> ServeConfig:
-        if self.scaling is not None and self.scaling.max_workers < self.engine.workers:
+        if self.scaling is not None and self.scaling.max_workers < max(one.workers for one in self.each.values()):
             raise ValueError("scaling.max_workers is below engine.workers")
         return self
+
+
+def _with_prices_of_runs(settings: Any) -> Any:
+    """Return settings in which prices that stood beside engines are those of the batches' runs.
+
+    Raises:
+        ValueError: There are no batches, or prices stand in two places.
+    """
+    if not isinstance(settings, dict) or "prices" not in settings or not settings.get("engines"):
+        return settings
+    rest = {name: value for name, value in settings.items() if name != "prices"}
+    batches = settings.get("batches")
+    if not isinstance(batches, dict):
+        raise ValueError("prices of engines are what batches pay: name batches.folder, or leave them out")
+    run = batches.get("run") or {}
+    if isinstance(run, dict) and run.get("prices"):
+        raise ValueError("prices stand beside engines and in batches.run: put them all into one of the two")
+    return rest | {"batches": {**batches, "run": {**run, "prices": settings["prices"]}}}

@@ -30,15 +30,16 @@ def check_start(settings: ServeConfig) -> None:
     """
     if not os.environ.get("RAY_ADDRESS"):
         _refuse_taken_port(settings.host, settings.port)
-    estimate = settings.estimate
-    head = resolve_head(estimate.head, cap_tokens=settings.max_tokens, layers=estimate.layers)
-    check_engine(
-        settings.engine,
-        probe_layers=head.card.probe_layers,
-        check_model=head.check_model,
-        # A large model's weights take minutes to hash; loading them does it.
-        is_for_any_model=True,
-    )
+    for model, engine in settings.each.items():
+        estimate = settings.estimate_of(model)
+        head = resolve_head(estimate.head, cap_tokens=settings.max_tokens, layers=estimate.layers)
+        check_engine(
+            engine,
+            probe_layers=head.card.probe_layers,
+            check_model=head.check_model,
+            # A large model's weights take minutes to hash; loading them does it.
+            is_for_any_model=True,
+        )
 
 
 def running_serve() -> HTTPOptions | None:

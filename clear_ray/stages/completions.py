@@ -21,6 +21,12 @@ from clear_ray.stages.causes import LOST, code_of, code_of_answer
 if TYPE_CHECKING:
     from clear_ray.rounds.states import QueryStates
 
+_STOPPED = {
+    "batch_cancelled": "The batch was cancelled before its turn came.",
+    "batch_expired": "The time of the batch was over before its turn came.",
+}
+"""What is said of a query that an order left unanswered, by the code of the order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
@@ -33,6 +39,7 @@ class Verdicts:
         prompt_tokens_N: Length of its prompt, tokens.
         error_of_index: Why a query could not be read, of those few.
         unit: What the budget is counted in.
+        stopped: Code of the order that ended the run, if one did.
     """
 
     states: QueryStates
@@ -41,6 +48,7 @@ class Verdicts:
     prompt_tokens_N: NDArray[np.int64]
     error_of_index: Mapping[int, str]
     unit: str = "tokens"
+    stopped: str = ""
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
@@ -138,7 +146,7 @@ class Abandon:
         index = batch["index"].to_numpy()
         batch = batch.filter(pa.array(self._verdicts.states.last_round_N[index] == 0))
         index = batch["index"].to_numpy()
-        numbers, unit = self._verdicts.columns(index), self._verdicts.unit
+        numbers, unit, stopped = self._verdicts.columns(index), self._verdicts.unit, self._verdicts.stopped
         prices, most = numbers["price"].tolist(), numbers["reservation_price"].tolist()
         errors = [
             self._verdicts.error_of_index.get(i) or (LOST if spent else None)
@@ -153,7 +161,7 @@ class Abandon:
             finish_reason=pa.nulls(len(batch), pa.string()),
             text=pa.nulls(len(batch), pa.string()),
             reason=[
-                _reason_failed(error) if error else _reason_abandoned(price, highest, unit)
+                _reason_failed(error) if error else _reason_abandoned(price, highest, unit, stopped)
                 for error, price, highest in zip(errors, prices, most, strict=True)
             ],
             error=errors,
@@ -213,8 +221,8 @@ def _reason_failed(error: str) -> str:
     return f"Failed: {error.splitlines()[0][:200].rstrip('.')}."
 
 
-def _reason_abandoned(price: float, reservation_price: float, unit: str) -> str:
+def _reason_abandoned(price: float, reservation_price: float, unit: str, stopped: str) -> str:
     if reservation_price <= price:
         most = _at(reservation_price, unit).partition(" ")[0]
         return f"Not worth the price of {_at(price, unit)}: it would be worth {most} at most."
-    return f"Nothing was left when its turn came at {_at(price, unit)}."
+    return _STOPPED.get(stopped, f"Nothing was left when its turn came at {_at(price, unit)}.")

@@ -24,7 +24,7 @@ def settings(**changes: Any) -> ServeConfig:
         "features": str(ROLLOUTS / "features.parquet"),
         "max_batch": 64,
     }
-    if changes.get("engine", {}).get("kind", "replay") == "replay":
+    if "engines" not in changes and changes.get("engine", {}).get("kind", "replay") == "replay":
         changes["engine"] = engine | changes.get("engine", {})
     base = {"model_name": "replay", "max_tokens": 400, "price": PRICE, "drain_seconds": 5.0}
     base |= {"api_key_sha256": [hashlib.sha256(KEY.encode()).hexdigest()], "limits": {"body_bytes": 20_000}}

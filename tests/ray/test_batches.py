@@ -367,6 +367,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(slow: openai.OpenAI) -> None:
     done, errors = rows_of(slow, batch, ids)
     assert done
     assert {row["error"]["code"] for row in errors} == {"batch_cancelled"}
+    assert {row["error"]["message"] for row in errors} == {"The batch was cancelled before its turn came."}
     assert batch.usage.output_tokens == sum(row["response"]["body"]["usage"]["completion_tokens"] for row in done)
 
 

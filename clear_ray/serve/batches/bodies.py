@@ -56,6 +56,9 @@ def _metadata(given: Any) -> dict[str, str] | None:
         raise ApiError(400, f"metadata is an object of at most {MOST_PAIRS} strings.", param="metadata", code=code)
     for key, value in given.items():
         if code := _wrong_with(key, value):
+            if code == "invalid_type":
+                message = f"metadata.{key[:MOST_KEY]} is a string: write it in quotes."
+                raise ApiError(400, message, param=f"metadata.{key[:MOST_KEY]}", code=code)
             message = f"A key of metadata has 1 to {MOST_KEY} characters, a value is a string of at most {MOST_VALUE}."
             raise ApiError(400, message, param=f"metadata.{key[:MOST_KEY]}", code=code)
     return given

@@ -17,7 +17,7 @@ from clear_ray.batch.retrying import rows_left
 from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, EngineError
-from clear_ray.run_folder.locations import absolute_engine, absolute_estimate
+from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST
 from clear_ray.run_folder.orders import Reason, order_stop, read_orders
 from clear_ray.serve.batches.bodies import defect, failure
@@ -44,14 +44,14 @@ class BatchReplica:
 
     Args:
         settings: Settings of the server.
-        engine: Serve's handle of the engine replicas.
+        engines: Serve's handles of the replicas of each engine, by the names that queries ask for.
     """
 
-    def __init__(self, settings: dict[str, Any], engine: Any) -> None:
+    def __init__(self, settings: dict[str, Any], engines: dict[str, Any]) -> None:
         config = ServeConfig.parse(settings)
         if config.batches is None:
             raise EngineError("this server keeps no batches", "batches")
-        self._dispatcher = Dispatcher(config, config.batches, Drivers(config.batches, engine, config.model_name))
+        self._dispatcher = Dispatcher(config, config.batches, Drivers(config.batches, engines))
         self._failure: Exception | None = None
         self._is_over = threading.Event()
         # Telling is apart: a webhook that hangs must not hold the others up.
@@ -99,7 +99,10 @@ class Dispatcher:
         for batch in self._store.batches_in(["validating"]):
             try:
                 self._validate(batch)
-            except (ClearRayError, ApiError, OSError) as refused:  # of settings that were changed, of a disk
+            except ApiError as refused:  # by the engines that its requests name, or by settings that were changed
+                told = error(refused.code or "invalid_request", refused.message, param=refused.param)
+                self._store.change(batch.id, within=("validating",), **failure(told))
+            except (ClearRayError, OSError) as refused:  # of settings that were changed, of a disk
                 self._store.change(batch.id, within=("validating",), **defect(str(refused)))
             self._note_alive()
         self._move_running()
@@ -124,7 +127,9 @@ class Dispatcher:
         """Look at the input of a batch, and have it run or fail."""
         if "retry_of" in batch.asked:
             config = self._places.retry_config(batch.asked, batch.id)
-            self._take_in(batch, config, rows_left(config))
+            before = self._store.batch(batch.asked["retry_of"])
+            model = None if before is None else before.body["model"]
+            self._take_in(batch, config, rows_left(config), model or self._config.model_name)
             return
         if not self._places.input(batch.id).exists():
             file = self._store.file(batch.asked["input_file_id"], batch.owner)
@@ -141,9 +146,9 @@ class Dispatcher:
             self._store.change(batch.id, within=("validating",), **failure(*looked.errors))
             return
         metadata = batch.asked["metadata"] or {}
-        self._take_in(batch, self._run_config(batch.id, metadata, looked), looked.requests)
+        self._take_in(batch, self._run_config(batch.id, metadata, looked), looked.requests, looked.model)
 
-    def _take_in(self, batch: StoredBatch, config: RunConfig, requests: int) -> None:
+    def _take_in(self, batch: StoredBatch, config: RunConfig, requests: int, model: str) -> None:
         if not requests:
             nothing = error("nothing_to_retry", "The other batch left nothing that could be asked again.")
             self._store.change(batch.id, within=("validating",), **failure(nothing))
@@ -152,7 +157,7 @@ class Dispatcher:
             batch.id,
             within=("validating",),
             status="in_progress",
-            model=self._config.model_name,
+            model=model,
             request_counts={"total": requests, "completed": 0, "failed": 0},
             work={"config": config.model_dump(mode="json"), "weight": self._weight_of(batch)},
         )
@@ -166,28 +171,29 @@ class Dispatcher:
             return look_at(
                 source,
                 endpoint=batch.asked["endpoint"],
-                model=self._config.model_name,
+                models=self._config.models,
                 max_tokens=self._config.max_tokens,
                 most_requests=self._settings.max_requests,
             )
 
     def _run_config(self, batch_id: str, metadata: dict[str, str], looked: Looked) -> RunConfig:
         """Return the settings of a batch's run; without a budget it has what its answers come to at most."""
-        asked = asked_settings(self._settings, metadata, engine=self._config.engine)
+        own = self._config.run_of(looked.model)
+        asked = asked_settings(self._settings, metadata, own=own)
         allocation = {"max_tokens": self._config.max_tokens} | asked["allocation"]
         attempts = AllocationConfig.model_validate(allocation).most_attempts
-        settings = {"budget": max(looked.most_tokens * attempts, 1)} | asked
+        settings = {"budget": max(looked.most_tokens * attempts, 1)} | asked | own
         settings |= {
             "run_dir": self._places.run_dir(batch_id),
             "input": {"path": str(self._places.input(batch_id)), "format": "openai", "on_error": "fail_row"},
-            "engine": absolute_engine(self._config.engine).model_dump(mode="json"),
-            "estimate": absolute_estimate(self._config.estimate).model_dump(mode="json"),
             "allocation": allocation,
         }
-        config = RunConfig.parse(settings, where=batch_id)
+        config = with_absolute_paths(RunConfig.parse(settings, where=batch_id))
         tokens_each = min(config.budget_tokens, looked.most_tokens) / max(looked.requests, 1)
-        dispatch = calls_of(self._config.engine.max_batch, tokens_each)
-        return RunConfig.parse(settings | {"dispatch": dispatch | asked.get("dispatch", {})}, where=batch_id)
+        dispatch = calls_of(min(named.config.max_batch for named in config.named_engines), tokens_each)
+        return RunConfig.parse(
+            config.model_dump(mode="json") | {"dispatch": dispatch | asked.get("dispatch", {})}, where=batch_id
+        )
 
     def _move_running(self) -> None:
         batches = self._store.batches_in(sorted(RUNNING))

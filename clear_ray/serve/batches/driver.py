@@ -46,14 +46,13 @@ class BatchDriver:
     Args:
         settings: Where everything is.
         batch_id: The batch.
-        engine: Serve's handle of the engine replicas.
-        model_name: Name of the model in the API.
+        engines: Serve's handles of the replicas of each engine, by the names that queries ask for.
     """
 
-    def __init__(self, settings: BatchSettings, batch_id: str, engine: Any, model_name: str) -> None:
+    def __init__(self, settings: BatchSettings, batch_id: str, engines: dict[str, Any]) -> None:
         self._places = Places(settings)
         self._store = Store(self._places.folder)
-        self._batch_id, self._engine, self._model_name = batch_id, engine, model_name
+        self._batch_id, self._engines = batch_id, engines
         for work in (self._drive, self._watch_server):
             threading.Thread(target=work, daemon=True, name=f"clear_ray {work.__name__}").start()
 
@@ -75,9 +74,24 @@ class BatchDriver:
     def _run(self, batch: StoredBatch) -> None:
         config = RunConfig.parse(batch.work["config"], where=batch.id)
         weight = float(batch.work.get("weight", 1.0))
-        engines = served(self._engine, batch=batch.id, weight=weight, model_name=self._model_name)
+        handles = self._handles(config, str(batch.body["model"]))
+        engines = served(handles, batch=batch.id, weight=weight)
         result = run_on(engines, None, config, display=StoreDisplay(self._store, batch))
         finish(self._store, batch, config, result.report)
+
+    def _handles(self, config: RunConfig, model: str) -> list[tuple[str, Any]]:
+        """Return the handles of a run's engines.
+
+        Raises:
+            ConfigError: The server was started again without one of them.
+        """
+        if config.engines is None and len(self._engines) == 1:  # whatever it is called by now
+            return list(self._engines.items())
+        names = [model] if config.engines is None else list(config.engines)
+        if gone := sorted(set(names) - set(self._engines)):
+            remedy = "Name it in `engines` again and restart the server, or make another batch."
+            raise ConfigError(f"this server has no model {gone[0]} any more", "engines", gone[0], remedy)
+        return [(name, self._engines[name]) for name in names]
 
     def _note_failure(self, failed: Exception) -> None:
         batch = self._store.batch(self._batch_id)

@@ -24,12 +24,11 @@ class Drivers:
 
     Args:
         settings: Where everything is.
-        engine: Serve's handle of the engine replicas.
-        model_name: Name of the model in the API.
+        engines: See `BatchDriver`.
     """
 
-    def __init__(self, settings: BatchSettings, engine: Any, model_name: str) -> None:
-        self._settings, self._engine, self._model_name = settings, engine, model_name
+    def __init__(self, settings: BatchSettings, engines: dict[str, Any]) -> None:
+        self._settings, self._engines = settings, engines
 
     def alive(self) -> Collection[str]:
         """Return the batches that have a driver."""
@@ -48,7 +47,7 @@ class Drivers:
             get_if_exists=True,
             num_cpus=0,
             scheduling_strategy=here,
-        ).remote(self._settings, batch_id, self._engine, self._model_name)
+        ).remote(self._settings, batch_id, self._engines)
 
     def end(self, batch_id: str) -> None:
         """Kill the driver of a batch, if it has one."""

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from clear_ray.cluster.engines import EngineActors, is_worker_death
+from clear_ray.cluster.several import SeveralEngines
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import Generation, Grant, ModelCard, Prompt
 from clear_ray.errors import SchemaError
@@ -150,29 +151,34 @@ class ServedEngines(EngineActors):
         del count
 
 
-def served(engine: DeploymentHandle[Any], *, batch: str, weight: float, model_name: str) -> Callable[..., Any]:
-    """Return what takes the place of `cluster.engines.begun_engines` for a run on a server's engines.
+Handles = Sequence[tuple[str, DeploymentHandle[Any]]]
+"""Serve's handles of engines, each with the name of its model in the API."""
+
+
+def served(handles: Handles, *, batch: str, weight: float) -> Callable[..., Any]:
+    """Return what takes the place of `cluster.several.engines_of_run` for a run on a server's engines.
 
     Args:
-        engine: Serve's handle of them.
+        handles: Of the engines of the run, in their order.
         batch: Name of the batch.
         weight: Its share beside other batches.
-        model_name: Name of the model in the API.
     """
-    return partial(_served, engine, batch, weight, model_name)
+    return partial(_served, handles, batch, weight)
 
 
 @contextmanager
 def _served(
-    engine: DeploymentHandle[Any],
-    batch: str,
-    weight: float,
-    model_name: str,
-    config: EngineConfig,
-    head: Head,
-    **_: Any,
+    handles: Handles, batch: str, weight: float, engines: Sequence[tuple[EngineConfig, Head]], **_: Any
 ) -> Iterator[EngineActors]:
-    del head  # theirs is the one that the server's settings name, and so do the run's
-    worker = ServedWorker(engine, batch, weight, uuid4().hex[:8])
-    model, head_card = engine.cards.remote().result(timeout_s=None)
-    yield ServedEngines(worker, (replace(model, name=model_name), head_card), config.workers)
+    life, each = uuid4().hex[:8], []
+    # Their heads are those that the server's settings name, and so do the run's.
+    for (name, engine), (config, _head) in zip(handles, engines, strict=True):
+        model, head_card = engine.cards.remote().result(timeout_s=None)
+        worker = ServedWorker(engine, batch, weight, life)
+        each.append(ServedEngines(worker, (replace(model, name=name), head_card), config.workers))
+    if len(each) == 1:
+        yield each[0]
+        return
+    several = SeveralEngines(tuple(each))
+    several.wait()
+    yield several

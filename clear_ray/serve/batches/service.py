@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from clear_ray.config.engine import EngineConfig
 from clear_ray.errors import ClearRayError, ConfigError
 from clear_ray.run_folder.export import export
 from clear_ray.run_folder.orders import order_budget, unit_in
@@ -32,11 +31,11 @@ class BatchService:
 
     Args:
         settings: Where they are, and how large they may be.
-        engine: Engine of the server, which the settings of runs have to fit.
+        runs: What a run may have of the server's own, see `ServeConfig.run_of`; the settings of one have to fit one of them.
     """
 
-    def __init__(self, settings: BatchSettings, engine: EngineConfig) -> None:
-        self._settings, self._engine, self._places = settings, engine, Places(settings)
+    def __init__(self, settings: BatchSettings, runs: Sequence[Mapping[str, Any]]) -> None:
+        self._settings, self._runs, self._places = settings, runs, Places(settings)
         self._store = Store(self._places.folder)
 
     async def upload(self, owner: str, body: AsyncIterator[bytes], content_type: str) -> dict[str, Any]:
@@ -117,7 +116,7 @@ class BatchService:
             raise ApiError(400, "The body is a JSON object.")
         asked = asked_for(given)
         check_names(asked["metadata"] or {})
-        asked_settings(self._settings, asked["metadata"] or {}, engine=self._engine)
+        self._check(asked["metadata"] or {})
         weight_of(asked["metadata"] or {})
         keys = [key for key in (idempotency_key, given.get("idempotency_key")) if key is not None]
         if not all(isinstance(key, str) and 0 < len(key) <= _KEY_CHARACTERS for key in keys):
@@ -130,6 +129,21 @@ class BatchService:
             message = "This idempotency key was used with other parameters."
             raise ApiError(409, message, param="idempotency_key", code="idempotency_conflict")
         return made.body
+
+    def _check(self, metadata: Mapping[str, str]) -> None:
+        """Refuse what no run would take; of which engines it is, its requests say.
+
+        Raises:
+            ApiError: 400, as the last of them words it.
+        """
+        refused: list[ApiError] = []
+        for own in self._runs:
+            try:
+                asked_settings(self._settings, metadata, own=own)
+            except ApiError as error:
+                refused.append(error)
+        if len(refused) == len(self._runs):
+            raise refused[-1]
 
     async def _keep_input(self, made: StoredBatch) -> None:
         """Have a new batch keep its input from now on, if it is there: the file may be deleted before it was looked at."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from clear_ray.config.base import Settings
 from clear_ray.config.bounds import MOST_ROWS
-from clear_ray.config.engine import EngineConfig
+from clear_ray.config.prices import PriceLists, Prices
 from clear_ray.config.run import RunConfig
 
 DEFAULT_SECONDS = 30 * 24 * 3_600
@@ -44,16 +45,34 @@ class BatchSettings(Settings):
     def _run_is_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         own = {"run_dir", "input", "engine", "engines", "estimate", "scaling"} & value.keys()
         if own:
-            remedy = ": a batch for several engines is one for `clear-ray run`" if "engines" in own else ""
+            remedy = ": name `engines` beside `batches`" if "engines" in own else ""
             raise ValueError(f"{', '.join(sorted(own))} of a batch's run is set by the server{remedy}")
         return value
 
-    def check_run(self, engine: EngineConfig) -> None:
-        """Refuse settings of runs that do not fit each other, or the server's engine.
+    def check_run(self, own: Mapping[str, Any]) -> None:
+        """Refuse settings of runs that do not fit each other, or the server's own.
+
+        Args:
+            own: What a run has of the server, see `ServeConfig.run_of`.
 
         Raises:
             ConfigError: They do not.
         """
-        rest = {name: setting for name, setting in self.run.items() if name not in ("budget_rate", "prices")}
-        asked = self.run if "budget" in self.run else {"budget": 1} | rest
-        RunConfig.parse({"run_dir": "x", "engine": engine} | asked, where="batches.run")
+        rest = {name: setting for name, setting in self.run.items() if name != "budget_rate"}
+        asked = self.run if "budget" in self.run else {"budget": a_budget(own.get("prices"))} | rest
+        RunConfig.parse({"run_dir": "x"} | asked | dict(own), where="batches.run")
+
+
+def price_lists(prices: Any) -> dict[str, Prices]:
+    """Return price lists by the name of a model; none where they cannot be read, which the settings of a run tell."""
+    try:
+        return TypeAdapter(PriceLists).validate_python(prices)
+    except ValidationError:
+        return {}
+
+
+def a_budget(prices: Any) -> int | str:
+    """Return a budget in the unit of prices; tokens where there are none."""
+    if prices is None:
+        return 1
+    return f"1 {next((each.unit for each in price_lists(prices).values() if each.unit is not None), 'USD')}"

@@ -7,7 +7,7 @@ and ids given twice. What is wrong inside a request's body fails that row alone,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,6 +18,8 @@ from clear_ray.ingest.sampling_fields import MOST_ANSWERS
 _MOST_LINE_BYTES = 16 * 1024 * 1024
 _MOST_ERRORS = 100
 _BOM = b"\xef\xbb\xbf"
+_PACKED = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive or a spreadsheet", b"PAR1": "a Parquet file"}
+_PACKED |= {b"\x28\xb5\x2f\xfd": "a Zstandard archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive"}
 _FIELDS: Mapping[str, tuple[type, str]] = {
     "custom_id": (str, "string"),
     "method": (str, "string"),
@@ -35,11 +37,13 @@ class Looked:
     Attributes:
         requests: Lines that are requests.
         most_tokens: What their answers come to at most, tokens.
+        model: The model that all of them name.
         errors: As a batch's `errors.data` has them; empty if it may run.
     """
 
     requests: int
     most_tokens: int
+    model: str
     errors: tuple[dict[str, Any], ...]
 
 
@@ -48,20 +52,22 @@ def error(code: str, message: str, *, line: int | None = None, param: str | None
     return {"code": code, "message": message, "line": line, "param": param}
 
 
-def look_at(source: BinaryIO, *, endpoint: str, model: str, max_tokens: int, most_requests: int) -> Looked:
+def look_at(source: BinaryIO, *, endpoint: str, models: Sequence[str], max_tokens: int, most_requests: int) -> Looked:
     """Look at every line of a batch file.
 
     Args:
         source: The file.
         endpoint: Endpoint that the batch was made for, one of `ingest.requests.URLS`.
-        model: Name of the model that is served.
+        models: Names of the models that are served, one of which all requests name.
         max_tokens: Ceiling of one answer.
         most_requests: How many requests a batch may have.
     """
-    look = _Look(endpoint, model, max_tokens)
+    look = _Look(endpoint, models, max_tokens)
     for number, line in enumerate(_lines(source), 1):
         if number == 1:
             line = line.removeprefix(_BOM)
+            if (found := _no_lines(line)) is not None:
+                return Looked(0, 0, models[0], (error("invalid_file", found, param="input_file_id"),))
         if not line or line.isspace():
             continue
         look.take(number, line)
@@ -74,7 +80,17 @@ def look_at(source: BinaryIO, *, endpoint: str, model: str, max_tokens: int, mos
             break
     if not look.requests:
         look.errors.append(error("empty_file", "The file holds no request.", param="input_file_id"))
-    return Looked(look.requests, look.most_tokens, tuple(look.errors))
+    return Looked(look.requests, look.most_tokens, look.model or models[0], tuple(look.errors))
+
+
+def _no_lines(first: bytes) -> str | None:
+    """Return why a file is not of one JSON object a line, by its first one; None if it may be."""
+    kind = next((name for magic, name in _PACKED.items() if first.startswith(magic)), None)
+    if kind is not None:
+        return f"This is {kind}. A batch file is text, with a request as JSON on each line."
+    if first.strip() in (b"{", b"["):
+        return "This is one JSON text over many lines. A batch file has each request as JSON on a line of its own."
+    return None
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:
@@ -88,10 +104,11 @@ def _lines(source: BinaryIO) -> Iterator[bytes]:
 class _Look:
     """What was found so far; of the ids that were seen their hashes are kept."""
 
-    def __init__(self, endpoint: str, model: str, max_tokens: int) -> None:
+    def __init__(self, endpoint: str, models: Sequence[str], max_tokens: int) -> None:
         self.requests = self.most_tokens = 0
+        self.model: str | None = None
         self.errors: list[dict[str, Any]] = []
-        self._endpoint, self._model, self._max_tokens = endpoint, model, max_tokens
+        self._endpoint, self._models, self._max_tokens = endpoint, models, max_tokens
         self._seen: set[int] = set()
 
     def take(self, number: int, line: bytes) -> None:
@@ -133,8 +150,13 @@ class _Look:
                 return "missing_required_parameter", f"The parameter {name} is missing in the body.", f"body.{name}"
         if not isinstance(body["model"], str):
             return "invalid_request", "model is a string.", "body.model"
-        if body["model"] != self._model:
-            return "model_not_found", f"This server has the model {self._model}.", "body.model"
+        if body["model"] not in self._models:
+            said = f"the model {self._models[0]}" if len(self._models) == 1 else f"the models {', '.join(self._models)}"
+            return "model_not_found", f"This server has {said}.", "body.model"
+        if self.model not in (None, body["model"]):
+            said = f"The requests of a batch name one model, and those before this one name {self.model}."
+            return "mismatched_model", said, "body.model"
+        self.model = body["model"]
         self.most_tokens += self._ceiling(body)
         return None
 

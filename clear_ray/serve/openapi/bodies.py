@@ -12,7 +12,7 @@ from clear_ray.ingest.requests import MOST_PROMPTS
 from clear_ray.serve.batches.bodies import MOST_KEY, MOST_PAIRS, MOST_VALUE
 from clear_ray.serve.batches.runs import asked_settings
 from clear_ray.serve.batches.service import PURPOSES
-from clear_ray.serve.batches.settings import BatchSettings
+from clear_ray.serve.batches.settings import BatchSettings, a_budget
 from clear_ray.serve.batches.validation import ENDPOINTS
 from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
@@ -81,7 +81,7 @@ def query(settings: ServeConfig, endpoint: Endpoint) -> Schema:
             properties[name] = {"enum": [None, *field.neutral]}
     properties |= _sampling(settings)
     properties |= {
-        "model": {"const": settings.model_name},
+        "model": {"enum": list(settings.each)},
         "max_tokens": or_null(whole(1)),
         "n": or_null(whole(1, settings.limits.choices)),
         "stream": {"type": ["boolean", "null"]},
@@ -295,8 +295,9 @@ def _metadata_of_batch(settings: ServeConfig) -> Schema:
 
 
 def _is_taken(batches: BatchSettings, settings: ServeConfig, **metadata: str) -> bool:
+    own = settings.run_of(settings.models[-1])
     try:
-        asked_settings(batches, {"budget": "1", **metadata}, engine=settings.engine)
+        asked_settings(batches, {"budget": str(a_budget(own.get("prices"))), **metadata}, own=own)
     except ApiError:
         return False
     return True

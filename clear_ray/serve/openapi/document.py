@@ -69,7 +69,7 @@ def describe(settings: ServeConfig) -> dict[str, Any]:
         "info": {
             "title": "clear_ray",
             "version": version("clear_ray"),
-            "description": f"{settings.model_name} under a budget of tokens a second, and batches under their own.",
+            "description": f"{', '.join(settings.each)} under a budget of tokens a second, and batches under their own.",
         },
         "paths": paths,
         "components": {
@@ -100,9 +100,9 @@ def _queries() -> Schema:
     errors = (*_ALWAYS, 400, 404, 408, 413, 415, 429, 500, 503)
     model = _parameter("path", "name", {"type": "string", "minLength": 1})
     return {
-        "/v1/models": {"get": _operation("models", "List the one model", _json(listed), errors=_ALWAYS)},
+        "/v1/models": {"get": _operation("models", "List the models", _json(listed), errors=_ALWAYS)},
         "/v1/models/{name}": {
-            "get": _operation("model", "Return the model", _json(_ref("Model")), errors=(*_ALWAYS, 404), given=(model,))
+            "get": _operation("model", "Return a model", _json(_ref("Model")), errors=(*_ALWAYS, 404), given=(model,))
         },
         **{
             path: {

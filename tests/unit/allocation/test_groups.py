@@ -50,7 +50,7 @@ def test_dual_bound_is_the_optimum_of_the_linear_programme(
     """The dual bound is tight: HiGHS on the concave envelopes finds the same value from the other side."""
     group = np.random.default_rng(seed).integers(0, GROUPS, len(utility))
     result = allocate_groups(utility, group, budgets_G=own, budget_tokens=budget)
-    price_KN, spend_KN = utility._steps.price_KN, utility._steps.spend_KN
+    price_KN, spend_KN = utility.steps.price_KN, utility.steps.spend_KN
     members = [np.broadcast_to(group == g, price_KN.shape).ravel() for g in range(GROUPS) if np.isfinite(own[g])]
     held = np.array([np.ones(price_KN.size), *members], dtype=float)
     limits = [float(budget), *(o for o in own if np.isfinite(o))]

@@ -45,6 +45,7 @@ def test_rows_that_do_not_fit_are_put_in_order_over_the_disk(tmp_path: Path, mon
     monkeypatch.setattr("clear_ray.batch.sorted_files._MOST_BYTES", 4_000)
     monkeypatch.setattr("clear_ray.batch.sorted_files._MOST_STORED_BYTES", 2_500)
     monkeypatch.setattr("clear_ray.batch.sorted_files._FILE_ROWS", 300)
+    monkeypatch.setattr("clear_ray.batch.sorted_files._ROWS_AT_ONCE", 7)
     drawn = np.random.default_rng(3)
     index, sample = drawn.permutation(np.repeat(np.arange(1_000), 2)), np.zeros(2_000, np.int64)
     for value in range(1_000):

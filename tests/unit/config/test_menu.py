@@ -84,7 +84,9 @@ def test_heads_by_name_are_those_of_several_engines() -> None:
 
 
 def test_a_server_sets_the_engines_of_its_batches() -> None:
-    with pytest.raises(ValueError, match=r"engines of a batch's run is set by the server.*clear-ray run"):
+    with pytest.raises(
+        ValueError, match=r"engines of a batch's run is set by the server: name `engines` beside `batches`"
+    ):
         BatchSettings(folder="x", run={"engines": {}})
 
 

@@ -261,7 +261,6 @@ def test_budgets_are_read(written: int | str, tokens: int) -> None:
         "-200k",
         "",
         "tokens",
-        "1e5",
         "200 kilo",
         "200k tokens please",
         "1,000",
@@ -278,6 +277,18 @@ def test_what_is_no_positive_whole_number_of_tokens_is_refused(written: object) 
     error = refused({"budget": written})
     assert error.where == "job.yaml: budget"
     assert "positive whole number" in error.what
+
+
+@pytest.mark.parametrize(
+    "written", ["2000000.0", "2e6", "2E+06 tokens", "2 million tokens", "2000 thousand", "2 000 000"]
+)
+def test_a_budget_may_be_written_as_programs_and_people_write_it(written: str) -> None:
+    assert RunConfig.parse(LEAST | {"budget": written}).budget_tokens == 2_000_000
+
+
+@pytest.mark.parametrize("written", ["2e-3", "1.5e0", "2e99", "2000.5", "2000.00", "e6", "1e6.0"])
+def test_a_number_that_is_no_whole_one_is_no_budget(written: str) -> None:
+    assert "positive whole number" in refused({"budget": written}).what
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,22 @@ class LocalServer:
 
     def __init__(self, engine: dict[str, Any] | None = None, **changes: Any) -> None:
         base = {"model_name": "replay", "max_tokens": 400, "engine": engine or {}, "price": PRICE}
-        if base["engine"].get("kind", "replay") == "replay":
+        if changes.get("engines"):
+            del base["engine"]
+        elif base["engine"].get("kind", "replay") == "replay":
             base["engine"] = REPLAY | base["engine"]
         self.settings = ServeConfig.parse(base | changes)
         self.price = PriceReplica(self.settings.model_name, self.settings.tenants)
-        arguments = (self.settings.engine, self.settings.estimate, self.settings.max_tokens)
-        self.engine = EngineReplica(*arguments, price=Handle(self.price))
+        self.engines = {
+            model: EngineReplica(
+                engine, self.settings.estimate_of(model), self.settings.max_tokens, price=Handle(self.price)
+            )
+            for model, engine in self.settings.each.items()
+        }
+        self.engine = next(iter(self.engines.values()))
         fixed = self.settings.model_dump(mode="json", exclude={"price", "limits"})
-        self.ingress = _OURS(fixed, Handle(self.engine), Handle(self.price))
+        handles = {model: Handle(engine) for model, engine in self.engines.items()}
+        self.ingress = _OURS(fixed, handles, Handle(self.price))
         self.ingress.reconfigure({"limits": self.settings.limits.model_dump(mode="json")})
 
     @asynccontextmanager

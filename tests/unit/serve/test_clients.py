@@ -279,7 +279,8 @@ async def test_what_no_text_can_hold_gets_into_no_batch(tmp_path: Path) -> None:
 async def test_ready_means_that_a_query_is_answered(server: LocalServer, row: dict[str, Any]) -> None:
     async with server.client() as client:
         assert (await client.get("/readyz")).status_code == 200
-        server.engine._worker.failure, server.ingress._engine_seen_at = RuntimeError("broken"), 0.0
+        server.engine._worker.failure = RuntimeError("broken")
+        server.ingress._engine_seen_at = dict.fromkeys(server.engines, 0.0)
         unready = await client.get("/readyz")
         assert (unready.status_code, error_of(unready)["code"]) == (503, "not_ready")
         assert (await client.get("/healthz")).status_code == 200  # alive all the same

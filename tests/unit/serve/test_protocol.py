@@ -25,7 +25,7 @@ DIGEST = hashlib.sha256(b"sk-right").hexdigest()
 
 def read(**changes: Any) -> ChatRequest:
     body = json.dumps(LEAST | changes).encode()
-    return read_request(body, ChatRequest, limits=LIMITS, model_name="m")
+    return read_request(body, ChatRequest, limits=LIMITS, models={"m": None})
 
 
 def refused(**changes: Any) -> ApiError:
@@ -111,7 +111,7 @@ def test_the_rest_is_refused_by_name(changes: dict[str, Any], status: int, param
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"null"])
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        read_request(body, ChatRequest, limits=LIMITS, model_name="m")
+        read_request(body, ChatRequest, limits=LIMITS, models={"m": None})
     assert caught.value.status == 400
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +112,22 @@ def test_every_end_has_its_code() -> None:
     assert found["ended_at"].null_count == 4
     assert found["reason"][3].as_py().startswith("Failed: q.jsonl:4, column prompt: the prompt is empty")
     assert not found["reason"][3].as_py().endswith("..")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [
+        ("", "Nothing was left when its turn came"),
+        ("batch_cancelled", "The batch was cancelled before its turn came."),
+        ("batch_expired", "The time of the batch was over before its turn came."),
+    ],
+)
+def test_a_query_that_an_order_left_unanswered_says_which(stopped: str, said: str) -> None:
+    queries = pa.Table.from_pylist([query_row(index) for index in range(2)], schema=QUERY_SCHEMA)
+    known = verdicts(2, price_N=np.full(2, 0.5), reservation_price_N=np.array([0.25, 0.75]))
+    worthless, other = Abandon(replace(known, stopped=stopped))(queries)["reason"].to_pylist()
+    assert worthless.startswith("Not worth the price"), "what the price refused it refused all the same"
+    assert other.startswith(said)
 
 
 def test_an_answer_keeps_when_it_ended(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.errors import ConfigError
 from clear_ray.serve.batches.places import Places, absolute_batches
-from clear_ray.serve.batches.runs import asked_settings, weight_of
+from clear_ray.serve.batches.runs import asked_settings, check_names, weight_of
 from clear_ray.serve.batches.service import BatchService
 from clear_ray.serve.batches.settings import BatchSettings
 from clear_ray.serve.batches.store import Store
@@ -25,13 +25,13 @@ from clear_ray.serve.errors import ApiError
 from clear_ray.serve.settings import ServeConfig
 from tests.unit.serve.batches.test_upload import TYPE, form, pieces
 
-ENGINE = ReplayConfig(rollouts="x")
+OWN = {"engine": ReplayConfig(rollouts="x")}
 ASKED = {"input_file_id": "file-none", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> BatchService:
-    return BatchService(BatchSettings(folder=str(tmp_path), max_file_bytes=1_000), ENGINE)
+    return BatchService(BatchSettings(folder=str(tmp_path), max_file_bytes=1_000), [OWN])
 
 
 async def upload(service: BatchService, content: bytes, owner: str = "") -> dict[str, Any]:
@@ -218,7 +218,30 @@ async def test_a_webhook_hears_of_every_end_once_and_can_check_who_says_so(
 def test_metadata_goes_before_the_servers_settings(
     run: dict[str, Any], metadata: dict[str, str], expected: dict[str, Any]
 ) -> None:
-    assert asked_settings(BatchSettings(folder="x", run=run), metadata, engine=ENGINE) == expected
+    assert asked_settings(BatchSettings(folder="x", run=run), metadata, own=OWN) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(
+            (name, "budget")
+            for name in ("Budget", "token_budget", "budget_tokens", "max_budget", "maxBudget", "budget-usd")
+        ),
+        *((name, "budget") for name in ("BUDGET", "budgets", "total budget")),
+        ("Policy", "policy"),
+        ("votesBy", "votes_by"),
+        ("objectives", "objective"),
+        *((name, None) for name in ("budget", "budget_code", "team_budget_2026", "note", "attempt", "weighted")),
+    ],
+)
+def test_a_name_that_would_have_no_effect_is_refused_and_a_note_is_not(name: str, meant: str | None) -> None:
+    if meant is None:
+        check_names({name: "1"})
+        return
+    with pytest.raises(ApiError, match=f"written `{meant}`") as caught:
+        check_names({name: "1"})
+    assert caught.value.param == f"metadata.{name}"
 
 
 @pytest.mark.parametrize(
@@ -249,18 +272,18 @@ async def test_a_batch_that_ran_alone_is_asked_again_or_exported(service: BatchS
 
 def test_a_server_that_counts_money_wants_a_budget_in_it() -> None:
     settings = BatchSettings(folder="x", run={"prices": {"input": 1.0, "output": 2.0}})
-    assert asked_settings(settings, {"budget": "$5"}, engine=ENGINE)["budget"] == "$5"
+    assert asked_settings(settings, {"budget": "$5"}, own=OWN)["budget"] == "$5"
     for metadata in ({}, {"budget": "2M tokens"}, {"budget": "€5 and more"}):
         with pytest.raises(ApiError) as caught:
-            asked_settings(settings, metadata, engine=ENGINE)
+            asked_settings(settings, metadata, own=OWN)
         assert caught.value.param == "metadata.budget"
     with_budget = BatchSettings(folder="x", run={**settings.run, "budget": "$3"})
-    assert asked_settings(with_budget, {}, engine=ENGINE)["budget"] == "$3"
+    assert asked_settings(with_budget, {}, own=OWN)["budget"] == "$3"
 
 
 def test_an_operators_budget_in_money_keeps_its_rate() -> None:
     run = {"budget": "$3", "budget_rate": "$2 per 1M tokens"}
-    assert asked_settings(BatchSettings(folder="x", run=run), {}, engine=ENGINE) == {**run, "allocation": {}}
+    assert asked_settings(BatchSettings(folder="x", run=run), {}, own=OWN) == {**run, "allocation": {}}
 
 
 def test_a_secret_that_is_refused_is_not_shown() -> None:
@@ -288,7 +311,9 @@ def test_settings_of_runs_are_checked_against_the_servers_own_engine() -> None:
     for run in (SOLVED, by_name):
         config = ServeConfig.parse({"engine": model, "batches": {"folder": "x", "run": run}})
         assert config.batches is not None
-        assert asked_settings(config.batches, {}, engine=config.engine)["allocation"] == run.get("allocation", {})
+        assert asked_settings(config.batches, {}, own=config.run_of(config.model_name))["allocation"] == run.get(
+            "allocation", {}
+        )
     with pytest.raises(ConfigError, match="temperature 0 gives the same answer"):
         ServeConfig.parse({"engine": model | {"temperature": 0}, "batches": {"folder": "x", "run": SOLVED}})
     with pytest.raises(ConfigError, match="none for the model other"):
@@ -298,11 +323,11 @@ def test_settings_of_runs_are_checked_against_the_servers_own_engine() -> None:
 def test_metadata_may_ask_again_and_all_of_it_is_checked_together() -> None:
     scored = BatchSettings(folder="x", run={"scoring": {"scorer": "number"}})
     asked = {"objective": "solved", "attempts": "4"}
-    found = asked_settings(scored, asked, engine=ENGINE)
+    found = asked_settings(scored, asked, own=OWN)
     assert found["allocation"] == {"objective": "solved", "attempts": 4}
-    once = asked_settings(BatchSettings(folder="x", run=SOLVED), {"policy": "uniform", "attempts": "1"}, engine=ENGINE)
+    once = asked_settings(BatchSettings(folder="x", run=SOLVED), {"policy": "uniform", "attempts": "1"}, own=OWN)
     assert once["allocation"] == {"objective": "solved", "attempts": 1, "policy": "uniform"}
-    voted = asked_settings(BatchSettings(folder="x"), {"objective": "vote", "votes_by": "number"}, engine=ENGINE)
+    voted = asked_settings(BatchSettings(folder="x"), {"objective": "vote", "votes_by": "number"}, own=OWN)
     assert voted["allocation"] == {"objective": "vote", "votes_by": "number"}
     for metadata, param, said in (
         (asked | {"attempts": "many"}, "attempts", "integer"),
@@ -311,7 +336,7 @@ def test_metadata_may_ask_again_and_all_of_it_is_checked_together() -> None:
         ({"objective": "vote", "votes_by": "length"}, "votes_by", "number"),
     ):
         with pytest.raises(ApiError, match=said) as caught:
-            asked_settings(scored, metadata, engine=ENGINE)
+            asked_settings(scored, metadata, own=OWN)
         assert caught.value.param == f"metadata.{param}"
     with pytest.raises(ApiError, match=r"needs scoring\.scorer"):
-        asked_settings(BatchSettings(folder="x"), asked, engine=ENGINE)
+        asked_settings(BatchSettings(folder="x"), asked, own=OWN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from typing import Any
@@ -27,8 +28,13 @@ def line(custom_id: str = "a", url: str = "/v1/chat/completions", **body: Any) -
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": asked}).encode() + b"\n"
 
 
-def look(content: bytes, endpoint: str = "/v1/chat/completions", most_requests: int = 1_000) -> Looked:
-    return look_at(io.BytesIO(content), endpoint=endpoint, model="m", max_tokens=100, most_requests=most_requests)
+def look(
+    content: bytes,
+    endpoint: str = "/v1/chat/completions",
+    most_requests: int = 1_000,
+    models: tuple[str, ...] = ("m",),
+) -> Looked:
+    return look_at(io.BytesIO(content), endpoint=endpoint, models=models, max_tokens=100, most_requests=most_requests)
 
 
 def found(content: bytes, **changes: Any) -> list[tuple[str, int | None]]:
@@ -38,7 +44,32 @@ def found(content: bytes, **changes: Any) -> list[tuple[str, int | None]]:
 @pytest.mark.parametrize("endpoint", validation.ENDPOINTS)
 def test_a_good_file_is_counted(endpoint: str) -> None:
     content = b"\xef\xbb\xbf" + line("a", endpoint) + b"\n  \r\n" + line("b", endpoint)[:-1]
-    assert look(content, endpoint) == Looked(2, 200, ())
+    assert look(content, endpoint) == Looked(2, 200, "m", ())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(line()), "a gzip archive"),
+        (b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet"),
+        (b"PAR1\x15\x04", "a Parquet file"),
+        (json.dumps(json.loads(line()), indent=2).encode(), "one JSON text over many lines"),
+        (json.dumps([json.loads(line())], indent=2).encode(), "one JSON text over many lines"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_once(content: bytes, said: str) -> None:
+    (told,) = look(content).errors
+    assert (told["code"], told["line"]) == ("invalid_file", None)
+    assert said in told["message"]
+
+
+def test_the_requests_of_a_batch_name_one_of_several_models() -> None:
+    models = ("small", "large", "any")
+    assert look(line("a", model="large") + line("b", model="large"), models=models).model == "large"
+    mixed = look(line("a", model="large") + line("b", model="any") + line("c", model="other"), models=models)
+    assert [(each["code"], each["line"]) for each in mixed.errors] == [("mismatched_model", 2), ("model_not_found", 3)]
+    assert "name large" in mixed.errors[0]["message"]
+    assert "the models small, large, any" in mixed.errors[1]["message"]
 
 
 def test_what_answers_may_come_to_heeds_each_lines_own_ceiling() -> None:
@@ -79,7 +110,7 @@ def test_no_line_is_of_another_encoding(encoding: str) -> None:
 def test_a_file_has_an_end() -> None:
     assert found(b"".join(line(str(k)) for k in range(5)), most_requests=4) == [("too_many_requests", 5)]
     assert found(b"".join(line(str(k)) for k in range(4)), most_requests=4) == []
-    assert len(found(b"{\n" * 5_000)) == 100, "no client reads more"
+    assert len(found(b"{x\n" * 5_000)) == 100, "no client reads more"
     assert found(b"\n\n") == [("empty_file", None)]
 
 

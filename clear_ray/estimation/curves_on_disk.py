@@ -1,0 +1,73 @@
+"""Curves of very many queries, whose tables lie in a file of this machine: rows are read when they are taken, and not held.
+
+Shapes: N queries, K grid points, B rows of a block.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clear_ray.estimation.curves import Curves
+
+_TABLES = ("success_NK", "spend_NK", "survival_NK")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CurvesOnDisk(Curves):
+    """See `Curves`; what `take` returns is in memory.
+
+    Attributes:
+        mapping: The file, which has no name and is gone with this object.
+    """
+
+    mapping: mmap.mmap
+
+    def take(self, index: ArrayLike) -> Curves:
+        """Return the curves of the queries at `index`, in that order."""
+        taken = Curves.take(self, index)
+        self.mapping.madvise(mmap.MADV_DONTNEED)  # what was looked at would count as memory of this process
+        return taken
+
+    @staticmethod
+    def of(blocks: Iterable[tuple[NDArray[np.int64], Curves]], queries: int) -> CurvesOnDisk:
+        """Write curves that come a block at a time.
+
+        Args:
+            blocks: Places of some queries and their curves, all on one grid; each place comes once.
+            queries: How many queries there are, N, at least one.
+        """
+        numbers_N = np.zeros((3, queries), np.float32)
+        tokens_K = np.zeros(0, np.int64)
+        with tempfile.TemporaryFile(prefix="clear_ray_curves_") as file:
+            for place_B, curves in blocks:
+                tokens_K = curves.tokens_K
+                numbers_N[:, place_B] = curves.threshold_tokens_N, curves.solvability_N, curves.beta_N
+                _write(file.fileno(), place_B, np.stack([getattr(curves, name) for name in _TABLES], axis=1))
+            os.ftruncate(file.fileno(), queries * len(_TABLES) * len(tokens_K) * np.dtype(np.float32).itemsize)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        tables = np.frombuffer(mapping, np.float32).reshape(queries, len(_TABLES), len(tokens_K))
+        success_NK, spend_NK, survival_NK = (tables[:, number] for number in range(len(_TABLES)))
+        threshold_N, solvability_N, beta_N = numbers_N
+        return CurvesOnDisk(
+            tokens_K, success_NK, spend_NK, survival_NK, threshold_N, solvability_N, beta_N, mapping=mapping
+        )
+
+
+def _write(file: int, place_B: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+    """Write rows to their places; neighbours at once."""
+    order = np.argsort(place_B)
+    row_bytes = rows[0].nbytes if len(rows) else 0
+    for some in np.split(order, np.flatnonzero(np.diff(place_B[order]) != 1) + 1):
+        if len(some):
+            left = memoryview(rows[some].tobytes())
+            at = int(place_B[some[0]]) * row_bytes
+            while left:
+                written = os.pwrite(file, left, at)
+                left, at = left[written:], at + written
