@@ -195,7 +195,9 @@ def at_size(queries: int, *, has_bare: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--without-bare", action="store_true", help="leave the bare stages out, which take as long again")
+    parser.add_argument(
+        "--without-bare", action="store_true", help="leave the bare stages out, which take as long again"
+    )
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.bare:
