@@ -53,7 +53,7 @@ class PassThreads:
         self.threads = first
         self._most, self._reading, self._set_threads, self._clock = most, reading, set_threads, clock
         self._grows = False
-        self._wait = 0
+        self._wait = 0 if first > 1 else _BETWEEN_PASSES
         self._other = 0  # that is tried beside `threads`; 0 while none is
         self._seconds: list[float] = []
         self._rows = self._set_to = 0
