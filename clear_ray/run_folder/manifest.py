@@ -38,6 +38,8 @@ _BEFORE_MANIFEST = re.compile(
 )
 """What a run that ended before it had a manifest may have left, each name whole: what is taken in replaces it."""
 
+_OF_CALIBRATION = re.compile(r"sample-\d{2,}/manifest\.json")
+
 _LIBRARIES = ("clear_ray", "ray", "torch", "transformers", "numpy", "scipy", "pyarrow")
 
 
@@ -60,9 +62,10 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
         names = [path.removeprefix(f"{folder.path}/") for path in folder.files()]
         strangers = [name for name in names if not _may_precede_manifest(folder, name)]
     if strangers:
-        raise ConfigError(
-            "the run folder is not empty and holds no run", folder.path, strangers[0], "Name a new or empty folder."
-        )
+        what = "the run folder is not empty and holds no run"
+        if any(_OF_CALIBRATION.fullmatch(name) for name in strangers):
+            what = "the run folder holds the answers of a calibration, and no run"
+        raise ConfigError(what, folder.path, strangers[0], "Name a new or empty folder.")
     return None
 
 

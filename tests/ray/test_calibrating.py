@@ -11,6 +11,7 @@ import pytest
 from clear_ray.batch.checking import check_run
 from clear_ray.calibrate import AGREED, calibrate
 from clear_ray.config.run import RunConfig
+from clear_ray.errors import ConfigError
 
 
 @pytest.mark.slow
@@ -32,5 +33,7 @@ def test_several_answers_to_a_query_stand_in_for_a_scorer(replay_settings: dict[
     informed = {"run_dir": str(tmp_path / "informed"), "estimate": {"head": str(tmp_path / "head")}}
     notices = check_run(RunConfig.parse(replay_settings | informed)).digest.notices
     assert any("which answers agree with others" in notice for notice in notices)
-    notices = check_run(config).digest.notices
-    assert any("scoring.agreement is read by" in notice for notice in notices)
+    with pytest.raises(ConfigError, match="holds the answers of a calibration, and no run"):
+        check_run(config)
+    notices = check_run(config.model_copy(update={"run_dir": str(tmp_path / "unlearned")})).digest.notices
+    assert any("scoring.agreement is not used" in notice for notice in notices)
