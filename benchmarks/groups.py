@@ -10,11 +10,13 @@ group may be of any size. What each policy is told at the start:
     price_head       what a head says that was fitted on the other folds
     price_epoch      what eight rollouts of each prompt came to in an epoch before, which are not charged
     price_known      the truth: no policy can do better
+    at_once_known    the truth; one call of `allocate_rollouts`, and no look at what comes back. Its tokens are expected ones,
+                     so a draw may take a little more or less than the budget
     outcomes         how many prompts are how solvable, and the mean length of each, but not which is which: one rollout
                      at a time of the prompt that is likeliest to become mixed by it for its tokens. What outcomes alone can
                      teach: `price`, which is told nothing, is not to be expected above it where the budget is ample
 
-    python benchmarks/groups.py [--draws 10] [--output FILE]
+    python benchmarks/groups.py [--draws 10] [--policies uniform_8,at_once_known] [--output FILE]
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation.rollout_groups import RolloutGroups
+from clear_ray.allocation.rollouts import allocate_rollouts
 from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.recording import Recording, read_recording
 
@@ -126,9 +129,17 @@ def price(world: World, budget: int, *, ceiling: int, tokens_N: NDArray[np.float
     return world.mixed()
 
 
+def at_once(world: World, budget: int, *, solvability_N: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> int:
+    """Buy all groups by one price and sample them whole."""
+    bought = allocate_rollouts(solvability_N, tokens_N, budget_tokens=budget, rollouts=(2, MOST))
+    world.roll(np.repeat(np.arange(len(tokens_N)), bought.rollouts_N))
+    return world.mixed()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--policies", help="only these, and uniform_8")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     files = {"rollouts_path": str(DATA / "rollouts.parquet"), "features_path": str(DATA / "features.parquet")}
@@ -148,28 +159,34 @@ def main() -> None:
         "price_epoch": lambda world, budget: price(world, budget, ceiling=ceiling, **epoch_D[world.seed]),
         "outcomes": outcomes,
         "price_known": lambda world, budget: price(world, budget, ceiling=ceiling, strength=1e9, **known),
+        "at_once_known": lambda world, budget: at_once(world, budget, **known),
     }
+    if options.policies:
+        wanted = {"uniform_8", *options.policies.split(",")}
+        policies = {name: play for name, play in policies.items() if name in wanted}
     rows = []
     for share in SHARES:
         budget = int(share * GROUP * recording.length_NS.mean(axis=1).sum())
         for name, play in policies.items():
-            mixed_D = np.array([play(World(recording, seed), budget) for seed in range(options.draws)])
-            error = float(mixed_D.std(ddof=1) / np.sqrt(options.draws))
+            worlds = [World(recording, seed) for seed in range(options.draws)]
+            mixed_D = np.array([play(world, budget) for world in worlds])
             rows.append(
-                {"policy": name, "budget": budget, "share": share, "mixed": float(mixed_D.mean()), "error": error}
+                {
+                    "policy": name,
+                    "budget": budget,
+                    "share": share,
+                    "mixed": float(mixed_D.mean()),
+                    "error": float(mixed_D.std(ddof=1) / np.sqrt(options.draws)),
+                    "spent": float(np.mean([world.spent for world in worlds])),
+                }
             )
     of = {(row["policy"], row["share"]): row["mixed"] for row in rows}
     figure = {
         "figure": "groups",
         "prompts": len(recording),
         "draws": options.draws,
-        "over_uniform_8": {str(share): of["price", share] / of["uniform_8", share] for share in SHARES},
-        "over_rounds": {
-            str(share): of["price", share] / max(of["rounds_2", share], of["rounds_4", share]) for share in SHARES
-        },
-        **{
-            f"{name}_over_uniform_8": {str(share): of[name, share] / of["uniform_8", share] for share in SHARES}
-            for name in ("price_head", "price_epoch", "price_known", "outcomes")
+        "over_uniform_8": {
+            name: {str(share): of[name, share] / of["uniform_8", share] for share in SHARES} for name in policies
         },
         "rows": rows,
     }

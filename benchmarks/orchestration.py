@@ -5,7 +5,7 @@ queries, each size in a process of its own with a Ray of its own, and beside it 
 same rows in the same two stages with the same batches and actors.
 
     python benchmarks/orchestration.py                         1e4 and 1e5 queries: about 10 minutes on 2 cores
-    python benchmarks/orchestration.py --queries 10000 100000 1000000
+    python benchmarks/orchestration.py --queries 1000000 --without-bare
 
 What is in the line, for each number of queries:
     cpu_us_per_query    CPU time of the run over its queries: of every process, Ray's own and their start included
@@ -166,25 +166,26 @@ def bare(config_path: str) -> None:
         print(time.perf_counter() - started)
 
 
-def at_size(queries: int) -> dict[str, Any]:
+def at_size(queries: int, *, has_bare: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_queries(folder / "queries.parquet", queries)
         config = folder / "run.yaml"
         config.write_text(yaml.safe_dump(settings(folder, queries)))
-        nothing, bare_cpu, _ = measured([sys.executable, __file__, "--bare", str(config)])
+        nothing, bare_cpu, _ = measured([sys.executable, __file__, "--bare", str(config)]) if has_bare else ("", {}, {})
         run = [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"]
         _, cpu, memory = measured(run)
         summary = json.loads((folder / "run" / "summary.json").read_text())
         journal = (folder / "run" / "journal.jsonl").stat().st_size
     assert summary["completed"] + summary["abandoned"] == queries
-    micros, bare_micros = 1e6 * summary["seconds"] / queries, 1e6 * float(nothing) / queries
-    return {
+    beside: dict[str, Any] = {}
+    if has_bare:
+        beside["bare_cpu_us_per_query"] = round(1e6 * sum(bare_cpu.values()) / queries, 1)
+        beside["bare_us_per_query"] = round(1e6 * float(nothing) / queries, 1)
+    return beside | {
         "cpu_us_per_query": round(1e6 * sum(cpu.values()) / queries, 1),
-        "bare_cpu_us_per_query": round(1e6 * sum(bare_cpu.values()) / queries, 1),
         "cpu_us_of": {kind: round(1e6 * seconds / queries, 1) for kind, seconds in sorted(cpu.items())},
-        "us_per_query": round(micros, 1),
-        "bare_us_per_query": round(bare_micros, 1),
+        "us_per_query": round(1e6 * summary["seconds"] / queries, 1),
         "seconds": round(summary["seconds"], 1),
         "journal_bytes_per_query": round(journal / queries, 1),
         **memory,
@@ -194,11 +195,14 @@ def at_size(queries: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument(
+        "--without-bare", action="store_true", help="leave the bare stages out, which take as long again"
+    )
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.bare:
         return bare(chosen.bare)
-    sizes = {queries: at_size(queries) for queries in sorted(chosen.queries)}
+    sizes = {queries: at_size(queries, has_bare=not chosen.without_bare) for queries in sorted(chosen.queries)}
     first, last = sizes[min(sizes)], sizes[max(sizes)]
     growth = {
         name: round(last[name] / first[name], 2)
@@ -224,6 +228,7 @@ def marginal(sizes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     micros = {
         name: round((more * sizes[more][name] - less * sizes[less][name]) / (more - less), 1)
         for name in ("cpu_us_per_query", "bare_cpu_us_per_query")
+        if name in sizes[less]
     }
     of = {
         kind: round((more * sizes[more]["cpu_us_of"][kind] - less * sizes[less]["cpu_us_of"][kind]) / (more - less), 1)

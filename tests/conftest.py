@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and all that tests start would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Before torch is imported: threads of one test that spin while they wait take the cores from those of all others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")  # a busy machine says nothing of the code
 ROLLOUTS = Path(__file__).parent / "data" / "rollouts"

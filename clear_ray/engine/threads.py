@@ -33,6 +33,7 @@ class PassThreads:
     Args:
         most: Most threads that there may be.
         first: Threads of the first passes.
+        reading: Threads, at least, of passes that read prompts, which are work for many.
         set_threads: Sets how many the next pass has.
         clock: Seconds that never run backwards.
 
@@ -45,20 +46,21 @@ class PassThreads:
         most: int,
         *,
         first: int,
+        reading: int = 1,
         set_threads: Callable[[int], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.threads = first
-        self._most, self._set_threads, self._clock = most, set_threads, clock
+        self._most, self._reading, self._set_threads, self._clock = most, reading, set_threads, clock
         self._grows = False
-        self._wait = 0
+        self._wait = 0 if first > 1 else _BETWEEN_PASSES
         self._other = 0  # that is tried beside `threads`; 0 while none is
         self._seconds: list[float] = []
         self._rows = self._set_to = 0
 
-    def set(self) -> None:
-        """Have the passes of this thread that are not timed made with as many."""
-        self._set_threads(self.threads)
+    def set_for_reading(self) -> None:
+        """Set the threads of passes that read prompts, in a thread that makes no others."""
+        self._set_threads(max(self.threads, self._reading))
 
     @contextmanager
     def timed(self, rows: int) -> Iterator[None]:
@@ -115,5 +117,6 @@ def have_waiting_threads_sleep() -> None:
 def threads_here(set_threads: Callable[[int], None]) -> PassThreads:
     """Return what chooses the threads of passes on this machine, few to begin with where those that wait may spin."""
     cores = len(os.sched_getaffinity(0))
-    sleeps = os.environ.get(_POLICY, "").upper() == _SLEEPS
-    return PassThreads(cores, first=min(cores, _FIRST_THREADS) if sleeps else 1, set_threads=set_threads)
+    if os.environ.get(_POLICY, "").upper() != _SLEEPS:
+        return PassThreads(cores, first=1, set_threads=set_threads)
+    return PassThreads(cores, first=min(cores, _FIRST_THREADS), reading=cores // 2, set_threads=set_threads)

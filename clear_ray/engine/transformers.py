@@ -64,7 +64,7 @@ class TransformersEngine:
         self._threads: PassThreads | None = None
         if device.type == "cpu" and config.threads is None:
             self._threads = threads_here(torch.set_num_threads)
-            self._threads.set()
+            self._threads.set_for_reading()
         elif device.type == "cpu" and config.threads is not None:
             torch.set_num_threads(config.threads)
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
@@ -143,7 +143,7 @@ class TransformersEngine:
             for rows in reading_groups(ids_N, pass_tokens=self._prefill_tokens, pass_cost=pass_cost):
                 with self._model_turns:
                     if self._threads is not None:  # which a thread has for itself
-                        self._threads.set()
+                        self._threads.set_for_reading()
                     read_prompts(
                         self._runner,
                         self._way,

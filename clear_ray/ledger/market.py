@@ -17,6 +17,7 @@ again, not charged.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ class MarketActor:
         self._write = asyncio.Lock()
         self._ended_N = np.zeros(queries, bool)
         self._score_N = np.full(queries, np.nan, np.float32)
+        self._ended, self._scored, self._correct = 0, 0, 0.0
         self._recent: deque[str] = deque(maxlen=_RECENT)
         self._started = time.monotonic()
 
@@ -128,9 +130,7 @@ class MarketActor:
                 continue
             self._note(entry)
             self._settled_tokens_N[s.index] = s.spent_tokens
-            self._ended_N[s.index] = s.has_ended
-            if s.correct is not None:
-                self._score_N[s.index] = s.correct
+            self._count(s)
             self._recent.append(s.label)
         self._move_budget()
         self._refund.set()
@@ -201,7 +201,7 @@ class MarketActor:
 
     async def balance(self) -> Balance:
         """Return the account as it stands."""
-        ledger, scores = self._ledger, self._score_N[~np.isnan(self._score_N)]
+        ledger = self._ledger
         return Balance(
             budget_tokens=ledger.budget_tokens,
             spent_tokens=ledger.spent_tokens,
@@ -209,9 +209,9 @@ class MarketActor:
             wasted_tokens=ledger.wasted_tokens,
             refunded_tokens=ledger.refunded_tokens,
             running=ledger.running,
-            ended=int(self._ended_N.sum()),
-            scored=len(scores),
-            correct=float(scores.sum(dtype=np.float64)),
+            ended=self._ended,
+            scored=self._scored,
+            correct=self._correct,
             recent=tuple(self._recent),
             seconds=time.monotonic() - self._started,
         )
@@ -290,6 +290,17 @@ class MarketActor:
             elif self._round_N[index] == round_number and self._settled_tokens_N[index] != _NOT_SETTLED:
                 self._note(self._ledger.waste(index, int(self._settled_tokens_N[index])))
             self._settled_tokens_N[index] = _NOT_SETTLED
+
+    def _count(self, s: Settlement) -> None:
+        """Count an answer that has ended, and its score in place of the one that its query had: the display asks often."""
+        self._ended += int(s.has_ended) - int(self._ended_N[s.index])
+        self._ended_N[s.index] = s.has_ended
+        if s.correct is None:
+            return
+        before = float(self._score_N[s.index])
+        self._score_N[s.index] = s.correct
+        self._scored += math.isnan(before)
+        self._correct += float(self._score_N[s.index]) - (0.0 if math.isnan(before) else before)
 
     def _move_budget(self) -> None:
         """Bring the budget as near to what is wanted as what is reserved allows."""

@@ -33,7 +33,8 @@ from clear_ray.estimation.factors import Observed
 from clear_ray.rounds.batch import expected_spend, taken_tokens
 from clear_ray.rounds.beside import RunningGrants, clear_beside
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
-from clear_ray.rounds.learning_offers import LearningOffers, observe, random_part
+from clear_ray.rounds.learning_offers import LearningOffers, observe
+from clear_ray.rounds.stage_grants import random_part
 from clear_ray.rounds.states import QueryStates
 
 FEW_RUNNING_SHARES, QUERIES_OF_THE_LARGER = (1 / 32, 1 / 8), 1_000

@@ -31,7 +31,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.estimation.factors import Label, Observed, law
 from clear_ray.estimation.hazards import Incidence
@@ -39,11 +38,12 @@ from clear_ray.estimation.learning import Belief, learn
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.attempt_offers import clear_attempts
-from clear_ray.rounds.batch import Basis, Batch, cost_parts, expected_spend, first_call_parts, taken_tokens
+from clear_ray.rounds.batch import Basis, Batch, cost_parts, first_call_parts, taken_tokens
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, clear
 from clear_ray.rounds.history import PastAttempts
 from clear_ray.rounds.minimum_service import minimum_service
+from clear_ray.rounds.stage_grants import joined, random_part
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
@@ -199,7 +199,7 @@ class LearningOffers:
             left_parts=unowed_tokens * COST_PARTS - stage_parts,
             rng=rng,
         )
-        return _joined(part, batch, index, tokens, np.zeros_like(tokens), is_fresh=True)
+        return joined(part, batch, index, tokens, np.zeros_like(tokens), is_fresh=True)
 
     def is_exploring(self, states: QueryStates, available_tokens: int) -> bool:
         """Return whether the next clearing grants a pilot or a stage, and not all that is left."""
@@ -250,7 +250,7 @@ class LearningOffers:
         most = min(self.stages.longer_share * stage_parts, available_tokens * COST_PARTS - stage_parts)
         fits = np.cumsum(parts) <= most
         fits[:1] |= parts[:1] <= available_tokens * COST_PARTS - stage_parts
-        return _joined(part, batch, index[fits], tokens[fits], before[fits])
+        return joined(part, batch, index[fits], tokens[fits], before[fits])
 
     def serve(self, owed_tokens_N: NDArray[np.int64], *, available_tokens: int, shadow_price: float) -> Clearing:
         """See `Offers`."""
@@ -366,51 +366,3 @@ def _with_past(current: Observed, past: PastAttempts, *, label: Label) -> Observ
         np.concatenate([current.right_M, np.full(len(past), np.nan) if label == "ended" else right_P]),
     )
     return every.take(np.argsort(query, kind="stable"))
-
-
-def _joined(
-    part: Clearing,
-    batch: Batch,
-    index: NDArray[np.int64],
-    tokens: NDArray[np.int64],
-    before: NDArray[np.int64],
-    *,
-    is_fresh: bool = False,
-) -> Clearing:
-    """Return the grants of a clearing and further ones, longest first: to go on, or for another answer."""
-    if not len(index):
-        return part
-    curves = batch.curves.take(index)
-    worth = Tabulated(curves.tokens_K, curves.success_NK, weight_N=batch.weight_N[index])
-    tokens_M = np.concatenate([part.tokens_M, tokens])
-    order = np.argsort(-tokens_M, kind="stable")
-    parts_M = None
-    if batch.calls is not None:
-        own_parts_M = part.parts_M(batch.cost_N)
-        parts_M = np.concatenate([own_parts_M, batch.calls.taken_parts(index, tokens, before)])[order]
-    added = (worth.utility(before + tokens) - worth.utility(before)) * (not is_fresh)
-    is_fresh_M = np.repeat([False, is_fresh], [len(part.index_M), len(index)])[order] if is_fresh else None
-    return replace(
-        part,
-        index_M=np.concatenate([part.index_M, index])[order],
-        tokens_M=tokens_M[order],
-        expected_tokens_M=np.concatenate([part.expected_tokens_M, expected_spend(curves, before, tokens)])[order],
-        expected_utility_M=np.concatenate([part.expected_utility_M, added])[order],
-        reserved_parts_M=parts_M,
-        is_fresh_M=is_fresh_M,
-    )
-
-
-def random_part(clearing: Clearing, tokens: float, *, cost_N: Array, rng: np.random.Generator) -> Clearing:
-    """Return a random subset of the grants that takes at most `tokens`, or the smallest grant if none does.
-
-    Price, surplus and certificate stay those of the whole clearing.
-    """
-    if not len(clearing.index_M):
-        return clearing
-    taken_M = clearing.parts_M(cost_N) / COST_PARTS
-    order = rng.permutation(len(taken_M))
-    chosen = np.sort(order[np.cumsum(taken_M[order]) <= tokens])
-    if not len(chosen):
-        chosen = np.array([int(taken_M.argmin())])
-    return clearing.some(chosen)

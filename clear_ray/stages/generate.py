@@ -38,7 +38,7 @@ from clear_ray.stages.charging import charged_parts
 from clear_ray.stages.failures import LoneFailures, engine_failure
 from clear_ray.stages.probe import prompts_of
 from clear_ray.stages.roster import Roster, Workers
-from clear_ray.tasks import Kind, Verdict, canonical, extract, judged_by, scores_at_once
+from clear_ray.tasks import Kind, Verdict, canonical, extract, get_ready, judged_by, scores_at_once
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -89,6 +89,7 @@ class Generate:
         # One thread: a scorer's process takes one answer at a time, and those that wait for it must not fill the loop's pool.
         waits = self._scorer is not None and not scores_at_once(self._scorer)
         self._scoring = ThreadPoolExecutor(1, "scoring") if waits else None
+        self._is_ready_to_score = False
         self._roster = Roster(dispatch.workers)
         self._caller = dispatch.this_caller() if dispatch.this_caller else ""
         self._life, self._requests = uuid4().hex[:8], itertools.count(1)
@@ -162,6 +163,7 @@ class Generate:
         home: int | None = None,
     ) -> None:
         """Generate reserved rows on one worker; on its death charge what was running and reserve again."""
+        self._get_ready_to_score(rows[0].get("metadata"))
         grants = [self._grant(row) for row in rows]
         running = {(grant.query_id, grant.sample): row for grant, row in zip(grants, rows, strict=True)}
         lost: list[tuple[Row, Generation]] = []
@@ -286,6 +288,12 @@ class Generate:
             reserved_parts=row["reserved_parts"],
             cost=row["cost"],
         )
+
+    def _get_ready_to_score(self, metadata: str | None) -> None:
+        """Begin what the first score waits for while the first answers are generated."""
+        if self._scoring is not None and self._scorer is not None and not self._is_ready_to_score:
+            self._is_ready_to_score = True
+            self._scoring.submit(get_ready, self._scorer, metadata)
 
     async def _attempts(self, ended: list[tuple[Row, Generation]], seconds: float) -> list[Row]:
         def attempts() -> list[Row]:

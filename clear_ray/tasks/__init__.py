@@ -14,7 +14,7 @@ and a program that a model wrote (`code_process`), which may read and write next
 from clear_ray.config.input import Demonstration, ReasoningGymSource
 from clear_ray.tasks.answers import extract_answer, has_complete_answer
 from clear_ray.tasks.kinds import KINDS, Kind, canonical, extract, same_answer
-from clear_ray.tasks.scorers import Scorer, judged_by, load_scorer, scores_at_once
+from clear_ray.tasks.scorers import Scorer, get_ready, judged_by, load_scorer, scores_at_once
 from clear_ray.tasks.source import generate_queries
 from clear_ray.tasks.survey import Survey, survey_queries
 from clear_ray.tasks.verdict import Verdict
@@ -31,6 +31,7 @@ __all__ = [
     "extract",
     "extract_answer",
     "generate_queries",
+    "get_ready",
     "has_complete_answer",
     "judged_by",
     "load_scorer",

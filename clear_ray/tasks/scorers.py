@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from clear_ray.errors import ClearRayError, ConfigError
@@ -189,6 +190,24 @@ def scores_at_once(scorer: Callable[..., float | None]) -> bool:
     if isinstance(scorer, NamedScorer):
         return scorer.name in COMPARED_HERE
     return isinstance(scorer, UserScorer) and scorer.is_ours
+
+
+def get_ready(scorer: Callable[..., float | None], metadata: str | None) -> None:
+    """Have the process that judges started before there is an answer to judge, which takes a second.
+
+    A function of the user's is not called, and what keeps the process from starting is told with the first answer.
+
+    Args:
+        scorer: As `load_scorer` returns it.
+        metadata: That of a query, by which it sees what it needs.
+    """
+    if not isinstance(scorer, NamedScorer):
+        return
+    with suppress(ClearRayError):
+        if scorer.name == "math":
+            prove_equal("1", "1")
+        elif scorer.name == "reasoning_gym":
+            scorer.judge("", None, metadata)
 
 
 def _judged(request: dict[str, str]) -> float | None:

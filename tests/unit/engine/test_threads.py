@@ -80,6 +80,17 @@ def test_passes_of_different_sizes_are_not_compared() -> None:
     assert machine.threads.threads == 2
 
 
+def test_prompts_are_read_with_many_threads_however_few_answers_take() -> None:
+    machine = Machine(16, {16: 1.0, 8: 0.9, 4: 0.8, 2: 0.7, 1: 0.6})
+    machine.threads = PassThreads(16, first=4, reading=8, set_threads=machine._set, clock=lambda: machine.now)
+    machine.threads.set_for_reading()
+    assert machine.set_to == 8
+    machine.passes(100)
+    assert machine.threads.threads == 1
+    machine.threads.set_for_reading()
+    assert machine.set_to == 8
+
+
 def test_threads_that_wait_are_told_to_sleep_before_torch_is_imported() -> None:
     code = (
         "import os, sys\n"

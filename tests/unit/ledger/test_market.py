@@ -403,6 +403,11 @@ async def test_the_balance_tells_a_display_what_ended(tmp_path: Path) -> None:
     balance = await market.balance()
     assert (balance.ended, balance.scored, balance.correct) == (11, 11, 6.0)
     assert balance.recent == tuple(f"q{index}" for index in range(4, 12))
+    for correct in (0.25, 1.0):  # its answer goes on
+        (attempt,) = await soon(market.reserve(2, [(4, 10)]))
+        await soon(market.settle([settled(4, attempt, 5, has_ended=correct == 1.0, correct=correct)]))
+    balance = await market.balance()
+    assert (balance.ended, balance.scored, balance.correct) == (11, 11, 7.0)
 
 
 async def test_a_round_leaves_its_facts_in_the_journal(tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from clear_ray.tasks import (
     ReasoningGymSource,
     extract_answer,
     generate_queries,
+    get_ready,
     has_complete_answer,
     load_scorer,
 )
-from clear_ray.tasks.referee import Referee
+from clear_ray.tasks.referee import Referee, shared_referee
 from clear_ray.tasks.referee_process import EVALUATING, _is_harmless
 
 EASY_SUM = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -431,3 +432,21 @@ def test_a_request_it_does_not_know_is_an_error_not_its_end() -> None:
     referee.close()
     assert referee.ask({}) == {"value": "ready"}
     referee.close()
+
+
+def test_what_judges_is_started_before_the_first_answer_and_a_function_of_the_users_is_not_called() -> None:
+    referee, called = shared_referee(), list[str]()
+
+    def own(text: str, gold: str | None, metadata: str | None) -> float | None:
+        called.append(text)
+        return 1.0
+
+    def is_up() -> bool:
+        return referee._child._process is not None
+
+    referee.close()
+    get_ready(own, None)
+    assert not is_up()
+    assert not called
+    get_ready(load_scorer("math"), None)
+    assert is_up()
