@@ -10,12 +10,14 @@ of one's own the first. The law:
 2. A 429 cuts the limit that kept calls back at the time: R if they waited for their turn and places were left, else L, to
    the calls that were under way beside the one turned away. Where clearly more have been taken lately, it is R. Other calls
    that were sent before the 429 came say nothing new, and change nothing.
-3. After a 429 none goes out for as long as `Retry-After` says, and a little longer at random; without it a quarter of a
-   second, twice as long each time in a row, up to four seconds. Then one goes out alone. If L was cut at a new place, that
-   one may exceed it: taken where the other was turned away, it shows that L was not to blame. L is given back, and R is cut.
+3. After a 429 none goes out for as long as `Retry-After` says, and a little longer at random; without it, or below that, a
+   quarter of a second, twice as long each time in a row, up to four seconds. Then one goes out alone. If L was cut at a new
+   place, that one may exceed it: taken where the other was turned away, it shows that L was not to blame. L is given back,
+   and R is cut.
 4. R is halved as long as few calls are taken between two 429. Then it becomes the middle of two bounds. The calls taken
    since the last 429 were more a second than R, because they used up what the endpoint had saved; counted over the time
    until calls are taken again, they were fewer. What R was before it was raised for the last time is a lower bound too.
+   After several 429 in a row it becomes the second of these: how long it turned calls away was the endpoint's own choice.
 5. A limit that was cut is raised while it keeps calls back: L by a hundredth, at least one, R by a fiftieth, then by twice
    as much each time. It begins after k seconds and k answers. k quadruples, up to 32, when it is cut at about the same
    place again, and is 1 at another: a limit that stays is seldom tried, one that moves is followed.
@@ -173,7 +175,7 @@ class CallLimit:
                 self._refusal.times += 1
             self._cut_at, self._needs_trial = now, True
             waits, first = self._refusal.times - 1, _FIRST_BACKOFF_SECONDS
-            if retry_after_seconds is not None:
+            if seconds > first:  # a date that is over says nothing
                 waits, first = max(0, waits - _TOLD_BEFORE_BACKOFF + 1), seconds
             seconds = max(seconds, _backoff(first, waits, _LONGEST_BACKOFF_SECONDS))
         self._hold(now, seconds)
@@ -241,6 +243,8 @@ class CallLimit:
         if not self._was_limited:
             if self._full_at >= call.sent_at:
                 self._at_once.value = min(self._at_once.value + 1.0, self._at_once.most)
+            return
+        if call.sent_at <= self._cut_at:
             return
         if self._full_at >= call.sent_at:
             self._at_once.raise_value(now)

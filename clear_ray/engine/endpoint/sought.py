@@ -69,5 +69,6 @@ class SoughtLimit:
         self._due_at, self.answers_due = now + self._rounds * self._seconds, self._rounds
 
     def give_back(self, value: float, now: float) -> None:
-        """Undo a cut that was not due."""
-        self.value, self._rounds, self._due_at, self.answers_due = value, 0, now, 0
+        """Undo a cut that was not due: nothing is known of the limit, and the next cut is its first."""
+        self.value, self._cut_to, self._rounds = min(value, self.most), math.inf, 0
+        self._due_at, self.answers_due = now, 0

@@ -20,6 +20,7 @@ from clear_ray.engine.endpoint.limit import (
     SentCall,
     jittered,
 )
+from clear_ray.engine.endpoint.sought import SoughtLimit
 
 
 @dataclass
@@ -230,6 +231,51 @@ def test_a_call_that_is_taken_where_one_was_turned_away_shows_a_limit_of_calls_a
     assert limit.limit >= 20
     assert limit.per_second is not None
     assert 10 / (trial.sent_at) < limit.per_second < 20
+
+
+def test_no_more_go_than_may_whatever_a_trial_shows() -> None:
+    limit, now = limit_of(first=1, most=1), 0.0
+    for _ in range(5):
+        now += limit.wait_seconds(now)
+        limit.limited(limit.send(now), now + 0.01, None)
+        now += 0.01 + limit.wait_seconds(now + 0.01)
+        limit.answered(limit.send(now), now + 0.5)
+        now += 0.5
+        assert limit.limit == 1
+
+
+def test_a_limit_that_was_given_back_is_found_again_and_tried_ever_more_seldom() -> None:
+    sought = SoughtLimit(20.0, most=100.0, step=1.0, step_share=0.01)
+    sought.cut(10.0, 0.0)
+    sought.give_back(20.0, 1.0)
+    waits = []
+    for now in (2.0, 3.0, 4.0):
+        sought.cut(10.0, now)
+        sought.answers_due = 0
+        waits.append(sought.due_at - now)
+    assert waits == [1.0, 4.0, 16.0]
+
+
+@pytest.mark.parametrize("told", [0.0, 0.001])
+def test_told_to_come_at_once_it_still_waits_longer_each_time(told: float) -> None:
+    limit, now, waits = limit_of(first=1), 1.0, []
+    for _ in range(8):
+        limit.limited(limit.send(now), now + 0.01, told)
+        waits.append(limit.wait_seconds(now + 0.01))
+        now += 0.02 + waits[-1]
+    assert min(waits) >= 0.25
+    assert waits[-1] >= 4.0
+
+
+def test_calls_that_were_sent_before_a_cut_do_not_undo_it() -> None:
+    limit = limit_of(first=20)
+    calls = sent_apart(limit, 10.0, 20)
+    limit.limited(calls[-1], 12.0, 20.0)
+    cut = limit.limit
+    for call in calls[:-1]:
+        limit.wait_seconds(14.0)
+        limit.answered(call, 14.5)
+    assert limit.limit == cut
 
 
 def test_limited_without_a_word_it_waits_longer_each_time() -> None:
