@@ -13,7 +13,7 @@ from typing import Any
 from ray import serve
 
 from clear_ray.cluster.joining import joined_cluster
-from clear_ray.cluster.room import settled, wait_for_room
+from clear_ray.cluster.room import refuse_too_many_gpus, settled, wait_for_room
 from clear_ray.serve.app import application
 from clear_ray.serve.batches.drivers import end_drivers
 from clear_ray.serve.settings import ServeConfig
@@ -38,8 +38,10 @@ def serve_until_interrupted(settings: ServeConfig) -> None:
     stop, hurry = threading.Event(), threading.Event()
     _say("Starting Ray.")
     with joined_cluster():
-        for engine in settings.each.values():
-            wait_for_room(settled(engine))
+        each = [settled(engine) for engine in settings.each.values()]
+        refuse_too_many_gpus(each)
+        for engine in each:
+            wait_for_room(engine)
         is_ours = running_serve() is None
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": settings.port})
