@@ -24,6 +24,7 @@ _ABOUT_THE_FILE = frozenset(
     ("transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype", "use_cache")
 )
 _BLOCK_BYTES = 1 << 22
+_RULES = "fingerprint 1"  # changes with what is digested, and how
 _HEADER_LIMIT_BYTES = 1 << 28
 
 
@@ -68,7 +69,7 @@ def _canonical_json(file: Path, *, without: frozenset[str] = frozenset()) -> byt
 
 def _kept(files: Sequence[Path], found: Callable[[], Any]) -> Any:
     """Return what is kept of files as they are, or else what is found of them, and keep that."""
-    state = "\0".join(map(_state, files))
+    state = "\0".join([_RULES, *map(_state, files)])
     kept = cache_folder() / "digests" / f"{hashlib.sha256(state.encode()).hexdigest()}.json"
     try:
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -83,7 +84,7 @@ def _state(file: Path) -> str:
         status = file.stat()
     except OSError:
         return f"{file}\0"
-    return f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
 
 
 def _read_tensor_digests(file: Path) -> dict[str, str]:
