@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, get_args
 
@@ -26,6 +26,7 @@ _TEXT: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
 _SAID: Schema = {"type": "string", "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"}
 _STRUCTURES = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _BUDGET = r"^[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
+_MONEY = r"^\$ ?[1-9][0-9]{0,5}(\.[0-9]{2})?$"
 _ATTEMPTS = "^[1-9][0-9]?$"
 _CHANGE = r"^[+-]?[1-9][0-9]{0,8}( ?[kM])?( tokens)?$"
 _AMOUNT: Schema = {"minimum": 1, "maximum": MOST_BUDGET_TOKENS}
@@ -277,11 +278,15 @@ def _metadata_of_query(settings: ServeConfig) -> Schema:
 
 
 def _metadata_of_batch(settings: ServeConfig) -> Schema:
+    own = settings.run_of(settings.models[-1])
+    budget: Schema = {
+        "pattern": _BUDGET,
+        "description": "Money too, such as `$5`, where the server has a rate.",
+    }
+    if own.get("prices"):
+        budget = {"pattern": _MONEY, "description": "Money: this server has prices."}
     known: Schema = {
-        "budget": {
-            "pattern": _BUDGET,
-            "description": "Money too, such as `$5`, where the server has a rate or prices.",
-        },
+        "budget": budget,
         "weight": {"pattern": r"^([1-9][0-9]{0,2}|0\.[0-9]{0,2}[1-9])$"},
         "policy": {"enum": ["clear_ray", "uniform"]},
         "objective": {"enum": [word for word in get_args(Objective) if _attempts_of(settings, objective=word)]},
@@ -316,7 +321,12 @@ def _attempts_of(settings: ServeConfig, **asked: str) -> tuple[str, ...]:
 
 
 def _is_taken(settings: ServeConfig, **metadata: str) -> bool:
-    batches, own = settings.batches, settings.run_of(settings.models[-1])
+    """Return whether a batch of one of the models may ask for it."""
+    return any(_is_taken_of(settings, model, metadata) for model in settings.models)
+
+
+def _is_taken_of(settings: ServeConfig, model: str, metadata: Mapping[str, str]) -> bool:
+    batches, own = settings.batches, settings.run_of(model)
     assert batches is not None  # noqa: S101 - only a server with batches describes them
     try:
         asked_settings(batches, {"budget": str(a_budget(own.get("prices"))), **metadata}, own=own)
