@@ -15,9 +15,9 @@ class DispatchConfig(Settings):
     callers: int = Field(default=1, ge=1, le=100_000)
     """Thin actors that keep the engines fed."""
     batch_rows: int | None = Field(default=None, ge=1, le=MOST_ROWS)
-    """Queries in one call to an engine; if not given, as many as are expected to take 256 tokens together, 64 at most."""
+    """Queries in one call to an engine; if not given, few of long answers and many of short ones, 128 at most."""
     calls_in_flight: int | None = Field(default=None, ge=1, le=MOST_ROWS)
-    """Calls that one caller keeps open; if not given, enough for twice the queries that the engines run at once."""
+    """Calls of `batch_rows` that a caller keeps open; if not given, enough for twice what the engines run at once."""
     block_rows: int = Field(default=2_000, ge=1, le=MOST_ROWS)
     """Queries in one block of the probe stage."""
     rows_per_file: int = Field(default=256, ge=1, le=MOST_ROWS)
