@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clear_ray.allocation import Tabulated, Utility, budget_for, demand_curve
-from clear_ray.allocation.in_blocks import curves_of
+from clear_ray.allocation import Utility, budget_for, demand_curve
 from clear_ray.batch.asked_again import attempts_report
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.estimation.head import HeadCard
@@ -245,27 +244,11 @@ def _sample_of(batch: Batch) -> Batch:
 
 def _utility_of(batches: Sequence[Batch]) -> Utility:
     """Return the curves over what answers are expected to spend, by the best of the engines at each amount."""
-    batch = batches[0]
-    index = np.arange(len(batch.weight_N))
-    if batch.calls is not None:
-        options = [Option(each, np.zeros_like(index)) for each in batches]
-        return axis_of(options, index, available_tokens=MOST_BUDGET_TOKENS, basis="expected_spend").utility(
-            np.zeros_like(index)
-        )
-
-    def made(places: NDArray[np.int64]) -> Tabulated:
-        part = batch.take(places)
-        return Tabulated(
-            part.curves.tokens_K,
-            part.curves.success_NK,
-            part.curves.spend_NK,
-            survival_NK=part.curves.survival_NK,
-            weight_N=part.weight_N,
-            max_tokens_N=part.max_tokens_N,
-            cost_per_token_N=part.cost_N,
-        )
-
-    return curves_of(made, len(index))
+    offered = batches if batches[0].calls is not None else batches[:1]
+    nothing_M = np.zeros(len(batches[0].weight_N), np.int64)
+    options = [Option(batch, nothing_M) for batch in offered]
+    axis = axis_of(options, np.arange(len(nothing_M)), available_tokens=MOST_BUDGET_TOKENS, basis="expected_spend")
+    return axis.utility(nothing_M)
 
 
 def _spend_deviation(estimates: Estimates, clearing: Clearing) -> float:
