@@ -37,7 +37,7 @@ def curves_of(make: MakesCurves, queries: int) -> Tabulated | TabulatedInBlocks:
 
 def blocks_of(places: IntArray) -> Iterator[IntArray]:
     """Yield some places a block at a time."""
-    for some in _blocks(len(places)):
+    for some in block_slices(len(places)):
         yield places[some]
 
 
@@ -109,7 +109,7 @@ class TabulatedInBlocks:
         """Return the curves of the queries at some places, at least one, after looking at each once."""
         rows: list[_Rows] = []
         vertices, is_cap = _Growing.of(0, has_spend=False), False
-        for some in _blocks(len(places)):
+        for some in block_slices(len(places)):
             curves = make(places[some])
             is_cap = curves.is_spend_the_cap
             if not rows:
@@ -178,7 +178,7 @@ class TabulatedInBlocks:
 
     def demanded_off_grid(self, price: float) -> Demanded:
         """See `Tabulated`."""
-        parts = [self._make(self._rows.place_M[some]).demanded_off_grid(price) for some in _blocks(len(self))]
+        parts = [self._make(self._rows.place_M[some]).demanded_off_grid(price) for some in block_slices(len(self))]
         return Demanded(
             spend_N=np.concatenate([np.zeros(0), *(part.spend_N for part in parts)]),
             utility_N=np.concatenate([np.zeros(0), *(part.utility_N for part in parts)]),
@@ -203,7 +203,7 @@ class TabulatedInBlocks:
     def breakpoints(self) -> FloatArray:
         """Every slope of every envelope, each once."""
         found = [np.zeros(0)]
-        for some in _blocks(len(self)):
+        for some in block_slices(len(self)):
             first, vertices = self._rows.first_M[some], self._rows.vertices_M[some]
             into_row = np.arange(vertices.sum()) - np.repeat(np.cumsum(vertices) - vertices, vertices)
             found.append(np.unique(self._vertices.price_V[np.repeat(first, vertices) + into_row]))
@@ -230,14 +230,14 @@ class TabulatedInBlocks:
             return
         like = np.array([column[0] for column in self._columns_of(places[:1])])
         differs = np.zeros(len(like), np.bool_)
-        for some in _blocks(len(places)):
+        for some in block_slices(len(places)):
             columns = self._columns_of(places[some])
             differs |= [bool((column != one).any()) for column, one in zip(columns, like, strict=True)]
         wanted = np.flatnonzero(differs)
         for first in range(0, len(wanted), _COLUMNS_AT_ONCE):
             chosen = wanted[first : first + _COLUMNS_AT_ONCE]
             found = np.empty((len(chosen), len(places)))
-            for some in _blocks(len(places)):
+            for some in block_slices(len(places)):
                 columns = self._columns_of(places[some])
                 found[:, some] = [columns[number] for number in chosen]
             yield from found
@@ -255,7 +255,7 @@ class TabulatedInBlocks:
     def _each(self, asked: Callable[[Tabulated, PerQuery], FloatArray | IntArray], of_N: PerQuery = 0.0) -> FloatArray:
         """Return what the tables of each block answer to one number for all queries, or to N."""
         given, found = np.asarray(of_N), np.empty(len(self))
-        for some in _blocks(len(self)):
+        for some in block_slices(len(self)):
             curves = self._make(self._rows.place_M[some])
             found[some] = asked(curves, given[some] if given.ndim else float(given))
         return found
@@ -345,7 +345,7 @@ def _take_envelopes(curves: Tabulated, places: IntArray, into: _Growing) -> _Row
     return rows
 
 
-def _blocks(queries: int) -> Iterator[slice]:
+def block_slices(queries: int) -> Iterator[slice]:
     """Yield the blocks of so many queries."""
     for first in range(0, queries, ROWS_OF_BLOCK):
         yield slice(first, min(first + ROWS_OF_BLOCK, queries))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.allocation import Tabulated
-from clear_ray.allocation.in_blocks import ROWS_OF_BLOCK
+from clear_ray.allocation.in_blocks import block_slices
 from clear_ray.estimation.curves import Curves
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.calls import CallCosts
@@ -72,8 +72,7 @@ def by_blocks(
         asked: Returns the numbers of a block's curves, which are those of a stretch of `index_M`.
     """
     found_M = np.empty(len(index_M))
-    for first in range(0, len(index_M), ROWS_OF_BLOCK):
-        some = slice(first, min(first + ROWS_OF_BLOCK, len(index_M)))
+    for some in block_slices(len(index_M)):
         found_M[some] = asked(curves.take(index_M[some]), some)
     return found_M
 
@@ -161,8 +160,7 @@ def uniform_ceiling(batch: Batch, spend_tokens: float) -> tuple[int, float]:
         index = np.arange(len(batch.cost_N))
         prompts = float(batch.calls.fixed_parts(index, np.zeros_like(index)).sum()) / COST_PARTS
     spend_K, utility_K = np.zeros((2, len(tokens_K)))
-    for first in range(0, len(curves), ROWS_OF_BLOCK):
-        some = slice(first, min(first + ROWS_OF_BLOCK, len(curves)))
+    for some in block_slices(len(curves)):
         block = curves.take(np.arange(some.start, some.stop))
         spend_K[1:] += batch.cost_N[some] @ block.spend_NK.astype(np.float64)
         utility_K[1:] += batch.weight_N[some] @ block.success_NK.astype(np.float64)

@@ -12,7 +12,6 @@ import pytest
 from clear_ray.allocation import in_blocks
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.curves_on_disk import CurvesOnDisk
-from clear_ray.rounds import batch as batches
 from clear_ray.rounds import menu
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.beside import RunningGrants, clear_beside
@@ -27,7 +26,7 @@ QUERIES, BLOCK = 60, 7
 @contextmanager
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (in_blocks, menu, batches):
+        for module in (in_blocks, menu):
             patch.setattr(module, "ROWS_OF_BLOCK", BLOCK)
         yield
 
