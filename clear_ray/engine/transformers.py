@@ -62,11 +62,12 @@ class TransformersEngine:
         if device.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(device), "Give cpu or cuda.")
         self._threads: PassThreads | None = None
-        if device.type == "cpu" and config.threads is None:
-            self._threads = threads_here(torch.set_num_threads)
-            self._threads.set_for_reading()
-        elif device.type == "cpu" and config.threads is not None:
-            torch.set_num_threads(config.threads)
+        if device.type == "cpu":
+            if config.threads is None:
+                self._threads = threads_here(torch.set_num_threads)
+                self._threads.set_for_reading()
+            else:
+                torch.set_num_threads(config.threads)
         self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
         self._prefill_tokens = PREFILL_TOKENS[device.type]
         self._card = model_card(config, model_folder(config.model), self._model.config)
