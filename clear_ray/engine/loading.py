@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from clear_ray.engine.packed import pack_linears
 from clear_ray.engine.quantized import refuse_unreadable
 from clear_ray.engine.smollm2 import refuse_own_code, resolve_model
 from clear_ray.engine.trial import Way, measure_footprint
@@ -84,7 +85,9 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
         refuse_unreadable(loaded.config, runs_here=False)
         if loaded.config._attn_implementation not in _WITH_MASKS:
             loaded.set_attn_implementation("eager")
-        return loaded.to(device).eval()
+        ready = loaded.to(device).eval()
+        pack_linears(ready, free_bytes=_available_bytes())
+        return ready
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
