@@ -19,6 +19,7 @@ import typer
 
 from clear_ray.config import few_threads  # noqa: F401 - before what imports NumPy
 from clear_ray.config.run import RunConfig
+from clear_ray.config.uncollected import uncollected
 from clear_ray.errors import ClearRayError, ConfigError, ResumeError, SchemaError
 from clear_ray.redaction import printable, without_secrets
 from clear_ray.report.printing import give_up_unwritable, print_result, say
@@ -286,9 +287,10 @@ def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from clear_ray.cluster.joining import joining_cluster
 
     with joining_cluster():  # Ray starts beside the imports of all that follows
-        from clear_ray.batch.run import run as run_batch
-        from clear_ray.report.live import choose_display
-        from clear_ray.report.text import summary_text
+        with uncollected():
+            from clear_ray.batch.run import run as run_batch
+            from clear_ray.report.live import choose_display
+            from clear_ray.report.text import summary_text
 
         stream = sys.stdout if as_json else sys.stderr
         display = choose_display(stream, as_json=as_json, is_quiet=quiet)

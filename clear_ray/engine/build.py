@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from clear_ray.config.engine import EngineConfig, ModelConfig, OpenAIConfig, ReplayConfig, VllmConfig
+from clear_ray.config.uncollected import uncollected
 from clear_ray.engine.base import Engine, Prompt, read_prompt
 from clear_ray.engine.plain_files import plain_config, plain_folder
 from clear_ray.engine.threads import have_waiting_threads_sleep
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation of ordinary length
 
 
+@uncollected()
 def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> Engine:
     """Load the engine that `config` describes.
 
