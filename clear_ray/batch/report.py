@@ -102,14 +102,13 @@ def make_report(
 
 
 def _spending(run: RunContext, balance: Balance, spent_tokens_N: NDArray[np.int64]) -> dict[str, int]:
-    estimates, states = run.estimates, run.states
     return {
         "budget_tokens": balance.budget_tokens,
         "spent_tokens": balance.spent_tokens,
         "generated_tokens": int(spent_tokens_N.sum()),
         "wasted_tokens": balance.wasted_tokens,
-        "prefill_tokens": estimates.prefill_tokens,
-        "asked_prompt_tokens": int(estimates.prompt_tokens_N @ np.where(states.rounds_N > 0, states.attempt_N, 0)),
+        "prefill_tokens": run.estimates.prefill_tokens,
+        "asked_prompt_tokens": run.answers.asked_tokens,
         "spared_prompt_tokens": run.answers.cached_tokens,
     }
 

@@ -171,7 +171,7 @@ def _run_alone(
                 market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
             rounds = opened_rounds(folder, config, estimates, cost_N, lesson)
-            answers = AnswerFiles(digest.rows)
+            answers = AnswerFiles(estimates.prompt_tokens_N)
             opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
             threading.Thread(target=import_plots, name="clear_ray plots", daemon=True).start()
             report = close_run(opened, play_rounds(opened), digest)

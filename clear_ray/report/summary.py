@@ -201,9 +201,9 @@ class RunReport(Part):
     prefill_tokens: int
     """Prompt tokens read by the probe; charged to the budget if the run has prices and they are paid for, else beside it."""
     asked_prompt_tokens: int = 0
-    """Prompt tokens of the answers that were begun."""
+    """What all grants had to begin with: their prompts, and the answers so far that they went on with."""
     spared_prompt_tokens: int = 0
-    """Of these, tokens that were not read for the answer: what the probe had read was at hand."""
+    """Of these, tokens that were not read for the grant: what had been read before was at hand."""
     probe_tokens: int = 0
     """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float

@@ -278,9 +278,8 @@ def _prompts_read(report: RunReport) -> str:
     said = f"{count(report.prefill_tokens)} tokens read by the probe, {_charged_for(report)}"
     if not report.spared_prompt_tokens:
         return said
-    return (
-        f"{said}; answers read {percent(1 - report.spared_prompt_tokens / report.asked_prompt_tokens)} of theirs again"
-    )
+    again = percent(1 - report.spared_prompt_tokens / report.asked_prompt_tokens)
+    return f"{said}; of these, and of answers so far, grants read {again} again"
 
 
 def _charged_for(report: RunReport) -> str:

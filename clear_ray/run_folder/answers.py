@@ -12,17 +12,19 @@ class AnswerFiles:
     """File and attempt of the last answer of each query, eight bytes a query and a name a file.
 
     Args:
-        queries: How many the batch has.
+        prompt_tokens_N: Length of every prompt, tokens.
 
     Attributes:
-        cached_tokens: Of all prompts and answers so far, tokens that were not read for a grant again.
+        asked_tokens: What all grants had to begin with: their prompts and, where they went on, the answers so far.
+        cached_tokens: Of these, tokens that were not read for the grant again.
     """
 
-    def __init__(self, queries: int) -> None:
-        self._file_N = np.zeros(queries, np.int32)
-        self._attempt_N = np.zeros(queries, np.int32)
+    def __init__(self, prompt_tokens_N: NDArray[np.int64]) -> None:
+        self._prompt_tokens_N = prompt_tokens_N
+        self._file_N = np.zeros(len(prompt_tokens_N), np.int32)
+        self._attempt_N = np.zeros(len(prompt_tokens_N), np.int32)
         self._names = [""]
-        self.cached_tokens = 0
+        self.asked_tokens = self.cached_tokens = 0
         self._number_of: dict[str, int] = {"": 0}
 
     def note(self, rows: pa.Table) -> None:
@@ -31,6 +33,8 @@ class AnswerFiles:
         files = rows["file"].combine_chunks().dictionary_encode()
         numbers = np.array([self._number(name) for name in files.dictionary.to_pylist()], np.int32)
         index = rows["index"].to_numpy()
+        before = pc.sum(pc.subtract(rows["answer_tokens"], rows["attempt_tokens"])).as_py() or 0
+        self.asked_tokens += int(self._prompt_tokens_N[index].sum()) + before
         self._file_N[index] = numbers[files.indices.to_numpy()]
         self._attempt_N[index] = rows["attempt"].to_numpy()
 

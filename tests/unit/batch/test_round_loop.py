@@ -155,7 +155,17 @@ def started(config: RunConfig, *, calls: int = 10**9, offers: Offers | None = No
             estimates = Estimates(
                 batch, sample, ("all",), tasks_N, none_N, batch.max_tokens_N, batch.tie_break_N, error_of_index={}
             )
-            yield RunContext(folder, config, scaler, market, callers, AnswerFiles(QUERIES), estimates, rounds, progress)
+            yield RunContext(
+                folder,
+                config,
+                scaler,
+                market,
+                callers,
+                AnswerFiles(np.zeros(QUERIES, np.int64)),
+                estimates,
+                rounds,
+                progress,
+            )
     finally:
         asyncio.run_coroutine_threadsafe(killed(), loop).result()
         loop.call_soon_threadsafe(loop.stop)

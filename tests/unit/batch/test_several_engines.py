@@ -174,7 +174,7 @@ def started(config: RunConfig, *, calls: int = 10**9, lesson: Lesson | None = LE
     try:
         with Progress(config.budget_tokens, QuietDisplay(), unit=config.unit) as progress:
             scaler = EngineScaler(config, engines, market, lambda: 0.0)
-            answers = AnswerFiles(QUERIES)
+            answers = AnswerFiles(np.zeros(QUERIES, np.int64))
             yield RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
     finally:
         asyncio.run_coroutine_threadsafe(killed(), loop).result()

@@ -59,7 +59,7 @@ def test_an_estimate_that_was_never_fitted_is_told() -> None:
 
 def test_a_summary_says_what_of_the_prompts_was_read_twice() -> None:
     text = summary_text(run_report(asked_prompt_tokens=20_000, spared_prompt_tokens=15_000))
-    assert "answers read 25.0 % of theirs again" in text
+    assert "of these, and of answers so far, grants read 25.0 % again" in text
     assert "again" not in summary_text(run_report())
 
 

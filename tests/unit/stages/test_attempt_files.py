@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -426,12 +427,13 @@ def test_a_call_is_answered_where_its_prompts_were_read(recorded: ReplayConfig, 
     assert second == 0
 
 
-def test_what_was_read_before_is_counted() -> None:
-    attempts = pa.Table.from_pylist([row(0) | {"cached_tokens": 9}, row(1)], schema=ATTEMPT_SCHEMA)
-    assert slim_attempts(attempts, "f")["cached_tokens"].to_pylist() == [9, None]
-    answers = AnswerFiles(2)
+def test_what_was_read_before_is_counted_beside_what_grants_began_with() -> None:
+    goes_on = {"cached_tokens": 109, "attempt_tokens": 5, "answer_tokens": 15}
+    attempts = pa.Table.from_pylist([row(0) | goes_on, row(1)], schema=ATTEMPT_SCHEMA)
+    assert slim_attempts(attempts, "f")["cached_tokens"].to_pylist() == [109, None]
+    answers = AnswerFiles(np.array([100, 40]))
     answers.note(slim_attempts(attempts, "f"))
-    assert answers.cached_tokens == 9
+    assert (answers.asked_tokens, answers.cached_tokens) == (100 + 10 + 40, 109)
 
 
 def test_answers_wait_for_company_where_many_are_under_way(tmp_path: Path) -> None:

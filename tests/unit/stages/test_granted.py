@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def answers_in(folder: Folder) -> AnswerFiles:
-    answers = AnswerFiles(QUERIES)
+    answers = AnswerFiles(np.zeros(QUERIES, np.int64))
     for name in ("r01/a.parquet", "r02/b.parquet"):
         answers.note(slim_attempts(pq.read_table(f"{folder.path}/rounds/{name}"), name))
     return answers

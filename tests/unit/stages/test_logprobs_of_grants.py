@@ -73,7 +73,7 @@ def grant(worker: EngineWorker, folder: Folder, answers: AnswerFiles, number: in
 
 
 def test_all_grants_have_their_part(worker: EngineWorker, folder: Folder) -> None:
-    answers = AnswerFiles(len(ASKED))
+    answers = AnswerFiles(np.zeros(len(ASKED), np.int64))
     for number in (1, 2, 3):
         asked, *others = grant(worker, folder, answers, number)
         assert (len(asked["token_ids"]), asked["answer_tokens"]) == (6, 6 * number)
@@ -84,7 +84,7 @@ def test_all_grants_have_their_part(worker: EngineWorker, folder: Folder) -> Non
 
 
 def test_an_answer_whose_first_part_has_none_is_said_to_have_none(worker: EngineWorker, folder: Folder) -> None:
-    answers = AnswerFiles(len(ASKED))
+    answers = AnswerFiles(np.zeros(len(ASKED), np.int64))
     grant(worker, folder, answers, 1)
     for path in folder.child("rounds").child("r01").files(".parquet"):  # as where an endpoint gave none
         table = pq.read_table(path).drop_columns(["logprobs"])
