@@ -91,7 +91,7 @@ def probed(
     """Open the run once its engines are up, and return what each of them finds in the prompts, and what is to be learned."""
 
     def opened(gate: Gate) -> Lesson | None:
-        engines.wait(gate.is_there)
+        engines.wait(gate.is_there, progress.note_loaded)
         progress.begin(first_stage(config))
         open_run()
         gate.open()

@@ -32,6 +32,7 @@ class Progress:
         self._started = time.monotonic()
         self._stage, self._round, self._queries, self._granted = "start", 0, 0, 0
         self._waiting_for, self._probed = "starting Ray", 0
+        self._loaded: float | None = None
         self._price: float | None = None
         self._label = ""
         self._begun, self._again, self._solved_by_attempt = 0, 0, tuple[int, ...]()
@@ -90,12 +91,16 @@ class Progress:
         waiting_for: str = "",
     ) -> None:
         """Note that a stage begins, and show it, with what it waits for first."""
-        self._stage, self._waiting_for = stage, waiting_for
+        self._stage, self._waiting_for, self._loaded = stage, waiting_for, None
         self._queries = self._queries if queries is None else queries
         self._round = self._round if round_number is None else round_number
         self._price = self._price if price is None else price
         self._granted = self._granted if granted is None else granted
         self._tell()
+
+    def note_loaded(self, share: float | None) -> None:
+        """Note which share of a model has been loaded; None where that is not known."""
+        self._loaded = share
 
     def note_probed(self, queries: int) -> None:
         """Note how many prompts have been read."""
@@ -139,6 +144,7 @@ class Progress:
                     seconds=self.seconds,
                     recent=balance.recent if balance else (),
                     waiting_for=self._waiting_for,
+                    loaded=self._loaded,
                     label=self._label,
                     begun=self._begun,
                     again=self._again,

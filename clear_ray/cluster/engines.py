@@ -23,6 +23,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from clear_ray.cluster.loading import forget_share, share_loaded, told_through_ray
 from clear_ray.cluster.metrics import watch_engine
 from clear_ray.cluster.pieces import pieces_of
 from clear_ray.cluster.room import wait_for_room
@@ -110,6 +111,9 @@ class EngineActors:
             rows_each=self._rows_each,
         )
 
+    def _name(self, place: int) -> str:
+        return worker_name(self._run_dir, self._start, self._first_number + place)
+
     def up(self) -> int:
         """Return how many have loaded their model."""
         ready, _ = ray.wait(self._cards, num_returns=len(self._cards), timeout=0)
@@ -130,17 +134,25 @@ class EngineActors:
         while len(self._handles) > count:
             self._cards.pop()
             ray.kill(self._handles.pop())
+            forget_share(self._name(len(self._handles)))
         self._ask_for(count)
         while len(self._handles) < count:
-            name = worker_name(self._run_dir, self._start, self._first_number + len(self._handles))
+            name = self._name(len(self._handles))
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
-    def wait(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    def share_loaded(self) -> float | None:
+        """Return the share of its weights that the first worker has read which is not up; None if it does not tell."""
+        return share_loaded(self._name(min(self.up(), len(self) - 1)))
+
+    def wait(
+        self, is_wanted: Callable[[], bool] = lambda: True, told: Callable[[float | None], None] = lambda _: None
+    ) -> None:
         """Wait until every model is loaded, and note its card and how long that took.
 
         Args:
             is_wanted: Asked a few times a second whether to go on waiting.
+            told: Hears as often what `share_loaded` returns.
 
         Raises:
             EngineError: A worker could not be started; the reason is in it. Or it was no longer waited for.
@@ -150,6 +162,7 @@ class EngineActors:
             while loading and time.monotonic() < started + _LOAD_TIMEOUT_SECONDS and is_wanted():
                 loaded, loading = ray.wait(loading, num_returns=1, timeout=_LOOK_SECONDS)
                 ray.get(loaded)  # the first that fails ends the wait for the others
+                told(self.share_loaded())
             cards = ray.get(self._cards, timeout=_LOOK_SECONDS)
         except Exception as error:
             raise cause_of(error) from error
@@ -171,8 +184,10 @@ class BatchEngineWorker(EngineWorker):
 
     def __init__(self, config: EngineConfig, *head_pieces: bytes) -> None:
         self._refusal: ClearRayError | None = None
+        name = str(ray.get_runtime_context().get_actor_name() or "") if ray.is_initialized() else ""
+        told = told_through_ray(name) if name else lambda _: None
         try:
-            super().__init__(config, pickle.loads(b"".join(head_pieces)))  # noqa: S301 - of the driver, by Ray
+            super().__init__(config, pickle.loads(b"".join(head_pieces)), told=told)  # noqa: S301 - of the driver, by Ray
         except Exception as error:
             # It has worked before: callers wait for it, and Ray repeats no constructor that raises.
             if _is_started_again():
@@ -183,8 +198,8 @@ class BatchEngineWorker(EngineWorker):
                 raise
             self._refusal = error
             return
-        if ray.is_initialized():
-            run_dir = str(ray.get_runtime_context().get_actor_name()).partition(" of ")[2].rpartition(" ")[0]
+        if name:
+            run_dir = name.partition(" of ")[2].rpartition(" ")[0]
             watch_engine(self.occupancy, "batch", run_dir.rpartition("/")[2])
 
     async def cards(self) -> tuple[ModelCard, HeadCard]:

@@ -40,10 +40,12 @@ class SeveralEngines(EngineActors):
         """Nothing: their number is fixed."""
         del count
 
-    def wait(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    def wait(
+        self, is_wanted: Callable[[], bool] = lambda: True, told: Callable[[float | None], None] = lambda _: None
+    ) -> None:
         """See `EngineActors`; the card is that of all models together."""
         for engines in self._each:
-            engines.wait(is_wanted)
+            engines.wait(is_wanted, told)
         cards = [engines.model for engines in self._each]
         self.model = ModelCard(
             name=", ".join(card.name for card in cards),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ _TEMPLATE_TOKENS = 256  # more than any chat template adds to one conversation o
 
 
 @uncollected()
-def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> Engine:
+def build_engine(
+    config: EngineConfig, *, probe_layers: int | None = None, told: Callable[[float], None] = lambda _: None
+) -> Engine:
     """Load the engine that `config` describes.
 
     Args:
         config: Which engine.
         probe_layers: Layers of the model that its features are read from; None for all. Recorded features are what they are.
+        told: Hears which share of a model's weights has been read, from 0 to 1; vLLM and endpoints do not tell.
 
     Raises:
         ConfigError: The model, the recordings, the endpoint's key or vLLM are not there, it is not the model that was
@@ -50,7 +54,7 @@ def build_engine(config: EngineConfig, *, probe_layers: int | None = None) -> En
     have_waiting_threads_sleep()
     from clear_ray.engine.transformers import TransformersEngine
 
-    return TransformersEngine(config, probe_layers=probe_layers)
+    return TransformersEngine(config, probe_layers=probe_layers, told=told)
 
 
 def with_key(config: EngineConfig) -> EngineConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,9 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), repr(error))
 
 
-def load_model(model: str | Path, *, device: torch.device, dtype: str | None) -> Any:
+def load_model(
+    model: str | Path, *, device: torch.device, dtype: str | None, told: Callable[[float], None] = lambda _: None
+) -> Any:
     """Load a causal language model for inference.
 
     Code that a model brings along is never run, and weights are read from safetensors only, never unpickled.
@@ -60,6 +64,7 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
         model: Name as for `resolve_model`.
         device: Where it is to run.
         dtype: A name of `_DTYPES`, or None for the device's default.
+        told: Hears which share of the weights has been read, from 0 to 1.
 
     Raises:
         ConfigError: There is no such model or dtype.
@@ -72,13 +77,14 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         refuse_own_code(model_folder(model))
-        read: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with _weights_counted(told):
+            read: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=_DTYPES[dtype] if dtype else _default_dtype(device),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         loaded, found = read
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random, and goes on
             raise ValueError(f"its files lack {len(missing):,} of its weights, the first of them {missing[0]}")
@@ -100,6 +106,28 @@ def load_model(model: str | Path, *, device: torch.device, dtype: str | None) ->
     finally:
         if had_progress_bar:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _weights_counted(told: Callable[[float], None]) -> Iterator[None]:
+    """Have transformers' own bar tell how far it is, which is not shown."""
+
+    def counted(factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        first, *others = arguments or (None,)
+        return factory(*((_told_of_each(first, told), *others) if isinstance(first, Sized) else arguments), **options)
+
+    told(0.0)
+    hook_before = transformers_logging.set_tqdm_hook(counted)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook_before)
+
+
+def _told_of_each(items: Any, told: Callable[[float], None]) -> Iterator[Any]:
+    for number, item in enumerate(items, start=1):
+        yield item
+        told(number / len(items))
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ Shapes: N queries, D hidden width.
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class TransformersEngine:
         config: Model, device and sampling.
         probe_layers: Layers that `prefill` runs; None runs all.
         cache_tokens: Positions of the key-value cache over all answers; None derives it from the free memory.
+        told: As for `load_model`.
 
     Raises:
         ConfigError: The device or the reserve cannot be had, or the model cannot be used.
@@ -54,21 +55,21 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, config: TransformersConfig, *, probe_layers: int | None = None, cache_tokens: int | None = None
+        self,
+        config: TransformersConfig,
+        *,
+        probe_layers: int | None = None,
+        cache_tokens: int | None = None,
+        told: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._rendering = rendering_of(config)
         closing = make_closing(self._rendering, config)
         device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in PREFILL_TOKENS:
             raise ConfigError("no such device here", "device", str(device), "Give cpu or cuda.")
-        self._threads: PassThreads | None = None
-        if device.type == "cpu":
-            if config.threads is None:
-                self._threads = threads_here(torch.set_num_threads)
-                self._threads.set_for_reading()
-            else:
-                torch.set_num_threads(config.threads)
-        self._model = load_model(config.model, device=device, dtype=None if config.dtype == "auto" else config.dtype)
+        self._threads = _threads_of(config) if device.type == "cpu" else None
+        dtype = None if config.dtype == "auto" else config.dtype
+        self._model = load_model(config.model, device=device, dtype=dtype, told=told)
         self._prefill_tokens = PREFILL_TOKENS[device.type]
         self._card = model_card(config, model_folder(config.model), self._model.config)
         vocabulary = int(self._model.get_input_embeddings().num_embeddings)
@@ -194,3 +195,13 @@ class TransformersEngine:
     def _refuse_if_closed(self) -> None:
         if not self._close.alive:
             raise EngineError("the engine is closed", remedy="Make a new one.")
+
+
+def _threads_of(config: TransformersConfig) -> PassThreads | None:
+    """Set the threads of an engine on a CPU; return what chooses them from now on, None if they are given."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+        return None
+    threads = threads_here(torch.set_num_threads)
+    threads.set_for_reading()
+    return threads

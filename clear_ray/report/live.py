@@ -174,7 +174,10 @@ class TableDisplay:
 
 def _stage(snapshot: ProgressSnapshot) -> str:
     stage = f"{snapshot.stage}, round {snapshot.round}" if snapshot.round else snapshot.stage
-    return f"{stage}: {snapshot.waiting_for}" if snapshot.waiting_for else stage
+    if not snapshot.waiting_for:
+        return stage
+    loaded = "" if snapshot.loaded is None else f" {100 * snapshot.loaded:.0f} %"
+    return f"{stage}: {snapshot.waiting_for}{loaded}"
 
 
 def _queries(snapshot: ProgressSnapshot) -> str:

@@ -341,6 +341,8 @@ class ProgressSnapshot(Part):
     """What budget and spending are counted in, see `RunReport`."""
     waiting_for: str = ""
     """What has to be there before anything else goes on, such as `starting Ray`; empty once it is."""
+    loaded: float | None = None
+    """Share of the model that has been loaded while that is waited for; None where it is not known."""
     begun: int = 0
     """Answers begun up to the last clearing, where queries may be asked again; 0 otherwise."""
     again: int = 0

@@ -34,6 +34,7 @@ class EngineWorker:
     Args:
         config: Which engine.
         head: Turns features into curves.
+        told: As for `build_engine`.
 
     Attributes:
         occupancy: How many queries it runs, and what they have generated.
@@ -47,8 +48,8 @@ class EngineWorker:
 
     gather_seconds = 0.0
 
-    def __init__(self, config: EngineConfig, head: Head) -> None:
-        self._engine = build_engine(config, probe_layers=head.card.probe_layers)
+    def __init__(self, config: EngineConfig, head: Head, *, told: Callable[[float], None] = lambda _: None) -> None:
+        self._engine = build_engine(config, probe_layers=head.card.probe_layers, told=told)
         self._has_context = config.kind != "replay"  # a recording ends where it was cut, whatever was granted
         self._head, self._config = head, config
         self._lock = ReadWriteLock()

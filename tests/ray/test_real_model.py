@@ -11,6 +11,7 @@ import pytest
 
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
+from clear_ray.report.summary import ProgressSnapshot
 from clear_ray.storage import open_folder
 from tests.ray.test_run import check_account, completions_of
 
@@ -35,8 +36,25 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+class Shown:
+    """Keeps what a display is shown."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[ProgressSnapshot] = []
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        self.snapshots.append(snapshot)
+
+    def close(self) -> None:
+        pass
+
+
 def test_the_embedded_model_answers_under_a_budget(settings: dict[str, Any]) -> None:
-    result = run(None, RunConfig.parse(settings))
+    shown = Shown()
+    result = run(None, RunConfig.parse(settings), display=shown)
+    loaded = {each.loaded for each in shown.snapshots if each.waiting_for == "loading the model"} - {None}
+    assert loaded
+    assert {each.loaded for each in shown.snapshots if each.waiting_for != "loading the model"} == {None}
     check_account(result)
     report = result.report
     assert report.completed > 0

@@ -142,9 +142,11 @@ class ServedEngines(EngineActors):
         """Return how many there are."""
         return self._count
 
-    def wait(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    def wait(
+        self, is_wanted: Callable[[], bool] = lambda: True, told: Callable[[float | None], None] = lambda _: None
+    ) -> None:
         """Nothing: they have loaded their models."""
-        del is_wanted
+        del is_wanted, told
 
     def resize(self, count: int) -> None:
         """Nothing: the server has as many as its settings say."""

@@ -74,12 +74,17 @@ def test_from_the_first_second_on_it_says_what_is_waited_for() -> None:
     nothing = {"stage": "start", "round": 0, "queries": 0, "probed": 0, "granted": 0, "ended": 0, "seconds": 0.1}
     display.update(snapshot(**nothing, waiting_for="starting Ray"))
     display.update(snapshot(**nothing | {"stage": "probe", "queries": 199}, waiting_for="loading the model"))
+    # Another percent is no line of its own: a log would have a hundred of them.
+    loading = nothing | {"stage": "probe", "queries": 199, "waiting_for": "loading the model"}
+    display.update(snapshot(**loading, loaded=0.3))
+    display.update(snapshot(**loading | {"seconds": 5.2}, loaded=0.618))
     display.update(snapshot(**nothing | {"stage": "probe", "queries": 199}))
-    first, second, third = stream.getvalue().splitlines()
+    first, second, later, third = stream.getvalue().splitlines()
     assert "start: starting Ray" in first
     assert "not read yet" in first
     assert "0 of 0" not in first
     assert "probe: loading the model" in second
+    assert "probe: loading the model 62 %" in later
     assert "probe | queries 0 of 199 read" in third
 
 
