@@ -16,6 +16,7 @@ from clear_ray.engine import Grant
 from clear_ray.engine.admission import empty_features, hidden_width
 from clear_ray.engine.batch import RunningGrant
 from clear_ray.engine.own_caches import forget_longest
+from clear_ray.engine.packed import pack_linears
 from clear_ray.engine.reading import read_prompts
 from clear_ray.engine.shallow import decoder_of
 from clear_ray.engine.slots import SlotBatch
@@ -55,9 +56,10 @@ def generated(model: Any, ids: list[int]) -> list[int]:
 
 
 def assert_as_transformers(model: Any, way: Way) -> None:
-    """Assert that the model gives what transformers gives, in every way in which a batch may run it."""
+    """Assert that the model gives, with packed weights, what transformers gives, in every way in which a batch may run it."""
     asked = prompts()
     expected = [generated(model, ids) for ids in asked]
+    pack_linears(model, free_bytes=1 << 40)
     assert_same_tokens(model, way, asked, expected)
     assert_same_features(model, way, asked)
 
