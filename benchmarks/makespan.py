@@ -8,6 +8,7 @@ of each answer that runs, and nothing else takes time.
     python benchmarks/makespan.py --learns tests/data/rollouts [--draws 16]    runs that teach themselves: minutes
     python benchmarks/makespan.py --learns tests/data/demo/rollouts.parquet    likewise, as the demo: 1,400 tokens, 32 slots
     python benchmarks/makespan.py --learns tests/data/rollouts --copies 5 --tokens 24 --a-slot 25     a batch of 995
+    python benchmarks/makespan.py --streamed [--rollouts FILE --model NAME]    priced while it is read, or when all is read
 
 Log-normal: each query has a median of its own, itself log-normal about 1,500 tokens, and its lengths spread about that, up to
 16,384; what is known of a query is its median, the spread and its chance of a right answer. Recorded: each answer is a query;
@@ -24,6 +25,13 @@ What is in the line, for each case, share of the budget and number of queries a 
     barrier_over_least      the same with a barrier
     right, barrier_right    right answers
     clearings               with overlap
+With `--streamed`, where reading all prompts takes a tenth of the work, and an engine that reads has no step for its answers,
+for each order of the input: `read_first`, where all is read before the first clearing; `streamed`, in the order that a run
+reads in, mean of some seeds; `as_it_stands`, in the order of the input, which no run does. Of each:
+    first_steps             when the first answer ended, over that of `read_first`
+    steps                   likewise, when the last did
+    right                   right answers
+    clearings               how many
 """
 
 from __future__ import annotations
@@ -34,6 +42,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,7 +56,8 @@ from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.sweep.overlapped import Timed, timed_run
+from clear_ray.stages.homes import Homes
+from clear_ray.sweep.overlapped import Reading, Timed, timed_run
 from clear_ray.sweep.recording import read_recording
 from clear_ray.sweep.replayed import Answers
 
@@ -56,6 +66,9 @@ MEDIAN_TOKENS, CAP_TOKENS, BUDGET_TOKENS = 1_500, 16_384, 400
 SPREADS = ((0.7, 0.7), (1.2, 0.5))
 """Of the medians about the median, and of an answer about its query's: standard deviations of the logarithm."""
 SHARES = (0.2, 0.5)
+STREAMED_A_SLOT, STREAMED_SEEDS = (25,), 3
+READING_SHARE, STRETCHES = 0.1, 256
+"""Of the work, what reading all prompts takes; and stretches of queries, by which the order of reading is made."""
 LEARNING_BUDGETS, LEARNING_QUERIES_A_SLOT = (24.0, 48.0), (2, 5)
 DEMO_BUDGETS, DEMO_QUERIES_A_SLOT = (1_400 / 104,), (104 / 32,)
 
@@ -118,6 +131,47 @@ def compared(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
         "barrier_right": int(barrier.is_right_N.sum()),
         "clearings": here.clearings,
     }
+
+
+def streamed(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slot: int) -> dict[str, Any]:
+    """Return what becomes of a batch in each order, priced while it is read and after."""
+    queries = len(curves)
+    orders = {
+        "shuffled": np.random.default_rng(2).permutation(queries),
+        "longest first": np.argsort(-answers.length_N, kind="stable"),
+        "shortest first": np.argsort(answers.length_N, kind="stable"),
+    }
+    slots = max(queries // queries_a_slot, 1)
+    rate = queries / (READING_SHARE * budget_tokens / slots)
+    found: dict[str, Any] = {}
+    for name, order in orders.items():
+        columns = (answers.length_N, answers.is_stopped_N, answers.is_right_N)
+        batch = Answers(*(column[order] for column in columns)), curves.take(order)
+        in_place, stretch = np.arange(queries), max(queries // STRETCHES, 1)
+        spread = [Homes(stretch, 1).spread(queries, seed=seed) for seed in range(STREAMED_SEEDS)]
+        first = timed_reading(*batch, budget_tokens, slots, Reading(rate, in_place, is_streamed=False))
+        ways = {
+            "streamed": [timed_reading(*batch, budget_tokens, slots, Reading(rate, one)) for one in spread],
+            "as_it_stands": [timed_reading(*batch, budget_tokens, slots, Reading(rate, in_place))],
+        }
+        found[name] = {"read_first": {"right": int(first.is_right_N.sum()), "clearings": first.clearings}} | {
+            way: {
+                "first_steps": round(float(np.mean([one.first_steps for one in runs])) / first.first_steps, 3),
+                "steps": round(float(np.mean([one.steps for one in runs])) / first.steps, 3),
+                "right": round(float(np.mean([one.is_right_N.sum() for one in runs])), 1),
+                "clearings": round(float(np.mean([one.clearings for one in runs])), 1),
+            }
+            for way, runs in ways.items()
+        }
+    return {"queries_a_slot": queries_a_slot, "orders": found}
+
+
+def timed_reading(answers: Answers, curves: Curves, budget_tokens: int, slots: int, reading: Reading) -> Timed:
+    queries = len(curves)
+    tie_break_N = np.random.default_rng(1).permutation(queries).astype(np.uint64)
+    cap_N = np.full(queries, int(curves.tokens_K[-1]))
+    offers = BatchOffers(Batch(curves, np.ones(queries), cap_N, tie_break_N, np.ones(queries)))
+    return timed_run(offers, answers, budget_tokens=budget_tokens, slots=slots, overlaps=True, reading=reading)
 
 
 def learners(
@@ -196,6 +250,7 @@ def main() -> None:
     parser.add_argument("--rollouts", help="recorded answers: query_id, output_tokens, finish_reason, correct, model")
     parser.add_argument("--model")
     parser.add_argument("--queries", type=int, default=2_000, help="of the log-normal cases")
+    parser.add_argument("--streamed", action="store_true", help="compare batches that are priced while they are read")
     parser.add_argument(
         "--learns", type=Path, help="folder of a recording with features, for runs that teach themselves"
     )
@@ -204,7 +259,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, nargs="+", help="average budgets of those runs")
     parser.add_argument("--a-slot", type=float, nargs="+", help="queries a slot")
     chosen = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    compare, a_slot = (streamed, STREAMED_A_SLOT) if chosen.streamed else (compared, QUERIES_A_SLOT)
     queries = chosen.queries
     if chosen.learns:
         own = {name: getattr(chosen, name) for name in ("copies", "tokens", "a_slot")}
@@ -214,14 +270,14 @@ def main() -> None:
         for share in SHARES:
             budget = int(share * answers.length_N.sum())
             name = f"{Path(chosen.rollouts).stem} {chosen.model}, {share:g} of what uncapped answers take"
-            found[name] = [compared(answers, curves, budget, each) for each in QUERIES_A_SLOT]
+            found[name] = [compare(answers, curves, budget, each) for each in a_slot]
     else:
         for between, within in SPREADS:
             answers, curves = log_normal(chosen.queries, between, within)
             name = (
                 f"log-normal, spread {between:g} of medians and {within:g} of answers, {BUDGET_TOKENS} tokens a query"
             )
-            found[name] = [compared(answers, curves, BUDGET_TOKENS * chosen.queries, each) for each in QUERIES_A_SLOT]
+            found[name] = [compare(answers, curves, BUDGET_TOKENS * chosen.queries, each) for each in a_slot]
         queries = len(curves)
     said = {"benchmark": "makespan", "date": f"{datetime.now(UTC):%Y-%m-%d}", "queries": queries, "cases": found}
     said |= {"command": " ".join(sys.argv), "load": round(os.getloadavg()[0], 1)}

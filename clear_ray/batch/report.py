@@ -25,6 +25,7 @@ from clear_ray.report.summary import (
     RoundReport,
     RunReport,
     TaskReport,
+    is_streamed,
     main_round,
 )
 from clear_ray.rounds.batch import Batch, uniform_ceiling
@@ -123,8 +124,9 @@ def _hopes(
     main = main_round(rounds, has_learned=has_learned)
     curve = budget_curve(*batches, budget_tokens=budget_tokens, queries=estimates.queries)
     expected = main.expected_utility if main else 0.0
-    if has_learned:
+    if has_learned or is_streamed(rounds):
         # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
+        # Nor do those of prices of ever more queries.
         expected = next(point.utility for point in curve if point.budget_tokens == budget_tokens)
     return {
         "shadow_price": main.shadow_price if main else 0.0,

@@ -50,6 +50,8 @@ class RoundReport(Part):
     """Wall time of the round; 0 where no clock ran."""
     is_service: bool = False
     """Whether this was the minimum service: direct answers to queries that no clearing had funded."""
+    known_queries: int | None = None
+    """Queries that had been read by then and shared their part of the budget; None if all had."""
 
     @property
     def grants_all(self) -> bool:
@@ -231,7 +233,8 @@ class RunReport(Part):
     warnings: tuple[str, ...] = ()
     """What is amiss with the scores: golds that the scorer cannot read, or not one right answer, with the likeliest cause."""
     expected_utility: float
-    """Correct answers expected at the first clearing; if the run learned, from the whole budget by its last estimates."""
+    """Correct answers expected at the first clearing; if the run learned, from the whole budget by its last estimates; if the
+    first price was cleared over a part of the queries, from the whole budget, had all of them been priced together."""
     uniform_max_tokens: int
     """The equal ceiling that was expected to spend the same tokens."""
     uniform_expected_utility: float
@@ -295,13 +298,19 @@ class RunReport(Part):
 def main_round(rounds: Sequence[RoundReport], *, has_learned: bool) -> RoundReport | None:
     """Return the round that says what the budget was worth: the first; where a run learned, the one that granted most.
 
-    Its stages grant a part of what they price, with the certificate of all of that: one that granted all says more.
+    Its stages grant a part of what they price, with the certificate of all of that: one that granted all says more. Likewise
+    where the first price was cleared over a part of the queries.
     """
-    if not has_learned:
+    if not has_learned and not is_streamed(rounds):
         return rounds[0] if rounds else None
     priced = [row for row in rounds if not row.is_service]
     whole = [row for row in priced if row.number > 1 and row.grants_all]
     return max(whole or priced, key=lambda row: row.granted_tokens, default=None)
+
+
+def is_streamed(rounds: Sequence[RoundReport]) -> bool:
+    """Return whether the first price was cleared while prompts were being read."""
+    return bool(rounds) and rounds[0].known_queries is not None
 
 
 class ProgressSnapshot(Part):

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from clear_ray.redaction import printable
 from clear_ray.report.plan import GainReport, PlanReport
-from clear_ray.report.summary import AttemptsReport, BudgetPoint, EngineReport, LearningReport, RoundReport, RunReport
+from clear_ray.report.summary import (
+    AttemptsReport,
+    BudgetPoint,
+    EngineReport,
+    LearningReport,
+    RoundReport,
+    RunReport,
+    is_streamed,
+)
 from clear_ray.report.wording import (
     amount,
     answers,
@@ -205,6 +213,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     gain = times(report.expected_utility, report.uniform_expected_utility)
     uniform = _against(report.uniform_expected_utility, report.uniform_max_tokens)
     when = "by what it knows now" if report.has_learned else "at the first clearing"
+    when = "at one price of all" if is_streamed(report.rounds) else when
     hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
         ("budget", f"{amount(report.budget_tokens, report.unit)}, {spent}"),

@@ -21,6 +21,9 @@ it back; it sells it to no other query.
 
 **The last round** pays out what is owed, once a clearing does not take place or grants nothing, and nothing is running.
 
+**While prompts are being read** (`widening`) the queries known so far are offered, and `next` is told what is unspent of
+their part of the budget. Clearings do not count then, and the end is not reached.
+
 **The end** is when `next` returns None and nothing is running: nothing is left that could be bought.
 
 **Attempts.** Where a query may be asked again, a grant goes on with its current attempt or begins a fresh one
@@ -70,6 +73,7 @@ class Rounds:
     Attributes:
         states: Where every query stands.
         number: Number of the last round; 0 before the first.
+        known_queries: How many queries are offered, while further ones will be; None if all are.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Rounds:
         self._most_alone = settings.most_rounds if most_alone is None else most_alone
         self.states = QueryStates(offers.cost_N, failed=failed, rule=rule)
         self.number = 0
+        self.known_queries: int | None = None
         self._offers, self._settings, self._calls = offers, settings, calls
         self._running_tokens_N = np.zeros(len(offers.cost_N), np.int64)
         self._running_round_N = np.zeros(len(offers.cost_N), np.int32)
@@ -109,6 +114,17 @@ class Rounds:
         """What running grants may spend, in tokens of cost 1 or in the budget's unit, rounded up."""
         return -(-int(self._promised_parts_N.sum()) // COST_PARTS)
 
+    def widen(self, known_queries: int | None, *, failed: Collection[int] = ()) -> None:
+        """Note that the offers have grown.
+
+        Args:
+            known_queries: How many queries are offered by now, if there will be more; None if these are all.
+            failed: Those that have become known and cannot be read.
+        """
+        self.states.fail(failed)
+        self.known_queries = known_queries
+        self._came_to_nothing = False
+
     def may_clear(self, unspent_tokens: int) -> bool:
         """Return whether `next` would clear the price. Changes nothing."""
         return self._may_clear(unspent_tokens - self.promised_tokens, self._owed_tokens_N())
@@ -122,7 +138,7 @@ class Rounds:
 
         Returns:
             The next round, whose grants are running from now on; None if there is nothing to grant, for good if no round
-            is running.
+            is running and all queries are known.
 
         Raises:
             BudgetError: The offers grant what they may not; a defect.
@@ -138,7 +154,8 @@ class Rounds:
             clearing = self._offers.serve(owed_tokens_N, available_tokens=available_tokens, shadow_price=refused_at)
         if not len(clearing.index_M):
             return None
-        return self._begin(Round(self.number + 1, available_tokens, clearing, is_beside=bool(self._running)))
+        is_beside, known = bool(self._running), self.known_queries
+        return self._begin(Round(self.number + 1, available_tokens, clearing, is_beside=is_beside, known_queries=known))
 
     def _clear(
         self,
@@ -228,7 +245,7 @@ class Rounds:
         if self._settings.max_rounds is not None:
             is_over = self.number >= self._settings.most_rounds
         else:
-            is_over = not self._running and self._alone >= self._most_alone
+            is_over = not self._running and self.known_queries is None and self._alone >= self._most_alone
         if is_over:
             return False
         if self.number == 0:
@@ -264,7 +281,7 @@ class Rounds:
                 "an attempt too many, or going on with what is over", f"round {granted.number}", remedy=DEFECT
             )
         self.number = granted.number
-        self._alone += not granted.is_beside
+        self._alone += not granted.is_beside and granted.known_queries is None
         self._running[granted.number] = RunningRound(granted)
         self._running_tokens_N[index], self._running_round_N[index] = clearing.tokens_M, granted.number
         self._promised_parts_N[index] = clearing.parts_M(self._offers.cost_N)

@@ -28,12 +28,14 @@ class Round:
         available_tokens: What could be granted, in tokens of cost 1.
         clearing: The grants, in order of dispatch, and their price.
         is_beside: Whether others were running when it was cleared.
+        known_queries: How many queries had been read by then; None if all had.
     """
 
     number: int
     available_tokens: int
     clearing: Clearing
     is_beside: bool = False
+    known_queries: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -107,4 +109,5 @@ class RunningRound:
             finished=self.finished,
             correct=self.correct if self.scored else None,
             is_service=clearing.is_service,
+            known_queries=self.granted.known_queries,
         )

@@ -60,8 +60,12 @@ class QueryStates:
         self.vote_N = np.full(queries, NO_VOTE)
         self.right_N = np.zeros(queries, np.int64)
         self.wrong_N = np.zeros(queries, np.int64)
-        for index in failed:
-            self.is_open_N[index], self.has_failed_N[index] = False, True
+        self.fail(failed)
+
+    def fail(self, failed: Collection[int]) -> None:
+        """Note queries that are not to be asked, since their prompts cannot be read."""
+        index = np.fromiter(failed, np.int64)
+        self.is_open_N[index], self.has_failed_N[index] = False, True
 
     def grant(self, clearing: Clearing) -> None:
         """Note a clearing before its grants are run."""

@@ -46,9 +46,11 @@ from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
+from clear_ray.rounds.widening import Widening
 from clear_ray.run_folder.attempts import attempts_of
 from clear_ray.stages.attempt_files import slim_attempts
 from clear_ray.stages.generate import Dispatch, Generate
+from clear_ray.stages.homes import Homes
 from clear_ray.stages.lock import ReadWriteLock
 from clear_ray.stages.roster import Workers
 from clear_ray.storage import open_folder
@@ -83,6 +85,7 @@ class World:
         rule: What ends a query; its first answer if not given.
         later_NS: Lengths of each query's further answers, and whether they are right, where it may be asked again.
         votes_NS: The result that each answer of a query gives, where they are compared.
+        is_streamed: Whether the price is cleared while prompts are read, of offers that are `BatchOffers`.
     """
 
     offers: Offers
@@ -93,6 +96,7 @@ class World:
     rule: AttemptRule | None = None
     later_NS: list[list[tuple[int, bool]]] | None = None
     votes_NS: list[list[int]] | None = None
+    is_streamed: bool = False
 
     def length(self, index: int, sample: int) -> int:
         """Return the tokens of one of a query's answers."""
@@ -177,6 +181,25 @@ def world_of_learning(number: int) -> World:
     )
     length_N = np.maximum(rng.geometric(np.where(kind_N, 1 / 20, 1 / 4)), 1).tolist()
     return World(offers, length_N, budget_tokens, allocation=OVERLAPPING)
+
+
+@cache
+def world_of_streaming(number: int) -> World:
+    """Return a batch that is priced while it is read; its queries come in an order of their own."""
+    rng, queries = np.random.default_rng([number, 4]), 26
+    tokens_K = np.array([2, 4, 8, 16, 32])
+    success = np.sort(rng.random((queries, 5)), axis=1) * rng.random((queries, 1))
+    survival = (1 - success) * np.sort(rng.random((queries, 5)), axis=1)[:, ::-1]
+    batch = Batch(
+        curves=curves_from_incidence(success, survival_NK=survival, tokens_K=tokens_K),
+        weight_N=np.ones(queries),
+        max_tokens_N=np.full(queries, 32),
+        tie_break_N=rng.permutation(queries).astype(np.uint64),
+        cost_N=rng.choice(COSTS if number % 2 else [1.0], queries),
+    )
+    length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
+    budget_tokens = int(queries * rng.choice([3, 8, 16, 40]))
+    return World(BatchOffers(batch), length_N, budget_tokens, allocation=OVERLAPPING, is_streamed=True)
 
 
 @cache
@@ -386,6 +409,8 @@ class Simulation:
         reports: What that driver's rounds came to.
         wasted_tokens: What was lost on the way, known at the end.
         spent_N: Tokens charged for each query by the journal, known at the end.
+        estimated: Queries whose estimates reached the disk, where the price is cleared while prompts are read.
+        reading: What reads them.
     """
 
     seed: int
@@ -408,6 +433,8 @@ class Simulation:
     callers: list[asyncio.Task[None]] = field(default_factory=list)
     ticks: int = 0
     due: list[tuple[int, str]] = field(default_factory=list)
+    estimated: list[int] = field(default_factory=list)
+    reading: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -418,7 +445,7 @@ class Simulation:
         if self.poison is not None:  # what it costs must not end the schedule before its last attempt
             self.world = replace(self.world, budget_tokens=20 * self.world.budget_tokens)
         learns = isinstance(self.world.offers, OverlappingLearningOffers) and self.world.allocation.overlaps
-        self.overlaps = learns or (self.given is None and self.seed % 3 > 0)
+        self.overlaps = learns or self.world.is_streamed or (self.given is None and self.seed % 3 > 0)
         if self.overlaps:
             self.world = replace(self.world, allocation=OVERLAPPING)
         kinds = self.rng.sample(FAULTS, self.rng.randint(1, 4))
@@ -477,12 +504,19 @@ class Simulation:
             self.market.restart()
         elif kind == "driver":
             driver.cancel()
+        elif kind == "reader":
+            if self.reading is not None:
+                self.reading.cancel()
         elif alive := [task for task in self.callers if not task.done()]:
             self.rng.choice(alive).cancel("killed")
 
     def _arrange_faults(self, new: Round) -> None:
-        """Have die what is to die once this clearing, made beside running grants, has been kept."""
-        which = sum(granted.is_beside for granted in self.grants.values()) if new.is_beside else 0
+        """Have die what is to die once this clearing, made beside running grants or amid the reading, has been kept."""
+
+        def is_amid(granted: Round) -> bool:
+            return granted.is_beside or granted.known_queries is not None
+
+        which = sum(map(is_amid, self.grants.values())) if is_amid(new) else 0
         struck = [(self.ticks + after, kind) for number, after, kind in self.beside if number == which]
         self.faults += struck
         self.due[:] = sorted(self.due + struck)
@@ -497,7 +531,11 @@ class Simulation:
 
     async def _drive(self) -> None:
         """The page of `batch.round_loop`, which clears beside running grants whenever something has come back."""
-        self.rounds, self.reports = Rounds(self.world.offers, self.world.allocation, rule=self.world.rule), {}
+        offers, reader = self.world.offers, None
+        if self.world.is_streamed:
+            reader = Reader(self)
+            offers = reader.offers
+        self.rounds, self.reports = Rounds(offers, self.world.allocation, rule=self.world.rule), {}
         self.came_back = asyncio.Event()
         running: dict[int, asyncio.Task[None]] = {}
         await self.market.close_open_reservations.remote()
@@ -508,16 +546,24 @@ class Simulation:
                 later = {int(i) for other in kept if other.number > granted.number for i in other.clearing.index_M}
                 running[granted.number] = asyncio.ensure_future(self._run_round(granted, later))
             while True:
-                if not running or self.overlaps:
+                if reader is not None:
+                    reader.look()
+                if (not running or self.overlaps) and (reader is None or reader.widening.is_due):
                     balance = await self.market.balance.remote()
-                    new = self.rounds.next(balance.budget_tokens - balance.spent_tokens)
+                    shared_tokens = balance.budget_tokens if reader is None else reader.share_of(balance.budget_tokens)
+                    new = self.rounds.next(shared_tokens - balance.spent_tokens)
+                    if reader is not None:
+                        assert new is None or self.rounds.promised_tokens <= shared_tokens - balance.spent_tokens
+                        reader.widening.note_clearing()
                     if new is not None:
                         self.grants[new.number], self.rows[new.number] = new, []
                         self._arrange_faults(new)
                         running[new.number] = asyncio.ensure_future(self._run_round(new, set()))
-                    elif not running:
+                    elif not running and self.rounds.known_queries is None:
                         break
                 self.came_back.clear()
+                if reader is not None and reader.is_behind:
+                    continue
                 waiting = asyncio.ensure_future(self.came_back.wait())
                 try:
                     await asyncio.wait({waiting, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
@@ -528,6 +574,8 @@ class Simulation:
         finally:
             for task in running.values():
                 task.cancel()
+            if self.reading is not None:
+                self.reading.cancel()
         await self._mark_lost_answers()
 
     def _replay(self) -> list[Round]:
@@ -677,6 +725,59 @@ class Simulation:
         if self.poison is None and not any(kind in "\n".join(self.told) for kind in FAULTS):
             assert ledger.wasted_tokens == 0
             np.testing.assert_array_equal(spent_N, self.generated_N)
+
+
+class Reader:
+    """Reads prompts for one driver, a part at a time: what `batch.streamed` does, with its widening and order.
+
+    Attributes:
+        offers: To what this driver knows.
+        widening: How much that is, and is to be.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation, self._whole = simulation, simulation.world.offers
+        assert isinstance(self._whole, BatchOffers)
+        queries = simulation.queries
+        self.offers = replace(self._whole, batch=replace(self._whole.batch, max_tokens_N=np.zeros(queries, np.int64)))
+        self.widening = Widening(queries, slots=1)
+        self._order = Homes(2, 1).spread(queries, seed=simulation.seed).tolist()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more is on disk than this driver knows."""
+        return len(self._simulation.estimated) > self.widening.known
+
+    def share_of(self, budget_tokens: int) -> int:
+        return self.widening.share_of(budget_tokens)
+
+    def look(self) -> None:
+        """Take up what is on disk, and have more read; a reader that died is replaced."""
+        known, reading = self._simulation.estimated, self._simulation.reading
+        assert isinstance(self._whole, BatchOffers)
+        new = [index for index in known if not self.offers.batch.max_tokens_N[index]]
+        self.offers.batch.max_tokens_N[new] = self._whole.batch.max_tokens_N[new]
+        self.widening.known = len(known)
+        self._simulation.rounds.widen(None if self.widening.is_whole else len(known))
+        if not self.widening.is_whole and (reading is None or reading.done()):
+            self._simulation.reading = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        simulation, rng = self._simulation, self._simulation.rng
+        while due := [index for index in self._order if index not in simulation.estimated]:
+            while len(simulation.estimated) >= self.widening.wanted:
+                await asyncio.sleep(0)
+            try:
+                for _ in range(rng.randrange(12)):
+                    await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if rng.random() < 0.3:  # it is not known to be dead before its last part is on disk
+                    simulation.estimated += due[:2]
+                simulation.came_back.set()
+                raise
+            simulation.estimated += due[:2]
+            simulation.told.append(f"{simulation.ticks} {len(simulation.estimated)} estimated")
+            simulation.came_back.set()
 
 
 GRANTED_SCHEMA = pa.schema(

@@ -15,6 +15,7 @@ from tests.unit.simulation import (
     world_of_agreement,
     world_of_attempts,
     world_of_learning,
+    world_of_streaming,
 )
 
 SCHEDULES = 1_000
@@ -86,6 +87,45 @@ def test_whatever_dies_in_a_run_that_learns_its_stages_are_made_good() -> None:
     assert any(simulation.wasted_tokens for simulation in played)
     for simulation in struck:
         assert simulation.faults, "no clearing was made beside running grants"
+
+
+@pytest.mark.parametrize("first", range(0, 200, _PER_TEST))
+def test_whatever_dies_a_batch_that_is_priced_while_it_is_read_is_answered(first: int) -> None:
+    played = [simulate(seed, given=world_of_streaming(seed % BATCHES)) for seed in range(first, first + _PER_TEST)]
+    assert any(simulation.wasted_tokens for simulation in played)
+    for simulation in played:
+        assert sorted(simulation.estimated) == list(range(simulation.queries)), "a prompt is read once"
+        known = [simulation.grants[number].known_queries for number in sorted(simulation.grants)]
+        amid = [queries for queries in known if queries is not None]
+        assert known[: len(amid)] == amid == sorted(amid), "once all is read it stays so"
+        assert known[0] is None or known[0] < simulation.queries / 2, "it was to begin with a part"
+
+
+@pytest.mark.parametrize("kind", [*FAULTS, "reader"])
+def test_whatever_dies_between_clearings_of_what_was_read_is_made_good(kind: str) -> None:
+    """It dies as soon as such a clearing is on disk, or while its grants run and the next part is read."""
+    for seed in range(8):
+        for beside in (
+            ((1, 0, kind), (3, 5, kind)),
+            ((2, 1, kind), (2, 9, "driver")),
+            ((4, 2, kind), (4, 2, "reader")),
+        ):
+            played = simulate(seed, given=world_of_streaming(seed), is_faultless=True, beside=beside)
+            assert played.faults, "no clearing was made while prompts were read"
+            drivers = sum(one == "driver" for _, one in played.faults)
+            assert len([line for line in played.told if line.endswith("run again")]) <= drivers
+
+
+def test_a_driver_that_died_amid_the_reading_grants_what_it_had_granted() -> None:
+    """Its successor finds the clearings made over a part, and what it grants is theirs, to the number."""
+    alone = simulate(5, given=world_of_streaming(5), is_faultless=True)
+    struck = simulate(5, given=world_of_streaming(5), is_faultless=True, beside=((2, 0, "driver"),))
+    for number in (1, 2):
+        kept, again = (run.grants[number] for run in (alone, struck))
+        assert kept.known_queries == again.known_queries
+        np.testing.assert_array_equal(kept.clearing.index_M, again.clearing.index_M)
+        np.testing.assert_array_equal(kept.clearing.tokens_M, again.clearing.tokens_M)
+    assert any(line.endswith("run again") for line in struck.told)
 
 
 def test_a_schedule_is_the_same_every_time() -> None:
