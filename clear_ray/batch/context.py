@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from clear_ray.batch.learning import Lesson
 from clear_ray.batch.progress import Progress
+from clear_ray.batch.streamed import StreamedProbe
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.callers import Callers
 from clear_ray.config.run import RunConfig
@@ -33,6 +34,7 @@ class RunContext:
         rounds: The law of the run; changes round by round.
         progress: What the display is told.
         lesson: What the run is to learn from; None if that is not asked of it.
+        reader: Reads the prompts meanwhile; None if all were read before.
     """
 
     folder: Folder
@@ -45,6 +47,7 @@ class RunContext:
     rounds: Rounds
     progress: Progress
     lesson: Lesson | None = None
+    reader: StreamedProbe | None = None
 
     @property
     def states(self) -> QueryStates:

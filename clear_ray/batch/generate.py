@@ -22,8 +22,7 @@ from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.running import Round
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.granted import GrantedCall
-from clear_ray.stages.homes import Homes
-from clear_ray.stages.probe import call_rows
+from clear_ray.stages.probe import homes_of
 from clear_ray.storage import Folder
 
 DIRECT_TEXT = "Answer at once, with the result alone."
@@ -50,7 +49,9 @@ def calls_of(run: RunContext, granted: Round, is_due_M: NDArray[np.bool_]) -> It
     for engine, named in enumerate(run.config.named_engines):
         due = np.flatnonzero(is_due_M & (engine_M == engine))
         if len(due):
-            places = places_of_calls(run.config, named.config, clearing, due, queries=len(run.states.cost_N))
+            read_at_N = None if run.reader is None else run.reader.place_N
+            queries = len(run.states.cost_N)
+            places = places_of_calls(run.config, named.config, clearing, due, queries=queries, read_at_N=read_at_N)
             yield engine, len(due), _calls(run, granted, engine, places, begins_M, sample_M)
 
 
@@ -81,7 +82,13 @@ def _calls(
 
 
 def places_of_calls(
-    config: RunConfig, engine: EngineConfig, clearing: Clearing, due: NDArray[np.intp], *, queries: int
+    config: RunConfig,
+    engine: EngineConfig,
+    clearing: Clearing,
+    due: NDArray[np.intp],
+    *,
+    queries: int,
+    read_at_N: NDArray[np.int64] | None = None,
 ) -> list[tuple[int, NDArray[np.intp]]]:
     """Return for each call of an engine the worker where its grants are at home, and their places.
 
@@ -91,8 +98,10 @@ def places_of_calls(
         clearing: The grants.
         due: Places of those that the engine is asked for.
         queries: Number of queries of the batch.
+        read_at_N: Place of each query in the order in which prompts were read; that of the batch if not given.
     """
-    due = due[reading_order(clearing.index_M[due], clearing.tokens_M[due])]
+    read_at_M = clearing.index_M[due] if read_at_N is None else read_at_N[clearing.index_M[due]]
+    due = due[reading_order(read_at_M, clearing.tokens_M[due])]
     at_once = rows_each(config, engine, workers=1)
     most_rows = config.dispatch.batch_rows or max(at_once // _CALLS_A_CALLER, 1)
     most_tokens = None if config.dispatch.batch_rows else _CALL_TOKENS
@@ -130,19 +139,21 @@ def in_calls(expected_tokens_M: NDArray[np.float64], *, most_rows: int, most_tok
         first += rows
 
 
-def reading_order(index_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return the order of dispatch of a round's grants, with those of about one length from the last query to the first.
+def reading_order(read_at_M: NDArray[np.int64], tokens_M: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the order of dispatch of a round's grants, with those of about one length from the last one read to the first.
 
-    Prompts were probed in the order of their files: what was read last is the likeliest to be in an engine's cache still. And
-    a caller keeps some files at hand, of which a large round reads each a few dozen times, not once a call.
+    What was read last is the likeliest to be in an engine's cache still. And a caller keeps some files at hand, of which a
+    large round reads each a few dozen times, not once a call.
 
     Args:
-        index_M: The queries, in order of dispatch.
+        read_at_M: Place of each query in the order in which prompts were read, in order of dispatch.
         tokens_M: What they are granted: first longest first, then, if it cannot all be reserved at once, as it is.
     """
     rises = np.flatnonzero(np.diff(tokens_M) > 0)
     many = int(rises[0]) + 1 if len(rises) else len(tokens_M)
-    return np.concatenate([np.lexsort((-index_M[:many], -_length_of(tokens_M[:many]))), np.arange(many, len(tokens_M))])
+    return np.concatenate(
+        [np.lexsort((-read_at_M[:many], -_length_of(tokens_M[:many]))), np.arange(many, len(tokens_M))]
+    )
 
 
 def _length_of(tokens_M: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -186,11 +197,6 @@ def _samples(run: RunContext, clearing: Clearing) -> NDArray[np.int32]:
     """Return which of a query's independent answers each grant belongs to."""
     number_M = run.states.attempt_N[clearing.index_M] + run.states.begins_M(clearing)
     return (run.config.sample + np.maximum(number_M, 1) - 1).astype(np.int32)
-
-
-def homes_of(config: RunConfig, queries: int, *, workers: int) -> Homes:
-    """Return which of an engine's workers the queries of a batch are at home with."""
-    return Homes(call_rows(config, queries, workers=workers), workers)
 
 
 def direct_text_of(config: RunConfig) -> str:

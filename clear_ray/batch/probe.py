@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clear_ray.batch.generate import direct_text_of, homes_of
+from clear_ray.batch.generate import direct_text_of
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors, is_worker_death
@@ -23,7 +23,7 @@ from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
-from clear_ray.stages.probe import Probe
+from clear_ray.stages.probe import Probe, homes_of
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 

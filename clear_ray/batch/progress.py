@@ -33,6 +33,7 @@ class Progress:
         self._stage, self._round, self._queries, self._granted = "start", 0, 0, 0
         self._waiting_for, self._probed = "starting Ray", 0
         self._loaded: float | None = None
+        self._reads_on = False
         self._price: float | None = None
         self._label = ""
         self._begun, self._again, self._solved_by_attempt = 0, 0, tuple[int, ...]()
@@ -106,6 +107,10 @@ class Progress:
         """Note how many prompts have been read."""
         self._probed = queries
 
+    def reads_on(self) -> None:
+        """Note that prompts are read in later stages, too."""
+        self._reads_on = True
+
     def warn(self, warning: str, *, if_all_wrong: str) -> None:
         """Show a warning from now on, and another one once the first scored answers have all been wrong."""
         self._warning, self._if_all_wrong = warning, if_all_wrong
@@ -129,7 +134,9 @@ class Progress:
                     stage=self._stage,
                     round=self._round,
                     queries=self._queries,
-                    probed=self._probed if self._stage in ("start", "read", "probe") else self._queries,
+                    probed=self._probed
+                    if self._reads_on or self._stage in ("start", "read", "probe")
+                    else self._queries,
                     granted=self._granted,
                     ended=balance.ended if balance else 0,
                     budget_tokens=balance.budget_tokens if balance else self._budget_tokens,

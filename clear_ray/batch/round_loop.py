@@ -3,12 +3,15 @@
     is anything running?  no:  clear, or the run is over
                           yes: clear again if slots are idle and tokens have come back, else wait for a call
 
+While prompts are being read (`streamed`) the price is cleared when a further part of them is known, and a run is not over.
+
 A clearing has its number and is on disk before anything acts on it, whether others are running or not. What came of a grant
 is on disk before the driver hears of it. So a resumed run finds every clearing that was made, and what it rested on.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 
@@ -28,6 +31,7 @@ from clear_ray.stages.attempt_files import round_folder
 from clear_ray.stages.granted import GrantedCall
 
 _LOOK_SECONDS = 1.0  # so often the driver hears signals
+_READ_SECONDS = 0.1  # so often it looks for what has been read, while calls come back
 
 
 def play_rounds(run: RunContext) -> list[RoundReport]:
@@ -57,6 +61,7 @@ class _Playing:
         self._rows_of: dict[int, int] = {}
         self._begun: dict[int, float] = {}
         self._speed = _Speed(len(run.states.cost_N))
+        self._read_at = -math.inf
 
     def replay(self) -> None:
         """Take up what the folder holds of earlier starts, and have run what they left."""
@@ -77,11 +82,16 @@ class _Playing:
     def go_on(self) -> bool:
         """Clear the price if it is time to, else wait for a call; return whether there is anything left to do."""
         run = self._run
+        self._read_on(0.0)
+        is_known = run.reader is None or run.reader.widening.is_due
         if not len(run.callers):
+            if not is_known:
+                self._read_on(_LOOK_SECONDS)
+                return True
             was_granted = self._ask()
             self._pace.note(was_granted=was_granted, running=0, available_tokens=0)
-            return was_granted
-        if run.config.allocation.overlaps and self._is_due():
+            return was_granted or run.rounds.known_queries is not None
+        if run.config.allocation.overlaps and is_known and self._is_due():
             running, available_tokens = self._slots_taken(), self._unspent_tokens() - run.rounds.promised_tokens
             was_granted = self._ask()
             self._pace.note(was_granted=was_granted, running=running, available_tokens=available_tokens)
@@ -96,16 +106,33 @@ class _Playing:
             self.engines.close()
         return True
 
+    def _read_on(self, seconds: float) -> None:
+        """Offer what has been read meanwhile, after waiting for it so long if there is nothing yet."""
+        run, now = self._run, time.monotonic()
+        if run.reader is None or run.rounds.known_queries is None:
+            return
+        if not seconds and now < self._read_at + _READ_SECONDS:  # a call comes back every few milliseconds
+            return
+        self._read_at = now
+        failed = run.reader.look(seconds)
+        if failed is not None:
+            widening = run.reader.widening
+            run.rounds.widen(None if widening.is_whole else widening.known, failed=failed)
+            run.progress.note_probed(widening.known)
+
     def _ask(self) -> bool:
         """Ask the law for grants, and begin to act on them once they are on disk."""
         run, started, unspent_tokens = self._run, time.monotonic(), self._unspent_tokens()
         if not run.rounds.running and run.rounds.may_clear(unspent_tokens):
             run.progress.begin("price", round_number=run.rounds.number + 1)
         granted = run.rounds.next(unspent_tokens, self._speed.progress_tokens_N())
+        if granted is not None:
+            write_grants(run.folder, granted)
+        if run.reader is not None:
+            run.reader.note_clearing()
         if granted is None:
             return False
         self._begun[granted.number] = started
-        write_grants(run.folder, granted)
         give_back_memory(len(run.states.cost_N))
         self._generate(granted, np.ones(len(granted.clearing.index_M), bool))
         return True
@@ -175,8 +202,12 @@ class _Playing:
         return min(self._run.callers.open_rows, self._pace.slots)
 
     def _unspent_tokens(self) -> int:
-        balance = self._run.market.balance()
-        return balance.budget_tokens - balance.spent_tokens
+        """Return what is not spent of the budget, or of the part of it that what was read by now may take."""
+        run, balance = self._run, self._run.market.balance()
+        budget_tokens = balance.budget_tokens
+        if run.reader is not None:
+            budget_tokens = run.reader.widening.share_of(budget_tokens)
+        return budget_tokens - balance.spent_tokens
 
 
 class _Speed:

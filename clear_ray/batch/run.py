@@ -16,6 +16,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clear_ray.batch.checking import heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
@@ -23,6 +26,7 @@ from clear_ray.batch.earlier_runs import make_ready
 from clear_ray.batch.first_stage import begun_run, checked_costs, first_stage, opened_rounds, probed, start_of
 from clear_ray.batch.generate import open_callers
 from clear_ray.batch.intake import load_scorer_of, take_in
+from clear_ray.batch.learning import Lesson
 from clear_ray.batch.memory import give_back_memory
 from clear_ray.batch.metered_display import Measured
 from clear_ray.batch.orders import heeding_orders
@@ -33,23 +37,31 @@ from clear_ray.batch.pricing import (
     probe_parts,
     token_costs,
 )
+from clear_ray.batch.progress import Progress
 from clear_ray.batch.round_loop import play_rounds
 from clear_ray.batch.startup import Engines
+from clear_ray.batch.streamed import StreamedProbe, is_read, is_streamed_run, streamed_probe
 from clear_ray.cluster.autoscaling import EngineScaler
+from clear_ray.cluster.callers import Callers
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.cluster.joining import joined_cluster, quiet_data
 from clear_ray.cluster.market import opened_market
 from clear_ray.cluster.several import engines_of_run
 from clear_ray.config.run import RunConfig
+from clear_ray.estimation.head import Head
 from clear_ray.ingest import InputDigest
+from clear_ray.ledger.client import MarketClient
 from clear_ray.ledger.identity import begin
 from clear_ray.ledger.journal import wait_until_unused
 from clear_ray.ledger.lock import alone_with
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.page import import_plots
-from clear_ray.report.summary import RunReport
+from clear_ray.report.summary import RoundReport, RunReport
+from clear_ray.rounds.offers import BatchOffers
+from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
+from clear_ray.run_folder.estimates import Estimates
 from clear_ray.run_folder.locations import with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
@@ -153,29 +165,92 @@ def _run_alone(
             begun.gpus.made(market.actor),
         ):
             progress.begin(first_stage(config), waiting_for=start_of(config))
-            found, lesson = probed(
-                folder,
-                config,
-                engines,
-                heads,
-                digest.rows,
-                progress,
-                open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
-                has_states=config.reads_states,
-                fee=first_token_fee(config, market),
-            )
-            give_back_memory(digest.rows)
-            progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
-            estimates = priced(config, found, input_cost_N)
-            if parts := probe_parts(config, estimates, input_cost_N):
-                market.charge(PROBE, parts)
             scaler = EngineScaler(config, engines, market, lambda: progress.seconds)
-            rounds = opened_rounds(folder, config, estimates, cost_N, lesson)
-            answers = AnswerFiles(estimates.prompt_tokens_N)
-            opened = RunContext(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson)
-            threading.Thread(target=import_plots, name="clear_ray plots", daemon=True).start()
-            report = close_run(opened, play_rounds(opened), digest)
+            start = _Start(
+                *(folder, config, heads, scaler, market, callers, progress, input_cost_N),
+                open_run=lambda: _open_run(folder, manifest, config, digest, engines, run_id),
+            )
+            is_streamed = is_streamed_run(config, digest.rows) and not is_read(folder)
+            opened, reports = _answered_while_read(start) if is_streamed else _read_then_answered(start)
+            report = close_run(opened, reports, digest)
     return RunResult(report, config.run_dir)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Start:
+    """What a run has before its first prompt is read."""
+
+    folder: Folder
+    config: RunConfig
+    heads: tuple[Head, ...]
+    scaler: EngineScaler
+    market: MarketClient
+    callers: Callers
+    progress: Progress
+    input_cost_N: NDArray[np.float64]
+    open_run: Callable[[], None]
+
+
+def _read_then_answered(start: _Start) -> tuple[RunContext, list[RoundReport]]:
+    """Read all prompts, then play all rounds."""
+    folder, config, progress = start.folder, start.config, start.progress
+    queries = len(start.input_cost_N)
+    found, lesson = probed(
+        folder,
+        config,
+        start.scaler.engines,
+        start.heads,
+        queries,
+        progress,
+        open_run=start.open_run,
+        has_states=config.reads_states,
+        fee=first_token_fee(config, start.market),
+    )
+    give_back_memory(queries)
+    progress.learns_from("" if lesson is None or lesson.left_out else lesson.label)
+    estimates = priced(config, found, start.input_cost_N)
+    if parts := probe_parts(config, estimates, start.input_cost_N):
+        start.market.charge(PROBE, parts)
+    rounds = opened_rounds(folder, config, estimates, token_costs(config, start.input_cost_N), lesson)
+    opened = _opened(start, estimates, rounds, lesson=lesson)
+    return opened, play_rounds(opened)
+
+
+def _answered_while_read(start: _Start) -> tuple[RunContext, list[RoundReport]]:
+    """Play the rounds while prompts are being read."""
+    config, engines, progress = start.config, start.scaler.engines, start.progress
+
+    def open_run() -> None:
+        engines.wait(told=progress.note_loaded)
+        progress.begin(first_stage(config))
+        start.open_run()
+
+    head, cost_N = start.heads[0].card, start.input_cost_N
+    with streamed_probe(start.folder, config, engines, head, cost_N, open_run) as reader:
+        progress.reads_on()
+        rounds = Rounds(BatchOffers(reader.growing.batch), config.allocation)
+        rounds.widen(0)
+        opened = _opened(start, reader.growing.so_far(), rounds, reader=reader)
+        reports = play_rounds(opened)
+        return replace(opened, estimates=reader.growing.whole()), reports
+
+
+def _opened(
+    start: _Start,
+    estimates: Estimates,
+    rounds: Rounds,
+    *,
+    lesson: Lesson | None = None,
+    reader: StreamedProbe | None = None,
+) -> RunContext:
+    threading.Thread(target=import_plots, name="clear_ray plots", daemon=True).start()
+    answers = AnswerFiles(estimates.prompt_tokens_N)
+    return RunContext(
+        *(start.folder, start.config, start.scaler, start.market, start.callers, answers, estimates, rounds),
+        start.progress,
+        lesson,
+        reader,
+    )
 
 
 def _only_read(

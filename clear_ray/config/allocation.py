@@ -52,6 +52,9 @@ class AllocationConfig(Settings):
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
     """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
+    streamed: bool | None = None
+    """Whether the first price is cleared over a part of the prompts while the rest is being read; if not given, of a batch of
+    8,192 queries or more whose head is given, and that has none of what keeps from it (docs/price.md)."""
     minimum_service_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
     minimum_service_text: str | None = Field(default=None, min_length=1)

@@ -204,6 +204,29 @@ class RunConfig(ConfigFile):
             )
         return self
 
+    @property
+    def keeps_from_streaming(self) -> str:
+        """What of these settings keeps the price from being cleared while prompts are read; empty if nothing does."""
+        allocation = self.allocation
+        hindrances = {
+            "engines": self.engines is not None,
+            "prices": self.prices is not None,
+            "a run that learns (estimate.head)": self.engines is None and self.estimate.learns,
+            "allocation.policy uniform": allocation.policy != "clear_ray",
+            f"allocation.objective {allocation.objective}": allocation.most_attempts > 1,
+            "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,
+            "allocation.sketched": bool(allocation.sketched),
+            "allocation.max_rounds": allocation.max_rounds is not None,
+            "allocation.overlap false": not allocation.overlaps,
+        }
+        return next((name for name, is_so in hindrances.items() if is_so), "")
+
+    @model_validator(mode="after")
+    def _can_stream(self) -> RunConfig:
+        if self.allocation.streamed and (name := self.keeps_from_streaming):
+            raise ValueError(f"allocation.streamed does not go with {name}: leave out one of them")
+        return self
+
     @model_validator(mode="after")
     def _has_states(self) -> RunConfig:
         asked = PROBED_SETS & set(self.estimate.features or ())

@@ -43,21 +43,40 @@ class CurvesOnDisk(Curves):
             blocks: Places of some queries and their curves, all on one grid; each place comes once.
             queries: How many queries there are, N, at least one.
         """
-        numbers_N = np.zeros((3, queries), np.float32)
-        tokens_K = np.zeros(0, np.int64)
-        with tempfile.TemporaryFile(prefix="clear_ray_curves_") as file:
-            for place_B, curves in blocks:
-                tokens_K = curves.tokens_K
-                numbers_N[:, place_B] = curves.threshold_tokens_N, curves.solvability_N, curves.beta_N
-                _write(file.fileno(), place_B, np.stack([getattr(curves, name) for name in _TABLES], axis=1))
-            os.ftruncate(file.fileno(), queries * len(_TABLES) * len(tokens_K) * np.dtype(np.float32).itemsize)
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        growing: GrowingCurves | None = None
+        for place_B, curves in blocks:
+            growing = growing or GrowingCurves(curves.tokens_K, queries)
+            growing.put(place_B, curves)
+        return (growing or GrowingCurves(np.ones(1, np.int64), queries)).curves
+
+
+class GrowingCurves:
+    """Curves of a batch as they come.
+
+    Args:
+        tokens_K: Their grid.
+        queries: How many queries there will be, N, at least one.
+
+    Attributes:
+        curves: Of all queries; those of a query that has not come are zeros.
+    """
+
+    def __init__(self, tokens_K: NDArray[np.int64], queries: int) -> None:
+        self._file = tempfile.TemporaryFile(prefix="clear_ray_curves_")  # noqa: SIM115 - as long as this object
+        os.ftruncate(self._file.fileno(), queries * len(_TABLES) * len(tokens_K) * np.dtype(np.float32).itemsize)
+        mapping = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         tables = np.frombuffer(mapping, np.float32).reshape(queries, len(_TABLES), len(tokens_K))
+        self._numbers_N = np.zeros((3, queries), np.float32)
         success_NK, spend_NK, survival_NK = (tables[:, number] for number in range(len(_TABLES)))
-        threshold_N, solvability_N, beta_N = numbers_N
-        return CurvesOnDisk(
+        threshold_N, solvability_N, beta_N = self._numbers_N
+        self.curves = CurvesOnDisk(
             tokens_K, success_NK, spend_NK, survival_NK, threshold_N, solvability_N, beta_N, mapping=mapping
         )
+
+    def put(self, place_B: NDArray[np.int64], curves: Curves) -> None:
+        """Write the curves of some queries; each comes once."""
+        self._numbers_N[:, place_B] = curves.threshold_tokens_N, curves.solvability_N, curves.beta_N
+        _write(self._file.fileno(), place_B, np.stack([getattr(curves, name) for name in _TABLES], axis=1))
 
 
 def _write(file: int, place_B: NDArray[np.int64], rows: NDArray[np.float32]) -> None:

@@ -186,7 +186,8 @@ def _queries(snapshot: ProgressSnapshot) -> str:
     if not snapshot.granted:
         return f"{count(snapshot.probed)} of {count(snapshot.queries)} read"
     running = snapshot.granted - snapshot.ended
-    return f"{count(snapshot.ended)} of {count(snapshot.queries)} done, {count(running)} under way"
+    done = f"{count(snapshot.ended)} of {count(snapshot.queries)} done, {count(running)} under way"
+    return done if snapshot.probed >= snapshot.queries else f"{done}, {count(snapshot.probed)} read"
 
 
 def _tokens(snapshot: ProgressSnapshot) -> str:

@@ -138,6 +138,7 @@ def read_estimates(
     *,
     most_curves: int | None = None,
     name: str = ESTIMATES,
+    batch: Batch | None = None,
 ) -> Estimates:
     """Read the numbers of every query's estimate; no prompts.
 
@@ -147,32 +148,40 @@ def read_estimates(
         seed: Seed of the run.
         most_curves: Read the curves of so many queries only, evenly drawn.
         name: See `estimates_name`.
+        batch: The curves of all queries, if they have been read.
 
     Raises:
         ResumeError: A file of them is damaged.
     """
     try:
-        return _estimates_in(folder.child(name), tokens_K, seed, most_curves)
+        return _estimates_in(folder.child(name), tokens_K, seed, most_curves, batch)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's doing
             raise
         raise damaged(folder, name, error) from error
 
 
-def _estimates_in(folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None) -> Estimates:
+def tie_breaks(queries: int, seed: int) -> NDArray[np.uint64]:
+    """Return a number of each query that has nothing to do with its place, shape (N,)."""
+    return np.random.default_rng(seed).permutation(queries).astype(np.uint64)
+
+
+def _estimates_in(
+    folder: Folder, tokens_K: NDArray[np.int64], seed: int, most_curves: int | None, batch: Batch | None
+) -> Estimates:
     source = ds.dataset(folder.files(".parquet"), filesystem=folder.filesystem, format="parquet")
     slim = source.to_table(columns=["index", "task", "prompt_tokens", "max_tokens", "entropy"])
     failed = source.to_table(columns=["index", "error"], filter=ds.field("error") != "")
     slim = slim.take(pa.array(np.argsort(slim["index"].to_numpy())))
     queries = len(slim)
     tasks = slim["task"].fill_null("all").combine_chunks().dictionary_encode()
-    tie_break_N = np.random.default_rng(seed).permutation(queries).astype(np.uint64)
+    tie_break_N = tie_breaks(queries, seed)
     sample, wanted = np.arange(queries), None
     if most_curves is not None and most_curves < queries:
         sample = _even_sample(queries, most_curves, seed)
         wanted = ds.field("index").isin(pa.array(sample))
     return Estimates(
-        batch=_batch_in(source, wanted, tokens_K, sample, tie_break_N[sample]),
+        batch=_batch_in(source, wanted, tokens_K, sample, tie_break_N[sample]) if batch is None else batch,
         sample=sample,
         task_names=tuple(tasks.dictionary.to_pylist()),
         task_N=tasks.indices.to_numpy(),

@@ -161,6 +161,11 @@ def call_rows(config: RunConfig, queries: int, *, workers: int) -> int:
     return config.estimate.batch_rows or max(1, min(_MOST_ROWS, share))
 
 
+def homes_of(config: RunConfig, queries: int, *, workers: int) -> Homes:
+    """Return which of an engine's workers the queries of a batch are at home with."""
+    return Homes(call_rows(config, queries, workers=workers), workers)
+
+
 def prompts_of(batch: pa.Table) -> list[Prompt]:
     """Return each row's prompt as text or as a conversation."""
     names = ("prompt", "is_conversation", "prompt_form", "sampling")

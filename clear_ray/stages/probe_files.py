@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clear_ray.stages.granted import RunRows
 from clear_ray.stages.homes import Homes
@@ -44,18 +46,25 @@ class ProbeToFiles:
         """
         index = batch["index"].to_numpy()
         if len(index):
-            async with self._one_at_a_time:  # some files are kept at hand
-                queries = await asyncio.to_thread(self._rows.queries, index)
-            found = await asyncio.gather(*[self._read(queries[part]) for part in self._homes.parts(index)])
-            await asyncio.to_thread(self._write, pa.concat_tables([table for tables in found for table in tables]))
+            await self.read(index)
         yield pa.table({"rows": pa.array([len(index)], pa.int64())})
+
+    async def read(self, index: NDArray[np.int64]) -> str:
+        """Have some queries read, at least one; return the file of their estimates, whose name is that of the first."""
+        async with self._one_at_a_time:  # some files are kept at hand
+            queries = await asyncio.to_thread(self._rows.queries, index)
+        found = await asyncio.gather(*[self._read(queries[part]) for part in self._homes.parts(index)])
+        table = pa.concat_tables([table for tables in found for table in tables])
+        return await asyncio.to_thread(self._write, table)
 
     async def _read(self, queries: pa.Table) -> list[pa.Table]:
         async with self._turns:
             return [table async for table in self._probe(queries)]
 
-    def _write(self, estimates: pa.Table) -> None:
+    def _write(self, estimates: pa.Table) -> str:
         sink, first = BytesIO(), estimates["index"].to_numpy().min()
         # No two curves are alike: a dictionary of their points takes five times as long, and more room.
         pq.write_table(estimates, sink, use_dictionary=["task"], write_statistics=["index"])
-        self._into.write(f"from-{first:010d}.parquet", sink.getvalue())
+        name = f"from-{first:010d}.parquet"
+        self._into.write(name, sink.getvalue())
+        return f"{self._into.path}/{name}"

@@ -54,6 +54,8 @@ POINTS = (
     "while writing output",
     "before the summary",
 )
+AMID_READING = "amid the reading"
+"""A point of runs whose price is cleared while prompts are read."""
 AFTER_STEPS = {
     "after probe": "probe",
     "after price": "write_grants",
@@ -92,7 +94,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
         die_after(AFTER_STEPS[point], end)
     elif point == "after an overlapping clearing":
         die_after("write_grants", lambda: overlapping(run_dir) >= 2 and end())
-    elif point not in POINTS:
+    elif point not in (*POINTS, AMID_READING):
         answers = int(point.removeprefix("after ").removesuffix(" answers"))
         threading.Thread(target=lambda: wait_until(lambda: written(run_dir) >= answers) and end(), daemon=True).start()
     else:
@@ -102,6 +104,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
             "after settle before commit": lambda: count(run_dir, b'"settle"') > rows_written(run_dir),
             "mid-generation": lambda: written(run_dir) >= 3,
             "amid overlapping clearings": lambda: overlapping(run_dir) >= 3,
+            AMID_READING: lambda: written(run_dir) >= 20 and not (run_dir / "estimates.json").exists(),
         }
         threading.Thread(target=lambda: wait_until(met[point]) and end(), daemon=True).start()
 

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,9 +21,11 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.round_loop import play_rounds
+from clear_ray.batch.streamed import StreamedProbe
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.callers import Callers
 from clear_ray.cluster.engines import EngineActors
+from clear_ray.cluster.probe_callers import ProbeCalls
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient, MarketClient
@@ -33,11 +37,14 @@ from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
-from clear_ray.run_folder.estimates import Estimates
+from clear_ray.run_folder.estimates import ESTIMATES, Estimates
 from clear_ray.run_folder.grants import read_grants
+from clear_ray.run_folder.growing import GrowingBatch
 from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.attempt_files import GenerateToFiles
 from clear_ray.stages.generate import Dispatch
+from clear_ray.stages.probe import Probe, homes_of
+from clear_ray.stages.probe_files import ProbeToFiles
 from clear_ray.stages.roster import Workers
 from clear_ray.stages.worker import EngineWorker
 from clear_ray.storage import open_folder
@@ -128,43 +135,43 @@ def batch_of(config: RunConfig) -> Batch:
 
 
 @contextmanager
-def started(config: RunConfig, *, calls: int = 10**9, offers: Offers | None = None) -> Iterator[RunContext]:
-    """Start market, caller and engine for a driver that dies after so many calls; the price is that of a given head."""
+def started(
+    config: RunConfig, *, calls: int = 10**9, offers: Offers | None = None, reads: bool = False
+) -> Iterator[RunContext]:
+    """Start market, callers and engine for a driver that dies after so many calls; the price is that of a given head.
+
+    Prompts are read as the rounds are played, if they are to be; else the estimates are there.
+    """
     folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    async def begin() -> tuple[MarketActor, GenerateToFiles]:
+    async def begin() -> tuple[MarketActor, GenerateToFiles, Workers]:
         market = MarketActor(config.run_dir, BUDGET, QUERIES)
         worker = LocalWorker(EngineWorker(config.engine, PriorHead(cap_tokens=400)))
         workers = Workers([worker], lambda _: False, lambda _: None, 900.0)
         dispatch = Dispatch(workers, AsyncMarketClient(LocalActor(market)), scorer=None, seed=0)
-        return market, GenerateToFiles(dispatch, folder, rows_per_file=1)
+        return market, GenerateToFiles(dispatch, folder, rows_per_file=1), workers
 
-    actor, caller = asyncio.run_coroutine_threadsafe(begin(), loop).result()
+    actor, caller, workers = asyncio.run_coroutine_threadsafe(begin(), loop).result()
     market = MarketClient(Remote(actor, loop), Future.result)
     callers = Dying([Remote(caller, loop)], 32, some, Future.result)
     callers.left = calls
-    offers = offers or BatchOffers(batch_of(config))
+    reader = reader_of(config, workers, loop) if reads else None
+    offers = offers or BatchOffers(batch_of(config) if reader is None else reader.growing.batch)
     rounds, engines = Rounds(offers, config.allocation, most_alone=24), cast(EngineActors, OneEngine())
     try:
         with Progress(BUDGET, QuietDisplay()) as progress:
             scaler = EngineScaler(config, engines, market, lambda: 0.0)
-            batch, none_N = batch_of(config), np.zeros(QUERIES, np.int64)
-            sample, tasks_N = np.arange(QUERIES), none_N.astype(np.int32)
-            estimates = Estimates(
-                batch, sample, ("all",), tasks_N, none_N, batch.max_tokens_N, batch.tie_break_N, error_of_index={}
-            )
+            if reader is None:
+                estimates = estimates_of(batch_of(config))
+            else:
+                estimates = reader.growing.so_far()
+                rounds.widen(0)
+                reader.begin()
+            answers = AnswerFiles(estimates.prompt_tokens_N)
             yield RunContext(
-                folder,
-                config,
-                scaler,
-                market,
-                callers,
-                AnswerFiles(np.zeros(QUERIES, np.int64)),
-                estimates,
-                rounds,
-                progress,
+                folder, config, scaler, market, callers, answers, estimates, rounds, progress, reader=reader
             )
     finally:
         asyncio.run_coroutine_threadsafe(killed(), loop).result()
@@ -172,6 +179,35 @@ def started(config: RunConfig, *, calls: int = 10**9, offers: Offers | None = No
         thread.join()
         actor._journal.close()
         loop.close()
+
+
+def estimates_of(batch: Batch) -> Estimates:
+    sample, none_N = np.arange(QUERIES), np.zeros(QUERIES, np.int64)
+    return Estimates(
+        batch,
+        sample,
+        ("all",),
+        none_N.astype(np.int32),
+        none_N,
+        batch.max_tokens_N,
+        batch.tie_break_N,
+        error_of_index={},
+    )
+
+
+def reader_of(config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLoop) -> StreamedProbe:
+    """Return what reads the prompts, a caller of stage 1 in the loop of the other actors."""
+    folder, head = open_folder(config.run_dir), PriorHead(cap_tokens=400)
+    homes = homes_of(config, QUERIES, workers=1)
+
+    def start() -> Remote:
+        probe = partial(Probe, workers, head.card.tokens_K, "", None, homes)
+        into = folder.child(ESTIMATES).child(uuid4().hex)
+        return Remote(ProbeToFiles(probe, folder, into, homes=homes, calls=2), loop)
+
+    calls = ProbeCalls(start, 2, some, Future.result, kill=lambda _: None)
+    growing = GrowingBatch(folder, np.array(head.card.tokens_K), np.ones(QUERIES), config.seed)
+    return StreamedProbe(folder, growing, calls, homes=homes, slots=4, seed=config.seed)
 
 
 def check(run: RunContext, reports: list[RoundReport]) -> int:

@@ -16,6 +16,7 @@ from clear_ray.estimation.curves_on_disk import CurvesOnDisk
 from clear_ray.records import estimate_schema
 from clear_ray.run_folder import estimates as module
 from clear_ray.run_folder.estimates import Estimates, read_estimates
+from clear_ray.run_folder.growing import GrowingBatch
 from clear_ray.storage import open_folder
 from tests.unit.rounds.test_beside import GRID, random_batch
 
@@ -79,3 +80,33 @@ def test_a_damaged_file_of_many_queries_is_named(tmp_path: Path, monkeypatch: py
     path.write_bytes(path.read_bytes()[:-200] + bytes(200))
     with pytest.raises(ResumeError, match="estimates: the file is damaged"):
         read(tmp_path)
+
+
+def test_a_batch_grows_file_by_file_into_the_whole(tmp_path: Path) -> None:
+    whole = read(write(tmp_path))
+    folder = open_folder(str(tmp_path))
+    growing = GrowingBatch(folder, GRID, whole.batch.cost_N, 0)
+    curves, paths = growing.batch.curves, folder.child("estimates").files(".parquet")
+    assert growing.so_far().queries == QUERIES
+    for number, path in enumerate(paths):
+        known = np.flatnonzero(growing.is_known_N)
+        assert growing.batch.max_tokens_N[~growing.is_known_N].tolist() == [0] * (QUERIES - len(known))
+        np.testing.assert_array_equal(curves.take(known).success_NK, whole.batch.curves.take(known).success_NK)
+        failed = growing.read(path)
+        assert failed == ([7] if growing.is_known_N[7] and 7 not in known else []), number
+    for field in fields(Curves):
+        found, expected = (getattr(one, field.name) for one in (curves.take(np.arange(QUERIES)), whole.batch.curves))
+        np.testing.assert_array_equal(found, expected, err_msg=field.name)
+    estimates = growing.whole()
+    assert estimates.batch is growing.batch
+    for name in ("weight_N", "max_tokens_N", "tie_break_N", "cost_N"):
+        np.testing.assert_array_equal(getattr(growing.batch, name), getattr(whole.batch, name), err_msg=name)
+    np.testing.assert_array_equal(growing.prompt_tokens_N, whole.prompt_tokens_N)
+    assert (estimates.error_of_index, estimates.task_names) == ({7: "lost"}, whole.task_names)
+
+
+def test_a_damaged_file_of_a_batch_that_grows_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path) / "estimates" / "from-2.parquet"
+    path.write_bytes(path.read_bytes()[:-200] + bytes(200))
+    with pytest.raises(ResumeError, match=r"estimates/from-2\.parquet"):
+        GrowingBatch(open_folder(str(tmp_path)), GRID, np.ones(QUERIES), 0).read(str(path))

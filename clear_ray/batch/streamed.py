@@ -1,0 +1,186 @@
+"""Stage 1 beside stage 2: the first price is cleared when a part of the batch is read, and the rest is read meanwhile.
+
+    reads: a part   the next part        the next ...               all are read
+    asks:          |clear| its answers  |clear| of both ...        |clear| as ever
+
+What is read, when, and what it may spend is `rounds.widening`'s law. Input is refused as ever: all of it was checked and is
+on disk before the first prompt is read. An estimate is on disk, whole and synced, before the driver hears of it. A run that
+is gone on with takes up the files that are there; the clearings made over a part are in `grants/` like all others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clear_ray.batch.size_limits import is_sketched_run
+from clear_ray.cluster.engines import EngineActors
+from clear_ray.cluster.probe_callers import ProbeCalls, StartsProbe
+from clear_ray.config.run import RunConfig
+from clear_ray.errors import BudgetError
+from clear_ray.estimation.head import HeadCard
+from clear_ray.rounds.widening import Widening, is_large
+from clear_ray.run_folder.estimates import ESTIMATES, ESTIMATES_WHOLE, estimated_already
+from clear_ray.run_folder.growing import GrowingBatch
+from clear_ray.stages.homes import Homes
+from clear_ray.stages.probe import Probe, homes_of
+from clear_ray.stages.probe_files import CALLS_A_FILE
+from clear_ray.storage import Folder
+
+
+def is_streamed_run(config: RunConfig, queries: int) -> bool:
+    """Return whether a run of so many queries clears its first price over a part of them."""
+    if config.allocation.streamed is not None:
+        return config.allocation.streamed
+    is_possible = not config.keeps_from_streaming and not is_sketched_run(config, queries)
+    return is_possible and is_large(queries, slots=most_slots(config))
+
+
+def is_read(folder: Folder) -> bool:
+    """Return whether the estimates of all queries are there."""
+    return folder.exists(ESTIMATES_WHOLE)
+
+
+def most_slots(config: RunConfig) -> int:
+    """Return how many answers the engines may run at once, if as many are added as may be."""
+    return config.most_workers * config.engine.max_batch
+
+
+class StreamedProbe:
+    """Reads the prompts of a batch a part at a time, as far as is wanted.
+
+    Args:
+        folder: The run folder, with the queries.
+        growing: The batch, of which nothing is known yet.
+        calls: The caller of stage 1.
+        homes: Where queries are at home.
+        slots: Answers that the engines may run at once.
+        seed: Of the order.
+
+    Attributes:
+        growing: The batch as far as it is known.
+        widening: How much is known, and wanted.
+        place_N: Place of each query in the order of reading, shape (N,).
+    """
+
+    def __init__(
+        self, folder: Folder, growing: GrowingBatch, calls: ProbeCalls, *, homes: Homes, slots: int, seed: int
+    ) -> None:
+        queries = len(growing.is_known_N)
+        self.growing = growing
+        self._folder, self._calls, self._homes = folder, calls, homes
+        self._order_N = homes.spread(queries, seed=seed)
+        self.place_N = np.empty(queries, np.int64)
+        self.place_N[self._order_N] = np.arange(queries)
+        self.widening = Widening(queries, slots)
+        self._due: deque[NDArray[np.int64]] = deque()
+        self._sent = 0
+        self._files: set[str] = set()
+        self._failed: list[int] = []
+        self._is_over = self._has_news = False
+
+    def begin(self) -> None:
+        """Take up what starts before have read, and have the next part read. The engines are up from here on.
+
+        Raises:
+            ResumeError: A file of estimates is damaged.
+        """
+        is_estimated_N, kept = estimated_already(self._folder, len(self.place_N), ESTIMATES)
+        for path in kept:
+            self._take(path)
+        rest, rows = self._order_N[~is_estimated_N[self._order_N]], CALLS_A_FILE * self._homes.stretch
+        self._due.extend(np.split(rest, range(rows, len(rest), rows)) if len(rest) else [])
+        self._sent = self.widening.known
+        self._has_news = True
+        self._send()
+
+    def look(self, seconds: float) -> list[int] | None:
+        """Return which of the queries that have become known cannot be read; None if none has become known.
+
+        Args:
+            seconds: How long to wait for the next part.
+
+        Raises:
+            BudgetError: Not every query has an estimate; a defect.
+            Exception: As the caller raised it.
+        """
+        for path in self._calls.come_back(0.0 if self._has_news else seconds):
+            self._take(path)
+        self._send()
+        if self.widening.is_whole and not self._is_over:
+            self._end()
+        elif not self.widening.is_whole and not self._due and not len(self._calls):
+            raise BudgetError(
+                f"{len(self.place_N)} queries came in and {self.widening.known} estimates came out",
+                self._folder.path,
+                remedy="Delete the run folder and run again; if it comes back, please report it.",
+            )
+        if not self._has_news:
+            return None
+        failed, self._failed, self._has_news = self._failed, [], False
+        return failed
+
+    def note_clearing(self) -> None:
+        """Note that the price was cleared, whatever came of it, and have more read."""
+        self.widening.note_clearing()
+        self._send()
+
+    def _take(self, path: str) -> None:
+        self._failed += self.growing.read(path)
+        self._files.add(path)
+        self.widening.known = int(self.growing.is_known_N.sum())
+        self._has_news = True
+
+    def _send(self) -> None:
+        while self._due and self._sent < self.widening.wanted:
+            part = self._due.popleft()
+            self._sent += len(part)
+            self._calls.send(part)
+
+    def _end(self) -> None:
+        """Note on disk that all is read; what a caller of a start before has written since is not looked at."""
+        estimates = self._folder.child(ESTIMATES)
+        for path in set(estimates.files()) - self._files:
+            self._folder.filesystem.delete_file(path)
+        estimates.sync()
+        self._folder.write(ESTIMATES_WHOLE, json.dumps({"rows": len(self.place_N)}).encode())
+        self._is_over = True
+
+
+@contextmanager
+def streamed_probe(
+    folder: Folder,
+    config: RunConfig,
+    engines: EngineActors,
+    head: HeadCard,
+    cost_N: NDArray[np.float64],
+    open_run: Callable[[], object],
+) -> Iterator[StreamedProbe]:
+    """Start the caller of stage 1 while engines load their models, open the run once they are up, and begin to read.
+
+    Args:
+        folder: The run folder, with the queries.
+        config: Configuration of the run.
+        engines: The workers of the engine.
+        head: Card of their head.
+        cost_N: What a token of each query takes from the budget.
+        open_run: Called once the engines are up, before anything is asked of them.
+    """
+    homes = homes_of(config, len(cost_N), workers=len(engines))
+    probe = partial(Probe, engines.workers, tuple(head.tokens_K), "", None, homes)
+    start = StartsProbe(probe, folder, folder.child(ESTIMATES), homes, 2 * len(engines))
+    calls = ProbeCalls(start, 1 + -(-2 * len(engines) // CALLS_A_FILE))
+    try:
+        growing = GrowingBatch(folder, np.asarray(head.tokens_K, np.int64), cost_N, config.seed)
+        reader = StreamedProbe(folder, growing, calls, homes=homes, slots=most_slots(config), seed=config.seed)
+        open_run()
+        reader.begin()
+        yield reader
+    finally:
+        calls.close()

@@ -1,0 +1,102 @@
+"""Whole runs on a local cluster whose price is cleared while prompts are read: when answers come, and what a kill leaves."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from clear_ray.batch.run import run
+from clear_ray.config.run import RunConfig
+from clear_ray.errors import ClearRayError
+from clear_ray.run_folder.estimates import estimated_already
+from clear_ray.storage import open_folder
+from tests.ray.test_faults import checked, start
+from tests.ray.test_run import check_account, completions_of
+
+
+def streamed(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    allocation = {"max_tokens": 400, "streamed": True}
+    return settings | {"allocation": allocation, "estimate": {"head": "prior", "batch_rows": 2}} | changes
+
+
+def known_of(run_dir: str | Path) -> list[int | None]:
+    """Return how many queries each clearing in a run folder was over; None where it was over all."""
+    kept = [pq.read_schema(path).metadata[b"known_queries"] for path in sorted(Path(run_dir).glob("grants/*.parquet"))]
+    return [int(queries) if queries else None for queries in kept]
+
+
+def test_the_first_answers_come_before_the_last_prompt_is_read(replay_settings: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(None, RunConfig.parse(streamed(replay_settings) | {"allocation": {"max_tokens": 400}}))
+    settings = streamed(replay_settings, run_dir=str(tmp_path / "streamed"))
+    result = run(None, RunConfig.parse(settings))
+    for ended in (whole, result):
+        check_account(ended)
+        assert ended.report.wasted_tokens == 0
+    known = known_of(result.run_dir)
+    assert known[0] is not None
+    assert known[0] < 80 < 199
+    assert known[-1] is None
+    assert known_of(whole.run_dir) == [None] * len(whole.report.rounds)
+    first, last = Path(result.run_dir, "rounds", "r01"), Path(result.run_dir, "estimates.json")
+    assert min(path.stat().st_mtime_ns for path in first.iterdir()) < last.stat().st_mtime_ns
+    report = result.report
+    assert [stage.known_queries for stage in report.rounds] == known
+    assert report.spent_tokens > 0.98 * report.budget_tokens
+    at_once = next(point for point in whole.report.budget_curve if point.budget_tokens == report.budget_tokens)
+    assert report.expected_utility == pytest.approx(at_once.utility)
+    assert report.correct == sum(row["correct"] for row in completions_of(result))
+    assert run(None, RunConfig.parse(settings)).report == report, "a finished run is only read"
+
+
+def test_an_engine_that_cannot_start_leaves_a_folder_that_the_mended_command_takes(
+    replay_settings: dict[str, Any],
+) -> None:
+    settings = streamed(replay_settings)
+    with pytest.raises(ClearRayError, match="nowhere"):
+        run(None, RunConfig.parse(settings | {"engine": settings["engine"] | {"features": "nowhere.parquet"}}))
+    check_account(run(None, RunConfig.parse(settings)))
+
+
+@pytest.fixture
+def config(replay_settings: dict[str, Any], tmp_path: Path) -> Path:
+    settings = streamed(replay_settings, budget=48 * 199, dispatch={"rows_per_file": 1})
+    settings["engine"] = settings["engine"] | {"tokens_per_second": 100.0, "max_batch": 8}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("fault", ["driver:amid the reading", "machine:amid the reading"])
+def test_a_driver_may_die_amid_the_reading(config: Path, fault: str) -> None:
+    assert start(config, fault).returncode == -signal.SIGKILL, "it was to die"
+    run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
+    grants = {path.name: path.read_bytes() for path in run_dir.glob("grants/*.parquet")}
+    is_estimated_N, files = estimated_already(open_folder(str(run_dir)), 199)
+    assert 0 < is_estimated_N.sum() < 199
+    report = checked(start(config), config)
+    assert all((run_dir / "grants" / name).read_bytes() == content for name, content in grants.items())
+    assert set(files) <= set(map(str, run_dir.glob("estimates/*/*.parquet"))), "no prompt is read twice"
+    index = [i for path in run_dir.glob("estimates/*/*.parquet") for i in pq.read_table(path)["index"].to_pylist()]
+    assert sorted(index) == list(range(199))
+    known = known_of(run_dir)
+    assert known[len(grants) - 1] is not None
+    assert known[-1] is None
+    assert report.failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("name", ["ProbeActor", "EngineWorker", "MarketActor", "GenerateActor"])
+def test_an_actor_may_be_killed_amid_the_reading(config: Path, name: str) -> None:
+    ended = start(config, f"kill:{name}")
+    report = checked(ended, config)
+    assert ended.stderr.count('"killed"') == 1
+    assert report.failed == 0
+    assert known_of(report.run_dir)[-1] is None
