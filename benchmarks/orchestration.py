@@ -6,6 +6,7 @@ same rows in the same two stages with the same batches and actors.
 
     python benchmarks/orchestration.py                         1e4 and 1e5 queries: about 10 minutes on 2 cores
     python benchmarks/orchestration.py --queries 1000000 --without-bare
+    python benchmarks/orchestration.py --streamed --queries 20000      the price cleared while prompts are read, and after
 
 What is in the line, for each number of queries:
     cpu_us_per_query    CPU time of the run over its queries: of every process, Ray's own and their start included
@@ -18,6 +19,11 @@ What is in the line, for each number of queries:
 
 and of the largest over the smallest number: `growth` of time a query and of each memory; and between them, where the start
 of Ray and of its processes cancels out, `marginal` CPU time a query and bytes a query that each process grows by.
+
+With `--streamed` each size is run twice, one after the other, with `allocation.streamed` true and false, under a given head
+and with answers that take their time. Of both: `first_answer_seconds` and `all_read_seconds` from the start of the command,
+`seconds` of the whole run, `cpu_seconds` of all processes, `correct` answers, and `clearings`; and the `ratio` of the first
+to the second.
 """
 
 from __future__ import annotations
@@ -50,6 +56,8 @@ KINDS = {
     "GenerateActor": "generate_caller_mb",
     "ray::": "other_worker_mb",
 }
+TOKENS_PER_SECOND = 100.0
+"""Of each answer, where answers take their time."""
 RAY = ("raylet/raylet", "gcs_server", "dashboard", "DashboardAgent", "RuntimeEnvAgent", "autoscaler", "log_monitor")
 _LOOK_SECONDS = 0.5
 
@@ -78,6 +86,39 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
         "allocation": {"max_tokens": 400, "max_rounds": 1},
         "scoring": {"scorer": "clear_ray.tasks.recorded:score_recorded"},
     }
+
+
+def streamed_settings(folder: Path, queries: int, *, is_streamed: bool) -> dict[str, Any]:
+    given = settings(folder, queries)
+    allocation = {"max_tokens": 400, "streamed": is_streamed}
+    engine = given["engine"] | {"tokens_per_second": TOKENS_PER_SECOND}
+    return given | {"engine": engine, "allocation": allocation, "estimate": {"head": "prior"}}
+
+
+def streamed_at_size(queries: int) -> dict[str, Any]:
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as made:
+        write_queries(Path(made) / "queries.parquet", queries)
+        for name, is_streamed in (("streamed", True), ("read_first", False)):
+            folder = Path(made) / name
+            folder.mkdir()
+            chosen = streamed_settings(folder, queries, is_streamed=is_streamed)
+            config = folder / "run.yaml"
+            config.write_text(yaml.safe_dump(chosen | {"input": {"path": f"{made}/queries.parquet"}}))
+            started = time.time()
+            _, cpu, _ = measured([sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"])
+            summary = json.loads((folder / "run" / "summary.json").read_text())
+            first = min(path.stat().st_mtime for path in (folder / "run" / "rounds").rglob("*.parquet"))
+            found[name] = {
+                "first_answer_seconds": round(first - started, 2),
+                "all_read_seconds": round((folder / "run" / "estimates.json").stat().st_mtime - started, 2),
+                "seconds": round(summary["seconds"], 1),
+                "cpu_seconds": round(sum(cpu.values()), 1),
+                "correct": summary["correct"],
+                "clearings": len(summary["rounds"]),
+            }
+    one, other = found["streamed"], found["read_first"]
+    return found | {"ratio": {key: round(one[key] / other[key], 3) for key in one}}
 
 
 def measured(command: list[str]) -> tuple[str, dict[str, float], dict[str, float]]:
@@ -199,9 +240,15 @@ def main() -> None:
         "--without-bare", action="store_true", help="leave the bare stages out, which take as long again"
     )
     parser.add_argument("--bare", help=argparse.SUPPRESS)
+    parser.add_argument("--streamed", action="store_true", help="compare runs that are priced while they are read")
     chosen = parser.parse_args()
     if chosen.bare:
         return bare(chosen.bare)
+    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    said = {"benchmark": "orchestration", "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": " ".join(sys.argv)}
+    if chosen.streamed:
+        print(json.dumps(said | {"sizes": {n: streamed_at_size(n) for n in chosen.queries}, "machine": machine}))
+        return None
     sizes = {queries: at_size(queries, has_bare=not chosen.without_bare) for queries in sorted(chosen.queries)}
     first, last = sizes[min(sizes)], sizes[max(sizes)]
     growth = {
@@ -209,8 +256,6 @@ def main() -> None:
         for name in first
         if isinstance(first[name], float) and first[name] and name in last
     }
-    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
-    said = {"benchmark": "orchestration", "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": " ".join(sys.argv)}
     said |= {"sizes": sizes, "growth": growth, "marginal": marginal(sizes), "machine": machine}
     print(json.dumps(said))
     return None
