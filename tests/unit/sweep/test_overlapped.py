@@ -10,7 +10,8 @@ from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.offers import BatchOffers
-from clear_ray.sweep.overlapped import timed_run
+from clear_ray.stages.homes import Homes
+from clear_ray.sweep.overlapped import Reading, timed_run
 from clear_ray.sweep.replayed import Answers, replay_run
 
 QUERIES, BUDGET, CAP = 240, 240 * 400, 16_384
@@ -62,3 +63,37 @@ def test_a_run_of_one_clearing_has_nothing_to_overlap(case: tuple[BatchOffers, A
     ]
     assert runs[0].steps == runs[1].steps
     assert runs[0].clearings == runs[1].clearings == 1
+
+
+def test_a_batch_that_is_priced_while_it_is_read_gives_as_many_right_whatever_its_order(
+    case: tuple[BatchOffers, Answers],
+) -> None:
+    offers, answers = case
+    order = np.argsort(-answers.length_N, kind="stable")
+    sorted_offers = BatchOffers(offers.batch.take(order))
+    columns = (answers.length_N, answers.is_stopped_N, answers.is_right_N)
+    sorted_answers = Answers(*(column[order] for column in columns))
+    rate, in_place = QUERIES / 600, np.arange(QUERIES)
+    how = {"budget_tokens": BUDGET, "slots": 24, "overlaps": True}
+
+    def right(reading: Reading) -> tuple[int, int]:
+        timed = timed_run(sorted_offers, sorted_answers, **how, reading=reading)  # type: ignore[arg-type]
+        assert timed.tokens_N.sum() <= BUDGET
+        assert timed.reading_steps >= 600
+        assert timed.first_queries == (QUERIES // 4 if reading.is_streamed else QUERIES)
+        return int(timed.is_right_N.sum()), timed.first_steps
+
+    first_right, first_steps = right(Reading(rate, in_place, is_streamed=False))
+    spread_right, spread_steps = right(Reading(rate, Homes(2, 1).spread(QUERIES, seed=0)))
+    stands_right, _ = right(Reading(rate, in_place))
+    assert spread_steps < 0.7 * first_steps
+    assert spread_right > 0.95 * first_right > stands_right, "longest first, it would have been spent on the longest"
+
+
+def test_an_engine_that_reads_beside_its_answers_takes_as_long_for_both(case: tuple[BatchOffers, Answers]) -> None:
+    offers, answers = case
+    how = {"budget_tokens": BUDGET, "slots": 24, "overlaps": True}
+    at_once = timed_run(offers, answers, **how)  # type: ignore[arg-type]
+    read_first = timed_run(offers, answers, **how, reading=Reading(0.4, np.arange(QUERIES), is_streamed=False))  # type: ignore[arg-type]
+    assert read_first.steps == at_once.steps + 600
+    assert read_first.is_right_N.tolist() == at_once.is_right_N.tolist()
