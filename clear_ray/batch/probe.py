@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of
+from clear_ray.batch.reading import MOST_TRIES, is_callers_death, reading
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.size_limits import is_sketched_run
-from clear_ray.cluster.engines import EngineActors, is_worker_death
+from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import BudgetError, own_error
+from clear_ray.errors import BudgetError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
 from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe import Probe, homes_of
-from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
+from clear_ray.stages.probe_files import ProbeToFiles
 from clear_ray.storage import Folder
-
-_MOST_TRIES = 4
 
 
 def probe(
@@ -107,14 +104,13 @@ def _probe_the_rest(
 
     Ray would start that caller again itself, and repeat its calls without end.
     """
-    for tries_left in reversed(range(_MOST_TRIES)):
+    for tries_left in reversed(range(MOST_TRIES)):
         try:
             _probe_what_is_due(
                 folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee
             )
         except Exception as error:
-            is_death = is_worker_death(error) and own_error(error) is None
-            if not is_death or not tries_left:
+            if not is_callers_death(error) or not tries_left:
                 raise
         else:
             return
@@ -137,35 +133,18 @@ def _probe_what_is_due(
 
     Ray Data's checkpoints would do the same with up to ten more actors, each with a CPU of its own.
     """
-    import ray.data
-
     is_estimated_N, kept = estimated_already(folder, rows, name)
     if is_estimated_N.all():
         return
     due, estimates = np.flatnonzero(~is_estimated_N), folder.child(name)
-    # Numbers alone pass through Ray Data; the caller looks their prompts up. It starts no process to read them, and one less.
     blocks = np.split(due, range(config.dispatch.block_rows, len(due), config.dispatch.block_rows))
-    numbers = ray.data.from_blocks([pa.table({"index": block}) for block in blocks])
     into = estimates.child(uuid4().hex[:8])
     homes, calls = homes_of(config, rows, workers=len(engines)), 2 * len(engines)
     told_once = (tuple(head.tokens_K), direct_text_of(config), gate, homes, has_states, fee)
-    caller = partial(Probe, engines.workers, *told_once)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that max_restarts has no name of its own among the arguments
-        found = numbers.map_batches(
-            ProbeToFiles,
-            fn_constructor_args=(caller, folder, into),
-            fn_constructor_kwargs={"homes": homes, "calls": calls},
-            batch_size=CALLS_A_FILE * homes.stretch,
-            batch_format="pyarrow",
-            num_cpus=0.1,
-            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls),
-            max_restarts=0,  # else Ray says on stderr, in C++, that it may be unable to start the actor again
-        )
-    counts = found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    caller = partial(ProbeToFiles, partial(Probe, engines.workers, *told_once), folder, into, homes=homes, calls=calls)
     read = int(is_estimated_N.sum())
-    for count in counts:
-        read += int(pc.sum(count["rows"]).as_py() or 0)
+    for found in reading(caller, blocks, lists_at_once=calls):
+        read += int(pc.sum(found["rows"]).as_py() or 0)
         told(read)
     written = {*kept, *into.files()}
     for path in set(estimates.files()) - written:  # a killed run's, written meanwhile

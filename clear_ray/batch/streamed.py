@@ -12,25 +12,28 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from clear_ray.batch.reading import PartsRead, reading
 from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors
-from clear_ray.cluster.probe_callers import ProbeCalls, StartsProbe
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import BudgetError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.rounds.widening import Widening, is_large
 from clear_ray.run_folder.estimates import ESTIMATES, ESTIMATES_WHOLE, estimated_already
 from clear_ray.run_folder.growing import GrowingBatch
+from clear_ray.stages.gate import Gate
 from clear_ray.stages.homes import Homes
 from clear_ray.stages.probe import Probe, homes_of
-from clear_ray.stages.probe_files import CALLS_A_FILE
+from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 
 
@@ -58,7 +61,7 @@ class StreamedProbe:
     Args:
         folder: The run folder, with the queries.
         growing: The batch, of which nothing is known yet.
-        calls: The caller of stage 1.
+        parts: Has them read.
         homes: Where queries are at home.
         slots: Answers that the engines may run at once.
         seed: Of the order.
@@ -70,23 +73,23 @@ class StreamedProbe:
     """
 
     def __init__(
-        self, folder: Folder, growing: GrowingBatch, calls: ProbeCalls, *, homes: Homes, slots: int, seed: int
+        self, folder: Folder, growing: GrowingBatch, parts: PartsRead, *, homes: Homes, slots: int, seed: int
     ) -> None:
         queries = len(growing.is_known_N)
         self.growing = growing
-        self._folder, self._calls, self._homes = folder, calls, homes
+        self._folder, self._parts, self._homes = folder, parts, homes
         self._order_N = homes.spread(queries, seed=seed)
         self.place_N = np.empty(queries, np.int64)
         self.place_N[self._order_N] = np.arange(queries)
         self.widening = Widening(queries, slots)
-        self._due: deque[NDArray[np.int64]] = deque()
-        self._sent = 0
+        self._rows_of_parts: deque[int] = deque()
+        self._sent = self._sent_parts = 0
         self._files: set[str] = set()
         self._failed: list[int] = []
-        self._is_over = self._has_news = False
+        self._is_over = self._has_news = self._is_open = False
 
     def begin(self) -> None:
-        """Take up what starts before have read, and have the next part read. The engines are up from here on.
+        """Take up what starts before have read, and start what is to read the rest, once it is opened.
 
         Raises:
             ResumeError: A file of estimates is damaged.
@@ -95,9 +98,15 @@ class StreamedProbe:
         for path in kept:
             self._take(path)
         rest, rows = self._order_N[~is_estimated_N[self._order_N]], CALLS_A_FILE * self._homes.stretch
-        self._due.extend(np.split(rest, range(rows, len(rest), rows)) if len(rest) else [])
+        parts = np.split(rest, range(rows, len(rest), rows)) if len(rest) else []
+        self._rows_of_parts.extend(map(len, parts))
         self._sent = self.widening.known
         self._has_news = True
+        self._parts.begin(parts)
+
+    def open(self) -> None:
+        """Have the next part read. The engines are up from here on."""
+        self._is_open = True
         self._send()
 
     def look(self, seconds: float) -> list[int] | None:
@@ -110,12 +119,12 @@ class StreamedProbe:
             BudgetError: Not every query has an estimate; a defect.
             Exception: As the caller raised it.
         """
-        for path in self._calls.come_back(0.0 if self._has_news else seconds):
+        for path in self._parts.come_back(0.0 if self._has_news else seconds):
             self._take(path)
         self._send()
         if self.widening.is_whole and not self._is_over:
             self._end()
-        elif not self.widening.is_whole and not self._due and not len(self._calls):
+        elif not self.widening.is_whole and not self._rows_of_parts and not len(self._parts):
             raise BudgetError(
                 f"{len(self.place_N)} queries came in and {self.widening.known} estimates came out",
                 self._folder.path,
@@ -138,10 +147,10 @@ class StreamedProbe:
         self._has_news = True
 
     def _send(self) -> None:
-        while self._due and self._sent < self.widening.wanted:
-            part = self._due.popleft()
-            self._sent += len(part)
-            self._calls.send(part)
+        while self._is_open and self._rows_of_parts and self._sent < self.widening.wanted:
+            self._sent += self._rows_of_parts.popleft()
+            self._sent_parts += 1
+            self._parts.allow(self._sent_parts)
 
     def _end(self) -> None:
         """Note on disk that all is read; what a caller of a start before has written since is not looked at."""
@@ -162,7 +171,7 @@ def streamed_probe(
     cost_N: NDArray[np.float64],
     open_run: Callable[[], object],
 ) -> Iterator[StreamedProbe]:
-    """Start the caller of stage 1 while engines load their models, open the run once they are up, and begin to read.
+    """Start stage 1 while engines load their models, open the run once they are up, and begin to read.
 
     Args:
         folder: The run folder, with the queries.
@@ -172,15 +181,21 @@ def streamed_probe(
         cost_N: What a token of each query takes from the budget.
         open_run: Called once the engines are up, before anything is asked of them.
     """
-    homes = homes_of(config, len(cost_N), workers=len(engines))
+    homes, calls, gate = homes_of(config, len(cost_N), workers=len(engines)), 2 * len(engines), Gate(folder)
     probe = partial(Probe, engines.workers, tuple(head.tokens_K), "", None, homes)
-    start = StartsProbe(probe, folder, folder.child(ESTIMATES), homes, 2 * len(engines))
-    calls = ProbeCalls(start, 1 + -(-2 * len(engines) // CALLS_A_FILE))
+
+    def pipeline(parts: Sequence[NDArray[np.int64]], back: int) -> Iterator[pa.Table]:
+        into = folder.child(ESTIMATES).child(uuid4().hex[:8])
+        caller = partial(ProbeToFiles, probe, folder, into, homes=homes, calls=calls, gate=gate, begun=back)
+        return reading(caller, parts, lists_at_once=1 + -(-calls // CALLS_A_FILE))
+
+    parts = PartsRead(pipeline, gate)
+    growing = GrowingBatch(folder, np.asarray(head.tokens_K, np.int64), cost_N, config.seed)
+    reader = StreamedProbe(folder, growing, parts, homes=homes, slots=most_slots(config), seed=config.seed)
+    reader.begin()
     try:
-        growing = GrowingBatch(folder, np.asarray(head.tokens_K, np.int64), cost_N, config.seed)
-        reader = StreamedProbe(folder, growing, calls, homes=homes, slots=most_slots(config), seed=config.seed)
         open_run()
-        reader.begin()
+        reader.open()
         yield reader
     finally:
-        calls.close()
+        parts.close()

@@ -1,7 +1,8 @@
-"""What holds the probe's calls back while its processes start: a file that says whether they may begin.
+"""What holds the probe's calls back: a file that says whether they may begin, or how many of them.
 
 The probe is started beside the engines, which load their models meanwhile. Nothing is asked of them before they are up and it
-is known that the run folder is of these models.
+is known that the run folder is of these models. And where the price is cleared while prompts are read, no more of them are
+read than it is to see.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Gate:
         """Let the calls begin."""
         self.folder.write(self.name, _OPEN)
 
+    def open_to(self, calls: int) -> None:
+        """Let so many calls begin, the first ones."""
+        self.folder.write(self.name, str(calls).encode())
+
     def remove(self) -> None:
         """Take the gate away: what still waits fails, for what keeps the run from being opened is raised elsewhere."""
         with suppress(FileNotFoundError):
@@ -46,17 +51,21 @@ class Gate:
         """Return whether anything waits for it still."""
         return self.folder.exists(self.name)
 
-    async def passed(self) -> None:
-        """Return once the gate is open.
+    async def passed(self, call: int = 0) -> None:
+        """Return once the gate is open for a call.
+
+        Args:
+            call: How many have begun before it.
 
         Raises:
             EngineError: There is none any more.
         """
-        while await asyncio.to_thread(self._state) == _CLOSED:
+        while not await asyncio.to_thread(self._lets_in, call):
             await asyncio.sleep(_LOOK_SECONDS if self.folder.is_local else _LOOK_FAR_SECONDS)
 
-    def _state(self) -> bytes:
+    def _lets_in(self, call: int) -> bool:
         try:
-            return self.folder.read(self.name)
+            state = self.folder.read(self.name)
         except FileNotFoundError:
             raise EngineError("the engines are not to be asked", value="the run could not be opened") from None
+        return state == _OPEN or (state != _CLOSED and call < int(state))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clear_ray.stages.gate import Gate
 from clear_ray.stages.granted import RunRows
 from clear_ray.stages.homes import Homes
 from clear_ray.stages.probe import Probe
@@ -31,26 +32,47 @@ class ProbeToFiles:
         into: Folder to write to. What Ray makes again takes the place of the first.
         homes: Where queries are at home; a stretch of them is a call.
         calls: Calls that may be open at once.
+        gate: Lets in so many lists of queries, in the order in which they come; all if not given.
+        begun: How many of these a caller before has had.
     """
 
-    def __init__(self, probe: Callable[[], Probe], folder: Folder, into: Folder, *, homes: Homes, calls: int) -> None:
+    def __init__(
+        self,
+        probe: Callable[[], Probe],
+        folder: Folder,
+        into: Folder,
+        *,
+        homes: Homes,
+        calls: int,
+        gate: Gate | None = None,
+        begun: int = 0,
+    ) -> None:
         self._probe, self._rows, self._into = probe(), RunRows(folder), into
         self._homes, self._turns = homes, asyncio.Semaphore(calls)
         self._one_at_a_time = asyncio.Lock()
+        self._gate, self._begun, self._in_order = gate, begun, asyncio.Lock()
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Yield how many queries have been read and written, in a column `rows`; errors as of `Probe`.
+        """Yield how many queries have been read and written, the first and their file: `rows`, `first` and `file`.
+
+        Errors are those of `Probe`.
 
         Args:
             batch: Their numbers, in a column `index`.
         """
         index = batch["index"].to_numpy()
-        if len(index):
-            await self.read(index)
-        yield pa.table({"rows": pa.array([len(index)], pa.int64())})
+        if not len(index):
+            yield pa.table({"rows": [0], "first": [-1], "file": [""]})
+            return
+        if self._gate is not None:
+            async with self._in_order:
+                await self._gate.passed(self._begun)
+                self._begun += 1
+        file = await self._read_all(index)
+        yield pa.table({"rows": [len(index)], "first": [int(index[0])], "file": [file]})
 
-    async def read(self, index: NDArray[np.int64]) -> str:
-        """Have some queries read, at least one; return the file of their estimates, whose name is that of the first."""
+    async def _read_all(self, index: NDArray[np.int64]) -> str:
+        """Have some queries read; return the file of their estimates."""
         async with self._one_at_a_time:  # some files are kept at hand
             queries = await asyncio.to_thread(self._rows.queries, index)
         found = await asyncio.gather(*[self._read(queries[part]) for part in self._homes.parts(index)])

@@ -93,7 +93,7 @@ def test_a_driver_may_die_amid_the_reading(config: Path, fault: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
-@pytest.mark.parametrize("name", ["ProbeActor", "EngineWorker", "MarketActor", "GenerateActor"])
+@pytest.mark.parametrize("name", ["ProbeToFiles", "EngineWorker", "MarketActor", "GenerateActor"])
 def test_an_actor_may_be_killed_amid_the_reading(config: Path, name: str) -> None:
     ended = start(config, f"kill:{name}")
     report = checked(ended, config)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,20 @@ from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
 from clear_ray.batch.progress import Progress
+from clear_ray.batch.reading import PartsRead
 from clear_ray.batch.round_loop import play_rounds
 from clear_ray.batch.streamed import StreamedProbe
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.callers import Callers
 from clear_ray.cluster.engines import EngineActors
-from clear_ray.cluster.probe_callers import ProbeCalls
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient, MarketClient
@@ -42,6 +44,7 @@ from clear_ray.run_folder.grants import read_grants
 from clear_ray.run_folder.growing import GrowingBatch
 from clear_ray.stages.answer_parts import AnswerParts
 from clear_ray.stages.attempt_files import GenerateToFiles
+from clear_ray.stages.gate import Gate
 from clear_ray.stages.generate import Dispatch
 from clear_ray.stages.probe import Probe, homes_of
 from clear_ray.stages.probe_files import ProbeToFiles
@@ -169,12 +172,15 @@ def started(
                 estimates = reader.growing.so_far()
                 rounds.widen(0)
                 reader.begin()
+                reader.open()
             answers = AnswerFiles(estimates.prompt_tokens_N)
             yield RunContext(
                 folder, config, scaler, market, callers, answers, estimates, rounds, progress, reader=reader
             )
     finally:
         asyncio.run_coroutine_threadsafe(killed(), loop).result()
+        if reader is not None:
+            reader._parts.close()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         actor._journal.close()
@@ -196,18 +202,23 @@ def estimates_of(batch: Batch) -> Estimates:
 
 
 def reader_of(config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLoop) -> StreamedProbe:
-    """Return what reads the prompts, a caller of stage 1 in the loop of the other actors."""
+    """Return what reads the prompts; its caller is in the loop of the other actors, which stands in for Ray Data."""
     folder, head = open_folder(config.run_dir), PriorHead(cap_tokens=400)
-    homes = homes_of(config, QUERIES, workers=1)
+    homes, gate = homes_of(config, QUERIES, workers=1), Gate(folder)
 
-    def start() -> Remote:
+    def pipeline(parts: Sequence[NDArray[np.int64]], back: int) -> Iterator[pa.Table]:
         probe = partial(Probe, workers, head.card.tokens_K, "", None, homes)
         into = folder.child(ESTIMATES).child(uuid4().hex)
-        return Remote(ProbeToFiles(probe, folder, into, homes=homes, calls=2), loop)
+        caller = ProbeToFiles(probe, folder, into, homes=homes, calls=2, gate=gate, begun=back)
 
-    calls = ProbeCalls(start, 2, some, Future.result, kill=lambda _: None)
+        async def read(part: NDArray[np.int64]) -> pa.Table:
+            return await anext(aiter(caller(pa.table({"index": part}))))
+
+        reads = [asyncio.run_coroutine_threadsafe(read(part), loop) for part in parts]
+        return (done.result() for done in as_completed(reads))
+
     growing = GrowingBatch(folder, np.array(head.card.tokens_K), np.ones(QUERIES), config.seed)
-    return StreamedProbe(folder, growing, calls, homes=homes, slots=4, seed=config.seed)
+    return StreamedProbe(folder, growing, PartsRead(pipeline, gate), homes=homes, slots=4, seed=config.seed)
 
 
 def check(run: RunContext, reports: list[RoundReport]) -> int:

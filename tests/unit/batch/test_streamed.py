@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import ActorUnavailableError
 
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
+from clear_ray.batch.reading import PartsRead
 from clear_ray.batch.round_loop import play_rounds
 from clear_ray.batch.streamed import is_read, is_streamed_run
-from clear_ray.cluster.probe_callers import ProbeCalls
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import ConfigError
+from clear_ray.errors import ConfigError, EngineError
 from clear_ray.run_folder.estimates import ESTIMATES, estimated_already
 from clear_ray.run_folder.grants import read_grants
+from clear_ray.stages.gate import Gate
 from clear_ray.storage import open_folder
 from tests.unit.batch import test_round_loop
-from tests.unit.batch.test_round_loop import QUERIES, KilledError, check, some, started
-from tests.unit.local_actors import Method
+from tests.unit.batch.test_round_loop import QUERIES, KilledError, check, started
 
 
 @pytest.fixture
@@ -96,54 +98,88 @@ def test_what_a_caller_of_a_start_before_writes_meanwhile_is_not_looked_at(confi
     assert not stray.files()
 
 
-class Caller:
-    """A caller of stage 1 that answers with names, or raises."""
-
-    def __init__(self, error: Exception | None) -> None:
-        self._error = error
-
-    @property
-    def read(self) -> Method:
-        return Method(self._read)
-
-    def _read(self, index: np.ndarray) -> Future[str]:
-        done: Future[str] = Future()
-        if self._error is None:
-            done.set_result(f"file {index[0]}")
-        else:
-            done.set_exception(self._error)
-        return done
-
-
-def all_back(calls: ProbeCalls) -> list[str]:
+def all_back(parts: PartsRead) -> list[str]:
     files: list[str] = []
-    while len(calls):
-        files += calls.come_back(1.0)
+    while len(parts):
+        files += parts.come_back(1.0)
     return files
 
 
-def calls_to(*errors: Exception | None) -> tuple[ProbeCalls, list[Caller]]:
-    """Return calls of six parts to callers that answer, or raise these errors, and those that were ended."""
-    left, ended = list(errors), list[Caller]()
-    calls = ProbeCalls(lambda: Caller(left.pop(0)), 2, some, Future.result, kill=ended.append)
-    for first in range(0, 12, 2):
-        calls.send(np.arange(first, first + 2))
-    return calls, ended
+def of(*firsts: int) -> list[np.ndarray]:
+    return [np.arange(first, first + 2) for first in firsts]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(open_folder(str(tmp_path)))
+
+
+def parts_of(gate: Gate, *errors: Exception | None) -> tuple[PartsRead, list[tuple[int, int]]]:
+    """Return six parts that pipelines have read, each of which raises its error after two more; and what each was given."""
+    left, asked = list(errors), list[tuple[int, int]]()
+
+    def pipeline(parts: Sequence[np.ndarray], back: int) -> Iterator[pa.Table]:
+        error = left.pop(0)
+        asked.append((len(parts), back))
+        for number, part in enumerate(parts):
+            if error is not None and number == 1:
+                raise error
+            asyncio.run(gate.passed(back + number))
+            yield pa.table({"rows": [len(part)], "first": [int(part[0])], "file": [f"file {part[0]}"]})
+
+    return PartsRead(pipeline, gate), asked
+
+
+def test_parts_are_read_once_they_are_allowed(gate: Gate) -> None:
+    parts, _ = parts_of(gate, None)
+    parts.begin(of(0, 2, 4, 6, 8, 10))
+    assert (len(parts), parts.come_back(0.2)) == (0, [])
+    parts.allow(2)
+    assert (all_back(parts), parts.come_back(0.2)) == (["file 0", "file 2"], [])
+    parts.allow(2)
+    parts.allow(6)
+    assert all_back(parts) == ["file 4", "file 6", "file 8", "file 10"]
+    parts.close()
+    assert not gate.is_there()
+
+
+def test_what_has_not_begun_is_given_up_with_the_gate(gate: Gate) -> None:
+    parts, _ = parts_of(gate, None)
+    parts.begin(of(0, 2))
+    parts.allow(1)
+    assert all_back(parts) == ["file 0"]
+    parts.close()
+    with pytest.raises(EngineError, match="not to be asked"):
+        parts.come_back(1.0)
 
 
 @pytest.mark.parametrize("deaths", range(4))
-def test_a_caller_that_dies_is_replaced_a_few_times(deaths: int) -> None:
-    calls, ended = calls_to(*[ActorUnavailableError("gone", None)] * deaths, None)
-    assert sorted(all_back(calls)) == sorted(f"file {first}" for first in range(0, 12, 2))
-    calls.close()
-    assert len(ended) == deaths + 1
+def test_a_caller_that_dies_is_replaced_a_few_times(gate: Gate, deaths: int) -> None:
+    parts, asked = parts_of(gate, *[ActorUnavailableError("gone", None)] * deaths, None)
+    parts.begin(of(0, 2, 4, 6, 8, 10))
+    parts.allow(6)
+    assert all_back(parts) == [f"file {first}" for first in range(0, 12, 2)]
+    assert asked == [(6 - back, back) for back in range(deaths + 1)]
+    parts.close()
 
 
 @pytest.mark.parametrize("errors", [[ActorUnavailableError("gone", None)] * 4, [OSError(28, "full")]])
-def test_what_a_caller_says_ends_the_run_and_so_does_one_that_dies_again_and_again(errors: list[Exception]) -> None:
-    calls, _ = calls_to(*errors)
+def test_what_a_caller_says_ends_the_run_and_so_does_one_that_dies_again_and_again(
+    gate: Gate, errors: list[Exception]
+) -> None:
+    parts, _ = parts_of(gate, *errors)
+    parts.begin(of(0, 2, 4, 6, 8, 10))
+    parts.allow(6)
     with pytest.raises(type(errors[0])):
-        all_back(calls)
+        all_back(parts)
+    parts.close()
+
+
+def test_there_may_be_nothing_to_read(gate: Gate) -> None:
+    parts, asked = parts_of(gate)
+    parts.begin([])
+    assert (all_back(parts), asked) == ([], [])
+    parts.close()
 
 
 GIVEN = {"allocation": {"max_tokens": 400}}
