@@ -152,7 +152,7 @@ def menu_notes(config: RunConfig) -> list[str]:
             notes.append(
                 f"{after.name} is cheaper than {before.name} and stands after it: a query is asked of engines in their order"
             )
-    unknown = [named.name for named in several if named.learns]
+    unknown = [named.name for named in several if named.is_unknown]
     if unknown and config.scoring.scorer is None and config.votes_by is None:
         notes.append(
             f"no scorer says which answers are right, so nothing is learned of how much better one of {', '.join(unknown)} "

@@ -79,7 +79,11 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         notices=(*digest.notices, *_without_logprobs(folder)),
         failures=_failures(folder),
         engines=engine_reports(
-            folder, run.config, tuple(each.model for each in run.scaler.engines.each), run.void_attempts()
+            folder,
+            run.config,
+            tuple(each.model for each in run.scaler.engines.each),
+            run.void_attempts(),
+            run.scaler.tokens_per_second_of,
         ),
         probe_tokens=-(-run.market.charged(PROBE) // COST_PARTS),
     )

@@ -57,7 +57,10 @@ def begun_run(
     display: Display,
 ) -> Iterator[tuple[Progress, Beginning]]:
     """Have Ray and the engines begin while the input is read; what waits for Ray sets Ray Data up as well, once."""
-    room = rows_each(config, config.engine, workers=1) if config.scaling.max_workers else None
+    room = [
+        None if config.scaling.most_of(named.name) is None else rows_each(config, named.config, workers=1)
+        for named in config.named_engines
+    ]
     engines = [(named.config, head) for named, head in zip(config.named_engines, heads, strict=True)]
     with (
         Progress(config.budget_tokens, display, unit=config.unit) as progress,

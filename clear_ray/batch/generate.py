@@ -75,7 +75,7 @@ def _calls(
             direct_text,
             None if parts_M is None else parts_M[some],
             sample_M[some],
-            run.scaler.engines.times_ended,
+            run.scaler.engines.each[engine].times_ended,
             engine,
             home,
         )
@@ -179,14 +179,12 @@ def open_callers(config: RunConfig, folder: Folder, engines: EngineActors, marke
         )
         for each, named in zip(engines.each, config.named_engines, strict=True)
     ]
-    most = [config.scaling.max_workers or named.config.workers for named in config.named_engines]
     with generate_callers(
         dispatches,
         folder,
         callers=config.dispatch.callers,
         rows_each=[
-            rows_each(config, named.config, workers=workers)
-            for named, workers in zip(config.named_engines, most, strict=True)
+            rows_each(config, named.config, workers=config.most_workers_of(named)) for named in config.named_engines
         ],
         rows_per_file=config.dispatch.rows_per_file,
     ) as callers:

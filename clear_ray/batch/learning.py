@@ -93,7 +93,7 @@ def lesson_of(folder: Folder, config: RunConfig, *models: ModelCard) -> Lesson |
     if (location := config.estimate.store) is not None and models and not left_out:
         stores = tuple(
             open_store(location, _as_asked(model, named.config), features)
-            if named.learns or config.engines is None
+            if named.is_unknown or config.engines is None
             else None
             for model, named in zip(models, config.named_engines, strict=True)
         )

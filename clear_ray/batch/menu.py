@@ -1,13 +1,15 @@
 """A run with several engines: what its queries are offered, what it learned of each engine, and what each came to.
 
-A head that an engine has is believed as it is; engines without one are learned together, from the run's own answers. Which
-of them is asked, and how much of the law waits for more answers, is the law's part (`rounds.menu_offers`).
+A head that an engine has is believed as it is; engines without one are learned together, from the run's own answers. With
+`estimate.frozen: false` so are those with one, and what their heads say is what a run begins with. Which is asked, and
+how much of the law waits for more answers, is the law's part (`rounds.menu_offers`).
 
 Shapes: N queries of the batch, J engines, K grid points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -47,8 +49,13 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
     tokens_K = batch.curves.tokens_K
     x_NP = np.zeros((estimates.queries, 0))
     earlier: tuple[Incidence | None, ...] = ()
+    curves = [_on_grid(each.batch.curves, tokens_K) for each in estimates.each]
     if lesson is not None and learns:
-        earlier = tuple(each.given for each in earlier_for(folder, config, estimates, lesson))
+        kept = (each.given for each in earlier_for(folder, config, estimates, lesson))
+        earlier = tuple(
+            found if named.is_unknown else own if named.learns else None
+            for named, found, own in zip(config.named_engines, kept, curves, strict=True)
+        )
         x_NP = coordinates_of(
             folder,
             estimates.prompt_tokens_N,
@@ -68,8 +75,7 @@ def menu_offers(folder: Folder, config: RunConfig, estimates: Estimates, lesson:
         budget_tokens=config.budget_tokens,
         objective=config.allocation.objective,
         given=tuple(
-            None if named.learns and learns else _on_grid(each.batch.curves, tokens_K)
-            for named, each in zip(config.named_engines, estimates.each, strict=True)
+            None if named.learns and learns else own for named, own in zip(config.named_engines, curves, strict=True)
         ),
         earlier=earlier,
         times=config.times_asked,
@@ -126,9 +132,21 @@ def learned_menu(
 
 
 def engine_reports(
-    folder: Folder, config: RunConfig, models: tuple[ModelCard, ...], void: VoidAttempts
+    folder: Folder,
+    config: RunConfig,
+    models: tuple[ModelCard, ...],
+    void: VoidAttempts,
+    rate_of: Callable[[int], float | None],
 ) -> tuple[EngineReport, ...]:
-    """Return what each of several engines came to, read from the rows of the run; none of a run with one engine."""
+    """Return what each of several engines came to, read from the rows of the run; none of a run with one engine.
+
+    Args:
+        folder: The run folder.
+        config: As for `run`.
+        models: Their cards.
+        void: Attempts that do not count.
+        rate_of: Returns what a worker of an engine, by its place, was measured to generate a second.
+    """
     if config.engines is None:
         return ()
     sums = {name: np.zeros(3, np.int64) for name in config.engines}
@@ -153,8 +171,9 @@ def engine_reports(
             spent_tokens=-(-int(sums[named.name][2]) // COST_PARTS),
             answers=len(chosen[named.name]),
             correct=_sum(chosen[named.name]),
+            worker_tokens_per_second=rate_of(place),
         )
-        for named, model in zip(config.named_engines, models, strict=True)
+        for place, (named, model) in enumerate(zip(config.named_engines, models, strict=True))
     )
 
 

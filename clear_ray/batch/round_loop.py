@@ -22,6 +22,7 @@ from clear_ray.batch.asked_again import solved_by_attempt
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.generate import calls_of, mark_lost_answers
 from clear_ray.batch.memory import give_back_memory
+from clear_ray.cluster.autoscaling import Granted
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.pace import IDLE_SHARE, ClearingPace
 from clear_ray.rounds.running import Round
@@ -97,6 +98,7 @@ class _Playing:
             self._pace.note(was_granted=was_granted, running=running, available_tokens=available_tokens)
         for call, rows in run.callers.come_back(_LOOK_SECONDS):
             self._speed.note(call, rows["attempt_tokens"].to_numpy())
+            run.scaler.note(call.engine, int(rows["attempt_tokens"].to_numpy().sum()))
             run.answers.note(rows)
             run.rounds.note(call.round, attempts_of(rows))
             self._rows_of[call.round] -= len(call.index_M)
@@ -157,15 +159,17 @@ class _Playing:
             run.callers.send(map(self._speed.begun, calls), rows=rows, engine=engine)
 
     def _have_engines(self, granted: Round, is_due_M: NDArray[np.bool_]) -> None:
-        clearing, queries = granted.clearing, int(is_due_M.sum())
-        expected_tokens = float(clearing.expected_taken_M(self._run.states.cost_N)[is_due_M].sum())
+        clearing, cost_M = granted.clearing, granted.clearing.expected_taken_M(self._run.states.cost_N)
+        engine_M = np.zeros(len(is_due_M), np.int64) if clearing.option_M is None else clearing.option_M
+        each = []
+        for engine in range(len(self._run.config.named_engines)):
+            own_M = is_due_M & (engine_M == engine)
+            tokens, cost = float(clearing.expected_tokens_M[own_M].sum()), float(cost_M[own_M].sum())
+            each.append(Granted(tokens, int(own_M.sum()), cost))
         if len(self._run.callers):
-            self._run.scaler.add(expected_tokens=expected_tokens)
+            self._run.scaler.add(each)
             return
-        is_scarce = clearing.shadow_price > 0
-        self.engines.enter_context(
-            self._run.scaler.round(expected_tokens=expected_tokens, queries=queries, is_scarce=is_scarce)
-        )
+        self.engines.enter_context(self._run.scaler.round(each, is_scarce=clearing.shadow_price > 0))
 
     def _note_kept(self, granted: Round) -> NDArray[np.bool_]:
         """Note the attempts that the folder holds of a round; return which of its grants have none."""
@@ -185,7 +189,7 @@ class _Playing:
 
     def _is_due(self) -> bool:
         run = self._run
-        self._pace.slots = len(run.scaler.engines) * run.config.slots // run.config.workers
+        self._pace.slots = run.scaler.slots
         running = self._slots_taken()
         waiting = run.callers.waiting_rows + run.callers.open_rows - running
         if waiting or running > self._pace.slots * (1 - IDLE_SHARE):

@@ -41,7 +41,11 @@ class Beginning:
 
 @contextmanager
 def beginning(
-    start_engines: Engines, engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str, rows_each: int | None
+    start_engines: Engines,
+    engines: Sequence[tuple[EngineConfig, Head]],
+    *,
+    run_dir: str,
+    rows_each: Sequence[int | None],
 ) -> Iterator[Beginning]:
     """Have Ray and the engines begin; end both afterwards.
 
@@ -49,7 +53,7 @@ def beginning(
         start_engines: What starts them.
         engines: Settings and estimate of each.
         run_dir: The run folder.
-        rows_each: See `EngineActors`.
+        rows_each: See `EngineActors`; of each.
     """
     gpus = GpuClaim(gpus_for)
 
@@ -57,7 +61,7 @@ def beginning(
     def started() -> Iterator[EngineActors]:
         ray_is_up()
         each = [(settled(config), head) for config, head in engines]
-        gpus.num_gpus = (each[0][0].num_gpus or 0) if len(each) == 1 else 0
+        gpus.num_gpus = tuple(config.num_gpus or 0.0 for config, _ in each)
         with start_engines(each, run_dir=run_dir, ask_for=gpus, rows_each=rows_each) as actors:
             yield actors
 

@@ -107,7 +107,9 @@ class EngineActors:
             is_worker_death,
             _restart,
             self._config.stall_seconds,
-            find=None if self._rows_each is None else partial(_find_worker, self._run_dir, self._start),
+            find=None
+            if self._rows_each is None
+            else partial(_find_worker, self._run_dir, self._start, self._first_number),
             rows_each=self._rows_each,
         )
 
@@ -292,10 +294,10 @@ def is_worker_death(error: BaseException) -> bool:
     return isinstance(error, _DEATHS) or isinstance(own_error(error), EngineFailedError)
 
 
-def _find_worker(run_dir: str, start: str, number: int) -> Any | None:
-    """Return a worker of the start that this process belongs to, or None if none was started under the number."""
+def _find_worker(run_dir: str, start: str, first_number: int, number: int) -> Any | None:
+    """Return a worker of one engine's start, or None if none was started under the number, from 0."""
     try:
-        return ray.get_actor(worker_name(run_dir, start, number))
+        return ray.get_actor(worker_name(run_dir, start, first_number + number))
     except ValueError:
         return None
 

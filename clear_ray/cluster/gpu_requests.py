@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
@@ -75,26 +75,29 @@ class GpuRequests:
 
 
 class GpuClaim:
-    """How many engines are to have GPUs, from before there is an actor that ends with their run.
+    """How many workers are to have GPUs, from before there is an actor that ends with their run.
 
     Args:
         asking: What asks, in the end: `gpus_for`.
 
     Attributes:
-        num_gpus: GPUs of one engine.
+        num_gpus: GPUs of one worker of each engine.
     """
 
-    def __init__(self, asking: Callable[..., AbstractContextManager[Callable[[int], None]]]) -> None:
+    def __init__(self, asking: Callable[..., AbstractContextManager[Callable[[Sequence[int]], None]]]) -> None:
         self._asking = asking
-        self.num_gpus = 0.0
-        self._engines = 0
-        self._ask: Callable[[int], None] | None = None
+        self.num_gpus: tuple[float, ...] = ()
+        self._workers: dict[int, int] = {}
+        self._ask: Callable[[Sequence[int]], None] | None = None
 
-    def __call__(self, engines: int) -> None:
-        """Ask for the GPUs of so many engines: now, or when it is made."""
-        self._engines = engines
+    def __call__(self, engine: int, workers: int) -> None:
+        """Ask for the GPUs of so many workers of an engine, by its place: now, or when it is made."""
+        self._workers[engine] = workers
         if self._ask is not None:
-            self._ask(engines)
+            self._ask(self._counts())
+
+    def _counts(self) -> list[int]:
+        return [self._workers.get(engine, 0) for engine in range(len(self.num_gpus))]
 
     @contextmanager
     def made(self, holder: Any) -> Iterator[None]:
@@ -104,7 +107,7 @@ class GpuClaim:
             holder: Handle of an actor that ends with the run.
         """
         with self._asking(holder, self.num_gpus) as ask:
-            ask(self._engines)
+            ask(self._counts())
             self._ask = ask
             try:
                 yield
@@ -113,24 +116,24 @@ class GpuClaim:
 
 
 @contextmanager
-def gpus_for(holder: Any, num_gpus: float) -> Iterator[Callable[[int], None]]:
-    """Yield what asks for the GPUs of so many engines; in the end nothing is asked for any more.
+def gpus_for(holder: Any, num_gpus: Sequence[float]) -> Iterator[Callable[[Sequence[int]], None]]:
+    """Yield what asks for the GPUs of so many workers of each engine; in the end nothing is asked for any more.
 
-    It hurries nodes along, and keeps them while an engine is started again. Engines that wait for a place have nodes
+    It hurries nodes along, and keeps them while a worker is started again. Workers that wait for a place have nodes
     started for them too, so a request that cannot be made is no reason to end a run.
 
     Args:
         holder: Handle of an actor that ends with the run.
-        num_gpus: GPUs of one engine; if 0, nothing is asked for.
+        num_gpus: GPUs of one worker of each engine; nothing is asked for those of 0.
     """
-    run, asked = holder._actor_id.hex(), 0
+    run, asked = holder._actor_id.hex(), False
 
-    def ask(engines: int) -> None:
+    def ask(workers: Sequence[int]) -> None:
         nonlocal asked
-        asked = engines
-        for _ in range(_TRIES if num_gpus else 0):
+        bundles = [{"GPU": gpus} for gpus, count in zip(num_gpus, workers, strict=True) if gpus for _ in range(count)]
+        asked = bool(bundles)
+        for _ in range(_TRIES if any(num_gpus) else 0):
             with suppress(RayError, ValueError):  # it ended between being found and being asked
-                bundles = [{"GPU": num_gpus}] * engines
                 ray.get(_requests().claim.remote(run, holder, bundles), timeout=_PATIENCE_SECONDS)
                 return
             time.sleep(_LOOK_SECONDS)
@@ -139,7 +142,7 @@ def gpus_for(holder: Any, num_gpus: float) -> Iterator[Callable[[int], None]]:
         yield ask
     finally:
         if asked:
-            ask(0)
+            ask([0] * len(num_gpus))
 
 
 def _requests() -> Any:

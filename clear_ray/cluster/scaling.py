@@ -40,19 +40,19 @@ class Work:
         return Work(max(self.run_tokens - tokens, 0.0), max(self.round_tokens - tokens, 0.0), self.batch_tokens)
 
 
-def planned_work(*, expected_tokens: float, queries: int, slots: int, available_tokens: int, is_scarce: bool) -> Work:
+def planned_work(*, expected_tokens: float, queries: int, slots: int, available_tokens: float, is_scarce: bool) -> Work:
     """Return the work that a clearing plans.
 
     Args:
-        expected_tokens: What the round's grants are expected to spend.
+        expected_tokens: What the round's grants are expected to generate.
         queries: How many they are, at least 1.
         slots: Queries that one engine runs at once.
-        available_tokens: What the ledger has left.
+        available_tokens: What may be generated of all that the ledger has left.
         is_scarce: Whether the budget binds: then what comes back is sold again, until all is spent.
     """
-    round_tokens = min(expected_tokens, float(available_tokens))
+    round_tokens = min(expected_tokens, available_tokens)
     return Work(
-        run_tokens=float(available_tokens) if is_scarce else round_tokens,
+        run_tokens=available_tokens if is_scarce else round_tokens,
         round_tokens=round_tokens,
         batch_tokens=max(round_tokens / queries, 1.0) * slots,
     )

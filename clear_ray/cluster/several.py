@@ -1,16 +1,19 @@
-"""The engine actors of a run with several engines: each engine has workers of its own, whose number is fixed."""
+"""The engine actors of a run with several engines: each engine has workers of its own."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from clear_ray.cluster.engines import EngineActors, begun_engines
 from clear_ray.cluster.room import refuse_too_many_gpus, wait_for_room
 from clear_ray.config.engine import EngineConfig
 from clear_ray.engine.base import ModelCard
 from clear_ray.estimation.head import Head
+
+AskFor = Callable[[int, int], None]
 
 
 class SeveralEngines(EngineActors):
@@ -37,7 +40,7 @@ class SeveralEngines(EngineActors):
         return sum(engines.up() for engines in self._each)
 
     def resize(self, count: int) -> None:
-        """Nothing: their number is fixed."""
+        """Nothing: each of them is resized by itself."""
         del count
 
     def wait(
@@ -62,31 +65,41 @@ def engines_of_run(
     engines: Sequence[tuple[EngineConfig, Head]],
     *,
     run_dir: str,
-    ask_for: Callable[[int], None] = lambda _: None,
-    rows_each: int | None = None,
+    ask_for: AskFor = lambda _place, _count: None,
+    rows_each: Sequence[int | None],
 ) -> Iterator[EngineActors]:
-    """Start the workers of a run's engine, or of its engines, and end them afterwards; arguments as of `EngineActors`.
+    """Start the workers of a run's engine, or of its engines, and end them afterwards.
+
+    Args:
+        engines: Settings and head of each.
+        run_dir: As for `EngineActors`.
+        ask_for: Function that is told of which engine, by its place, there are to be how many workers, before they are.
+        rows_each: As for `EngineActors`, of each engine.
 
     Raises:
         ConfigError: The cluster has fewer GPUs than several engines take together.
         ClusterError: The cluster is full.
     """
     if len(engines) > 1:
-        with several_engines(engines, run_dir=run_dir) as several:
+        with several_engines(engines, run_dir=run_dir, ask_for=ask_for, rows_each=rows_each) as several:
             yield several
         return
     ((config, head),) = engines
-    with begun_engines(config, head, run_dir=run_dir, ask_for=ask_for, rows_each=rows_each) as one:
+    with begun_engines(config, head, run_dir=run_dir, ask_for=partial(ask_for, 0), rows_each=rows_each[0]) as one:
         yield one
 
 
 @contextmanager
-def several_engines(engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str) -> Iterator[SeveralEngines]:
+def several_engines(
+    engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: str, ask_for: AskFor, rows_each: Sequence[int | None]
+) -> Iterator[SeveralEngines]:
     """Start the workers of several engines, which then load their models side by side, and end them afterwards.
 
     Args:
         engines: Settings and head of each.
         run_dir: As for `EngineActors`.
+        ask_for: As for `engines_of_run`.
+        rows_each: The same.
 
     Raises:
         ConfigError: The cluster has fewer GPUs than they take together.
@@ -95,10 +108,10 @@ def several_engines(engines: Sequence[tuple[EngineConfig, Head]], *, run_dir: st
     refuse_too_many_gpus([config for config, _ in engines])
     each: list[EngineActors] = []
     with ExitStack() as started:
-        for config, head in engines:
+        for place, ((config, head), rows) in enumerate(zip(engines, rows_each, strict=True)):
             wait_for_room(config)
             first = sum(map(len, each))
-            each.append(EngineActors(config, head, run_dir, lambda _: None, None, first))
+            each.append(EngineActors(config, head, run_dir, partial(ask_for, place), rows, first))
             started.callback(each[-1].resize, 0)
             each[-1].resize(config.workers)
         yield SeveralEngines(tuple(each))

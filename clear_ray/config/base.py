@@ -91,7 +91,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         raise ConfigError("an override reads key=value", "--set", override, "Write it so, as in `--set budget=200k`.")
     *parents, last = key.split(".")
     for parent in parents:
-        settings = settings.setdefault(parent, {})
+        if settings.get(parent) is None:
+            settings[parent] = {}
+        settings = settings[parent]
         if not isinstance(settings, dict):
             raise ConfigError(
                 "this key holds a value, not a group", f"--set {override}", parent, "See docs/configuration.md."

@@ -56,7 +56,7 @@ class EstimateConfig(Settings):
     @model_validator(mode="after")
     def _agrees(self) -> EstimateConfig:
         is_given = self.head not in (None, "learn", "prior")
-        if self.frozen is not None and not is_given:
+        if self.frozen is not None and not is_given and not self.heads:
             raise ValueError(
                 "frozen says what becomes of a given head: name one, or `prior` for a run that learns nothing"
             )

@@ -29,17 +29,24 @@ class NamedEngine:
         config: Its settings.
         prices: What its tokens cost; None where the budget counts tokens.
         head: Its estimate, as `estimate.head` names one.
+        frozen: Whether a head that it has is kept as it is.
     """
 
     name: str
     config: EngineConfig
     prices: Prices | None
     head: str | None
+    frozen: bool = True
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it has no head."""
+        return self.head in (None, "learn")
 
     @property
     def learns(self) -> bool:
-        """Whether nothing is known of it before its first answers."""
-        return self.head in (None, "learn")
+        """Whether a run learns of it from its own answers."""
+        return self.is_unknown or not self.frozen
 
 
 def gathered(settings: Any) -> Any:
@@ -109,10 +116,6 @@ def check_menu(config: RunConfig) -> None:
             "several engines are bought at one price: give each its prices, in a currency or in gpu-seconds of yours"
         )
     refused = {
-        "scaling.max_workers": (
-            config.scaling.max_workers is not None,
-            "give each engine as many `workers` as it needs",
-        ),
         "allocation.objective groups": (
             allocation.objective == "groups",
             "a group is of one model's answers: run each by itself",
@@ -120,10 +123,6 @@ def check_menu(config: RunConfig) -> None:
         "allocation.sketched": (
             bool(allocation.sketched),
             "leave it out: they are priced in blocks, whatever the size",
-        ),
-        "estimate.frozen": (
-            estimate.frozen is not None,
-            "leave it out: an engine with a `head` is believed as it stands",
         ),
     }
     for name, (is_set, remedy) in refused.items():

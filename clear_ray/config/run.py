@@ -99,9 +99,9 @@ class RunConfig(ConfigFile):
         """The engines of this run with their prices and heads; one, unless several are named."""
         if self.engines is None:
             return (NamedEngine("", self.engine, self._prices_of("", self.engine), self.estimate.head),)
-        heads = self.estimate.heads
+        heads, head, frozen = self.estimate.heads, self.estimate.head, self.estimate.frozen is not False
         return tuple(
-            NamedEngine(name, engine, self._prices_of(name, engine), heads.get(name, self.estimate.head))
+            NamedEngine(name, engine, self._prices_of(name, engine), heads.get(name, head), frozen)
             for name, engine in self.engines.items()
         )
 
@@ -162,8 +162,12 @@ class RunConfig(ConfigFile):
 
     @property
     def most_workers(self) -> int:
-        """Most engines that may run at once, of several those of the first."""
-        return self.scaling.max_workers or self.engine.workers
+        """Most engine actors that may run at once, of all engines."""
+        return sum(self.most_workers_of(named) for named in self.named_engines)
+
+    def most_workers_of(self, named: NamedEngine) -> int:
+        """Return the most actors of one engine that may run at once."""
+        return self.scaling.most_of(named.name) or named.config.workers
 
     @property
     def is_probed(self) -> bool:
@@ -239,8 +243,18 @@ class RunConfig(ConfigFile):
 
     @model_validator(mode="after")
     def _scales_up(self) -> RunConfig:
-        if self.most_workers < self.engine.workers:
-            raise ValueError("scaling.max_workers is below engine.workers, with which a run begins")
+        names = [named.name for named in self.named_engines]
+        for name, value in (
+            ("max_workers", self.scaling.max_workers),
+            ("tokens_per_second", self.scaling.tokens_per_second),
+        ):
+            if strangers := sorted(set(value) - set(names)) if isinstance(value, dict) else []:
+                among = f"none of {', '.join(names)}" if self.engines else "for several engines: give one number"
+                raise ValueError(f"scaling.{name} names {strangers[0]}, which is {among}")
+        for named in self.named_engines:
+            if self.most_workers_of(named) < named.config.workers:
+                of = f"engines.{named.name}" if named.name else "engine"
+                raise ValueError(f"scaling.max_workers is below {of}.workers, with which a run begins")
         return self
 
     def resumed(self, overrides: tuple[str, ...]) -> RunConfig:

@@ -177,6 +177,8 @@ class EngineReport(Part):
     """Queries whose completion is its answer."""
     correct: float | None
     """Correct ones among them; None without gold answers."""
+    worker_tokens_per_second: float | None = None
+    """What one of its workers generated while it was busy; None if it was not for long enough to tell."""
 
 
 class RunReport(Part):
@@ -254,7 +256,7 @@ class RunReport(Part):
     workers: int | None = None
     """Most engines that were up at once."""
     worker_tokens_per_second: float | None = None
-    """What one of them generated while it was busy; None if the run was too short to tell."""
+    """What one of them generated while it was busy; None if the run was too short to tell, or there are several engines."""
     seconds: float
     """Wall time of the whole run."""
     stopped_early: str

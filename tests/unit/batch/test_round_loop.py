@@ -77,6 +77,10 @@ class OneEngine:
     start_seconds = 0.0
     times_ended = 0
 
+    @property
+    def each(self) -> tuple[Any, ...]:
+        return (self,)
+
     def __len__(self) -> int:
         return 1
 

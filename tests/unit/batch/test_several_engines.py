@@ -62,9 +62,11 @@ READ_PARTS, TOKEN_PARTS = {"small": 15_000, "large": 160_000}, {"small": 45_000,
 
 
 class TwoEngines(OneEngine):
-    """The number of engines, which stays."""
+    """Two engines of one worker each, whose number stays."""
 
-    times_ended = 0
+    @property
+    def each(self) -> tuple[Any, ...]:
+        return OneEngine(), OneEngine()
 
     def __len__(self) -> int:
         return 2
@@ -342,6 +344,29 @@ def test_efforts_of_one_model_keep_their_lessons_apart(tmp_path: Path) -> None:
     assert lesson is not None
     entries = {store.entry.path for store in lesson.stores if store is not None}
     assert len(entries) == 2
+
+
+def test_a_head_may_be_where_a_run_begins_to_learn_of_an_engine(config: RunConfig) -> None:
+    """Both are priced from the first clearing on, and what they answer teaches unless their heads are kept."""
+    take_in(None, config, open_folder(config.run_dir))
+    write_coordinates(config)
+    heads = dict.fromkeys(PRICES, "prior")
+    estimate = config.estimate.model_copy(update={"heads": heads, "frozen": False})
+    config = config.model_copy(update={"estimate": estimate})
+    assert [(named.learns, named.is_unknown) for named in config.named_engines] == [(True, False)] * 2
+    with started(config) as run:
+        play_rounds(run)
+        check(run)
+        offers = run.rounds.offers
+        assert isinstance(offers, MenuOffers)
+        known, learning = learned_menu(offers, run.states, LESSON, run.estimates)
+    first = read_grants(run.folder, 1)
+    assert first is not None
+    assert first.clearing.expected_utility_M.sum() > 0, "no pilot: heads are there before"
+    assert learning is not None
+    assert learning.answers > 0
+    before, after = (of.each[0].batch.curves.success_NK for of in (run.estimates, known))
+    assert not np.allclose(before, after)
 
 
 def test_a_grant_names_its_engine_and_what_it_may_take(config: RunConfig) -> None:

@@ -59,18 +59,18 @@ def test_it_is_left_when_its_user_fails_before_it_waits() -> None:
 
 
 def test_gpus_that_are_claimed_early_are_asked_for_once_there_is_a_market() -> None:
-    asked: list[int] = []
+    asked: list[list[int]] = []
 
     @contextmanager
-    def gpus(holder: str, num_gpus: float) -> Iterator[object]:
-        assert (holder, num_gpus) == ("market", 0.5)
+    def gpus(holder: str, num_gpus: tuple[float, ...]) -> Iterator[object]:
+        assert (holder, num_gpus) == ("market", (0.5, 1.0))
         yield asked.append
 
     claim = GpuClaim(gpus)
-    claim.num_gpus = 0.5
-    claim(3)
+    claim.num_gpus = (0.5, 1.0)
+    claim(0, 3)
     assert asked == []
     with claim.made("market"):
-        claim(5)
-    claim(0)
-    assert asked == [3, 5], "when the market is gone its request ends with it"
+        claim(1, 5)
+    claim(0, 0)
+    assert asked == [[3, 0], [3, 5]], "when the market is gone its request ends with it"

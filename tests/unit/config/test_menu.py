@@ -61,7 +61,18 @@ def test_prices_are_those_of_the_model_where_an_engine_has_none_of_its_own() -> 
             "did you mean model",
         ),
         ({"prices": "prices.yaml"}, "put them all into one of the two"),
-        ({"scaling": {"max_workers": 3}}, "give each engine as many `workers` as it needs"),
+        ({"scaling": {"max_workers": {"m": 3}}}, "scaling.max_workers names m, which is none of s, l"),
+        (
+            {"scaling": {"max_workers": 3, "tokens_per_second": {"m": 3}}},
+            "scaling.tokens_per_second names m, which is none of s, l",
+        ),
+        (
+            {
+                "engines": {"s": SMALL | {"prices": CHEAP}, "l": LARGE | {"prices": DEAR, "workers": 4}},
+                "scaling": {"max_workers": 3},
+            },
+            "below engines.l.workers",
+        ),
         (
             {"allocation": {"objective": "solved", "attempts": 3}, "scoring": {"scorer": "exact"}},
             "temperature 0 gives the same answer",
@@ -76,6 +87,18 @@ def test_what_does_not_go_with_several_engines_is_refused_by_name(changes: dict[
     with pytest.raises(ConfigError) as refused:
         RunConfig.parse(settings(**changes))
     assert said in str(refused.value)
+
+
+def test_each_engine_may_grow_to_a_number_of_its_own() -> None:
+    of_all = RunConfig.parse(settings(scaling={"max_workers": 3, "tokens_per_second": 50}))
+    assert [of_all.most_workers_of(named) for named in of_all.named_engines] == [3, 3]
+    assert [of_all.scaling.rate_of(name) for name in "sl"] == [50, 50]
+    of_one = RunConfig.parse(settings(scaling={"max_workers": {"s": 5}, "tokens_per_second": {"s": 50}}))
+    assert (of_one.most_workers, of_one.scaling.most_of("l"), of_one.scaling.rate_of("l")) == (6, None, None)
+    grown = RunConfig.parse(settings()).resumed(("scaling.max_workers.l=2",))
+    assert grown.scaling.max_workers == {"l": 2}
+    with pytest.raises(ConfigError, match="for several engines: give one number"):
+        RunConfig.parse({"run_dir": "x", "budget": 5, "scaling": {"max_workers": {"s": 2}}})
 
 
 def test_heads_by_name_are_those_of_several_engines() -> None:
