@@ -80,6 +80,7 @@ def calibrate(
     kind: str = "competing_risks",
     created_by: str = "",
     encoder: str | None = None,
+    engine: str | None = None,
     display: Display | None = None,
 ) -> Calibration:
     """Sample rollouts of a model, fit a head on them and save it.
@@ -93,17 +94,16 @@ def calibrate(
         kind: Which model of curves; see `estimation.fit`.
         created_by: Command to name in the head's card.
         encoder: Local folder of an encoder to read the questions with, in place of the model's hidden states.
+        engine: Which of several engines it is for, by its name.
         display: Display that is told of the progress of each sample's run.
 
     Raises:
-        ConfigError: There is a scorer and no gold answer, more than one engine, too few queries, or features that are
-            those of another.
+        ConfigError: There is a scorer and no gold answer, several engines of which none is named, too few queries, or
+            features that are those of another.
         SchemaError: The input is refused.
         StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
-    if config.engines is not None:
-        raise ConfigError("a head is fitted for one engine", "engines", ", ".join(config.engines), "Name it in engine.")
-    config = with_absolute_paths(config)
+    config = with_absolute_paths(_of_one_engine(config, engine))
     folder = open_folder(config.run_dir)
     with reading_errors(folder):
         _refuse_other_features(config, folder)
@@ -128,6 +128,32 @@ def calibrate(
     )
     said = dict.fromkeys(warning for _, warnings in sampled for warning in warnings)
     return _saved(head, head_dir, rollouts, warnings=(*_SAID_OF[label], *said))
+
+
+def _of_one_engine(config: RunConfig, name: str | None) -> RunConfig:
+    """Return the settings of a run that asks one engine, once, in a folder of its own if there are several.
+
+    Raises:
+        ConfigError: There are several and none is named, or none of that name.
+    """
+    if config.engines is None and name is None:
+        return config
+    if config.engines is None:
+        raise ConfigError("the configuration has one engine", "--engine", str(name), "Leave it out.")
+    known = ", ".join(config.engines)
+    if name is None or name not in config.engines:
+        what, remedy = f"a head is fitted for one engine, and there are {known}", f"Name one of {known}."
+        raise ConfigError(what, "--engine", name or "", remedy)
+    (named,) = (each for each in config.named_engines if each.name == name)
+    one = {
+        "run_dir": inside(config.run_dir, name),
+        "engine": named.config.model_dump(),
+        "prices": named.prices.model_dump() if named.prices is not None else None,
+        "estimate": {"layers": config.estimate.layers},
+        "allocation": config.allocation.model_dump() | {"objective": "correct", "attempts": None, "votes_by": None},
+        "scaling": {},
+    }
+    return RunConfig.parse(config.model_dump(exclude={"engines"}) | one)
 
 
 def _label(config: RunConfig, samples: int) -> Label:

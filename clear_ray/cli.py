@@ -205,6 +205,7 @@ def calibrate(
     folds: Annotated[str | None, typer.Option("--folds", help="JSON of folds, for cross-fitting.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each query; 1 for greedy decoding.")] = 4,
     kind: Annotated[str, typer.Option("--kind", help="Model of curves to fit.")] = "competing_risks",
+    engine: Annotated[str | None, typer.Option("--engine", help="Which of several engines, by its name.")] = None,
     set_: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -217,8 +218,15 @@ def calibrate(
         settings = RunConfig.load(config, tuple(set_ or ()))
         display = choose_display(sys.stderr, as_json=False, is_quiet=quiet)
         command = f"clear-ray calibrate --config {config} --samples {samples} --kind {kind}"
+        command += f" --engine {engine}" if engine else ""
         made = sample_and_fit(
-            settings, head_dir=head_dir, samples=samples, kind=kind, created_by=command, display=display
+            settings,
+            head_dir=head_dir,
+            samples=samples,
+            kind=kind,
+            engine=engine,
+            created_by=command,
+            display=display,
         )
     elif rollouts is not None and features is not None and config is None:
         command = f"clear-ray calibrate --rollouts {rollouts} --features {features} --kind {kind}"
