@@ -42,6 +42,9 @@ class Behaviour:
         ceiling_field: The field that it takes a ceiling in.
         refuses: Fields that it takes not.
         logprobs: Whether it tells them where they are asked for.
+        knows: Names that it answers to, beside those that it lists; None for whatever it is asked.
+        listed: Names of its models as it lists them.
+        list_status: What it answers to whoever asks for its list.
         headers: Of every call.
     """
 
@@ -59,6 +62,9 @@ class Behaviour:
     ceiling_field: str = "max_tokens"
     refuses: tuple[str, ...] = ()
     usage: Any = "honest"
+    knows: tuple[str, ...] | None = ()
+    listed: tuple[str, ...] = (MODEL,)
+    list_status: int = 200
     faults: deque[Any] = field(default_factory=deque)
 
 
@@ -96,8 +102,10 @@ class Endpoint:
             return web.Response(
                 status=404, text="<html><body><h1>Not Found</h1></body></html>", content_type="text/html"
             )
-        model = {"id": MODEL, "object": "model", "owned_by": self.behaviour.owner, "max_model_len": 4096}
-        return web.json_response({"object": "list", "data": [model]})
+        if self.behaviour.list_status != 200:
+            return _error(self.behaviour.list_status, "Missing scopes: api.model.read.", "insufficient_permissions")
+        model = {"object": "model", "owned_by": self.behaviour.owner, "max_model_len": 4096}
+        return web.json_response({"object": "list", "data": [model | {"id": name} for name in self.behaviour.listed]})
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="<html><h1>Welcome</h1></html>", content_type="text/html")
@@ -123,7 +131,11 @@ class Endpoint:
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         does = self.behaviour
+        if does.knows is not None and body["model"] not in (*does.knows, *does.listed):
+            return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
         fault = does.faults.popleft() if does.faults else None
+        if isinstance(fault, tuple):  # a status and a body
+            return web.json_response(fault[1], status=fault[0])
         if fault == "429" or self._is_too_much():
             self.counts["limited"] += 1
             return _error(429, "Rate limit reached.", "rate_limit_exceeded", self._retry_after())
@@ -167,16 +179,18 @@ class Endpoint:
             request.transport.abort()
             return web.Response()
         self.counts["answered"] += 1
-        said = answer.body(self.behaviour.usage if fault is None or fault == "truncated" else fault)
+        of_stream = ("truncated", "error in a stream", "no choices")
+        said = answer.body(self.behaviour.usage if fault is None or fault in of_stream else fault)
         if body.get("logprobs") not in (None, False) and self.behaviour.logprobs:
             said["choices"][0]["logprobs"] = answer.logprobs(_pieces(answer.text), body)
         if body.get("stream"):
-            return await self._streamed(request, said, is_cut=fault == "truncated")
+            return await self._streamed(request, said, fault)
         if fault == "truncated":
             return await self._truncated(request, json.dumps(said))
         return web.json_response(said)
 
-    async def _streamed(self, request: web.Request, said: dict[str, Any], *, is_cut: bool) -> web.StreamResponse:
+    async def _streamed(self, request: web.Request, said: dict[str, Any], fault: Any) -> web.StreamResponse:
+        is_cut = fault in ("truncated", "error in a stream")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         choice = said["choices"][0]
@@ -186,12 +200,15 @@ class Endpoint:
             part = {"delta": {"content": piece}} if "message" in choice else {"text": piece}
             part |= {"logprobs": {"content": entries[place : place + 1]}} if entries else {}
             await _event(response, {"choices": [{**part, "finish_reason": None}]})
+        if fault == "error in a stream":
+            await _event(response, {"error": {"code": 502, "message": "Overheated"}, "choices": []})
+            return response
         if is_cut:
             assert request.transport is not None
             request.transport.abort()
             return response
         await _event(response, {"choices": [{"delta": {}, "finish_reason": choice["finish_reason"]}]})
-        await _event(response, {"choices": [], "usage": said.get("usage")})
+        await _event(response, {"choices": None if fault == "no choices" else [], "usage": said.get("usage")})
         await response.write(b"data: [DONE]\n\n")
         return response
 

@@ -23,6 +23,7 @@ from clear_ray.batch.report import make_report
 from clear_ray.batch.scores import read_scores
 from clear_ray.batch.size_limits import SORTED_BY_RAY_ABOVE_ROWS
 from clear_ray.batch.sorted_files import write_sorted
+from clear_ray.config.engine import OpenAIConfig
 from clear_ray.estimation.factors import Observed
 from clear_ray.ingest import InputDigest, write_openai_outputs
 from clear_ray.ingest.logprobs import NOT_GIVEN
@@ -76,7 +77,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         has_gold_N=scores.has_gold_N,
         head=head_name(run.lesson, run.scaler.engines.head.kind),
         learning=learning,
-        notices=(*digest.notices, *_without_logprobs(folder)),
+        notices=(*digest.notices, *_without_logprobs(folder), *_oddities(run)),
         failures=_failures(folder),
         engines=engine_reports(
             folder,
@@ -194,6 +195,16 @@ def _write_answers(run: RunContext, rounds: list[RoundReport]) -> None:
     with folder.replacing("attempts") as target:
         is_few = int(states.attempt_N.sum()) <= SORTED_BY_RAY_ABOVE_ROWS
         write_sorted([(paths, keep)], target, by=["index", "sample"], is_few=is_few)
+
+
+def _oddities(run: RunContext) -> tuple[str, ...]:
+    """Return what should be known of what endpoints answered in this start of the run, a line each."""
+    said = []
+    for named, engines in zip(run.config.named_engines, run.scaler.engines.each, strict=True):
+        if isinstance(named.config, OpenAIConfig):
+            of = f"{named.name}: " if named.name else ""
+            said += [f"{of}{count:,} answers: {what}" for what, count in sorted(engines.oddities().items())]
+    return tuple(said)
 
 
 def _without_logprobs(folder: Folder) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ import os
 import pickle
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
+    RayError,
     WorkerCrashedError,
 )
 
@@ -39,6 +41,8 @@ from clear_ray.stages.worker import EngineWorker
 CALLS_IN_FLIGHT = 100_000
 
 _LOAD_TIMEOUT_SECONDS = 1_800.0
+
+_TELL_SECONDS = 5.0
 
 _LOOK_SECONDS = 0.2
 
@@ -115,6 +119,14 @@ class EngineActors:
 
     def _name(self, place: int) -> str:
         return worker_name(self._run_dir, self._start, self._first_number + place)
+
+    def oddities(self) -> dict[str, int]:
+        """Return what should be known of their answers, as far as those that are there can tell: see `EngineWorker`."""
+        found: Counter[str] = Counter()
+        for answer in [handle.oddities.remote() for handle in self._handles]:
+            with suppress(RayError):  # it has died, or does not answer: what is said is for a reader
+                found.update(ray.get(answer, timeout=_TELL_SECONDS))
+        return dict(found)
 
     def up(self) -> int:
         """Return how many have loaded their model."""

@@ -184,6 +184,10 @@ class OpenAIConfig(WorkersConfig):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("an address begins with http:// or https://, as in http://127.0.0.1:8000/v1")
+        if "api-version" in parts.query:
+            raise ValueError(
+                "an address has no query: Azure's that needs none ends in /openai/v1, with key_header: api-key"
+            )
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
                 "an address has no user, key, query or fragment in it: a key goes into key_env or key_file"

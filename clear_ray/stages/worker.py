@@ -62,6 +62,10 @@ class EngineWorker:
         """Return the cards of the model and the head."""
         return self._engine.card, self._head.card
 
+    async def oddities(self) -> dict[str, int]:
+        """Return what should be known of the engine's answers: a line each, and of how many it holds; of endpoints alone."""
+        return dict(getattr(self._engine, "oddities", {}))
+
     async def pulse(self) -> int | None:
         """Return the engine's progress, or None if it has nothing to do."""
         return self._engine.progress if self._running else None

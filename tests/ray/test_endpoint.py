@@ -114,6 +114,21 @@ def ray_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def test_a_run_says_what_its_endpoint_did_not(served: Endpoint, tmp_path: Path) -> None:
+    """Nothing says what an answer took, so each is charged its whole grant, and the summary says why so little was bought."""
+    served.behaviour.usage = None
+    served.behaviour.refuses = ("temperature",)
+    settings = settings_of(served.base_url, tmp_path, budget=2_000)
+    result = run(None, RunConfig.parse(settings))
+    check_account(result)
+    said = "\n".join(result.report.notices)
+    assert "answers: the endpoint says no usage that can be, so that each counts as its whole grant" in said
+    assert "answers: the endpoint does not take temperature: they are by its own" in said
+    assert all(
+        row["spent_tokens"] == row["max_tokens"] for row in completions_of(result) if row["status"] == "completed"
+    )
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_charges_what_was_under_way(
     served: Endpoint, tmp_path: Path, ray_logs: Path

@@ -12,8 +12,15 @@ from clear_ray.errors import EngineError
 from clear_ray.ingest.logprobs import TokenLogprob, of_answer, read_content, read_legacy
 
 _LONGEST_SAID = 200
+_CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
 _TAG = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-_ENDS = ("stop", "tool_calls", "function_call", "eos", "end_turn", "stop_sequence", "eos_token")
+_ENDS = frozenset(
+    ("stop", "tool_calls", "function_call", "tool_use", "eos", "end_turn", "stop_sequence", "eos_token", "complete")
+)
+_CUTS = frozenset(("length", "max_tokens", "model_length", "max_output_tokens"))
+_BROKEN_OFF = frozenset(("error", "abort", "insufficient_system_resource"))
+_NO_CHOICE = "it gave no answer"
+_BAD_GATEWAY, _SERVER_ERROR = 502, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +46,51 @@ class UnreadableError(ValueError):
     """What came is no answer; what it took is not known."""
 
 
+class StatedError(ValueError):
+    """An error that came where an answer was due, with status 200: gateways send them once a call is under way.
+
+    Args:
+        stated: What it says of itself.
+    """
+
+    def __init__(self, stated: Any) -> None:
+        super().__init__(stated)
+        self.stated = stated if isinstance(stated, dict) else {"message": str(stated)}
+
+    @property
+    def status(self) -> int:
+        """The status that it would have had, as far as it says so; one of a server otherwise."""
+        code = self.stated.get("code") or self.stated.get("status")
+        number = int(code) if isinstance(code, int | str) and str(code).isdigit() else 0
+        return number if 400 <= number < 600 else _SERVER_ERROR
+
+
 def read_reply(body: Any) -> EndpointReply:
     """Return what the JSON of a whole answer says, of a chat or of legacy completions.
 
     Raises:
         UnreadableError: It is no answer.
+        StatedError: It says what went wrong.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
+    if not choices and isinstance(body, dict):
+        if body.get("error"):
+            raise StatedError(body["error"])
+        if (usage := read_usage(body, "")) is not None:  # a filter took the answer, or the prompt
+            return EndpointReply("", _NO_CHOICE, usage)
     if not isinstance(choice, dict):
         raise UnreadableError(_shown(body))
+    _raise_if_broken_off(choice)
     message = choice.get("message")
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
-    text = message.get("content")
+    text = _words_of(message.get("content"))
     if text is None:  # of a call of a tool, a refusal, or thoughts that were cut off
         text = message.get("refusal") or ""
     if not isinstance(text, str):
         raise UnreadableError(_shown(body))
-    finish = choice.get("finish_reason")
-    logprobs = of_answer(text, _read_logprobs(choice))
-    finish = finish if isinstance(finish, str) else ""
+    logprobs, finish = of_answer(text, _read_logprobs(choice)), _finish_of(choice)
     return EndpointReply(text, finish, read_usage(body, text), _has_reasoning(message), logprobs)
 
 
@@ -68,39 +99,70 @@ def read_pieces(pieces: Iterable[Any]) -> EndpointReply:
 
     Raises:
         UnreadableError: A piece is none.
+        StatedError: A piece says what went wrong.
     """
     text, finish, last, has_reasoning = [], "", {}, False
     entries: list[TokenLogprob] = []
     for piece in pieces:
-        if not isinstance(piece, dict) or not isinstance(piece.get("choices", []), list):
+        choices = (piece.get("choices") or []) if isinstance(piece, dict) else None
+        if not isinstance(piece, dict) or not isinstance(choices, list):
             raise UnreadableError(_shown(piece))
+        if piece.get("error"):
+            raise StatedError(piece["error"])
         if piece.get("usage") is not None:
             last = piece
-        for choice in piece.get("choices", [])[:1]:
+        for choice in choices[:1]:
+            _raise_if_broken_off(choice)
             delta = choice.get("delta")
-            part = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+            part = _words_of(delta.get("content")) if isinstance(delta, dict) else choice.get("text")
             text.append(part if isinstance(part, str) else "")
             has_reasoning |= isinstance(delta, dict) and _has_reasoning(delta)
             entries += _read_logprobs(choice) or ()
-            finish = choice.get("finish_reason") or finish
+            finish = _finish_of(choice) or finish
     whole = "".join(text)
     logprobs = of_answer(whole, entries) if entries else None
-    return EndpointReply(whole, str(finish), read_usage(last, whole), has_reasoning, logprobs)
+    return EndpointReply(whole, finish, read_usage(last, whole), has_reasoning, logprobs)
+
+
+def _words_of(content: Any) -> Any:
+    """Return the text of what is written in parts, some of which may be thoughts; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
+    return "".join(str(part.get("text") or "") for part in parts)
+
+
+def _finish_of(choice: Mapping[str, Any]) -> str:
+    finish = choice.get("finish_reason")
+    return finish if isinstance(finish, str) else ""
+
+
+def _raise_if_broken_off(choice: Mapping[str, Any]) -> None:
+    stated, finish = choice.get("error"), _finish_of(choice)
+    if stated or finish.lower() in _BROKEN_OFF:
+        raise StatedError(stated or {"code": _BAD_GATEWAY, "message": f"it was broken off: {finish}"})
 
 
 def read_usage(body: Mapping[str, Any], text: str) -> Usage | None:
-    """Return the usage that an answer states; None if there is none, or it cannot be that of this text."""
+    """Return the usage that an answer states; None if there is none, or it cannot be that of this text.
+
+    What the total has beside prompt and answer is thoughts: some count them there alone, and all charge them.
+    """
     stated = body.get("usage")
     if not isinstance(stated, dict):
         return None
     prompt, output = _count(stated.get("prompt_tokens")), _count(stated.get("completion_tokens"))
+    total = _count(stated.get("total_tokens"))
+    if output is None and not text and prompt and total is not None:
+        output = 0
     if output is None or (text and not output):
         return None
-    cached = _count(_inner(stated, "prompt_tokens_details").get("cached_tokens")) or 0
+    cached = _count(_inner(stated, "prompt_tokens_details").get("cached_tokens"))
+    if cached is None:
+        cached = max((_count(stated.get(name)) or 0 for name in _CACHED), default=0)
     reasoning = _count(_inner(stated, "completion_tokens_details").get("reasoning_tokens")) or 0
-    total = _count(stated.get("total_tokens"))
-    if reasoning and prompt is not None and total == prompt + output + reasoning:  # some count it apart
-        output += reasoning
+    if prompt and total is not None and (unnamed := total - prompt - output) > 0:
+        output, reasoning = output + unnamed, max(reasoning, unnamed)
     prompt = prompt or 0
     return Usage(prompt, min(cached, prompt), output, min(reasoning, output))
 
@@ -125,8 +187,9 @@ def generation_of(grant: Grant, reply: EndpointReply, *, sent_text: str, can_con
             f"query {grant.query_id}",
             remedy="Look whether it honours max_tokens for this model: a cap that does not hold cannot be budgeted.",
         )
-    is_cut, error = reply.finish == "length", ""
-    if not is_cut and reply.finish not in _ENDS:
+    finish = reply.finish.lower()
+    is_cut, error = finish in _CUTS, ""
+    if not is_cut and finish not in _ENDS:
         error = f"the endpoint ended the answer: {reply.finish}" if reply.finish else ""
         # Some never say why; a grant that is used up has cut it.
         is_cut = not reply.finish and spent == grant.max_tokens
@@ -139,9 +202,16 @@ def generation_of(grant: Grant, reply: EndpointReply, *, sent_text: str, can_con
         error=error,
         sample=grant.sample,
         usage=reply.usage,
-        is_at_end=is_cut and not (can_continue and text.strip() and not reply.has_reasoning),
+        is_at_end=is_cut
+        and (is_cut_short(grant, reply) or not (can_continue and text.strip() and not reply.has_reasoning)),
         logprobs=reply.logprobs,
     )
+
+
+def is_cut_short(grant: Grant, reply: EndpointReply) -> bool:
+    """Return whether a limit of the endpoint's own has cut an answer, below what was granted: more would bring nothing."""
+    spent = grant.max_tokens if reply.usage is None else reply.usage.output_tokens
+    return reply.finish.lower() in _CUTS and spent < grant.max_tokens
 
 
 def lost(grant: Grant, reason: str) -> Generation:
@@ -164,6 +234,9 @@ def _read_logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None
 
 
 def _has_reasoning(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    if isinstance(content, list) and any(isinstance(part, dict) and "thinking" in part for part in content):
+        return True
     return any(isinstance(message.get(name), str) and message[name] for name in ("reasoning_content", "reasoning"))
 
 
@@ -174,6 +247,8 @@ def _inner(stated: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _count(value: Any) -> int | None:
     """Return a number of tokens, or None if it is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 

@@ -72,15 +72,24 @@ class Dialect:
         body[self._ceiling_field] = body.pop("max_tokens")
         return body
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The run's own fields that are not sent any more."""
+        return tuple(sorted(self._left_out))
+
     def learns(self, request: EndpointRequest, sent: Mapping[str, Any], fault: Fault) -> bool:
         """Return whether a call that was refused would now be sent otherwise than it was."""
         if "max_completion_tokens" in fault.said and "max_tokens" in sent:
             self._ceiling_field = "max_completion_tokens"
-        for name in _DROPPABLE:
-            is_named = fault.field == name or f"'{name}'" in fault.said or f"`{name}`" in fault.said
-            if is_named and name in sent and name not in request.own_fields:
-                self._left_out.add(name)
+        named = [name for name in _DROPPABLE if fault.field == name or _is_named(name, fault.said)]
+        named = [name for name in named if name in sent and name not in request.own_fields]
+        # Where two of them do not go together, one has to go.
+        self._left_out.update(named[-1:] if "both" in fault.said else named)
         return self.body(request) != sent
+
+
+def _is_named(name: str, said: str) -> bool:
+    return any(f"{quote}{name}{quote}" in said for quote in ("'", "`", '"'))
 
 
 class Calls:
@@ -206,8 +215,8 @@ class Calls:
     def _raised(self, fault: Fault, error: Exception) -> Exception:
         """Return what a fault is raised as."""
         if fault.kind == "fatal":
-            status = getattr(error, "status_code", 0)
-            return self._end(f"the endpoint answers {fault.said}", remedy=_REMEDIES.get(status, ""))
+            status = int(fault.said[:3]) if fault.said[:3].isdigit() else 0
+            return self._end(f"the endpoint answers {fault.said}", remedy=_REMEDIES.get(status, _REMEDIES[402]))
         if fault.kind == "refused":
             if not self.counts.get("answered") and self.counts["refused"] >= _MOST_REFUSALS:
                 return self._end(f"the endpoint refuses whatever it is asked: {fault.said}")
@@ -219,7 +228,7 @@ class Calls:
             if waits != silent:
                 what = f"the endpoint asks to be left alone for {waits:.0f} s: {fault.said}"
             return self._end(what, remedy="Run the same command again when it takes calls.")
-        if fault.kind == "lost" and (self._config.charge_server_errors or not isinstance(error, openai.APIStatusError)):
+        if fault.kind == "lost" and (self._config.charge_server_errors or not fault.is_stated):
             return FaultError(fault)
         return _LaterError(fault)
 

@@ -1,6 +1,8 @@
 """What is found out about an endpoint before it is used: whether it is there, takes the key, has the model, and goes on.
 
-Looking costs nothing: the list of models is asked for. The trial of going on costs two tokens and two short prompts.
+Looking costs nothing where the list of models has the model. Where it does not, or there is none, or it is closed to the key,
+a call of one token tells: gateways list models under other names than they answer to, and keys may be for calls alone. The
+trial of going on costs two tokens and two short prompts.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +20,7 @@ from clear_ray.config.engine import OpenAIConfig
 from clear_ray.engine.endpoint.connection import call_options, client_arguments, key_of
 from clear_ray.errors import ConfigError, EngineError
 
-_LOOK_SECONDS = 10.0
+_LOOK_SECONDS, _TRIAL_SECONDS = 10.0, 60.0
 _SHOWN_MODELS = 5
 _FILLED_IN = ("top_p", "top_k", "min_p", "repetition_penalty")
 """What vLLM's server takes from the model's generation_config unless a request names it, and a run does not name."""
@@ -85,11 +87,11 @@ def look_at(config: OpenAIConfig) -> Found:
         except openai.APIStatusError as error:
             fault = fault_of(error, EndpointRequest("/models", {}, frozenset(), ""), key=secret)
             if error.status_code in (401, 403):
-                raise _refused_key(config, fault.said) from error
+                if key is None:
+                    raise _refused_key(config, fault.said) from error
+                return _tried(client, config, key, "the endpoint's list of models is closed to this key")
             if error.status_code in (404, 405, 501):
-                return Found(
-                    config.max_context_tokens, "the endpoint lists no models, so the model's name is not checked"
-                )
+                return _tried(client, config, key, "the endpoint lists no models")
             if error.status_code == 429:
                 return Found(config.max_context_tokens, "the endpoint is busy, so the model's name is not checked")
             remedy = "Look whether it is up and base_url is right; some end in /v1."
@@ -100,7 +102,56 @@ def look_at(config: OpenAIConfig) -> Found:
                 "Look whether it is up, and base_url right: as a URL that ends where /chat/completions would begin."
             )
             raise EngineError(f"the endpoint cannot be used: {said}", config.base_url, remedy=remedy) from error
-    return _found(config, listed)
+        return _found(client, config, key, listed)
+
+
+def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -> Found:
+    """Return what a call of one token says of a model that no list has.
+
+    Args:
+        client: Client of the endpoint.
+        config: The endpoint.
+        key: Its key.
+        why: Why the list does not tell.
+
+    Raises:
+        ConfigError: The key is not taken, there is no such model, or nothing at this address.
+    """
+    import openai
+
+    from clear_ray.engine.endpoint.faults import fault_of
+    from clear_ray.engine.endpoint.requests import CHAT, COMPLETIONS, EndpointRequest
+
+    found = Found(config.max_context_tokens, f"{why}; it answers to {config.model}")
+    path = CHAT if config.api == "chat" else COMPLETIONS
+    asked = {"messages": [{"role": "user", "content": "Hi."}]} if path == CHAT else {"prompt": "Hi."}
+    body = {"model": config.model, **config.extra_body, **asked, "max_tokens": 1}
+    # A model may have to be loaded first.
+    client = client.with_options(timeout=min(_TRIAL_SECONDS, config.timeout_seconds))
+    try:
+        reply: Any = client.post(path, body=body, options=call_options(config, key), cast_to=object)
+    except Exception as error:
+        secret = "" if key is None else key.get_secret_value()
+        said = fault_of(error, EndpointRequest(path, {}, frozenset(), ""), key=secret).said
+        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+        if status == 401 or (status == 403 and not _blames_model(said)):
+            raise _refused_key(config, said) from error
+        if status in (400, 403, 404, 422) and _blames_model(said):
+            what = f"the endpoint has no such model ({why}): it answers {said}"
+            raise ConfigError(what, "engine.model", config.model, "Name one that it has.") from error
+        if status in (404, 405):
+            remedy = "Look whether base_url is right: most end in /v1."
+            raise ConfigError(f"nothing is here to call: it answers {said}", config.base_url, remedy=remedy) from error
+        return replace(found, note=f"{why}, so the model's name is not checked: a call of one token came to {said}")
+    if not isinstance(reply, dict):
+        remedy = "Look whether base_url is right; most end in /v1."
+        raise ConfigError("this is no OpenAI-compatible endpoint", "engine.base_url", config.base_url, remedy)
+    return found
+
+
+def _blames_model(said: str) -> bool:
+    # Some do not take `max_tokens` "with this model", which a run finds out and heeds.
+    return "model" in said.lower() and "max_tokens" not in said
 
 
 def _refused_key(config: OpenAIConfig, said: str) -> ConfigError:
@@ -116,26 +167,30 @@ def _refused_key(config: OpenAIConfig, said: str) -> ConfigError:
     )
 
 
-def _found(config: OpenAIConfig, listed: Any) -> Found:
+def _found(client: Any, config: OpenAIConfig, key: SecretStr | None, listed: Any) -> Found:
     entries = listed.get("data") if isinstance(listed, dict) else listed
     if not isinstance(entries, list):
         remedy = "Look whether base_url is right; most end in /v1."
         raise ConfigError("this is no OpenAI-compatible endpoint", "engine.base_url", config.base_url, remedy)
     models = {entry["id"]: entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)}
-    if config.model not in models:
-        if not models:
-            return Found(config.max_context_tokens, "the endpoint lists no models, so the model's name is not checked")
+    if not models:
+        return _tried(client, config, key, "the endpoint lists no models")
+    name = next((name for name in _names_in_lists(config.model) if name in models), None)
+    if name is None:
         near = difflib.get_close_matches(config.model, models, n=_SHOWN_MODELS, cutoff=0.3)
         names = ", ".join(near or sorted(models)[:_SHOWN_MODELS])
         said = f"it has {names}" + (" and others" if len(models) > len(near or sorted(models)[:_SHOWN_MODELS]) else "")
-        raise ConfigError(
-            f"the endpoint has no such model: {said}", "engine.model", config.model, "Name one that it has."
-        )
-    stated = [models[config.model].get(name) for name in ("max_model_len", "context_length", "context_window")]
+        return _tried(client, config, key, f"the endpoint does not list it: {said}")
+    stated = [models[name].get(field) for field in ("max_model_len", "context_length", "context_window")]
     sizes = [size for size in stated if isinstance(size, int) and size > 0]
     if config.max_context_tokens is not None:
         sizes.append(config.max_context_tokens)
-    return Found(min(sizes, default=None), _untold_sampling(config, models[config.model]))
+    return Found(min(sizes, default=None), _untold_sampling(config, models[name]))
+
+
+def _names_in_lists(model: str) -> tuple[str, ...]:
+    """Return the names under which lists have a model: its own, Gemini's and Ollama's, and that of a router's variant."""
+    return (model, f"models/{model}", f"{model}:latest", model.rpartition(":")[0])
 
 
 def _untold_sampling(config: OpenAIConfig, entry: Mapping[str, Any]) -> str:

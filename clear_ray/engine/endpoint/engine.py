@@ -13,6 +13,7 @@ import asyncio
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.engine import OpenAIConfig
 from clear_ray.engine.admission import empty_features
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, TokenIds
-from clear_ray.engine.endpoint.answers import failed, generation_of, lost
+from clear_ray.engine.endpoint.answers import EndpointReply, failed, generation_of, is_cut_short, lost
 from clear_ray.engine.endpoint.calls import Calls, Dialect, FaultError
 from clear_ray.engine.endpoint.check import fingerprint_of, goes_on, look_at
 from clear_ray.engine.endpoint.connection import key_of
@@ -69,6 +70,7 @@ class OpenAIEngine:
         self._open: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Task[Generation]]]] = {}
         self._dialect = Dialect()
         self._lost_of: dict[str, int] = {}
+        self._oddities: Counter[str] = Counter()
         self._rng = random.Random()  # noqa: S311 - jitter
         self._is_closed = False
 
@@ -90,6 +92,11 @@ class OpenAIEngine:
             for kind, count in calls.counts.items():
                 total[kind] = total.get(kind, 0) + count
         return total
+
+    @property
+    def oddities(self) -> dict[str, int]:
+        """What a user of this endpoint should know of the answers so far: a line each, and of how many it holds."""
+        return dict(self._oddities)
 
     def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Estimate the tokens of each prompt from its letters; those of token ids are counted."""
@@ -164,7 +171,22 @@ class OpenAIEngine:
         except FaultError as error:
             return await self._without_answer(grant, error)
         self._lost_of.pop(grant.query_id, None)
+        self._note(grant, reply)
         return generation_of(grant, reply, sent_text=request.sent_text, can_continue=can_continue)
+
+    def _note(self, grant: Grant, reply: EndpointReply) -> None:
+        if reply.usage is None:
+            self._oddities["the endpoint says no usage that can be, so that each counts as its whole grant"] += 1
+        elif is_cut_short(grant, reply):
+            self._oddities[
+                "a limit of the endpoint's own cut them below their grants: its context or ceiling is short"
+            ] += 1
+        elif reply.has_reasoning and not reply.text.strip() and reply.finish == "length":
+            self._oddities[
+                "thoughts took the whole grant, and no answer was begun: allocation.max_tokens counts both"
+            ] += 1
+        if left_out := self._dialect.left_out:
+            self._oddities[f"the endpoint does not take {', '.join(left_out)}: they are by its own"] += 1
 
     def _can_continue(self, grant: Grant, request: EndpointRequest) -> bool:
         is_structured = grant.sampling is not None and grant.sampling.structure is not None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
 import openai
 
-from clear_ray.engine.endpoint.answers import in_a_line
+from clear_ray.engine.endpoint.answers import StatedError, in_a_line
 from clear_ray.engine.endpoint.requests import COMPLETIONS, EndpointRequest
 
 Kind = Literal["limited", "busy", "lost", "refused", "fatal"]
@@ -18,9 +20,18 @@ Kind = Literal["limited", "busy", "lost", "refused", "fatal"]
 this query. `fatal`: nothing, until a person does something."""
 
 _OUT_OF_MONEY = frozenset(
-    ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated")
+    (
+        *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"),
+        *("budget_exceeded", "insufficient_balance", "insufficient_credits", "credit_limit_reached"),
+    )
 )
-_NOT_TAKEN = frozenset((408, 409, 425, 503, 529))
+_NO_MONEY = re.compile(
+    r"credit balance is too low|insufficient (account )?(balance|credits?|funds)|budget has been exceeded|key limit exceeded"
+    r"|out of credits",
+    re.IGNORECASE,
+)
+_NOT_TAKEN = frozenset((408, 409, 425, 498, 503, 529))
+_UNDER_WAY = 424  # what some say of an answer that broke while it was generated
 _NEVER_SENT = frozenset(("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError"))
 _LONGEST_SAID = 200
 
@@ -34,12 +45,14 @@ class Fault:
         said: In a line, the endpoint's own words at its end; no key in it.
         retry_after_seconds: When to come again; None if it does not say.
         field: The field that was refused, if it names one.
+        is_stated: Whether it is an error of the endpoint's own, not one of the way there.
     """
 
     kind: Kind
     said: str
     retry_after_seconds: float | None = None
     field: str = ""
+    is_stated: bool = False
 
 
 def fault_of(error: Exception, request: EndpointRequest, *, key: str = "") -> Fault:
@@ -51,7 +64,12 @@ def fault_of(error: Exception, request: EndpointRequest, *, key: str = "") -> Fa
         key: What must not be shown.
     """
     if isinstance(error, openai.APIStatusError):
-        return _fault_of_status(error, request, key)
+        text, headers = error.response.text, error.response.headers
+        return _fault_of_status(error.status_code, error.body, request, key, text=text, headers=headers)
+    if isinstance(error, openai.APIError) and not isinstance(error, openai.APIConnectionError) and error.body:
+        error = StatedError(error.body)  # of a stream
+    if isinstance(error, StatedError):
+        return _fault_of_status(error.status, error.stated, request, key)
     if isinstance(error, openai.APITimeoutError | TimeoutError) and not _was_never_sent(error):
         return Fault("lost", "it did not answer in time")
     if isinstance(error, openai.APIConnectionError):
@@ -63,24 +81,36 @@ def fault_of(error: Exception, request: EndpointRequest, *, key: str = "") -> Fa
     return Fault("lost", f"what came cannot be read: {_without(key, str(error))[:_LONGEST_SAID]}")
 
 
-def _fault_of_status(error: openai.APIStatusError, request: EndpointRequest, key: str) -> Fault:
-    status, body = error.status_code, error.body
+def _fault_of_status(
+    status: int,
+    body: Any,
+    request: EndpointRequest,
+    key: str,
+    *,
+    text: str = "",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Fault:
+    if isinstance(body, list) and body:  # some send errors in a list
+        body = body[0].get("error", body[0]) if isinstance(body[0], dict) else body[0]
     stated: Mapping[str, Any] = body if isinstance(body, dict) else {}
-    code = str(stated.get("code") or stated.get("type") or "")
-    words = stated.get("message") or stated.get("detail") or (body if isinstance(body, str) else error.response.text)
-    said = f"{status}: {_without(key, in_a_line(str(words)))}"
-    field = str(stated.get("param") or "")
-    return Fault(_kind_of(status, code, request), said, retry_after(error.response.headers), field)
+    codes = [str(stated.get(name) or "") for name in ("code", "type")]
+    words = str(stated.get("message") or stated.get("detail") or (body if isinstance(body, str) else text))
+    said = f"{status}: {_without(key, in_a_line(words))}"
+    is_out_of_money = not _OUT_OF_MONEY.isdisjoint(codes) or (status != 429 and bool(_NO_MONEY.search(words)))
+    kind = _kind_of(status, request, is_out_of_money=is_out_of_money)
+    return Fault(kind, said, retry_after(headers), str(stated.get("param") or ""), is_stated=True)
 
 
-def _kind_of(status: int, code: str, request: EndpointRequest) -> Kind:
+def _kind_of(status: int, request: EndpointRequest, *, is_out_of_money: bool) -> Kind:
+    if is_out_of_money and status < 500:
+        return "fatal"
     if status == 429:
-        return "fatal" if code in _OUT_OF_MONEY else "limited"
+        return "limited"
     if status in (401, 402) or (status == 404 and request.path != COMPLETIONS):
         return "fatal"
     if status in _NOT_TAKEN:
         return "busy"
-    return "lost" if status >= 500 else "refused"
+    return "lost" if status >= 500 or status == _UNDER_WAY else "refused"
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:

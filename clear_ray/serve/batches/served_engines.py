@@ -138,6 +138,10 @@ class ServedEngines(EngineActors):
         """What callers need to know."""
         return Workers((self._worker,), is_death, _leave, _NEVER_STALLS)
 
+    def oddities(self) -> dict[str, int]:
+        """Nothing: replicas answer others, too."""
+        return {}
+
     def up(self) -> int:
         """Return how many there are."""
         return self._count
