@@ -122,8 +122,8 @@ def test_a_run_says_what_its_endpoint_did_not(served: Endpoint, tmp_path: Path) 
     result = run(None, RunConfig.parse(settings))
     check_account(result)
     said = "\n".join(result.report.notices)
-    assert "answers: the endpoint says no usage that can be, so that each counts as its whole grant" in said
-    assert "answers: the endpoint does not take temperature: they are by its own" in said
+    assert "answers: no usage came with them that can be, so each counts as its whole grant" in said
+    assert "answers: the endpoint does not take temperature, so its own holds" in said
     assert all(
         row["spent_tokens"] == row["max_tokens"] for row in completions_of(result) if row["status"] == "completed"
     )

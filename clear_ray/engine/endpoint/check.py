@@ -122,14 +122,23 @@ def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -
     from clear_ray.engine.endpoint.faults import fault_of
     from clear_ray.engine.endpoint.requests import CHAT, COMPLETIONS, EndpointRequest
 
-    found = Found(config.max_context_tokens, f"{why}; it answers to {config.model}")
+    found = Found(config.max_context_tokens, f"{why}; a call to {config.model} was answered")
     path = CHAT if config.api == "chat" else COMPLETIONS
     asked = {"messages": [{"role": "user", "content": "Hi."}]} if path == CHAT else {"prompt": "Hi."}
-    body = {"model": config.model, **config.extra_body, **asked, "max_tokens": 1}
+    body = {"model": config.model, **config.extra_body, **asked}
     # A model may have to be loaded first.
     client = client.with_options(timeout=min(_TRIAL_SECONDS, config.timeout_seconds))
+
+    def call(ceiling: str) -> Any:
+        return client.post(path, body={**body, ceiling: 1}, options=call_options(config, key), cast_to=object)
+
     try:
-        reply: Any = client.post(path, body=body, options=call_options(config, key), cast_to=object)
+        try:
+            reply = call("max_tokens")
+        except openai.BadRequestError as error:
+            if "max_completion_tokens" not in str(error):
+                raise
+            reply = call("max_completion_tokens")
     except Exception as error:
         secret = "" if key is None else key.get_secret_value()
         said = fault_of(error, EndpointRequest(path, {}, frozenset(), ""), key=secret).said
@@ -137,7 +146,7 @@ def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -
         if status == 401 or (status == 403 and not _blames_model(said)):
             raise _refused_key(config, said) from error
         if status in (400, 403, 404, 422) and _blames_model(said):
-            what = f"the endpoint has no such model ({why}): it answers {said}"
+            what = f"the endpoint has no such model: {why}; a call was answered {said}"
             raise ConfigError(what, "engine.model", config.model, "Name one that it has.") from error
         if status in (404, 405):
             remedy = "Look whether base_url is right: most end in /v1."
@@ -150,8 +159,8 @@ def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -
 
 
 def _blames_model(said: str) -> bool:
-    # Some do not take `max_tokens` "with this model", which a run finds out and heeds.
-    return "model" in said.lower() and "max_tokens" not in said
+    # Some do not take `max_tokens`, or a word as short, "with this model", which a run finds out and heeds.
+    return "model" in said.lower() and "_tokens" not in said
 
 
 def _refused_key(config: OpenAIConfig, said: str) -> ConfigError:
@@ -180,7 +189,7 @@ def _found(client: Any, config: OpenAIConfig, key: SecretStr | None, listed: Any
         near = difflib.get_close_matches(config.model, models, n=_SHOWN_MODELS, cutoff=0.3)
         names = ", ".join(near or sorted(models)[:_SHOWN_MODELS])
         said = f"it has {names}" + (" and others" if len(models) > len(near or sorted(models)[:_SHOWN_MODELS]) else "")
-        return _tried(client, config, key, f"the endpoint does not list it: {said}")
+        return _tried(client, config, key, f"{config.model} is not in the endpoint's list: {said}")
     stated = [models[name].get(field) for field in ("max_model_len", "context_length", "context_window")]
     sizes = [size for size in stated if isinstance(size, int) and size > 0]
     if config.max_context_tokens is not None:

@@ -176,7 +176,7 @@ class OpenAIEngine:
 
     def _note(self, grant: Grant, reply: EndpointReply) -> None:
         if reply.usage is None:
-            self._oddities["the endpoint says no usage that can be, so that each counts as its whole grant"] += 1
+            self._oddities["no usage came with them that can be, so each counts as its whole grant"] += 1
         elif is_cut_short(grant, reply):
             self._oddities[
                 "a limit of the endpoint's own cut them below their grants: its context or ceiling is short"
@@ -186,7 +186,7 @@ class OpenAIEngine:
                 "thoughts took the whole grant, and no answer was begun: allocation.max_tokens counts both"
             ] += 1
         if left_out := self._dialect.left_out:
-            self._oddities[f"the endpoint does not take {', '.join(left_out)}: they are by its own"] += 1
+            self._oddities[f"the endpoint does not take {', '.join(left_out)}, so its own holds"] += 1
 
     def _can_continue(self, grant: Grant, request: EndpointRequest) -> bool:
         is_structured = grant.sampling is not None and grant.sampling.structure is not None

@@ -123,7 +123,7 @@ def test_a_field_that_is_refused_is_left_out_and_told(status: int, body: Any, le
         assert ask(engine).error == ""
         first, second = served.bodies
         assert set(first) - set(second) == {left_out}
-        assert engine.oddities == {f"the endpoint does not take {left_out}: they are by its own": 1}
+        assert engine.oddities == {f"the endpoint does not take {left_out}, so its own holds": 1}
 
 
 def test_a_prompt_that_a_filter_refuses_fails_alone() -> None:
@@ -215,7 +215,7 @@ def test_an_endpoint_without_usage_is_told(served: Endpoint) -> None:
     served.behaviour.usage = None
     engine = engine_of(served)
     assert len(ask(engine).token_ids) == 20
-    assert [count for said, count in engine.oddities.items() if "says no usage" in said] == [1]
+    assert [count for said, count in engine.oddities.items() if "no usage came" in said] == [1]
 
 
 # Names of models, and keys for calls alone.
@@ -234,13 +234,15 @@ def test_a_list_may_name_a_model_otherwise(model: str, listed: str) -> None:
 def test_a_model_that_no_list_has_is_tried_with_a_token() -> None:
     with endpoint(listed=("gpt-base",), knows=("my-deployment",)) as served:
         (note,) = engine_notes(config_of(served, model="my-deployment"))
-        assert "does not list it: it has gpt-base; it answers to my-deployment" in note
+        assert (
+            "my-deployment is not in the endpoint's list: it has gpt-base; a call to my-deployment was answered" in note
+        )
         assert [body["max_tokens"] for body in served.bodies] == [1]
         with pytest.raises(ConfigError, match=r"it has gpt-base.*404: The model `another` does not exist"):
             engine_notes(config_of(served, model="another"))
     with endpoint(listed=("/models/of-a-file.gguf",), knows=None, ceiling_field="max_completion_tokens") as served:
         (note,) = engine_notes(config_of(served, model="any"))
-        assert "is not checked" in note, "it refused the ceiling, not the model"
+        assert "a call to any was answered" in note, "under the other name of the ceiling"
         assert ask(engine_of(served, model="any")).finish_reason == "stop"
 
 
@@ -249,7 +251,7 @@ def test_a_list_may_be_closed_to_a_key_that_calls_take(status: int, monkeypatch:
     monkeypatch.setenv("MY_KEY", KEY)
     with endpoint(key=KEY, list_status=status) as served:
         (note,) = engine_notes(config_of(served, key_env="MY_KEY"))
-        assert "closed to this key; it answers to words" in note
+        assert "closed to this key; a call to words was answered" in note
         assert ask(engine_of(served, key_env="MY_KEY")).finish_reason == "stop"
         monkeypatch.setenv("MY_KEY", "wrong")
         with pytest.raises(ConfigError, match="does not take the key"):
