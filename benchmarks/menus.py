@@ -12,7 +12,9 @@ Modes. `solved`: a scorer says at once whether an answer is right, and a wrong o
 model. `once`: what has ended is the answer, right or wrong; the scorer only teaches.
 
 Yardsticks, in hindsight on the same answers: *single*, the best (model, ceiling) for all; *mixture*, the best random mixture
-of those, "no call" included; *oracle*, each query's own best (model, ceiling) by all its recorded answers.
+of those, "no call" included; *oracle*, each query's own best (model, ceiling) by all its recorded answers. In mode `solved`
+also *ladder*: the best mixture of plans that treat all queries alike, each a ceiling for every model or none, asked in their
+order until an answer is right. Nothing that knows queries apart by nothing can be above it, whatever it knows of the models.
 
 *told*: the same law, told at the start and for nothing what all recorded answers to the other queries teach of each model, by
 what is known of a query. A run that learns the same from fewer answers, and pays for them, is not to be expected above it.
@@ -62,6 +64,7 @@ from clear_ray.rounds.rounds import Rounds
 
 Array = NDArray[np.float64]
 INCIDENCE = ("right_NK", "wrong_NK", "survival_NK")
+LADDER_CEILINGS = 40
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 PRICES = {  # dollars per million tokens, input and output
     "Qwen2.5-3B-Instruct": ("0.015", "0.045"),
@@ -97,6 +100,7 @@ STYLES = {
     "menu": ("clear_ray, nothing known beforehand", "#2f7ed8", "-", 2.4),
     "mixture": ("best mixture of (model, ceiling)", "#888888", "--", 1.6),
     "single": ("best single (model, ceiling)", "#888888", ":", 1.4),
+    "ladder": ("best plan for all queries alike, wrong answers followed", "#3f9f5f", "--", 1.2),
     "oracle": ("each query's own best, in hindsight", "#d08b2f", "-.", 1.4),
 }
 
@@ -191,7 +195,43 @@ def yardsticks(recorded: Recorded, budgets: Array) -> dict[str, list[float]]:
     single = [max((right for cost, right in points if cost <= budget), default=0.0) for budget in budgets]
     hull = _hull(points)
     mixture = np.interp(budgets, [p[0] for p in hull], [p[1] for p in hull])
-    return {"single": single, "mixture": mixture.tolist(), "oracle": _oracle(recorded, usable, budgets)}
+    ladder = _ladder(recorded, usable, budgets, hull)
+    return {
+        "single": single,
+        "mixture": mixture.tolist(),
+        "ladder": ladder,
+        "oracle": _oracle(recorded, usable, budgets),
+    }
+
+
+def _ladder(
+    recorded: Recorded, usable: NDArray[np.bool_], budgets: Array, single: Sequence[tuple[float, float]]
+) -> list[float]:
+    """Return what is right under the best mixture of plans for all queries alike, a wrong answer followed by the next model.
+
+    Sample s of one model is followed by sample s of another. `single` are points of plans of one call.
+    """
+    models = len(recorded.models)
+    ceilings = np.unique(np.geomspace(8, recorded.length_JNS.max(), LADDER_CEILINGS).astype(int))
+    cost_KJA = np.array([recorded.cost_parts_JNS(int(ceiling)).reshape(models, -1) for ceiling in ceilings], float)
+    right_KJA = np.array([(usable & (recorded.length_JNS <= ceiling)).reshape(models, -1) for ceiling in ceilings])
+    points = list(single)
+
+    def climb(model: int, open_A: Array, cost: float, right: float) -> None:
+        if model == models - 1:
+            costs, rights = (table[:, model] @ open_A / len(open_A) for table in (cost_KJA, right_KJA.astype(float)))
+            points.extend(zip((cost + costs).tolist(), (right + rights).tolist(), strict=True))
+            points.append((cost, right))
+            return
+        climb(model + 1, open_A, cost, right)
+        for ceiling in range(len(ceilings)):
+            solved_A = open_A * right_KJA[ceiling, model]
+            more = float(cost_KJA[ceiling, model] @ open_A) / len(open_A)
+            climb(model + 1, open_A - solved_A, cost + more, right + float(solved_A.mean()))
+
+    climb(0, np.ones(cost_KJA.shape[2]), 0.0, 0.0)
+    hull = _hull(points)
+    return np.interp(budgets, [p[0] for p in hull], [p[1] for p in hull]).tolist()
 
 
 def _oracle(recorded: Recorded, usable: NDArray[np.bool_], budgets: Array) -> list[float]:
@@ -245,7 +285,7 @@ def told(recorded: Recorded) -> tuple[Incidence, ...]:
         tokens_K=grid_of(recorded),
         stretch_J=stretch_J(calls_of(recorded, np.arange(shape[1]))),
     )
-    believed = beliefs.after(Seen(answers, model_M, np.zeros(len(query_M), bool)))
+    believed = beliefs.after(Seen(answers, model_M, np.zeros(len(query_M), np.int64)))
     return tuple(incidence_of(curves) for curves in believed.fresh)
 
 
@@ -380,7 +420,7 @@ def draw_figure(path: Path) -> None:
         row = json.loads(line)
         if row["mode"] == "solved":
             for at, share in enumerate(row["shares"]):
-                found.setdefault(row["set"], {})[share] = {name: row[name][at] for name in STYLES}
+                found.setdefault(row["set"], {})[share] = {name: row[name][at] for name in STYLES if name in row}
     with drawn(FIGURE, size=(2.6 * len(found), 3.2), panels=len(found), font_size=10) as (figure, panels):
         for axes, (name, points) in zip(panels, found.items(), strict=True):
             shares = sorted(points)
@@ -392,7 +432,7 @@ def draw_figure(path: Path) -> None:
             axes.minorticks_off()
         panels[0].set_ylabel("right answers")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
 
 
 def main(arguments: Sequence[str]) -> None:

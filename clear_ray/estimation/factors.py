@@ -117,7 +117,14 @@ def place(observed: Observed, *, tokens_K: NDArray[np.int64]) -> Placed:
     return Placed(cell_M, is_ended_M, ended_MK, at_risk_MK)
 
 
-def fit_factors(x_NP: Array, observed: Observed, *, tokens_K: NDArray[np.int64], label: Label = "verdict") -> Factors:
+def fit_factors(
+    x_NP: Array,
+    observed: Observed,
+    *,
+    tokens_K: NDArray[np.int64],
+    label: Label = "verdict",
+    law_survival_K: Array | None = None,
+) -> Factors:
     """Fit both factors; with nothing observed they are the uninformed law.
 
     Args:
@@ -125,13 +132,14 @@ def fit_factors(x_NP: Array, observed: Observed, *, tokens_K: NDArray[np.int64],
         observed: Answers to some of them.
         tokens_K: The grid.
         label: What says that an answer is right.
+        law_survival_K: What the pooled curve is drawn to, as survival along the grid; the uninformed law if not given.
     """
     right_K, survival_K = law(tokens_K)
     placed = place(observed, tokens_K=tokens_K)
     turn_PR, x_MP = _row_space(x_NP[observed.query_M])
     endings = fit_endings(
         x_MP, placed.ended_MK, placed.at_risk_MK, tokens_K=tokens_K,
-        law_survival_K=survival_K, ridge=ENDING_RIDGE,
+        law_survival_K=survival_K if law_survival_K is None else law_survival_K, ridge=ENDING_RIDGE,
     )  # fmt: skip
     if label == "ended":
         return Factors(endings.turned(turn_PR), None)
@@ -153,7 +161,12 @@ def _row_space(x_MP: Array) -> tuple[Array, Array]:
 
 def law(tokens_K: NDArray[np.int64], *, solvability: float = 0.5) -> tuple[Array, Array]:
     """Return success and survival under the uninformed law, its scale that of the longest answers, each of shape (K,)."""
-    return uninformed(tokens_K, solvability=solvability, scale_tokens=_LAW_SHARE_OF_CAP * float(tokens_K[-1]))
+    return uninformed(tokens_K, solvability=solvability, scale_tokens=law_scale(tokens_K))
+
+
+def law_scale(tokens_K: NDArray[np.int64]) -> float:
+    """Return the length that answers are taken to have before any was seen."""
+    return _LAW_SHARE_OF_CAP * float(tokens_K[-1])
 
 
 def log_likelihood_M(incidence: Incidence, observed: Observed, *, tokens_K: NDArray[np.int64]) -> Array:

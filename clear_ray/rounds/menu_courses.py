@@ -59,19 +59,24 @@ class Seen:
     Attributes:
         answers: What came of them.
         model_M: By which model.
-        has_failed_M: Whether another model had failed on the query before.
+        failures_M: How many answers had failed on the query before.
     """
 
     answers: Observed
     model_M: Integers
-    has_failed_M: NDArray[np.bool_]
+    failures_M: Integers
+
+    @property
+    def has_failed_M(self) -> NDArray[np.bool_]:
+        """Whether any had failed before."""
+        return self.failures_M > 0
 
     def some(self, most: int, *, seed: int) -> Seen:
         """Return at most so many of the answers, drawn at random by the seed."""
         if len(self.answers) <= most:
             return self
         drawn = np.sort(np.random.default_rng(seed).choice(len(self.answers), most, replace=False))
-        return Seen(self.answers.take(drawn), self.model_M[drawn], self.has_failed_M[drawn])
+        return Seen(self.answers.take(drawn), self.model_M[drawn], self.failures_M[drawn])
 
 
 def seen_answers(states: QueryStates) -> Seen:
@@ -89,10 +94,13 @@ def seen_answers(states: QueryStates) -> Seen:
     if is_vote:
         score = states.ballots.is_right_P(query, np.concatenate([past.vote_P, states.vote_N[now]]))
     model = np.concatenate([past.option_P, states.option_N[now]])
-    _, first = np.unique(query, return_index=True)  # past ones stand in their order, and before the current one
-    has_failed = np.full(len(query), not is_vote)
-    has_failed[first] = False
+    order = np.argsort(query, kind="stable")  # past ones stand in their order, and before the current one
+    _, first = np.unique(query[order], return_index=True)
+    before, runs = np.arange(len(query)), np.diff(first, append=len(query))
+    failures = np.zeros(len(query), np.int64)
+    if not is_vote:
+        failures[order] = before - np.repeat(first, runs)
     right = np.where(stopped, np.clip(score, 0.0, 1.0), np.nan)
     keep = tokens > 0
     observed = Observed(query[keep], tokens[keep], stopped[keep], right[keep])
-    return Seen(observed, model[keep], has_failed[keep])
+    return Seen(observed, model[keep], failures[keep])

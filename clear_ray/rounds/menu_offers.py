@@ -307,9 +307,10 @@ class MenuOffers:
         attempt, answer_tokens = states.attempt_N[rows], states.answer_tokens_N[rows]
         block = Block([], [], [])
         for model in range(len(self.calls)):
-            fresh, after = (curves[model].take(rows) for curves in (market.believed.fresh, market.believed.after))
+            believed = [curves[model].take(rows) for curves in market.believed.by_failures]
             goes_on, is_sold = market.goes_on_JN[model, rows], np.full(len(rows), model in models)
-            curves = _either(fresh, after, np.where(goes_on, attempt > 1, attempt > 0))
+            failures = attempt - goes_on
+            curves, after = _of_each(believed, failures), _of_each(believed, failures + 1)
             batch = self._batch(curves, model, market.worth_N, rows)
             is_offered = (goes_on | market.offered_JN[model, rows]) & is_sold
             now = Option(batch, np.where(goes_on, answer_tokens, 0), is_offered)
@@ -367,6 +368,7 @@ class MenuOffers:
             fold_N=self.fold_N,
             seed=self.seed,
             label=self.label,
+            most_failures=self.times * len(self.calls) - 1,
         )
         return beliefs.after(seen if self.learns else None)
 
@@ -403,14 +405,11 @@ class Market:
         return np.flatnonzero(self.is_free_N & (room_JN.max(axis=0, initial=0) > 0))
 
 
-def _either(one: Curves, other: Curves, is_other_N: NDArray[np.bool_]) -> Curves:
-    """Return some queries' curves of one kind, and the rest of another."""
-    if not is_other_N.any():
-        return one
+def _of_each(kinds: Sequence[Curves], kind_N: Integers) -> Curves:
+    """Return each query's curve of its own kind; of numbers above the last kind it is that one."""
+    kind_N, rows = np.minimum(kind_N, len(kinds) - 1), np.arange(len(kind_N))
+    if not kind_N.any():
+        return kinds[0]
     names = ("success_NK", "spend_NK", "survival_NK", "threshold_tokens_N", "solvability_N", "beta_N")
-
-    def mixed(name: str) -> NDArray[np.float32]:
-        a, b = getattr(one, name), getattr(other, name)
-        return np.asarray(np.where(is_other_N[:, None] if a.ndim == 2 else is_other_N, b, a))
-
-    return Curves(one.tokens_K, *(mixed(name) for name in names))
+    chosen = (np.stack([getattr(curves, name) for curves in kinds])[kind_N, rows] for name in names)
+    return Curves(kinds[0].tokens_K, *chosen)

@@ -31,7 +31,7 @@ def seen_of(models: list[int], median_tokens: list[float], *, cut_at: int = 4_00
     )
     is_ended_M, right_M = length_M <= cut_at, np.where(length_M <= cut_at, 1.0, np.nan)
     answers = Observed(np.arange(len(models)) % QUERIES, np.minimum(length_M, cut_at), is_ended_M, right_M)
-    return Seen(answers, model_M, np.zeros(len(models), bool))
+    return Seen(answers, model_M, np.zeros(len(models), np.int64))
 
 
 def mean_tokens(seen: Seen, calls: list[CallCosts]) -> list[float]:
@@ -66,12 +66,25 @@ def test_an_answer_that_follows_a_failure_is_worth_less_until_such_answers_say_o
     share = []
     for failures in (0, 20, 380):
         seen = seen_of([0, 1] * 200, [200.0, 200.0])
-        seen = replace(seen, has_failed_M=np.arange(400) < failures)
+        seen = replace(seen, failures_M=(np.arange(400) < failures).astype(int))
         found = beliefs.after(seen)
         share.append(float((found.after[1].success_NK[:, -1] / found.fresh[1].success_NK[:, -1]).mean()))
     assert share[0] == pytest.approx(0.7, abs=0.02)
     assert share[0] < share[1] < share[2], "all answers here are right, those too that followed"
     assert share[2] > 0.95
+
+
+def test_a_second_failure_counts_as_the_first_until_answers_follow_two() -> None:
+    """Answers that followed one failure were as right as any; of those that follow two nothing is known, or as much."""
+    beliefs = MenuBeliefs(np.zeros((QUERIES, 0)), TOKENS_K, np.ones(3), most_failures=2)
+    share = []
+    for most in (1, 2):
+        seen = replace(seen_of([1] * 400, [200.0] * 3), failures_M=np.arange(400) % (most + 1))
+        right = [float(curves[2].success_NK[:, -1].mean()) for curves in beliefs.after(seen).by_failures]
+        assert right[0] >= right[1] >= right[2] > 0
+        share.append(right[2] / right[1])
+    assert share[0] == pytest.approx(0.7, abs=0.02)
+    assert share[1] > 0.9
 
 
 def test_of_many_answers_some_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +97,7 @@ def test_of_many_answers_some_are_fitted(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.evidence.answers == 300
     np.testing.assert_array_equal(found.fresh[1].spend_NK, again.fresh[1].spend_NK)
     few = beliefs.after(
-        replace(
-            seen, answers=seen.answers.take(np.arange(2)), model_M=seen.model_M[:2], has_failed_M=seen.has_failed_M[:2]
-        )
+        replace(seen, answers=seen.answers.take(np.arange(2)), model_M=seen.model_M[:2], failures_M=seen.failures_M[:2])
     )
     assert few.evidence is not None
     assert few.evidence.answers == 2

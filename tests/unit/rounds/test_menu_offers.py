@@ -319,7 +319,7 @@ def test_a_dear_model_is_tried_first_on_what_the_cheap_one_got_wrong(seed: int) 
         wrong |= {index for index in clearing.index_M.tolist() if not batch.is_right_JN[0, index]}
     else:
         pytest.fail("the dear model was never tried")
-    assert found > 0.7, "less than half are right by the cheap one alone, and that takes two fifths of the budget"
+    assert found > 0.65, "less than half are right by the cheap one alone, and that takes two fifths of the budget"
 
 
 @pytest.mark.parametrize("is_true", [True, False])

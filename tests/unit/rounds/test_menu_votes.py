@@ -108,11 +108,11 @@ def played(share: float, seed: int, *, given: bool) -> tuple[Votes, float]:
 @pytest.mark.parametrize("given", [True, False])
 def test_votes_of_two_models_are_right_more_often_than_either_or_a_mixture(given: bool) -> None:
     """One answer of the cheap model each is right of .6, of the dear one of .9: a mixture at .55 of its cost of .75."""
-    of_both, cheap = 0, [0, 0]
-    for seed in range(2):
+    of_both, cheap, rights = 0, [0, 0], []
+    for seed in range(4):
         batch, right = played(0.55, seed, given=given)
         assert batch.spent <= batch.budget
-        assert right >= 0.78
+        rights.append(right)
         asked: dict[int, list[int]] = {}
         for index, model, before in batch.asked:
             if before == 0:
@@ -123,6 +123,7 @@ def test_votes_of_two_models_are_right_more_often_than_either_or_a_mixture(given
         for index, models in asked.items():
             cheap[int(batch.is_easy_N[index])] += models.count(0)
         assert all(bound >= gap >= 0 for bound, gap in batch.bounds)
+    assert np.mean(rights) >= 0.78, "one batch of 80 queries is good to .05"
     if given:
         assert cheap[1] > 3 * cheap[0], "where the kinds are known the cheap one votes on the easy ones"
     else:
