@@ -6,8 +6,10 @@ is right by the ceiling and C what it is expected to spend,
 
     success = 1 - product over j of (1 - P_j),      spend = sum over j of C * product over i < j of (1 - P_i),
 
-each an average over the kinds that the query may be of (`likeness`), by what its attempts have shown so far. Where prompts
-are paid for, C holds the prompt of each call, and the answer that one goes on with. Every plan is a point (spend, success);
+each an average over the kinds that the query may be of (`likeness`), by what its attempts have shown so far. An attempt that
+is left before it has ended counts as a wrong one: else plans would be better for not looking, and answers that will probably
+be wrong would be left for fresh ones although going on with them costs less. Where prompts are paid for, C holds the prompt
+of each call, and the answer that one goes on with. Every plan is a point (spend, success);
 the upper concave envelope over all plans of a query is what the price sees. The grant is that of the plan's next attempt
 alone: what comes of it is known before the next one is priced.
 
@@ -30,7 +32,6 @@ from clear_ray.estimation.likeness import Likeness, curves_of_kinds
 from clear_ray.rounds.batch import Batch
 
 Array = NDArray[np.float64]
-_LEAST = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +43,7 @@ class AttemptStates:
         left_N: How many attempts each may still begin.
         wrong_N: How many answers ended and were wrong.
         right_N: How many ended and were right.
+        unended_N: How many were left before they ended.
         weight_ZN: What is believed of each one's kind.
         likeness: How alike the answers to one query are.
     """
@@ -50,6 +52,7 @@ class AttemptStates:
     left_N: NDArray[np.int64]
     wrong_N: Array
     right_N: Array
+    unended_N: Array
     weight_ZN: Array
     likeness: Likeness
 
@@ -60,6 +63,7 @@ class AttemptStates:
             self.left_N[rows],
             self.wrong_N[rows],
             self.right_N[rows],
+            self.unended_N[rows],
             self.weight_ZN[:, rows],
             self.likeness,
         )
@@ -123,9 +127,13 @@ PlansOf = Callable[["AnswerOdds", "AnswerOdds | None"], list[Plans]]
 
 
 def _stacked(batch: Batch, plans: list[Plans], *, left_N: NDArray[np.int64]) -> Menu:
-    """Return plans as one menu, in the batch's weights and costs; `left_N` is how many attempts each query may begin."""
+    """Return plans as one menu, in the batch's weights and costs; `left_N` is how many attempts each query may begin.
+
+    What is granted nothing next is no plan: going on up to a ceiling that the answer has reached is a fresh attempt.
+    """
     columns = (np.concatenate(parts) for parts in zip(*plans, strict=True))
     success, spend, tokens, first_success, first_spend, is_fresh = columns
+    success, spend = (np.where(tokens > 0, column, 0.0) for column in (success, spend))
     return Menu(
         success_JN=success * batch.weight_N,
         spend_JN=spend * batch.cost_N,
@@ -154,14 +162,6 @@ class AnswerOdds:
     spend_KZN: Array
     read_N: Array
     ended_KZN: Array
-
-    @property
-    def wrong_KZN(self) -> Array:
-        """Of answers that are not right, the share that ended all the same."""
-        wrong: Array = np.clip(
-            (self.ended_KZN - self.success_KZN) / np.maximum(1.0 - self.success_KZN, _LEAST), 0.0, 1.0
-        )
-        return wrong
 
     @staticmethod
     def of(curves: Curves, batch: Batch, started_N: NDArray[np.int64], most_tokens_N: NDArray[np.int64]) -> AnswerOdds:
@@ -211,13 +211,14 @@ def _again(fresh: AnswerOdds, ongoing: AnswerOdds | None, standing: AttemptState
     trust, weight_ZN = standing.likeness.trust, standing.weight_ZN
     unsolved, spend = np.ones_like(fresh.success_KZN), np.zeros_like(fresh.success_KZN)
     first, plans = fresh if ongoing is None else ongoing, []
-    wrong = np.broadcast_to(standing.wrong_N, unsolved.shape)
+    wrong_N = standing.wrong_N + standing.unended_N
+    if ongoing is None:
+        wrong_N = wrong_N + (standing.started_tokens_N > 0)  # is left for a fresh one
     for number in range(int(standing.left_N.max(initial=0)) + (ongoing is not None)):
         answer = first if number == 0 else fresh
-        doubt = 1.0 if np.isinf(trust) else trust / (trust + wrong)
+        doubt_N = 1.0 if np.isinf(trust) else trust / (trust + wrong_N + number)
         spend = spend + unsolved * (answer.spend_KZN + answer.read_N)
-        unsolved = unsolved * (1.0 - answer.success_KZN * doubt)
-        wrong = wrong + answer.wrong_KZN
+        unsolved = unsolved * (1.0 - answer.success_KZN * doubt_N)
         can_N = (standing.left_N >= number + (ongoing is None)) & (first.tokens_KN[-1] > 0)
         if ongoing is not None:
             can_N &= standing.started_tokens_N > 0

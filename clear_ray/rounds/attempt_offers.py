@@ -173,12 +173,17 @@ def attempt_states(
     place_N[index] = np.arange(len(index))
     some = tried.of_queries(place_N >= 0)
     some = replace(some, query_P=place_N[some.query_P])
-    is_wrong_P = some.is_ended_P & ~some.is_right_P
+    started_N = np.where(states.may_go_on_N, states.answer_tokens_N, 0)[index]
+
+    def count_N(is_one_P: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.bincount(some.query_P[is_one_P], minlength=len(index)).astype(np.float64)
+
     return AttemptStates(
-        started_tokens_N=np.where(states.may_go_on_N, states.answer_tokens_N, 0)[index],
+        started_tokens_N=started_N,
         left_N=states.left_N[index],
-        wrong_N=np.bincount(some.query_P[is_wrong_P], minlength=len(index)).astype(np.float64),
-        right_N=np.bincount(some.query_P[some.is_right_P], minlength=len(index)).astype(np.float64),
+        wrong_N=count_N(some.is_ended_P & ~some.is_right_P),
+        right_N=count_N(some.is_right_P),
+        unended_N=count_N(~some.is_ended_P & (some.tokens_P > 0)) - (started_N > 0),
         weight_ZN=kind_weights(batch.curves.take(index), likeness.rho, likeness.kinds, some),
         likeness=likeness,
     )

@@ -104,6 +104,7 @@ class VotingMenuOffers(MenuOffers):
             left_N=left_N[index],
             wrong_N=np.zeros(len(index)),
             right_N=np.zeros(len(index)),
+            unended_N=np.zeros(len(index)),
             weight_ZN=kind_weights(curves.take(index), likeness.rho, likeness.kinds, some),
             likeness=likeness,
         )

@@ -148,7 +148,7 @@ def standing(
     queries: int, *, left: int = 3, trust: float = np.inf, started: int = 0, wrong: float = 0.0, right: float = 0.0
 ) -> AttemptStates:
     likeness = Likeness(rho=0.0, trust=trust)
-    counts = (np.full(queries, wrong), np.full(queries, right))
+    counts = (np.full(queries, wrong), np.full(queries, right), np.zeros(queries))
     return AttemptStates(np.full(queries, started), np.full(queries, left), *counts, np.ones((1, queries)), likeness)
 
 
@@ -215,9 +215,24 @@ def test_grants_of_attempts_fit_with_their_prompts_and_what_is_owed(
 def test_wrong_answers_lower_what_is_believed_of_the_next_attempt_as_a_beta_distribution_has_it() -> None:
     menu = menu_of(two_outcomes(0.3, 0.2), standing(1, trust=4.0, wrong=2.0), most_tokens_N=np.full(1, 100))
     assert menu.first_success_JN[1, 0] == pytest.approx(0.3 * 4 / 6, rel=1e-5)
-    # Of attempts that are not right, five in seven ended, and speak against the next one.
-    again = 0.3 * 4 / (6 + 5 / 7)
+    # An attempt that is not right speaks against the next one, whether it ended or was cut and left.
+    again = 0.3 * 4 / 7
     assert menu.success_JN[6, 0] == pytest.approx(1 - (1 - 0.3 * 4 / 6) * (1 - again), rel=1e-5)
+
+
+@PROPERTY
+@given(st.integers(0, 10_000), st.integers(1, 20), st.sampled_from([0.5, 4.0, np.inf]), st.floats(0.0, 3.0))
+def test_no_plan_solves_more_for_leaving_an_answer_that_it_could_go_on_with(
+    seed: int, started: int, trust: float, wrong: float
+) -> None:
+    batch, left = batch_of(seed, 1), 3
+    where = standing(1, left=left, trust=trust, started=started, wrong=wrong)
+    menu = menu_of(batch, where, most_tokens_N=np.full(1, 100))
+    success_JN, ceilings = menu.success_JN[1:, 0], len(batch.curves.tokens_K)
+    fresh, ongoing = success_JN[: left * ceilings], success_JN[left * ceilings :]
+    goes_on = menu.tokens_JN[1 + left * ceilings :, 0] > 0
+    # Going on up to a ceiling, and then as many fresh attempts under it.
+    assert (ongoing[ceilings:] >= fresh - 1e-9)[goes_on[ceilings:]].all()
 
 
 def test_going_on_is_offered_beside_a_fresh_attempt_and_never_past_the_ceiling() -> None:

@@ -98,7 +98,13 @@ def test_ample_tokens_keep_the_most_frequent_result(seed: int) -> None:
 def standing(left: int) -> AttemptStates:
     one = np.ones(1)
     return AttemptStates(
-        np.zeros(1, np.int64), np.array([left]), 0 * one, 0 * one, np.ones((1, 1)), Likeness(rho=0.0, trust=np.inf)
+        np.zeros(1, np.int64),
+        np.array([left]),
+        0 * one,
+        0 * one,
+        0 * one,
+        np.ones((1, 1)),
+        Likeness(rho=0.0, trust=np.inf),
     )
 
 
