@@ -94,7 +94,8 @@ def workers_wanted(
 def _in_time(tokens: float, workers: int, rate: float, start_seconds: float, seconds_left: float, most: int) -> int:
     """Return the fewest engines that make so many tokens in time, or `most` if none do."""
     if tokens <= workers * rate * seconds_left:
-        return math.ceil(tokens / (rate * seconds_left)) if tokens else 0
+        each_makes = rate * seconds_left  # next to nothing is rounded to nothing
+        return math.ceil(tokens / each_makes) if tokens and each_makes else 0
     if seconds_left <= start_seconds:
         return most
     return int(

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from clear_ray.cluster.scaling import RateMeter, Work, planned_work, workers_wanted
@@ -93,6 +93,7 @@ def test_nothing_is_added_before_the_rate_is_known(work: Work, workers: int, mos
 
 
 @given(works, counts, rates, seconds, st.none() | st.floats(-1e5, 1e5))
+@example(Work(5e-324, 1.0, 1.0), 2, 0.5, 1.0, 5e-324)
 def test_none_is_added_that_would_come_too_late_to_help(
     work: Work, workers: int, rate: float, start: float, left: float | None
 ) -> None:
