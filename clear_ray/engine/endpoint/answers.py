@@ -20,6 +20,7 @@ _ENDS = frozenset(
 _CUTS = frozenset(("length", "max_tokens", "model_length", "max_output_tokens"))
 _BROKEN_OFF = frozenset(("error", "abort", "insufficient_system_resource"))
 _NO_CHOICE = "it gave no answer"
+_TOKENS_A_WORD = 4 / 3
 _BAD_GATEWAY, _SERVER_ERROR = 502, 500
 
 
@@ -191,8 +192,9 @@ def generation_of(grant: Grant, reply: EndpointReply, *, sent_text: str, can_con
     is_cut, error = finish in _CUTS, ""
     if not is_cut and finish not in _ENDS:
         error = f"the endpoint ended the answer: {reply.finish}" if reply.finish else ""
-        # Some never say why; a grant that is used up has cut it.
-        is_cut = not reply.finish and spent == grant.max_tokens
+        # Some never say why; a grant that is used up has cut it. Where nobody counted there are four tokens to three words.
+        used = len(reply.text.split()) * _TOKENS_A_WORD if reply.usage is None else spent
+        is_cut = not reply.finish and used >= grant.max_tokens
     text = sent_text + reply.text
     return Generation(
         query_id=grant.query_id,

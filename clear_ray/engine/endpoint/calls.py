@@ -216,7 +216,9 @@ class Calls:
         """Return what a fault is raised as."""
         if fault.kind == "fatal":
             status = int(fault.said[:3]) if fault.said[:3].isdigit() else 0
-            return self._end(f"the endpoint answers {fault.said}", remedy=_REMEDIES.get(status, _REMEDIES[402]))
+            return self._end(
+                f"the endpoint answers {fault.said.rstrip('.')}", remedy=_REMEDIES.get(status, _REMEDIES[402])
+            )
         if fault.kind == "refused":
             if not self.counts.get("answered") and self.counts["refused"] >= _MOST_REFUSALS:
                 return self._end(f"the endpoint refuses whatever it is asked: {fault.said}")

@@ -165,6 +165,14 @@ def test_why_an_answer_ended_is_said_in_many_words(finish: str, reason: str) -> 
     assert told(200, answer(finish=finish))[0].finish_reason == reason
 
 
+@pytest.mark.parametrize(("words", "reason"), [(5, "stop"), (18, "length")])
+def test_an_answer_with_neither_reason_nor_usage_is_over_unless_its_words_fill_the_grant(
+    words: int, reason: str
+) -> None:
+    generation, _ = told(200, answer("w " * words, finish=None, usage=None))
+    assert (generation.finish_reason, len(generation.token_ids)) == (reason, 20)
+
+
 @pytest.mark.parametrize("choices", [[], None])
 def test_no_choice_with_a_usage_is_an_answer_that_was_kept_back_and_costs_what_it_says(choices: Any) -> None:
     usage = {"prompt_tokens": 8, "completion_tokens": 0, "total_tokens": 8}
