@@ -4,12 +4,15 @@ torch multiplies float32 by MKL, which puts a weight in its order anew for every
 half of a processor idle that Intel did not make. oneDNN comes with torch as well, and takes a weight that was put in order
 once; torch's own compiler has it do so. docs/performance.md has what that saves.
 
-Products differ by rounding alone, as they do between any two processors.
+Products differ by rounding alone, as they do between any two processors. A packed model answers where it is: it can neither
+be copied nor saved.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from torch import nn
 
 _ROWS_EXPECTED = 8  # of a pass that generates; any number is multiplied
 _MOST_APART = 1e-4  # of the largest product
-_SHARED_ROOM = 8
+_COPIES_SHARE = 0.25  # of the free memory
 
 
 class PackedLinear(nn.Linear):
@@ -44,8 +47,9 @@ class PackedLinear(nn.Linear):
 def pack_linears(model: nn.Module, *, free_bytes: int) -> int:
     """Pack the weights of a model's linear layers; return of how many.
 
-    A weight takes as much memory as before, unless it is another part's too: the head of many models is their table of
-    tokens. Such a one is packed where there is room for both.
+    A packed weight takes as much memory as a plain one, which it takes the place of. It is memory on top where the plain one
+    stays: the head of many models is their table of tokens, and weights that were saved in float32 are pages of their file,
+    which all processes share. Such are packed as far as a quarter of the free memory goes.
 
     Args:
         model: A model for inference. Layers that are not float32 on a CPU are left as they are, and all of them where this
@@ -56,15 +60,32 @@ def pack_linears(model: nn.Module, *, free_bytes: int) -> int:
     if not layers or not _multiplies_alike(min(layers, key=lambda layer: layer.weight.numel())):
         return 0
     users = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
-    taken = [
-        layer for layer in layers if users[id(layer.weight)] == 1 or layer.weight.nbytes * _SHARED_ROOM < free_bytes
-    ]
-    for layer in taken:
+    room, mapped, taken = _COPIES_SHARE * free_bytes, _MappedFiles(), 0
+    for layer in layers:
+        if users[id(layer.weight)] > 1 or layer.weight.data_ptr() in mapped:
+            if layer.weight.nbytes > room:
+                continue
+            room -= layer.weight.nbytes
         packed = _pack(layer.weight.data)
         del layer.weight
         layer.__class__ = PackedLinear
         layer._packed = packed
-    return len(taken)
+        taken += 1
+    return taken
+
+
+class _MappedFiles:
+    """What of this process's memory is pages of files, as far as the system tells."""
+
+    def __init__(self) -> None:
+        maps = Path("/proc/self/maps")
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.is_file() else []
+        ranges = [line.split()[0].split("-") for line in lines if line.split()[4] != "0"]  # the number of the file
+        self._ranges = sorted((int(first, 16), int(end, 16)) for first, end in ranges)
+
+    def __contains__(self, address: int) -> bool:
+        place = bisect(self._ranges, (address, address)) - 1
+        return any(first <= address < end for first, end in self._ranges[max(place, 0) : place + 2])
 
 
 def _is_fit(weight: torch.Tensor) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clear_ray.engine.loading import load_model
@@ -62,9 +64,17 @@ def test_a_layer_that_is_asked_for_its_weight_is_a_plain_one_again(model: Small)
 
 
 def test_a_shared_weight_is_packed_only_where_there_is_room_for_both(model: Small) -> None:
-    assert pack_linears(model, free_bytes=8 * model.head.weight.nbytes) == 2
+    assert pack_linears(model, free_bytes=4 * model.head.weight.nbytes - 1) == 2
     assert type(model.head) is nn.Linear
     assert model.head.weight is model.table.weight
+
+
+def test_pages_of_a_file_are_packed_only_as_far_as_there_is_room(model: Small, tmp_path: Path) -> None:
+    save_file({"wide": model.wide.weight.data, "narrow": model.narrow.weight.data}, tmp_path / "weights.safetensors")
+    mapped = load_file(tmp_path / "weights.safetensors")
+    model.wide.weight, model.narrow.weight = (nn.Parameter(mapped[name]) for name in ("wide", "narrow"))
+    assert pack_linears(model, free_bytes=4 * model.wide.weight.nbytes) == 1
+    assert [type(each) for each in (model.wide, model.narrow, model.head)] == [PackedLinear, nn.Linear, nn.Linear]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
