@@ -157,7 +157,9 @@ class EngineActors:
 
     def share_loaded(self) -> float | None:
         """Return the share of its weights that the first worker has read which is not up; None if it does not tell."""
-        return share_loaded(self._name(min(self.up(), len(self) - 1)))
+        ready, _ = ray.wait(self._cards, num_returns=len(self._cards), timeout=0)
+        loading = (place for place, card in enumerate(self._cards) if card not in ready)
+        return share_loaded(self._name(next(loading, len(self) - 1)))
 
     def wait(
         self, is_wanted: Callable[[], bool] = lambda: True, told: Callable[[float | None], None] = lambda _: None
