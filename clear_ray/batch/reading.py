@@ -125,8 +125,8 @@ class PartsRead:
                     pipeline = self._pipeline(list(left.values()), len(self._parts) - len(left)) if left else ()
                     for found in pipeline:
                         for first, file in zip(found["first"].to_pylist(), found["file"].to_pylist(), strict=True):
-                            del left[first]
-                            self._news.put(file)
+                            if left.pop(first, None) is not None:
+                                self._news.put(file)
                 except Exception as error:
                     if not is_callers_death(error) or not tries_left:
                         raise

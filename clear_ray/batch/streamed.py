@@ -36,6 +36,9 @@ from clear_ray.stages.probe import Probe, homes_of
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 from clear_ray.storage import Folder
 
+_PARTS_ASTRAY = 16
+"""So many parts later than those that are missing may have been read when a start ended."""
+
 
 def is_streamed_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries clears its first price over a part of them."""
@@ -95,8 +98,7 @@ class StreamedProbe:
             ResumeError: A file of estimates is damaged.
         """
         is_estimated_N, kept = estimated_already(self._folder, len(self.place_N), ESTIMATES)
-        for path in kept:
-            self._take(path)
+        self._take_up(kept)
         rest, rows = self._order_N[~is_estimated_N[self._order_N]], CALLS_A_FILE * self._homes.stretch
         parts = np.split(rest, range(rows, len(rest), rows)) if len(rest) else []
         self._rows_of_parts.extend(map(len, parts))
@@ -140,6 +142,14 @@ class StreamedProbe:
         self.widening.note_clearing()
         self._send()
 
+    def _take_up(self, kept: Sequence[str]) -> None:
+        """Take up files of starts before; where they are of another order, and no sample, all is read before it is priced."""
+        for path in kept:
+            self._take(path)
+        astray = _PARTS_ASTRAY * CALLS_A_FILE * self._homes.stretch
+        if kept and self.place_N[self.growing.is_known_N].max() >= 2 * self.widening.known + astray:
+            self.widening.wanted = len(self.place_N)
+
     def _take(self, path: str) -> None:
         self._failed += self.growing.read(path)
         self._files.add(path)
@@ -147,10 +157,18 @@ class StreamedProbe:
         self._has_news = True
 
     def _send(self) -> None:
-        while self._is_open and self._rows_of_parts and self._sent < self.widening.wanted:
+        if not self._is_open:
+            return
+        before = self._sent_parts
+        while self._rows_of_parts and self._is_short(begun=self._sent_parts - before):
             self._sent += self._rows_of_parts.popleft()
             self._sent_parts += 1
-            self._parts.allow(self._sent_parts)
+        self._parts.allow(self._sent_parts)
+
+    def _is_short(self, begun: int) -> bool:
+        """Whether what has been sent for will not do; Ray Data may have had another part read, and a shorter one."""
+        is_idle = not begun and not len(self._parts)
+        return self._sent < self.widening.wanted or (is_idle and self.widening.known < self.widening.wanted)
 
     def _end(self) -> None:
         """Note on disk that all is read; what a caller of a start before has written since is not looked at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,14 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
 from clear_ray.batch.reading import PartsRead
 from clear_ray.batch.round_loop import play_rounds
-from clear_ray.batch.streamed import is_read, is_streamed_run
+from clear_ray.batch.streamed import StreamedProbe, is_read, is_streamed_run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.run_folder.estimates import ESTIMATES, estimated_already
 from clear_ray.run_folder.grants import read_grants
+from clear_ray.run_folder.growing import GrowingBatch
 from clear_ray.stages.gate import Gate
+from clear_ray.stages.homes import Homes
 from clear_ray.storage import open_folder
 from tests.unit.batch import test_round_loop
 from tests.unit.batch.test_round_loop import QUERIES, KilledError, check, started
@@ -173,6 +175,56 @@ def test_what_a_caller_says_ends_the_run_and_so_does_one_that_dies_again_and_aga
     with pytest.raises(type(errors[0])):
         all_back(parts)
     parts.close()
+
+
+class Known:
+    """The batch of a reader, which knows of files what queries they are of."""
+
+    def __init__(self, queries: int) -> None:
+        self.is_known_N = np.zeros(queries, bool)
+        self.of_file: dict[str, np.ndarray] = {}
+
+    def read(self, path: str) -> list[int]:
+        self.is_known_N[self.of_file[path]] = True
+        return []
+
+
+def reader_of(gate: Gate, queries: int, *, slots: int) -> StreamedProbe:
+    """Return a reader whose last part, which is a short one, is read before the one that it follows."""
+    known = Known(queries)
+
+    def pipeline(parts: Sequence[np.ndarray], back: int) -> Iterator[pa.Table]:
+        for number, part in enumerate([*parts[:-2], *reversed(parts[-2:])]):
+            asyncio.run(gate.passed(back + number))
+            known.of_file[f"file {part[0]}"] = part
+            yield pa.table({"rows": [len(part)], "first": [int(part[0])], "file": [f"file {part[0]}"]})
+
+    parts, homes = PartsRead(pipeline, gate), Homes(4, 1)
+    return StreamedProbe(gate.folder, cast(GrowingBatch, known), parts, homes=homes, slots=slots, seed=0)
+
+
+@pytest.mark.parametrize("queries", [33, 741, 745, 800])
+def test_ray_may_have_a_short_part_read_before_the_one_that_it_follows(gate: Gate, queries: int) -> None:
+    reader = reader_of(gate, queries, slots=16)
+    reader.begin()
+    reader.open()
+    for _ in range(1_000):
+        reader.look(1.0)
+        if reader.widening.is_due:
+            reader.note_clearing()
+        if reader.widening.is_whole:
+            break
+    assert reader.widening.known == queries
+    reader._parts.close()
+
+
+def test_what_was_read_in_another_order_is_no_sample(gate: Gate) -> None:
+    for first, is_sample in ((range(3_000), False), (None, True)):
+        reader = reader_of(gate, 40_000, slots=16)
+        known = cast(Known, reader.growing)
+        known.of_file["kept"] = np.arange(40_000)[np.array(first)] if first else np.argsort(reader.place_N)[:3_000]
+        reader._take_up(["kept"])
+        assert (reader.widening.wanted < 40_000) is is_sample
 
 
 def test_there_may_be_nothing_to_read(gate: Gate) -> None:
