@@ -123,13 +123,16 @@ def _hopes(
     ceiling, uniform_utility = _best_uniform(batches, budget_tokens / scale)
     main = main_round(rounds, has_learned=has_learned)
     curve = budget_curve(*batches, budget_tokens=budget_tokens, queries=estimates.queries)
-    expected = main.expected_utility if main else 0.0
+    own = next(point for point in curve if point.budget_tokens == budget_tokens)
+    price, expected = (main.shadow_price, main.expected_utility) if main else (0.0, 0.0)
     if has_learned or is_streamed(rounds):
         # Stages grant parts of what they priced, under beliefs that changed: their expectations do not add up to anything.
         # Nor do those of prices of ever more queries.
-        expected = next(point.utility for point in curve if point.budget_tokens == budget_tokens)
+        expected = own.utility
+    if is_streamed(rounds):  # and none of these prices is that of the whole budget
+        price = own.shadow_price
     return {
-        "shadow_price": main.shadow_price if main else 0.0,
+        "shadow_price": price,
         "expected_utility": expected,
         "uniform_max_tokens": ceiling,
         "uniform_expected_utility": uniform_utility * scale,

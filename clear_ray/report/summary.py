@@ -211,7 +211,8 @@ class RunReport(Part):
     probe_tokens: int = 0
     """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float
-    """Price of the main clearing: what one further token was worth, in expected correct answers."""
+    """What one further token was worth, in expected correct answers: the price of the main clearing; if the first price was
+    cleared over a part of the queries, that of the whole budget, had all of them been priced together."""
     queries: int
     """Queries in the batch; completed + abandoned + failed."""
     completed: int
@@ -290,6 +291,11 @@ class RunReport(Part):
     def main_round(self) -> RoundReport | None:
         """See `main_round`."""
         return main_round(self.rounds, has_learned=self.has_learned)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the first price was cleared while prompts were being read."""
+        return is_streamed(self.rounds)
 
     @property
     def accuracy(self) -> float | None:

@@ -13,7 +13,6 @@ from clear_ray.report.summary import (
     LearningReport,
     RoundReport,
     RunReport,
-    is_streamed,
 )
 from clear_ray.report.wording import (
     amount,
@@ -53,7 +52,7 @@ def summary_text(report: RunReport) -> str:
     if report.rounds:
         lines += ["", *_round_table(report.rounds, report.unit)]
     if report.main_round is not None:
-        lines += ["", _certificate(report.main_round)]
+        lines += ["", _certificate(report.main_round, report.queries)]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
     if report.wasted_tokens:
         wasted = f"{amount(report.wasted_tokens, report.unit)} whose answers were lost; they stay charged"
@@ -213,7 +212,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     gain = times(report.expected_utility, report.uniform_expected_utility)
     uniform = _against(report.uniform_expected_utility, report.uniform_max_tokens)
     when = "by what it knows now" if report.has_learned else "at the first clearing"
-    when = "at one price of all" if is_streamed(report.rounds) else when
+    when = "at one price of all" if report.is_streamed else when
     hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
         ("budget", f"{amount(report.budget_tokens, report.unit)}, {spent}"),
@@ -295,8 +294,10 @@ def _charged_for(report: RunReport) -> str:
     return "not charged" if report.unit == "tokens" else _charged(report.probe_tokens, report.unit)
 
 
-def _certificate(main: RoundReport) -> str:
-    bound = f"no sharing of round {main.number} can be expected to give more than {expected(main.dual_bound)} correct"
+def _certificate(main: RoundReport, queries: int) -> str:
+    known = "" if main.known_queries is None else f", over {count(main.known_queries)} of {plural(queries, 'query')},"
+    shared = f"no sharing of round {main.number}{known}"
+    bound = f"{shared} can be expected to give more than {expected(main.dual_bound)} correct"
     return _labelled(
         "certificate",
         f"{bound}; this one {expected(main.expected_utility + main.later_utility)} (gap {answers(main.gap)})",

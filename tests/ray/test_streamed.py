@@ -49,6 +49,8 @@ def test_the_first_answers_come_before_the_last_prompt_is_read(replay_settings: 
     assert report.spent_tokens > 0.98 * report.budget_tokens
     at_once = next(point for point in whole.report.budget_curve if point.budget_tokens == report.budget_tokens)
     assert report.expected_utility == pytest.approx(at_once.utility)
+    assert report.shadow_price == pytest.approx(at_once.shadow_price)
+    assert report.shadow_price > 0
     assert report.correct == sum(row["correct"] for row in completions_of(result))
     assert run(None, RunConfig.parse(settings)).report == report, "a finished run is only read"
 

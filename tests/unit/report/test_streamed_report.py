@@ -1,0 +1,44 @@
+"""What is said of a run whose price was cleared while its prompts were read: over how many, and one price of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clear_ray.report.summary import RunReport
+from clear_ray.report.text import summary_text
+from tests.unit.report.reading import read_page
+from tests.unit.report.samples import round_report, run_report
+from tests.unit.report.test_learning_report import page
+
+
+def streamed_report(**changes: Any) -> RunReport:
+    """Return a run whose second clearing, over 80 of 199 queries, granted most of those after the first."""
+    known = (50, 80, 140, None)
+    rounds = tuple(round_report(number, known_queries=queries) for number, queries in enumerate(known, 1))
+    return run_report(**{"rounds": rounds} | changes)
+
+
+def shown(report: RunReport, folder: Path) -> str:
+    return " ".join(read_page(page(report, folder)).text.split())
+
+
+def test_a_certificate_says_over_how_many_queries_it_is(tmp_path: Path) -> None:
+    report = streamed_report()
+    assert report.main_round is not None
+    assert report.main_round.number == 2
+    assert "no sharing of round 2, over 80 of 199 queries, can be expected to give more" in summary_text(report)
+    assert "the tokens of round 2, which was cleared over 80 of 199 queries, could be expected" in shown(
+        report, tmp_path
+    )
+    whole = run_report()
+    assert "no sharing of round 1 can be expected to give more" in summary_text(whole)
+    assert "the tokens of round 1 could be expected" in shown(whole, tmp_path)
+
+
+def test_a_page_takes_no_price_for_that_of_all_grants(tmp_path: Path) -> None:
+    text = shown(streamed_report(), tmp_path)
+    assert "more than the price of its round" in text
+    assert "over all queries together, would have been 3.1 expected correct answers" in text
+    assert "Its price was" not in text
+    assert "would have been" not in shown(run_report(), tmp_path)
