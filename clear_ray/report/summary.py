@@ -297,6 +297,10 @@ class RunReport(Part):
         """Whether the first price was cleared while prompts were being read."""
         return is_streamed(self.rounds)
 
+    def known_in(self, row: RoundReport) -> int:
+        """Return how many queries a round was cleared over."""
+        return self.queries if row.known_queries is None else row.known_queries
+
     @property
     def accuracy(self) -> float | None:
         """Share of the scored queries that were answered correctly; None if nothing was scored."""

@@ -50,7 +50,7 @@ def summary_text(report: RunReport) -> str:
         for failure in report.failures[:_MOST_FAILURES]
     ]
     if report.rounds:
-        lines += ["", *_round_table(report.rounds, report.unit)]
+        lines += ["", *_round_table(report)]
     if report.main_round is not None:
         lines += ["", _certificate(report.main_round, report.queries)]
     lines += [_labelled("warning", printable(warning, most=400)) for warning in report.warnings]
@@ -312,12 +312,14 @@ def _price_cell(price: float, unit: str) -> str:
     return per_thousand(price) if unit == "tokens" else priced(price, unit).partition(" ")[0]
 
 
-def _round_table(rounds: Sequence[RoundReport], unit: str) -> list[str]:
+def _round_table(report: RunReport) -> list[str]:
     """Return one line for each round and a heading; of many rounds the first ones and the last."""
+    rounds, unit, is_streamed = report.rounds, report.unit, report.is_streamed
     shown = rounds if len(rounds) <= _MOST_ROUNDS else [*rounds[: _MOST_ROUNDS - 2], rounds[-1]]
     asks_again = any(row.again for row in rounds)
     heading = (
         "round",
+        *(["known"] if is_streamed else []),
         _price_heading(unit),
         "new",
         "continued",
@@ -332,6 +334,7 @@ def _round_table(rounds: Sequence[RoundReport], unit: str) -> list[str]:
     table = [
         (
             "service" if row.is_service else str(row.number),
+            *([count(report.known_in(row))] if is_streamed else []),
             _price_cell(row.shadow_price, unit),
             count(row.fresh),
             count(row.continued),

@@ -36,6 +36,20 @@ def test_a_certificate_says_over_how_many_queries_it_is(tmp_path: Path) -> None:
     assert "the tokens of round 1 could be expected" in shown(whole, tmp_path)
 
 
+def test_the_rounds_say_how_many_queries_were_known(tmp_path: Path) -> None:
+    lines = summary_text(streamed_report()).split("\n")
+    (at,) = (place for place, line in enumerate(lines) if line.startswith("  round"))
+    assert lines[at].split()[:4] == ["round", "known", "price/1,000", "new"]
+    known = ["50", "80", "140", "199"]
+    assert [line.split()[:2] for line in lines[at + 1 : at + 5]] == [[str(n), k] for n, k in enumerate(known, 1)]
+    text = shown(streamed_report(), tmp_path)
+    assert "Round Known Price per 1,000" in text
+    assert "How many queries had been read when the price of a round was cleared." in text
+    assert "1 50 3.16,368" in text
+    assert "4 199 0.775398" in text
+    assert "known" not in summary_text(run_report()) + shown(run_report(), tmp_path)
+
+
 def test_a_page_takes_no_price_for_that_of_all_grants(tmp_path: Path) -> None:
     text = shown(streamed_report(), tmp_path)
     assert "more than the price of its round" in text
