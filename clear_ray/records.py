@@ -138,10 +138,10 @@ COMPLETION_SCHEMA = pa.schema(
 )
 """A query's answer and account, in the order of the input. `answer` is what the scorer read as the final answer, `verdict`
 why it got its score. `max_tokens` is the sum of its grants, `spent_tokens` what was generated for it (at `cost` each),
-`reservation_price` the price above which nothing would have been bought for it, `error_code` one of `stages.causes`, and
-`ended_at` when its answer ended, Unix seconds. `attempts` is how many answers it was asked for, and `sample`
-which of them this is; `logprobs` is as in `ATTEMPT_SCHEMA`, and `engine` is the one of several that gave it. `n` and `choice`
-are those of `QUERY_SCHEMA`."""
+`reservation_price` the price above which nothing would have been bought for it (0, and no `price`, of a query that was not
+read before the run was ordered to end), `error_code` one of `stages.causes`, and `ended_at` when its answer ended, Unix
+seconds. `attempts` is how many answers it was asked for, and `sample` which of them this is; `logprobs` is as in
+`ATTEMPT_SCHEMA`, and `engine` is the one of several that gave it. `n` and `choice` are those of `QUERY_SCHEMA`."""
 
 ANSWER_SCHEMA = pa.schema(
     [

@@ -63,6 +63,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         error_of_index=estimates.error_of_index,
         unit=run.config.unit,
         stopped=(stopped := read_orders(folder, run.config.budget_tokens).stop),
+        is_known_N=estimates.is_known_N,
     )
     give_back_memory(len(spent_N))
     _write_completions(folder, verdicts, run.void_attempts())

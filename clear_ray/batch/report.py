@@ -317,7 +317,12 @@ def _by_task(
 def _stopped_early(run: RunContext, balance: Balance) -> str:
     config, states = run.config, run.states
     if stop := read_orders(run.folder, config.budget_tokens).stop:
-        return "it was cancelled" if stop == "batch_cancelled" else "its time was over"
+        ended = "it was cancelled" if stop == "batch_cancelled" else "its time was over"
+        known_N = run.estimates.is_known_N
+        if known_N is None:
+            return ended
+        read, queries = int(known_N.sum()), len(known_N)
+        return f"{ended} when {read:,} of {queries:,} queries had been read; what is expected is of these"
     unserved = int((states.was_granted_N & (states.rounds_N == 0)).sum())
     if unserved and balance.available_tokens < config.allocation.smallest_grant_tokens:
         return f"the budget was spent before {unserved} funded queries could be run"

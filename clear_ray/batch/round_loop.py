@@ -3,7 +3,8 @@
     is anything running?  no:  clear, or the run is over
                           yes: clear again if slots are idle and tokens have come back, else wait for a call
 
-While prompts are being read (`streamed`) the price is cleared when a further part of them is known, and a run is not over.
+While prompts are being read (`streamed`) the price is cleared when a further part of them is known, and a run is not over;
+but once its end is ordered, no further part is read.
 
 A clearing has its number and is on disk before anything acts on it, whether others are running or not. What came of a grant
 is on disk before the driver hears of it. So a resumed run finds every clearing that was made, and what it rested on.
@@ -28,6 +29,7 @@ from clear_ray.rounds.pace import IDLE_SHARE, ClearingPace
 from clear_ray.rounds.running import Round
 from clear_ray.run_folder.attempts import attempts_of, read_attempt_rows
 from clear_ray.run_folder.grants import read_grants, write_grants
+from clear_ray.run_folder.orders import read_orders
 from clear_ray.stages.attempt_files import round_folder
 from clear_ray.stages.granted import GrantedCall
 
@@ -63,6 +65,7 @@ class _Playing:
         self._begun: dict[int, float] = {}
         self._speed = _Speed(len(run.states.cost_N))
         self._read_at = -math.inf
+        self._stops_reading = False
 
     def replay(self) -> None:
         """Take up what the folder holds of earlier starts, and have run what they left."""
@@ -91,7 +94,7 @@ class _Playing:
                 return True
             was_granted = self._ask()
             self._pace.note(was_granted=was_granted, running=0, available_tokens=0)
-            return was_granted or run.rounds.known_queries is not None
+            return was_granted or (run.rounds.known_queries is not None and not self._stops_reading)
         if run.config.allocation.overlaps and is_known and self._is_due():
             running, available_tokens = self._slots_taken(), self._unspent_tokens() - run.rounds.promised_tokens
             was_granted = self._ask()
@@ -125,6 +128,10 @@ class _Playing:
     def _ask(self) -> bool:
         """Ask the law for grants, and begin to act on them once they are on disk."""
         run, started, unspent_tokens = self._run, time.monotonic(), self._unspent_tokens()
+        if run.reader is not None and run.rounds.known_queries is not None:
+            self._stops_reading |= bool(read_orders(run.folder, run.config.budget_tokens).stop)
+            if self._stops_reading:  # a clearing would have more read
+                return False
         if not run.rounds.running and run.rounds.may_clear(unspent_tokens):
             run.progress.begin("price", round_number=run.rounds.number + 1)
         granted = run.rounds.next(unspent_tokens, self._speed.progress_tokens_N())

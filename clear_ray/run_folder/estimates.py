@@ -63,6 +63,8 @@ class Estimates:
         others: Those of the further engines, where there are several; these are of the first, and `error_of_index` has what
             none of them could read.
         is_read_N: Which prompts the probe read; those of others were only measured. All if not given.
+        is_known_N: Which queries have an estimate, of a run whose end was ordered before all had one; others have a ceiling
+            of 0 and no length. All if not given.
     """
 
     batch: Batch
@@ -75,6 +77,7 @@ class Estimates:
     error_of_index: dict[int, str]
     calls: CallCosts | None = None
     is_read_N: NDArray[np.bool_] | None = None
+    is_known_N: NDArray[np.bool_] | None = None
     others: tuple[Estimates, ...] = ()
 
     @property

@@ -7,6 +7,8 @@ Shapes: N queries of the batch, K grid points.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +17,10 @@ from numpy.typing import NDArray
 from clear_ray.estimation.curves_on_disk import GrowingCurves
 from clear_ray.rounds.batch import Batch
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates, read_batch, read_estimates, tie_breaks
-from clear_ray.run_folder.parquet import damaged
+from clear_ray.run_folder.parquet import damaged, read_columns
 from clear_ray.storage import Folder
 
-_COLUMNS = [*CURVE_COLUMNS, "prompt_tokens", "error"]
+_COLUMNS = [*CURVE_COLUMNS, "prompt_tokens", "entropy", "error"]
 
 
 class GrowingBatch:
@@ -41,6 +43,7 @@ class GrowingBatch:
         self._folder, self._tokens_K, self._seed = folder, tokens_K, seed
         self._curves = GrowingCurves(tokens_K, queries)
         self.is_known_N, self.prompt_tokens_N = np.zeros(queries, bool), np.zeros(queries, np.int64)
+        self._is_read_N, self._error_of_index = np.zeros(queries, bool), dict[int, str]()
         self.batch = Batch(
             self._curves.curves,
             weight_N=np.ones(queries),
@@ -66,9 +69,11 @@ class GrowingBatch:
         self._curves.put(index_B, known.curves)
         batch.weight_N[index_B], batch.max_tokens_N[index_B] = known.weight_N, known.max_tokens_N
         self.is_known_N[index_B], self.prompt_tokens_N[index_B] = True, rows["prompt_tokens"].to_numpy()
-        has_failed_B = np.array([bool(error) for error in rows["error"].to_pylist()], bool)
-        failed: list[int] = index_B[has_failed_B].tolist()
-        return failed
+        self._is_read_N[index_B] = ~np.isnan(rows["entropy"].to_numpy())
+        errors = zip(index_B.tolist(), rows["error"].to_pylist(), strict=True)
+        failed = {index: error for index, error in errors if error}
+        self._error_of_index |= failed
+        return list(failed)
 
     def so_far(self) -> Estimates:
         """Return what stands in place of the estimates until all are there: the batch, and the length of what was read."""
@@ -85,9 +90,35 @@ class GrowingBatch:
         )
 
     def whole(self) -> Estimates:
-        """Return the estimates of all queries, once all are there.
+        """Return the estimates of all queries, or of those that are known where a run ends before all are.
 
         Raises:
-            ResumeError: A file of them is damaged.
+            ResumeError: A file of them, or of the queries, is damaged.
         """
+        if not self.is_known_N.all():
+            return self._known()
         return read_estimates(self._folder, self._tokens_K, self._seed, name=ESTIMATES, batch=self.batch)
+
+    def _known(self) -> Estimates:
+        task_names, task_N = self._tasks()
+        return replace(
+            self.so_far(),
+            task_names=task_names,
+            task_N=task_N,
+            error_of_index=self._error_of_index,
+            is_read_N=self._is_read_N,
+            is_known_N=self.is_known_N,
+        )
+
+    def _tasks(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """Return the tasks of the batch, and that of every query, shape (N,), as the input names them."""
+        task_N = np.zeros(len(self.is_known_N), np.int32)
+        place_of: dict[str, int] = {}
+        for path in self._folder.child("queries").files(".parquet"):
+            rows = read_columns(self._folder, path, ["index", "task"])
+            if isinstance(rows, Exception):
+                raise damaged(self._folder, path.removeprefix(f"{self._folder.path}/"), rows) from rows
+            tasks = rows["task"].fill_null("all").combine_chunks().dictionary_encode()
+            places = [place_of.setdefault(name, len(place_of)) for name in tasks.dictionary.to_pylist()]
+            task_N[rows["index"].to_numpy()] = np.array(places, np.int32)[tasks.indices.to_numpy()]
+        return tuple(place_of), task_N

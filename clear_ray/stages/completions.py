@@ -40,6 +40,7 @@ class Verdicts:
         error_of_index: Why a query could not be read, of those few.
         unit: What the budget is counted in.
         stopped: Code of the order that ended the run, if one did.
+        is_known_N: Which queries had an estimate by then; all if not given.
     """
 
     states: QueryStates
@@ -49,6 +50,11 @@ class Verdicts:
     error_of_index: Mapping[int, str]
     unit: str = "tokens"
     stopped: str = ""
+    is_known_N: NDArray[np.bool_] | None = None
+
+    def left_unread(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some queries no price was cleared over, since an order ended the run before they were read."""
+        return np.zeros(len(index), bool) if self.is_known_N is None else ~self.is_known_N[index]
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
@@ -147,7 +153,10 @@ class Abandon:
         batch = batch.filter(pa.array(self._verdicts.states.last_round_N[index] == 0))
         index = batch["index"].to_numpy()
         numbers, unit, stopped = self._verdicts.columns(index), self._verdicts.unit, self._verdicts.stopped
+        is_unread = self._verdicts.left_unread(index)
         prices, most = numbers["price"].tolist(), numbers["reservation_price"].tolist()
+        refused_at = self._verdicts.states.price_N[index]
+        is_refused = (~is_unread & (self._verdicts.reservation_price_N[index] <= refused_at)).tolist()
         errors = [
             self._verdicts.error_of_index.get(i) or (LOST if spent else None)
             for i, spent in zip(index.tolist(), numbers["spent_tokens"].tolist(), strict=True)
@@ -156,19 +165,19 @@ class Abandon:
         correct = pc.if_else(pc.is_valid(batch["gold"]), pa.scalar(0.0), pa.scalar(None, pa.float64()))
         return _completions(
             batch,
-            numbers,
+            {**numbers, "price": pa.array(numbers["price"], mask=is_unread)},
             status=["failed" if error else "abandoned" for error in errors],
             finish_reason=pa.nulls(len(batch), pa.string()),
             text=pa.nulls(len(batch), pa.string()),
             reason=[
-                _reason_failed(error) if error else _reason_abandoned(price, highest, unit, stopped)
-                for error, price, highest in zip(errors, prices, most, strict=True)
+                _reason_failed(error) if error else _reason_abandoned(refused, price, highest, unit, stopped)
+                for error, refused, price, highest in zip(errors, is_refused, prices, most, strict=True)
             ],
             error=errors,
             correct=correct,
             error_code=[
-                code_of(error) if error else "abandoned_by_price" if highest <= price else "batch_expired"
-                for error, price, highest in zip(errors, prices, most, strict=True)
+                code_of(error) if error else "abandoned_by_price" if refused else "batch_expired"
+                for error, refused in zip(errors, is_refused, strict=True)
             ],
             ended_at=pa.nulls(len(batch), pa.float64()),
             answer=pa.nulls(len(batch), pa.string()),
@@ -179,7 +188,7 @@ class Abandon:
         )
 
 
-def _completions(batch: pa.Table, numbers: dict[str, NDArray[np.generic]], **columns: object) -> pa.Table:
+def _completions(batch: pa.Table, numbers: Mapping[str, object], **columns: object) -> pa.Table:
     older = pa.nulls(len(batch), pa.int32())  # rows of an older run have neither `n` nor `choice`
     carried = {name: batch[name] if name in batch.column_names else older for name in OF_QUERY}
     found = {**carried, **numbers, **columns}
@@ -221,8 +230,8 @@ def _reason_failed(error: str) -> str:
     return f"Failed: {error.splitlines()[0][:200].rstrip('.')}."
 
 
-def _reason_abandoned(price: float, reservation_price: float, unit: str, stopped: str) -> str:
-    if reservation_price <= price:
+def _reason_abandoned(is_refused: bool, price: float, reservation_price: float, unit: str, stopped: str) -> str:
+    if is_refused:
         most = _at(reservation_price, unit).partition(" ")[0]
         return f"Not worth the price of {_at(price, unit)}: it would be worth {most} at most."
     return _STOPPED.get(stopped, f"Nothing was left when its turn came at {_at(price, unit)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError
 from clear_ray.run_folder.estimates import estimated_already
+from clear_ray.run_folder.orders import order_stop
 from clear_ray.storage import open_folder
 from tests.ray.test_faults import checked, start
+from tests.ray.test_operating import begin
 from tests.ray.test_run import check_account, completions_of
 
 
@@ -53,6 +56,36 @@ def test_the_first_answers_come_before_the_last_prompt_is_read(replay_settings: 
     assert report.shadow_price > 0
     assert report.correct == sum(row["correct"] for row in completions_of(result))
     assert run(None, RunConfig.parse(settings)).report == report, "a finished run is only read"
+
+
+def test_a_run_that_is_cancelled_amid_the_reading_reads_no_further_part(
+    replay_settings: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = streamed(replay_settings)
+    with ThreadPoolExecutor(1) as threads:
+        running = begin(threads, settings, answers=3)
+        order_stop(open_folder(settings["run_dir"]), "batch_cancelled")
+        result = running.result(timeout=120)
+    report, is_estimated_N = result.report, estimated_already(open_folder(result.run_dir), 199)[0]
+    read = int(is_estimated_N.sum())
+    assert 0 < read < 199
+    assert report.stopped_early.startswith(f"it was cancelled when {read} of 199 queries had been read")
+    assert not Path(result.run_dir, "estimates.json").exists()
+    check_account(result)
+    assert report.completed >= 3
+    assert report.spent_tokens == report.budget_tokens, "nothing is promised any more"
+    assert sum(task.queries for task in report.tasks) == 199
+    unread = [row for row in completions_of(result) if not is_estimated_N[row["index"]]]
+    assert {(row["status"], row["error_code"], row["price"]) for row in unread} == {
+        ("abandoned", "batch_expired", None)
+    }
+    assert {row["reason"] for row in unread} == {"The batch was cancelled before its turn came."}
+    assert "had been read" in Path(result.run_dir, "report.html").read_text()
+    assert run(None, RunConfig.parse(settings)).report == report, "a finished run is only read"
+    assert "Traceback" not in capfd.readouterr().err
+    replay_settings["engine"]["tokens_per_second"] = None
+    again = {"input": {"retry_of": result.run_dir, "retry": "unanswered"}, "run_dir": str(tmp_path / "again")}
+    assert run(None, RunConfig.parse(replay_settings | again)).report.queries == report.abandoned
 
 
 def test_an_engine_that_cannot_start_leaves_a_folder_that_the_mended_command_takes(

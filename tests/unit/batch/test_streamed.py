@@ -23,6 +23,7 @@ from clear_ray.errors import ConfigError, EngineError
 from clear_ray.run_folder.estimates import ESTIMATES, estimated_already
 from clear_ray.run_folder.grants import read_grants
 from clear_ray.run_folder.growing import GrowingBatch
+from clear_ray.run_folder.orders import ORDERS
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.homes import Homes
 from clear_ray.storage import open_folder
@@ -88,6 +89,34 @@ def test_a_driver_may_die_while_prompts_are_read(config: RunConfig, calls: int) 
     index = [i for path in folder.child(ESTIMATES).files() for i in pq.read_table(path)["index"].to_pylist()]
     assert sorted(index) == list(range(QUERIES)), "each prompt is read once"
     assert set(files) <= set(folder.child(ESTIMATES).files())
+
+
+@pytest.mark.parametrize("calls", [1, 12])
+def test_a_run_that_is_stopped_reads_no_further_part(config: RunConfig, calls: int) -> None:
+    folder = open_folder(config.run_dir)
+    take_in(None, config, folder)
+    with started(config, calls=calls, reads=True) as run, pytest.raises(KilledError):
+        play_rounds(run)
+    folder.child(ORDERS).write("1-a.json", b'{"stop": "batch_cancelled"}')
+    read = int(estimated_already(folder, QUERIES)[0].sum())
+    grants = folder.child("grants").files()
+    with started(config, reads=True) as run:
+        check(run, play_rounds(run))
+        assert run.reader is not None
+        known_N, found = run.reader.growing.is_known_N, run.reader.growing.whole()
+    assert int(known_N.sum()) == read < QUERIES
+    assert folder.child("grants").files() == grants
+    assert not is_read(folder)
+    assert found.queries == len(found.batch.weight_N) == QUERIES
+    np.testing.assert_array_equal(found.is_known_N, known_N)
+    np.testing.assert_array_equal(found.batch.max_tokens_N > 0, known_N)
+    np.testing.assert_array_equal(found.prompt_tokens_N > 0, known_N)
+    tasks = {
+        row["index"]: row["task"]
+        for path in folder.child("queries").files(".parquet")
+        for row in pq.read_table(path).to_pylist()
+    }
+    assert [found.task_names[task] for task in found.task_N] == [tasks[index] or "all" for index in range(QUERIES)]
 
 
 def test_what_a_caller_of_a_start_before_writes_meanwhile_is_not_looked_at(config: RunConfig) -> None:

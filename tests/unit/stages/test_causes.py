@@ -130,6 +130,17 @@ def test_a_query_that_an_order_left_unanswered_says_which(stopped: str, said: st
     assert other.startswith(said)
 
 
+def test_a_query_that_an_order_left_unread_has_no_price_and_is_not_said_to_be_worthless() -> None:
+    queries = pa.Table.from_pylist([query_row(index) for index in range(3)], schema=QUERY_SCHEMA)
+    known = verdicts(3, price_N=np.full(3, 0.5), reservation_price_N=np.array([0.25, 0.75, 0.0]))
+    stopped = replace(known, stopped="batch_cancelled", is_known_N=np.array([True, True, False]))
+    found = Abandon(stopped)(queries)
+    assert found["status"].to_pylist() == ["abandoned"] * 3
+    assert found["error_code"].to_pylist() == ["abandoned_by_price", "batch_expired", "batch_expired"]
+    assert found["price"].to_pylist() == [0.5, 0.5, None]
+    assert found["reason"].to_pylist()[1:] == ["The batch was cancelled before its turn came."] * 2
+
+
 def test_an_answer_keeps_when_it_ended(tmp_path: Path) -> None:
     rest: dict[str, Any] = {"round": 1, "attempt": 1, "granted_tokens": 9, "attempt_tokens": 2, "finish_reason": "stop"}
     rest |= {"text": "a", "token_ids": [1, 2], "correct": None, "seconds": 0.1}
