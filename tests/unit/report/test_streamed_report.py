@@ -56,3 +56,13 @@ def test_a_page_takes_no_price_for_that_of_all_grants(tmp_path: Path) -> None:
     assert "over all queries together, would have been 3.1 expected correct answers" in text
     assert "Its price was" not in text
     assert "would have been" not in shown(run_report(), tmp_path)
+
+
+def test_a_page_does_not_call_worthless_what_the_end_of_a_run_left(tmp_path: Path) -> None:
+    said = "it was cancelled when 140 of 199 queries had been read; what is expected is of these"
+    report = streamed_report(stopped_early=said)
+    assert said in summary_text(report)
+    text = shown(report, tmp_path)
+    assert said in text
+    assert "worth its price, or the run ended before their turn came. Those" in text
+    assert "before their turn" not in shown(run_report(), tmp_path)
