@@ -212,7 +212,8 @@ class RunReport(Part):
     """What was charged for the probe, in the unit of the budget; part of `spent_tokens`."""
     shadow_price: float
     """What one further token was worth, in expected correct answers: the price of the main clearing; if the first price was
-    cleared over a part of the queries, that of the whole budget, had all of them been priced together."""
+    cleared over a part of the queries, that of the whole budget, had all of them been priced together, by what their answers
+    are expected to spend, as in `budget_curve`."""
     queries: int
     """Queries in the batch; completed + abandoned + failed."""
     completed: int
