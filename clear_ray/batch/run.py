@@ -71,6 +71,9 @@ from clear_ray.tasks.survey import FIRST_SCORED, survey_queries
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+_FIRST_GRANTS_SECONDS = 3.0
+"""In which the first grants reach their engine: what is wanted later is not imported meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -243,7 +246,9 @@ def _opened(
     lesson: Lesson | None = None,
     reader: StreamedProbe | None = None,
 ) -> RunContext:
-    threading.Thread(target=import_plots, name="clear_ray plots", daemon=True).start()
+    plots = threading.Timer(_FIRST_GRANTS_SECONDS, import_plots)  # they are wanted at the end alone
+    plots.daemon = True
+    plots.start()
     answers = AnswerFiles(estimates.prompt_tokens_N)
     return RunContext(
         *(start.folder, start.config, start.scaler, start.market, start.callers, answers, estimates, rounds),
