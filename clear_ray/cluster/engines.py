@@ -155,12 +155,6 @@ class EngineActors:
             self._handles.append(actor.options(name=name, **options).remote(self._config, *self._estimate))
             self._cards.append(self._handles[-1].cards.remote())
 
-    def share_loaded(self) -> float | None:
-        """Return the share of its weights that the first worker has read which is not up; None if it does not tell."""
-        ready, _ = ray.wait(self._cards, num_returns=len(self._cards), timeout=0)
-        loading = (place for place, card in enumerate(self._cards) if card not in ready)
-        return share_loaded(self._name(next(loading, len(self) - 1)))
-
     def wait(
         self, is_wanted: Callable[[], bool] = lambda: True, told: Callable[[float | None], None] = lambda _: None
     ) -> None:
@@ -168,7 +162,8 @@ class EngineActors:
 
         Args:
             is_wanted: Asked a few times a second whether to go on waiting.
-            told: Hears as often what `share_loaded` returns.
+            told: Hears as often which share of its weights the first worker has read that is not up; None where it does not
+                tell.
 
         Raises:
             EngineError: A worker could not be started; the reason is in it. Or it was no longer waited for.
@@ -178,7 +173,8 @@ class EngineActors:
             while loading and time.monotonic() < started + _LOAD_TIMEOUT_SECONDS and is_wanted():
                 loaded, loading = ray.wait(loading, num_returns=1, timeout=_LOOK_SECONDS)
                 ray.get(loaded)  # the first that fails ends the wait for the others
-                told(self.share_loaded())
+                if loading:
+                    told(share_loaded(self._name(self._cards.index(loading[0]))))
             cards = ray.get(self._cards, timeout=_LOOK_SECONDS)
         except Exception as error:
             raise cause_of(error) from error

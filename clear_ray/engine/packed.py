@@ -84,8 +84,8 @@ class _MappedFiles:
         self._ranges = sorted((int(first, 16), int(end, 16)) for first, end in ranges)
 
     def __contains__(self, address: int) -> bool:
-        place = bisect(self._ranges, (address, address)) - 1
-        return any(first <= address < end for first, end in self._ranges[max(place, 0) : place + 2])
+        place = bisect(self._ranges, address, key=lambda each: each[0]) - 1
+        return place >= 0 and address < self._ranges[place][1]
 
 
 def _is_fit(weight: torch.Tensor) -> bool:
