@@ -12,14 +12,19 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clear_ray.batch.generate import direct_text_of
-from clear_ray.batch.reading import MOST_TRIES, is_callers_death, reading
+from clear_ray.batch.reading import reading, with_new_callers
 from clear_ray.batch.report import SAMPLE_QUERIES
 from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import BudgetError
 from clear_ray.estimation.head import HeadCard
-from clear_ray.run_folder.estimates import Estimates, estimated_already, estimates_name, read_estimates
+from clear_ray.run_folder.estimates import (
+    Estimates,
+    estimated_already,
+    estimates_name,
+    lost_estimates,
+    read_estimates,
+)
 from clear_ray.stages.first_tokens import FirstTokenFee
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe import Probe, homes_of
@@ -56,17 +61,14 @@ def probe(
     """
     tokens_K, name = np.asarray(head.tokens_K, np.int64), estimates_name(number)
     if not folder.exists(f"{name}.json"):
-        _probe_the_rest(folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee)
+        due = partial(_probe_what_is_due, folder, config, engines, head, rows, told)
+        with_new_callers(partial(due, gate=gate, name=name, has_states=has_states, fee=fee))
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
     most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
     estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves, name=name)
     if estimates.queries != rows:
-        raise BudgetError(
-            f"{rows} queries came in and {estimates.queries} estimates came out",
-            folder.path,
-            remedy="Delete the run folder and run again; if it comes back, please report it.",
-        )
+        raise lost_estimates(folder, rows, estimates.queries)
     return estimates
 
 
@@ -85,35 +87,6 @@ def without_unread(estimates: Estimates) -> Estimates:
     most_N = np.maximum(estimates.max_tokens_N, 0)
     most_N[list(estimates.error_of_index)] = 0
     return replace(estimates, max_tokens_N=most_N, batch=replace(estimates.batch, max_tokens_N=most_N))
-
-
-def _probe_the_rest(
-    folder: Folder,
-    config: RunConfig,
-    engines: EngineActors,
-    head: HeadCard,
-    rows: int,
-    told: Callable[[int], None],
-    *,
-    gate: Gate,
-    name: str,
-    has_states: bool,
-    fee: FirstTokenFee | None,
-) -> None:
-    """Write the estimates that are missing; a few times, should what calls the engines die.
-
-    Ray would start that caller again itself, and repeat its calls without end.
-    """
-    for tries_left in reversed(range(MOST_TRIES)):
-        try:
-            _probe_what_is_due(
-                folder, config, engines, head, rows, told, gate=gate, name=name, has_states=has_states, fee=fee
-            )
-        except Exception as error:
-            if not is_callers_death(error) or not tries_left:
-                raise
-        else:
-            return
 
 
 def _probe_what_is_due(

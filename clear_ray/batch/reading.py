@@ -21,13 +21,24 @@ from clear_ray.errors import own_error
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.probe_files import CALLS_A_FILE, ProbeToFiles
 
-MOST_TRIES = 4
+_MOST_TRIES = 4
 _PATIENCE_SECONDS = 5.0
 
 
-def is_callers_death(error: Exception) -> bool:
-    """Tell a caller that died, whose work another can take up, from an error of ours."""
-    return is_worker_death(error) and own_error(error) is None
+def with_new_callers(work: Callable[[], None]) -> None:
+    """Do what is left of a caller's work; a few times, should the caller die.
+
+    Ray would start it again itself, and repeat its calls without end.
+    """
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            work()
+        except Exception as error:
+            is_death = is_worker_death(error) and own_error(error) is None
+            if not is_death or not tries_left:
+                raise
+        else:
+            return
 
 
 def reading(
@@ -119,18 +130,14 @@ class PartsRead:
 
     def _read(self) -> None:
         left = {int(part[0]): part for part in self._parts}
+
+        def read_left() -> None:
+            for found in self._pipeline(list(left.values()), len(self._parts) - len(left)) if left else ():
+                for first, file in zip(found["first"].to_pylist(), found["file"].to_pylist(), strict=True):
+                    if left.pop(first, None) is not None:
+                        self._news.put(file)
+
         try:
-            for tries_left in reversed(range(MOST_TRIES)):
-                try:
-                    pipeline = self._pipeline(list(left.values()), len(self._parts) - len(left)) if left else ()
-                    for found in pipeline:
-                        for first, file in zip(found["first"].to_pylist(), found["file"].to_pylist(), strict=True):
-                            if left.pop(first, None) is not None:
-                                self._news.put(file)
-                except Exception as error:
-                    if not is_callers_death(error) or not tries_left:
-                        raise
-                else:
-                    return
+            with_new_callers(read_left)
         except Exception as error:
             self._news.put(error)

@@ -25,10 +25,9 @@ from clear_ray.batch.reading import PartsRead, reading
 from clear_ray.batch.size_limits import is_sketched_run
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
-from clear_ray.errors import BudgetError
 from clear_ray.estimation.head import HeadCard
 from clear_ray.rounds.widening import Widening, is_large
-from clear_ray.run_folder.estimates import ESTIMATES, ESTIMATES_WHOLE, estimated_already
+from clear_ray.run_folder.estimates import ESTIMATES, ESTIMATES_WHOLE, estimated_already, lost_estimates
 from clear_ray.run_folder.growing import GrowingBatch
 from clear_ray.stages.gate import Gate
 from clear_ray.stages.homes import Homes
@@ -127,11 +126,7 @@ class StreamedProbe:
         if self.widening.is_whole and not self._is_over:
             self._end()
         elif not self.widening.is_whole and not self._rows_of_parts and not len(self._parts):
-            raise BudgetError(
-                f"{len(self.place_N)} queries came in and {self.widening.known} estimates came out",
-                self._folder.path,
-                remedy="Delete the run folder and run again; if it comes back, please report it.",
-            )
+            raise lost_estimates(self._folder, len(self.place_N), self.widening.known)
         if not self._has_news:
             return None
         failed, self._failed, self._has_news = self._failed, [], False
@@ -159,16 +154,14 @@ class StreamedProbe:
     def _send(self) -> None:
         if not self._is_open:
             return
-        before = self._sent_parts
-        while self._rows_of_parts and self._is_short(begun=self._sent_parts - before):
+        wanted = self.widening.wanted
+        # Ray Data may have had another part read, and a shorter one: then what was sent for has come, and does not do.
+        is_short = self.widening.known < wanted and not len(self._parts)
+        while self._rows_of_parts and (is_short or self._sent < wanted):
             self._sent += self._rows_of_parts.popleft()
             self._sent_parts += 1
+            is_short = False
         self._parts.allow(self._sent_parts)
-
-    def _is_short(self, begun: int) -> bool:
-        """Whether what has been sent for will not do; Ray Data may have had another part read, and a shorter one."""
-        is_idle = not begun and not len(self._parts)
-        return self._sent < self.widening.wanted or (is_idle and self.widening.known < self.widening.wanted)
 
     def _end(self) -> None:
         """Note on disk that all is read; what a caller of a start before has written since is not looked at."""

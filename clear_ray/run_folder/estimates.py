@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clear_ray.allocation.in_blocks import ROWS_OF_BLOCK
+from clear_ray.errors import BudgetError
 from clear_ray.estimation.curves import Curves
 from clear_ray.estimation.curves_on_disk import CurvesOnDisk
 from clear_ray.records import STATES
@@ -345,3 +346,12 @@ def _names_in(folder: Folder, path: str) -> list[str]:
     with folder.filesystem.open_input_file(path) as source:
         names: list[str] = pq.read_schema(source).names
     return names
+
+
+def lost_estimates(folder: Folder, queries: int, estimates: int) -> BudgetError:
+    """Return what is raised where not every query of a run has an estimate: a defect."""
+    return BudgetError(
+        f"{queries} queries came in and {estimates} estimates came out",
+        folder.path,
+        remedy="Delete the run folder and run again; if it comes back, please report it.",
+    )
