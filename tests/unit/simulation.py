@@ -127,21 +127,26 @@ class SharedOffers(BatchOffers):
         return isinstance(other, SharedOffers) and self.number == other.number
 
 
+def drawn_batch(rng: np.random.Generator, queries: int, *, cost_rng: np.random.Generator, has_costs: bool) -> Batch:
+    """Return queries of any curves; their tokens cost 1, or any of `COSTS`."""
+    tokens_K = np.array([2, 4, 8, 16, 32])
+    success = np.sort(rng.random((queries, 5)), axis=1) * rng.random((queries, 1))
+    survival = (1 - success) * np.sort(rng.random((queries, 5)), axis=1)[:, ::-1]
+    return Batch(
+        curves=curves_from_incidence(success, survival_NK=survival, tokens_K=tokens_K),
+        weight_N=np.ones(queries),
+        max_tokens_N=np.full(queries, 32),
+        tie_break_N=rng.permutation(queries).astype(np.uint64),
+        cost_N=cost_rng.choice(COSTS if has_costs else [1.0], queries),
+    )
+
+
 @cache
 def world(number: int) -> World:
     """Return one of the batches; its estimates are wrong in the way estimates are."""
     rng = np.random.default_rng(number)
     queries = int(rng.integers(2, 7))
-    tokens_K = np.array([2, 4, 8, 16, 32])
-    success = np.sort(rng.random((queries, 5)), axis=1) * rng.random((queries, 1))
-    survival = (1 - success) * np.sort(rng.random((queries, 5)), axis=1)[:, ::-1]
-    batch = Batch(
-        curves=curves_from_incidence(success, survival_NK=survival, tokens_K=tokens_K),
-        weight_N=np.ones(queries),
-        max_tokens_N=np.full(queries, 32),
-        tie_break_N=rng.permutation(queries).astype(np.uint64),
-        cost_N=np.random.default_rng([number, 1]).choice(COSTS if number % 2 else [1.0], queries),
-    )
+    batch = drawn_batch(rng, queries, cost_rng=np.random.default_rng([number, 1]), has_costs=bool(number % 2))
     length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
     return World(SharedOffers(batch, number=number), length_N, int(queries * rng.choice([3, 8, 16, 40])))
 
@@ -187,16 +192,7 @@ def world_of_learning(number: int) -> World:
 def world_of_streaming(number: int) -> World:
     """Return a batch that is priced while it is read; its queries come in an order of their own."""
     rng, queries = np.random.default_rng([number, 4]), 26
-    tokens_K = np.array([2, 4, 8, 16, 32])
-    success = np.sort(rng.random((queries, 5)), axis=1) * rng.random((queries, 1))
-    survival = (1 - success) * np.sort(rng.random((queries, 5)), axis=1)[:, ::-1]
-    batch = Batch(
-        curves=curves_from_incidence(success, survival_NK=survival, tokens_K=tokens_K),
-        weight_N=np.ones(queries),
-        max_tokens_N=np.full(queries, 32),
-        tie_break_N=rng.permutation(queries).astype(np.uint64),
-        cost_N=rng.choice(COSTS if number % 2 else [1.0], queries),
-    )
+    batch = drawn_batch(rng, queries, cost_rng=rng, has_costs=bool(number % 2))
     length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
     budget_tokens = int(queries * rng.choice([3, 8, 16, 40]))
     return World(BatchOffers(batch), length_N, budget_tokens, allocation=OVERLAPPING, is_streamed=True)

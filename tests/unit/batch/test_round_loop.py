@@ -38,6 +38,7 @@ from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.estimates import ESTIMATES, Estimates
 from clear_ray.run_folder.grants import read_grants
@@ -225,6 +226,19 @@ def reader_of(config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLo
     return StreamedProbe(folder, growing, PartsRead(pipeline, gate), homes=homes, slots=4, seed=config.seed)
 
 
+def check_replayed(
+    run: RunContext, reports: list[RoundReport], states: QueryStates, spent_N: NDArray[np.int64]
+) -> None:
+    """Play the rounds of a run that is over, and check them against those that were played."""
+    replayed = play_rounds(run)
+    assert [one.model_copy(update={"seconds": 0}) for one in replayed] == [
+        one.model_copy(update={"seconds": 0}) for one in reports
+    ]
+    np.testing.assert_array_equal(run.market.charges()[0], spent_N)
+    for name in ("answer_tokens_N", "last_round_N", "rounds_N", "surplus_N", "is_open_N"):
+        np.testing.assert_array_equal(getattr(run.states, name), getattr(states, name), err_msg=name)
+
+
 def check(run: RunContext, reports: list[RoundReport]) -> int:
     """Check attempts, ledger and law against each other; return how many clearings were made beside running grants."""
     spent_N, wasted_N = run.market.charges()
@@ -263,13 +277,7 @@ def test_clearings_overlap_and_a_resume_replays_them(config: RunConfig) -> None:
     assert not wasted_N.any()
     assert spent_N.sum() > 0.9 * BUDGET
     with started(config) as again:
-        replayed = play_rounds(again)
-        assert [one.model_copy(update={"seconds": 0}) for one in replayed] == [
-            one.model_copy(update={"seconds": 0}) for one in reports
-        ]
-        np.testing.assert_array_equal(again.market.charges()[0], spent_N)
-        for name in ("answer_tokens_N", "last_round_N", "rounds_N", "surplus_N", "is_open_N"):
-            np.testing.assert_array_equal(getattr(again.states, name), getattr(states, name), err_msg=name)
+        check_replayed(again, reports, states, spent_N)
 
 
 @pytest.mark.parametrize("calls", [1, 45, 62, 70])

@@ -28,7 +28,7 @@ from clear_ray.stages.gate import Gate
 from clear_ray.stages.homes import Homes
 from clear_ray.storage import open_folder
 from tests.unit.batch import test_round_loop
-from tests.unit.batch.test_round_loop import QUERIES, KilledError, check, started
+from tests.unit.batch.test_round_loop import QUERIES, KilledError, check, check_replayed, started
 
 
 @pytest.fixture
@@ -64,13 +64,7 @@ def test_first_answers_come_before_the_last_prompt_is_read(config: RunConfig) ->
     assert spent_N.sum() > 0.9 * config.budget_tokens
     for again in (True, False):  # a run that was read to its end reads its estimates as ever
         with started(config, reads=again) as run:
-            replayed = play_rounds(run)
-            assert [one.model_copy(update={"seconds": 0}) for one in replayed] == [
-                one.model_copy(update={"seconds": 0}) for one in reports
-            ]
-            np.testing.assert_array_equal(run.market.charges()[0], spent_N)
-            for name in ("answer_tokens_N", "last_round_N", "rounds_N", "surplus_N", "is_open_N"):
-                np.testing.assert_array_equal(getattr(run.states, name), getattr(states, name), err_msg=name)
+            check_replayed(run, reports, states, spent_N)
 
 
 @pytest.mark.parametrize("calls", [1, 12, 25, 40])
