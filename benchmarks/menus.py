@@ -31,7 +31,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +41,18 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 
 from figures import drawn
+from recorded_menus import PRICES, Recorded, yardsticks
 
 from clear_ray.batch.learning import incidence_of
 from clear_ray.config.allocation import AllocationConfig
 from clear_ray.config.money import COST_PARTS
-from clear_ray.config.prices import Prices
 from clear_ray.engine.base import Features
 from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
 from clear_ray.estimation.factors import Observed
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.entries import Entry
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, Stages
@@ -61,30 +61,12 @@ from clear_ray.rounds.menu_courses import Seen
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.menu_pilot import stretch_J
 from clear_ray.rounds.rounds import Rounds
+from clear_ray.rounds.running import Round
+from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
 INCIDENCE = ("right_NK", "wrong_NK", "survival_NK")
-LADDER_CEILINGS = 40
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-PRICES = {  # dollars per million tokens, input and output
-    "Qwen2.5-3B-Instruct": ("0.015", "0.045"),
-    "Qwen2.5-7B-Instruct": ("0.035", "0.105"),
-    "Qwen2.5-32B-Instruct": ("0.16", "0.48"),
-    "Qwen2.5-72B-Instruct": ("0.36", "1.08"),
-    "gemma-2-2b-it": ("0.01", "0.03"),
-    "Qwen2-7B-Instruct": ("0.035", "0.105"),
-    "gemma-2-9b-it": ("0.045", "0.135"),
-    "Qwen2-72B-Instruct": ("0.36", "1.08"),
-    "gpt-5-nano-2025-08-07@effort=medium": ("0.05", "0.40"),
-    "gpt-5-mini-2025-08-07@effort=medium": ("0.25", "2.00"),
-    "gpt-5-2025-08-07@effort=medium": ("1.25", "10.00"),
-    "gpt-5.1@effort=low": ("1.25", "10.00"),
-    "gpt-5.1@effort=medium": ("1.25", "10.00"),
-    "gpt-5.1@effort=high": ("1.25", "10.00"),
-    "claude-sonnet-4-5-20250929@think=0": ("3.00", "15.00"),
-    "claude-sonnet-4-5-20250929@think=16000": ("3.00", "15.00"),
-    "claude-sonnet-4-5-20250929@think=59000": ("3.00", "15.00"),
-}
 SETS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], int]] = {
     "math-l5": ("zeroeval_math", ("math-l5",), tuple(list(PRICES)[0:4]), 1),
     "gsm": ("zeroeval_math", ("gsm",), tuple(list(PRICES)[4:8]), 1),
@@ -103,40 +85,6 @@ STYLES = {
     "ladder": ("best plan for all queries alike, wrong answers followed", "#3f9f5f", "--", 1.2),
     "oracle": ("each query's own best, in hindsight", "#d08b2f", "-.", 1.4),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Recorded:
-    """Answers of J models to N queries, S of each.
-
-    Attributes:
-        models: Their names, the cheapest first.
-        query_ids: Of each query.
-        length_JNS: Tokens of each answer.
-        is_right_JNS: Whether it is right.
-        is_cut_JNS: Whether it was itself cut off.
-        prompt_tokens_JN: Tokens of each prompt.
-        x_NP: Coordinates of the queries.
-    """
-
-    models: tuple[str, ...]
-    query_ids: tuple[str, ...]
-    length_JNS: NDArray[np.int64]
-    is_right_JNS: NDArray[np.bool_]
-    is_cut_JNS: NDArray[np.bool_]
-    prompt_tokens_JN: NDArray[np.int64]
-    x_NP: Array
-
-    def prices(self) -> list[Prices]:
-        """Return each model's list."""
-        return [Prices.model_validate(dict(zip(("input", "output"), PRICES[m], strict=True))) for m in self.models]
-
-    def cost_parts_JNS(self, ceiling: int | None = None) -> NDArray[np.int64]:
-        """Return what each answer takes under a ceiling."""
-        length = self.length_JNS if ceiling is None else np.minimum(self.length_JNS, ceiling)
-        lists = self.prices()
-        read = np.array([prices.read_parts for prices in lists])[:, None, None] * self.prompt_tokens_JN[:, :, None]
-        return read + np.array([prices.token_parts for prices in lists])[:, None, None] * length
 
 
 def read(folder: Path, name: str) -> tuple[Recorded, int]:
@@ -184,90 +132,6 @@ def _coordinates(rows: Sequence[dict[str, Any]]) -> Array:
     return np.concatenate([is_task, ((logs - logs.mean()) / max(logs.std(), 1e-9))[:, None]], axis=1)
 
 
-def yardsticks(recorded: Recorded, budgets: Array) -> dict[str, list[float]]:
-    """Return the share of right answers of each yardstick at budgets a query, in parts."""
-    usable = recorded.is_right_JNS & ~recorded.is_cut_JNS
-    points = [(0.0, 0.0)]
-    for ceiling in np.unique(np.geomspace(8, recorded.length_JNS.max(), 160).astype(int)):
-        cost = recorded.cost_parts_JNS(int(ceiling)).mean(axis=(1, 2))
-        right = (usable & (recorded.length_JNS <= ceiling)).mean(axis=(1, 2))
-        points += list(zip(cost.tolist(), right.tolist(), strict=True))
-    single = [max((right for cost, right in points if cost <= budget), default=0.0) for budget in budgets]
-    hull = _hull(points)
-    mixture = np.interp(budgets, [p[0] for p in hull], [p[1] for p in hull])
-    ladder = _ladder(recorded, usable, budgets, hull)
-    return {
-        "single": single,
-        "mixture": mixture.tolist(),
-        "ladder": ladder,
-        "oracle": _oracle(recorded, usable, budgets),
-    }
-
-
-def _ladder(
-    recorded: Recorded, usable: NDArray[np.bool_], budgets: Array, single: Sequence[tuple[float, float]]
-) -> list[float]:
-    """Return what is right under the best mixture of plans for all queries alike, a wrong answer followed by the next model.
-
-    Sample s of one model is followed by sample s of another. `single` are points of plans of one call.
-    """
-    models = len(recorded.models)
-    ceilings = np.unique(np.geomspace(8, recorded.length_JNS.max(), LADDER_CEILINGS).astype(int))
-    cost_KJA = np.array([recorded.cost_parts_JNS(int(ceiling)).reshape(models, -1) for ceiling in ceilings], float)
-    right_KJA = np.array([(usable & (recorded.length_JNS <= ceiling)).reshape(models, -1) for ceiling in ceilings])
-    points = list(single)
-
-    def climb(model: int, open_A: Array, cost: float, right: float) -> None:
-        if model == models - 1:
-            costs, rights = (table[:, model] @ open_A / len(open_A) for table in (cost_KJA, right_KJA.astype(float)))
-            points.extend(zip((cost + costs).tolist(), (right + rights).tolist(), strict=True))
-            points.append((cost, right))
-            return
-        climb(model + 1, open_A, cost, right)
-        for ceiling in range(len(ceilings)):
-            solved_A = open_A * right_KJA[ceiling, model]
-            more = float(cost_KJA[ceiling, model] @ open_A) / len(open_A)
-            climb(model + 1, open_A - solved_A, cost + more, right + float(solved_A.mean()))
-
-    climb(0, np.ones(cost_KJA.shape[2]), 0.0, 0.0)
-    hull = _hull(points)
-    return np.interp(budgets, [p[0] for p in hull], [p[1] for p in hull]).tolist()
-
-
-def _oracle(recorded: Recorded, usable: NDArray[np.bool_], budgets: Array) -> list[float]:
-    """Return what is right if every query gets its own best (model, ceiling), by its own answers."""
-    steps: list[tuple[float, float]] = []
-    lists = recorded.prices()
-    models, queries, _ = recorded.length_JNS.shape
-    for query in range(queries):
-        points = [(0.0, 0.0)]
-        for j in range(models):
-            length = recorded.length_JNS[j, query]
-            for ceiling in np.unique(length):
-                tokens = np.minimum(length, ceiling).mean()
-                cost = lists[j].read_parts * recorded.prompt_tokens_JN[j, query] + lists[j].token_parts * tokens
-                points.append((float(cost), float((usable[j, query] & (length <= ceiling)).mean())))
-        hull = _hull(points)
-        steps += [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(hull)]
-    steps.sort(key=lambda step: -step[1] / step[0])
-    cost, worth = np.cumsum([s[0] for s in steps]) / queries, np.cumsum([s[1] for s in steps]) / queries
-    return np.interp(budgets, np.concatenate([[0], cost]), np.concatenate([[0], worth])).tolist()
-
-
-def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the corners of the upper concave envelope, from the origin to the best."""
-    hull: list[tuple[float, float]] = []
-    for cost, worth in sorted(points, key=lambda point: (point[0], -point[1])):
-        if hull and worth <= hull[-1][1]:
-            continue
-        while len(hull) > 1 and (worth - hull[-1][1]) * (hull[-1][0] - hull[-2][0]) >= (hull[-1][1] - hull[-2][1]) * (
-            cost - hull[-1][0]
-        ):
-            hull.pop()
-        hull.append((cost, worth))
-    return hull
-
-
 def grid_of(recorded: Recorded) -> NDArray[np.int64]:
     """Return the token grid of all curves."""
     return token_grid(int(recorded.length_JNS.max()), points=32)
@@ -301,26 +165,77 @@ def calls_of(recorded: Recorded, row_N: NDArray[np.int64]) -> tuple[CallCosts, .
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A batch of a recorded set: each query in some copies, with one recorded answer of each model.
+
+    Attributes:
+        row_N: Which of the recorded queries each of the batch is.
+        length_JN: Tokens of its answer by each model.
+        is_right_JN: Whether it is right.
+        is_cut_JN: Whether it was itself cut off.
+        calls: What calls of each model take.
+    """
+
+    row_N: NDArray[np.int64]
+    length_JN: NDArray[np.int64]
+    is_right_JN: NDArray[np.bool_]
+    is_cut_JN: NDArray[np.bool_]
+    calls: tuple[CallCosts, ...]
+
+    @classmethod
+    def of(cls, recorded: Recorded, copies: int, rng: np.random.Generator) -> Drawn:
+        """Draw which answers the copies have."""
+        _, queries, samples = recorded.length_JNS.shape
+        sample_NC = np.array([rng.permutation(samples)[:copies] for _ in range(queries)])
+        row_N, sample_N = np.repeat(np.arange(queries), copies), sample_NC.ravel()
+        each = (recorded.length_JNS, recorded.is_right_JNS, recorded.is_cut_JNS)
+        return cls(row_N, *(of[:, row_N, sample_N] for of in each), calls_of(recorded, row_N))
+
+    def answered(self, granted: Round, states: QueryStates, ledger: Ledger, cost_N: Array) -> list[Attempts]:
+        """Run the grants of a round for which the ledger has money; return what came of them."""
+        clearing = granted.clearing
+        option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
+        before_M = np.where(states.begins_M(clearing), 0, states.answer_tokens_N[clearing.index_M])
+        asked = zip(
+            clearing.index_M.tolist(), clearing.tokens_M.tolist(), clearing.parts_M(cost_N).tolist(), strict=True
+        )
+        entries = [ledger.admit(index, tokens, parts) for index, tokens, parts in asked]
+        served = [(place, entry.attempt) for place, entry in enumerate(entries) if isinstance(entry, Entry)]
+        place_M = np.array([place for place, _ in served], np.int64)
+        if not len(place_M):
+            return []
+        index_M, tokens_M, model_M = clearing.index_M[place_M], clearing.tokens_M[place_M], option_M[place_M]
+        before_M = before_M[place_M]
+        length_M = self.length_JN[model_M, index_M]
+        answer_M = np.minimum(length_M, before_M + tokens_M)
+        for (_, attempt), index, model, before, answer in zip(
+            served, index_M.tolist(), model_M.tolist(), before_M.tolist(), answer_M.tolist(), strict=True
+        ):
+            taken = self.calls[model].taken_parts(np.array([index]), np.array([answer - before]), np.array([before]))
+            ledger.settle(index, attempt, answer - before, int(taken[0]))
+        is_whole_M = (answer_M == length_M) & ~self.is_cut_JN[model_M, index_M]
+        at_end_M = (answer_M == length_M) & ~is_whole_M
+        score_M = (is_whole_M & self.is_right_JN[model_M, index_M]).astype(float)
+        failed_M = np.zeros(len(index_M), bool)
+        return [Attempts(index_M, tokens_M, answer_M - before_M, answer_M, is_whole_M, failed_M, at_end_M, score_M)]
+
+
 def run_menu(
     recorded: Recorded, copies: int, *, budget: int, mode: str, draw: int, given: Sequence[Incidence] = ()
 ) -> tuple[float, float, int]:
     """Run one batch; return its share of right answers, what it spent of its budget, and its rounds."""
     rng = np.random.default_rng([draw, 17])
-    models, queries, samples = recorded.length_JNS.shape
-    sample_NC = np.array([rng.permutation(samples)[:copies] for _ in range(queries)])
-    row_N, sample_N = np.repeat(np.arange(queries), copies), sample_NC.ravel()
-    length_JN, right_JN, cut_JN = (
-        of[:, row_N, sample_N] for of in (recorded.length_JNS, recorded.is_right_JNS, recorded.is_cut_JNS)
-    )
-    count, calls = len(row_N), calls_of(recorded, row_N)
-    longest = int(recorded.length_JNS.max())
+    batch = Drawn.of(recorded, copies, rng)
+    row_N, (models, queries, _) = batch.row_N, recorded.length_JNS.shape
+    count = len(row_N)
     offers = MenuOffers(
         x_NP=recorded.x_NP[row_N],
         tokens_K=grid_of(recorded),
         weight_N=np.ones(count),
-        max_tokens_JN=np.full((models, count), longest),
+        max_tokens_JN=np.full((models, count), int(recorded.length_JNS.max())),
         tie_break_N=rng.permutation(count).astype(np.uint64),
-        calls=calls,
+        calls=batch.calls,
         budget_tokens=budget,
         objective="solved" if mode == "solved" else "correct",
         given=tuple(Incidence(*(getattr(of, name)[row_N] for name in INCIDENCE)) for of in given),
@@ -331,40 +246,7 @@ def run_menu(
     rounds = Rounds(offers, AllocationConfig(max_rounds=LEARNING_ROUNDS, smallest_grant_tokens=1), rule=offers.rule)
     ledger, states = Ledger(budget, count, cost_N=offers.cost_N), rounds.states
     while (granted := rounds.next(ledger.available_tokens)) is not None:
-        clearing = granted.clearing
-        begins = states.begins_M(clearing)
-        option_M = np.zeros_like(clearing.index_M) if clearing.option_M is None else clearing.option_M
-        before_M = np.where(begins, 0, states.answer_tokens_N[clearing.index_M])
-        parts_M = clearing.parts_M(offers.cost_N)
-        served = []
-        for place, (index, tokens, parts) in enumerate(
-            zip(clearing.index_M.tolist(), clearing.tokens_M.tolist(), parts_M.tolist(), strict=True)
-        ):
-            entry = ledger.admit(index, tokens, parts)
-            if isinstance(entry, Entry):
-                served.append((place, entry.attempt))
-        place_M = np.array([place for place, _ in served], np.int64)
-        index_M, tokens_M, model_M = clearing.index_M[place_M], clearing.tokens_M[place_M], option_M[place_M]
-        answer_M = np.minimum(length_JN[model_M, index_M], before_M[place_M] + tokens_M)
-        is_whole_M = (answer_M == length_JN[model_M, index_M]) & ~cut_JN[model_M, index_M]
-        at_end_M = (answer_M == length_JN[model_M, index_M]) & ~is_whole_M
-        for (place, attempt), index, answer, model in zip(
-            served, index_M.tolist(), answer_M.tolist(), model_M.tolist(), strict=True
-        ):
-            before = int(before_M[place])
-            taken = calls[model].taken_parts(np.array([index]), np.array([answer - before]), np.array([before]))
-            ledger.settle(index, attempt, answer - before, int(taken[0]))
-        attempts = Attempts(
-            index_M,
-            tokens_M,
-            answer_M - before_M[place_M],
-            answer_M,
-            is_whole_M,
-            np.zeros(len(index_M), bool),
-            at_end_M,
-            (is_whole_M & right_JN[model_M, index_M]).astype(float),
-        )
-        rounds.take(granted.number, [attempts] if len(index_M) else [])
+        rounds.take(granted.number, batch.answered(granted, states, ledger, offers.cost_N))
     ledger.check()
     is_right_N = states.chosen_has_stopped_N & (states.chosen_score_N >= 1.0)
     return float(is_right_N.mean()), ledger.spent_tokens / budget, rounds.number

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from clear_ray.ledger.client import MarketClient
-from clear_ray.ledger.ledger import Balance
+from clear_ray.ledger.entries import Balance
 from clear_ray.report.live import Display
 from clear_ray.report.summary import ProgressSnapshot
 from clear_ray.tasks.survey import FIRST_SCORED

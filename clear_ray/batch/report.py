@@ -13,7 +13,7 @@ from clear_ray.allocation import Utility, budget_for, demand_curve
 from clear_ray.batch.asked_again import attempts_report
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.estimation.head import HeadCard
-from clear_ray.ledger.ledger import Balance
+from clear_ray.ledger.entries import Balance
 from clear_ray.records import COST_PARTS
 from clear_ray.redaction import without_secrets
 from clear_ray.report.plan import PlanReport, ShareBudget

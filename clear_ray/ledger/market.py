@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from clear_ray.ledger.entries import Balance, Call, Entry, Settlement, entry_of
 from clear_ray.ledger.identity import check_journal, is_own
 from clear_ray.ledger.journal import Journal, Record, read_journal
-from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Entry, Ledger, Settlement, entry_of
+from clear_ray.ledger.ledger import REFUSED, WAIT, Ledger
 from clear_ray.storage import open_folder
 
 _RECENT = 8

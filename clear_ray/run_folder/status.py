@@ -6,8 +6,9 @@ from typing import Any
 
 from clear_ray.errors import ConfigError
 from clear_ray.ingest import read_digest
+from clear_ray.ledger.entries import entry_of
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Ledger, entry_of
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.report.summary import RunReport
 from clear_ray.run_folder.estimates import ESTIMATES_WHOLE, read_costs
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY, read_manifest

@@ -31,7 +31,8 @@ from clear_ray.engine.base import Chat, Generation, Grant, Prompt, RawText, Toke
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.ingest.logprobs import dump_logprobs, load_logprobs, of_answer
 from clear_ray.ledger.client import AsyncMarketClient
-from clear_ray.ledger.ledger import REFUSED, WAIT, Call, Settlement
+from clear_ray.ledger.entries import Call, Settlement
+from clear_ray.ledger.ledger import REFUSED, WAIT
 from clear_ray.stages.answer_parts import kept
 from clear_ray.stages.causes import ENGINE_DIED, ENGINE_FAILED, SCORER
 from clear_ray.stages.charging import charged_parts

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config.allocation import AllocationConfig
-from clear_ray.ledger.ledger import WAIT, Entry, Ledger
+from clear_ray.ledger.entries import Entry
+from clear_ray.ledger.ledger import WAIT, Ledger
 from clear_ray.report.summary import RoundReport
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.clearing import Clearing

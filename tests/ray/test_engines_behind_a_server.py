@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from ray import serve
 
+from clear_ray.ledger.entries import entry_of
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Ledger, entry_of
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.serve.app import application
 from clear_ray.storage import open_folder
 from tests.conftest import ROLLOUTS

@@ -12,8 +12,9 @@ from clear_ray.batch.plan import plan
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ResumeError
+from clear_ray.ledger.entries import entry_of
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Ledger, entry_of
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.report.text import plan_text, summary_text
 from clear_ray.storage import open_folder
 

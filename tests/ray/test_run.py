@@ -23,8 +23,9 @@ from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError, ConfigError, EngineError, ResumeError
 from clear_ray.estimation.resolve import resolve_head
+from clear_ray.ledger.entries import Entry
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.run_folder.estimates import read_estimates
 from clear_ray.storage import open_folder, writing_errors

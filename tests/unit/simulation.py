@@ -29,8 +29,9 @@ from clear_ray.engine.base import FinishReason, Generation, Grant
 from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.ledger.client import AsyncMarketClient
+from clear_ray.ledger.entries import entry_of
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Ledger, entry_of
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.ledger.market import MarketActor
 from clear_ray.records import ATTEMPT_SCHEMA, QUERY_SCHEMA
 from clear_ray.report.summary import RoundReport

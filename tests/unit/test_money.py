@@ -13,7 +13,8 @@ from clear_ray.config.money import COST_PARTS
 from clear_ray.config.prices import Prices, scaled_parts
 from clear_ray.engine.base import Usage
 from clear_ray.estimation.curves import curves_from_incidence
-from clear_ray.ledger.ledger import REFUSED, Entry, Ledger
+from clear_ray.ledger.entries import Entry
+from clear_ray.ledger.ledger import REFUSED, Ledger
 from clear_ray.records import COST_PARTS as COST_PARTS_OF_RECORDS
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch

@@ -12,7 +12,8 @@ from clear_ray.config.money import COST_PARTS
 from clear_ray.config.prices import Prices
 from clear_ray.estimation.curves import curves_from_incidence, token_grid
 from clear_ray.estimation.factors import law
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.entries import Entry
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.report.interval import Interval, menu_interval, spending_interval
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.batch import Batch

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clear_ray.engine.base import Generation, Grant
-from clear_ray.ledger.ledger import Settlement
+from clear_ray.ledger.entries import Settlement
 
 
 @pytest.mark.parametrize("kind", [Grant, Generation, Settlement])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clear_ray.ledger.client import AsyncMarketClient, MarketClient
-from clear_ray.ledger.ledger import Settlement
+from clear_ray.ledger.entries import Settlement
 from clear_ray.ledger.market import MarketActor
 from tests.unit.local_actors import LocalActor
 

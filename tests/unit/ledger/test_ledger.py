@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from clear_ray.errors import BudgetError
-from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Entry, Ledger
+from clear_ray.ledger.entries import Balance, Entry
+from clear_ray.ledger.ledger import REFUSED, WAIT, Ledger
 
 QUERIES = 4
 COSTS = st.sampled_from([Fraction(1), Fraction(1, 1000), Fraction(3, 8), Fraction(5, 2), Fraction(7_333, 1_000)])

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from clear_ray.errors import BudgetError, ResumeError
+from clear_ray.ledger.entries import Balance, Call, Settlement
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import REFUSED, WAIT, Balance, Call, Settlement
+from clear_ray.ledger.ledger import REFUSED, WAIT
 from clear_ray.ledger.market import MarketActor
 from clear_ray.storage import open_folder
 

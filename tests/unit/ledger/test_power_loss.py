@@ -26,8 +26,8 @@ from clear_ray.ingest import (
     write_openai_outputs,
 )
 from clear_ray.ledger import journal as journal_module
+from clear_ray.ledger.entries import Call
 from clear_ray.ledger.journal import Journal, Record, read_journal
-from clear_ray.ledger.ledger import Call
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.rounds.clearing import nothing_to_grant

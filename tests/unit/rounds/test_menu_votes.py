@@ -9,7 +9,8 @@ import pytest
 
 from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.ledger.ledger import Entry, Ledger
+from clear_ray.ledger.entries import Entry
+from clear_ray.ledger.ledger import Ledger
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds import menu_pricing
 from clear_ray.rounds.attempts import Attempts

@@ -19,8 +19,9 @@ from clear_ray.batch.orders import heeding_orders
 from clear_ray.cli import app
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, ResumeError
+from clear_ray.ledger.entries import Settlement
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import REFUSED, Settlement
+from clear_ray.ledger.ledger import REFUSED
 from clear_ray.ledger.market import MarketActor
 from clear_ray.run_folder.manifest import MANIFEST, SUMMARY
 from clear_ray.run_folder.orders import Orders, order_budget, order_stop, read_orders, unit_in

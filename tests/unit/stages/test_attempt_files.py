@@ -19,7 +19,7 @@ from clear_ray.config.engine import ReplayConfig
 from clear_ray.engine.base import Generation, Grant
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient
-from clear_ray.ledger.ledger import Balance
+from clear_ray.ledger.entries import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import ATTEMPT_SCHEMA

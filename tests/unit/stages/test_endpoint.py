@@ -16,7 +16,7 @@ import pytest
 from clear_ray.errors import EngineError
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient
-from clear_ray.ledger.ledger import Balance
+from clear_ray.ledger.entries import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.ledger.void import VoidAttempts
 from clear_ray.records import QUERY_SCHEMA

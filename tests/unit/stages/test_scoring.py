@@ -15,8 +15,8 @@ import pytest
 from clear_ray.config.engine import ReplayConfig
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.ledger.client import AsyncMarketClient
+from clear_ray.ledger.entries import Balance
 from clear_ray.ledger.journal import read_journal
-from clear_ray.ledger.ledger import Balance
 from clear_ray.ledger.market import MarketActor
 from clear_ray.stages.generate import Dispatch, Generate
 from clear_ray.stages.roster import Workers
