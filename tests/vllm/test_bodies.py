@@ -15,7 +15,7 @@ from clear_ray.engine.base import read_prompt
 from clear_ray.engine.row_sampling import sampling_check
 from clear_ray.stages.generate import seed_of
 from tests.unit.engine.conftest import run_grants
-from tests.unit.ingest.taking import take, taken
+from tests.unit.ingest.taking import rules, take, taken
 from tests.unit.ingest.test_sampling_fields import BODIES
 
 pytestmark = pytest.mark.vllm
@@ -30,7 +30,7 @@ def grants_of(lines: list[dict[str, Any]], run: Path, engine: Any) -> dict[str, 
         folder = run / line["custom_id"]
         folder.mkdir(parents=True)
         (folder / "b.jsonl").write_text(json.dumps(line))
-        take(folder / "b.jsonl", folder / "run", check_sampling=sampling_check(engine))
+        take(folder / "b.jsonl", folder / "run", reading=rules(check_sampling=sampling_check(engine)))
         row, *_ = taken(folder / "run")
         sampling = Sampling.load(row["sampling"])
         prompt = read_prompt(

@@ -33,8 +33,9 @@ if __name__ == "__main__":
 
 
 def test_an_engine_that_dies_fails_what_is_open_and_what_comes() -> None:
+    others = set(psutil.Process().children(recursive=True))  # those of the engine that other tests share
     engine = VllmEngine(SETTINGS)
-    processes = psutil.Process().children(recursive=True)
+    processes = set(psutil.Process().children(recursive=True)) - others
 
     async def killed() -> None:
         before = engine.progress

@@ -43,7 +43,9 @@ def test_the_card_is_that_of_transformers(engine: VllmEngine, reference: Transfo
 
 def test_greedy_answers_are_those_of_transformers(engine: VllmEngine, reference: TransformersEngine) -> None:
     here, there = run_grants(engine, GRANTS), run_grants(reference, GRANTS)
-    assert here == there
+    assert {name: replace(answer, cached_tokens=0) for name, answer in here.items()} == {
+        name: replace(answer, cached_tokens=0) for name, answer in there.items()
+    }
     assert {answer.finish_reason for answer in here.values()} == {"stop", "length"}
     assert engine.prompt_tokens([grant.prompt for grant in GRANTS]) == reference.prompt_tokens(
         [grant.prompt for grant in GRANTS]
@@ -250,7 +252,7 @@ def test_an_answer_is_shown_while_it_is_written(engine: VllmEngine) -> None:
         return [item async for item in engine.stream(grant, 5)]
 
     *parts, last = asyncio.run(collect())
-    assert last == whole
+    assert replace(last, cached_tokens=0) == replace(whole, cached_tokens=0)
     assert len(parts) > 1
     for part in parts:
         assert part.token_ids == whole.token_ids[: len(part.token_ids)]
