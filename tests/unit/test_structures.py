@@ -7,6 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "structures.md").read_text()
 PACKAGE = REPOSITORY / "clear_ray"
@@ -67,3 +69,13 @@ def test_every_place_it_names_exists() -> None:
     kept = {"queries/", "estimates/", "grants/", "rounds/", "completions/"}  # of a run folder
     assert not set(missing) - kept
     assert len(named) > 20
+
+
+@pytest.mark.parametrize("package", ["allocation", "rounds"])
+def test_the_reading_guide_names_every_file_once(package: str) -> None:
+    folder = PACKAGE / package
+    guide = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()), clean=False) or ""
+    rows = re.findall(r"^ {4}(\S.*)$", guide, re.MULTILINE)  # names with commas, then after two spaces what they are
+    named = [name for row in rows for name in re.split(r"\s{2,}", row)[0].split(", ")]
+    files = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    assert sorted(named) == files
