@@ -111,15 +111,17 @@ def test_every_panel_of_the_dashboard_has_data_while_a_server_and_a_batch_run(
 
     asker = threading.Thread(target=keep_asking)
     asker.start()
-    with prometheus(tmp_path, metrics_port, port) as where:
-        end, missing = time.monotonic() + 240, wanted
-        while missing and time.monotonic() < end:
-            time.sleep(2)
-            missing = {(title, expression) for title, expression in missing if not found_by(where, expression)}
-        kinds |= {each["metric"].get("source", "") for each in found_by(where, "ray_clear_ray_tokens_spent_total")}
-        names = {each["metric"]["__name__"] for each in found_by(where, '{__name__=~"(ray_)?clear_ray_.*"}')}
-    is_over.set()
-    asker.join()
+    try:
+        with prometheus(tmp_path, metrics_port, port) as where:
+            end, missing = time.monotonic() + 240, wanted
+            while missing and time.monotonic() < end:
+                time.sleep(2)
+                missing = {(title, expression) for title, expression in missing if not found_by(where, expression)}
+            kinds |= {each["metric"].get("source", "") for each in found_by(where, "ray_clear_ray_tokens_spent_total")}
+            names = {each["metric"]["__name__"] for each in found_by(where, '{__name__=~"(ray_)?clear_ray_.*"}')}
+    finally:
+        is_over.set()
+        asker.join()
     client.batches.cancel(batch.id)
     assert not missing
     assert kinds == {"batch", "server"}
