@@ -9,6 +9,7 @@ of each answer that runs, and nothing else takes time.
     python benchmarks/makespan.py --learns tests/data/demo/rollouts.parquet    likewise, as the demo: 1,400 tokens, 32 slots
     python benchmarks/makespan.py --learns tests/data/rollouts --copies 5 --tokens 24 --a-slot 25     a batch of 995
     python benchmarks/makespan.py --streamed [--rollouts FILE --model NAME]    priced while it is read, or when all is read
+    python benchmarks/makespan.py --streamed --queries 20000 --held 2000 --a-slot 250     few curves held meanwhile
 
 Log-normal: each query has a median of its own, itself log-normal about 1,500 tokens, and its lengths spread about that, up to
 16,384; what is known of a query is its median, the spread and its chance of a right answer. Recorded: each answer is a query;
@@ -32,6 +33,9 @@ reads in, mean of some seeds; `as_it_stands`, in the order of the input, which n
     steps                   likewise, when the last did
     right                   right answers
     clearings               how many
+With `--held`, as of a batch that is priced from sketches: `read_first` has a barrier after each clearing, `windowed` prices
+what was read last while it reads and then has a barrier, and `streamed` holds everything. Of `windowed` also:
+    price_off               its prices over those of `streamed` where as many were known: median, and the farthest from 1
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +138,9 @@ def compared(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
     }
 
 
-def streamed(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slot: int) -> dict[str, Any]:
+def streamed(
+    answers: Answers, curves: Curves, budget_tokens: int, queries_a_slot: float, held: int | None = None
+) -> dict[str, Any]:
     """Return what becomes of a batch in each order, priced while it is read and after."""
     queries = len(curves)
     orders = {
@@ -141,7 +148,7 @@ def streamed(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
         "longest first": np.argsort(-answers.length_N, kind="stable"),
         "shortest first": np.argsort(answers.length_N, kind="stable"),
     }
-    slots = max(queries // queries_a_slot, 1)
+    slots = max(int(queries / queries_a_slot), 1)
     rate = queries / (READING_SHARE * budget_tokens / slots)
     found: dict[str, Any] = {}
     for name, order in orders.items():
@@ -149,11 +156,14 @@ def streamed(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
         batch = Answers(*(column[order] for column in columns)), curves.take(order)
         in_place, stretch = np.arange(queries), max(queries // STRETCHES, 1)
         spread = [Homes(stretch, 1).spread(queries, seed=seed) for seed in range(STREAMED_SEEDS)]
-        first = timed_reading(*batch, budget_tokens, slots, Reading(rate, in_place, is_streamed=False))
+        how = (*batch, budget_tokens, slots)
+        first = timed_reading(*how, Reading(rate, in_place, is_streamed=False), overlaps=held is None)
         ways = {
-            "streamed": [timed_reading(*batch, budget_tokens, slots, Reading(rate, one)) for one in spread],
-            "as_it_stands": [timed_reading(*batch, budget_tokens, slots, Reading(rate, in_place))],
+            "streamed": [timed_reading(*how, Reading(rate, one)) for one in spread],
+            "as_it_stands": [timed_reading(*how, Reading(rate, in_place, most_held=held))],
         }
+        if held is not None:
+            ways["windowed"] = [timed_reading(*how, Reading(rate, one, most_held=held)) for one in spread]
         found[name] = {"read_first": {"right": int(first.is_right_N.sum()), "clearings": first.clearings}} | {
             way: {
                 "first_steps": round(float(np.mean([one.first_steps for one in runs])) / first.first_steps, 3),
@@ -163,15 +173,29 @@ def streamed(answers: Answers, curves: Curves, budget_tokens: int, queries_a_slo
             }
             for way, runs in ways.items()
         }
+        if held is not None:
+            found[name]["windowed"]["price_off"] = price_off(ways["windowed"], ways["streamed"], held)
     return {"queries_a_slot": queries_a_slot, "orders": found}
 
 
-def timed_reading(answers: Answers, curves: Curves, budget_tokens: int, slots: int, reading: Reading) -> Timed:
+def price_off(windowed: list[Timed], streamed: list[Timed], held: int) -> list[float]:
+    """Return how prices of a window differ from those over all that was known: the median, and the farthest from 1."""
+    ratios: list[float] = []
+    for one, other in zip(windowed, streamed, strict=True):
+        known_P, price_P = np.array(other.prices).T
+        amid = [(known, price) for known, price in one.prices if held < known < known_P[-1]]
+        ratios += [price / float(np.interp(known, known_P, price_P)) for known, price in amid]
+    return [round(float(np.median(ratios)), 3), round(max(ratios, key=lambda ratio: abs(np.log(ratio))), 3)]
+
+
+def timed_reading(
+    answers: Answers, curves: Curves, budget_tokens: int, slots: int, reading: Reading, *, overlaps: bool = True
+) -> Timed:
     queries = len(curves)
     tie_break_N = np.random.default_rng(1).permutation(queries).astype(np.uint64)
     cap_N = np.full(queries, int(curves.tokens_K[-1]))
     offers = BatchOffers(Batch(curves, np.ones(queries), cap_N, tie_break_N, np.ones(queries)))
-    return timed_run(offers, answers, budget_tokens=budget_tokens, slots=slots, overlaps=True, reading=reading)
+    return timed_run(offers, answers, budget_tokens=budget_tokens, slots=slots, overlaps=overlaps, reading=reading)
 
 
 def learners(
@@ -258,9 +282,12 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--tokens", type=float, nargs="+", help="average budgets of those runs")
     parser.add_argument("--a-slot", type=float, nargs="+", help="queries a slot")
+    parser.add_argument("--held", type=int, help="of how many queries curves are held while prompts are read")
     chosen = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
-    compare, a_slot = (streamed, STREAMED_A_SLOT) if chosen.streamed else (compared, QUERIES_A_SLOT)
+    compare, a_slot = compared, QUERIES_A_SLOT
+    if chosen.streamed:
+        compare, a_slot = partial(streamed, held=chosen.held), chosen.a_slot or STREAMED_A_SLOT
     queries = chosen.queries
     if chosen.learns:
         own = {name: getattr(chosen, name) for name in ("copies", "tokens", "a_slot")}

@@ -22,8 +22,8 @@ of Ray and of its processes cancels out, `marginal` CPU time a query and bytes a
 
 With `--streamed` each size is run twice, one after the other, with `allocation.streamed` true and false, under a given head
 and with answers that take their time. Of both: `first_answer_seconds` and `all_read_seconds` from the start of the command,
-`seconds` of the whole run, `cpu_seconds` of all processes, `correct` answers, and `clearings`; and the `ratio` of the first
-to the second.
+`seconds` of the whole run, `cpu_seconds` of all processes and `driver_cpu_seconds` of the driver, `driver_mb`, `correct`
+answers, `clearings`, and `clearings_amid`, those made before all was read; and the `ratio` of the first to the second.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def streamed_at_size(queries: int) -> dict[str, Any]:
             config = folder / "run.yaml"
             config.write_text(yaml.safe_dump(chosen | {"input": {"path": f"{made}/queries.parquet"}}))
             started = time.time()
-            _, cpu, _ = measured([sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"])
+            _, cpu, memory = measured(
+                [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"]
+            )
             summary = json.loads((folder / "run" / "summary.json").read_text())
             first = min(path.stat().st_mtime for path in (folder / "run" / "rounds").rglob("*.parquet"))
             found[name] = {
@@ -114,11 +116,14 @@ def streamed_at_size(queries: int) -> dict[str, Any]:
                 "all_read_seconds": round((folder / "run" / "estimates.json").stat().st_mtime - started, 2),
                 "seconds": round(summary["seconds"], 1),
                 "cpu_seconds": round(sum(cpu.values()), 1),
+                "driver_cpu_seconds": round(cpu["driver"], 1),
+                "driver_mb": memory["driver_mb"],
                 "correct": summary["correct"],
                 "clearings": len(summary["rounds"]),
+                "clearings_amid": sum(one["known_queries"] is not None for one in summary["rounds"]),
             }
     one, other = found["streamed"], found["read_first"]
-    return found | {"ratio": {key: round(one[key] / other[key], 3) for key in one}}
+    return found | {"ratio": {key: round(one[key] / other[key], 3) for key in one if other[key]}}
 
 
 def measured(command: list[str]) -> tuple[str, dict[str, float], dict[str, float]]:

@@ -33,7 +33,9 @@ from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.offers import BatchOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
+from clear_ray.rounds.windowed import WindowedOffers
 from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates, read_weights
+from clear_ray.run_folder.growing import GrowingBatch
 from clear_ray.stages.charging import reserved_prompts
 from clear_ray.stages.first_tokens import FirstTokenFee, first_token_parts
 from clear_ray.storage import Folder
@@ -80,6 +82,20 @@ def offers_of(
     if config.allocation.most_attempts > 1:
         return AttemptOffers(estimates.batch)
     return BatchOffers(estimates.batch, policy=config.allocation.policy)
+
+
+def streamed_offers(folder: Folder, config: RunConfig, growing: GrowingBatch) -> BatchOffers | WindowedOffers:
+    """Return what queries are offered while prompts are read: those that are held, and all of a very large batch at the end.
+
+    Args:
+        folder: The run folder.
+        config: As for `run`.
+        growing: The batch as far as it is known.
+    """
+    if not is_sketched_run(config, len(growing.is_known_N)):
+        return BatchOffers(growing.batch)
+    whole = _sketched_offers(folder, growing.so_far(), growing.batch.cost_N, None)
+    return WindowedOffers(growing.batch, growing.is_known_N, growing.window, whole)
 
 
 def _sketched_offers(
@@ -292,6 +308,8 @@ def all_reservation_prices(estimates: Estimates, rounds: Rounds) -> NDArray[np.f
     if isinstance(offers := rounds.offers, SampledLearningOffers):
         whole: SketchedWhole = offers.whole
         return whole.reservation_prices(offers.learned(rounds.states, available_tokens=0))
+    if isinstance(offers, WindowedOffers):  # what callers wrote once the end was ordered is not known to the driver
+        return np.where(offers.is_known_N, cast("SketchedOffers", offers.whole).reservation_prices(), 0.0)
     return cast("SketchedOffers", offers).reservation_prices()
 
 

@@ -65,11 +65,15 @@ def probe(
         with_new_callers(partial(due, gate=gate, name=name, has_states=has_states, fee=fee))
         folder.child(name).sync()
         folder.write(f"{name}.json", json.dumps({"rows": rows}).encode())
-    most_curves = SAMPLE_QUERIES if is_sketched_run(config, rows) else None
-    estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves, name=name)
+    estimates = read_estimates(folder, tokens_K, config.seed, most_curves=most_curves(config, rows), name=name)
     if estimates.queries != rows:
         raise lost_estimates(folder, rows, estimates.queries)
     return estimates
+
+
+def most_curves(config: RunConfig, queries: int) -> int | None:
+    """Return of how many queries the driver holds curves once all are read; None: of all."""
+    return SAMPLE_QUERIES if is_sketched_run(config, queries) else None
 
 
 def together(found: Sequence[Estimates]) -> Estimates:

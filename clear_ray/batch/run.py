@@ -35,8 +35,10 @@ from clear_ray.batch.pricing import (
     first_token_fee,
     priced,
     probe_parts,
+    streamed_offers,
     token_costs,
 )
+from clear_ray.batch.probe import most_curves
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.round_loop import play_rounds
 from clear_ray.batch.startup import Engines
@@ -57,7 +59,6 @@ from clear_ray.ledger.lock import alone_with
 from clear_ray.report.live import Display, QuietDisplay
 from clear_ray.report.page import import_plots
 from clear_ray.report.summary import RoundReport, RunReport
-from clear_ray.rounds.offers import BatchOffers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
@@ -231,11 +232,11 @@ def _answered_while_read(start: _Start) -> tuple[RunContext, list[RoundReport]]:
     head, cost_N = start.heads[0].card, start.input_cost_N
     with streamed_probe(start.folder, config, engines, head, cost_N, open_run) as reader:
         progress.reads_on()
-        rounds = Rounds(BatchOffers(reader.growing.batch), config.allocation)
+        rounds = Rounds(streamed_offers(start.folder, config, reader.growing), config.allocation)
         rounds.widen(0)
         opened = _opened(start, reader.growing.so_far(), rounds, reader=reader)
         reports = play_rounds(opened)
-        return replace(opened, estimates=reader.growing.whole()), reports
+        return replace(opened, estimates=reader.growing.whole(most_curves(config, len(cost_N)))), reports
 
 
 def _opened(

@@ -24,11 +24,14 @@ def is_sketched(queries: int, setting: bool | None = None) -> bool:
 def is_sketched_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries is priced where its estimates are."""
     allocation = config.allocation
-    if allocation.streamed:
-        return False
     if allocation.policy != "clear_ray" or config.most_attempts > 1:  # plans of several attempts add up to no sketch
         return False
     return is_sketched(queries, allocation.sketched)
+
+
+def most_held(config: RunConfig, queries: int) -> int | None:
+    """Return of how many queries the driver holds curves at most while prompts are read; None: of all."""
+    return SKETCH_ABOVE_QUERIES if is_sketched_run(config, queries) else None
 
 
 def is_spread(queries: int) -> bool:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clear_ray.batch.reading import PartsRead, reading
-from clear_ray.batch.size_limits import is_sketched_run
+from clear_ray.batch.size_limits import most_held
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.config.run import RunConfig
 from clear_ray.estimation.head import HeadCard
@@ -43,8 +43,8 @@ def is_streamed_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries clears its first price over a part of them."""
     if config.allocation.streamed is not None:
         return config.allocation.streamed
-    is_possible = not config.keeps_from_streaming and not is_sketched_run(config, queries)
-    return is_possible and is_large(queries, slots=most_slots(config))
+    is_wanted = is_large(queries, slots=most_slots(config), most_held=most_held(config, queries))
+    return is_wanted and not config.keeps_from_streaming
 
 
 def is_read(folder: Folder) -> bool:
@@ -67,6 +67,7 @@ class StreamedProbe:
         homes: Where queries are at home.
         slots: Answers that the engines may run at once.
         seed: Of the order.
+        most_held: Of how many queries curves are held at once; of all if not given.
 
     Attributes:
         growing: The batch as far as it is known.
@@ -75,7 +76,15 @@ class StreamedProbe:
     """
 
     def __init__(
-        self, folder: Folder, growing: GrowingBatch, parts: PartsRead, *, homes: Homes, slots: int, seed: int
+        self,
+        folder: Folder,
+        growing: GrowingBatch,
+        parts: PartsRead,
+        *,
+        homes: Homes,
+        slots: int,
+        seed: int,
+        most_held: int | None = None,
     ) -> None:
         queries = len(growing.is_known_N)
         self.growing = growing
@@ -83,7 +92,7 @@ class StreamedProbe:
         self._order_N = homes.spread(queries, seed=seed)
         self.place_N = np.empty(queries, np.int64)
         self.place_N[self._order_N] = np.arange(queries)
-        self.widening = Widening(queries, slots)
+        self.widening = Widening(queries, slots, most_held)
         self._rows_of_parts: deque[int] = deque()
         self._sent = self._sent_parts = 0
         self._files: set[str] = set()
@@ -96,7 +105,7 @@ class StreamedProbe:
         Raises:
             ResumeError: A file of estimates is damaged.
         """
-        is_estimated_N, kept = estimated_already(self._folder, len(self.place_N), ESTIMATES)
+        is_estimated_N, kept = estimated_already(self._folder, len(self.place_N), ESTIMATES, place_N=self.place_N)
         self._take_up(kept)
         rest, rows = self._order_N[~is_estimated_N[self._order_N]], CALLS_A_FILE * self._homes.stretch
         parts = np.split(rest, range(rows, len(rest), rows)) if len(rest) else []
@@ -201,8 +210,9 @@ def streamed_probe(
         return reading(caller, parts, lists_at_once=1 + -(-calls // CALLS_A_FILE))
 
     parts = PartsRead(pipeline, gate)
-    growing = GrowingBatch(folder, np.asarray(head.tokens_K, np.int64), cost_N, config.seed)
-    reader = StreamedProbe(folder, growing, parts, homes=homes, slots=most_slots(config), seed=config.seed)
+    held, slots, seed = most_held(config, len(cost_N)), most_slots(config), config.seed
+    growing = GrowingBatch(folder, np.asarray(head.tokens_K, np.int64), cost_N, seed, most_held=held)
+    reader = StreamedProbe(folder, growing, parts, homes=homes, slots=slots, seed=seed, most_held=held)
     reader.begin()
     try:
         open_run()

@@ -51,7 +51,8 @@ class AllocationConfig(Settings):
     policy: Literal["clear_ray", "uniform"] = "clear_ray"
     """`uniform` gives every query the same ceiling; for comparison."""
     sketched: bool | None = None
-    """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries."""
+    """Price from demand sketches made where the estimates are; if not given, above a hundred thousand queries. Where prompts
+    are read meanwhile (`streamed`), once all are."""
     streamed: bool | None = None
     """Whether the first price is cleared over a part of the prompts while the rest is being read; if not given, of a batch of
     8,192 queries or more whose head is given, and that has none of what keeps from it (docs/price.md)."""

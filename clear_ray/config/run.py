@@ -219,7 +219,6 @@ class RunConfig(ConfigFile):
             "allocation.policy uniform": allocation.policy != "clear_ray",
             f"allocation.objective {allocation.objective}": allocation.most_attempts > 1,
             "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,
-            "allocation.sketched": bool(allocation.sketched),
             "allocation.max_rounds": allocation.max_rounds is not None,
             "allocation.overlap false": not allocation.overlaps,
         }

@@ -9,12 +9,14 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clear_ray.errors import UtilityError
 from clear_ray.estimation.curves import Curves
+from clear_ray.estimation.window import Window
 
 _TABLES = ("success_NK", "spend_NK", "survival_NK")
 
@@ -50,6 +52,32 @@ class CurvesOnDisk(Curves):
         return (growing or GrowingCurves(np.ones(1, np.int64), queries)).curves
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldCurves(CurvesOnDisk):
+    """Curves of some queries of a batch, taken by their numbers in it.
+
+    Attributes:
+        row_N: Row of each query of the batch; -1 of those whose curves are not held.
+    """
+
+    row_N: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Return how many queries the batch has."""
+        return len(self.row_N)
+
+    def take(self, index: ArrayLike) -> Curves:
+        """Return the curves of the queries at `index`, in that order.
+
+        Raises:
+            UtilityError: One of them is not held; a defect.
+        """
+        rows = self.row_N[np.asarray(index)]
+        if (rows < 0).any():
+            raise UtilityError("the curve of a query is not held any more", "curves", remedy="Please report it.")
+        return CurvesOnDisk.take(self, rows)
+
+
 class GrowingCurves:
     """Curves of a batch as they come.
 
@@ -74,9 +102,36 @@ class GrowingCurves:
         )
 
     def put(self, place_B: NDArray[np.int64], curves: Curves) -> None:
-        """Write the curves of some queries; each comes once."""
+        """Write the curves of some queries, each to its place."""
         self._numbers_N[:, place_B] = curves.threshold_tokens_N, curves.solvability_N, curves.beta_N
         _write(self._file.fileno(), place_B, np.stack([getattr(curves, name) for name in _TABLES], axis=1))
+
+
+class CurvesInWindow:
+    """Curves of a batch as they come, of which those in a window are held.
+
+    Args:
+        tokens_K: Their grid.
+        queries: How many queries there will be, N.
+        rows: Of how many of them curves are held at once.
+
+    Attributes:
+        curves: Of all queries; only what is held may be taken.
+        window: Which those are.
+    """
+
+    def __init__(self, tokens_K: NDArray[np.int64], queries: int, rows: int) -> None:
+        self.window = Window(queries, rows)
+        self._growing = GrowingCurves(tokens_K, rows)
+        of_rows = self._growing.curves
+        columns = {each.name: getattr(of_rows, each.name) for each in fields(of_rows)}
+        self.curves = HeldCurves(**columns, row_N=self.window.row_N)
+
+    def put(self, place_B: NDArray[np.int64], curves: Curves) -> None:
+        """Write the curves of some queries, in place of those that leave; each comes once."""
+        row_B = self.window.take_in(place_B)
+        held = np.flatnonzero(row_B >= 0)
+        self._growing.put(row_B[held].astype(np.int64), curves.take(held))
 
 
 def _write(file: int, place_B: NDArray[np.int64], rows: NDArray[np.float32]) -> None:

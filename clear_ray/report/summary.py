@@ -52,6 +52,13 @@ class RoundReport(Part):
     """Whether this was the minimum service: direct answers to queries that no clearing had funded."""
     known_queries: int | None = None
     """Queries that had been read by then and shared their part of the budget; None if all had."""
+    over_queries: int | None = None
+    """Queries that the price was cleared over: of a very large batch those that were read last; None if all that had been."""
+
+    @property
+    def part_queries(self) -> int | None:
+        """Queries that the price was cleared over; None if all of the batch."""
+        return self.known_queries if self.over_queries is None else self.over_queries
 
     @property
     def grants_all(self) -> bool:
@@ -299,7 +306,7 @@ class RunReport(Part):
         return is_streamed(self.rounds)
 
     def known_in(self, row: RoundReport) -> int:
-        """Return how many queries a round was cleared over."""
+        """Return how many queries had been read when a round was cleared."""
         return self.queries if row.known_queries is None else row.known_queries
 
     @property

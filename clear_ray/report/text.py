@@ -295,8 +295,8 @@ def _charged_for(report: RunReport) -> str:
 
 
 def _certificate(main: RoundReport, queries: int) -> str:
-    known = "" if main.known_queries is None else f", over {count(main.known_queries)} of {plural(queries, 'query')},"
-    shared = f"no sharing of round {main.number}{known}"
+    over = "" if main.part_queries is None else f", over {count(main.part_queries)} of {plural(queries, 'query')},"
+    shared = f"no sharing of round {main.number}{over}"
     bound = f"{shared} can be expected to give more than {expected(main.dual_bound)} correct"
     return _labelled(
         "certificate",

@@ -10,6 +10,10 @@ is expected to give back is counted as available. What the running queries buy i
 
 Without a running query this is `clear`. If the free queries would buy more than is there yet, they share that alone.
 
+Some queries may stand for others that are like them and are not looked at (`windowed`): each counts as many times as it
+stands for, itself included, in what it wants and in what its running grant is expected to give back. They are granted
+nothing, and what they all buy is held back.
+
 Shapes: N queries of the batch, F of them free, M running.
 
 Source: docs/method.md, section 11.
@@ -54,6 +58,22 @@ class RunningGrants:
     progress_M: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """Queries that stand for others.
+
+    Attributes:
+        index_S: The queries; those that run are among the running grants, too.
+        each: How many each of them stands for, itself included.
+    """
+
+    index_S: NDArray[np.int64]
+    each: float
+
+
+_NO_ONE = Standing(np.zeros(0, np.int64), 1.0)
+
+
 def clear_beside(
     batch: Batch,
     *,
@@ -61,6 +81,7 @@ def clear_beside(
     is_free_N: NDArray[np.bool_],
     running: RunningGrants,
     available_tokens: int,
+    standing: Standing = _NO_ONE,
 ) -> Clearing:
     """Grant free queries what they buy at the price of all that is open.
 
@@ -70,17 +91,21 @@ def clear_beside(
         is_free_N: Queries that may be granted tokens now.
         running: The grants that are running.
         available_tokens: What may be granted, in tokens of cost 1.
+        standing: Free and running queries that stand for others; none if not given.
     """
-    free = np.flatnonzero(is_free_N & (generated_tokens_N < batch.max_tokens_N))
+    is_own_N = is_free_N.copy()
+    is_own_N[standing.index_S] = False
+    has_room_N = generated_tokens_N < batch.max_tokens_N
+    free, others = np.flatnonzero(is_own_N & has_room_N), np.flatnonzero(is_free_N & ~is_own_N & has_room_N)
     if not len(free) or available_tokens < 1:
         return nothing_to_grant(len(generated_tokens_N))
-    wide = _WideMarket.of(batch, generated_tokens_N, free, running, available_tokens)
+    wide = _WideMarket.of(batch, generated_tokens_N, free, others, running, standing, available_tokens)
     allocation = allocate(wide.utility, budget_tokens=wide.budget_tokens, tie_break_N=batch.tie_break_N[wide.index])
     tokens_F, cost_F = allocation.tokens_N[: len(free)], batch.cost_N[free]
     taken = taken_tokens(tokens_F, cost_F)
     if taken > available_tokens:
         return clear(
-            batch, generated_tokens_N=generated_tokens_N, is_open_N=is_free_N, available_tokens=available_tokens
+            batch, generated_tokens_N=generated_tokens_N, is_open_N=is_own_N, available_tokens=available_tokens
         )
     to_free = replace(
         allocation,
@@ -109,7 +134,7 @@ class _WideMarket:
     """All that is open.
 
     Attributes:
-        index: The queries: those that are free, then those running that may go on.
+        index: The queries: those that are free, those that stand for others, then those running that may go on.
         utility: Their curves of further tokens.
         budget_tokens: What is available, and what is expected to come back.
     """
@@ -123,7 +148,9 @@ class _WideMarket:
         batch: Batch,
         generated_N: NDArray[np.int64],
         free: NDArray[np.int64],
+        others: NDArray[np.int64],
         running: RunningGrants,
+        standing: Standing,
         available_tokens: int,
     ) -> _WideMarket:
         index_M, at_M = running.index_M, generated_N[running.index_M] + running.progress_M
@@ -137,15 +164,17 @@ class _WideMarket:
             ),
         )
         may_M = (end_M < batch.max_tokens_N[index_M]) & (chance_M > _LEAST_CHANCE)
-        index = np.concatenate([free, index_M[may_M]])
-        chance = np.concatenate([np.ones(len(free)), np.minimum(chance_M[may_M], 1.0)])
-        start = np.concatenate([generated_N[free], end_M[may_M]])
-        budget_tokens = available_tokens + int(refund_M @ batch.cost_N[index_M])
-        cost = np.maximum(np.rint(batch.cost_N[index] * chance * COST_PARTS), 1.0) / COST_PARTS
+        many_M = np.where(np.isin(index_M, standing.index_S), standing.each, 1.0)
+        index = np.concatenate([free, others, index_M[may_M]])
+        of_running = many_M[may_M] * np.minimum(chance_M[may_M], 1.0)
+        many = np.concatenate([np.ones(len(free)), np.full(len(others), standing.each), of_running])
+        start = np.concatenate([generated_N[free], generated_N[others], end_M[may_M]])
+        budget_tokens = available_tokens + int((many_M * refund_M) @ batch.cost_N[index_M])
+        cost = np.maximum(np.rint(batch.cost_N[index] * many * COST_PARTS), 1.0) / COST_PARTS
         room = np.minimum(batch.max_tokens_N[index] - start, affordable_tokens(budget_tokens, cost))
         # What is not there yet can be bought by none of those that are free.
         room[: len(free)] = np.minimum(room[: len(free)], affordable_tokens(available_tokens, batch.cost_N[free]))
-        weight, ceiling = batch.weight_N[index] * chance, start + room
+        weight, ceiling = batch.weight_N[index] * many, start + room
 
         def made(places: NDArray[np.int64]) -> Tabulated:
             curves = batch.curves.take(index[places])

@@ -57,6 +57,7 @@ class Clearing:
             unit; if not given, its tokens at the query's cost.
         token_cost_M: What a token of each grant takes from the budget, of several models; if not given, as of its query.
         later_utility: Correct answers expected of later attempts, which the price counts on and nothing is granted for yet.
+        over_queries: How many queries it was cleared over, where these are not all that were offered by then.
     """
 
     index_M: NDArray[np.int64]
@@ -74,6 +75,7 @@ class Clearing:
     reserved_parts_M: NDArray[np.int64] | None = None
     token_cost_M: NDArray[np.float64] | None = None
     later_utility: float = 0.0
+    over_queries: int | None = None
 
     def some(self, chosen: NDArray[np.int64]) -> Clearing:
         """Return some of the grants, by their places; price, surplus and certificate stay those of the whole."""

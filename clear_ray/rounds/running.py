@@ -110,4 +110,5 @@ class RunningRound:
             correct=self.correct if self.scored else None,
             is_service=clearing.is_service,
             known_queries=self.granted.known_queries,
+            over_queries=clearing.over_queries,
         )

@@ -14,6 +14,9 @@ any time lie evenly in it, whatever it is sorted by.
 **How much at a time.** First a part that says what the price is; then an eighth of what is known, and no less than engines
 run. So clearings are a few dozen, whatever the size of the batch, and together cost some nine times what the last one does.
 
+**Of a very large batch a window is held**: what was read last, and a sample of the rest (`windowed`). No part is larger
+than two fifths of that, so a query is priced twice or more while it is among the last.
+
 **What was read is asked soon.** No more is read than the next clearing is to see, until that was made: what engines keep of
 prompts is still there when these are answered, though the batch be many times larger.
 
@@ -30,18 +33,26 @@ MOST_FIRST_SHARE = 1 / 4
 """Of the batch: where the first part would be more, all of it is read first, unless it is asked for."""
 GROWTH_SHARE = 1 / 8
 """Of the known queries: so many more are read before the next clearing."""
+WINDOW_SHARE = 2 / 5
+"""Of those whose curves are held at once: no part is larger, so the newest hold two."""
 SLOTS_AHEAD = 2
 """At least so many queries are read for each answer that engines run at once, so that none waits for a prompt."""
 
 
-def is_large(queries: int, *, slots: int) -> bool:
+def is_large(queries: int, *, slots: int, most_held: int | None = None) -> bool:
     """Return whether a batch is so large that its first part is a small one.
 
     Args:
         queries: Number of queries.
         slots: Answers that the engines run at once.
+        most_held: Of how many queries curves are held at once, if not of all.
     """
-    return _first_part(queries, slots) <= MOST_FIRST_SHARE * queries
+    is_room = most_held is None or SLOTS_AHEAD * slots <= _most_part(most_held)
+    return is_room and _first_part(queries, slots) <= MOST_FIRST_SHARE * queries
+
+
+def _most_part(most_held: int) -> int:
+    return max(int(WINDOW_SHARE * most_held), 1)
 
 
 def _first_part(queries: int, slots: int) -> int:
@@ -55,18 +66,20 @@ class Widening:
     Attributes:
         queries: Number of queries of the batch, N.
         slots: Answers that the engines run at once.
+        most_held: Of how many queries curves are held at once; of all if not given.
         known: How many have been read, K.
         wanted: How many are to be before the next clearing; no more are read before it.
     """
 
     queries: int
     slots: int
+    most_held: int | None = None
     known: int = 0
     wanted: int = field(init=False)
 
     def __post_init__(self) -> None:
         most = max(int(MOST_FIRST_SHARE * self.queries), 1)
-        self.wanted = min(_first_part(self.queries, self.slots), most, self.queries)
+        self.wanted = min(self._part(_first_part(self.queries, self.slots)), most, self.queries)
 
     @property
     def is_whole(self) -> bool:
@@ -81,8 +94,11 @@ class Widening:
     def note_clearing(self) -> None:
         """Note that the price was cleared, whatever came of it: more may be read."""
         step = max(int(GROWTH_SHARE * self.known), SLOTS_AHEAD * self.slots, 1)
-        self.wanted = min(self.known + step, self.queries)
+        self.wanted = min(self.known + self._part(step), self.queries)
 
     def share_of(self, budget_tokens: int) -> int:
         """Return what the known queries may take of a budget."""
         return budget_tokens * self.known // max(self.queries, 1) if not self.is_whole else budget_tokens
+
+    def _part(self, queries: int) -> int:
+        return queries if self.most_held is None else min(queries, _most_part(self.most_held))

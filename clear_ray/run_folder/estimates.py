@@ -19,7 +19,7 @@ from clear_ray.estimation.curves_on_disk import CurvesOnDisk
 from clear_ray.records import STATES
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
-from clear_ray.run_folder.parquet import damaged, read_columns
+from clear_ray.run_folder.parquet import damaged, read_columns, told_if_damaged
 from clear_ray.storage import Folder
 
 ESTIMATES = "estimates"
@@ -112,7 +112,9 @@ class Estimates:
         return len(self.sample) < self.queries
 
 
-def estimated_already(folder: Folder, queries: int, name: str = ESTIMATES) -> tuple[NDArray[np.bool_], list[str]]:
+def estimated_already(
+    folder: Folder, queries: int, name: str = ESTIMATES, *, place_N: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.bool_], list[str]]:
     """Return for which queries runs before have written estimates, shape (N,), and in which files.
 
     Files torn or damaged are removed, and so are those whose queries stand in others: what a killed run leaves running for a
@@ -122,8 +124,10 @@ def estimated_already(folder: Folder, queries: int, name: str = ESTIMATES) -> tu
         folder: The run folder.
         queries: Number of queries, N.
         name: See `estimates_name`.
+        place_N: Place of each query in the order of reading, in which files come; by their names if not given.
     """
     is_estimated_N, kept = np.zeros(queries, bool), []
+    first: list[int] = []
     for path in folder.child(name).files(".parquet"):
         table = read_columns(folder, path, ["index"])
         index = None if isinstance(table, Exception) else table["index"].to_numpy()
@@ -132,7 +136,8 @@ def estimated_already(folder: Folder, queries: int, name: str = ESTIMATES) -> tu
             continue
         is_estimated_N[index] = True
         kept.append(path)
-    return is_estimated_N, kept
+        first.append(len(first) if place_N is None else int(place_N[index].min(initial=queries)))
+    return is_estimated_N, [kept[place] for place in np.argsort(first, kind="stable").tolist()]
 
 
 def read_estimates(
@@ -157,12 +162,8 @@ def read_estimates(
     Raises:
         ResumeError: A file of them is damaged.
     """
-    try:
+    with told_if_damaged(folder, name):
         return _estimates_in(folder.child(name), tokens_K, seed, most_curves, batch)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's doing
-            raise
-        raise damaged(folder, name, error) from error
 
 
 def tie_breaks(queries: int, seed: int) -> NDArray[np.uint64]:
@@ -182,7 +183,7 @@ def _estimates_in(
     tie_break_N = tie_breaks(queries, seed)
     sample, wanted = np.arange(queries), None
     if most_curves is not None and most_curves < queries:
-        sample = _even_sample(queries, most_curves, seed)
+        sample = even_sample(queries, most_curves, seed)
         wanted = ds.field("index").isin(pa.array(sample))
     return Estimates(
         batch=_batch_in(source, wanted, tokens_K, sample, tie_break_N[sample]) if batch is None else batch,
@@ -197,6 +198,30 @@ def _estimates_in(
     )
 
 
+def read_batches(
+    folder: Folder,
+    paths: list[str],
+    tokens_K: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    tie_break_S: NDArray[np.uint64],
+) -> Batch:
+    """Return what a round is cleared over, of some queries of a batch; those that no file has may be granted nothing.
+
+    Args:
+        folder: The run folder.
+        paths: Files of estimates.
+        tokens_K: Token grid of the curves.
+        sample: Which queries, rising, shape (S,).
+        tie_break_S: See `Batch`; of these.
+
+    Raises:
+        ResumeError: A file is damaged.
+    """
+    with told_if_damaged(folder, ESTIMATES):
+        source = ds.dataset(paths, filesystem=folder.filesystem, format="parquet")
+        return _batch_in(source, ds.field("index").isin(pa.array(sample)), tokens_K, sample, tie_break_S)
+
+
 def _batch_in(
     source: ds.Dataset,
     wanted: ds.Expression | None,
@@ -207,7 +232,8 @@ def _batch_in(
     """Return what a round is cleared over; curves of very many queries stay on disk."""
     if len(sample) <= ROWS_OF_BLOCK:
         table = source.to_table(columns=CURVE_COLUMNS, filter=wanted)
-        return read_batch(table.take(pa.array(np.argsort(table["index"].to_numpy()))), tokens_K, tie_break_S)
+        if len(table) == len(sample):
+            return read_batch(table.take(pa.array(np.argsort(table["index"].to_numpy()))), tokens_K, tie_break_S)
     weight_S, cost_S, max_tokens_S = np.ones(len(sample)), np.ones(len(sample)), np.zeros(len(sample), np.int64)
 
     def blocks() -> Iterator[tuple[NDArray[np.int64], Curves]]:
@@ -224,7 +250,7 @@ def _batch_in(
     return Batch(curves, weight_S, max_tokens_S, tie_break_S, cost_S)
 
 
-def _even_sample(queries: int, size: int, seed: int) -> NDArray[np.int64]:
+def even_sample(queries: int, size: int, seed: int) -> NDArray[np.int64]:
     """Return one query at random out of each of so many even parts: a batch may list its tasks in turn."""
     edges = np.linspace(0, queries, size + 1).astype(np.int64)
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
@@ -260,15 +286,11 @@ def rows_of_queries(folder: Folder, name: str, index: NDArray[np.int64], columns
         ResumeError: A file is damaged, or a query is not there.
     """
     child = folder.child(name)
-    try:
+    with told_if_damaged(folder, name):
         source = ds.dataset(child.files(".parquet"), filesystem=child.filesystem, format="parquet")
         number = ds.field("index")
         wanted = (number >= int(index.min(initial=0))) & (number <= int(index.max(initial=0)))
         table = source.to_table(columns=["index", *columns], filter=wanted & number.isin(pa.array(index)))
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's doing
-            raise
-        raise damaged(folder, name, error) from error
     found, order = table["index"].to_numpy(), np.argsort(index)
     if not np.array_equal(np.sort(found), index[order]):
         raise damaged(folder, name, ValueError(f"{len(found):,} rows of {len(index):,} queries"))

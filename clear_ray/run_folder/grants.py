@@ -40,6 +40,7 @@ def write_grants(folder: Folder, granted: Round) -> None:
             "is_service": "yes" if clearing.is_service else "",
             "later_utility": repr(clearing.later_utility),
             "is_beside": "yes" if granted.is_beside else "",
+            "over_queries": "" if clearing.over_queries is None else str(clearing.over_queries),
             "known_queries": "" if granted.known_queries is None else str(granted.known_queries),
         }
     )
@@ -80,15 +81,19 @@ def _grants_in(number: int, table: pa.Table) -> Round:
         option_M=_optional(table, "option"),
         later_utility=float(facts.get("later_utility", 0.0)),
         reserved_parts_M=_optional(table, "reserved_parts"),
+        over_queries=_count(facts.get("over_queries")),
     )
-    known = facts.get("known_queries")
     return Round(
         number,
         int(facts["available_tokens"]),
         clearing,
         is_beside=bool(facts.get("is_beside")),
-        known_queries=int(known) if known else None,
+        known_queries=_count(facts.get("known_queries")),
     )
+
+
+def _count(fact: str | None) -> int | None:
+    return int(fact) if fact else None
 
 
 def _optional(table: pa.Table, name: str) -> NDArray[Any] | None:

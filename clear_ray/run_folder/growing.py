@@ -1,6 +1,7 @@
 """A batch whose estimates are still being written: what a price can be cleared over so far.
 
-It has a row for every query from the start. One whose estimate is not known has a ceiling of 0, so it is offered nothing.
+It has a row for every query from the start. One whose estimate is not known has a ceiling of 0, so it is offered nothing. Of
+a very large batch the curves in a window are held, and of other queries a few numbers each.
 
 Shapes: N queries of the batch, K grid points.
 """
@@ -10,14 +11,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clear_ray.estimation.curves_on_disk import GrowingCurves
+from clear_ray.estimation.curves_on_disk import CurvesInWindow, GrowingCurves
+from clear_ray.estimation.window import Window
 from clear_ray.rounds.batch import Batch
-from clear_ray.run_folder.estimates import CURVE_COLUMNS, ESTIMATES, Estimates, read_batch, read_estimates, tie_breaks
-from clear_ray.run_folder.parquet import damaged, read_columns
+from clear_ray.run_folder.estimates import (
+    CURVE_COLUMNS,
+    Estimates,
+    even_sample,
+    read_batch,
+    read_batches,
+    read_estimates,
+    tie_breaks,
+)
+from clear_ray.run_folder.parquet import damaged, read_columns, told_if_damaged
 from clear_ray.storage import Folder
 
 _COLUMNS = [*CURVE_COLUMNS, "prompt_tokens", "entropy", "error"]
@@ -31,18 +40,35 @@ class GrowingBatch:
         tokens_K: Token grid of the curves.
         cost_N: What a token of each query takes from the budget, by its input.
         seed: Seed of the run.
+        most_held: Of how many queries curves are held at most; of all if not given.
 
     Attributes:
         batch: All queries; changes in place as they become known.
-        is_known_N: Which are known.
+        is_known_N: Which are known; likewise.
+        window: Which of these have their curves in `batch`; None if all have.
         prompt_tokens_N: Length of their prompts, tokens; 0 of others.
     """
 
-    def __init__(self, folder: Folder, tokens_K: NDArray[np.int64], cost_N: NDArray[np.float64], seed: int) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        tokens_K: NDArray[np.int64],
+        cost_N: NDArray[np.float64],
+        seed: int,
+        *,
+        most_held: int | None = None,
+    ) -> None:
         queries = len(cost_N)
         self._folder, self._tokens_K, self._seed = folder, tokens_K, seed
-        self._curves = GrowingCurves(tokens_K, queries)
+        self._files: list[str] = []
         self.is_known_N, self.prompt_tokens_N = np.zeros(queries, bool), np.zeros(queries, np.int64)
+        self._curves: GrowingCurves | CurvesInWindow
+        self.window: Window | None = None
+        if most_held is None or most_held >= queries:
+            self._curves = GrowingCurves(tokens_K, queries)
+        else:
+            self._curves = CurvesInWindow(tokens_K, queries, most_held)
+            self.window = self._curves.window
         self._is_read_N, self._error_of_index = np.zeros(queries, bool), dict[int, str]()
         self.batch = Batch(
             self._curves.curves,
@@ -58,12 +84,8 @@ class GrowingBatch:
         Raises:
             ResumeError: It is damaged.
         """
-        try:
+        with told_if_damaged(self._folder, path.removeprefix(f"{self._folder.path}/")):
             rows = pq.read_table(path, filesystem=self._folder.filesystem, columns=_COLUMNS)
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # the disk's doing
-                raise
-            raise damaged(self._folder, path.removeprefix(f"{self._folder.path}/"), error) from error
         index_B, batch = rows["index"].to_numpy(), self.batch
         known = read_batch(rows, self._tokens_K, batch.tie_break_N[index_B])
         self._curves.put(index_B, known.curves)
@@ -73,6 +95,7 @@ class GrowingBatch:
         errors = zip(index_B.tolist(), rows["error"].to_pylist(), strict=True)
         failed = {index: error for index, error in errors if error}
         self._error_of_index |= failed
+        self._files.append(path)
         return list(failed)
 
     def so_far(self) -> Estimates:
@@ -89,20 +112,32 @@ class GrowingBatch:
             error_of_index={},
         )
 
-    def whole(self) -> Estimates:
+    def whole(self, most_curves: int | None = None) -> Estimates:
         """Return the estimates of all queries, or of those that are known where a run ends before all are.
+
+        Args:
+            most_curves: As for `read_estimates`; of all that are held if not given.
 
         Raises:
             ResumeError: A file of them, or of the queries, is damaged.
         """
-        if not self.is_known_N.all():
-            return self._known()
-        return read_estimates(self._folder, self._tokens_K, self._seed, name=ESTIMATES, batch=self.batch)
+        queries = len(self.is_known_N)
+        most_curves = None if most_curves is None or most_curves >= queries else most_curves
+        batch = self.batch if self.window is None and most_curves is None else None
+        if self.is_known_N.all():
+            return read_estimates(self._folder, self._tokens_K, self._seed, most_curves=most_curves, batch=batch)
+        sample = np.arange(queries) if most_curves is None else even_sample(queries, most_curves, self._seed)
+        if batch is None:
+            tie_break_S = self.batch.tie_break_N[sample]
+            batch = read_batches(self._folder, self._files, self._tokens_K, sample, tie_break_S)
+        return self._known(batch, sample)
 
-    def _known(self) -> Estimates:
+    def _known(self, batch: Batch, sample: NDArray[np.int64]) -> Estimates:
         task_names, task_N = self._tasks()
         return replace(
             self.so_far(),
+            batch=batch,
+            sample=sample,
             task_names=task_names,
             task_N=task_N,
             error_of_index=self._error_of_index,

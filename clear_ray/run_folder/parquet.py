@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import pyarrow as pa
@@ -25,6 +27,17 @@ def read_columns(folder: Folder, path: str, columns: list[str]) -> pa.Table | Ex
         return pq.ParquetFile(content).read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         return error
+
+
+@contextmanager
+def told_if_damaged(folder: Folder, name: str) -> Iterator[None]:
+    """Say of what cannot be read in here that it is damaged; what is wrong with its disk or store is raised as it is."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's doing
+            raise
+        raise damaged(folder, name, error) from error
 
 
 def damaged(folder: Folder, name: str, error: Exception) -> ResumeError:

@@ -2,7 +2,8 @@
 
 Real: the offers, `Rounds`, the pace, the widening of a batch that is priced while it is read. Simulated: engines, which run
 so many answers at once, one token of each a step; a clearing takes no time, and neither does a prompt, unless it is said how
-many are read in a step. An engine that reads has no step for its answers: where it has both to do, they take turns.
+many are read in a step. An engine that reads has no step for its answers: where it has both to do, they take turns. Where
+few curves are held at once, what prices all of them at the end holds them after all, and waits for what is running.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clear_ray.config.allocation import AllocationConfig
+from clear_ray.estimation.window import Window
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.pace import ClearingPace
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.widening import Widening
+from clear_ray.rounds.windowed import WindowedOffers
 from clear_ray.sweep.replayed import Answers
 
 
@@ -31,11 +34,13 @@ class Reading:
         prompts_a_step: How many are read in the time in which each running answer comes forward by a token.
         order_N: In which order, all queries.
         is_streamed: Whether the price is cleared meanwhile; else all are read first.
+        most_held: Of how many queries curves are held meanwhile; of all if not given.
     """
 
     prompts_a_step: float
     order_N: NDArray[np.int64]
     is_streamed: bool = True
+    most_held: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Timed:
         first_steps: When the first answer ended.
         reading_steps: When the last prompt had been read.
         first_queries: How many had been read at the first clearing.
+        prices: Of each clearing that granted something, how many queries were known, and its price.
     """
 
     steps: int
@@ -61,6 +67,7 @@ class Timed:
     first_steps: int = 0
     reading_steps: int = 0
     first_queries: int = 0
+    prices: tuple[tuple[int, float], ...] = ()
 
     @property
     def least_steps(self) -> float:
@@ -108,6 +115,7 @@ def timed_run(
         run.first_steps,
         0 if reader is None else reader.is_over_at,
         run.first_queries or len(is_right_N),
+        tuple(run.prices),
     )
 
 
@@ -124,7 +132,7 @@ class _Reader:
     """Reads prompts, as many in a step as it is said, and no more than are wanted before the next clearing.
 
     Attributes:
-        offers: To what has been read.
+        offers: To what has been read, or is held of it.
         widening: How much that is, and is to be.
         is_over_at: When the last was read.
     """
@@ -133,8 +141,13 @@ class _Reader:
         queries = len(reading.order_N)
         self._max_tokens_N, self._order_N = offers.batch.max_tokens_N, reading.order_N
         self._rate, self._read, self._looked = reading.prompts_a_step, 0.0, 0
-        self.offers = replace(offers, batch=replace(offers.batch, max_tokens_N=np.zeros(queries, np.int64)))
-        self.widening, self.is_over_at = Widening(queries, slots), 0
+        self._offered_N, self._is_known_N = np.zeros(queries, np.int64), np.zeros(queries, bool)
+        known = replace(offers, batch=replace(offers.batch, max_tokens_N=self._offered_N))
+        self._window = None if reading.most_held is None else Window(queries, reading.most_held)
+        self.offers: Offers = known
+        if self._window is not None:
+            self.offers = WindowedOffers(known.batch, self._is_known_N, self._window, known)
+        self.widening, self.is_over_at = Widening(queries, slots, reading.most_held), 0
         if not reading.is_streamed:
             self.widening.wanted = queries
 
@@ -146,9 +159,11 @@ class _Reader:
     def look(self, now: int, steps: int) -> None:
         """Offer what has been read by now, which was so many steps after the start."""
         self._read = min(self._read + (now - self._looked) * self._rate, self.widening.wanted)
-        self._looked, self.widening.known = now, int(self._read + 1e-9)
-        known = self._order_N[: self.widening.known]
-        self.offers.batch.max_tokens_N[known] = self._max_tokens_N[known]
+        self._looked, before, self.widening.known = now, self.widening.known, int(self._read + 1e-9)
+        new = self._order_N[before : self.widening.known]
+        self._offered_N[new], self._is_known_N[new] = self._max_tokens_N[new], True
+        if self._window is not None:
+            self._window.take_in(new)
         if self.widening.is_whole and not self.is_over_at:
             self.is_over_at = steps
 
@@ -159,6 +174,7 @@ class _VirtualRun:
     ) -> None:
         self.rounds, self.now = rounds, 0
         self._reader, self.first_steps, self.first_queries, self.read_beside = reader, 0, 0, 0
+        self.prices: list[tuple[int, float]] = []
         self._answers, self._unspent_tokens, self._slots = answers, budget_tokens, slots
         self._budget_tokens = budget_tokens
         self._line: deque[tuple[int, int, int]] = deque()
@@ -195,6 +211,8 @@ class _VirtualRun:
             self.first_queries = self.first_queries or self._reader.widening.known
         if granted is None:
             return False
+        known = granted.known_queries
+        self.prices.append((len(progress_N) if known is None else known, granted.clearing.shadow_price))
         index_M, tokens_M = granted.clearing.index_M.tolist(), granted.clearing.tokens_M.tolist()
         self._left_of[granted.number] = len(index_M)
         self._line.extend((granted.number, *grant) for grant in zip(index_M, tokens_M, strict=True))

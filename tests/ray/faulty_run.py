@@ -11,6 +11,7 @@ A fault is one of
     gone            somebody deletes the run folder
     node            one of three nodes that hold two engines is lost
     pressure        others take nine tenths of a small object store
+    held:N          nothing dies: a batch of more than N queries is one of those whose curves no process holds
 
 Prints the report as JSON when the run survives it.
 """
@@ -37,7 +38,7 @@ import pyarrow.parquet as pq
 import ray
 from ray._private.state import available_resources_per_node
 
-from clear_ray.batch import complete, first_stage, round_loop
+from clear_ray.batch import complete, first_stage, round_loop, size_limits
 from clear_ray.batch import run as batch_run
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
@@ -54,8 +55,8 @@ POINTS = (
     "while writing output",
     "before the summary",
 )
-AMID_READING = "amid the reading"
-"""A point of runs whose price is cleared while prompts are read."""
+AMID_READING, AFTER_READING = "amid the reading", "after the reading"
+"""Points of runs whose price is cleared while prompts are read."""
 AFTER_STEPS = {
     "after probe": "probe",
     "after price": "write_grants",
@@ -94,7 +95,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
         die_after(AFTER_STEPS[point], end)
     elif point == "after an overlapping clearing":
         die_after("write_grants", lambda: overlapping(run_dir) >= 2 and end())
-    elif point not in (*POINTS, AMID_READING):
+    elif point not in (*POINTS, AMID_READING, AFTER_READING):
         answers = int(point.removeprefix("after ").removesuffix(" answers"))
         threading.Thread(target=lambda: wait_until(lambda: written(run_dir) >= answers) and end(), daemon=True).start()
     else:
@@ -105,6 +106,7 @@ def die_at(point: str, run_dir: Path, *, with_actors: bool) -> None:
             "mid-generation": lambda: written(run_dir) >= 3,
             "amid overlapping clearings": lambda: overlapping(run_dir) >= 3,
             AMID_READING: lambda: written(run_dir) >= 20 and not (run_dir / "estimates.json").exists(),
+            AFTER_READING: lambda: cleared_over_all(run_dir) >= 1,
         }
         threading.Thread(target=lambda: wait_until(met[point]) and end(), daemon=True).start()
 
@@ -118,6 +120,12 @@ def overlapping(run_dir: Path) -> int:
     """Return how many clearings were made beside running grants."""
     kept = [pq.read_schema(path).metadata for path in run_dir.glob("grants/*.parquet")]
     return sum(metadata[b"is_beside"] == b"yes" for metadata in kept)
+
+
+def cleared_over_all(run_dir: Path) -> int:
+    """Return how many clearings were made once all was read."""
+    kept = [pq.read_schema(path).metadata for path in run_dir.glob("grants/*.parquet")]
+    return sum(metadata[b"known_queries"] == b"" for metadata in kept)
 
 
 def die_after(name: str, end: Callable[[], Any]) -> None:
@@ -248,6 +256,8 @@ def main(config_path: str, *faults: str) -> None:
             fill_before(what, run_dir.parent)
         elif kind == "gone":
             threading.Thread(target=delete_folder, args=(run_dir,), daemon=True).start()
+        elif kind == "held":
+            size_limits.SKETCH_ABOVE_QUERIES = int(what)
         elif kind == "slow":
             threading.Thread(target=slow_down, args=(what, run_dir), daemon=True).start()
     report = run(None, config).report

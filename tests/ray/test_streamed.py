@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from clear_ray.batch import probe as probing
+from clear_ray.batch import size_limits
 from clear_ray.batch.run import run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ClearRayError
@@ -25,6 +27,9 @@ from tests.ray.test_run import check_account, completions_of
 def streamed(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
     allocation = {"max_tokens": 400, "streamed": True}
     return settings | {"allocation": allocation, "estimate": {"head": "prior", "batch_rows": 2}} | changes
+
+
+WHOLE = {"max_tokens": 400, "streamed": False}
 
 
 def known_of(run_dir: str | Path) -> list[int | None]:
@@ -88,6 +93,65 @@ def test_a_run_that_is_cancelled_amid_the_reading_reads_no_further_part(
     assert run(None, RunConfig.parse(replay_settings | again)).report.queries == report.abandoned
 
 
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of how many queries curves are held while prompts are read: the batch is larger."""
+    monkeypatch.setattr(size_limits, "SKETCH_ABOVE_QUERIES", 60)
+    monkeypatch.setattr(probing, "SAMPLE_QUERIES", 120)
+    return 60
+
+
+def over_of(run_dir: str | Path) -> list[int | None]:
+    """Return over how many of those known each clearing in a run folder was, where it was not over all of them."""
+    kept = [pq.read_schema(path).metadata[b"over_queries"] for path in sorted(Path(run_dir).glob("grants/*.parquet"))]
+    return [int(queries) if queries else None for queries in kept]
+
+
+def test_of_a_very_large_batch_the_newest_are_priced_while_prompts_are_read_and_then_all(
+    replay_settings: dict[str, Any], tmp_path: Path, held: int
+) -> None:
+    settings = streamed(replay_settings)
+    result = run(None, RunConfig.parse(settings))
+    report, known, over = result.report, known_of(result.run_dir), over_of(result.run_dir)
+    check_account(result)
+    assert report.wasted_tokens == 0
+    assert known[0] == 32, "two fifths of what is held, in whole files"
+    assert known[-1] is None
+    amid = [(queries, some) for queries, some in zip(known, over, strict=True) if queries is not None]
+    assert all(some is None if queries <= 48 else 48 < some <= held for queries, some in amid)
+    assert sum(some is not None for _, some in amid) >= 2
+    assert [(stage.known_queries, stage.over_queries) for stage in report.rounds] == list(zip(known, over, strict=True))
+    assert report.spent_tokens > 0.9 * report.budget_tokens, "and a sketch leaves some slack"
+    assert report.shadow_price > 0
+    rows = completions_of(result)
+    assert report.correct == sum(row["correct"] for row in rows)
+    at_once = run(None, RunConfig.parse(settings | {"run_dir": str(tmp_path / "whole"), "allocation": WHOLE}))
+    worth = {row["index"]: row["reservation_price"] for row in completions_of(at_once)}
+    assert {row["index"]: row["reservation_price"] for row in rows} == worth
+    assert report.expected_utility == pytest.approx(at_once.report.budget_curve[7].utility)
+    assert run(None, RunConfig.parse(settings)).report == report, "a finished run is only read"
+
+
+def test_a_run_of_a_very_large_batch_that_is_cancelled_amid_the_reading(
+    replay_settings: dict[str, Any], held: int
+) -> None:
+    settings = streamed(replay_settings)
+    with ThreadPoolExecutor(1) as threads:
+        running = begin(threads, settings, answers=60)
+        order_stop(open_folder(settings["run_dir"]), "batch_cancelled")
+        result = running.result(timeout=120)
+    report, is_estimated_N = result.report, estimated_already(open_folder(result.run_dir), 199)[0]
+    read = int(is_estimated_N.sum())
+    assert held < read < 199
+    assert report.stopped_early.startswith(f"it was cancelled when {read} of 199 queries had been read")
+    check_account(result)
+    rows = completions_of(result)
+    assert {row["reservation_price"] for row in rows if not is_estimated_N[row["index"]]} == {0.0}
+    assert sum(row["reservation_price"] > 0 for row in rows) > held, "of all that were read"
+    assert sum(task.queries for task in report.tasks) == 199
+    assert 0 < report.expected_utility < read
+
+
 def test_an_engine_that_cannot_start_leaves_a_folder_that_the_mended_command_takes(
     replay_settings: dict[str, Any],
 ) -> None:
@@ -108,14 +172,16 @@ def config(replay_settings: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
-@pytest.mark.parametrize("fault", ["driver:amid the reading", "machine:amid the reading"])
-def test_a_driver_may_die_amid_the_reading(config: Path, fault: str) -> None:
-    assert start(config, fault).returncode == -signal.SIGKILL, "it was to die"
+@pytest.mark.parametrize(
+    "faults", [("driver:amid the reading",), ("machine:amid the reading",), ("held:60", "driver:amid the reading")]
+)
+def test_a_driver_may_die_amid_the_reading(config: Path, faults: tuple[str, ...]) -> None:
+    assert start(config, *faults).returncode == -signal.SIGKILL, "it was to die"
     run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
     grants = {path.name: path.read_bytes() for path in run_dir.glob("grants/*.parquet")}
     is_estimated_N, files = estimated_already(open_folder(str(run_dir)), 199)
     assert 0 < is_estimated_N.sum() < 199
-    report = checked(start(config), config)
+    report = checked(start(config, *faults[:-1]), config)
     assert all((run_dir / "grants" / name).read_bytes() == content for name, content in grants.items())
     assert set(files) <= set(map(str, run_dir.glob("estimates/*/*.parquet"))), "no prompt is read twice"
     index = [i for path in run_dir.glob("estimates/*/*.parquet") for i in pq.read_table(path)["index"].to_pylist()]
@@ -124,6 +190,19 @@ def test_a_driver_may_die_amid_the_reading(config: Path, fault: str) -> None:
     assert known[len(grants) - 1] is not None
     assert known[-1] is None
     assert report.failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_the_driver_of_a_very_large_batch_may_die_after_the_reading(config: Path) -> None:
+    assert start(config, "held:60", "driver:after the reading").returncode == -signal.SIGKILL, "it was to die"
+    run_dir = Path(yaml.safe_load(config.read_text())["run_dir"])
+    grants = {path.name: path.read_bytes() for path in run_dir.glob("grants/*.parquet")}
+    assert (run_dir / "estimates.json").exists()
+    report = checked(start(config, "held:60"), config)
+    assert all((run_dir / "grants" / name).read_bytes() == content for name, content in grants.items())
+    assert report.failed == 0
+    assert [stage.over_queries for stage in report.rounds] == over_of(run_dir)
 
 
 @pytest.mark.slow

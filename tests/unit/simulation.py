@@ -28,6 +28,7 @@ from clear_ray.config.allocation import AllocationConfig
 from clear_ray.engine.base import FinishReason, Generation, Grant
 from clear_ray.errors import EngineError
 from clear_ray.estimation.curves import curves_from_incidence
+from clear_ray.estimation.window import Window
 from clear_ray.ledger.client import AsyncMarketClient
 from clear_ray.ledger.entries import entry_of
 from clear_ray.ledger.journal import read_journal
@@ -48,6 +49,7 @@ from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
 from clear_ray.rounds.widening import Widening
+from clear_ray.rounds.windowed import WindowedOffers
 from clear_ray.run_folder.attempts import attempts_of
 from clear_ray.stages.attempt_files import slim_attempts
 from clear_ray.stages.generate import Dispatch, Generate
@@ -87,6 +89,7 @@ class World:
         later_NS: Lengths of each query's further answers, and whether they are right, where it may be asked again.
         votes_NS: The result that each answer of a query gives, where they are compared.
         is_streamed: Whether the price is cleared while prompts are read, of offers that are `BatchOffers`.
+        most_held: Of how many queries curves are held meanwhile; of all if not given.
     """
 
     offers: Offers
@@ -98,6 +101,7 @@ class World:
     later_NS: list[list[tuple[int, bool]]] | None = None
     votes_NS: list[list[int]] | None = None
     is_streamed: bool = False
+    most_held: int | None = None
 
     def length(self, index: int, sample: int) -> int:
         """Return the tokens of one of a query's answers."""
@@ -197,6 +201,12 @@ def world_of_streaming(number: int) -> World:
     length_N = np.maximum(rng.geometric(1 / 12, queries), 1).tolist()
     budget_tokens = int(queries * rng.choice([3, 8, 16, 40]))
     return World(BatchOffers(batch), length_N, budget_tokens, allocation=OVERLAPPING, is_streamed=True)
+
+
+@cache
+def world_of_windows(number: int) -> World:
+    """Return a batch that is priced while it is read, by the curves of few queries at once."""
+    return replace(world_of_streaming(number), most_held=8)
 
 
 @cache
@@ -735,9 +745,14 @@ class Reader:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation, self._whole = simulation, simulation.world.offers
         assert isinstance(self._whole, BatchOffers)
-        queries = simulation.queries
-        self.offers = replace(self._whole, batch=replace(self._whole.batch, max_tokens_N=np.zeros(queries, np.int64)))
-        self.widening = Widening(queries, slots=1)
+        queries, most_held = simulation.queries, simulation.world.most_held
+        known = replace(self._whole, batch=replace(self._whole.batch, max_tokens_N=np.zeros(queries, np.int64)))
+        self._is_known_N = np.zeros(queries, bool)
+        self._window = None if most_held is None else Window(queries, most_held)
+        self.offers: Offers = known
+        if self._window is not None:
+            self.offers = WindowedOffers(known.batch, self._is_known_N, self._window, known)
+        self.widening = Widening(queries, 1, most_held)
         self._order = Homes(2, 1).spread(queries, seed=simulation.seed).tolist()
 
     @property
@@ -752,8 +767,11 @@ class Reader:
         """Take up what is on disk, and have more read; a reader that died is replaced."""
         known, reading = self._simulation.estimated, self._simulation.reading
         assert isinstance(self._whole, BatchOffers)
-        new = [index for index in known if not self.offers.batch.max_tokens_N[index]]
-        self.offers.batch.max_tokens_N[new] = self._whole.batch.max_tokens_N[new]
+        new = [index for index in known if not self.offers.max_tokens_N[index]]
+        self.offers.max_tokens_N[new] = self._whole.batch.max_tokens_N[new]
+        self._is_known_N[new] = True
+        if self._window is not None:
+            self._window.take_in(np.array(new, np.int64))
         self.widening.known = len(known)
         self._simulation.rounds.widen(None if self.widening.is_whole else len(known))
         if not self.widening.is_whole and (reading is None or reading.done()):

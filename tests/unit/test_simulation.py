@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -10,12 +12,14 @@ from tests.unit.simulation import (
     BATCHES,
     FAULTS,
     Simulation,
+    World,
     attempts_of_rows,
     simulate,
     world_of_agreement,
     world_of_attempts,
     world_of_learning,
     world_of_streaming,
+    world_of_windows,
 )
 
 SCHEDULES = 1_000
@@ -90,8 +94,11 @@ def test_whatever_dies_in_a_run_that_learns_its_stages_are_made_good() -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 200, _PER_TEST))
-def test_whatever_dies_a_batch_that_is_priced_while_it_is_read_is_answered(first: int) -> None:
-    played = [simulate(seed, given=world_of_streaming(seed % BATCHES)) for seed in range(first, first + _PER_TEST)]
+@pytest.mark.parametrize("world_of", [world_of_streaming, world_of_windows])
+def test_whatever_dies_a_batch_that_is_priced_while_it_is_read_is_answered(
+    first: int, world_of: Callable[[int], World]
+) -> None:
+    played = [simulate(seed, given=world_of(seed % BATCHES)) for seed in range(first, first + _PER_TEST)]
     assert any(simulation.wasted_tokens for simulation in played)
     for simulation in played:
         assert sorted(simulation.estimated) == list(range(simulation.queries)), "a prompt is read once"
@@ -102,7 +109,10 @@ def test_whatever_dies_a_batch_that_is_priced_while_it_is_read_is_answered(first
 
 
 @pytest.mark.parametrize("kind", [*FAULTS, "reader"])
-def test_whatever_dies_between_clearings_of_what_was_read_is_made_good(kind: str) -> None:
+@pytest.mark.parametrize("world_of", [world_of_streaming, world_of_windows])
+def test_whatever_dies_between_clearings_of_what_was_read_is_made_good(
+    kind: str, world_of: Callable[[int], World]
+) -> None:
     """It dies as soon as such a clearing is on disk, or while its grants run and the next part is read."""
     for seed in range(8):
         for beside in (
@@ -110,7 +120,7 @@ def test_whatever_dies_between_clearings_of_what_was_read_is_made_good(kind: str
             ((2, 1, kind), (2, 9, "driver")),
             ((4, 2, kind), (4, 2, "reader")),
         ):
-            played = simulate(seed, given=world_of_streaming(seed), is_faultless=True, beside=beside)
+            played = simulate(seed, given=world_of(seed), is_faultless=True, beside=beside)
             assert played.faults, "no clearing was made while prompts were read"
             drivers = sum(one == "driver" for _, one in played.faults)
             assert len([line for line in played.told if line.endswith("run again")]) <= drivers

@@ -39,6 +39,7 @@ from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.states import QueryStates
+from clear_ray.rounds.windowed import WindowedOffers
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.estimates import ESTIMATES, Estimates
 from clear_ray.run_folder.grants import read_grants
@@ -144,11 +145,17 @@ def batch_of(config: RunConfig) -> Batch:
 
 @contextmanager
 def started(
-    config: RunConfig, *, calls: int = 10**9, offers: Offers | None = None, reads: bool = False
+    config: RunConfig,
+    *,
+    calls: int = 10**9,
+    offers: Offers | None = None,
+    reads: bool = False,
+    most_held: int | None = None,
 ) -> Iterator[RunContext]:
     """Start market, callers and engine for a driver that dies after so many calls; the price is that of a given head.
 
-    Prompts are read as the rounds are played, if they are to be; else the estimates are there.
+    Prompts are read as the rounds are played, if they are to be; else the estimates are there. Of no more curves than are to
+    be held all are priced when they are known, by one process in place of Ray Data.
     """
     folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -165,8 +172,12 @@ def started(
     market = MarketClient(Remote(actor, loop), Future.result)
     callers = Dying([Remote(caller, loop)], 32, some, Future.result)
     callers.left = calls
-    reader = reader_of(config, workers, loop) if reads else None
+    reader = reader_of(config, workers, loop, most_held) if reads else None
     offers = offers or BatchOffers(batch_of(config) if reader is None else reader.growing.batch)
+    if reader is not None and most_held is not None:
+        growing = reader.growing
+        whole = BatchOffers(batch_of(config))
+        offers = WindowedOffers(growing.batch, growing.is_known_N, growing.window, whole)
     rounds, engines = Rounds(offers, config.allocation, most_alone=24), cast(EngineActors, OneEngine())
     try:
         with Progress(BUDGET, QuietDisplay()) as progress:
@@ -206,7 +217,9 @@ def estimates_of(batch: Batch) -> Estimates:
     )
 
 
-def reader_of(config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLoop) -> StreamedProbe:
+def reader_of(
+    config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLoop, most_held: int | None
+) -> StreamedProbe:
     """Return what reads the prompts; its caller is in the loop of the other actors, which stands in for Ray Data."""
     folder, head = open_folder(config.run_dir), PriorHead(cap_tokens=400)
     homes, gate = homes_of(config, QUERIES, workers=1), Gate(folder)
@@ -222,8 +235,9 @@ def reader_of(config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLo
         reads = [asyncio.run_coroutine_threadsafe(read(part), loop) for part in parts]
         return (done.result() for done in as_completed(reads))
 
-    growing = GrowingBatch(folder, np.array(head.card.tokens_K), np.ones(QUERIES), config.seed)
-    return StreamedProbe(folder, growing, PartsRead(pipeline, gate), homes=homes, slots=4, seed=config.seed)
+    growing = GrowingBatch(folder, np.array(head.card.tokens_K), np.ones(QUERIES), config.seed, most_held=most_held)
+    how = {"homes": homes, "slots": 4, "seed": config.seed, "most_held": most_held}
+    return StreamedProbe(folder, growing, PartsRead(pipeline, gate), **how)  # type: ignore[arg-type]
 
 
 def check_replayed(

@@ -67,22 +67,50 @@ def test_first_answers_come_before_the_last_prompt_is_read(config: RunConfig) ->
             check_replayed(run, reports, states, spent_N)
 
 
+@pytest.mark.parametrize("most_held", [None, 16])
 @pytest.mark.parametrize("calls", [1, 12, 25, 40])
-def test_a_driver_may_die_while_prompts_are_read(config: RunConfig, calls: int) -> None:
+def test_a_driver_may_die_while_prompts_are_read(config: RunConfig, calls: int, most_held: int | None) -> None:
     folder = open_folder(config.run_dir)
     take_in(None, config, folder)
-    with started(config, calls=calls, reads=True) as run, pytest.raises(KilledError):
+    with started(config, calls=calls, reads=True, most_held=most_held) as run, pytest.raises(KilledError):
         play_rounds(run)
     kept = {path: folder.read(f"grants/{path.rsplit('/')[-1]}") for path in folder.child("grants").files()}
     is_estimated_N, files = estimated_already(folder, QUERIES)
     assert 0 < is_estimated_N.sum() < QUERIES, "it was to die amid the reading"
-    with started(config, reads=True) as run:
+    with started(config, reads=True, most_held=most_held) as run:
         check(run, play_rounds(run))
         assert known_of(run)[-1] is None
     assert all(folder.read(f"grants/{path.rsplit('/')[-1]}") == content for path, content in kept.items())
     index = [i for path in folder.child(ESTIMATES).files() for i in pq.read_table(path)["index"].to_pylist()]
     assert sorted(index) == list(range(QUERIES)), "each prompt is read once"
     assert set(files) <= set(folder.child(ESTIMATES).files())
+
+
+def test_of_a_very_large_batch_the_newest_are_priced_while_prompts_are_read_and_then_all(config: RunConfig) -> None:
+    folder = open_folder(config.run_dir)
+    take_in(None, config, folder)
+    with started(config, reads=True, most_held=16) as run:
+        reports = play_rounds(run)
+        check(run, reports)
+        assert run.reader is not None
+        states, place_N = run.states, run.reader.place_N
+        spent_N, wasted_N = run.market.charges()
+        kept = [read_grants(folder, number) for number in range(1, run.rounds.number + 1)]
+    amid = [one for one in kept if one is not None and one.known_queries is not None]
+    assert len(amid) >= 4
+    assert amid[0].known_queries == 8, "two fifths of what is held, in whole files"
+    for one in amid:
+        assert one.known_queries is not None
+        place_M = place_N[one.clearing.index_M]
+        assert one.known_queries - 16 - 8 <= place_M.min() <= place_M.max() < one.known_queries + 8, "about the newest"
+        over = one.clearing.over_queries
+        assert over is None if one.known_queries <= 13 else 13 < over <= 16, "and a sample of those before"
+    at_the_end = [one.clearing.index_M for one in kept if one is not None and one.known_queries is None]
+    assert (place_N[np.concatenate(at_the_end)] < QUERIES - 16 - 8).any(), "all are offered what is left"
+    assert not wasted_N.any()
+    assert spent_N.sum() > 0.9 * config.budget_tokens
+    with started(config, reads=True, most_held=16) as run:
+        check_replayed(run, reports, states, spent_N)
 
 
 @pytest.mark.parametrize("calls", [1, 12])
@@ -266,19 +294,23 @@ GIVEN = {"allocation": {"max_tokens": 400}}
         ({}, 8_191, False),
         ({}, 8_192, True),
         ({}, 100_000, True),
-        ({}, 100_001, False),
+        ({}, 100_001, True),
+        ({}, 10_000_000, True),
         ({"allocation": {"streamed": False}}, 50_000, False),
         ({"allocation": {"streamed": True}}, 5, True),
         ({"allocation": {"streamed": True}}, 200_000, True),
         ({"allocation": {"max_rounds": 3}}, 50_000, False),
         ({"allocation": {"overlap": False}}, 50_000, False),
         ({"allocation": {"policy": "uniform"}}, 50_000, False),
-        ({"allocation": {"sketched": True}}, 50_000, False),
+        ({"allocation": {"sketched": True}}, 50_000, True),
+        ({"allocation": {"sketched": False}}, 200_000, True),
         ({"allocation": {"minimum_service_tokens": 3}}, 50_000, False),
         ({"allocation": {"objective": "solved"}}, 50_000, False),
         ({"estimate": {"head": "learn"}}, 50_000, False),
         ({"prices": {"input": "$1", "output": "$2"}, "budget": "$5"}, 50_000, False),
         ({"engine": {"max_batch": 8_192}}, 50_000, False),
+        ({"engine": {"max_batch": 20_001}}, 1_000_000, False),
+        ({"engine": {"max_batch": 20_001}, "allocation": {"sketched": False}}, 1_000_000, True),
     ],
 )
 def test_which_runs_are_priced_while_they_are_read(
@@ -296,7 +328,6 @@ def test_which_runs_are_priced_while_they_are_read(
         ({"allocation": {"max_rounds": 3}}, "allocation.max_rounds"),
         ({"allocation": {"overlap": False}}, "allocation.overlap false"),
         ({"allocation": {"policy": "uniform"}}, "allocation.policy uniform"),
-        ({"allocation": {"sketched": True}}, "allocation.sketched"),
         ({"allocation": {"minimum_service_tokens": 3}}, "allocation.minimum_service_tokens"),
         ({"allocation": {"objective": "solved"}}, "allocation.objective solved"),
         ({"estimate": {"head": "learn"}}, "a run that learns"),

@@ -36,6 +36,17 @@ def test_a_certificate_says_over_how_many_queries_it_is(tmp_path: Path) -> None:
     assert "the tokens of round 1 could be expected" in shown(whole, tmp_path)
 
 
+def test_a_certificate_of_a_window_is_of_the_queries_in_it(tmp_path: Path) -> None:
+    rounds = [
+        row.model_copy(update={"over_queries": 60 if row.number == 2 else None}) for row in streamed_report().rounds
+    ]
+    report = streamed_report(rounds=tuple(rounds))
+    assert "no sharing of round 2, over 60 of 199 queries, can be expected to give more" in summary_text(report)
+    text = shown(report, tmp_path)
+    assert "the tokens of round 2, which was cleared over 60 of 199 queries, could be expected" in text
+    assert "2 80 1.55" in text, "and as many were known"
+
+
 def test_the_rounds_say_how_many_queries_were_known(tmp_path: Path) -> None:
     lines = summary_text(streamed_report()).split("\n")
     (at,) = (place for place, line in enumerate(lines) if line.startswith("  round"))

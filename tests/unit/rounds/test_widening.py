@@ -16,28 +16,37 @@ from clear_ray.sweep.replayed import Answers
 from tests.unit.rounds.test_beside import random_batch
 
 
-@given(queries=st.integers(1, 3_000_000), slots=st.integers(1, 5_000), file=st.integers(1, 4_096))
-def test_all_is_read_in_a_few_dozen_parts_each_with_its_share(queries: int, slots: int, file: int) -> None:
-    widening, clearings, budget = Widening(queries, slots), 0, 7 * queries + 3
+@given(
+    queries=st.integers(1, 3_000_000),
+    slots=st.integers(1, 5_000),
+    file=st.integers(1, 4_096),
+    held=st.none() | st.integers(100_000, 1_000_000),
+)
+def test_all_is_read_in_a_few_dozen_parts_each_with_its_share(
+    queries: int, slots: int, file: int, held: int | None
+) -> None:
+    widening, clearings, budget = Widening(queries, slots, held), 0, 7 * queries + 3
     before, seen = 0, 0
     while not widening.is_whole:
         assert not widening.is_due
+        assert held is None or widening.wanted - widening.known <= 2 / 5 * held
         while widening.known < widening.wanted:
             widening.known = min(widening.known + file, queries)
         assert widening.is_due
         share = widening.share_of(budget)
         assert before < share <= budget * widening.known / queries
-        before, clearings, seen = share, clearings + 1, seen + widening.known
+        before, clearings, seen = share, clearings + 1, seen + min(widening.known, held or queries)
         widening.note_clearing()
     assert widening.share_of(budget) == budget
-    assert clearings <= 70
-    if is_large(queries, slots=slots):
+    assert clearings <= (70 if held is None else 110)
+    if is_large(queries, slots=slots, most_held=held):
         assert seen <= 12 * queries, "what clearings cost together is some times the last one"
 
 
 def test_only_a_batch_whose_first_part_is_small_is_large() -> None:
     assert [is_large(queries, slots=64) for queries in (8_191, 8_192, 10**6)] == [False, True, True]
     assert [is_large(queries, slots=8_192) for queries in (8_192, 65_535, 65_536)] == [False, False, True]
+    assert [is_large(10**6, slots=20_000, most_held=held) for held in (None, 100_000, 99_999)] == [True, True, False]
 
 
 def test_clearings_of_a_part_are_not_counted_and_do_not_end_the_run() -> None:

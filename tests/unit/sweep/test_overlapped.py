@@ -90,6 +90,29 @@ def test_a_batch_that_is_priced_while_it_is_read_gives_as_many_right_whatever_it
     assert spread_right > 0.95 * first_right > stands_right, "longest first, it would have been spent on the longest"
 
 
+def test_a_batch_of_which_few_curves_are_held_gives_as_many_right_and_keeps_its_budget(
+    case: tuple[BatchOffers, Answers],
+) -> None:
+    offers, answers = case
+    spread = Homes(2, 1).spread(QUERIES, seed=0)
+
+    def played(overlaps: bool, **reading: object) -> tuple[int, int]:
+        how = Reading(QUERIES / 600, spread, **reading)  # type: ignore[arg-type]
+        timed = timed_run(offers, answers, budget_tokens=BUDGET, slots=12, overlaps=overlaps, reading=how)
+        assert timed.tokens_N.sum() <= BUDGET
+        known = [queries for queries, _ in timed.prices]
+        assert len(known) == timed.clearings
+        assert known == sorted(known)
+        assert known[-1] == QUERIES
+        return int(timed.is_right_N.sum()), timed.first_steps
+
+    first_right, first_steps = played(False, is_streamed=False)
+    held_right, held_steps = played(True, most_held=QUERIES // 4)
+    assert held_steps < 0.7 * first_steps
+    assert held_right > 0.95 * first_right
+    assert played(True, most_held=QUERIES)[1] == played(True)[1]
+
+
 def test_an_engine_that_reads_beside_its_answers_takes_as_long_for_both(case: tuple[BatchOffers, Answers]) -> None:
     offers, answers = case
     how = {"budget_tokens": BUDGET, "slots": 24, "overlaps": True}
