@@ -230,3 +230,17 @@ def test_a_folder_that_is_closed_to_this_user_is_not(tmp_path: Path) -> None:
     place = tmp_path / "closed" / "run" / "deeper"
     done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / 'closed'}\n"
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_run_folder_in_the_copy_that_ray_makes_for_a_job_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stands_in = tmp_path / "session_latest/runtime_resources/working_dir_files/_ray_pkg_0a1b2c"
+    stands_in.mkdir(parents=True)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings(tmp_path) | {"run_dir": "runs/mine"}))
+    monkeypatch.chdir(stands_in)
+    code = guarded(lambda: app(args=[command, "--config", str(tmp_path / "run.yaml")]))
+    said = capsys.readouterr().err
+    assert (code, "run_dir: this folder lies in the copy of a working folder" in said) == (2, True), said
+    assert not (stands_in / "runs").exists()
