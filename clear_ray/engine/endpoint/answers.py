@@ -113,6 +113,7 @@ def read_reply(body: Any) -> EndpointReply:
         text = message.get("refusal") or ""
     if not isinstance(text, str):
         raise UnreadableError(_shown(body))
+    text = of_whole_characters(text)
     logprobs, finish = of_answer(text, _read_logprobs(choice)), _finish_of(choice)
     return EndpointReply(text, finish, read_usage(body, text), _has_reasoning(message), logprobs)
 
@@ -142,7 +143,7 @@ def read_pieces(pieces: Iterable[Any]) -> EndpointReply:
             has_reasoning |= isinstance(delta, dict) and _has_reasoning(delta)
             entries += _read_logprobs(choice) or ()
             finish = _finish_of(choice) or finish
-    whole = "".join(text)
+    whole = of_whole_characters("".join(text))
     logprobs = of_answer(whole, entries) if entries else None
     return EndpointReply(whole, finish, read_usage(last, whole), has_reasoning, logprobs)
 
@@ -177,7 +178,7 @@ def _finish_of(choice: Mapping[str, Any]) -> str:
     finish = choice.get("finish_reason")
     if isinstance(finish, dict):
         finish = finish.get("type")
-    return finish if isinstance(finish, str) and finish.lower() not in _UNSAID else ""
+    return of_whole_characters(finish) if isinstance(finish, str) and finish.lower() not in _UNSAID else ""
 
 
 def _raise_if_broken_off(choice: Mapping[str, Any]) -> None:
@@ -324,7 +325,19 @@ def _count(value: Any) -> int | None:
 
 def in_a_line(text: str) -> str:
     """Return words of an endpoint, of a page of HTML those that a reader would see, on one short line."""
-    return " ".join(_TAG.sub(" ", text).split())[:_LONGEST_SAID]
+    return of_whole_characters(" ".join(_TAG.sub(" ", text).split()))[:_LONGEST_SAID]
+
+
+def of_whole_characters(text: str) -> str:
+    """Return a text that can be written: JSON may hold halves of characters, which no file does.
+
+    Halves that belong together, as pieces of a stream may have them, are joined; others are replaced.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _shown(body: Any) -> str:

@@ -219,6 +219,28 @@ def test_a_whole_answer_may_come_where_a_stream_was_asked_for_and_the_other_way_
     assert (generation.text, generation.error, generation.usage) == ("w1 w2", "", Usage(8, 0, 6, 0))
 
 
+HALVES = "\\ud83d", "\\ude00"
+"""Of one character, as JSON writes them."""
+
+
+def test_half_a_character_in_an_answer_is_replaced_and_can_be_written() -> None:
+    whole = json.dumps(answer("w1 X", logprobs={"content": [{"token": "w1"}, {"token": " X", "logprob": -1.0}]}))
+    generation = served_as(whole.replace("X", HALVES[0]), "application/json")
+    assert (generation.text, generation.error) == ("w1 \N{REPLACEMENT CHARACTER}", "")
+    assert served_as(whole.replace("X", "".join(HALVES)), "application/json").text == "w1 \N{GRINNING FACE}"
+
+
+def test_a_character_that_two_pieces_share_is_one() -> None:
+    lines = [json.dumps(event).replace("w1 ", HALVES[0]).replace("w2", HALVES[1]) for event in EVENTS]
+    events = "".join(f"data: {line}\n\n" for line in lines)
+    assert served_as(events, "text/event-stream", stream=True).text == "\N{GRINNING FACE}"
+
+
+def test_half_a_character_in_an_error_is_replaced() -> None:
+    generation, _ = told(400, {"error": {"message": "this is not liked: \ud83d"}})
+    assert generation.error == "the endpoint refused it: 400: this is not liked: \N{REPLACEMENT CHARACTER}"
+
+
 def test_an_answer_may_be_sent_as_plain_text() -> None:
     assert served_as(json.dumps(answer()), "text/plain").text == "w1 w2"
     assert served_as("Welcome to nginx!", "text/plain").is_lost
