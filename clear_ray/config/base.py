@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -27,27 +28,31 @@ class Settings(BaseModel):
         """Take an empty group for one that is left out, and refuse a truth value for a number, which it is in Python."""
         if not isinstance(value, dict):
             return value
+        odd = [name for name, given in value.items() if given is None or isinstance(given, bool)]
         wrong = [
-            InitErrorDetails(type=PydanticCustomError("truth", _NO_TRUTH), loc=(name,), input=given)
-            for name, given in value.items()
-            if isinstance(given, bool) and not cls._takes_truth(name)
+            InitErrorDetails(type=PydanticCustomError("truth", _NO_TRUTH), loc=(name,), input=value[name])
+            for name in odd
+            if value[name] is not None and not _takes_truth(cls, name)
         ]
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return {name: given for name, given in value.items() if given is not None or not cls._is_group(name)}
+        empty = {name for name in odd if value[name] is None and _is_group(cls, name)}
+        return {name: given for name, given in value.items() if name not in empty} if empty else value
 
-    @classmethod
-    def _takes_truth(cls, name: str) -> bool:
-        """Whether a setting may be true or false; one that is not there is refused elsewhere."""
-        field = cls.model_fields.get(name)
-        return field is None or bool({bool, Any} & set(_kinds_of(field.annotation)))
 
-    @classmethod
-    def _is_group(cls, name: str) -> bool:
-        """Whether a setting is a group of settings, all of which may be left out."""
-        field = cls.model_fields.get(name)
-        kinds = () if field is None or field.is_required() else _kinds_of(field.annotation)
-        return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, Settings) for kind in kinds)
+@lru_cache(4_096)  # a row of an input is such a part, too
+def _takes_truth(part: type[Settings], name: str) -> bool:
+    """Whether a setting may be true or false; one that is not there is refused elsewhere."""
+    field = part.model_fields.get(name)
+    return field is None or bool({bool, Any} & set(_kinds_of(field.annotation)))
+
+
+@lru_cache(4_096)
+def _is_group(part: type[Settings], name: str) -> bool:
+    """Whether a setting is a group of settings, all of which may be left out."""
+    field = part.model_fields.get(name)
+    kinds = () if field is None or field.is_required() else _kinds_of(field.annotation)
+    return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, Settings) for kind in kinds)
 
 
 def _kinds_of(annotation: Any) -> tuple[Any, ...]:
