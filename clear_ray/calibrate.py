@@ -33,7 +33,7 @@ from clear_ray.estimation.fit import fit_head
 from clear_ray.estimation.head import Head, save_head
 from clear_ray.estimation.prior import PriorHead
 from clear_ray.report.live import Display
-from clear_ray.run_folder.locations import with_absolute_paths
+from clear_ray.run_folder.locations import refuse_passing, with_absolute_paths
 from clear_ray.stages.features import ReadFeatures
 from clear_ray.stages.probe import call_rows
 from clear_ray.storage import Folder, inside, open_folder, reading_errors, writing_errors
@@ -98,13 +98,14 @@ def calibrate(
         display: Display that is told of the progress of each sample's run.
 
     Raises:
-        ConfigError: There is a scorer and no gold answer, several engines of which none is named, too few queries, or
-            features that are those of another.
+        ConfigError: There is a scorer and no gold answer, several engines of which none is named, too few queries, features
+            that are those of another, or a folder for the head that would go with its job.
         SchemaError: The input is refused.
         StorageError: The run folder's disk is full or broken, or closed to this user; the answers sampled are kept.
     """
     config = with_absolute_paths(_of_one_engine(config, engine))
     folder = open_folder(config.run_dir)
+    refuse_passing(open_folder(head_dir), "--head-dir")
     with reading_errors(folder):
         _refuse_other_features(config, folder)
     with writing_errors(config.run_dir), joined_cluster(), quiet_data():

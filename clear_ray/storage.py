@@ -27,6 +27,7 @@ _ARROW_SCHEMES = {"s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss"}
 _FSSPEC_SCHEMES = {"memory", "az", "oss", "ssh", "sftp"}
 _GCS_RETRY_SECONDS = 120
 _MISREAD_BY_RAY = re.compile(r"[?\x00-\x1f\x7f]")
+_LEFT_AS_WRITTEN = re.compile(r"\$\{\w+\}|\$\(|\{\{|(?<![^/])\$[A-Za-z_]\w*|(?<![^/])%\w+%|\A[A-Za-z]:\\")
 _MISTYPED_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 _READ_AT_ONCE, _READERS, _LOCAL_READERS = 256, 16, 2
@@ -349,6 +350,9 @@ def open_folder(location: str) -> Folder:
         raise ConfigError(
             what, without_secrets(location), remedy="Name or rename it without: Ray reads paths like URIs."
         )
+    if is_local and (found := _LEFT_AS_WRITTEN.search(location)):
+        what = "no variable is filled in here, and no drive is known: a folder of that very name would be made"
+        raise ConfigError(what, path, found[0], "Write the path out; ~ is the home folder.")
     try:
         is_taken = is_local and Path(path).exists() and not Path(path).is_dir()
     except OSError as error:  # a name too long, a folder above it that this user may not enter

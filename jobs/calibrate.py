@@ -1,7 +1,8 @@
 r"""Entry of `ray job submit`: sample rollouts on queries with known answers and fit a head.
 
     ray job submit --working-dir . -- \
-        python jobs/calibrate.py --config jobs/configs/demo_calibration.yaml --head-dir heads/mine
+        python jobs/calibrate.py --config jobs/configs/demo_calibration.yaml \
+        --set run_dir=/shared/runs/calibration --head-dir /shared/heads/mine
 
 Takes what `clear-ray calibrate` takes.
 """

@@ -134,6 +134,9 @@ class Endpoint:
         if does.knows is not None and body["model"] not in (*does.knows, *does.listed):
             return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
         fault = does.faults.popleft() if does.faults else None
+        if callable(fault):  # which answers itself
+            response: web.StreamResponse = await fault(request)
+            return response
         if isinstance(fault, tuple):  # a status and a body
             return web.json_response(fault[1], status=fault[0])
         if fault == "429" or self._is_too_much():

@@ -25,7 +25,7 @@ from clear_ray.ingest import InputDigest
 from clear_ray.ledger.identity import check_journal
 from clear_ray.ledger.lock import refuse_in_use
 from clear_ray.run_folder.estimates import read_costs
-from clear_ray.run_folder.locations import with_absolute_paths
+from clear_ray.run_folder.locations import refuse_passing, with_absolute_paths
 from clear_ray.run_folder.manifest import check_same_run, describe_config, describe_input, read_manifest
 from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
@@ -68,6 +68,7 @@ def check_run(config: RunConfig) -> Checked:
     """
     config = with_absolute_paths(config)
     folder, manifest = open_folder(config.run_dir), None
+    refuse_passing(folder, "run_dir")
     with writing_errors(config.run_dir):
         folder.refuse_links()
         if folder.is_local:  # what a store says can wait for the run: here it may be out of reach, or closed

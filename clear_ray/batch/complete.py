@@ -64,6 +64,7 @@ def close_run(run: RunContext, rounds: list[RoundReport], digest: InputDigest) -
         unit=run.config.unit,
         stopped=(stopped := read_orders(folder, run.config.budget_tokens).stop),
         is_known_N=estimates.is_known_N,
+        ceiling_N=estimates.max_tokens_N,
     )
     give_back_memory(len(spent_N))
     _write_completions(folder, verdicts, run.void_attempts())

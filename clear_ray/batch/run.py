@@ -63,7 +63,7 @@ from clear_ray.rounds.rounds import Rounds
 from clear_ray.run_folder.answers import AnswerFiles
 from clear_ray.run_folder.completions import completion_rows
 from clear_ray.run_folder.estimates import Estimates
-from clear_ray.run_folder.locations import with_absolute_paths
+from clear_ray.run_folder.locations import refuse_passing, with_absolute_paths
 from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config, read_manifest
 from clear_ray.run_folder.status import read_summary
 from clear_ray.storage import Folder, open_folder, writing_errors
@@ -128,6 +128,7 @@ def run_on(engines: Engines, queries: Dataset | None, config: RunConfig, *, disp
     """Do what `run` does, on engines that are started, or found, in another way."""
     config = with_absolute_paths(config)
     folder = open_folder(config.run_dir)
+    refuse_passing(folder, "run_dir")
     with writing_errors(config.run_dir):
         folder.refuse_links()
         with alone_with(folder):

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from clear_ray.config.reading import read_yaml
 from clear_ray.config.refusal import refusal
 from clear_ray.errors import ConfigError
+
+_NO_TRUTH = "it is not true or false, as which YAML reads yes, no, on and off, too: put words into quotes"
 
 
 class Settings(BaseModel):
     """Base of every configuration part: frozen, no unknown keys, finite, documented by the strings under the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_was_meant(cls, value: Any) -> Any:
+        """Take an empty group for one that is left out, and refuse a truth value for a number, which it is in Python."""
+        if not isinstance(value, dict):
+            return value
+        odd = [name for name, given in value.items() if given is None or isinstance(given, bool)]
+        wrong = [
+            InitErrorDetails(type=PydanticCustomError("truth", _NO_TRUTH), loc=(name,), input=value[name])
+            for name in odd
+            if value[name] is not None and not _takes_truth(cls, name)
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        empty = {name for name in odd if value[name] is None and _is_group(cls, name)}
+        return {name: given for name, given in value.items() if name not in empty} if empty else value
+
+
+@lru_cache(4_096)  # a row of an input is such a part, too
+def _takes_truth(part: type[Settings], name: str) -> bool:
+    """Whether a setting may be true or false; one that is not there is refused elsewhere."""
+    field = part.model_fields.get(name)
+    return field is None or bool({bool, Any} & set(_kinds_of(field.annotation)))
+
+
+@lru_cache(4_096)
+def _is_group(part: type[Settings], name: str) -> bool:
+    """Whether a setting is a group of settings, all of which may be left out."""
+    field = part.model_fields.get(name)
+    kinds = () if field is None or field.is_required() else _kinds_of(field.annotation)
+    return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, Settings) for kind in kinds)
+
+
+def _kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that a value may have: of a union those of each member, of a literal those of its words."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return tuple(type(part) for part in parts)
+    if origin in (UnionType, Union):
+        return tuple(kind for part in parts for kind in _kinds_of(part))
+    return _kinds_of(parts[0]) if origin is Annotated else (annotation,)
 
 
 class ConfigFile(Settings):
@@ -38,10 +85,16 @@ class ConfigFile(Settings):
             ConfigError: The file cannot be read, or a setting is unknown, missing or out of range.
         """
         try:
-            loaded = read_yaml(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(
-                "the configuration cannot be read", str(path), str(error), f"Name a YAML file. {cls.remedy}"
+                "the configuration cannot be read", str(path), str(error), f"Name a YAML file in UTF-8. {cls.remedy}"
+            ) from error
+        try:
+            loaded = read_yaml(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"the configuration is no YAML: {error}", str(path), remedy=f"Correct it there. {cls.remedy}"
             ) from error
         if not isinstance(loaded, dict):
             raise ConfigError(
@@ -62,22 +115,6 @@ class ConfigFile(Settings):
             return cls.model_validate(settings)
         except ValidationError as error:
             raise refusal(error, of=cls, settings=settings, where=where, remedy=cls.remedy) from error
-
-
-def read_yaml(text: str) -> Any:
-    """Return what a YAML text holds.
-
-    Raises:
-        ValueError: It is not YAML, it is nested too deep, or a value in it is none, such as the date 2026-99-99.
-    """
-    try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    except Exception as error:  # what its readers of numbers, dates and truth values met
-        raise ValueError(f"a value cannot be read: {error!r}") from error
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:

@@ -181,7 +181,14 @@ class OpenAIConfig(WorkersConfig):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
+        value = value.strip()
         parts = urlsplit(value)
+        try:
+            is_reachable = parts.port is None or parts.port > 0
+        except ValueError:
+            is_reachable = False
+        if not is_reachable:
+            raise ValueError("the port of an address is a number from 1 to 65535")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("an address begins with http:// or https://, as in http://127.0.0.1:8000/v1")
         if "api-version" in parts.query:
@@ -192,7 +199,10 @@ class OpenAIConfig(WorkersConfig):
             raise ValueError(
                 "an address has no user, key, query or fragment in it: a key goes into key_env or key_file"
             )
-        return value.rstrip("/")
+        value = value.rstrip("/")
+        if value.endswith(_PATHS_OF_CALLS):
+            raise ValueError("an address ends before the path of a call, such as /chat/completions")
+        return value
 
     @field_validator("extra_body")
     @classmethod
@@ -213,6 +223,7 @@ class OpenAIConfig(WorkersConfig):
         return self._key
 
 
+_PATHS_OF_CALLS = ("/chat/completions", "/completions", "/chat", "/models", "/responses", "/embeddings")
 _OWN_FIELDS = frozenset(
     (
         "model",

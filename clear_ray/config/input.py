@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from clear_ray.config.base import Settings
 from clear_ray.config.bounds import checked_json
@@ -101,6 +97,11 @@ class InputConfig(Settings):
     """Run folder of a run that is done, whose queries are asked again, instead of `path`; `clear-ray retry` sets it."""
     retry: Literal["failed", "unanswered"] = "failed"
     """Which of them: those that failed, other than of what they are, or also those that were abandoned."""
+
+    @field_serializer("columns")
+    def _as_it_was_named(self, columns: ColumnsConfig) -> dict[str, str]:
+        """Write the columns that were named, and no others: read again, the rest are recognised as they were."""
+        return columns.model_dump(include=columns.model_fields_set)
 
     @model_validator(mode="after")
     def _one_source(self) -> InputConfig:

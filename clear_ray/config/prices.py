@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clear_ray.config.base import Settings, read_yaml
+from clear_ray.config.base import Settings
 from clear_ray.config.money import COST_PARTS, CURRENCIES, GPU_SECONDS, amount_of
+from clear_ray.config.reading import read_yaml
 from clear_ray.config.refusal import as_written
 
 NANO = 10**9
@@ -115,7 +116,7 @@ def _price_of(kind: str, value: Any) -> tuple[Decimal, str | None]:
                 f"the price of {kind} is a number such as 0.15, or '$0.15', not {as_written(value)}"
             ) from error
     if found.is_finite() and found != round(found, _DECIMALS):
-        raise ValueError(f"the price of {kind} has more than {_DECIMALS} decimals: {found}")
+        raise ValueError(f"the price of {kind}, of a million tokens, has more than {_DECIMALS} decimals: {found}")
     return found, unit
 
 
@@ -140,7 +141,8 @@ def _by_model(value: Any) -> Any:
             value = read_yaml(Path(value).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"the file of prices {value} cannot be read: {error}") from error
-    if isinstance(value, dict) and set(value) & {"input", "output"}:
+    is_one_list = isinstance(value, dict) and not any(isinstance(prices, dict) for prices in value.values())
+    if isinstance(value, dict) and value and (is_one_list or set(value) & {"input", "output"}):
         return {ANY_MODEL: value}
     if isinstance(value, dict) and not value:
         raise ValueError("a list of prices names at least one model, or `input` and `output`")

@@ -67,6 +67,8 @@ class RunConfig(ConfigFile):
     @field_validator("budget", mode="before")  # before: pydantic would take `true` for 1
     @classmethod
     def _budget_can_be_read(cls, value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():  # as YAML and programs write 2e6
+            value = int(value)
         check_budget_text(value)
         return value
 

@@ -11,7 +11,7 @@ from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
 from clear_ray.ingest.parquet import missing_columns
 from clear_ray.ingest.shapes import check_unread
-from clear_ray.ingest.source import SourceBatch, wanted_columns
+from clear_ray.ingest.source import SourceBatch, holding_columns, wanted_columns
 
 FILE, STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 """What the two forms begin with."""
@@ -27,10 +27,9 @@ def read_arrow(filesystem: pafs.FileSystem, path: str, *, origin: str, columns: 
                 batch.validate(
                     full=True
                 )  # Arrow trusts the offsets in such a file, and reads where a damaged one leads it
-                if first_row == 1:
-                    if refusal := missing_columns(batch.schema.names, origin, columns):
-                        raise refusal
-                    check_unread(batch.schema.names, columns, where=origin)
+                if first_row == 1 and (refusal := missing_columns(batch.schema.names, origin, columns)):
+                    raise refusal
+                check_unread(holding_columns(batch), columns, where=origin)
                 names = batch.schema.names
                 wanted = wanted_columns(names, columns)
                 left_behind = [name for name in names if name not in wanted]

@@ -45,8 +45,14 @@ _OTHERS = {
     b"SQLite format": ("is a database", "Write its rows as JSON lines, CSV or Parquet."),
     b"\x93NUMPY": ("is an array of NumPy", "Write its rows as JSON lines, CSV or Parquet."),
     b"%PDF": ("is a PDF", "Write its text as JSON lines."),
+    b"version https://": ("is a pointer of Git LFS, not what it points to", "Fetch that with `git lfs pull`."),
+    b"<!DOCTYPE html": ("is a page of HTML", "Download the file itself: this may be a page about it, or of an error."),
+    b"<!doctype html": ("is a page of HTML", "Download the file itself: this may be a page about it, or of an error."),
+    b"<html": ("is a page of HTML", "Download the file itself: this may be a page about it, or of an error."),
+    b"FEA1": ("is Feather of version 1", "Write it as Parquet, or as Feather of version 2."),
 }
 """What files of other formats begin with, what they are, and what to do."""
+_LONGEST_START = max(16, *map(len, _OTHERS))
 _PARQUET, _BOM = b"PAR1", b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _PEEK_BYTES = 64 * 1024
@@ -113,7 +119,7 @@ def _read_file(filesystem: pafs.FileSystem, path: str, config: InputConfig) -> I
         yield SourceBatch.unreadable(refusal, origin=path)
         return
     with filesystem.open_input_stream(path, compression=None) as stream:
-        start = stream.read(16)
+        start = stream.read(_LONGEST_START)
     other = next((said for magic, said in _OTHERS.items() if start.startswith(magic)), None)
     is_arrow, is_xz = start.startswith((FILE, STREAM)), start.startswith(_XZ)
     if other is not None:

@@ -62,7 +62,7 @@ def read_legacy(logprobs: Any) -> tuple[TokenLogprob, ...] | None:
         tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
         tops = logprobs.get("top_logprobs") or [None] * len(tokens)
         return tuple(
-            TokenLogprob(token.encode(), _number(value), _ordered((top or {}).items()))
+            TokenLogprob(_encoded(token), _number(value), _ordered((top or {}).items()))
             for token, value, top in zip(tokens, values, tops, strict=True)
         )
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -135,6 +135,11 @@ def _decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
+def _encoded(token: str) -> bytes:
+    """Return a token as bytes; half of a character, which JSON may hold, is replaced."""
+    return token.encode(errors="replace")
+
+
 def _text(token: bytes) -> str:
     return token.decode(errors="replace")
 
@@ -163,11 +168,11 @@ def _pairs(entries: Iterable[Any]) -> tuple[tuple[bytes, float], ...]:
 
 def _bytes(entry: Any) -> bytes:
     known = entry.get("bytes")
-    return entry["token"].encode() if known is None else bytes(known)
+    return _encoded(entry["token"]) if known is None else bytes(known)
 
 
 def _ordered(pairs: Iterable[tuple[bytes | str, Any]]) -> tuple[tuple[bytes, float], ...]:
-    read = [(token.encode() if isinstance(token, str) else token, _number(value)) for token, value in pairs]
+    read = [(_encoded(token) if isinstance(token, str) else token, _number(value)) for token, value in pairs]
     return tuple(sorted(read, key=lambda pair: -pair[1]))
 
 

@@ -29,6 +29,7 @@ from clear_ray.records import COST_PARTS
 MAX_ID_CHARACTERS = 512
 MOST_COST = 1_000_000
 MOST_WEIGHT = 10**12
+_IN_DIGITS = "Write it in digits, decimals after a point, and without quotes."
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
 _dump = json.JSONEncoder(**_JSON).encode
@@ -273,7 +274,7 @@ def _cost(value: Any, column: str) -> float:
 
 def _real(value: Any, column: str, name: str) -> float:
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal))):
-        raise SchemaError(f"{name} is a number", column, shown(value), "Write it without quotes.")
+        raise SchemaError(f"{name} is a number", column, shown(value), _IN_DIGITS)
     try:
         return float(value)
     except OverflowError:
@@ -285,7 +286,7 @@ def _ceiling(value: Any, column: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not _is_integer(value):
-        raise SchemaError("a token count is a whole number", column, shown(value), "Write it without quotes.")
+        raise SchemaError("a token count is a whole number", column, shown(value), _IN_DIGITS)
     if not 0 < value <= MOST_TOKENS:
         remedy = "Leave it out where the run's own ceiling is enough."
         raise SchemaError(f"a token count is positive and at most {MOST_TOKENS:,}", column, shown(value), remedy)

@@ -36,7 +36,7 @@ def read_parquet(
             if refusal:
                 yield SourceBatch.unreadable(refusal, origin=origin)
                 return
-            check_unread(file.schema_arrow.names, columns, where=origin)
+            check_unread(_holding(file), columns, where=origin)
             wanted = wanted_columns(file.schema_arrow.names, columns)
             left_behind = [name for name in file.schema_arrow.names if name not in wanted]
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
@@ -50,6 +50,21 @@ def read_parquet(
         where = origin if first_row == 1 else f"{origin}, after row {first_row - 1}"
         refusal = SchemaError("the Parquet file cannot be read", where, str(error), "Write the file again.")
         yield SourceBatch.unreadable(refusal, origin=origin)
+
+
+def _holding(file: pq.ParquetFile) -> set[str]:
+    """Return the columns that hold something, as far as the file says which hold nulls and empty lists alone."""
+    found = set()
+    for group in range(file.metadata.num_row_groups):
+        of_group = file.metadata.row_group(group)
+        for number in range(of_group.num_columns):
+            column = of_group.column(number)
+            nulls = column.statistics.null_count if column.is_stats_set and column.statistics.has_null_count else 0
+            if nulls < column.num_values:
+                found.add(column.path_in_schema)
+    return {
+        name for name in file.schema_arrow.names if any(path == name or path.startswith(f"{name}.") for path in found)
+    }
 
 
 def _open(source: pa.NativeFile) -> pq.ParquetFile:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.errors import SchemaError
@@ -64,7 +65,7 @@ class SourceBatch:
         """
         columns = columns or ColumnsConfig()
         try:
-            check_unread(table.schema.names, columns, where=origin)
+            check_unread(holding_columns(table), columns, where=origin)
         except SchemaError as error:
             return cls.unreadable(error, origin=origin)
         names = list(table.schema.names)
@@ -90,6 +91,17 @@ def wanted_columns(names: Sequence[str], columns: ColumnsConfig) -> list[str]:
     """Return the columns of a table that a query may need: those that are configured, and those that may be recognised."""
     configured = {outermost(name, names) for name in columns.model_dump().values()}
     return [name for name in names if name in configured or is_known(name)]
+
+
+def holding_columns(table: pa.Table | pa.RecordBatch) -> list[str]:
+    """Return the columns that hold something: neither nulls nor empty lists alone."""
+    found = zip(table.schema.names, table.columns, strict=True)
+    return [name for name, column in found if column.null_count < len(column) and not _is_of_empty_lists(column)]
+
+
+def _is_of_empty_lists(column: pa.Array | pa.ChunkedArray) -> bool:
+    is_of_lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return is_of_lists and not pc.sum(pc.list_value_length(column)).as_py()
 
 
 def _row_alone(row: pa.Table | pa.RecordBatch, place: str) -> dict[str, Any] | SchemaError:

@@ -85,6 +85,8 @@ def _batches(
             if not found:  # a blank line
                 continue
             row_number += 1
+            if not any(found):  # delimiters alone, as sheets write rows that were cleared
+                continue
             rows.append(_row(found, names, numeric, f"{origin} row {row_number}"))
             numbers.append(row_number)
             size += sum(map(len, found))

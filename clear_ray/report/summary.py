@@ -276,6 +276,11 @@ class RunReport(Part):
     """Why queries failed, the commonest reason first; the least common ones are left out."""
 
     @property
+    def ran_short(self) -> bool:
+        """Whether queries were left for want of budget though none had a price: it ended before any were told apart."""
+        return self.shadow_price == 0 and self.abandoned > 0 and not self.stopped_early and self.policy == "clear_ray"
+
+    @property
     def slack_tokens(self) -> int:
         """Tokens of the budget that were not spent."""
         return self.budget_tokens - self.spent_tokens

@@ -181,8 +181,11 @@ def _worth_of_sets(learning: LearningReport) -> str:
     return ", ".join(f"{printable(name, most=40)} {nats:.2f}" for name, nats in learning.nats_of_sets.items())
 
 
-def _price(shadow_price: float, unit: str) -> str:
-    return "0: nothing competes for the budget" if shadow_price == 0 else priced(shadow_price, unit)
+def _price(shadow_price: float, unit: str, *, is_short: bool = False) -> str:
+    """Return a shadow price in words; `is_short` says that too little of the budget was left for others."""
+    if shadow_price > 0:
+        return priced(shadow_price, unit)
+    return "0: too little was left when the others' turn came" if is_short else "0: nothing competes for the budget"
 
 
 def _charged(probe_tokens: int, unit: str) -> str:
@@ -216,7 +219,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
         ("budget", f"{amount(report.budget_tokens, report.unit)}, {spent}"),
-        ("price", _price(report.shadow_price, report.unit)),
+        ("price", _price(report.shadow_price, report.unit, is_short=report.ran_short)),
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),

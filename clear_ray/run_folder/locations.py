@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 from clear_ray.config.engine import ModelConfig, WorkersConfig
 from clear_ray.config.estimate import NAMED_HEADS, EstimateConfig
 from clear_ray.config.run import RunConfig
-from clear_ray.storage import is_plain_path
+from clear_ray.errors import ConfigError
+from clear_ray.storage import Folder, is_plain_path
 
+_COPY_OF_A_JOB = "/runtime_resources/working_dir_files/"
 _EMBEDDED_MODEL = "smollm2-135m-instruct"
 _PATHS = (
     "input.path",
@@ -48,6 +50,24 @@ def absolute(location: str) -> str:
         return str(Path(location).expanduser().absolute())
     except RuntimeError:  # a home folder that is not known, which whatever opens it refuses by name
         return location
+
+
+def refuse_passing(folder: Folder, setting: str) -> None:
+    """Refuse a folder that would go with the job that writes it: a relative path leads a job there.
+
+    `ray job submit --working-dir` has a job stand in a copy of that folder, which Ray makes for it and takes away again.
+
+    Args:
+        folder: Where something is to be kept.
+        setting: The setting or option that names it.
+
+    Raises:
+        ConfigError: It lies in such a copy.
+    """
+    if folder.is_local and _COPY_OF_A_JOB in folder.path:
+        what = "this folder lies in the copy of a working folder that Ray made for the job, and would go with it"
+        remedy = "Name one that stays and that every node sees, by an absolute path or a URI."
+        raise ConfigError(what, setting, folder.path, remedy)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -19,6 +19,7 @@ import re
 from typing import Any
 
 from clear_ray.config.bounds import MOST_ROWS
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.run import CHANGEABLE, RunConfig
 from clear_ray.config.units import MOST_BUDGET_TOKENS
 from clear_ray.errors import ConfigError, ResumeError
@@ -123,7 +124,9 @@ def check_same_run(manifest: dict[str, Any], wanted: dict[str, Any], folder: Fol
         if part not in wanted:
             continue
         kept = manifest.get(part, {})
-        old, new = _flat(_with_defaults(kept) if part == "config" else kept, part), _flat(wanted[part], part)
+        if part == "config":
+            kept, wanted = _with_all_columns(_with_defaults(kept)), wanted | {part: _with_all_columns(wanted[part])}
+        old, new = _flat(kept, part), _flat(wanted[part], part)
         for key in sorted(old.keys() | new.keys()):
             is_free = key == "config.run_dir" or key.startswith(f"config.{CHANGEABLE}.")
             is_same = old.get(key) == new.get(key) or (is_path_setting(key) and _is_same_path(key, old, new))
@@ -142,6 +145,13 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     except ValueError:  # settings that are gone: what differs is named one by one
         return config
     return whole
+
+
+def _with_all_columns(config: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the names of all columns: of which of them were written the digest of the input says enough."""
+    given = config.get("input") or {}
+    columns = ColumnsConfig.model_construct(**(given.get("columns") or {})).model_dump()
+    return config | {"input": given | {"columns": columns}}
 
 
 def _is_same_path(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

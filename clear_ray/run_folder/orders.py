@@ -1,6 +1,6 @@
 """What operators order of a run while it goes on: another budget, or its end.
 
-An order is a file of its own in the run folder, `orders/TIME-NAME.json`, there before anything acts on it. So it is heeded
+An order is a file of its own in the run folder, `orders/NUMBER-NAME.json`, there before anything acts on it. So it is heeded
 whatever dies, several can be given at once, and a run that is gone on with heeds those that were given before.
 """
 
@@ -22,6 +22,7 @@ from clear_ray.storage import Folder
 
 ORDERS = "orders"
 Reason = Literal["batch_cancelled", "batch_expired"]
+_NUMBER = re.compile(r"(\d{20})-\w+\.json\Z")
 _SIGN = re.compile(r"\s*([+-])\s*(.*)", re.DOTALL)
 
 
@@ -120,5 +121,8 @@ def _running(folder: Folder) -> dict[str, Any]:
 
 
 def _write(folder: Folder, order: dict[str, Any]) -> None:
-    name = f"{time.time_ns():020d}-{uuid4().hex[:8]}.json"
-    folder.child(ORDERS).write(name, json.dumps(order | {"at": time.time()}).encode())
+    orders = folder.child(ORDERS)
+    # A clock may be set back, and two machines have two: an order comes after all that are there.
+    earlier = [int(found[1]) for path in orders.files(".json") if (found := _NUMBER.search(path))]
+    number = max(time.time_ns(), max(earlier, default=0) + 1)
+    orders.write(f"{number:020d}-{uuid4().hex[:8]}.json", json.dumps(order | {"at": time.time()}).encode())

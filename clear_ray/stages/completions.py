@@ -26,6 +26,11 @@ _STOPPED = {
     "batch_expired": "The time of the batch was over before its turn came.",
 }
 """What is said of a query that an order left unanswered, by the code of the order."""
+_STOPPED_AMID = {
+    "batch_cancelled": "the batch was cancelled before it had more",
+    "batch_expired": "the time of the batch was over before it had more",
+}
+"""What is said of one whose answer it cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Verdicts:
         unit: What the budget is counted in.
         stopped: Code of the order that ended the run, if one did.
         is_known_N: Which queries had an estimate by then; all if not given.
+        ceiling_N: Most tokens that each query may be granted; not known if not given.
     """
 
     states: QueryStates
@@ -51,10 +57,29 @@ class Verdicts:
     unit: str = "tokens"
     stopped: str = ""
     is_known_N: NDArray[np.bool_] | None = None
+    ceiling_N: NDArray[np.int64] | None = None
 
     def left_unread(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of some queries no price was cleared over, since an order ended the run before they were read."""
         return np.zeros(len(index), bool) if self.is_known_N is None else ~self.is_known_N[index]
+
+    def why_cut(self, index: NDArray[np.int64]) -> list[str]:
+        """Return why no more was granted to some queries, whose answers were cut."""
+        states = self.states
+        is_first = states.attempt_N[index] <= 1
+        is_whole = is_first & (
+            states.answer_tokens_N[index] >= self.ceiling_N[index] if self.ceiling_N is not None else False
+        )
+        is_over = is_first & ~states.may_go_on_N[index]
+        price = states.price_N[index]
+        return [
+            "that is the most that it may have"
+            if whole
+            else "its engine goes on with no such answer"
+            if over
+            else _STOPPED_AMID.get(self.stopped) or _why_no_more(at, self.unit)
+            for whole, over, at in zip(is_whole.tolist(), is_over.tolist(), price.tolist(), strict=True)
+        ]
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""
@@ -104,10 +129,15 @@ class Complete:
         reasons = [
             _reason_failed(error)
             if error
-            else (_reason_served if served else _reason_completed)(reason, spent, ceiling, _at(price, unit))
+            else (
+                _reason_served(reason, spent, ceiling, _at(price, unit))
+                if served
+                else _reason_completed(reason, spent, ceiling, _at(price, unit), why)
+            )
             + _reason_chosen(chosen, attempts)
-            for error, served, reason, spent, ceiling, price, chosen, attempts in zip(
+            for error, why, served, reason, spent, ceiling, price, chosen, attempts in zip(
                 errors,
+                self._verdicts.why_cut(index),
                 self._verdicts.states.is_served_N[index].tolist(),
                 finish,
                 *(numbers[name].tolist() for name in ("spent_tokens", "max_tokens", "price")),
@@ -208,10 +238,15 @@ def _at(price: float, unit: str) -> str:
     return f"{1000 * price:.3g} correct answers per 1,000 tokens"
 
 
-def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, price: str) -> str:
+def _why_no_more(price: float, unit: str) -> str:
+    """Return why a cut answer was not gone on with, though it might have been: at no price all is bought that there is."""
+    return f"more was not worth {_at(price, unit)}" if price > 0 else "nothing was left for more"
+
+
+def _reason_completed(finish_reason: str, spent_tokens: int, max_tokens: int, price: str, why_cut: str) -> str:
     if finish_reason == "stop":
         return f"Answered with {spent_tokens} of the {max_tokens} tokens granted; the price was {price}."
-    return f"Cut off at its last grant of {max_tokens} tokens in all; more was not worth {price}."
+    return f"Cut off at its last grant of {max_tokens} tokens in all; {why_cut}."
 
 
 def _reason_chosen(chosen: int, attempts: int) -> str:
@@ -234,4 +269,5 @@ def _reason_abandoned(is_refused: bool, price: float, reservation_price: float, 
     if is_refused:
         most = _at(reservation_price, unit).partition(" ")[0]
         return f"Not worth the price of {_at(price, unit)}: it would be worth {most} at most."
-    return _STOPPED.get(stopped, f"Nothing was left when its turn came at {_at(price, unit)}.")
+    at = f" at {_at(price, unit)}" if price > 0 else ""
+    return _STOPPED.get(stopped, f"Nothing was left when its turn came{at}.")

@@ -227,6 +227,20 @@ def test_a_run_folder_that_ray_would_read_under_another_name_is_refused(tmp_path
         assert str(refused.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    "location",
+    ["${HOME}/runs", "$HOME/runs", "runs/$USER", "$(pwd)/run", "{{ run_dir }}/x", "%USERPROFILE%/x", "C:\\runs"],
+)
+def test_what_a_shell_would_have_filled_in_is_no_folder(location: str) -> None:
+    with pytest.raises(ConfigError, match="a folder of that very name would be made"):
+        open_folder(location)
+
+
+@pytest.mark.parametrize("name", ["cost-$5", "50%", "a{b}", "100%-run", "run$"])
+def test_a_folder_may_have_any_other_name(tmp_path: Path, name: str) -> None:
+    assert open_folder(f"{tmp_path}/{name}").path == f"{tmp_path}/{name}"
+
+
 def test_a_path_has_one_slash_before_it(tmp_path: Path) -> None:
     for location in (f"/{tmp_path}/run", f"//{tmp_path}/run", f"file:///{tmp_path}/run"):
         folder = open_folder(location)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,26 @@ _LONGEST_SAID = 200
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
 _TAG = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _ENDS = frozenset(
-    ("stop", "tool_calls", "function_call", "tool_use", "eos", "end_turn", "stop_sequence", "eos_token", "complete")
+    (
+        *(
+            "stop",
+            "tool_calls",
+            "function_call",
+            "tool_use",
+            "eos",
+            "end_turn",
+            "stop_sequence",
+            "eos_token",
+            "complete",
+        ),
+        *("completed", "finish", "finished", "end", "done", "endoftext", "stop_token", "eos_token_id"),
+    )
 )
-_CUTS = frozenset(("length", "max_tokens", "model_length", "max_output_tokens"))
+_UNSAID = frozenset(("", "null", "none"))
+_CUT = re.compile(r"length|limit|max\w*tokens|context|truncat|time|incomplete|not_finished")
+_KEPT_BACK = re.compile(
+    r"filter|safe|recit|block|prohibit|spii|guard|refus|moderat|toxic|policy|sensitive|blacklist|violat|flag|malform|cancel"
+)
 _BROKEN_OFF = frozenset(("error", "abort", "insufficient_system_resource"))
 _NO_CHOICE = "it gave no answer"
 _TOKENS_A_WORD = 4 / 3
@@ -73,6 +91,10 @@ def read_reply(body: Any) -> EndpointReply:
         UnreadableError: It is no answer.
         StatedError: It says what went wrong.
     """
+    if isinstance(body, str):  # sent as another kind of text than it is
+        if body.lstrip().startswith("data:"):
+            return read_pieces(_events(body))
+        body = _loaded(body)
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not choices and isinstance(body, dict):
@@ -91,6 +113,7 @@ def read_reply(body: Any) -> EndpointReply:
         text = message.get("refusal") or ""
     if not isinstance(text, str):
         raise UnreadableError(_shown(body))
+    text = of_whole_characters(text)
     logprobs, finish = of_answer(text, _read_logprobs(choice)), _finish_of(choice)
     return EndpointReply(text, finish, read_usage(body, text), _has_reasoning(message), logprobs)
 
@@ -120,9 +143,27 @@ def read_pieces(pieces: Iterable[Any]) -> EndpointReply:
             has_reasoning |= isinstance(delta, dict) and _has_reasoning(delta)
             entries += _read_logprobs(choice) or ()
             finish = _finish_of(choice) or finish
-    whole = "".join(text)
+    whole = of_whole_characters("".join(text))
     logprobs = of_answer(whole, entries) if entries else None
     return EndpointReply(whole, finish, read_usage(last, whole), has_reasoning, logprobs)
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _events(text: str) -> list[Any]:
+    """Return the pieces of a stream that came as one text."""
+    said = (line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:"))
+    return [_loaded(line) for line in said if line != "[DONE]"]
+
+
+def is_closing(piece: Any) -> bool:
+    """Return whether a piece is one that comes after an answer's end alone: its usage, without a choice."""
+    return isinstance(piece, dict) and not piece.get("choices") and isinstance(piece.get("usage"), dict)
 
 
 def _words_of(content: Any) -> Any:
@@ -135,7 +176,9 @@ def _words_of(content: Any) -> Any:
 
 def _finish_of(choice: Mapping[str, Any]) -> str:
     finish = choice.get("finish_reason")
-    return finish if isinstance(finish, str) else ""
+    if isinstance(finish, dict):
+        finish = finish.get("type")
+    return of_whole_characters(finish) if isinstance(finish, str) and finish.lower() not in _UNSAID else ""
 
 
 def _raise_if_broken_off(choice: Mapping[str, Any]) -> None:
@@ -152,7 +195,10 @@ def read_usage(body: Mapping[str, Any], text: str) -> Usage | None:
     stated = body.get("usage")
     if not isinstance(stated, dict):
         return None
-    prompt, output = _count(stated.get("prompt_tokens")), _count(stated.get("completion_tokens"))
+    prompt, output = (
+        _first(stated, "prompt_tokens", "input_tokens"),
+        _first(stated, "completion_tokens", "output_tokens"),
+    )
     total = _count(stated.get("total_tokens"))
     if output is None and not text and prompt and total is not None:
         output = 0
@@ -166,6 +212,11 @@ def read_usage(body: Mapping[str, Any], text: str) -> Usage | None:
         output, reasoning = output + unnamed, max(reasoning, unnamed)
     prompt = prompt or 0
     return Usage(prompt, min(cached, prompt), output, min(reasoning, output))
+
+
+def _first(stated: Mapping[str, Any], *names: str) -> int | None:
+    """Return the number under the first of some names that has one."""
+    return next((number for name in names if (number := _count(stated.get(name))) is not None), None)
 
 
 def generation_of(grant: Grant, reply: EndpointReply, *, sent_text: str, can_continue: bool) -> Generation:
@@ -188,32 +239,50 @@ def generation_of(grant: Grant, reply: EndpointReply, *, sent_text: str, can_con
             f"query {grant.query_id}",
             remedy="Look whether it honours max_tokens for this model: a cap that does not hold cannot be budgeted.",
         )
-    finish = reply.finish.lower()
-    is_cut, error = finish in _CUTS, ""
-    if not is_cut and finish not in _ENDS:
-        error = f"the endpoint ended the answer: {reply.finish}" if reply.finish else ""
+    was_cut, error = is_cut(reply), ""
+    if is_kept_back(reply):
+        error = f"the endpoint ended the answer: {reply.finish}"
+    elif not was_cut and reply.finish.lower() not in _ENDS:
         # Some never say why; a grant that is used up has cut it. Where nobody counted there are four tokens to three words.
         used = len(reply.text.split()) * _TOKENS_A_WORD if reply.usage is None else spent
-        is_cut = not reply.finish and used >= grant.max_tokens
+        was_cut = used >= grant.max_tokens
     text = sent_text + reply.text
     return Generation(
         query_id=grant.query_id,
         token_ids=(UNKNOWN_TOKEN,) * spent,
         text=text,
-        finish_reason="cancelled" if error else "length" if is_cut else "stop",
+        finish_reason="cancelled" if error else "length" if was_cut else "stop",
         error=error,
         sample=grant.sample,
         usage=reply.usage,
-        is_at_end=is_cut
+        is_at_end=was_cut
         and (is_cut_short(grant, reply) or not (can_continue and text.strip() and not reply.has_reasoning)),
         logprobs=reply.logprobs,
     )
 
 
+def is_cut(reply: EndpointReply) -> bool:
+    """Return whether an answer says that a ceiling ended it, in whichever words."""
+    return not is_kept_back(reply) and bool(_CUT.search(reply.finish.lower()))
+
+
+def is_kept_back(reply: EndpointReply) -> bool:
+    """Return whether an answer says that it is none: a filter ended it, or something unknown before a word was written."""
+    finish = reply.finish.lower()
+    if not finish or finish in _ENDS:
+        return False
+    return bool(_KEPT_BACK.search(finish)) or not (reply.text or reply.has_reasoning or _CUT.search(finish))
+
+
+def is_unknown_end(reply: EndpointReply) -> bool:
+    """Return whether why an answer ended is said in words that are not known: it counts as ended by itself, then."""
+    return bool(reply.finish) and reply.finish.lower() not in _ENDS and not is_cut(reply) and not is_kept_back(reply)
+
+
 def is_cut_short(grant: Grant, reply: EndpointReply) -> bool:
     """Return whether a limit of the endpoint's own has cut an answer, below what was granted: more would bring nothing."""
     spent = grant.max_tokens if reply.usage is None else reply.usage.output_tokens
-    return reply.finish.lower() in _CUTS and spent < grant.max_tokens
+    return is_cut(reply) and spent < grant.max_tokens
 
 
 def lost(grant: Grant, reason: str) -> Generation:
@@ -256,7 +325,19 @@ def _count(value: Any) -> int | None:
 
 def in_a_line(text: str) -> str:
     """Return words of an endpoint, of a page of HTML those that a reader would see, on one short line."""
-    return " ".join(_TAG.sub(" ", text).split())[:_LONGEST_SAID]
+    return of_whole_characters(" ".join(_TAG.sub(" ", text).split()))[:_LONGEST_SAID]
+
+
+def of_whole_characters(text: str) -> str:
+    """Return a text that can be written: JSON may hold halves of characters, which no file does.
+
+    Halves that belong together, as pieces of a stream may have them, are joined; others are replaced.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _shown(body: Any) -> str:

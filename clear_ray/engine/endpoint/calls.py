@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from clear_ray.config.engine import OpenAIConfig
-from clear_ray.engine.endpoint.answers import EndpointReply, UnreadableError, read_pieces, read_reply
+from clear_ray.engine.endpoint.answers import EndpointReply, UnreadableError, is_closing, read_pieces, read_reply
 from clear_ray.engine.endpoint.connection import call_options, client_arguments
 from clear_ray.engine.endpoint.faults import Fault, fault_of
 from clear_ray.engine.endpoint.limit import LONGEST_WAIT_SECONDS, CallLimit, RatePerMinute, SentCall, jittered
@@ -28,7 +28,9 @@ from clear_ray.errors import EngineError
 
 _MOST_REFUSALS = 20  # before the first answer, each of another query
 _DROPPABLE = ("temperature", "top_p", "seed")
+_USAGE = "stream_options"  # without which many say no usage, and every answer counts as its whole grant
 _REMEDIES = {
+    **dict.fromkeys((301, 302, 303, 307, 308), "Write that address into base_url: no call is sent on with its key."),
     401: "Look whether the key is the right one, and still good.",
     402: "Pay the endpoint's bill; then run the same command again.",
     404: "Look whether base_url and model are right: see `clear-ray validate`.",
@@ -61,14 +63,20 @@ class _Turn:
 
 
 class Dialect:
-    """Under which names an endpoint takes what, and which of the run's fields it does not take, as its refusals say."""
+    """Under which names an endpoint takes what, and which of the run's fields it does not take, as its refusals say.
 
-    def __init__(self) -> None:
+    Args:
+        streams: Whether answers are to come in pieces.
+    """
+
+    def __init__(self, *, streams: bool = False) -> None:
         self._ceiling_field, self._left_out = "max_tokens", set[str]()
+        self._of_streams: dict[str, Any] = {"stream": True, _USAGE: {"include_usage": True}} if streams else {}
 
     def body(self, request: EndpointRequest) -> dict[str, Any]:
         """Return the fields that are sent."""
-        body = {name: value for name, value in request.body.items() if name not in self._left_out - request.own_fields}
+        body = {**request.body, **self._of_streams}
+        body = {name: value for name, value in body.items() if name not in self._left_out - request.own_fields}
         body[self._ceiling_field] = body.pop("max_tokens")
         return body
 
@@ -81,7 +89,7 @@ class Dialect:
         """Return whether a call that was refused would now be sent otherwise than it was."""
         if "max_completion_tokens" in fault.said and "max_tokens" in sent:
             self._ceiling_field = "max_completion_tokens"
-        named = [name for name in _DROPPABLE if fault.field == name or _is_named(name, fault.said)]
+        named = [name for name in (*_DROPPABLE, _USAGE) if fault.field == name or _is_named(name, fault.said)]
         named = [name for name in named if name in sent and name not in request.own_fields]
         # Where two of them do not go together, one has to go.
         self._left_out.update(named[-1:] if "both" in fault.said else named)
@@ -179,11 +187,10 @@ class Calls:
     async def _exchange(self, path: str, body: Mapping[str, Any]) -> EndpointReply:
         """Have one call answered, whole or in pieces."""
         seconds = self._config.timeout_seconds
-        if not self._config.stream:
+        if not body.get("stream"):
             async with asyncio.timeout(seconds):  # the client's own is from one byte to the next
                 return read_reply(await self._client.post(path, body=body, options=self._options, cast_to=object))
         pieces: list[Any] = []
-        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         async with asyncio.timeout(seconds) as limit:
             stream = await self._client.post(
                 path,
@@ -194,11 +201,13 @@ class Calls:
                 stream_cls=openai.AsyncStream[object],
             )
             async with stream:
+                if "json" in stream.response.headers.get("content-type", ""):  # it does not stream, or sends an error
+                    return read_reply((await stream.response.aread()).decode(errors="replace"))
                 async for piece in stream:
                     pieces.append(piece)
                     limit.reschedule(self._now() + seconds)
         reply = read_pieces(pieces)
-        if not reply.finish:
+        if not reply.finish and not is_closing(pieces[-1] if pieces else None):
             raise UnreadableError("the stream ended before the answer did")
         return reply
 

@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import SecretStr
 
 from clear_ray.config.engine import OpenAIConfig
-from clear_ray.engine.endpoint.connection import call_options, client_arguments, key_of
+from clear_ray.engine.endpoint.connection import call_options, client_arguments, key_of, made_client
 from clear_ray.errors import ConfigError, EngineError
 
 _LOOK_SECONDS, _TRIAL_SECONDS = 10.0, 60.0
@@ -76,12 +77,12 @@ def look_at(config: OpenAIConfig) -> Found:
     check_installed()
     import openai
 
-    from clear_ray.engine.endpoint.faults import fault_of
+    from clear_ray.engine.endpoint.faults import fault_of, is_elsewhere
     from clear_ray.engine.endpoint.requests import EndpointRequest
 
     key = key_of(config)
     secret = "" if key is None else key.get_secret_value()
-    with openai.OpenAI(**{**client_arguments(config, key), "timeout": _LOOK_SECONDS}) as client:
+    with made_client(client_arguments(config, key, seconds=_LOOK_SECONDS)) as client:
         try:
             listed: Any = client.get("/models", options=call_options(config, key), cast_to=object)
         except openai.APIStatusError as error:
@@ -92,17 +93,31 @@ def look_at(config: OpenAIConfig) -> Found:
                 return _tried(client, config, key, "the endpoint's list of models is closed to this key")
             if error.status_code in (404, 405, 501):
                 return _tried(client, config, key, "the endpoint lists no models")
+            if is_elsewhere(error.status_code):
+                return _tried(client, config, key, f"the endpoint's list of models is elsewhere ({fault.said})")
             if error.status_code == 429:
                 return Found(config.max_context_tokens, "the endpoint is busy, so the model's name is not checked")
             remedy = "Look whether it is up and base_url is right; some end in /v1."
             raise EngineError(f"the endpoint answers {fault.said}", config.base_url, remedy=remedy) from error
         except Exception as error:
             said = fault_of(error, EndpointRequest("/models", {}, frozenset(), ""), key=secret).said
-            remedy = (
-                "Look whether it is up, and base_url right: as a URL that ends where /chat/completions would begin."
-            )
+            remedy = _remedy_of(said, urlsplit(config.base_url))
             raise EngineError(f"the endpoint cannot be used: {said}", config.base_url, remedy=remedy) from error
         return _found(client, config, key, listed)
+
+
+def _remedy_of(said: str, address: SplitResult) -> str:
+    """Return what to do about an endpoint that cannot be reached."""
+    proxies = getproxies()
+    if (address.scheme in proxies or "all" in proxies) and not proxy_bypass(address.hostname or ""):
+        return "Look whether the proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is up; hosts in NO_PROXY are reached without."
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (
+            "Name the file of its authority's certificate: export SSL_CERT_FILE=…, also where Ray's nodes are started."
+        )
+    if "[SSL" in said:
+        return "Look whether it speaks https at this port: base_url says so."
+    return "Look whether it is up, and base_url right: as a URL that ends where /chat/completions would begin."
 
 
 def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -> Found:
@@ -119,7 +134,7 @@ def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -
     """
     import openai
 
-    from clear_ray.engine.endpoint.faults import fault_of
+    from clear_ray.engine.endpoint.faults import fault_of, is_elsewhere
     from clear_ray.engine.endpoint.requests import CHAT, COMPLETIONS, EndpointRequest
 
     found = Found(config.max_context_tokens, f"{why}; a call to {config.model} was answered")
@@ -148,8 +163,9 @@ def _tried(client: Any, config: OpenAIConfig, key: SecretStr | None, why: str) -
         if status in (400, 403, 404, 422) and _blames_model(said):
             what = f"the endpoint has no such model: {why}; a call was answered {said}"
             raise ConfigError(what, "engine.model", config.model, "Name one that it has.") from error
-        if status in (404, 405):
+        if status in (404, 405) or is_elsewhere(status):
             remedy = "Look whether base_url is right: most end in /v1."
+            remedy = "Write that address into engine.base_url." if is_elsewhere(status) else remedy
             raise ConfigError(f"nothing is here to call: it answers {said}", config.base_url, remedy=remedy) from error
         return replace(found, note=f"{why}, so the model's name is not checked: a call of one token came to {said}")
     if not isinstance(reply, dict):
@@ -177,7 +193,7 @@ def _refused_key(config: OpenAIConfig, said: str) -> ConfigError:
 
 
 def _found(client: Any, config: OpenAIConfig, key: SecretStr | None, listed: Any) -> Found:
-    entries = listed.get("data") if isinstance(listed, dict) else listed
+    entries = (listed.get("data") or []) if isinstance(listed, dict) else listed
     if not isinstance(entries, list):
         remedy = "Look whether base_url is right; most end in /v1."
         raise ConfigError("this is no OpenAI-compatible endpoint", "engine.base_url", config.base_url, remedy)
@@ -223,8 +239,7 @@ def goes_on(config: OpenAIConfig, key: SecretStr | None) -> bool:
         return config.continuation == "final_message"
     import openai
 
-    arguments = {**client_arguments(config, key), "timeout": min(60.0, config.timeout_seconds)}
-    with openai.OpenAI(**arguments) as client:
+    with made_client(client_arguments(config, key, seconds=min(60.0, config.timeout_seconds))) as client:
         try:
             options = call_options(config, key)
             as_it_is = _prompt_tokens(client, config, options, {})

@@ -14,6 +14,7 @@ from clear_ray.config.engine import OpenAIConfig
 from clear_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from openai import OpenAI
     from openai._types import RequestOptions
 
 _CONNECT_SECONDS = 15.0
@@ -46,8 +47,14 @@ def key_of(config: OpenAIConfig) -> SecretStr | None:
     return SecretStr(key)
 
 
-def client_arguments(config: OpenAIConfig, key: SecretStr | None) -> Mapping[str, Any]:
-    """Return what the official client is made with; it sends no call a second time by itself."""
+def client_arguments(config: OpenAIConfig, key: SecretStr | None, *, seconds: float | None = None) -> Mapping[str, Any]:
+    """Return what the official client is made with; it sends no call a second time by itself.
+
+    Args:
+        config: The endpoint.
+        key: Its key.
+        seconds: How long an answer may take; as the settings say if not given.
+    """
     import openai
 
     headers: dict[str, Any] = {}
@@ -57,21 +64,46 @@ def client_arguments(config: OpenAIConfig, key: SecretStr | None) -> Mapping[str
         "base_url": config.base_url,
         "api_key": _NO_KEY if key is None else key.get_secret_value(),
         "max_retries": 0,
-        "timeout": openai.Timeout(config.timeout_seconds, connect=min(_CONNECT_SECONDS, config.timeout_seconds)),
+        "timeout": openai.Timeout(config.timeout_seconds, connect=min(_CONNECT_SECONDS, config.timeout_seconds))
+        if seconds is None
+        else seconds,
         "default_headers": headers,
     }
 
 
+def made_client(arguments: Mapping[str, Any]) -> OpenAI:
+    """Return the official client, which reads proxies and certificates from the environment as it is made.
+
+    Raises:
+        ConfigError: The environment names some that cannot be used.
+    """
+    import openai
+
+    try:
+        return openai.OpenAI(**arguments)
+    except (ImportError, ValueError) as error:
+        where = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        remedy = "Correct it, or name the endpoint's host in NO_PROXY."
+        raise ConfigError("the proxy that the environment names cannot be used", where, str(error), remedy) from error
+    except OSError as error:
+        said = error.strerror or str(error)
+        remedy = "Name a file of certificates, or none."
+        raise ConfigError("the certificates cannot be read", "SSL_CERT_FILE or SSL_CERT_DIR", said, remedy) from error
+
+
 def call_options(config: OpenAIConfig, key: SecretStr | None) -> RequestOptions:
-    """Return what every call is made with: the key in the header that is to carry it, and in no other."""
+    """Return what every call is made with: the key in the header that is to carry it, and in no other.
+
+    No call is sent on to where an answer points: a key would go along, in a header of its own to whatever host that is.
+    """
     import openai
 
     if key is not None and config.key_header.lower() == "authorization":
-        return {}
+        return {"follow_redirects": False}
     headers: dict[str, str | openai.Omit] = {"Authorization": openai.Omit()}
     if key is not None:
         headers[config.key_header] = key.get_secret_value()
-    return {"headers": headers}
+    return {"headers": headers, "follow_redirects": False}
 
 
 def _read(path: str) -> str:

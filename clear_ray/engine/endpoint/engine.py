@@ -24,7 +24,15 @@ from clear_ray.config.bounds import MOST_TOKENS
 from clear_ray.config.engine import OpenAIConfig
 from clear_ray.engine.admission import empty_features
 from clear_ray.engine.base import Features, Generation, Grant, ModelCard, Prompt, TokenIds
-from clear_ray.engine.endpoint.answers import EndpointReply, failed, generation_of, is_cut_short, lost
+from clear_ray.engine.endpoint.answers import (
+    EndpointReply,
+    failed,
+    generation_of,
+    is_cut,
+    is_cut_short,
+    is_unknown_end,
+    lost,
+)
 from clear_ray.engine.endpoint.calls import Calls, Dialect, FaultError
 from clear_ray.engine.endpoint.check import fingerprint_of, goes_on, look_at
 from clear_ray.engine.endpoint.connection import key_of
@@ -68,7 +76,7 @@ class OpenAIEngine:
         )
         self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, Calls] = WeakKeyDictionary()
         self._open: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Task[Generation]]]] = {}
-        self._dialect = Dialect()
+        self._dialect = Dialect(streams=config.stream)
         self._lost_of: dict[str, int] = {}
         self._oddities: Counter[str] = Counter()
         self._rng = random.Random()  # noqa: S311 - jitter
@@ -181,10 +189,12 @@ class OpenAIEngine:
             self._oddities[
                 "a limit of the endpoint's own cut them below their grants: its context or ceiling is short"
             ] += 1
-        elif reply.has_reasoning and not reply.text.strip() and reply.finish == "length":
+        elif reply.has_reasoning and not reply.text.strip() and is_cut(reply):
             self._oddities[
                 "thoughts took the whole grant, and no answer was begun: allocation.max_tokens counts both"
             ] += 1
+        if is_unknown_end(reply):
+            self._oddities[f"they ended for a reason that is not known, {reply.finish[:40]}, and count as ended"] += 1
         if left_out := self._dialect.left_out:
             self._oddities[f"the endpoint does not take {', '.join(left_out)}, so its own holds"] += 1
 

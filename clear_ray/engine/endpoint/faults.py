@@ -95,6 +95,8 @@ def _fault_of_status(
     stated: Mapping[str, Any] = body if isinstance(body, dict) else {}
     codes = [str(stated.get(name) or "") for name in ("code", "type")]
     words = str(stated.get("message") or stated.get("detail") or (body if isinstance(body, str) else text))
+    if is_elsewhere(status):
+        words = f"it sends calls on to {headers.get('location') or 'another place'}"
     said = f"{status}: {_without(key, in_a_line(words))}"
     is_out_of_money = not _OUT_OF_MONEY.isdisjoint(codes) or (status != 429 and bool(_NO_MONEY.search(words)))
     kind = _kind_of(status, request, is_out_of_money=is_out_of_money)
@@ -106,19 +108,26 @@ def _kind_of(status: int, request: EndpointRequest, *, is_out_of_money: bool) ->
         return "fatal"
     if status == 429:
         return "limited"
-    if status in (401, 402) or (status == 404 and request.path != COMPLETIONS):
+    if status in (401, 402) or is_elsewhere(status) or (status == 404 and request.path != COMPLETIONS):
         return "fatal"
     if status in _NOT_TAKEN:
         return "busy"
     return "lost" if status >= 500 or status == _UNDER_WAY else "refused"
 
 
+def is_elsewhere(status: int) -> bool:
+    """Return whether an answer points to another place."""
+    return 300 <= status < 400
+
+
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
     """Return the seconds after which an endpoint wants to be asked again, by its `Retry-After`: seconds, or a date.
 
+    A date is one of the endpoint's own clock, which its answer's `Date` tells: ours may be an hour away from it.
+
     Args:
         headers: Of its answer; `retry-after-ms` goes before.
-        now: Unix time; the clock's if not given.
+        now: Unix time, where no `Date` says it; our clock's if not given.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -126,12 +135,20 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
     stated = headers.get("retry-after")
     if stated is None or (seconds := _number(stated)) is not None:
         return None if stated is None else seconds
-    try:
-        due = parsedate_to_datetime(stated).timestamp()
-    except (ValueError, TypeError, OverflowError):
+    due, theirs = _time(stated), _time(headers.get("date") or "")
+    if due is None:
         return None
     # A date has no parts of a second: the one it names is over when the next one begins.
-    return max(0.0, due - (time.time() if now is None else now))
+    ours = time.time() if now is None else now
+    return max(0.0, due - (ours if theirs is None else theirs))
+
+
+def _time(date: str) -> float | None:
+    """Return the Unix time of a date of HTTP; None if it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _number(text: str | None) -> float | None:

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
+from clear_ray.batch.checking import check_run
 from clear_ray.cli import app, guarded
+from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.run import RunConfig
 from clear_ray.engine.smollm2 import embedded_model_folder
+from clear_ray.errors import ResumeError
 from clear_ray.ingest import InputDigest
 from clear_ray.ledger.lock import alone_with
-from clear_ray.run_folder.manifest import MANIFEST, describe
+from clear_ray.run_folder.manifest import MANIFEST, check_same_run, describe, describe_config
 from clear_ray.storage import open_folder
 from tests.cluster.heads import head_of_another_version
 
@@ -230,3 +233,54 @@ def test_a_folder_that_is_closed_to_this_user_is_not(tmp_path: Path) -> None:
     place = tmp_path / "closed" / "run" / "deeper"
     done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / 'closed'}\n"
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_run_folder_in_the_copy_that_ray_makes_for_a_job_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stands_in = tmp_path / "session_latest/runtime_resources/working_dir_files/_ray_pkg_0a1b2c"
+    stands_in.mkdir(parents=True)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings(tmp_path) | {"run_dir": "runs/mine"}))
+    monkeypatch.chdir(stands_in)
+    code = guarded(lambda: app(args=[command, "--config", str(tmp_path / "run.yaml")]))
+    said = capsys.readouterr().err
+    assert (code, "run_dir: this folder lies in the copy of a working folder" in said) == (2, True), said
+    assert not (stands_in / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": 1, "question": "What is 2 + 3?", "answer": "5"},
+        {"id": 1, "messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]},
+        {"id": 1, "prompt": "What is 2 + 3?", "system": "Be brief.", "answer": "5"},
+        {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "2 + 3 ="}, "gold": "5"},
+    ],
+)
+@pytest.mark.parametrize("named", [{}, {"gold": "gold"}])
+def test_settings_that_were_kept_in_a_manifest_read_the_same_queries(
+    row: dict[str, Any], named: dict[str, str], tmp_path: Path
+) -> None:
+    """What a file's columns hold is told by which of them were named, so that has to be kept, too."""
+    config = RunConfig.parse(settings(tmp_path) | {"input": {"path": str(tmp_path / "q.jsonl"), "columns": named}})
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    kept = json.loads(json.dumps(describe_config(config)))
+    again = RunConfig.parse(kept["config"])
+    before, after = check_run(config).digest, check_run(again).digest
+    assert (after.sha256, after.notices) == (before.sha256, before.notices)
+    assert again.resumed(()).input.columns.model_fields_set == set(named)
+
+
+def test_a_manifest_that_names_every_column_is_the_same_run(tmp_path: Path) -> None:
+    config = RunConfig.parse(settings(tmp_path))
+    kept = describe_config(config)
+    kept["config"]["input"]["columns"] = config.input.columns.model_dump()
+    check_same_run(kept, describe_config(config), open_folder(str(tmp_path)))
+    other = config.model_copy(
+        update={"input": config.input.model_copy(update={"columns": ColumnsConfig(gold="answer")})}
+    )
+    with pytest.raises(
+        ResumeError, match=r"config\.input\.columns\.gold was 'gold' when the run began and is 'answer' now"
+    ):
+        check_same_run(kept, describe_config(other), open_folder(str(tmp_path)))

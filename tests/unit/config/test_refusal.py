@@ -17,7 +17,10 @@ ENDPOINT = {"kind": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "
     ("changes", "said"),
     [
         ({"engine": ENDPOINT | {"modl": "x"}}, "engine.modl: kind openai has no such setting; did you mean model?"),
-        ({"engine": {"base_url": "http://x"}}, "engine.base_url: kind transformers has no such setting (got"),
+        (
+            {"engine": {"base_url": "http://x"}},
+            "engine.base_url: kind transformers has no such setting; kind openai has",
+        ),
         ({"engine": ENDPOINT | {"base_url": "host/v1"}}, "engine.base_url: an address begins with http://"),
         ({"engine": {"kind": "openai"}}, "engine.base_url: it is missing. See"),
         ({"engine": {"kind": "llama"}}, "engine: there is no kind llama; there are 'transformers', 'vllm'"),
@@ -36,6 +39,36 @@ ENDPOINT = {"kind": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "
         ({"input": {"tasks": [{"task": "a", "cuont": 1}]}}, "input.tasks.0.cuont: there is no such setting; did you"),
         ({"allocation": {"objective": "solved"}}, "allocation.objective solved needs scoring.scorer"),
         ({"zebra": 1}, "zebra: there is no such setting (got 1)"),
+        ({"max_tokens": 50}, "max_tokens: there is no such setting; did you mean allocation.max_tokens? (got 50)"),
+        ({"temperature": 1}, "temperature: there is no such setting; did you mean engine.temperature? (got 1)"),
+        ({"engine": ENDPOINT | {"url": "x"}}, "engine.url: kind openai has no such setting; did you mean base_url?"),
+        (
+            {"engine": ENDPOINT | {"api_key": "x"}},
+            "engine.api_key: kind openai has no such setting; did you mean key_env",
+        ),
+        ({"prices": {"prompt": 1, "completion": 2}}, "prices.prompt: there is no such setting; did you mean input?"),
+        ({"prices": {"input": 1, "output": 2, "batch": 1}}, "prices.batch: there is no such setting (got 1)"),
+        (
+            {"prices": {"input": 1.5e-7, "output": 2}},
+            "prices: the price of input, of a million tokens, has more than 6",
+        ),
+        ({"input": "q.jsonl"}, "input: it is a group of settings, such as input: {path: q.jsonl} (got"),
+        ({"engine": "my/model"}, "engine: it is a group of settings, such as engine: {model: my/model} (got"),
+        (
+            {"allocation": "uniform"},
+            "allocation: it is a group of settings, such as allocation: {policy: uniform} (got",
+        ),
+        ({"scoring": ["exact"]}, "scoring: it is a group of settings (got"),
+        (
+            {"allocation": {"max_tokens": "4k"}},
+            "allocation.max_tokens: it is a whole number, written in digits alone (got",
+        ),
+        (
+            {"allocation": {"max_tokens": None}},
+            "allocation.max_tokens: it has no value: leave it out, or give it one (got",
+        ),
+        ({"run_dir": 2024}, "run_dir: it is a text: put it into quotes (got 2024)"),
+        ({"engines": {"a": ENDPOINT}}, "engines: it has at least 2 entries, and this one has 1"),
     ],
 )
 def test_the_key_is_as_written_with_the_likeliest_name(changes: dict[str, Any], said: str) -> None:

@@ -618,6 +618,8 @@ def test_prompts_are_about_as_long_as_they_are_taken_for(prompt: str, tokens: in
         ({"retry-after": "1.5"}, 1.5),
         ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 0.0),
+        ({"retry-after": "Thu, 01 Jan 1970 01:01:40 GMT", "date": "Thu, 01 Jan 1970 01:01:00 GMT"}, 40.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT", "date": "yesterday"}, 40.0),
         ({"retry-after": "9", "retry-after-ms": "250"}, 0.25),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-3"}, None),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 
 from clear_ray.config.engine import OpenAIConfig
@@ -158,11 +160,155 @@ def test_content_may_come_in_parts(content: Any, text: str, is_over: bool) -> No
         ("tool_use", "stop"),
         ("MAX_TOKENS", "length"),
         ("model_length", "length"),
+        ("token_limit", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("FINISHED", "stop"),
+        ("endoftext", "stop"),
+        ("null", "stop"),
+        ({"type": "length", "length": 20}, "length"),
         ("content_filter", "cancelled"),
+        ("RECITATION", "cancelled"),
+        ("guardrail_intervened", "cancelled"),
+        ("PROHIBITED_CONTENT", "cancelled"),
     ],
 )
-def test_why_an_answer_ended_is_said_in_many_words(finish: str, reason: str) -> None:
-    assert told(200, answer(finish=finish))[0].finish_reason == reason
+def test_why_an_answer_ended_is_said_in_many_words(finish: Any, reason: str) -> None:
+    generation, engine = told(200, answer(finish=finish))
+    assert (generation.finish_reason, bool(generation.error)) == (reason, reason == "cancelled")
+    assert not [said for said in engine.oddities if "not known" in said]
+
+
+@pytest.mark.parametrize(("output", "reason"), [(6, "stop"), (20, "length")])
+def test_an_answer_that_ended_for_an_unknown_reason_is_one_and_that_is_told(output: int, reason: str) -> None:
+    generation, engine = told(200, answer(finish="galactic", usage=USAGE | {"completion_tokens": output}))
+    assert (generation.text, generation.error, generation.finish_reason) == ("w1 w2", "", reason)
+    assert [count for said, count in engine.oddities.items() if "not known, galactic, and count" in said] == [1]
+
+
+def test_without_a_word_an_unknown_reason_is_why_there_is_none() -> None:
+    generation, _ = told(200, answer("", finish="OTHER"))
+    assert generation.error == "the endpoint ended the answer: OTHER"
+
+
+# Answers in another dress.
+
+
+def served_as(text: str, content_type: str, **settings: Any) -> Any:
+    """Return what comes of a call that is answered with this text, as of this kind."""
+
+    async def call(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, content_type=content_type)
+
+    with endpoint(faults=deque([call])) as serving:
+        return ask(engine_of(serving, **settings))
+
+
+EVENTS = [
+    {"choices": [{"index": 0, "delta": {"content": "w1 "}, "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {"content": "w2"}, "finish_reason": None}]},
+    {"choices": [], "usage": USAGE},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_whole_answer_may_come_where_a_stream_was_asked_for_and_the_other_way_round(stream: bool) -> None:
+    events = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS) + "data: [DONE]\n\n"
+    whole = json.dumps(answer())
+    text, kind = (whole, "application/json") if stream else (events, "text/event-stream")
+    generation = served_as(text, kind, stream=stream)
+    assert (generation.text, generation.error, generation.usage) == ("w1 w2", "", Usage(8, 0, 6, 0))
+
+
+HALVES = "\\ud83d", "\\ude00"
+"""Of one character, as JSON writes them."""
+
+
+def test_half_a_character_in_an_answer_is_replaced_and_can_be_written() -> None:
+    whole = json.dumps(answer("w1 X", logprobs={"content": [{"token": "w1"}, {"token": " X", "logprob": -1.0}]}))
+    generation = served_as(whole.replace("X", HALVES[0]), "application/json")
+    assert (generation.text, generation.error) == ("w1 \N{REPLACEMENT CHARACTER}", "")
+    assert served_as(whole.replace("X", "".join(HALVES)), "application/json").text == "w1 \N{GRINNING FACE}"
+
+
+def test_a_character_that_two_pieces_share_is_one() -> None:
+    lines = [json.dumps(event).replace("w1 ", HALVES[0]).replace("w2", HALVES[1]) for event in EVENTS]
+    events = "".join(f"data: {line}\n\n" for line in lines)
+    assert served_as(events, "text/event-stream", stream=True).text == "\N{GRINNING FACE}"
+
+
+def test_half_a_character_in_an_error_is_replaced() -> None:
+    generation, _ = told(400, {"error": {"message": "this is not liked: \ud83d"}})
+    assert generation.error == "the endpoint refused it: 400: this is not liked: \N{REPLACEMENT CHARACTER}"
+
+
+def test_an_answer_may_be_sent_as_plain_text() -> None:
+    assert served_as(json.dumps(answer()), "text/plain").text == "w1 w2"
+    assert served_as("Welcome to nginx!", "text/plain").is_lost
+
+
+def test_an_error_that_comes_where_a_stream_was_asked_for_is_read() -> None:
+    limited = {"error": {"code": 429, "message": "upstream is rate-limited"}}
+    generation, engine = told(200, limited, stream=True)
+    assert (generation.error, engine.counts) == ("", {"limited": 1, "answered": 1})
+
+
+def test_a_stream_that_says_its_usage_and_no_reason_is_whole() -> None:
+    events = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS) + "data: [DONE]\n\n"
+    assert served_as(events, "text/event-stream", stream=True).text == "w1 w2"
+    cut = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS[:2])
+    assert served_as(cut, "text/event-stream", stream=True).is_lost
+
+
+def test_an_endpoint_that_takes_no_stream_options_is_asked_without() -> None:
+    refusal = {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Not permitted"}]}
+    generation, engine = told(422, refusal, stream=True)
+    assert (generation.error, engine.counts) == ("", {"refused": 1, "answered": 1})
+
+
+# Where calls go.
+
+
+@pytest.mark.parametrize("header", ["Authorization", "api-key"])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_call_is_sent_on_with_its_key(status: int, header: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_A_TEST", KEY)
+    with endpoint() as elsewhere:
+        where = f"http://localhost:{elsewhere.port}/v1/chat/completions"
+
+        async def call(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=status, headers={"Location": where})
+
+        with endpoint(faults=deque([call])) as serving, pytest.raises(EngineError) as caught:
+            ask(engine_of(serving, key_env="OF_A_TEST", key_header=header))
+        assert f"{status}: it sends calls on to {where}. Write that address" in str(caught.value)
+        assert not elsewhere.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ALL_PROXY", "gopher://127.0.0.1:1", "the proxy that the environment names cannot be used"),
+        ("HTTP_PROXY", "http://127.0.0.1:1", "Look whether the proxy of HTTP_PROXY"),
+        ("SSL_CERT_FILE", "/there/is/none.pem", "the certificates cannot be read"),
+    ],
+)
+def test_what_the_environment_says_of_the_way_is_named(
+    served: Endpoint, name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises((ConfigError, EngineError), match=said):
+        engine_notes(config_of(served))
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:port/v1", "http://127.0.0.1:99999/v1", "http://127.0.0.1:0/v1", "{}/chat/completions"]
+)
+def test_an_address_that_cannot_be_is_refused_before_anything_is_asked(served: Endpoint, address: str) -> None:
+    with pytest.raises(ValidationError, match=r"the port of an address is|an address ends before"):
+        config_of(served, base_url=address.format(served.base_url))
+    assert config_of(served, base_url=f" {served.base_url}/ \n").base_url == served.base_url
 
 
 @pytest.mark.parametrize(("words", "reason"), [(5, "stop"), (18, "length")])
@@ -206,10 +352,11 @@ def test_thoughts_that_took_the_whole_grant_are_told() -> None:
         (USAGE | {"prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 4}, Usage(8, 4, 6, 0)),
         (USAGE | {"cached_tokens": 3}, Usage(8, 3, 6, 0)),
         ({"prompt_tokens": 8.0, "completion_tokens": 6.0}, Usage(8, 0, 6, 0)),
+        ({"input_tokens": 8, "output_tokens": 6}, Usage(8, 0, 6, 0)),
     ],
 )
 def test_usage_has_several_forms(usage: dict[str, Any], found: Usage) -> None:
-    content = "w1" if usage.get("completion_tokens") else None
+    content = "w1" if usage.get("completion_tokens") or usage.get("output_tokens") else None
     assert told(200, answer(content, usage=usage), tokens=22)[0].usage == found
 
 

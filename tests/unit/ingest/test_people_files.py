@@ -131,3 +131,51 @@ def test_an_arrow_file_whose_offsets_lead_out_of_it_is_refused(tmp_path: Path, i
     (tmp_path / "q.arrow").write_bytes(content.replace(offsets, b"\0\0\0\0\xff\xff\xff\x6f\xff\xff\xff\x7f"))
     with pytest.raises(SchemaError, match=r"the Arrow file cannot be read.*Write the file again"):
         take(tmp_path / "q.arrow", tmp_path / "run")
+
+
+@pytest.mark.parametrize("images", [[None, None], [[], None], [[], []]])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_of_images_in_which_there_is_none_is_no_hindrance(
+    tmp_path: Path, images: list[Any], kind: str
+) -> None:
+    for name, held in (("none", images), ("one", [images[0], ["a.png"]])):
+        table = TABLE.append_column("images", pa.array(held, pa.list_(pa.string())))
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=1)
+        else:
+            with (
+                pa.OSFile(str(tmp_path / f"{name}.arrow"), "wb") as sink,
+                pa.ipc.new_file(sink, table.schema) as writer,
+            ):
+                writer.write_table(table, max_chunksize=1)
+    assert rows_of(tmp_path / f"none.{kind}", tmp_path / "run") == ROWS
+    with pytest.raises(SchemaError, match="the column 'images' seems to belong to the prompts"):
+        take(tmp_path / f"one.{kind}", tmp_path / "again")
+
+
+def test_rows_that_a_sheet_keeps_of_cleared_ones_are_none(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("id,question,answer,\n1,a?,x,\n,,,\n2,b?,y,\n,,,\n,,,\n")
+    assert rows_of(tmp_path / "q.csv", tmp_path / "run") == ROWS
+    (tmp_path / "q.csv").write_text("id,question,answer,\n1,a?,x,\n,,,\n2,,y,\n")
+    with pytest.raises(SchemaError, match=r"q\.csv row 3, column question: the value is null"):
+        take(tmp_path / "q.csv", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "a pointer of Git LFS"),
+        ("<!DOCTYPE html>\n<html><body>404</body></html>", "a page of HTML"),
+        ("<html><body>Sign in</body></html>", "a page of HTML"),
+    ],
+)
+def test_what_came_in_place_of_a_file_is_told(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "q.jsonl").write_text(content)
+    with pytest.raises(SchemaError, match=rf"q\.jsonl: the file is {said}"):
+        take(tmp_path / "q.jsonl", tmp_path / "run")
+
+
+def test_a_number_of_another_country_is_told_how_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("id;prompt;weight\n1;a;1,5\n")
+    with pytest.raises(SchemaError, match=r"column weight: a weight is a number .*decimals after a point"):
+        take(tmp_path / "q.csv", tmp_path / "run")

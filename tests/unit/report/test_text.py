@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from clear_ray.report.page import render_page
 from clear_ray.report.plan import ShareBudget
+from clear_ray.report.rows import gather
 from clear_ray.report.text import plan_text, summary_text
-from tests.unit.report.samples import hostile_report, plan_report, round_report, run_report
+from tests.unit.report.samples import completions, hostile_report, plan_report, round_report, run_report
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 6, 7, 100])
@@ -38,12 +40,21 @@ def test_a_summary_says_what_a_reader_looks_for() -> None:
 
 def test_what_did_not_happen_is_not_mentioned() -> None:
     text = summary_text(
-        run_report(wasted_tokens=0, correct=None, scored=0, shadow_price=0.0, uniform_expected_utility=0.0)
+        run_report(wasted_tokens=0, correct=None, scored=0, shadow_price=0.0, uniform_expected_utility=0.0, abandoned=0)
     )
     assert "wasted" not in text
     assert "gold" not in text
     assert "times" not in text
     assert "0: nothing competes for the budget" in text
+
+
+def test_a_budget_that_ended_before_any_price_is_not_said_to_be_ample() -> None:
+    short = run_report(shadow_price=0.0, abandoned=107)
+    assert "0: too little was left when the others' turn came" in summary_text(short)
+    page = render_page(short, gather(completions(), most_rows=5))
+    assert "Too little of the budget was left" in page
+    assert "Nothing competed for the budget" not in page
+    assert "competes for the budget" in summary_text(run_report(shadow_price=0.0, abandoned=0))
 
 
 def test_an_estimate_that_was_never_fitted_is_told() -> None:

@@ -57,6 +57,14 @@ def test_budgets_add_up_in_the_order_in_which_they_were_given(tmp_path: Path, wh
     assert read_orders(folder, BEGAN_WITH) == Orders(0, "batch_cancelled")
 
 
+def test_an_order_comes_after_those_that_are_there_whatever_the_clock_says(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    of_another_clock = f"{time.time_ns() + 3_600 * 10**9:020d}-0badc10c.json"
+    folder.child("orders").write(of_another_clock, json.dumps({"set": 9_000}).encode())
+    assert order_budget(folder, "5k") == 5_000
+    assert order_budget(folder, "+1k") == 6_000
+
+
 def test_money_is_added_at_the_rate_of_the_run(tmp_path: Path) -> None:
     folder = begun(tmp_path, budget_rate="$2 per 1M tokens")
     assert order_budget(folder, "+$1") == BEGAN_WITH + 500_000

@@ -154,6 +154,37 @@ def test_an_answer_keeps_when_it_ended(tmp_path: Path) -> None:
     assert found["error_code"].to_pylist() == [None, "scorer_failed"]
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"price_N": 0.5, "answer_tokens_N": 9}, "that is the most that it may have"),
+        ({"price_N": 0.5, "may_go_on_N": False}, "its engine goes on with no such answer"),
+        ({"price_N": 0.5}, "more was not worth 500 correct answers per 1,000 tokens"),
+        ({"price_N": 0.0}, "nothing was left for more"),
+        ({"price_N": 0.5, "stopped": "batch_cancelled"}, "the batch was cancelled before it had more"),
+        ({"price_N": 0.5, "stopped": "batch_expired"}, "the time of the batch was over before it had more"),
+        ({"price_N": 0.5, "answer_tokens_N": 9, "stopped": "batch_cancelled"}, "that is the most that it may have"),
+    ],
+)
+def test_a_cut_answer_says_why_it_had_no_more(tmp_path: Path, state: dict[str, Any], said: str) -> None:
+    rest: dict[str, Any] = {
+        "round": 1,
+        "attempt": 1,
+        "granted_tokens": 5,
+        "attempt_tokens": 5,
+        "finish_reason": "length",
+    }
+    row = query_row(0) | rest | {"text": "a", "token_ids": [1] * 5, "correct": None, "seconds": 0.1, "error": ""}
+    state = {"answer_tokens_N": 5, "may_go_on_N": True, "granted_tokens_N": 5, "attempt_N": 1} | state
+    stopped = state.pop("stopped", "")
+    numbers = {name: np.array([value]) for name, value in state.items()}
+    of = verdicts(1, last_round_N=np.ones(1, np.int64), rounds_N=np.ones(1, np.int64), **numbers)
+    of = replace(of, stopped=stopped, ceiling_N=np.array([9]))
+    complete = Complete(of, VoidAttempts(), AnswerParts(open_folder(str(tmp_path))))
+    found = complete(pa.Table.from_pylist([row], schema=ATTEMPT_SCHEMA))
+    assert found["reason"].to_pylist() == [f"Cut off at its last grant of 5 tokens in all; {said}."]
+
+
 def test_every_word_that_is_shown_is_told_apart_from_paths(tmp_path: Path) -> None:
     assert reason_of(f"{tmp_path}/a b.jsonl:3: bad JSON at character 2: Expecting value (got '{{'). x") == (
         "bad JSON at character 2: Expecting value"
