@@ -223,7 +223,7 @@ class OpenAIConfig(WorkersConfig):
         return self._key
 
 
-_PATHS_OF_CALLS = ("/chat/completions", "/completions", "/chat", "/models", "/responses", "/embeddings")
+_PATHS_OF_CALLS = ("/chat/completions", "/completions", "/responses", "/embeddings")
 _OWN_FIELDS = frozenset(
     (
         "model",

@@ -10,7 +10,7 @@ The law in twenty minutes, in this order:
 While engines run and prompts are read:
 
     beside, pace, learning_beside     a price while other grants are running
-    widening                          a price while prompts are still being read
+    widening, windowed                a price while prompts are still being read, also of a batch that no machine holds
     sampled_learning                  learning on a batch that no machine holds
 
 What else a run may want:
