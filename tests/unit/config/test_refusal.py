@@ -22,6 +22,11 @@ ENDPOINT = {"kind": "openai", "base_url": "http://127.0.0.1:8000/v1", "model": "
             "engine.base_url: kind transformers has no such setting; kind openai has",
         ),
         ({"engine": ENDPOINT | {"base_url": "host/v1"}}, "engine.base_url: an address begins with http://"),
+        (
+            {"engine": ENDPOINT | {"base_url": "http://h/v1/chat/completions/"}},
+            "engine.base_url: an address ends before the path of a call, such as /chat/completions",
+        ),
+        ({"engine": ENDPOINT | {"base_url": "http://h:0/v1"}}, "engine.base_url: the port of an address is a number"),
         ({"engine": {"kind": "openai"}}, "engine.base_url: it is missing. See"),
         ({"engine": {"kind": "llama"}}, "engine: there is no kind llama; there are 'transformers', 'vllm'"),
         ({"prices": {"input": 1}}, "prices.output: it is missing. See"),
