@@ -330,7 +330,7 @@ def test_metadata_may_ask_again_and_all_of_it_is_checked_together() -> None:
     voted = asked_settings(BatchSettings(folder="x"), {"objective": "vote", "votes_by": "number"}, own=OWN)
     assert voted["allocation"] == {"objective": "vote", "votes_by": "number"}
     for metadata, param, said in (
-        (asked | {"attempts": "many"}, "attempts", "integer"),
+        (asked | {"attempts": "many"}, "attempts", "whole number"),
         ({"attempts": "4"}, "attempts", "need an objective"),
         (asked | {"votes_by": "number"}, "votes_by", "objective is not vote"),
         ({"objective": "vote", "votes_by": "length"}, "votes_by", "number"),
