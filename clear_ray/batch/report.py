@@ -28,6 +28,7 @@ from clear_ray.report.summary import (
     is_streamed,
     main_round,
 )
+from clear_ray.report.wording import amount
 from clear_ray.rounds.batch import Batch, uniform_ceiling
 from clear_ray.rounds.clearing import Clearing
 from clear_ray.rounds.menu import Option, axis_of
@@ -316,13 +317,16 @@ def _by_task(
 
 def _stopped_early(run: RunContext, balance: Balance) -> str:
     config, states = run.config, run.states
-    if stop := read_orders(run.folder, config.budget_tokens).stop:
+    orders = read_orders(run.folder, config.budget_tokens)
+    if stop := orders.stop:
         ended = "it was cancelled" if stop == "batch_cancelled" else "its time was over"
+        left = orders.ordered_tokens - balance.budget_tokens  # the budget of a report is what could not be taken back
+        unspent = f", with {amount(left, config.unit)} of its budget not spent" if left > 0 else ""
         known_N = run.estimates.is_known_N
         if known_N is None:
-            return ended
+            return f"{ended}{unspent}"
         read, queries = int(known_N.sum()), len(known_N)
-        return f"{ended} when {read:,} of {queries:,} queries had been read; what is expected is of these"
+        return f"{ended} when {read:,} of {queries:,} queries had been read{unspent}; what is expected is of these"
     unserved = int((states.was_granted_N & (states.rounds_N == 0)).sum())
     if unserved and balance.available_tokens < config.allocation.smallest_grant_tokens:
         return f"the budget was spent before {unserved} funded queries could be run"

@@ -181,11 +181,17 @@ def _worth_of_sets(learning: LearningReport) -> str:
     return ", ".join(f"{printable(name, most=40)} {nats:.2f}" for name, nats in learning.nats_of_sets.items())
 
 
-def _price(shadow_price: float, unit: str, *, is_short: bool = False) -> str:
-    """Return a shadow price in words; `is_short` says that too little of the budget was left for others."""
-    if shadow_price > 0:
-        return priced(shadow_price, unit)
-    return "0: too little was left when the others' turn came" if is_short else "0: nothing competes for the budget"
+def _price(shadow_price: float, unit: str) -> str:
+    return priced(shadow_price, unit) if shadow_price > 0 else "0: nothing competes for the budget"
+
+
+def _price_of(report: RunReport) -> str:
+    """Return the shadow price of a run in words; why there is none, though queries were left."""
+    if report.ran_short:
+        return "0: too little was left when the others' turn came"
+    if report.shadow_price == 0 and report.abandoned and report.stopped_early:
+        return "0: it ended before anything competed for the budget"
+    return _price(report.shadow_price, report.unit)
 
 
 def _charged(probe_tokens: int, unit: str) -> str:
@@ -219,7 +225,7 @@ def _account(report: RunReport) -> list[tuple[str, str]]:
     hoped = f"{expected(report.expected_utility)} correct {when}; {uniform}"
     pairs = [
         ("budget", f"{amount(report.budget_tokens, report.unit)}, {spent}"),
-        ("price", _price(report.shadow_price, report.unit, is_short=report.ran_short)),
+        ("price", _price_of(report)),
         ("funded", f"{count(report.funded)} of {count(report.queries)}, {ends}"),
         ("answered", f"{count(report.completed)}: {answered}"),
         ("expected", f"{hoped} ({gain})" if gain else hoped),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -31,12 +31,14 @@ class Orders:
     """What all orders of a run come to.
 
     Attributes:
-        budget_tokens: What the run may generate in all, or spend in the unit of its budget.
+        budget_tokens: What the run may generate in all, or spend in the unit of its budget; nothing more once it is to stop.
         stop: Why nothing more is to be granted; empty if it is.
+        ordered_tokens: What the orders of budgets alone come to.
     """
 
     budget_tokens: int
     stop: Reason | Literal[""] = ""
+    ordered_tokens: int = field(default=0, compare=False)
 
 
 def order_budget(folder: Folder, budget: str) -> int:
@@ -100,7 +102,7 @@ def read_orders(folder: Folder, budget_tokens: int) -> Orders:
             stop = stop or order.get("stop", "")
         except (ValueError, TypeError, AttributeError) as error:
             raise damaged(folder, name, error) from error
-    return Orders(0 if stop else budget_tokens, stop)
+    return Orders(0 if stop else budget_tokens, stop, budget_tokens)
 
 
 def unit_in(folder: Folder) -> str:

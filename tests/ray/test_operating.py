@@ -68,7 +68,8 @@ def test_a_run_that_is_cancelled_keeps_what_was_answered(replay_settings: dict[s
         command("cancel", run_dir)
         result: RunResult = running.result(timeout=240)
     report = result.report
-    assert report.stopped_early == "it was cancelled"
+    left = RunConfig.parse(replay_settings).budget_tokens - report.spent_tokens
+    assert report.stopped_early == f"it was cancelled, with {left:,} tokens of its budget not spent"
     assert report.completed >= 10
     assert report.abandoned > 0
     assert report.spent_tokens == report.budget_tokens, "nothing is promised any more"

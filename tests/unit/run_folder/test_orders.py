@@ -55,6 +55,7 @@ def test_budgets_add_up_in_the_order_in_which_they_were_given(tmp_path: Path, wh
     order_stop(folder, "batch_cancelled")
     order_budget(folder, "2M tokens")
     assert read_orders(folder, BEGAN_WITH) == Orders(0, "batch_cancelled")
+    assert read_orders(folder, BEGAN_WITH).ordered_tokens == 2_000_000
 
 
 def test_an_order_comes_after_those_that_are_there_whatever_the_clock_says(tmp_path: Path) -> None:
