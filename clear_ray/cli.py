@@ -293,9 +293,10 @@ def _end(stop: BaseException) -> tuple[int, str]:
 
 def _run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from clear_ray.cluster.joining import joining_cluster
+    from clear_ray.cluster.uninterrupted import uninterrupted
 
     with joining_cluster():  # Ray starts beside the imports of all that follows
-        with uncollected():
+        with uncollected(), uninterrupted():
             from clear_ray.batch.run import run as run_batch
             from clear_ray.report.live import choose_display
             from clear_ray.report.text import summary_text
