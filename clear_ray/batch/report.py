@@ -154,6 +154,7 @@ def _endings(states: QueryStates, spent_tokens_N: NDArray[np.int64]) -> dict[str
         "truncated": completed - stopped,
         "abandoned": int((~was_run_N & ~has_failed_N).sum()),
         "failed": int(has_failed_N.sum()),
+        "unasked": int((has_failed_N & ~was_run_N & (spent_tokens_N == 0)).sum()),
     }
 
 

@@ -233,6 +233,8 @@ class RunReport(Part):
     """Queries that were granted nothing."""
     failed: int
     """Queries that could not be generated; each has its error."""
+    unasked: int = 0
+    """Failed queries among them that no price was asked for: rows that are none, prompts that cannot be read."""
     scored: int
     """Queries with a gold answer."""
     correct: float | None
@@ -288,7 +290,7 @@ class RunReport(Part):
     @property
     def funded(self) -> int:
         """Queries that were granted tokens by a price."""
-        return self.queries - self.abandoned - self.served
+        return self.queries - self.abandoned - self.served - self.unasked
 
     @property
     def served(self) -> int:

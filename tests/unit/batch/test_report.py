@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clear_ray.batch.report import budget_curve, budget_for_share
+from clear_ray.batch.report import _endings, budget_curve, budget_for_share
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.rounds.batch import Batch
+from clear_ray.rounds.states import QueryStates
 from clear_ray.run_folder.estimates import Estimates
+from tests.unit.report.samples import run_report
 
 
 def estimated(seed: int, *, copies: int = 1) -> Estimates:
@@ -67,3 +69,22 @@ def test_a_batch_that_is_worth_nothing_has_no_such_budget() -> None:
     estimates = estimated(4)
     worthless = replace(estimates.batch, weight_N=np.zeros(len(estimates.batch.weight_N)))
     assert budget_for_share(replace(estimates, batch=worthless), 0.5) is None
+
+
+def test_a_row_that_is_no_query_has_failed_and_was_funded_by_no_price() -> None:
+    states = QueryStates(np.ones(5), failed=[0])
+    states.rounds_N[[1, 2]] = 1
+    states.has_failed_N[2] = True  # by its engine
+    states.chosen_has_stopped_N[1] = True
+    spent_N = np.array([0, 9, 9, 9, 0])  # the fourth was lost, the last never had a turn
+    found = _endings(states, spent_N)
+    assert found == {
+        "queries": 5,
+        "completed": 1,
+        "stopped": 1,
+        "truncated": 0,
+        "abandoned": 1,
+        "failed": 3,
+        "unasked": 1,
+    }
+    assert run_report(rounds=(), **found).funded == 3
