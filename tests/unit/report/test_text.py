@@ -60,6 +60,14 @@ def test_a_budget_that_ended_before_any_price_is_not_said_to_be_ample() -> None:
     assert "ended before anything competed" in render_page(cancelled, gather(completions(), most_rows=5))
 
 
+def test_a_page_does_not_say_of_a_row_that_is_no_query_that_it_was_granted_tokens() -> None:
+    whole = gather((row for row in completions() if row["status"] != "abandoned"), most_rows=5)
+    assert "every query was granted tokens" in render_page(run_report(abandoned=0), whole)
+    page = render_page(run_report(abandoned=0, unasked=2), whole)
+    assert "every query was granted tokens" not in page
+    assert "2 of those that failed could not be asked at all" in page
+
+
 def test_an_estimate_that_was_never_fitted_is_told() -> None:
     for is_told, text in (
         (True, summary_text(run_report(head="prior"))),
