@@ -354,9 +354,10 @@ def open_folder(location: str) -> Folder:
         what = "no variable is filled in here, and no drive is known: a folder of that very name would be made"
         raise ConfigError(what, path, found[0], "Write the path out; ~ is the home folder.")
     try:
-        is_taken = is_local and Path(path).exists() and not Path(path).is_dir()
+        there = next((one for one in (Path(path), *Path(path).parents) if one.exists()), Path("/"))
+        is_taken = is_local and not there.is_dir()
     except OSError as error:  # a name too long, a folder above it that this user may not enter
         raise ConfigError("the folder cannot be reached", path, os.strerror(error.errno or 0), remedy) from error
     if is_taken:
-        raise ConfigError("a file stands where a folder should be", path, remedy=remedy)
+        raise ConfigError("a file stands where a folder should be", str(there), remedy=remedy)
     return Folder(filesystem, path, is_local)

@@ -127,8 +127,10 @@ def check_surroundings(config: RunConfig, folder: Folder) -> None:
 
 
 def refuse_closed(folder: Folder) -> None:
-    """Raise PermissionError if this user may not make or write a folder of this machine."""
+    """Raise OSError if its disk is read-only, or PermissionError if this user may not make or write a folder here."""
     there = next(path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists())
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(there))
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 

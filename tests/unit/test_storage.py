@@ -260,6 +260,6 @@ def test_the_root_of_a_file_system_is_no_run_folder(location: str) -> None:
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    for location in (str(tmp_path / "run"), f"file://{tmp_path}/run"):
+    for location in (str(tmp_path / "run"), f"file://{tmp_path}/run", f"{tmp_path}/run/in/it"):
         with pytest.raises(ConfigError, match="a file stands where a folder should be"):
             open_folder(location)

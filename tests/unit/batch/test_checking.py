@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from clear_ray.batch.checking import check_run
+from clear_ray.batch.checking import check_run, refuse_closed
 from clear_ray.cli import app, guarded
 from clear_ray.config.input import ColumnsConfig
 from clear_ray.config.run import RunConfig
@@ -284,3 +286,12 @@ def test_a_manifest_that_names_every_column_is_the_same_run(tmp_path: Path) -> N
         ResumeError, match=r"config\.input\.columns\.gold was 'gold' when the run began and is 'answer' now"
     ):
         check_same_run(kept, describe_config(other), open_folder(str(tmp_path)))
+
+
+def test_a_disk_that_is_read_only_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = os.statvfs(tmp_path)
+    as_mounted = SimpleNamespace(f_flag=found.f_flag | os.ST_RDONLY)
+    monkeypatch.setattr("clear_ray.batch.checking.os.statvfs", lambda _: as_mounted)
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        refuse_closed(open_folder(str(tmp_path / "not/there")))
+    assert caught.value.filename == str(tmp_path)
