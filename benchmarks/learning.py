@@ -41,9 +41,10 @@ from clear_ray.estimation.learning import by_fold
 from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.history import AttemptRule
-from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
+from clear_ray.rounds.stage_sizes import Stages
 from clear_ray.sweep.estimates import estimate, training_by_folds
 from clear_ray.sweep.held_whole import HeldWhole
 from clear_ray.sweep.policies import equal_ceilings

@@ -55,13 +55,14 @@ from clear_ray.ledger.entries import Entry
 from clear_ray.ledger.ledger import Ledger
 from clear_ray.rounds.attempts import Attempts
 from clear_ray.rounds.calls import CallCosts
-from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, Stages
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS
 from clear_ray.rounds.menu_beliefs import MenuBeliefs
 from clear_ray.rounds.menu_courses import Seen
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.menu_pilot import stretch_J
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
+from clear_ray.rounds.stage_sizes import Stages
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]

@@ -15,7 +15,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier_runs import keep_lesson
 from clear_ray.batch.feature_worth import worth_of_sets
 from clear_ray.batch.generate import mark_lost_answers
-from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, told_of
+from clear_ray.batch.learning import Lesson, earlier_for, head_name, learned, learned_of_known, told_of
 from clear_ray.batch.memory import give_back_memory
 from clear_ray.batch.menu import engine_reports, learned_menu
 from clear_ray.batch.pricing import PROBE, all_reservation_prices
@@ -36,6 +36,7 @@ from clear_ray.rounds.learning_offers import LearningOffers, observe
 from clear_ray.rounds.menu_courses import seen_answers
 from clear_ray.rounds.menu_offers import MenuOffers
 from clear_ray.rounds.sampled_learning import SampledLearningOffers
+from clear_ray.rounds.widening_learning import WideningLearningOffers
 from clear_ray.run_folder.completions import completion_rows, completion_views
 from clear_ray.run_folder.manifest import SUMMARY, read_manifest
 from clear_ray.run_folder.orders import read_orders
@@ -115,20 +116,23 @@ def _with_what_it_learned(run: RunContext) -> tuple[RunContext, LearningReport |
         return replace(run, estimates=known), learning
     if run.lesson is None:
         return run, None
-    states = run.states
+    states, before = run.states, estimates.batch
     if isinstance(offers, SampledLearningOffers):
         states = states.some(offers.sample)
         offers = offers.part
-    if not isinstance(offers, LearningOffers):
+    if isinstance(offers, WideningLearningOffers):
+        batch, learning = learned_of_known(offers, states, run.lesson, before)
+    elif isinstance(offers, LearningOffers):
+        batch, learning = learned(offers, states, run.lesson, before)
+    else:
         return run, run.lesson.report()
-    batch, learning = learned(offers, states, run.lesson, estimates.batch)
     worth = worth_of_sets(
         run.folder,
         run.config,
         run.lesson,
-        observe(run.states, label=offers.label),
+        observe(run.states, label=run.lesson.label),
         estimates.prompt_tokens_N,
-        tokens_K=offers.tokens_K,
+        tokens_K=before.curves.tokens_K,
     )
     learning = learning.model_copy(update={"nats_of_sets": worth})
     kept = _kept(run, run.lesson, learning, [_to_keep(run)] if run.lesson.stores else [])

@@ -38,6 +38,8 @@ from clear_ray.storage import Folder
 
 COORDINATES = "coordinates"
 COORDINATES_WHOLE = "coordinates.json"
+COORDINATES_MAP = "coordinates.map"
+"""The map of a batch that was priced while it was read (`part_coordinates`), as safetensors."""
 MOST_SAMPLED = 5_000
 """Most prompts that the map is fitted on."""
 READ_COLUMNS = ["index", "prompt", "is_conversation", "task", "prompt_form", "input_error"]
@@ -145,9 +147,13 @@ def _mapped(
     encoder: str | None,
     states: Folder | None,
 ) -> pa.Table:
-    x_BP = np.ascontiguousarray(fitted(*read_block(batch, prompt_tokens_N, encoder, states)), np.float32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])
-    return pa.table({"index": batch["index"].combine_chunks(), "x": column})
+    return table_of(batch["index"].combine_chunks(), fitted(*read_block(batch, prompt_tokens_N, encoder, states)))
+
+
+def table_of(index: pa.Array, points_BP: NDArray[np.float64]) -> pa.Table:
+    """Return rows of `coordinates/`, in single precision."""
+    x_BP = np.ascontiguousarray(points_BP, np.float32)
+    return pa.table({"index": index, "x": pa.FixedSizeListArray.from_arrays(pa.array(x_BP.ravel()), x_BP.shape[1])})
 
 
 def _write(
@@ -214,16 +220,19 @@ def _fit(
     states: Folder | None,
 ) -> Coordinates:
     """Return the map, fitted on the prompts of a sample; runs in a task."""
-    queries = len(prompt_tokens_N)
-    is_drawn_N = np.zeros(queries, bool)
-    is_drawn_N[np.random.default_rng(seed).permutation(queries)[:MOST_SAMPLED]] = True
-    drawn = []
-    for path in paths:
-        table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
-        drawn.append(table.filter(pa.array(is_drawn_N[table["index"].to_numpy()])))
-    sample = pa.concat_tables(drawn).sort_by("index")
+    drawn = np.random.default_rng(seed).permutation(len(prompt_tokens_N))[:MOST_SAMPLED]
+    sample = rows_where(folder, paths, drawn)
     known, prompts, tasks = read_block(sample, prompt_tokens_N, encoder, states)
     return fit_coordinates(known, prompts, sets=features, tasks=tasks, seed=seed)
+
+
+def rows_where(folder: Folder, paths: Sequence[str], index: NDArray[np.int64]) -> pa.Table:
+    """Return what a map may read of the queries at `index`, rising; of the files of `queries/` one is held at a time."""
+    found = []
+    for path in paths:
+        table = pq.read_table(path, filesystem=folder.filesystem, columns=READ_COLUMNS)
+        found.append(table.filter(pa.array(np.isin(table["index"].to_numpy(), index))))
+    return pa.concat_tables(found).sort_by("index")
 
 
 def read_block(
@@ -242,9 +251,15 @@ def read_block(
     if states is not None:
         entropy_B, states_BS = read_states(states, index)
     known = features_of(prompt_tokens_N[index], entropy_B, states_BS)
+    texts, tasks = read_words(batch)
+    if encoder is not None:
+        known = encoded_features(known, texts, encoder=encoder)
+    return known, texts, tasks
+
+
+def read_words(batch: pa.Table) -> tuple[list[str], list[str]]:
+    """Return texts as heads are shown them, and labels."""
     is_query = pc.is_null(batch["input_error"])
     words = iter(words_of(prompt) for prompt in prompts_of(batch.filter(is_query)))
     texts = [next(words) if is_one else "" for is_one in is_query.to_pylist()]
-    if encoder is not None:
-        known = encoded_features(known, texts, encoder=encoder)
-    return known, texts, [task or "" for task in batch["task"].to_pylist()]
+    return texts, [task or "" for task in batch["task"].to_pylist()]

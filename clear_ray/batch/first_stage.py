@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 
 from clear_ray.batch.generate import rows_each
 from clear_ray.batch.given_beliefs import GivenRows
-from clear_ray.batch.learning import Lesson, can_differ, lesson_of, rounds_of
+from clear_ray.batch.learning import Lesson, can_differ, lesson_of, rounds_of, widening_offers
 from clear_ray.batch.menu import cheapest_calls
 from clear_ray.batch.pricing import (
     check_first_tokens,
     check_minimum_service,
     check_one_call,
     offers_of,
+    streamed_offers,
     token_costs,
 )
 from clear_ray.batch.probe import probe, together
 from clear_ray.batch.probe_start import opened_meanwhile
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.startup import Beginning, Engines, beginning
+from clear_ray.batch.streamed import StreamedProbe
 from clear_ray.cluster.engines import EngineActors
 from clear_ray.cluster.joining import quiet_data
 from clear_ray.config.run import RunConfig
@@ -160,6 +162,18 @@ def opened_rounds(
         calls=estimates.calls,
         most_alone=most_alone,
     )
+
+
+def rounds_while_read(folder: Folder, config: RunConfig, reader: StreamedProbe, lesson: Lesson | None) -> Rounds:
+    """Return the law of the rounds over what has been read, which is nothing yet."""
+    growing, coordinates = reader.growing, reader.coordinates
+    if lesson is None or coordinates is None:
+        rounds = Rounds(streamed_offers(folder, config, growing), config.allocation)
+    else:
+        offers = widening_offers(config, growing.batch, growing.is_known_N, coordinates.of, lesson)
+        rounds = Rounds(offers, config.allocation, most_alone=rounds_of(config))
+    rounds.widen(0)
+    return rounds
 
 
 def _most_attempts(folder: Folder, config: RunConfig, queries: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clear_ray.batch.coordinates import coordinates_of
+from clear_ray.batch.coordinates import COORDINATES_MAP, coordinates_of
 from clear_ray.batch.earlier_runs import Earlier, earlier_of, open_store
 from clear_ray.batch.given_beliefs import GivenRows
 from clear_ray.config.engine import EngineConfig, OpenAIConfig
@@ -34,8 +34,10 @@ from clear_ray.report.summary import LearningReport
 from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.learning_beside import OverlappingLearningOffers
-from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, observe
+from clear_ray.rounds.stage_sizes import Stages
 from clear_ray.rounds.states import QueryStates
+from clear_ray.rounds.widening_learning import WideningLearningOffers
 from clear_ray.run_folder.estimates import Estimates
 from clear_ray.storage import Folder
 
@@ -171,21 +173,62 @@ def learning_offers(
     batch, given = estimates.batch, earlier_for(folder, config, estimates, lesson)[0].given
     if config.estimate.frozen is False:
         given = incidence_of(batch.curves)
+    x_NP = coordinates_of(
+        folder,
+        estimates.prompt_tokens_N,
+        features=[name for name in lesson.features if name != ENCODER],
+        seed=config.seed,
+        encoder=config.estimate.encoder,
+        sample=estimates.sample if estimates.is_sample else None,
+    )
+    offers = _offers(config, batch, lesson, x_NP, given, queries=estimates.queries)
+    return replace(offers, is_streamed=folder.exists(COORDINATES_MAP))  # a resume goes on by the law that it began with
+
+
+def widening_offers(
+    config: RunConfig,
+    batch: Batch,
+    is_known_N: NDArray[np.bool_],
+    coordinates: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    lesson: Lesson,
+) -> WideningLearningOffers:
+    """Return the same while prompts are being read, to the queries that are known.
+
+    Args:
+        config: As for `run`.
+        batch: All queries; changes in place as they become known.
+        is_known_N: Which are known; likewise.
+        coordinates: Returns the coordinates of some of those.
+        lesson: What the run learns from.
+    """
+    queries = len(is_known_N)
+    law = replace(_offers(config, batch, lesson, np.zeros((queries, 0)), None, queries=queries), is_streamed=True)
+
+    def law_of(index_K: NDArray[np.int64]) -> OverlappingLearningOffers:
+        given = incidence_of(batch.curves.take(index_K)) if config.estimate.frozen is False else None
+        return replace(law.some(index_K), x_NP=coordinates(index_K), given=given)
+
+    return WideningLearningOffers(law_of, is_known_N, batch.cost_N, batch.max_tokens_N)
+
+
+def _offers(
+    config: RunConfig,
+    batch: Batch,
+    lesson: Lesson,
+    x_NP: NDArray[np.float64],
+    given: Incidence | None,
+    *,
+    queries: int,
+) -> OverlappingLearningOffers:
+    """Return what is offered to the queries of `batch`, which are some of so many, or all."""
     return OverlappingLearningOffers(
-        x_NP=coordinates_of(
-            folder,
-            estimates.prompt_tokens_N,
-            features=[name for name in lesson.features if name != ENCODER],
-            seed=config.seed,
-            encoder=config.estimate.encoder,
-            sample=estimates.sample if estimates.is_sample else None,
-        ),
+        x_NP=x_NP,
         tokens_K=batch.curves.tokens_K,
         weight_N=batch.weight_N,
         max_tokens_N=batch.max_tokens_N,
         tie_break_N=batch.tie_break_N,
         cost_N=batch.cost_N,
-        budget_tokens=config.budget_tokens * len(batch.weight_N) // max(estimates.queries, 1),
+        budget_tokens=config.budget_tokens * len(batch.weight_N) // max(queries, 1),
         label=lesson.label,
         stages=stages_for(rounds_of(config)),
         given=given,
@@ -285,3 +328,15 @@ def learned(
         "given_share": given_share,
     }
     return replace(believed_before, curves=curves), lesson.report().model_copy(update=known)
+
+
+def learned_of_known(
+    offers: WideningLearningOffers, states: QueryStates, lesson: Lesson, believed_before: Batch
+) -> tuple[Batch, LearningReport]:
+    """Return the same of a run that began while prompts were read; of queries that were never read nothing is believed."""
+    if (part := offers.part) is None:
+        return believed_before, lesson.report()
+    index_K, queries = part.index_K, len(believed_before.weight_N)
+    known, report = learned(part.offers, states.some(index_K), lesson, believed_before.take(index_K))
+    curves = known.curves if len(index_K) == queries else known.curves.placed(index_K, queries)
+    return replace(believed_before, curves=curves), report

@@ -91,6 +91,10 @@ class PartsRead:
         """Return how many parts are wanted and have not come back; 0 once none will."""
         return self._allowed - self._back if self._thread.is_alive() or not self._news.empty() else 0
 
+    def take_up(self, files: Sequence[str]) -> list[str]:
+        """Return which files of starts before are there at once: all."""
+        return list(files)
+
     def begin(self, parts: Sequence[NDArray[np.int64]]) -> None:
         """Start the pipeline of some parts, of which none is read yet."""
         self._gate.close()
@@ -122,6 +126,9 @@ class PartsRead:
                 raise news
             files.append(news)
             self._back += 1
+
+    def end(self, files: Sequence[str]) -> None:
+        """Note that these are the files of all queries."""
 
     def close(self) -> None:
         """End the pipeline."""

@@ -65,7 +65,7 @@ class _Playing:
         self._begun: dict[int, float] = {}
         self._speed = _Speed(len(run.states.cost_N))
         self._read_at = -math.inf
-        self._stops_reading = False
+        self._stops_reading = self._has_answers = False
 
     def replay(self) -> None:
         """Take up what the folder holds of earlier starts, and have run what they left."""
@@ -87,7 +87,9 @@ class _Playing:
         """Clear the price if it is time to, else wait for a call; return whether there is anything left to do."""
         run = self._run
         self._read_on(0.0)
-        is_known = run.reader is None or run.reader.widening.is_due
+        # Stages of a run that learns follow their answers, whatever is read meanwhile.
+        is_news = run.lesson is not None and self._has_answers
+        is_known = run.reader is None or run.reader.widening.is_due or is_news
         if not len(run.callers):
             if not is_known:
                 self._read_on(_LOOK_SECONDS)
@@ -104,6 +106,7 @@ class _Playing:
             run.scaler.note(call.engine, int(rows["attempt_tokens"].to_numpy().sum()))
             run.answers.note(rows)
             run.rounds.note(call.round, attempts_of(rows))
+            self._has_answers = True
             self._rows_of[call.round] -= len(call.index_M)
             if not self._rows_of[call.round]:
                 self._end([call.round])
@@ -128,6 +131,7 @@ class _Playing:
     def _ask(self) -> bool:
         """Ask the law for grants, and begin to act on them once they are on disk."""
         run, started, unspent_tokens = self._run, time.monotonic(), self._unspent_tokens()
+        self._has_answers = False
         if run.reader is not None and run.rounds.known_queries is not None:
             self._stops_reading |= bool(read_orders(run.folder, run.config.budget_tokens).stop)
             if self._stops_reading:  # a clearing would have more read

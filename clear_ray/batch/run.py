@@ -23,10 +23,18 @@ from clear_ray.batch.checking import heads_of, notes_of
 from clear_ray.batch.complete import close_run
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.earlier_runs import make_ready
-from clear_ray.batch.first_stage import begun_run, checked_costs, first_stage, opened_rounds, probed, start_of
+from clear_ray.batch.first_stage import (
+    begun_run,
+    checked_costs,
+    first_stage,
+    opened_rounds,
+    probed,
+    rounds_while_read,
+    start_of,
+)
 from clear_ray.batch.generate import open_callers
 from clear_ray.batch.intake import load_scorer_of, take_in
-from clear_ray.batch.learning import Lesson
+from clear_ray.batch.learning import Lesson, lesson_of
 from clear_ray.batch.memory import give_back_memory
 from clear_ray.batch.metered_display import Measured
 from clear_ray.batch.orders import heeding_orders
@@ -35,7 +43,6 @@ from clear_ray.batch.pricing import (
     first_token_fee,
     priced,
     probe_parts,
-    streamed_offers,
     token_costs,
 )
 from clear_ray.batch.probe import most_curves
@@ -233,9 +240,10 @@ def _answered_while_read(start: _Start) -> tuple[RunContext, list[RoundReport]]:
     head, cost_N = start.heads[0].card, start.input_cost_N
     with streamed_probe(start.folder, config, engines, head, cost_N, open_run) as reader:
         progress.reads_on()
-        rounds = Rounds(streamed_offers(start.folder, config, reader.growing), config.allocation)
-        rounds.widen(0)
-        opened = _opened(start, reader.growing.so_far(), rounds, reader=reader)
+        lesson = lesson_of(start.folder, config, engines.model)
+        progress.learns_from("" if lesson is None else lesson.label)
+        rounds = rounds_while_read(start.folder, config, reader, lesson)
+        opened = _opened(start, reader.growing.so_far(), rounds, lesson=lesson, reader=reader)
         reports = play_rounds(opened)
         return replace(opened, estimates=reader.growing.whole(most_curves(config, len(cost_N)))), reports
 

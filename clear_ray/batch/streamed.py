@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clear_ray.batch.learning import DEFAULT_FEATURES
+from clear_ray.batch.part_coordinates import GrowingCoordinates, MappedParts
 from clear_ray.batch.reading import PartsRead, reading
 from clear_ray.batch.size_limits import most_held
 from clear_ray.cluster.engines import EngineActors
@@ -41,10 +43,12 @@ _PARTS_ASTRAY = 16
 
 def is_streamed_run(config: RunConfig, queries: int) -> bool:
     """Return whether a run of so many queries clears its first price over a part of them."""
+    held = most_held(config, queries)
+    learns_on_a_sample = held is not None and config.estimate.learns  # one of all queries
     if config.allocation.streamed is not None:
-        return config.allocation.streamed
-    is_wanted = is_large(queries, slots=most_slots(config), most_held=most_held(config, queries))
-    return is_wanted and not config.keeps_from_streaming
+        return config.allocation.streamed and not learns_on_a_sample
+    is_wanted = is_large(queries, slots=most_slots(config), most_held=held)
+    return is_wanted and not learns_on_a_sample and not config.keeps_from_streaming
 
 
 def is_read(folder: Folder) -> bool:
@@ -63,13 +67,15 @@ class StreamedProbe:
     Args:
         folder: The run folder, with the queries.
         growing: The batch, of which nothing is known yet.
-        parts: Has them read.
+        parts: Has them read, and mapped where the run learns.
         homes: Where queries are at home.
         slots: Answers that the engines may run at once.
         seed: Of the order.
         most_held: Of how many queries curves are held at once; of all if not given.
+        coordinates: Those of the known queries, where the run learns.
 
     Attributes:
+        coordinates: See above.
         growing: The batch as far as it is known.
         widening: How much is known, and wanted.
         place_N: Place of each query in the order of reading, shape (N,).
@@ -79,15 +85,16 @@ class StreamedProbe:
         self,
         folder: Folder,
         growing: GrowingBatch,
-        parts: PartsRead,
+        parts: PartsRead | MappedParts,
         *,
         homes: Homes,
         slots: int,
         seed: int,
         most_held: int | None = None,
+        coordinates: GrowingCoordinates | None = None,
     ) -> None:
         queries = len(growing.is_known_N)
-        self.growing = growing
+        self.growing, self.coordinates = growing, coordinates
         self._folder, self._parts, self._homes = folder, parts, homes
         self._order_N = homes.spread(queries, seed=seed)
         self.place_N = np.empty(queries, np.int64)
@@ -106,11 +113,11 @@ class StreamedProbe:
             ResumeError: A file of estimates is damaged.
         """
         is_estimated_N, kept = estimated_already(self._folder, len(self.place_N), ESTIMATES, place_N=self.place_N)
-        self._take_up(kept)
+        self._take_up(self._parts.take_up(kept))
         rest, rows = self._order_N[~is_estimated_N[self._order_N]], CALLS_A_FILE * self._homes.stretch
         parts = np.split(rest, range(rows, len(rest), rows)) if len(rest) else []
         self._rows_of_parts.extend(map(len, parts))
-        self._sent = self.widening.known
+        self._sent = int(is_estimated_N.sum())
         self._has_news = True
         self._parts.begin(parts)
 
@@ -178,6 +185,7 @@ class StreamedProbe:
         for path in set(estimates.files()) - self._files:
             self._folder.filesystem.delete_file(path)
         estimates.sync()
+        self._parts.end(sorted(self._files))
         self._folder.write(ESTIMATES_WHOLE, json.dumps({"rows": len(self.place_N)}).encode())
         self._is_over = True
 
@@ -209,10 +217,18 @@ def streamed_probe(
         caller = partial(ProbeToFiles, probe, folder, into, homes=homes, calls=calls, gate=gate, begun=back)
         return reading(caller, parts, lists_at_once=1 + -(-calls // CALLS_A_FILE))
 
-    parts = PartsRead(pipeline, gate)
-    held, slots, seed = most_held(config, len(cost_N)), most_slots(config), config.seed
+    read, seed, held = PartsRead(pipeline, gate), config.seed, most_held(config, len(cost_N))
+    parts, coordinates = _mapped(folder, config, read, len(cost_N)) if config.estimate.learns else (read, None)
     growing = GrowingBatch(folder, np.asarray(head.tokens_K, np.int64), cost_N, seed, most_held=held)
-    reader = StreamedProbe(folder, growing, parts, homes=homes, slots=slots, seed=seed, most_held=held)
+    slots = most_slots(config)
+    reader = StreamedProbe(
+        *(folder, growing, parts),
+        homes=homes,
+        slots=slots,
+        seed=seed,
+        most_held=held,
+        coordinates=coordinates,
+    )
     reader.begin()
     try:
         open_run()
@@ -220,3 +236,12 @@ def streamed_probe(
         yield reader
     finally:
         parts.close()
+
+
+def _mapped(
+    folder: Folder, config: RunConfig, parts: PartsRead, queries: int
+) -> tuple[MappedParts, GrowingCoordinates]:
+    """Return parts that come back once they have coordinates, and those."""
+    features = config.estimate.features or DEFAULT_FEATURES
+    coordinates = GrowingCoordinates(folder, queries, sets=features, seed=config.seed)
+    return MappedParts(parts, coordinates, folder), coordinates

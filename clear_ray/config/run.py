@@ -213,11 +213,16 @@ class RunConfig(ConfigFile):
     @property
     def keeps_from_streaming(self) -> str:
         """What of these settings keeps the price from being cleared while prompts are read; empty if nothing does."""
-        allocation = self.allocation
+        allocation, estimate = self.allocation, self.estimate
+        probed = PROBED_SETS & set(estimate.features or ())
         hindrances = {
             "engines": self.engines is not None,
             "prices": self.prices is not None,
-            "a run that learns (estimate.head)": self.engines is None and self.estimate.learns,
+            "estimate.store": estimate.store is not None,
+            "estimate.encoder": estimate.encoder is not None,
+            f"estimate.features {min(probed, default='')}": bool(probed),
+            "scoring.agreement": self.compares_answers,
+            "allocation.sketched": bool(allocation.sketched) and estimate.learns,
             "allocation.policy uniform": allocation.policy != "clear_ray",
             f"allocation.objective {allocation.objective}": allocation.most_attempts > 1,
             "allocation.minimum_service_tokens": allocation.minimum_service_tokens is not None,

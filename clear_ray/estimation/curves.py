@@ -53,6 +53,14 @@ class Curves:
         per_query = {f.name: getattr(self, f.name)[rows] for f in fields(Curves) if f.name != "tokens_K"}
         return Curves(tokens_K=self.tokens_K, **per_query)
 
+    def placed(self, index: NDArray[np.int64], queries: int) -> Curves:
+        """Return the curves of so many queries: these at their places `index`, and zeros of all others."""
+        names = [f.name for f in fields(Curves) if f.name != "tokens_K"]
+        found = {name: np.zeros((queries, *getattr(self, name).shape[1:]), np.float32) for name in names}
+        for name, values in found.items():
+            values[index] = getattr(self, name)
+        return Curves(tokens_K=self.tokens_K, **found)
+
     @staticmethod
     def concatenate(parts: Sequence[Curves]) -> Curves:
         """Join the curves of several blocks of queries, in order.

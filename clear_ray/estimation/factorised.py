@@ -50,6 +50,16 @@ class Coordinates:
         """Return the coordinates of the queries, in order."""
         return self.landmarks(self.feature_map(features, prompts, tasks))
 
+    def arrays(self) -> Arrays:
+        """Return the arrays to store; made again from these the map gives the same coordinates, to the bit."""
+        return join_arrays({"feature_map": self.feature_map.arrays(), "landmarks": self.landmarks.arrays()})
+
+    @classmethod
+    def restore(cls, sets: Sequence[str], arrays: Arrays) -> Coordinates:
+        """Make the map again, of these feature sets."""
+        feature_map = FeatureMap.restore(sets, arrays_of("feature_map", arrays))
+        return cls(feature_map, Landmarks.restore(arrays_of("landmarks", arrays)))
+
 
 def fit_coordinates(
     features: Features,
@@ -119,13 +129,7 @@ class FactorisedHead(Head):
 
     def arrays(self) -> Arrays:
         """Return the numbers to store."""
-        return join_arrays(
-            {
-                "feature_map": self._coordinates.feature_map.arrays(),
-                "landmarks": self._coordinates.landmarks.arrays(),
-                "factors": self._factors.arrays(),
-            }
-        )
+        return {**self._coordinates.arrays(), **join_arrays({"factors": self._factors.arrays()})}
 
     def settings(self) -> dict[str, Any]:
         """Return the feature sets, and how far the curves are trusted."""
@@ -135,10 +139,7 @@ class FactorisedHead(Head):
     @classmethod
     def restore(cls, card: HeadCard, arrays: Arrays, settings: dict[str, Any]) -> Self:
         """Make the head again."""
-        coordinates = Coordinates(
-            FeatureMap.restore(settings["sets"], arrays_of("feature_map", arrays)),
-            Landmarks.restore(arrays_of("landmarks", arrays)),
-        )
+        coordinates = Coordinates.restore(settings["sets"], arrays)
         trust = {name: float(settings[name]) for name in ("share", "solvability")}
         return cls(card, coordinates=coordinates, factors=Factors.restore(arrays_of("factors", arrays)), **trust)
 

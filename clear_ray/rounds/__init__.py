@@ -5,12 +5,14 @@ The law in twenty minutes, in this order:
     batch, states                     what is believed of every query, and where it stands
     clearing, menu                    one round: what is open and what is left -> a price -> grants
     offers, rounds, running           when a round takes place, what it may grant, when a run is over
-    learning_offers, stage_grants     the default: nothing is known, and every answer teaches
+    learning_offers, stage_sizes, stage_grants
+                                      the default: nothing is known, and every answer teaches
 
 While engines run and prompts are read:
 
     beside, pace, learning_beside     a price while other grants are running
     widening, windowed                a price while prompts are still being read, also of a batch that no machine holds
+    widening_learning                 learning while prompts are still being read
     sampled_learning                  learning on a batch that no machine holds
 
 What else a run may want:

@@ -65,6 +65,8 @@ class OverlappingLearningOffers(LearningOffers):
         promised_tokens = taken_tokens(_tokens_N(running, len(is_free_N)), self.cost_N)
         unspent_tokens = available_tokens + promised_tokens
         goes_on_M = states.answer_tokens_N[running.index_M] > 0
+        if self.has_explored(states, unspent_tokens):
+            return nothing
         if self._stage_tokens(states, unspent_tokens) is not None:
             few = few_running_share(len(is_free_N)) * len(answers)
             waits = len(running.index_M) > few or bool(goes_on_M.any())
@@ -84,9 +86,12 @@ class OverlappingLearningOffers(LearningOffers):
         before_M = states.answer_tokens_N[running.index_M]
         spend_M = expected_spend(batch.curves.take(running.index_M), before_M, running.tokens_M)
         expected_tokens = float(np.maximum(spend_M, running.progress_M) @ self.cost_N[running.index_M])
-        stage_tokens = self._stage_tokens(states, unspent_tokens - int(expected_tokens))
+        unspent_tokens -= int(expected_tokens)
+        stage_tokens = self._stage_tokens(states, unspent_tokens)
         if stage_tokens is None:
             return clearing
+        if self.has_explored(states, unspent_tokens):
+            return nothing
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0)), len(running.index_M)])
         part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
         return self._with_longer(part, batch, states, is_free_N, available_tokens, rng)

@@ -25,8 +25,8 @@ Source: method.md section 8.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +34,17 @@ from numpy.typing import NDArray
 from clear_ray.estimation.curves import curves_from_incidence
 from clear_ray.estimation.factors import Label, Observed, law
 from clear_ray.estimation.hazards import Incidence
-from clear_ray.estimation.learning import Belief, learn
+from clear_ray.estimation.learning import Belief, learn, take_rows
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.attempt_offers import clear_attempts
 from clear_ray.rounds.batch import Basis, Batch, cost_parts, first_call_parts, taken_tokens
 from clear_ray.rounds.calls import CallCosts
-from clear_ray.rounds.clearing import Clearing, clear
+from clear_ray.rounds.clearing import Clearing, clear, nothing_to_grant
 from clear_ray.rounds.history import PastAttempts
 from clear_ray.rounds.minimum_service import minimum_service
 from clear_ray.rounds.stage_grants import joined, random_part
+from clear_ray.rounds.stage_sizes import Stages
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]
@@ -51,59 +52,6 @@ LEARNING_ROUNDS = 24
 """Clearings that a run needs for its pilot, its stages, and what comes back of them."""
 _FOLDS_OF_ATTEMPTS = 8
 """Folds of a batch that is asked again: more of them leave out fewer answers, and each costs a fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Sizes of pilot and stages.
-
-    Attributes:
-        pilot_queries: Most answers of the pilot, in a batch of up to a thousand queries; it grows with the root of more.
-        queries_a_pilot_query: So many queries of the batch for one of the pilot.
-        pilot_ceiling: Ceiling of the pilot, in average budgets of a query.
-        smallest_ceiling_tokens: And at least this.
-        growth: A stage spends at least this multiple of what was spent before.
-        most_stages: Most stages from the pilot to half of the budget; the growth is more where it has to be.
-        most_rounds: After so many all that is left is granted: where ceilings are far above what answers take, stages grow
-            slowly, and rounds are not without end.
-        explored_share: Explored part of the budget; once it is spent the guard is heeded.
-        longer_share: Beside what a stage grants, so much of it for answers that were cut off, to go on to twice their length.
-    """
-
-    pilot_queries: int = 16
-    queries_a_pilot_query: int = 25
-    pilot_ceiling: float = 4.0
-    smallest_ceiling_tokens: int = 16
-    growth: float = 0.4
-    most_stages: int = 9
-    most_rounds: int = 12
-    explored_share: float = 0.15
-    longer_share: float = 0.1
-
-    def pilot_size(self, queries: int) -> int:
-        """Return how many queries the pilot asks."""
-        most: float = self.pilot_queries * max(1.0, math.sqrt(queries / 1_000))
-        return max(1, min(round(most), -(-queries // self.queries_a_pilot_query)))
-
-    def pilot_ceiling_tokens(self, queries: int, *, budget_tokens: float) -> int:
-        """Return the ceiling of a query of the pilot."""
-        return max(int(self.pilot_ceiling * budget_tokens / max(queries, 1)), self.smallest_ceiling_tokens)
-
-    def stage_tokens(self, queries: int, *, budget_tokens: float, spent_tokens: float, round_number: int) -> float:
-        """Return what the next stage may spend.
-
-        Args:
-            queries: Number of queries, N.
-            budget_tokens: Of the run.
-            spent_tokens: What was spent so far.
-            round_number: Rounds so far; the first is the pilot.
-        """
-        # Answers of a pilot take about half of their ceilings. Where they were shorter, stages begin no smaller for it.
-        pilot_tokens = 0.5 * self.pilot_size(queries) * self.pilot_ceiling_tokens(queries, budget_tokens=budget_tokens)
-        known_tokens = max(spent_tokens, min(pilot_tokens, budget_tokens))
-        reach = max(0.5 * budget_tokens / known_tokens, 1.0)
-        stages_left = max(self.most_stages + 1 - round_number, 1)
-        return known_tokens * max(self.growth, math.exp(math.log(reach) / stages_left) - 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +76,10 @@ class LearningOffers:
             its own attempts have taught: what they say of it comes in by itself.
         calls: What calls take in all, where prompts are paid for.
         agreement: Whether, and how far, answers to the same query are compared; they are not if not given.
+        is_streamed: Whether prompts were read meanwhile: after as many rounds as there are stages they follow what was spent,
+            and not their number.
+        part_of: Of how many queries these are a part, before all are known: the pilot is as large as that of all, and stages
+            alone are granted, up to half of the budget; None of a whole batch.
     """
 
     x_NP: Array
@@ -146,6 +98,20 @@ class LearningOffers:
     asks_again: bool = False
     calls: CallCosts | None = None
     agreement: Agreement | None = None
+    is_streamed: bool = False
+    part_of: int | None = None
+
+    def some(self, index: NDArray[np.int64]) -> Self:
+        """Return the law of some of the queries, rising: that of a batch of so many, with their part of the budget."""
+        names = ("x_NP", "weight_N", "max_tokens_N", "tie_break_N", "cost_N")
+        return replace(
+            self,
+            **{name: getattr(self, name)[index] for name in names},
+            budget_tokens=self.budget_tokens * len(index) // max(len(self.cost_N), 1),
+            given=None if self.given is None else take_rows(self.given, index),
+            fold_N=None if self.fold_N is None else self.fold_N[index],
+            calls=None if self.calls is None else self.calls.take(index),
+        )
 
     def clear(
         self,
@@ -160,6 +126,8 @@ class LearningOffers:
         observed = observe(states, label=self.label)
         if not len(observed):
             return self._pilot(rng, is_free_N=is_free_N, available_tokens=available_tokens, owed_tokens_N=owed_tokens_N)
+        if self.has_explored(states, available_tokens):
+            return nothing_to_grant(len(is_free_N))
         batch = self._believed(self.learned(observed), is_guarded=self.is_guarded(states, available_tokens))
         if self.asks_again:
             clearing = clear_attempts(
@@ -205,6 +173,11 @@ class LearningOffers:
         """Return whether the next clearing grants a pilot or a stage, and not all that is left."""
         return not len(observe(states, label=self.label)) or self._stage_tokens(states, available_tokens) is not None
 
+    def has_explored(self, states: QueryStates, available_tokens: int) -> bool:
+        """Return whether there is no stage left of a part of a batch, and the rest waits for all to be known."""
+        stage_tokens = self._stage_tokens(states, available_tokens)
+        return self.part_of is not None and stage_tokens is not None and stage_tokens < 1.0
+
     def is_guarded(self, states: QueryStates, available_tokens: int) -> bool:
         """Return whether what was learned is trusted as far as it has shown itself, and no further."""
         return 1.0 - available_tokens / self._whole_tokens(states, available_tokens) >= self.stages.explored_share
@@ -215,13 +188,16 @@ class LearningOffers:
 
     def _stage_tokens(self, states: QueryStates, available_tokens: int) -> float | None:
         """Return what the next stage may spend; None if it is the rest."""
-        budget_tokens, number = self._whole_tokens(states, available_tokens), int(states.last_round_N.max())
-        stage_tokens = self.stages.stage_tokens(
-            len(self.x_NP),
-            budget_tokens=budget_tokens,
-            spent_tokens=budget_tokens - available_tokens,
-            round_number=number,
-        )
+        queries, number = len(self.x_NP), int(states.last_round_N.max())
+        budget_tokens = self._whole_tokens(states, available_tokens)
+        so_far = {"budget_tokens": budget_tokens, "spent_tokens": budget_tokens - available_tokens}
+        if self.part_of is not None:
+            pilot = self.stages.pilot_size(self.part_of)
+            return min(self.stages.part_tokens(queries, pilot, **so_far), 0.5 * budget_tokens - so_far["spent_tokens"])
+        if self.is_streamed and number > self.stages.most_stages:
+            stage_tokens = self.stages.part_tokens(queries, self.stages.pilot_size(queries), **so_far)
+            return None if stage_tokens >= 0.5 * available_tokens else stage_tokens
+        stage_tokens = self.stages.stage_tokens(queries, **so_far, round_number=number)
         is_rest = stage_tokens >= 0.5 * available_tokens or number > self.stages.most_rounds
         return None if is_rest else stage_tokens
 
@@ -316,7 +292,7 @@ class LearningOffers:
             owed_tokens_N @ parts_N + prompt_parts_N[owed_tokens_N > 0].sum()
         )
         tokens_N = np.zeros(len(is_free_N), np.int64)
-        for query in index[: self.stages.pilot_size(len(index))]:
+        for query in index[: self.stages.pilot_size(self.part_of or len(index))]:
             prompt_parts = 0 if owed_tokens_N[query] else int(prompt_parts_N[query])
             more = max(left_parts - prompt_parts, 0) // int(parts_N[query])
             tokens = min(int(self.max_tokens_N[query]), ceiling, int(owed_tokens_N[query]) + more)

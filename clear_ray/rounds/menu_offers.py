@@ -35,13 +35,13 @@ from clear_ray.rounds.batch import Batch
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.history import SOLVED_SCORE, AttemptRule
-from clear_ray.rounds.learning_offers import Stages
 from clear_ray.rounds.menu import Option
 from clear_ray.rounds.menu_beliefs import MenuBeliefs, ModelCurves
 from clear_ray.rounds.menu_courses import Seen, course_tables, seen_answers
 from clear_ray.rounds.menu_pilot import Pilot, stretch_J, supposed_parts
 from clear_ray.rounds.menu_pricing import Block, best_that_fit, buy_plans
 from clear_ray.rounds.menu_service import MenuService
+from clear_ray.rounds.stage_sizes import Stages
 from clear_ray.rounds.states import QueryStates
 
 Array = NDArray[np.float64]

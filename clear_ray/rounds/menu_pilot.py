@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from clear_ray.records import COST_PARTS
 from clear_ray.rounds.calls import CallCosts
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
-from clear_ray.rounds.learning_offers import Stages
+from clear_ray.rounds.stage_sizes import Stages
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -20,6 +20,10 @@ than two fifths of that, so a query is priced twice or more while it is among th
 **What was read is asked soon.** No more is read than the next clearing is to see, until that was made: what engines keep of
 prompts is still there when these are answered, though the batch be many times larger.
 
+**Idle engines read.** A clearing that grants nothing counts too. Beside running grants the law is asked only where slots
+are idle (`pace`): if it waits for answers all the same, as one does that learns (`widening_learning`), the next part is
+what these slots are for.
+
 Source: docs/method.md, section 11.
 """
 
@@ -92,7 +96,9 @@ class Widening:
         return self.known >= self.wanted
 
     def note_clearing(self) -> None:
-        """Note that the price was cleared, whatever came of it: more may be read."""
+        """Note that the price was cleared, whatever came of it: more may be read, if what was wanted had been."""
+        if not self.is_due:
+            return
         step = max(int(GROWTH_SHARE * self.known), SLOTS_AHEAD * self.slots, 1)
         self.wanted = min(self.known + self._part(step), self.queries)
 

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from clear_ray.config.allocation import AllocationConfig
 from clear_ray.estimation.window import Window
+from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.offers import BatchOffers, Offers
 from clear_ray.rounds.pace import ClearingPace
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.widening import Widening
+from clear_ray.rounds.widening_learning import WideningLearningOffers
 from clear_ray.rounds.windowed import WindowedOffers
 from clear_ray.sweep.replayed import Answers
 
@@ -94,11 +96,12 @@ def timed_run(
         slots: Answers that run at once.
         overlaps: Whether the price is cleared again while grants run.
         allocation: When rounds end.
-        reading: How prompts are read; they are there if not given. With one the offers are `BatchOffers`.
+        reading: How prompts are read; they are there if not given. With one the offers are `BatchOffers`, or of a run that
+            teaches itself.
     """
     reader = None
     if reading is not None:
-        if not isinstance(offers, BatchOffers):
+        if not isinstance(offers, BatchOffers | OverlappingLearningOffers):
             raise TypeError("only a batch that is held can be priced while it is read")
         reader = _Reader(offers, reading, slots)
         offers = reader.offers
@@ -137,16 +140,21 @@ class _Reader:
         is_over_at: When the last was read.
     """
 
-    def __init__(self, offers: BatchOffers, reading: Reading, slots: int) -> None:
+    def __init__(self, offers: BatchOffers | OverlappingLearningOffers, reading: Reading, slots: int) -> None:
         queries = len(reading.order_N)
-        self._max_tokens_N, self._order_N = offers.batch.max_tokens_N, reading.order_N
+        self._max_tokens_N, self._order_N = offers.max_tokens_N, reading.order_N
         self._rate, self._read, self._looked = reading.prompts_a_step, 0.0, 0
         self._offered_N, self._is_known_N = np.zeros(queries, np.int64), np.zeros(queries, bool)
-        known = replace(offers, batch=replace(offers.batch, max_tokens_N=self._offered_N))
         self._window = None if reading.most_held is None else Window(queries, reading.most_held)
-        self.offers: Offers = known
-        if self._window is not None:
-            self.offers = WindowedOffers(known.batch, self._is_known_N, self._window, known)
+        self.offers: Offers
+        if isinstance(offers, BatchOffers):
+            known = replace(offers, batch=replace(offers.batch, max_tokens_N=self._offered_N))
+            self.offers = known
+            if self._window is not None:
+                self.offers = WindowedOffers(known.batch, self._is_known_N, self._window, known)
+        else:
+            law = replace(offers, is_streamed=reading.is_streamed).some
+            self.offers = WideningLearningOffers(law, self._is_known_N, offers.cost_N, self._offered_N)
         self.widening, self.is_over_at = Widening(queries, slots, reading.most_held), 0
         if not reading.is_streamed:
             self.widening.wanted = queries
@@ -176,7 +184,7 @@ class _VirtualRun:
         self._reader, self.first_steps, self.first_queries, self.read_beside = reader, 0, 0, 0
         self.prices: list[tuple[int, float]] = []
         self._answers, self._unspent_tokens, self._slots = answers, budget_tokens, slots
-        self._budget_tokens = budget_tokens
+        self._budget_tokens, self._has_answers = budget_tokens, False
         self._line: deque[tuple[int, int, int]] = deque()
         self._running: list[_Running] = []
         self._left_of: dict[int, int] = {}
@@ -186,7 +194,8 @@ class _VirtualRun:
         while True:
             self._widen()
             available = self._shared_tokens() - rounds.promised_tokens
-            running, is_due = len(self._running), self._reader is None or self._reader.widening.is_due
+            is_news = self._has_answers and isinstance(rounds.offers, WideningLearningOffers)
+            running, is_due = len(self._running), self._reader is None or self._reader.widening.is_due or is_news
             if not running and not self._line:
                 if is_due and not self._ask() and self.rounds.known_queries is None:
                     return
@@ -202,6 +211,7 @@ class _VirtualRun:
             self._end()
 
     def _ask(self) -> bool:
+        self._has_answers = False
         progress_N = np.zeros(len(self._answers.length_N), np.int64)
         for one in self._running:
             progress_N[one.index] = self.now - one.begun
@@ -255,5 +265,6 @@ class _VirtualRun:
             before_M = self.rounds.states.answer_tokens_N[index_M]
             self.rounds.note(number, self._answers.attempts(index_M, tokens_M, before_M))
             self._left_of[number] -= len(some)
+            self._has_answers = True
             if not self._left_of[number]:
                 self.rounds.take(number)

@@ -49,6 +49,7 @@ from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.running import Round
 from clear_ray.rounds.states import QueryStates
 from clear_ray.rounds.widening import Widening
+from clear_ray.rounds.widening_learning import WideningLearningOffers
 from clear_ray.rounds.windowed import WindowedOffers
 from clear_ray.run_folder.attempts import attempts_of
 from clear_ray.stages.attempt_files import slim_attempts
@@ -88,7 +89,7 @@ class World:
         rule: What ends a query; its first answer if not given.
         later_NS: Lengths of each query's further answers, and whether they are right, where it may be asked again.
         votes_NS: The result that each answer of a query gives, where they are compared.
-        is_streamed: Whether the price is cleared while prompts are read, of offers that are `BatchOffers`.
+        is_streamed: Whether the price is cleared while prompts are read.
         most_held: Of how many queries curves are held meanwhile; of all if not given.
     """
 
@@ -207,6 +208,12 @@ def world_of_streaming(number: int) -> World:
 def world_of_windows(number: int) -> World:
     """Return a batch that is priced while it is read, by the curves of few queries at once."""
     return replace(world_of_streaming(number), most_held=8)
+
+
+@cache
+def world_of_streamed_learning(number: int) -> World:
+    """Return a batch that learns while it is read; its queries come in an order of their own."""
+    return replace(world_of_learning(number), is_streamed=True)
 
 
 @cache
@@ -744,14 +751,19 @@ class Reader:
 
     def __init__(self, simulation: Simulation) -> None:
         self._simulation, self._whole = simulation, simulation.world.offers
-        assert isinstance(self._whole, BatchOffers)
         queries, most_held = simulation.queries, simulation.world.most_held
-        known = replace(self._whole, batch=replace(self._whole.batch, max_tokens_N=np.zeros(queries, np.int64)))
-        self._is_known_N = np.zeros(queries, bool)
+        self._is_known_N, self._offered_N = np.zeros(queries, bool), np.zeros(queries, np.int64)
         self._window = None if most_held is None else Window(queries, most_held)
-        self.offers: Offers = known
-        if self._window is not None:
-            self.offers = WindowedOffers(known.batch, self._is_known_N, self._window, known)
+        self.offers: Offers
+        if isinstance(self._whole, OverlappingLearningOffers):
+            law, cost_N = replace(self._whole, is_streamed=True).some, self._whole.cost_N
+            self.offers = WideningLearningOffers(law, self._is_known_N, cost_N, self._offered_N)
+        else:
+            assert isinstance(self._whole, BatchOffers)
+            known = replace(self._whole, batch=replace(self._whole.batch, max_tokens_N=self._offered_N))
+            self.offers = known
+            if self._window is not None:
+                self.offers = WindowedOffers(known.batch, self._is_known_N, self._window, known)
         self.widening = Widening(queries, 1, most_held)
         self._order = Homes(2, 1).spread(queries, seed=simulation.seed).tolist()
 
@@ -766,10 +778,8 @@ class Reader:
     def look(self) -> None:
         """Take up what is on disk, and have more read; a reader that died is replaced."""
         known, reading = self._simulation.estimated, self._simulation.reading
-        assert isinstance(self._whole, BatchOffers)
-        new = [index for index in known if not self.offers.max_tokens_N[index]]
-        self.offers.max_tokens_N[new] = self._whole.batch.max_tokens_N[new]
-        self._is_known_N[new] = True
+        new = [index for index in known if not self._is_known_N[index]]
+        self._is_known_N[new], self._offered_N[new] = True, self._whole.max_tokens_N[new]
         if self._window is not None:
             self._window.take_in(np.array(new, np.int64))
         self.widening.known = len(known)

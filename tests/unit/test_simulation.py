@@ -18,6 +18,7 @@ from tests.unit.simulation import (
     world_of_agreement,
     world_of_attempts,
     world_of_learning,
+    world_of_streamed_learning,
     world_of_streaming,
     world_of_windows,
 )
@@ -124,6 +125,29 @@ def test_whatever_dies_between_clearings_of_what_was_read_is_made_good(
             assert played.faults, "no clearing was made while prompts were read"
             drivers = sum(one == "driver" for _, one in played.faults)
             assert len([line for line in played.told if line.endswith("run again")]) <= drivers
+
+
+def test_whatever_dies_in_a_run_that_learns_while_it_is_read_is_made_good() -> None:
+    """Its batches are played as they are drawn, and struck amid the reading."""
+    worlds = [world_of_streamed_learning(number) for number in range(4)]
+    played = [simulate(seed, given=worlds[seed % 4]) for seed in range(12)]
+    struck = [
+        simulate(
+            seed, given=worlds[seed % 4], is_faultless=True, beside=((which, seed % 3, kind), (which + 2, 4, kind))
+        )
+        for seed, (kind, which) in enumerate((kind, which) for kind in (*FAULTS, "reader") for which in (1, 3))
+    ]
+    assert any(simulation.wasted_tokens for simulation in played)
+    for simulation in (*played, *struck):
+        assert sorted(simulation.estimated) == list(range(simulation.queries)), "a prompt is read once"
+        known_at, granted = {index: at for at, index in enumerate(simulation.estimated)}, simulation.grants
+        known = [granted[number].known_queries for number in sorted(granted)]
+        amid = [queries for queries in known if queries is not None]
+        assert amid, "it was to begin with a part"
+        assert known[: len(amid)] == amid == sorted(amid), "once all is read it stays so"
+        for number, queries in enumerate(amid, 1):
+            assert max(known_at[index] for index in granted[number].clearing.index_M.tolist()) < queries
+    assert all(simulation.faults for simulation in struck)
 
 
 def test_a_driver_that_died_amid_the_reading_grants_what_it_had_granted() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
+from clear_ray.batch.learning import DEFAULT_FEATURES, Lesson, widening_offers
+from clear_ray.batch.part_coordinates import GrowingCoordinates, MappedParts
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.reading import PartsRead
 from clear_ray.batch.round_loop import play_rounds
@@ -151,11 +153,13 @@ def started(
     offers: Offers | None = None,
     reads: bool = False,
     most_held: int | None = None,
+    learns: bool = False,
 ) -> Iterator[RunContext]:
     """Start market, callers and engine for a driver that dies after so many calls; the price is that of a given head.
 
     Prompts are read as the rounds are played, if they are to be; else the estimates are there. Of no more curves than are to
-    be held all are priced when they are known, by one process in place of Ray Data.
+    be held all are priced when they are known, by one process in place of Ray Data. Where it learns while they are read, it
+    learns from answers that end, by text and ngrams.
     """
     folder, loop = open_folder(config.run_dir), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -172,7 +176,12 @@ def started(
     market = MarketClient(Remote(actor, loop), Future.result)
     callers = Dying([Remote(caller, loop)], 32, some, Future.result)
     callers.left = calls
-    reader = reader_of(config, workers, loop, most_held) if reads else None
+    tasks = ThreadPoolExecutor(1)
+    reader = reader_of(config, workers, loop, most_held, tasks if learns else None) if reads else None
+    lesson = Lesson("ended", DEFAULT_FEATURES) if learns else None
+    if reader is not None and reader.coordinates is not None and lesson is not None:
+        known = reader.growing.batch, reader.growing.is_known_N, reader.coordinates.of
+        offers = widening_offers(config, *known, lesson)
     offers = offers or BatchOffers(batch_of(config) if reader is None else reader.growing.batch)
     if reader is not None and most_held is not None:
         growing = reader.growing
@@ -191,9 +200,10 @@ def started(
                 reader.open()
             answers = AnswerFiles(estimates.prompt_tokens_N)
             yield RunContext(
-                folder, config, scaler, market, callers, answers, estimates, rounds, progress, reader=reader
+                *(folder, config, scaler, market, callers, answers, estimates, rounds, progress, lesson), reader=reader
             )
     finally:
+        tasks.shutdown(cancel_futures=True)
         asyncio.run_coroutine_threadsafe(killed(), loop).result()
         if reader is not None:
             reader._parts.close()
@@ -218,9 +228,16 @@ def estimates_of(batch: Batch) -> Estimates:
 
 
 def reader_of(
-    config: RunConfig, workers: Workers, loop: asyncio.AbstractEventLoop, most_held: int | None
+    config: RunConfig,
+    workers: Workers,
+    loop: asyncio.AbstractEventLoop,
+    most_held: int | None,
+    tasks: ThreadPoolExecutor | None = None,
 ) -> StreamedProbe:
-    """Return what reads the prompts; its caller is in the loop of the other actors, which stands in for Ray Data."""
+    """Return what reads the prompts; its caller is in the loop of the other actors, which stands in for Ray Data.
+
+    Where the run learns, tasks that map them are threads.
+    """
     folder, head = open_folder(config.run_dir), PriorHead(cap_tokens=400)
     homes, gate = homes_of(config, QUERIES, workers=1), Gate(folder)
 
@@ -236,8 +253,13 @@ def reader_of(
         return (done.result() for done in as_completed(reads))
 
     growing = GrowingBatch(folder, np.array(head.card.tokens_K), np.ones(QUERIES), config.seed, most_held=most_held)
-    how = {"homes": homes, "slots": 4, "seed": config.seed, "most_held": most_held}
-    return StreamedProbe(folder, growing, PartsRead(pipeline, gate), **how)  # type: ignore[arg-type]
+    read, coordinates = PartsRead(pipeline, gate), None
+    parts: PartsRead | MappedParts = read
+    if tasks is not None:
+        coordinates = GrowingCoordinates(folder, QUERIES, sets=DEFAULT_FEATURES, seed=config.seed)
+        parts = MappedParts(read, coordinates, folder, tasks.submit)
+    how = {"homes": homes, "slots": 4, "seed": config.seed, "most_held": most_held, "coordinates": coordinates}
+    return StreamedProbe(folder, growing, parts, **how)  # type: ignore[arg-type]
 
 
 def check_replayed(

@@ -19,9 +19,10 @@ from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.learning import Evidence, learn
 from clear_ray.rounds.agreement import Agreement
 from clear_ray.rounds.clearing import Clearing
-from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, Stages, observe
+from clear_ray.rounds.learning_offers import LEARNING_ROUNDS, LearningOffers, observe
 from clear_ray.rounds.rounds import Rounds
 from clear_ray.rounds.stage_grants import random_part
+from clear_ray.rounds.stage_sizes import Stages
 from clear_ray.rounds.states import QueryStates
 from clear_ray.sweep.estimates import untaught
 from clear_ray.sweep.policies import Contest
