@@ -127,7 +127,7 @@ def normalise(
 
 def _reference(gold: Any, answer: str | None, columns: ColumnsConfig) -> Any:
     """Return a row's reference answer; a conversation's last words if there is no column for one."""
-    if gold is not None and not is_nan(gold):
+    if gold is not None and not is_no_gold(gold):
         return gold
     return None if "gold" in columns.model_fields_set else answer
 
@@ -174,6 +174,11 @@ def failed_row(query_id: str, error: str, *, max_tokens: int) -> NormalRow:
 def is_nan(value: Any) -> bool:
     """Whether a value is what tables of numbers have in empty cells."""
     return isinstance(value, float | Decimal) and value != value
+
+
+def is_no_gold(value: Any) -> bool:
+    """Whether a value stands for no reference answer: what tables have in empty cells, or a text without a word."""
+    return is_nan(value) or (isinstance(value, str) and not value.strip())
 
 
 def asked_tokens(row: Mapping[str, Any], columns: ColumnsConfig) -> int | None:

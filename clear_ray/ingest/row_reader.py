@@ -13,7 +13,16 @@ from clear_ray.errors import SchemaError
 from clear_ray.ingest.fields import settings_beside
 from clear_ray.ingest.messages import ends_with_answer, has_names, is_record
 from clear_ray.ingest.nested import lookup
-from clear_ray.ingest.normalise import NormalRow, asked_tokens, is_nan, made_id, messages_in, normalise, raw_prompt
+from clear_ray.ingest.normalise import (
+    NormalRow,
+    asked_tokens,
+    is_nan,
+    is_no_gold,
+    made_id,
+    messages_in,
+    normalise,
+    raw_prompt,
+)
 from clear_ray.ingest.notices import Notices
 from clear_ray.ingest.option_numbers import OptionNumbers
 from clear_ray.ingest.requests import RawPrompt, at, read_request
@@ -235,8 +244,8 @@ class RowReader:
         goes_on: bool,
     ) -> None:
         """Count what a row says that is lowered, or becomes something else than it seems to ask."""
-        if is_nan(lookup(row, columns.gold)):
-            self._notices.ignore((f"{columns.gold} (NaN)",))
+        if is_no_gold(gold := lookup(row, columns.gold)):
+            self._notices.ignore((f"{columns.gold} ({'NaN' if is_nan(gold) else 'empty'})",))
         if has_names(messages) and not self._reads_names():
             self._notices.ignore(("messages.name",))
         if ends_with_answer(messages) and not (keeps_answer and goes_on):

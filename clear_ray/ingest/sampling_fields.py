@@ -56,7 +56,7 @@ _OF_TEMPLATES = frozenset(("messages", "tools", "documents", "chat_template", "t
 _RULES = {
     "greater_than": "above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt:g}",
+    "less_than": "below {lt:,}",
     "less_than_equal": "at most {le:g}",
 }
 

@@ -179,3 +179,17 @@ def test_a_number_of_another_country_is_told_how_it_is_written(tmp_path: Path) -
     (tmp_path / "q.csv").write_text("id;prompt;weight\n1;a;1,5\n")
     with pytest.raises(SchemaError, match=r"column weight: a weight is a number .*decimals after a point"):
         take(tmp_path / "q.csv", tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_empty_text_is_no_reference_answer_and_is_counted(tmp_path: Path, kind: str) -> None:
+    rows = [{"id": "1", "prompt": "a?", "gold": "5"}, {"id": "2", "prompt": "b?", "gold": ""}]
+    rows += [{"id": "3", "prompt": "c?", "gold": " \n"}]
+    path = tmp_path / f"q.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    digest = take(path, tmp_path / "run")
+    assert [row["gold"] for row in taken(tmp_path / "run")] == ["5", None, None]
+    assert "ignored: gold (empty) in 2 rows" in digest.notices

@@ -278,5 +278,5 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(json.dumps(GOOD))
     (tmp_path / "run").write_text("a file stands where the run folder should be")
-    with pytest.raises(ClearRayError, match="cannot be written"):
+    with pytest.raises(ClearRayError, match="run: a file stands where a folder should be"):
         take(tmp_path / "q.jsonl", tmp_path / "run")
