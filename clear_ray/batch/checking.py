@@ -14,6 +14,7 @@ import ray
 from clear_ray.batch.earlier_runs import store_errors
 from clear_ray.batch.intake import load_scorer_of, take_in
 from clear_ray.batch.pricing import check_minimum_service, check_one_call, least_call, token_costs
+from clear_ray.batch.streamed import streaming_notes
 from clear_ray.cluster.connection import reach
 from clear_ray.cluster.room import refuse_no_place
 from clear_ray.config.run import RunConfig
@@ -92,7 +93,8 @@ def check_run(config: RunConfig) -> Checked:
             cost_N = read_costs(into, digest.rows)
             check_one_call(config, cost_N, into)
             check_minimum_service(config, token_costs(config, cost_N, of=min), into)
-        digest = replace(digest, notices=(*digest.notices, *notes_of(config, heads), *([hardly] if hardly else [])))
+        notes = (*notes_of(config, heads), *streaming_notes(config, digest.rows), *([hardly] if hardly else []))
+        digest = replace(digest, notices=(*digest.notices, *notes))
     check_surroundings(config, folder)
     for named, head in zip(config.named_engines, heads, strict=True):
         check_engine(

@@ -15,6 +15,7 @@ from clear_ray.batch.menu import queries_of_engines
 from clear_ray.batch.pricing import planned_probe_parts, priced, token_costs
 from clear_ray.batch.report import budget_for_share, plan_report
 from clear_ray.batch.samples import MOST_SHARE, Sampled, sampled_answers, with_interval
+from clear_ray.batch.streamed import streaming_notes
 from clear_ray.cluster.several import engines_of_run
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
@@ -111,7 +112,7 @@ def _plan_in(
                 "gain": gain_of(report, config, estimates, lesson, sampled[0].answers, earlier, engines.head.kind),
             }
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
-            facts = {"for_share": asked, "notices": (*digest.notices, *notes)}
+            facts = {"for_share": asked, "notices": (*digest.notices, *notes, *streaming_notes(config, digest.rows))}
             scores = {"scorer": survey.choice() or survey.scorer, "warnings": survey.warnings()}
             return report.model_copy(update=facts | scores | learned)
     finally:

@@ -49,7 +49,7 @@ from clear_ray.batch.probe import most_curves
 from clear_ray.batch.progress import Progress
 from clear_ray.batch.round_loop import play_rounds
 from clear_ray.batch.startup import Engines
-from clear_ray.batch.streamed import StreamedProbe, is_read, is_streamed_run, streamed_probe
+from clear_ray.batch.streamed import StreamedProbe, is_read, is_streamed_run, streamed_probe, streaming_notes
 from clear_ray.cluster.autoscaling import EngineScaler
 from clear_ray.cluster.callers import Callers
 from clear_ray.cluster.engines import EngineActors
@@ -162,7 +162,7 @@ def _run_alone(
         if config.scoring.scorer is not None:
             survey = survey_queries(folder.child("queries"), config.scoring.scorer).masked()
             progress.warn("; ".join(survey.warnings()), if_all_wrong=survey.all_wrong(FIRST_SCORED))
-        digest = replace(digest, notices=(*digest.notices, *notes))
+        digest = replace(digest, notices=(*digest.notices, *notes, *streaming_notes(config, digest.rows)))
         input_cost_N = checked_costs(config, folder, digest.rows)
         cost_N = token_costs(config, input_cost_N)
         progress.begin(first_stage(config), queries=digest.rows, waiting_for="starting Ray")

@@ -51,6 +51,14 @@ def is_streamed_run(config: RunConfig, queries: int) -> bool:
     return is_wanted and not learns_on_a_sample and not config.keeps_from_streaming
 
 
+def streaming_notes(config: RunConfig, queries: int) -> tuple[str, ...]:
+    """Return what is to be said of a run that is to clear its first price over a part of its queries, and does not."""
+    if not config.allocation.streamed or is_streamed_run(config, queries):
+        return ()
+    what = f"a run that learns, and is priced from sketches, reads all of its {queries:,} queries first"
+    return (f"allocation.streamed has no effect: {what}",)
+
+
 def is_read(folder: Folder) -> bool:
     """Return whether the estimates of all queries are there."""
     return folder.exists(ESTIMATES_WHOLE)

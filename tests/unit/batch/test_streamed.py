@@ -17,7 +17,7 @@ from clear_ray.batch.context import RunContext
 from clear_ray.batch.intake import take_in
 from clear_ray.batch.reading import PartsRead
 from clear_ray.batch.round_loop import play_rounds
-from clear_ray.batch.streamed import StreamedProbe, is_read, is_streamed_run
+from clear_ray.batch.streamed import StreamedProbe, is_read, is_streamed_run, streaming_notes
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError, EngineError
 from clear_ray.run_folder.estimates import ESTIMATES, estimated_already
@@ -329,7 +329,12 @@ def test_which_runs_are_priced_while_they_are_read(
     merged = replay_settings | GIVEN
     for name, value in settings.items():
         merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
-    assert is_streamed_run(RunConfig.parse(merged), queries) == is_streamed
+    config = RunConfig.parse(merged)
+    assert is_streamed_run(config, queries) == is_streamed
+    is_asked = config.allocation.streamed is True
+    assert bool(streaming_notes(config, queries)) is (is_asked and not is_streamed), (
+        "nothing asked for is dropped silently"
+    )
 
 
 @pytest.mark.parametrize(
