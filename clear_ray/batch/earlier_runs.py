@@ -101,9 +101,10 @@ def store_errors(location: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         remedy, where = "Name a folder or URI that this user may write to.", without_secrets(location)
-        raise ConfigError(f"the store cannot be opened: {error}", "estimate.store", where, remedy) from error
+        said = f"{error.where}: {error.what}" if isinstance(error, ConfigError) else str(error)
+        raise ConfigError(f"the store cannot be opened: {said}", "estimate.store", where, remedy) from error
 
 
 def earlier_of(
