@@ -7,6 +7,8 @@ same rows in the same two stages with the same batches and actors.
     python benchmarks/orchestration.py                         1e4 and 1e5 queries: about 10 minutes on 2 cores
     python benchmarks/orchestration.py --queries 1000000 --without-bare
     python benchmarks/orchestration.py --streamed --queries 20000      the price cleared while prompts are read, and after
+    python benchmarks/orchestration.py --streamed --head learn         the same of a run that learns, of which copies of a
+                                                                       query teach each other: its answers say nothing
 
 What is in the line, for each number of queries:
     cpu_us_per_query    CPU time of the run over its queries: of every process, Ray's own and their start included
@@ -20,10 +22,11 @@ What is in the line, for each number of queries:
 and of the largest over the smallest number: `growth` of time a query and of each memory; and between them, where the start
 of Ray and of its processes cancels out, `marginal` CPU time a query and bytes a query that each process grows by.
 
-With `--streamed` each size is run twice, one after the other, with `allocation.streamed` true and false, under a given head
-and with answers that take their time. Of both: `first_answer_seconds` and `all_read_seconds` from the start of the command,
-`seconds` of the whole run, `cpu_seconds` of all processes and `driver_cpu_seconds` of the driver, `driver_mb`, `correct`
-answers, `clearings`, and `clearings_amid`, those made before all was read; and the `ratio` of the first to the second.
+With `--streamed` each size is run twice, one after the other, with `allocation.streamed` true and false, under a given
+head, or as a run that learns, and with answers that take their time. Of both: `first_answer_seconds` and `all_read_seconds`
+from the start of the command, `seconds` of the whole run, `cpu_seconds` of all processes and `driver_cpu_seconds` of the
+driver, `driver_mb`, `correct` answers, `clearings`, and `clearings_amid`, those made before all was read; and the `ratio`
+of the first to the second.
 """
 
 from __future__ import annotations
@@ -88,21 +91,21 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
     }
 
 
-def streamed_settings(folder: Path, queries: int, *, is_streamed: bool) -> dict[str, Any]:
+def streamed_settings(folder: Path, queries: int, *, is_streamed: bool, head: str) -> dict[str, Any]:
     given = settings(folder, queries)
     allocation = {"max_tokens": 400, "streamed": is_streamed}
     engine = given["engine"] | {"tokens_per_second": TOKENS_PER_SECOND}
-    return given | {"engine": engine, "allocation": allocation, "estimate": {"head": "prior"}}
+    return given | {"engine": engine, "allocation": allocation, "estimate": {"head": head}}
 
 
-def streamed_at_size(queries: int) -> dict[str, Any]:
+def streamed_at_size(queries: int, head: str) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as made:
         write_queries(Path(made) / "queries.parquet", queries)
         for name, is_streamed in (("streamed", True), ("read_first", False)):
             folder = Path(made) / name
             folder.mkdir()
-            chosen = streamed_settings(folder, queries, is_streamed=is_streamed)
+            chosen = streamed_settings(folder, queries, is_streamed=is_streamed, head=head)
             config = folder / "run.yaml"
             config.write_text(yaml.safe_dump(chosen | {"input": {"path": f"{made}/queries.parquet"}}))
             started = time.time()
@@ -246,13 +249,18 @@ def main() -> None:
     )
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     parser.add_argument("--streamed", action="store_true", help="compare runs that are priced while they are read")
+    parser.add_argument("--head", default="prior", help="with --streamed: prior, or learn")
     chosen = parser.parse_args()
     if chosen.bare:
         return bare(chosen.bare)
     machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     said = {"benchmark": "orchestration", "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": " ".join(sys.argv)}
     if chosen.streamed:
-        print(json.dumps(said | {"sizes": {n: streamed_at_size(n) for n in chosen.queries}, "machine": machine}))
+        print(
+            json.dumps(
+                said | {"sizes": {n: streamed_at_size(n, chosen.head) for n in chosen.queries}, "machine": machine}
+            )
+        )
         return None
     sizes = {queries: at_size(queries, has_bare=not chosen.without_bare) for queries in sorted(chosen.queries)}
     first, last = sizes[min(sizes)], sizes[max(sizes)]

@@ -207,9 +207,11 @@ def test_an_engine_that_cannot_start_leaves_a_folder_that_the_mended_command_tak
     check_account(run(None, RunConfig.parse(settings)))
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture
 def config(request: pytest.FixtureRequest, replay_settings: dict[str, Any], tmp_path: Path) -> Path:
-    settings = streamed(replay_settings, request.param, budget=48 * 199, dispatch={"rows_per_file": 1})
+    """Return the settings of a run with the head that is asked for, or under the prior."""
+    head = getattr(request, "param", "prior")
+    settings = streamed(replay_settings, head, budget=48 * 199, dispatch={"rows_per_file": 1})
     settings["engine"] = settings["engine"] | {"tokens_per_second": 100.0, "max_batch": 8}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -219,7 +221,15 @@ def config(request: pytest.FixtureRequest, replay_settings: dict[str, Any], tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(
-    "faults", [("driver:amid the reading",), ("machine:amid the reading",), ("held:60", "driver:amid the reading")]
+    ("config", "faults"),
+    [
+        ("prior", ("driver:amid the reading",)),
+        ("prior", ("machine:amid the reading",)),
+        ("prior", ("held:60", "driver:amid the reading")),
+        ("learn", ("driver:amid the reading",)),
+        ("learn", ("machine:amid the reading",)),
+    ],
+    indirect=["config"],
 )
 def test_a_driver_may_die_amid_the_reading(config: Path, faults: tuple[str, ...]) -> None:
     assert start(config, *faults).returncode == -signal.SIGKILL, "it was to die"
@@ -256,6 +266,7 @@ def test_the_driver_of_a_very_large_batch_may_die_after_the_reading(config: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("config", HEADS, indirect=True)
 @pytest.mark.parametrize("name", ["ProbeToFiles", "EngineWorker", "MarketActor", "GenerateActor"])
 def test_an_actor_may_be_killed_amid_the_reading(config: Path, name: str) -> None:
     ended = start(config, f"kill:{name}")
