@@ -30,7 +30,7 @@ from clear_ray.serve.batches.settings import DEFAULT_SECONDS, BatchSettings
 from clear_ray.serve.batches.store import Store, StoredBatch, StoredFile
 from clear_ray.serve.batches.upload import expiry_of
 from clear_ray.serve.batches.usage import usage_of
-from clear_ray.serve.batches.validation import error
+from clear_ray.serve.batches.validation import refusals
 from clear_ray.storage import Folder, inside, open_folder
 
 RUNNING = frozenset({"in_progress", "finalizing", "cancelling"})
@@ -102,7 +102,7 @@ class BatchDriver:
         failures = int(batch.work.get("failures", 0)) + 1
         work = {"failures": failures, "failed_at": time.time(), "said": said}
         if isinstance(failed, SchemaError | ConfigError):
-            self._store.change(batch.id, within=RUNNING, work=work, **failure(error("invalid_request", said)))
+            self._store.change(batch.id, within=RUNNING, work=work, **failure(*refusals(said)))
         elif failures >= _MOST_FAILURES:
             self._store.change(batch.id, within=RUNNING, work=work, **defect(said))
         else:  # a full disk, a cluster without room: it is tried again

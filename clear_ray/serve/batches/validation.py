@@ -7,6 +7,7 @@ and ids given twice. What is wrong inside a request's body fails that row alone,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -26,6 +27,8 @@ _FIELDS: Mapping[str, tuple[type, str]] = {
     "url": (str, "string"),
     "body": (dict, "JSON object"),
 }
+_OF_A_LINE = re.compile(r"(?:\S*/)?input\.jsonl:(\d+)(?:, column ([^\s:]+))?: (.+)", re.DOTALL)
+"""How the reading of a batch's input names a line and a place in it."""
 _PROMPTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/responses": "input"}
 _CEILINGS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
@@ -50,6 +53,13 @@ class Looked:
 def error(code: str, message: str, *, line: int | None = None, param: str | None = None) -> dict[str, Any]:
     """Return an entry of a batch's `errors.data`."""
     return {"code": code, "message": message, "line": line, "param": param}
+
+
+def refusals(said: str) -> list[dict[str, Any]]:
+    """Return what was said of an input without a good row as entries of a batch's `errors.data`, one for each line."""
+    found = [_OF_A_LINE.fullmatch(line) for line in said.split("\n  ")]
+    entries = [error("invalid_request", one[3], line=int(one[1]), param=one[2]) for one in found if one]
+    return entries or [error("invalid_request", said)]
 
 
 def look_at(source: BinaryIO, *, endpoint: str, models: Sequence[str], max_tokens: int, most_requests: int) -> Looked:

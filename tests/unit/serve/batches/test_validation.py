@@ -5,14 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clear_ray.errors import SchemaError
 from clear_ray.serve.batches import validation
-from clear_ray.serve.batches.validation import Looked, look_at
+from clear_ray.serve.batches.validation import Looked, error, look_at, refusals
+from tests.unit.ingest.taking import take
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -137,3 +140,21 @@ def test_no_content_raises(rows: list[bytes]) -> None:
 def test_no_body_raises(body: dict[str, Any]) -> None:
     row = json.loads(line()) | {"body": {"model": "m", "messages": []} | body}
     look(json.dumps(row).encode())
+
+
+def test_what_is_said_of_an_input_without_a_good_row_names_lines_and_no_folder(tmp_path: Path) -> None:
+    name = tmp_path / "batch_1" / "input.jsonl"
+    name.parent.mkdir()
+    bodies = [{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, {"messages": []}]
+    rows = [
+        {"custom_id": str(k), "url": "/v1/chat/completions", "method": "POST", "body": b} for k, b in enumerate(bodies)
+    ]
+    for count in (1, 2):
+        name.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+        with pytest.raises(SchemaError) as caught:
+            take(name, tmp_path / "run")
+        found = refusals(str(caught.value))
+        assert [(each["line"], each["param"]) for each in found] == [(1, "body.tools"), (2, "body.messages")][:count]
+        assert found[0]["message"].startswith("this is not supported")
+        assert str(tmp_path) not in json.dumps(found)
+    assert refusals("there is no such file") == [error("invalid_request", "there is no such file")]
