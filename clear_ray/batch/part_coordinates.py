@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from clear_ray.batch.coordinates import (
@@ -47,7 +48,7 @@ from clear_ray.engine.base import Features
 from clear_ray.estimation.factorised import Coordinates, fit_coordinates
 from clear_ray.estimation.states import features_of
 from clear_ray.run_folder.estimates import ESTIMATES
-from clear_ray.run_folder.parquet import damaged
+from clear_ray.run_folder.parquet import damaged, told_if_damaged
 from clear_ray.storage import Folder
 
 _CPUS = 0.1
@@ -103,12 +104,8 @@ class GrowingCoordinates:
             ResumeError: They are damaged.
         """
         child, name = self._folder.child(COORDINATES), _name_of(self._folder, file)
-        try:
+        with told_if_damaged(self._folder, f"{COORDINATES}/{name}"):
             rows = pq.read_table(f"{child.path}/{name}", filesystem=child.filesystem).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # the disk's doing
-                raise
-            raise damaged(self._folder, f"{COORDINATES}/{name}", error) from error
         x_BP = points_of(rows)
         if not self._has_any:  # zeros take no memory before something is written there
             self._x_NP, self._has_any = np.zeros((self.queries, x_BP.shape[1]), np.float32), True
@@ -221,6 +218,9 @@ def fit_map(folder: Folder, files: Sequence[str], sets: tuple[str, ...], seed: i
         sets: What the map reads.
         seed: Of the sample.
         queries: Number of queries, N.
+
+    Raises:
+        ResumeError: A file of estimates or queries is damaged.
     """
     known, rng = _lengths_in(folder, files), np.random.default_rng(seed)
     known_K, tokens_K = (known[name].to_numpy() for name in ("index", "prompt_tokens"))
@@ -235,8 +235,12 @@ def fit_map(folder: Folder, files: Sequence[str], sets: tuple[str, ...], seed: i
 
 
 def map_parts(folder: Folder, files: Sequence[str], sets: tuple[str, ...]) -> None:
-    """Write the coordinates of the queries of some files of estimates, by the map in the run folder; runs in a task."""
-    fitted = Coordinates.restore(sets, load(folder.read(COORDINATES_MAP)))
+    """Write the coordinates of the queries of some files of estimates, by the map in the run folder; runs in a task.
+
+    Raises:
+        ResumeError: The map, or a file of estimates or queries, is damaged.
+    """
+    fitted = _map_in(folder, sets)
     parts = [_lengths_in(folder, [file]) for file in files]
     index, texts, tasks = _read(folder, np.sort(np.concatenate([part["index"].to_numpy() for part in parts])))
     for file, part in zip(files, parts, strict=True):
@@ -271,16 +275,27 @@ def guessed_tokens(
     return found
 
 
+def _map_in(folder: Folder, sets: tuple[str, ...]) -> Coordinates:
+    content = folder.read(COORDINATES_MAP)
+    try:
+        return Coordinates.restore(sets, load(content))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise damaged(folder, COORDINATES_MAP, error) from error
+
+
 def _lengths_in(folder: Folder, files: Sequence[str]) -> pa.Table:
     """Return index and length of the prompts of some files of estimates, in the order of the queries."""
     columns = ["index", "prompt_tokens"]
-    rows = pa.concat_tables([pq.read_table(file, filesystem=folder.filesystem, columns=columns) for file in files])
+    with told_if_damaged(folder, ESTIMATES):
+        rows = pa.concat_tables([pq.read_table(file, filesystem=folder.filesystem, columns=columns) for file in files])
     return rows.sort_by("index").combine_chunks()
 
 
 def _read(folder: Folder, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str], list[str]]:
     """Return these queries, which are rising, with their texts and labels."""
-    return index, *read_words(rows_where(folder, folder.child("queries").files(".parquet"), index))
+    with told_if_damaged(folder, "queries"):
+        rows = rows_where(folder, folder.child("queries").files(".parquet"), index)
+    return index, *read_words(rows)
 
 
 def _features(prompt_tokens_B: NDArray[np.int64]) -> Features:

@@ -128,13 +128,13 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         raise ConfigError("an override reads key=value", "--set", override, "Write it so, as in `--set budget=200k`.")
     *parents, last = key.split(".")
     for parent in parents:
-        if settings.get(parent) is None:
-            settings[parent] = {}
-        settings = settings[parent]
-        if not isinstance(settings, dict):
+        inside = {} if settings.get(parent) is None else settings[parent]
+        if not isinstance(inside, dict):
             raise ConfigError(
                 "this key holds a value, not a group", f"--set {override}", parent, "See docs/configuration.md."
             )
+        settings[parent] = dict(inside)  # an alias in the file has two places share one group
+        settings = settings[parent]
     try:
         settings[last] = read_yaml(text)
     except ValueError as error:

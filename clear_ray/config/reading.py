@@ -23,6 +23,22 @@ _FLOATS = re.compile(
 class _Loader(yaml.SafeLoader):
     """Loads what `read_yaml` says."""
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it is written, once no key was found to stand in it twice.
+
+        A key may replace one that a merge brings along. So it is looked at here: a merge elsewhere fills in what it names.
+        """
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if (key.tag, key.value) in lines:
+                    before = lines[key.tag, key.value]
+                    what = f"`{key.value}` stands here and in line {before}, and only one of them would count"
+                    raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+                lines[key.tag, key.value] = key.start_mark.line + 1
+        return node
+
 
 def _resolvers() -> dict[Any, list[Any]]:
     """Return the loader's own rules of what a plain word is, but for those of numbers."""
@@ -43,21 +59,8 @@ def _whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return sign * int(digits if base == 10 else digits[2:], base)
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Any:
-    """Return a mapping, once no key was found to stand in it twice; a key may replace one that a merge brings along."""
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
-            if key.value in lines:
-                what = f"`{key.value}` stands here and in line {lines[key.value]}, and only one of them would count"
-                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
-            lines[key.value] = key.start_mark.line + 1
-    return loader.construct_yaml_map(node)
-
-
 _Loader.yaml_implicit_resolvers = _resolvers()
 _Loader.add_constructor(_INT, _whole)
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def read_yaml(text: str) -> Any:

@@ -279,8 +279,14 @@ class RunReport(Part):
 
     @property
     def ran_short(self) -> bool:
-        """Whether queries were left for want of budget though none had a price: it ended before any were told apart."""
-        return self.shadow_price == 0 and self.abandoned > 0 and not self.stopped_early and self.policy == "clear_ray"
+        """Whether queries were left for want of budget though none had a price: it ended before any were told apart.
+
+        What is left then would not pay for one more answer as they were. Where more is left, nothing competed for it: those
+        that were granted nothing were worth nothing, such as queries of weight 0.
+        """
+        is_unpriced = self.shadow_price == 0 and self.abandoned > 0 and not self.stopped_early
+        is_spent = self.slack_tokens * max(self.completed, 1) <= self.spent_tokens
+        return is_unpriced and is_spent and self.policy == "clear_ray"
 
     @property
     def slack_tokens(self) -> int:

@@ -58,7 +58,7 @@ class WideningLearningOffers:
 
     Attributes:
         law_of: Returns the law of some of the queries, which are known, with their part of the budget; `is_streamed` there.
-        is_known_N: Which are known; changes in place, and no query is forgotten.
+        is_known_N: Which are known; changes in place, and no query is forgotten but by a start of the run that ended.
         cost_N: What a token of each query takes from the budget.
         max_tokens_N: Ceiling of each query that is known; changes in place.
     """
@@ -115,7 +115,7 @@ class WideningLearningOffers:
         granted = part.offers.clear_beside(
             self._states_of(part, states),
             is_free_N=is_free_N[part.index_K],
-            running=replace(running, index_M=np.searchsorted(part.index_K, running.index_M)),
+            running=self._among(part, running),
             available_tokens=available_tokens,
         )
         return self._of_all(part, granted)
@@ -126,6 +126,16 @@ class WideningLearningOffers:
 
     def _states_of(self, part: KnownPart, states: QueryStates) -> QueryStates:
         return states if len(part.index_K) == len(self.is_known_N) else states.some(part.index_K)
+
+    def _among(self, part: KnownPart, running: RunningGrants) -> RunningGrants:
+        """Return what is running of the known queries, by their places among them.
+
+        A start before may have known others: a file of theirs was damaged since, or stands there twice, and the one is kept
+        that has no coordinates yet.
+        """
+        known = np.flatnonzero(self.is_known_N[running.index_M])
+        index_M = np.searchsorted(part.index_K, running.index_M[known])
+        return RunningGrants(index_M, running.tokens_M[known], running.progress_M[known])
 
     def _of_all(self, part: KnownPart, granted: Clearing) -> Clearing:
         """Return a clearing of the known queries as one of all; the surplus of the others is 0."""

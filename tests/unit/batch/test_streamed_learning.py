@@ -206,6 +206,21 @@ def test_coordinates_that_are_damaged_are_named(tmp_path: Path) -> None:
         coordinates.read(f"{folder.path}/{ESTIMATES}/from-0.parquet")
 
 
+@pytest.mark.parametrize("torn", [COORDINATES_MAP, ESTIMATES, "queries"])
+def test_what_is_damaged_of_what_a_task_reads_is_named(config: RunConfig, torn: str) -> None:
+    folder = open_folder(config.run_dir)
+    files = files_of(folder, 0)
+    folder.write(COORDINATES_MAP, fit_map(folder, files, SETS, 0, QUERIES))
+    broken = [folder.path + "/" + torn] if torn == COORDINATES_MAP else folder.child(torn).files(".parquet")
+    for path in broken:
+        Path(path).write_bytes(b"half a file")
+    with pytest.raises(ResumeError, match=f"{torn}: the file is damaged"):
+        map_parts(folder, files, SETS)
+    if torn != COORDINATES_MAP:
+        with pytest.raises(ResumeError, match=f"{torn}: the file is damaged"):
+            fit_map(folder, files, SETS, 0, QUERIES)
+
+
 class Parts:
     """Parts that come back when they are told to."""
 

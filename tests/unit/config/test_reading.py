@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from clear_ray.config.base import apply_override
 from clear_ray.config.reading import read_yaml
 from clear_ray.config.run import RunConfig
 from clear_ray.errors import ConfigError
@@ -46,6 +47,19 @@ def test_what_is_no_yaml_or_says_two_things_is_refused_with_its_line(tmp_path: P
 
 def test_a_key_may_replace_one_that_a_merge_brings_along() -> None:
     assert read_yaml("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")["b"] == {"x": 3, "y": 2}
+    deep = "a: &a {x: 1}\nb: {c: {d: &d {<<: *a, x: 2}}}\ne: {<<: *d, y: 3}\n"  # a mapping may be merged before it is built
+    assert read_yaml(deep) == {"a": {"x": 1}, "b": {"c": {"d": {"x": 2}}}, "e": {"x": 2, "y": 3}}
+
+
+def test_an_override_changes_one_of_the_groups_that_an_alias_made_alike() -> None:
+    settings = read_yaml("a: &a {extra: {x: 1}, y: 2}\nb: *a\nc: {<<: *a, z: 3}\n")
+    apply_override(settings, "a.extra.x=5")
+    apply_override(settings, "c.extra.new.w=6")
+    assert settings == {
+        "a": {"extra": {"x": 5}, "y": 2},
+        "b": {"extra": {"x": 1}, "y": 2},
+        "c": {"extra": {"x": 1, "new": {"w": 6}}, "y": 2, "z": 3},
+    }
 
 
 @pytest.mark.parametrize(

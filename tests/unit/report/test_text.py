@@ -55,6 +55,11 @@ def test_a_budget_that_ended_before_any_price_is_not_said_to_be_ample() -> None:
     assert "Too little of the budget was left" in page
     assert "Nothing competed for the budget" not in page
     assert "competes for the budget" in summary_text(run_report(shadow_price=0.0, abandoned=0))
+    ample = run_report(shadow_price=0.0, abandoned=107, budget_tokens=63_680)  # they were worth nothing at any price
+    assert "0: nothing competes for the budget" in summary_text(ample)
+    page = render_page(ample, gather(completions(), most_rows=5))
+    assert "too little was left" not in page.lower()
+    assert "expected to be worth its price" in page
     cancelled = run_report(shadow_price=0.0, abandoned=107, stopped_early="it was cancelled")
     assert "0: it ended before anything competed for the budget" in summary_text(cancelled)
     assert "ended before anything competed" in render_page(cancelled, gather(completions(), most_rows=5))

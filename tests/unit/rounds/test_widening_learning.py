@@ -105,6 +105,31 @@ def test_of_a_part_it_is_the_law_of_a_batch_of_so_many(running: int, answered: i
     assert len(own.index_M) or (running and answered < 32)
 
 
+@pytest.mark.parametrize("unknown", [[3], [239], [101, 199]])
+def test_what_runs_of_queries_that_are_not_known_any_more_is_none_of_the_part(unknown: list[int]) -> None:
+    """A start before knew them, and granted them; a file of theirs was lost since."""
+    whole, answers = overlapping(240, 14.0, seed=2)
+    known = np.arange(0, 200, 2)
+    is_known_N = np.isin(np.arange(240), known)
+    states = QueryStates(whole.cost_N)
+    seen(states, answers, np.random.default_rng(3).permutation(known)[:80], 10)
+    states.is_open_N &= is_known_N
+    index = np.flatnonzero(states.is_open_N & (states.answer_tokens_N == 0))[:1]
+    is_free_N = states.is_open_N.copy()
+    is_free_N[index] = False
+    found = []
+    for beside in ([], unknown):
+        index_M = np.sort(np.concatenate([index, beside])).astype(np.int64)
+        running = RunningGrants(
+            index_M, np.where(np.isin(index_M, index), 30, 99), np.where(np.isin(index_M, index), 4, 9)
+        )
+        available = whole.budget_tokens // 3
+        law_ = widening(whole, is_known_N)
+        found.append(law_.clear_beside(states, is_free_N=is_free_N, running=running, available_tokens=available))
+    assert len(found[0].index_M)
+    equal(*found)
+
+
 def test_stages_of_a_part_lead_to_half_of_what_it_has_and_the_rest_waits_for_the_batch() -> None:
     whole, answers = overlapping(240, 14.0, seed=6)
     is_known_N = np.arange(240) % 3 == 0
