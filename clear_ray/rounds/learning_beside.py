@@ -34,7 +34,6 @@ from clear_ray.rounds.batch import expected_spend, taken_tokens
 from clear_ray.rounds.beside import RunningGrants, clear_beside
 from clear_ray.rounds.clearing import Clearing, nothing_to_grant
 from clear_ray.rounds.learning_offers import LearningOffers, observe
-from clear_ray.rounds.stage_grants import random_part
 from clear_ray.rounds.states import QueryStates
 
 FEW_RUNNING_SHARES, QUERIES_OF_THE_LARGER = (1 / 32, 1 / 8), 1_000
@@ -93,7 +92,7 @@ class OverlappingLearningOffers(LearningOffers):
         if self.has_explored(states, unspent_tokens):
             return nothing
         rng = np.random.default_rng([self.seed, int(states.last_round_N.max(initial=0)), len(running.index_M)])
-        part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
+        part = self._stage_of(clearing, stage_tokens, states, rng)
         return self._with_longer(part, batch, states, is_free_N, available_tokens, rng)
 
 

@@ -149,7 +149,7 @@ class LearningOffers:
         stage_tokens = self._stage_tokens(states, available_tokens)
         if stage_tokens is None:
             return clearing
-        part = random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
+        part = self._stage_of(clearing, stage_tokens, states, rng)
         if self.asks_again:
             return part
         owed_parts = int(first_call_parts(batch, np.arange(len(owed_tokens_N)), owed_tokens_N).sum())
@@ -200,6 +200,21 @@ class LearningOffers:
         stage_tokens = self.stages.stage_tokens(queries, **so_far, round_number=number)
         is_rest = stage_tokens >= 0.5 * available_tokens or number > self.stages.most_rounds
         return None if is_rest else stage_tokens
+
+    def _stage_of(
+        self, clearing: Clearing, stage_tokens: float, states: QueryStates, rng: np.random.Generator
+    ) -> Clearing:
+        """Return the random part of a clearing that a stage grants.
+
+        Where prompts were read meanwhile the number of rounds has all granted that is left at no time. So once there were as
+        many, stages of all queries grow by what is asked, and not by what that spends, which may be far less.
+        """
+        is_late = self.is_streamed and self.part_of is None and states.last_round_N.max() > self.stages.most_rounds
+        if is_late and (funded := len(clearing.index_M)):
+            clearing_tokens = float(clearing.parts_M(self.cost_N).sum()) / COST_PARTS
+            asked = int((states.rounds_N > 0).sum())
+            stage_tokens = max(stage_tokens, self.stages.growth * asked * clearing_tokens / funded)
+        return random_part(clearing, stage_tokens, cost_N=self.cost_N, rng=rng)
 
     def _with_longer(
         self,

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clear_ray.config.allocation import AllocationConfig
+from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factors import law
 from clear_ray.estimation.hazards import Incidence
 from clear_ray.rounds.beside import RunningGrants
@@ -22,7 +23,7 @@ from clear_ray.rounds.states import QueryStates
 from clear_ray.rounds.widening_learning import WideningLearningOffers
 from clear_ray.stages.homes import Homes
 from clear_ray.sweep.overlapped import Reading, timed_run
-from clear_ray.sweep.replayed import Answers
+from clear_ray.sweep.replayed import Answers, replay_run
 from tests.unit.rounds.test_learning_beside import overlapping
 from tests.unit.rounds.test_learning_offers import even
 
@@ -161,6 +162,21 @@ def test_a_streamed_stage_follows_what_was_spent_and_no_count_of_clearings() -> 
         assert spent == pytest.approx(numbered), "where answers take all that they were granted"
     assert count == stages.most_stages
     assert spent == pytest.approx(budget / 2)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_answers_far_shorter_than_their_ceilings_are_all_asked_for_in_a_few_rounds(is_streamed: bool) -> None:
+    """What a stage spends is a twentieth of what it grants here, and stages that follow what was spent hardly grow."""
+    queries, rng, cap = 600, np.random.default_rng(0), 4_096
+    length_N = np.clip(np.exp(rng.normal(3.0, 0.5, queries)).astype(np.int64), 1, cap)
+    answers = Answers(length_N, length_N < cap, rng.random(queries) < 0.5)
+    whole, _ = overlapping(queries, 400.0, seed=0, tokens_K=token_grid(cap, points=24))
+    whole = replace(whole, max_tokens_N=np.full(queries, cap), is_streamed=is_streamed)
+    run = replay_run(
+        whole, answers, budget_tokens=whole.budget_tokens, allocation=AllocationConfig(max_rounds=LEARNING_ROUNDS)
+    )
+    assert (run.spent_tokens_N > 0).all()
+    assert len(run.rounds) < 0.75 * LEARNING_ROUNDS
 
 
 def test_nothing_is_looked_at_of_a_query_that_is_not_known() -> None:
