@@ -37,6 +37,7 @@ _KEPT_BACK = re.compile(
     r"filter|safe|recit|block|prohibit|spii|guard|refus|moderat|toxic|policy|sensitive|blacklist|violat|flag|malform|cancel"
 )
 _BROKEN_OFF = frozenset(("error", "abort", "insufficient_system_resource"))
+_EVENT = re.compile(r"^data:", re.MULTILINE)
 _NO_CHOICE = "it gave no answer"
 _TOKENS_A_WORD = 4 / 3
 _BAD_GATEWAY, _SERVER_ERROR = 502, 500
@@ -92,7 +93,7 @@ def read_reply(body: Any) -> EndpointReply:
         StatedError: It says what went wrong.
     """
     if isinstance(body, str):  # sent as another kind of text than it is
-        if body.lstrip().startswith("data:"):
+        if _EVENT.search(body) and not body.lstrip().startswith(("{", "[")):  # before the first there may be comments
             return read_pieces(_events(body))
         body = _loaded(body)
     choices = body.get("choices") if isinstance(body, dict) else None

@@ -219,6 +219,14 @@ def test_a_whole_answer_may_come_where_a_stream_was_asked_for_and_the_other_way_
     assert (generation.text, generation.error, generation.usage) == ("w1 w2", "", Usage(8, 0, 6, 0))
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("before", [": waiting\n\n", "event: message\nid: 7\n"])
+def test_a_stream_that_is_sent_as_json_may_begin_with_other_lines_than_data(before: str, stream: bool) -> None:
+    events = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS) + "data: [DONE]\n\n"
+    generation = served_as(before + events, "application/json" if stream else "text/plain", stream=stream)
+    assert (generation.text, generation.error, generation.usage) == ("w1 w2", "", Usage(8, 0, 6, 0))
+
+
 HALVES = "\\ud83d", "\\ude00"
 """Of one character, as JSON writes them."""
 
