@@ -281,8 +281,8 @@ class RunReport(Part):
     def ran_short(self) -> bool:
         """Whether queries were left for want of budget though none had a price: it ended before any were told apart.
 
-        What is left then would not pay for one more answer as they were. Where more is left, nothing competed for it: those
-        that were granted nothing were worth nothing, such as queries of weight 0.
+        What is left then would not pay for one more answer as they were. Where more is left, it was not the budget that ended
+        the run, but the number of its clearings.
         """
         is_unpriced = self.shadow_price == 0 and self.abandoned > 0 and not self.stopped_early
         is_spent = self.slack_tokens * max(self.completed, 1) <= self.spent_tokens

@@ -55,7 +55,9 @@ def test_a_budget_that_ended_before_any_price_is_not_said_to_be_ample() -> None:
     assert "Too little of the budget was left" in page
     assert "Nothing competed for the budget" not in page
     assert "competes for the budget" in summary_text(run_report(shadow_price=0.0, abandoned=0))
-    ample = run_report(shadow_price=0.0, abandoned=107, budget_tokens=63_680)  # they were worth nothing at any price
+    ample = run_report(
+        shadow_price=0.0, abandoned=107, budget_tokens=63_680
+    )  # its clearings were over before its budget
     assert "0: nothing competes for the budget" in summary_text(ample)
     page = render_page(ample, gather(completions(), most_rows=5))
     assert "too little was left" not in page.lower()
