@@ -1,7 +1,8 @@
 r"""Entry of `ray job submit`: replay recorded rollouts under every policy over a range of budgets.
 
     ray job submit --working-dir . -- \
-        python jobs/sweep_budgets.py --rollouts rollouts.parquet --features features.parquet --folds split.json --output sweep
+        python jobs/sweep_budgets.py --rollouts rollouts.parquet --features features.parquet --folds split.json \
+        --output /shared/sweep
 
 Takes what `clear-ray sweep` takes.
 """

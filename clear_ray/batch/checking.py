@@ -112,7 +112,8 @@ def check_surroundings(config: RunConfig, folder: Folder) -> None:
     Raises:
         ResumeError: Another run is writing to the folder.
         StorageError: This user may not write to it.
-        ConfigError: The cluster has no place for the engines, or the store of heads is closed to this user.
+        ConfigError: The cluster has no place for the engines, or the store of heads is closed to this user, or would go with
+            the job.
         ClusterError: It does not answer, or does not let us in.
     """
     if folder.is_local:
@@ -121,6 +122,7 @@ def check_surroundings(config: RunConfig, folder: Folder) -> None:
             refuse_closed(folder)
     store = None if config.estimate.store is None else open_folder(config.estimate.store)
     if store is not None and store.is_local:
+        refuse_passing(store, "estimate.store")
         with store_errors(config.estimate.store or ""):
             refuse_closed(store)
     if not ray.is_initialized():

@@ -39,6 +39,7 @@ from clear_ray.estimation.hazards import Incidence
 from clear_ray.estimation.head_store import MOST_KEPT, HeadStore, KeptLesson, StoredLessons, fit_stored_head
 from clear_ray.redaction import without_secrets
 from clear_ray.report.summary import LearningReport
+from clear_ray.run_folder.locations import refuse_passing
 from clear_ray.storage import Folder, open_folder
 
 EARLIER = "earlier"
@@ -86,10 +87,13 @@ def make_ready(location: str) -> None:
     """Make the folder of a store, so that what is amiss with it is found before anything is paid for.
 
     Raises:
-        ConfigError: It cannot be made.
+        ConfigError: It cannot be made, or would go with the job that writes it.
     """
     with store_errors(location):
-        open_folder(location).make()
+        folder = open_folder(location)
+    refuse_passing(folder, "estimate.store")
+    with store_errors(location):
+        folder.make()
 
 
 @contextmanager

@@ -44,10 +44,13 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
 ) -> None:
     """Replay recorded rollouts under every policy over a range of budgets; nothing is generated."""
+    from clear_ray.run_folder.locations import refuse_passing
+    from clear_ray.storage import open_folder
     from clear_ray.sweep.budgets import SWEEP
     from clear_ray.sweep.budgets import sweep as sweep_budgets
     from clear_ray.sweep.rows import table
 
+    refuse_passing(open_folder(output), "--output")
     found = sweep_budgets(
         rollouts,
         features,

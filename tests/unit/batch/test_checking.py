@@ -251,6 +251,24 @@ def test_a_run_folder_in_the_copy_that_ray_makes_for_a_job_is_refused(
     assert not (stands_in / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["validate", "run", "sweep"])
+def test_neither_lessons_nor_a_sweep_are_kept_in_the_copy_that_ray_makes_for_a_job(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stands_in = tmp_path / "session_latest/runtime_resources/working_dir_files/_ray_pkg_0a1b2c"
+    stands_in.mkdir(parents=True)
+    kept = {"run_dir": str(tmp_path / "mine"), "estimate": {"head": "learn", "store": "lessons"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings(tmp_path) | kept))
+    monkeypatch.chdir(stands_in)
+    arguments, setting = ["--config", str(tmp_path / "run.yaml")], "estimate.store"
+    if command == "sweep":
+        arguments, setting = ["--rollouts", "x", "--features", "text", "--output", "swept"], "--output"
+    code = guarded(lambda: app(args=[command, *arguments]))
+    said = capsys.readouterr().err
+    assert (code, f"{setting}: this folder lies in the copy of a working folder" in said) == (2, True), said
+    assert not list(stands_in.iterdir())
+
+
 @pytest.mark.parametrize(
     "row",
     [
