@@ -10,6 +10,7 @@ from pydantic import Field
 
 from clear_ray.config.engine import EngineConfig, TransformersConfig
 from clear_ray.config.prices import ANY_MODEL, Prices
+from clear_ray.config.refusal import as_written
 
 if TYPE_CHECKING:
     from clear_ray.config.run import RunConfig
@@ -53,12 +54,18 @@ def gathered(settings: Any) -> Any:
     """Return settings in which prices and heads that stand beside an engine are where those of all engines are.
 
     Raises:
-        ValueError: Prices stand in two places.
+        ValueError: Prices stand in two places, or those beside an engine are no group.
     """
     engines = settings.get("engines") if isinstance(settings, dict) else None
     if not isinstance(engines, dict) or not any(_has_beside(engine) for engine in engines.values()):
         return settings
     found = {name: _of_each(engines, name) for name in _BESIDE}
+    for name, prices in found["prices"].items():
+        if not isinstance(prices, dict):
+            what = (
+                f"prices of engine {name} are a group, such as {{input: 0.15, output: 0.60}}, not {as_written(prices)}"
+            )
+            raise ValueError(what)
     bare = {
         name: {key: value for key, value in engine.items() if key not in _BESIDE} if _has_beside(engine) else engine
         for name, engine in engines.items()

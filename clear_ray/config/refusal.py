@@ -53,6 +53,7 @@ def refusal(error: ValidationError, *, of: type[BaseModel], settings: Any, where
     names = _names(of, first["loc"][:-1])
     is_missing = first["type"] == "missing"
     written, left_out, is_default = _as_written(first["loc"], settings, names)
+    written = written or [part for part in first["loc"] if part != "*"]  # prices beside an engine were gathered
     key = ".".join(map(str, written))
     if first["type"] == _UNKNOWN:
         kind = left_out[-1] if left_out and "kind" in names else ""

@@ -129,3 +129,19 @@ def test_paths_of_engines_and_heads_are_absolute_and_may_move_with_the_run(
     described[1]["config"]["engines"]["l"]["max_batch"] = 5
     with pytest.raises(ResumeError, match=r"engines\.l\.max_batch"):
         check_same_run(described[0], described[1], open_folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        (5, "prices of engine s are a group, such as {input: 0.15, output: 0.60}, not 5"),
+        ("$5", "prices of engine s are a group, such as {input: 0.15, output: 0.60}, not '$5'"),
+        ([CHEAP], "prices of engine s are a group"),
+        (CHEAP | {"prompt": 1}, "prices.s.prompt: there is no such setting; did you mean input?"),
+    ],
+)
+def test_prices_beside_an_engine_that_are_none_are_refused_by_the_engine(prices: object, said: str) -> None:
+    engines = {"s": SMALL | {"prices": prices}, "l": LARGE | {"prices": prices}}
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse(settings(engines=engines))
+    assert said in str(caught.value)
