@@ -91,21 +91,21 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
     }
 
 
-def streamed_settings(folder: Path, queries: int, *, is_streamed: bool, head: str) -> dict[str, Any]:
+def streamed_settings(folder: Path, queries: int, *, is_streamed: bool, head: str, seed: int) -> dict[str, Any]:
     given = settings(folder, queries)
     allocation = {"max_tokens": 400, "streamed": is_streamed}
     engine = given["engine"] | {"tokens_per_second": TOKENS_PER_SECOND}
-    return given | {"engine": engine, "allocation": allocation, "estimate": {"head": head}}
+    return given | {"engine": engine, "allocation": allocation, "estimate": {"head": head}, "seed": seed}
 
 
-def streamed_at_size(queries: int, head: str) -> dict[str, Any]:
+def streamed_at_size(queries: int, head: str, seed: int) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as made:
         write_queries(Path(made) / "queries.parquet", queries)
         for name, is_streamed in (("streamed", True), ("read_first", False)):
             folder = Path(made) / name
             folder.mkdir()
-            chosen = streamed_settings(folder, queries, is_streamed=is_streamed, head=head)
+            chosen = streamed_settings(folder, queries, is_streamed=is_streamed, head=head, seed=seed)
             config = folder / "run.yaml"
             config.write_text(yaml.safe_dump(chosen | {"input": {"path": f"{made}/queries.parquet"}}))
             started = time.time()
@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--bare", help=argparse.SUPPRESS)
     parser.add_argument("--streamed", action="store_true", help="compare runs that are priced while they are read")
     parser.add_argument("--head", default="prior", help="with --streamed: prior, or learn")
+    parser.add_argument("--seed", type=int, default=0, help="with --streamed: of the run, such as of a pilot's queries")
     chosen = parser.parse_args()
     if chosen.bare:
         return bare(chosen.bare)
@@ -258,7 +259,11 @@ def main() -> None:
     if chosen.streamed:
         print(
             json.dumps(
-                said | {"sizes": {n: streamed_at_size(n, chosen.head) for n in chosen.queries}, "machine": machine}
+                said
+                | {
+                    "sizes": {n: streamed_at_size(n, chosen.head, chosen.seed) for n in chosen.queries},
+                    "machine": machine,
+                }
             )
         )
         return None

@@ -42,13 +42,13 @@ _PARTS_ASTRAY = 16
 
 
 def is_streamed_run(config: RunConfig, queries: int) -> bool:
-    """Return whether a run of so many queries clears its first price over a part of them; one that learns if asked to."""
+    """Return whether a run of so many queries clears its first price over a part of them."""
     held = most_held(config, queries)
     learns_on_a_sample = held is not None and config.estimate.learns  # one of all queries
     if config.allocation.streamed is not None:
         return config.allocation.streamed and not learns_on_a_sample
     is_wanted = is_large(queries, slots=most_slots(config), most_held=held)
-    return is_wanted and not config.estimate.learns and not config.keeps_from_streaming
+    return is_wanted and not learns_on_a_sample and not config.keeps_from_streaming
 
 
 def streaming_notes(config: RunConfig, queries: int) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class AllocationConfig(Settings):
     are read meanwhile (`streamed`), once all are."""
     streamed: bool | None = None
     """Whether the first price is cleared over a part of the prompts while the rest is being read; if not given, of a batch of
-    8,192 queries or more whose head is given, and that has none of what keeps from it (docs/price.md)."""
+    8,192 queries or more that has none of what keeps from it (docs/price.md)."""
     minimum_service_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Set aside for every query before pricing, for a direct answer of one that is not worth the price; off if not given."""
     minimum_service_text: str | None = Field(default=None, min_length=1)

@@ -306,7 +306,7 @@ GIVEN = {"allocation": {"max_tokens": 400}}
         ({"allocation": {"sketched": False}}, 200_000, True),
         ({"allocation": {"minimum_service_tokens": 3}}, 50_000, False),
         ({"allocation": {"objective": "solved"}}, 50_000, False),
-        ({"estimate": {"head": "learn"}}, 50_000, False),
+        ({"estimate": {"head": "learn"}}, 50_000, True),
         ({"estimate": {"head": "learn"}, "allocation": {"streamed": True}}, 50_000, True),
         ({"estimate": {"head": "learn"}}, 8_191, False),
         ({"estimate": {"head": "learn"}}, 100_001, False),
