@@ -91,23 +91,28 @@ def settings(folder: Path, queries: int) -> dict[str, Any]:
     }
 
 
-def streamed_settings(folder: Path, queries: int, *, is_streamed: bool, head: str, seed: int) -> dict[str, Any]:
+def streamed_settings(folder: Path, queries: int, chosen: argparse.Namespace, *, is_streamed: bool) -> dict[str, Any]:
     given = settings(folder, queries)
     allocation = {"max_tokens": 400, "streamed": is_streamed}
-    engine = given["engine"] | {"tokens_per_second": TOKENS_PER_SECOND}
-    return given | {"engine": engine, "allocation": allocation, "estimate": {"head": head}, "seed": seed}
+    engine = given["engine"] | {"tokens_per_second": TOKENS_PER_SECOND, "max_batch": chosen.slots}
+    return given | {
+        "engine": engine,
+        "allocation": allocation,
+        "estimate": {"head": chosen.head},
+        "seed": chosen.seed,
+    }
 
 
-def streamed_at_size(queries: int, head: str, seed: int) -> dict[str, Any]:
+def streamed_at_size(queries: int, chosen: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as made:
         write_queries(Path(made) / "queries.parquet", queries)
         for name, is_streamed in (("streamed", True), ("read_first", False)):
             folder = Path(made) / name
             folder.mkdir()
-            chosen = streamed_settings(folder, queries, is_streamed=is_streamed, head=head, seed=seed)
+            settled = streamed_settings(folder, queries, chosen, is_streamed=is_streamed)
             config = folder / "run.yaml"
-            config.write_text(yaml.safe_dump(chosen | {"input": {"path": f"{made}/queries.parquet"}}))
+            config.write_text(yaml.safe_dump(settled | {"input": {"path": f"{made}/queries.parquet"}}))
             started = time.time()
             _, cpu, memory = measured(
                 [sys.executable, "-m", "clear_ray.cli", "run", "--config", str(config), "--quiet"]
@@ -251,6 +256,7 @@ def main() -> None:
     parser.add_argument("--streamed", action="store_true", help="compare runs that are priced while they are read")
     parser.add_argument("--head", default="prior", help="with --streamed: prior, or learn")
     parser.add_argument("--seed", type=int, default=0, help="with --streamed: of the run, such as of a pilot's queries")
+    parser.add_argument("--slots", type=int, default=256, help="with --streamed: answers that the engine runs at once")
     chosen = parser.parse_args()
     if chosen.bare:
         return bare(chosen.bare)
@@ -261,7 +267,7 @@ def main() -> None:
             json.dumps(
                 said
                 | {
-                    "sizes": {n: streamed_at_size(n, chosen.head, chosen.seed) for n in chosen.queries},
+                    "sizes": {n: streamed_at_size(n, chosen) for n in chosen.queries},
                     "machine": machine,
                 }
             )
