@@ -14,7 +14,7 @@ from clear_ray.config.reading import read_yaml
 from clear_ray.config.refusal import refusal
 from clear_ray.errors import ConfigError
 
-_NO_TRUTH = "it is not true or false, as which YAML reads yes, no, on and off, too: put words into quotes"
+_NO_TRUTH = "true and false say nothing here, and YAML reads yes, no, on and off as these: put words into quotes"
 
 
 class Settings(BaseModel):
