@@ -223,7 +223,11 @@ def learners(
 
 def learned(batches: list[Drawn], average: float, queries_a_slot: float) -> dict[str, float]:
     pairs = [
-        [timed_learning(drawn, average, queries_a_slot, overlaps=way) for way in (True, False)] for drawn in batches
+        [
+            timed_learning(drawn, average, int(len(drawn.recording) / queries_a_slot), overlaps=way)
+            for way in (True, False)
+        ]
+        for drawn in batches
     ]
     steps_D2 = np.array([[timed.steps for timed in pair] for pair in pairs], float)
     right_D2 = np.array([[timed.is_right_N.sum() for timed in pair] for pair in pairs], float)
@@ -245,7 +249,10 @@ def learned(batches: list[Drawn], average: float, queries_a_slot: float) -> dict
     }
 
 
-def timed_learning(drawn: Drawn, average: float, queries_a_slot: float, *, overlaps: bool) -> Timed:
+def timed_learning(
+    drawn: Drawn, average: float, slots: int, *, overlaps: bool = True, reading: Reading | None = None
+) -> Timed:
+    """Run a batch that learns, of so many tokens a query, in virtual time."""
     queries, cap = len(drawn.recording), drawn.recording.cap_tokens
     one_N = np.ones(queries)
     offers = OverlappingLearningOffers(
@@ -263,9 +270,10 @@ def timed_learning(drawn: Drawn, average: float, queries_a_slot: float, *, overl
         offers,
         drawn.answers.of_attempt(np.ones(queries, np.int64)),
         budget_tokens=offers.budget_tokens,
-        slots=int(queries / queries_a_slot),
+        slots=slots,
         overlaps=overlaps,
         allocation=AllocationConfig(max_rounds=100 if overlaps else LEARNING_ROUNDS),
+        reading=reading,
     )
 
 

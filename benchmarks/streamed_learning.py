@@ -33,21 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning import Drawn, draw, read_traces
+from learning import draw, read_traces
+from makespan import timed_learning
 
 from clear_ray.batch.part_coordinates import guessed_tokens
-from clear_ray.config.allocation import AllocationConfig
-from clear_ray.estimation.curves import token_grid
 from clear_ray.estimation.factorised import fit_coordinates
-from clear_ray.rounds.learning_beside import OverlappingLearningOffers
 from clear_ray.rounds.widening import Widening
 from clear_ray.stages.homes import Homes
-from clear_ray.sweep.overlapped import Reading, Timed, timed_run
+from clear_ray.sweep.overlapped import Reading, Timed
 from clear_ray.sweep.recording import Recording, read_recording
 
 STRETCHES = 256
 """Stretches of queries, by which the order of reading is made."""
-MOST_ROUNDS = 100
 Array = np.ndarray
 
 
@@ -58,30 +55,6 @@ def coordinates(recording: Recording, sets: list[str], known: Array) -> Array:
     guessed = replace(recording.features, prompt_tokens_N=guessed_tokens(letters_N, every, known, tokens_N[known]))
     found: Array = fit_coordinates(guessed, prompts, sets=sets, tasks=tasks)(recording.features, prompts, tasks)
     return found
-
-
-def played(drawn: Drawn, average: float, slots: int, reading: Reading) -> Timed:
-    queries, cap, one_N = len(drawn.recording), drawn.recording.cap_tokens, np.ones(len(drawn.recording))
-    offers = OverlappingLearningOffers(
-        x_NP=drawn.x_NP,
-        tokens_K=token_grid(cap),
-        weight_N=one_N,
-        max_tokens_N=np.full(queries, cap),
-        tie_break_N=np.random.default_rng(drawn.seed).permutation(queries).astype(np.uint64),
-        cost_N=one_N,
-        budget_tokens=round(average * queries),
-        seed=drawn.seed,
-        fold_N=drawn.fold_N if drawn.has_copies else None,
-    )
-    return timed_run(
-        offers,
-        drawn.answers.of_attempt(np.ones(queries, np.int64)),
-        budget_tokens=offers.budget_tokens,
-        slots=slots,
-        overlaps=True,
-        allocation=AllocationConfig(max_rounds=MOST_ROUNDS),
-        reading=reading,
-    )
 
 
 def compared(
@@ -110,8 +83,8 @@ def compared(
     ).x_NP[:, 0].astype(np.int64)  # fmt: skip
     part = replace(whole, x_NP=of_first[place])
     return [
-        played(whole, average, slots, Reading(rate, np.arange(queries), is_streamed=False)),
-        played(part, average, slots, Reading(rate, order_N)),
+        timed_learning(whole, average, slots, reading=Reading(rate, np.arange(queries), is_streamed=False)),
+        timed_learning(part, average, slots, reading=Reading(rate, order_N)),
     ]
 
 
