@@ -67,19 +67,19 @@ class Verdicts:
         """Return why no more was granted to some queries, whose answers were cut."""
         states = self.states
         is_first = states.attempt_N[index] <= 1
-        is_whole = is_first & (
-            states.answer_tokens_N[index] >= self.ceiling_N[index] if self.ceiling_N is not None else False
-        )
+        is_whole = np.zeros(len(index), bool)
+        if self.ceiling_N is not None:
+            is_whole = is_first & (states.answer_tokens_N[index] >= self.ceiling_N[index])
         is_over = is_first & ~states.may_go_on_N[index]
-        price = states.price_N[index]
-        return [
-            "that is the most that it may have"
-            if whole
-            else "its engine goes on with no such answer"
-            if over
-            else _STOPPED_AMID.get(self.stopped) or _why_no_more(at, self.unit)
-            for whole, over, at in zip(is_whole.tolist(), is_over.tolist(), price.tolist(), strict=True)
-        ]
+        each = zip(is_whole.tolist(), is_over.tolist(), states.price_N[index].tolist(), strict=True)
+        return [self._why_cut(whole, over, price) for whole, over, price in each]
+
+    def _why_cut(self, is_whole: bool, is_over: bool, price: float) -> str:
+        if is_whole:
+            return "that is the most that it may have"
+        if is_over:
+            return "its engine goes on with no such answer"
+        return _STOPPED_AMID.get(self.stopped) or _why_no_more(price, self.unit)
 
     def columns(self, index: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Return the number columns of `COMPLETION_SCHEMA` for some queries."""

@@ -16,21 +16,8 @@ _LONGEST_SAID = 200
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
 _TAG = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _ENDS = frozenset(
-    (
-        *(
-            "stop",
-            "tool_calls",
-            "function_call",
-            "tool_use",
-            "eos",
-            "end_turn",
-            "stop_sequence",
-            "eos_token",
-            "complete",
-        ),
-        *("completed", "finish", "finished", "end", "done", "endoftext", "stop_token", "eos_token_id"),
-    )
-)
+    ("stop", "tool_calls", "function_call", "tool_use", "eos", "end_turn", "stop_sequence", "eos_token", "complete")
+) | frozenset(("completed", "finish", "finished", "end", "done", "endoftext", "stop_token", "eos_token_id"))
 _UNSAID = frozenset(("", "null", "none"))
 _CUT = re.compile(r"length|limit|max\w*tokens|context|truncat|time|incomplete|not_finished")
 _KEPT_BACK = re.compile(

@@ -179,14 +179,9 @@ def started(
     tasks = ThreadPoolExecutor(1)
     reader = reader_of(config, workers, loop, most_held, tasks if learns else None) if reads else None
     lesson = Lesson("ended", DEFAULT_FEATURES) if learns else None
-    if reader is not None and reader.coordinates is not None and lesson is not None:
-        known = reader.growing.batch, reader.growing.is_known_N, reader.coordinates.of
-        offers = widening_offers(config, *known, lesson)
-    offers = offers or BatchOffers(batch_of(config) if reader is None else reader.growing.batch)
-    if reader is not None and most_held is not None:
-        growing = reader.growing
-        whole = BatchOffers(batch_of(config))
-        offers = WindowedOffers(growing.batch, growing.is_known_N, growing.window, whole)
+    if reader is not None:
+        offers = offers_while_read(config, reader, lesson)
+    offers = offers or BatchOffers(batch_of(config))
     rounds, engines = Rounds(offers, config.allocation, most_alone=24), cast(EngineActors, OneEngine())
     try:
         with Progress(BUDGET, QuietDisplay()) as progress:
@@ -211,6 +206,15 @@ def started(
         thread.join()
         actor._journal.close()
         loop.close()
+
+
+def offers_while_read(config: RunConfig, reader: StreamedProbe, lesson: Lesson | None) -> Offers:
+    growing = reader.growing
+    if lesson is not None and reader.coordinates is not None:
+        return widening_offers(config, growing.batch, growing.is_known_N, reader.coordinates.of, lesson)
+    if growing.window is None:
+        return BatchOffers(growing.batch)
+    return WindowedOffers(growing.batch, growing.is_known_N, growing.window, BatchOffers(batch_of(config)))
 
 
 def estimates_of(batch: Batch) -> Estimates:
